@@ -1,0 +1,103 @@
+"""The published variants of Deformable DETR, and the small model that ships with the project."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from model.resize import ResizeRule
+
+# The label IS the COCO category id: 0 and ten holes are never used (empty names).
+COCO_LABELS: tuple[str, ...] = (
+    "", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "", "stop sign", "parking meter", "bench", "bird", "cat",
+    "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "", "backpack",
+    "umbrella", "", "", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "", "wine glass", "cup", "fork", "knife", "spoon", "bowl",
+    "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut",
+    "cake", "chair", "couch", "potted plant", "bed", "", "dining table", "", "", "toilet", "",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster",
+    "sink", "refrigerator", "", "book", "clock", "vase", "scissors", "teddy bear", "hair drier",
+    "toothbrush",
+)  # fmt: skip
+
+PUBLISHED_RESIZE = ResizeRule(shorter=800, longest=1333)
+
+
+@dataclass(frozen=True)
+class DeformableDetrConfig:
+    """Every number that shapes the network. The defaults are the published multi-scale model."""
+
+    backbone: Literal["resnet50", "compact"] = "resnet50"
+    dilation: bool = False  # stride 16 instead of 32 in the last stage (DC5)
+    num_feature_levels: int = 4
+    d_model: int = 256
+    n_heads: int = 8
+    n_points: int = 4
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    dim_feedforward: int = 1024
+    dropout: float = 0.1  # while training
+    num_queries: int = 300
+    with_box_refine: bool = False
+    two_stage: bool = False
+    resize: ResizeRule = PUBLISHED_RESIZE
+    labels: tuple[str, ...] = COCO_LABELS
+
+    def __post_init__(self) -> None:
+        if self.two_stage and not self.with_box_refine:
+            raise ValueError("two_stage needs with_box_refine, as published")
+        if self.d_model % self.n_heads or self.d_model % 64:
+            raise ValueError(f"d_model={self.d_model} must be a multiple of 64 and of n_heads")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels)
+
+
+def deformable_detr() -> DeformableDetrConfig:
+    """Multi-scale: 44.5 AP on COCO val2017, 40.1 M parameters, 173 GMACs an image."""
+    return DeformableDetrConfig()
+
+
+def deformable_detr_single_scale() -> DeformableDetrConfig:
+    """39.4 AP, 34.1 M parameters, 78 GMACs."""
+    return DeformableDetrConfig(num_feature_levels=1)
+
+
+def deformable_detr_single_scale_dc5() -> DeformableDetrConfig:
+    """41.5 AP, 34.1 M parameters, 128 GMACs. Its checkpoint has the keys of the single scale."""
+    return DeformableDetrConfig(num_feature_levels=1, dilation=True)
+
+
+def deformable_detr_with_box_refine() -> DeformableDetrConfig:
+    """46.2 AP, 40.8 M parameters, 173 GMACs."""
+    return DeformableDetrConfig(with_box_refine=True)
+
+
+def deformable_detr_with_box_refine_two_stage() -> DeformableDetrConfig:
+    """46.9 AP, 41.2 M parameters, 173 GMACs."""
+    return DeformableDetrConfig(with_box_refine=True, two_stage=True)
+
+
+# The classes of the rendered scenes (`jobs/scenes.py` draws them in this order).
+SHAPE_LABELS: tuple[str, ...] = (
+    "circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "arrow",
+    "hourglass",
+)  # fmt: skip
+
+
+def shapes_tiny() -> DeformableDetrConfig:
+    """The embedded default: shapes on textured backgrounds, trained by `detr-batch train`."""
+    return replace(
+        deformable_detr_with_box_refine_two_stage(),
+        backbone="compact",
+        d_model=128,
+        n_heads=8,
+        encoder_layers=2,
+        decoder_layers=3,
+        dim_feedforward=384,
+        dropout=0.0,
+        num_queries=60,
+        resize=ResizeRule(shorter=288, longest=576),
+        labels=SHAPE_LABELS,
+    )

@@ -1,0 +1,264 @@
+"""The whole detector: trunk, pyramid, transformer, heads."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.backbone import Backbone, zero_padding
+from model.config import DeformableDetrConfig
+from model.position_encoding import sine_position_encoding
+from model.transformer import FeatureLevels, Transformer, inverse_sigmoid, propose
+
+Padding = Literal["published", "invariant"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One head's answer: logits (B, Q, K), and boxes (B, Q, 4) as (cx, cy, w, h) in [0, 1]."""
+
+    pred_logits: Tensor
+    pred_boxes: Tensor
+
+
+@dataclass(frozen=True)
+class DetectorOutput(Predictions):
+    """The last decoder layer's predictions; while training also those before it.
+
+    `auxiliary` are the earlier decoder layers', first to last; `encoder` the two-stage model's
+    proposals (B, S, ...), whose only class is channel 0.
+    """
+
+    auxiliary: tuple[Predictions, ...] = ()
+    encoder: Predictions | None = None
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, width: int, out: int, depth: int):
+        super().__init__()
+        widths = [width] * depth + [out]
+        self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        out: Tensor = self.layers[-1](x)
+        return out
+
+
+class DeformableDetr(nn.Module):
+    """Deformable DETR (Zhu et al. 2020). Attribute names are the published checkpoints' keys.
+
+    `padding="published"` computes what the original does, where the padding of a batch changes the
+    result a little; `"invariant"` gives a padded picture what it gives alone.
+    """
+
+    def __init__(self, config: DeformableDetrConfig, padding: Padding = "published"):
+        super().__init__()
+        self.config, self.padding = config, padding
+        self.autocast_dtype: torch.dtype | None = None
+        d = config.d_model
+        trunk = Backbone(config.backbone, config.dilation)
+        self.backbone = nn.ModuleList([trunk])
+        self.input_proj = nn.ModuleList(self._input_proj(trunk.body.channels, config))
+        self.transformer = Transformer(config)
+        if not config.two_stage:
+            self.query_embed = nn.Embedding(config.num_queries, 2 * d)
+        heads = config.decoder_layers + config.two_stage
+        class_head = nn.Linear(d, config.num_classes)
+        nn.init.constant_(class_head.bias, -math.log((1 - 0.01) / 0.01))  # prior of 1 %
+        box_head = MLP(d, 4, 3)
+        last = box_head.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if config.with_box_refine:
+            self.class_embed = nn.ModuleList(copy.deepcopy(class_head) for _ in range(heads))
+            self.bbox_embed = nn.ModuleList(copy.deepcopy(box_head) for _ in range(heads))
+        else:  # one head, known under each layer's name
+            self.class_embed = nn.ModuleList([class_head] * heads)
+            self.bbox_embed = nn.ModuleList([box_head] * heads)
+        with torch.no_grad():  # boxes start small, but where the proposals have a size of their own
+            for head in self.bbox_embed[:1] if config.with_box_refine else self.bbox_embed:
+                if not config.two_stage:
+                    head.layers[-1].bias[2:] = -2.0  # type: ignore[union-attr, operator, index]
+
+    @staticmethod
+    def _input_proj(channels: Sequence[int], config: DeformableDetrConfig) -> list[nn.Sequential]:
+        d, levels = config.d_model, config.num_feature_levels
+        used = list(channels) if levels > 1 else [channels[-1]]
+        convolutions = [nn.Conv2d(c, d, 1) for c in used]
+        convolutions += [
+            nn.Conv2d(channels[-1] if i == 0 else d, d, 3, 2, 1) for i in range(levels - len(used))
+        ]
+        for conv in convolutions:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        return [nn.Sequential(conv, nn.GroupNorm(32, d)) for conv in convolutions]
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
+        """Detect in a batch.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right.
+            pixel_mask: (B, H, W), true where there is a picture; None where there is no padding.
+
+        Returns:
+            `pred_logits` (B, Q, K), whose sigmoid is each class's score, and `pred_boxes` (B, Q, 4),
+            (cx, cy, w, h) relative to each picture's valid area, both fp32.
+        """
+        kind = pixel_values.device.type
+        dtype = self.autocast_dtype
+        with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            levels = self.pyramid(pixel_values, pixel_mask)
+            encoded = self.transformer.encoder(levels)
+            with torch.autocast(kind, enabled=False):
+                return self.decode(levels, encoded.float(), dtype)
+
+    def pyramid(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
+        """Features of all levels as one sequence, with positions, padding and valid ratios."""
+        if pixel_mask is None:
+            pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
+            padded = False
+        else:
+            pixel_mask = pixel_mask.bool()
+            padded = not bool(pixel_mask.all())
+        valid = None
+        if padded and self.padding == "invariant":
+            valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
+        features = self.backbone[0](pixel_values, valid)
+        maps, masks = self._project(features, pixel_mask, valid)
+        ratios = [
+            torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1) for m in masks
+        ]
+        position = [
+            sine_position_encoding(mask, self.config.d_model).flatten(2).transpose(1, 2)
+            + self.transformer.level_embed[level]
+            for level, mask in enumerate(masks)
+        ]
+        return FeatureLevels(
+            shapes=[(m.shape[2], m.shape[3]) for m in maps],
+            memory=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1),
+            position=torch.cat(position, 1),
+            padding=~torch.cat([m.flatten(1) for m in masks], 1) if padded else None,
+            valid_ratios=torch.stack(ratios, 1),
+        )
+
+    def _project(
+        self, features: list[Tensor], pixel_mask: Tensor, valid: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Each level through its convolution and GroupNorm, beside its mask (B, h, w)."""
+        sources = features if self.config.num_feature_levels > 1 else features[-1:]
+        maps: list[Tensor] = []
+        masks: list[Tensor] = []
+        height = pixel_mask.shape[1]
+        for level, projection in enumerate(self.input_proj):
+            assert isinstance(projection, nn.Sequential)
+            conv, norm = projection
+            assert isinstance(norm, nn.GroupNorm)
+            extra = level - len(sources)  # the first extra level looks at raw C5
+            source = sources[level] if extra < 0 else sources[-1] if extra == 0 else maps[-1]
+            if valid is None:
+                x = norm(conv(source))
+                resized = F.interpolate(pixel_mask[None].float(), size=x.shape[-2:])[0]
+                masks.append(resized.bool())
+            else:
+                area = _valid_at(valid, height, source.shape[2])
+                x = conv(zero_padding(source, area) if extra >= 0 else source)
+                area = _valid_at(valid, height, x.shape[2])
+                x = _group_norm_of_valid(x, norm, area)
+                masks.append(_mask_of(area, x))
+            maps.append(x)
+        return maps, masks
+
+    def decode(
+        self, levels: FeatureLevels, encoded: Tensor, dtype: torch.dtype | None
+    ) -> DetectorOutput:
+        """Queries through the decoder; predictions of the last layer, or of all while training."""
+        proposals = None
+        if self.config.two_stage:
+            proposals, reference = self._propose(levels, encoded)
+            position, x = self.transformer.queries_of(reference)
+        else:
+            position, x = self.query_embed.weight.chunk(2, dim=1)
+            position = position[None].expand(len(encoded), -1, -1)
+            x = x[None].expand(len(encoded), -1, -1)
+            reference = self.transformer.reference_points(position).sigmoid()
+        levels = FeatureLevels(
+            levels.shapes, encoded, levels.position, levels.padding, levels.valid_ratios
+        )
+        predictions: list[Predictions] = []
+        count = self.config.decoder_layers
+        for index, layer in enumerate(self.transformer.decoder.layers):
+            scale = levels.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)  # (B, L, 2 or 4)
+            kind = x.device.type
+            with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                x = layer(x, position, reference[:, :, None] * scale[:, None], levels).float()
+            wanted = self.training or index == count - 1
+            if not (wanted or self.config.with_box_refine):
+                continue
+            boxes = self._boxes(index, x, reference)
+            if wanted:
+                predictions.append(Predictions(self.class_embed[index](x), boxes))
+            if self.config.with_box_refine:
+                reference = boxes.detach()
+        last = predictions.pop()
+        return DetectorOutput(last.pred_logits, last.pred_boxes, tuple(predictions), proposals)
+
+    def _boxes(self, head: int, x: Tensor, reference: Tensor) -> Tensor:
+        """Boxes (B, Q, 4) around reference points (B, Q, 2) or reference boxes (B, Q, 4)."""
+        known = reference.shape[-1]
+        logits = self.bbox_embed[head](x)
+        shifted = logits[..., :known] + inverse_sigmoid(reference)
+        return torch.cat((shifted, logits[..., known:]), dim=-1).sigmoid()
+
+    def _propose(
+        self, levels: FeatureLevels, encoded: Tensor
+    ) -> tuple[Predictions | None, Tensor]:
+        """All proposals (while training), and the best of them as reference boxes (B, Q, 4)."""
+        t = self.transformer
+        usable, anchors = propose(levels, encoded)
+        usable = t.enc_output_norm(t.enc_output(usable))
+        logits = self.class_embed[-1](usable)
+        boxes = self.bbox_embed[-1](usable) + anchors
+        rank = logits[..., 0]
+        if self.padding == "invariant" and levels.padding is not None:
+            rank = rank.masked_fill(levels.padding, float("-inf"))
+        best = rank.topk(min(self.config.num_queries, rank.shape[1]), dim=1).indices
+        reference = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
+        everything = Predictions(logits, boxes.sigmoid()) if self.training else None
+        return everything, reference
+
+
+def _valid_at(valid: Tensor, height: int, level_height: int) -> Tensor:
+    """The valid (height, width) (B, 2) of pictures at a level: halved as often as the level was."""
+    while height > level_height:
+        height, valid = (height + 1) // 2, (valid + 1) // 2
+    return valid
+
+
+def _mask_of(area: Tensor, x: Tensor) -> Tensor:
+    """(B, H, W) bool, True within each picture's valid (height, width) (B, 2)."""
+    rows = torch.arange(x.shape[2], device=x.device) < area[:, :1]
+    columns = torch.arange(x.shape[3], device=x.device) < area[:, 1:]
+    return rows[:, :, None] & columns[:, None]
+
+
+def _group_norm_of_valid(x: Tensor, norm: nn.GroupNorm, area: Tensor) -> Tensor:
+    """GroupNorm whose mean and variance are those of the valid area alone. Returns fp32."""
+    batch, channels = x.shape[:2]
+    mask = _mask_of(area, x)[:, None, None]  # (B, 1, 1, H, W)
+    groups = x.float().view(batch, norm.num_groups, -1, *x.shape[2:])
+    count = (area.prod(1) * groups.shape[2]).view(-1, 1, 1, 1, 1)
+    mean = (groups * mask).sum((2, 3, 4), keepdim=True) / count
+    centred = (groups - mean) * mask
+    variance = centred.square().sum((2, 3, 4), keepdim=True) / count
+    normal = (centred * (variance + norm.eps).rsqrt()).view_as(x)
+    return normal * norm.weight.view(1, channels, 1, 1) + norm.bias.view(1, channels, 1, 1)

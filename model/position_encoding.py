@@ -1,0 +1,36 @@
+"""Sine embeddings of grid positions and of proposal boxes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+TEMPERATURE = 10000.0
+
+
+def _sines(angles: Tensor, features: int) -> Tensor:
+    """Interleaved sine and cosine of `angles` (..., ) over `features` frequencies: (..., F)."""
+    exponent = torch.arange(features, device=angles.device, dtype=torch.float32)
+    frequency = TEMPERATURE ** (2 * torch.div(exponent, 2, rounding_mode="floor") / features)
+    x = angles[..., None] / frequency
+    return torch.stack((x[..., 0::2].sin(), x[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+def sine_position_encoding(mask: Tensor, d_model: int) -> Tensor:
+    """Embedding of each cell of a feature map, normalised over its valid area.
+
+    `mask` (B, H, W) bool, True where valid -> (B, d_model, H, W) fp32; the first half of the
+    channels encodes y, the second x. Source: Deformable DETR's `PositionEmbeddingSine`, whose
+    offset of -0.5 DETR itself does not have.
+    """
+    y = mask.cumsum(1, dtype=torch.float32)
+    x = mask.cumsum(2, dtype=torch.float32)
+    y = (y - 0.5) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
+    x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
+    half = d_model // 2
+    return torch.cat((_sines(y, half), _sines(x, half)), dim=3).permute(0, 3, 1, 2)
+
+
+def proposal_position_encoding(boxes: Tensor, d_model: int) -> Tensor:
+    """Embedding of two-stage proposals: `boxes` (B, Q, 4) in [0, 1] -> (B, Q, 2 * d_model)."""
+    return _sines(boxes * (2 * math.pi), d_model // 2).flatten(2)

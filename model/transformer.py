@@ -1,0 +1,167 @@
+"""Deformable encoder and decoder. Attribute names are the published checkpoints' keys."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import DeformableDetrConfig
+from model.ms_deform_attn import MSDeformAttn
+from model.position_encoding import proposal_position_encoding
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of `x` in [0, 1], with both sides kept at least `eps` from zero."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+@dataclass(frozen=True)
+class FeatureLevels:
+    """The pyramid as one sequence, S = sum of H * W over L levels."""
+
+    shapes: Sequence[tuple[int, int]]  # (height, width) of each level
+    memory: Tensor  # (B, S, C)
+    position: Tensor  # (B, S, C) sine encoding plus level embedding
+    padding: Tensor | None  # (B, S) True where padded; None where nothing is
+    valid_ratios: Tensor  # (B, L, 2) valid share of width and height, fp32
+
+
+def cell_centres(levels: FeatureLevels) -> list[Tensor]:
+    """Centre (x, y) of each cell of each level, in units of its valid area: (B, H * W, 2), fp32."""
+    centres = []
+    for index, (height, width) in enumerate(levels.shapes):
+        ratio = levels.valid_ratios[:, index]  # (B, 2)
+        y = torch.arange(height, device=ratio.device, dtype=torch.float32) + 0.5
+        x = torch.arange(width, device=ratio.device, dtype=torch.float32) + 0.5
+        y = (y[None] / (ratio[:, 1:] * height))[:, :, None].expand(-1, -1, width)
+        x = (x[None] / (ratio[:, :1] * width))[:, None].expand(-1, height, -1)
+        centres.append(torch.stack((x, y), dim=-1).flatten(1, 2))
+    return centres
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: DeformableDetrConfig):
+        super().__init__()
+        d, levels = config.d_model, config.num_feature_levels
+        self.dropout = config.dropout
+        self.self_attn = MSDeformAttn(d, levels, config.n_heads, config.n_points)
+        self.norm1 = nn.LayerNorm(d)
+        self.linear1 = nn.Linear(d, config.dim_feedforward)
+        self.linear2 = nn.Linear(config.dim_feedforward, d)
+        self.norm2 = nn.LayerNorm(d)
+
+    def forward(self, x: Tensor, reference_points: Tensor, levels: FeatureLevels) -> Tensor:
+        """`x` (B, S, C), `reference_points` (B, S, L, 2) -> (B, S, C)."""
+        y = self.self_attn(x + levels.position, reference_points, x, levels.shapes, levels.padding)
+        x = self.norm1(x + F.dropout(y, self.dropout, self.training))
+        y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
+        return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: DeformableDetrConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def forward(self, levels: FeatureLevels) -> Tensor:
+        """`levels.memory` (B, S, C), every cell attending around its own centre -> (B, S, C)."""
+        reference_points = torch.cat(cell_centres(levels), 1)[:, :, None] * levels.valid_ratios[:, None]
+        x = levels.memory
+        for layer in self.layers:
+            x = layer(x, reference_points, levels)
+        return x
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DeformableDetrConfig):
+        super().__init__()
+        d, levels = config.d_model, config.num_feature_levels
+        self.dropout = config.dropout
+        self.cross_attn = MSDeformAttn(d, levels, config.n_heads, config.n_points)
+        self.norm1 = nn.LayerNorm(d)
+        self.self_attn = nn.MultiheadAttention(d, config.n_heads, config.dropout, batch_first=True)
+        self.norm2 = nn.LayerNorm(d)
+        self.linear1 = nn.Linear(d, config.dim_feedforward)
+        self.linear2 = nn.Linear(config.dim_feedforward, d)
+        self.norm3 = nn.LayerNorm(d)
+
+    def forward(
+        self, x: Tensor, position: Tensor, reference_points: Tensor, levels: FeatureLevels
+    ) -> Tensor:
+        """`x`, `position` (B, Q, C), `reference_points` (B, Q, L, 2 or 4) -> (B, Q, C)."""
+        query = x + position
+        y = self.self_attn(query, query, x, need_weights=False)[0]
+        x = self.norm2(x + F.dropout(y, self.dropout, self.training))
+        y = self.cross_attn(
+            x + position, reference_points, levels.memory, levels.shapes, levels.padding
+        )
+        x = self.norm1(x + F.dropout(y, self.dropout, self.training))
+        y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
+        return self.norm3(x + F.dropout(self.linear2(y), self.dropout, self.training))
+
+
+class Decoder(nn.Module):
+    """The layers alone: heads, and the refinement that needs them, are in deformable_detr.py."""
+
+    def __init__(self, config: DeformableDetrConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+
+
+def propose(levels: FeatureLevels, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    """Two-stage: a box proposal for each cell, of side 0.05 * 2^level around its centre.
+
+    `encoded` (B, S, C), the encoder's output -> it with unusable cells zeroed (B, S, C), and the
+    proposals as logits of (cx, cy, w, h), +inf where the cell is padding or too near the border
+    (B, S, 4). fp32. Source: `gen_encoder_output_proposals` of the original.
+    """
+    boxes = torch.cat(
+        [
+            torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**index)), dim=-1)
+            for index, centres in enumerate(cell_centres(levels))
+        ],
+        dim=1,
+    )
+    unusable = ~((boxes > 0.01) & (boxes < 0.99)).all(-1)
+    if levels.padding is not None:
+        unusable = unusable | levels.padding
+    logits = torch.log(boxes / (1 - boxes)).masked_fill(unusable[..., None], float("inf"))
+    return encoded.masked_fill(unusable[..., None], 0.0), logits
+
+
+class Transformer(nn.Module):
+    """Everything that checkpoints keep under `transformer.`."""
+
+    def __init__(self, config: DeformableDetrConfig):
+        super().__init__()
+        d = config.d_model
+        self.d_model, self.two_stage = d, config.two_stage
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, d))
+        if config.two_stage:
+            self.enc_output = nn.Linear(d, d)
+            self.enc_output_norm = nn.LayerNorm(d)
+            self.pos_trans = nn.Linear(2 * d, 2 * d)
+            self.pos_trans_norm = nn.LayerNorm(2 * d)
+        else:
+            self.reference_points = nn.Linear(d, 2)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.reset_parameters()
+        nn.init.normal_(self.level_embed)
+
+    def queries_of(self, proposals: Tensor) -> tuple[Tensor, Tensor]:
+        """Two-stage: query positions and contents from proposals (B, Q, 4) in [0, 1]."""
+        embedded = proposal_position_encoding(proposals, self.d_model)
+        position, content = self.pos_trans_norm(self.pos_trans(embedded)).chunk(2, dim=-1)
+        return position, content

@@ -1,0 +1,173 @@
+"""The row types that stages hand to one another, and the tables that users query.
+
+Read this file first: the dataflow is these types in order.
+
+    Shard -> ENCODED -> PREPARED -> DETECTED -> Receipt        (label, pipeline/dataflow.py)
+                                        \\-> IMAGES, DETECTIONS  (publish, pipeline/publish.py)
+
+Every stage is a function from one of these to the next; no stage imports another. Schemas are
+explicit, because a schema inferred from a batch without boxes says `list<null>`.
+
+A row whose `status` is not `OK` has failed: later stages pass it on untouched, so that a bad image
+costs one row. The reasons are the constants below; `error` says it in words.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+OK = "ok"
+# Reasons of the reader.
+UNREADABLE = "unreadable"  # the object could not be fetched (missing, forbidden, network)
+EMPTY_FILE = "empty_file"  # zero bytes
+CORRUPT_SHARD = "corrupt_shard"  # a tar or Parquet file broken at this point: one row for the rest
+EMPTY_SHARD = "empty_shard"  # a tar or Parquet file without one image: one row for the shard
+MISSING_BYTES = "missing_bytes"  # a Parquet row whose image column is null
+# Reasons of the decoder.
+UNDECODABLE = "undecodable"  # not an image, or one that no decoder here reads
+TRUNCATED = "truncated"  # the file ends before the picture does
+TOO_MANY_PIXELS = "too_many_pixels"  # refused by its header
+# Reasons of the detector.
+DETECTOR_ERROR = "detector_error"  # the model failed on this image alone
+
+
+@dataclass(frozen=True)
+class Member:
+    """One object of a shard: where it is and which version of it was planned."""
+
+    uri: str
+    etag: str  # the store's ETag, or "<mtime_ns>-<size>" of a local file
+    size: int  # bytes; -1 where the store does not say
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of reading: some loose files, one tar, or one Parquet file.
+
+    `kind` is "files", "tar" or "parquet". A "files" shard has one image a member; the others have
+    one member that holds any number of images.
+    """
+
+    shard: str
+    kind: str
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all members whose size is known."""
+        return sum(member.size for member in self.members if member.size > 0)
+
+
+# Columns that name an image from the first stage to the last.
+_IDENTITY = [
+    pa.field("image_id", pa.string()),
+    pa.field("uri", pa.string()),
+    pa.field("shard", pa.string()),
+    pa.field("index_in_shard", pa.int64()),  # position among the shard's images, from 0
+    # Number of images in the shard, on its last row alone (null elsewhere): it lets publishing
+    # reconcile each shard, and a rerun leave finished shards closed.
+    pa.field("shard_size", pa.int64()),
+    pa.field("etag", pa.string()),
+    pa.field("status", pa.string()),
+    pa.field("error", pa.string()),
+]
+
+# read -> prepare: the file as it lies in the store (null where it could not be had).
+ENCODED = pa.schema([*_IDENTITY, pa.field("encoded", pa.large_binary())])
+
+# The size of an image as displayed, after EXIF orientation; null where it is not known.
+_DISPLAYED = [
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("orientation", pa.int8()),  # the EXIF value that was undone, 1 where there is none
+]
+
+# prepare -> detect: RGB, resized, as (rows, columns, 3) uint8 bytes in C order.
+PREPARED = pa.schema(
+    [
+        *_IDENTITY,
+        *_DISPLAYED,
+        pa.field("pixels", pa.large_binary()),
+        pa.field("rows", pa.int32()),
+        pa.field("columns", pa.int32()),
+        pa.field("prepare_seconds", pa.float32()),  # decode, convert and resize of this image
+    ]
+)
+
+BOX = pa.struct(
+    [
+        pa.field("label_id", pa.int32()),
+        pa.field("score", pa.float32()),
+        pa.field("x_min", pa.float32()),
+        pa.field("y_min", pa.float32()),
+        pa.field("x_max", pa.float32()),
+        pa.field("y_max", pa.float32()),
+    ]
+)
+
+# detect -> stage: boxes nested, so that an image without any is still one row.
+DETECTED = pa.schema(
+    [
+        *_IDENTITY,
+        *_DISPLAYED,
+        pa.field("boxes", pa.list_(BOX)),  # best score first; pixels of the displayed image
+        pa.field("prepare_seconds", pa.float32()),
+        pa.field("detect_seconds", pa.float32()),  # this image's share of its batch
+        pa.field("processed_at", pa.timestamp("us", "UTC")),
+    ]
+)
+
+# What users query: OUTPUT/images/ and OUTPUT/detections/.
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("shard", pa.string()),
+        pa.field("index_in_shard", pa.int64()),
+        pa.field("status", pa.string()),
+        pa.field("error", pa.string()),
+        *_DISPLAYED,
+        pa.field("num_detections", pa.int32()),
+        pa.field("max_score", pa.float32()),
+        pa.field("etag", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("model_fingerprint", pa.string()),
+        pa.field("processed_at", pa.timestamp("us", "UTC")),
+    ]
+)
+DETECTIONS = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("shard", pa.string()),
+        pa.field("detection", pa.int32()),  # 0 is the image's best
+        pa.field("label_id", pa.int32()),
+        pa.field("label", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("x_min", pa.float32()),
+        pa.field("y_min", pa.float32()),
+        pa.field("x_max", pa.float32()),
+        pa.field("y_max", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one staged block tells the driver: progress, failures and times come from these."""
+
+    file: str
+    shards: tuple[str, ...]
+    images: int
+    detections: int
+    failed: dict[str, int] = field(default_factory=dict)  # status -> images
+    prepare_seconds: float = 0.0
+    detect_seconds: float = 0.0
+    stage_seconds: float = 0.0
+    finished_at: float = 0.0  # Unix time
+
+
+def failed_row(schema: pa.Schema, row: dict[str, Any], status: str, error: str) -> dict[str, Any]:
+    """`row` reduced to `schema`'s columns (absent ones null), marked as failed."""
+    kept = {name: row.get(name) for name in schema.names}
+    return {**kept, "status": status, "error": error}
