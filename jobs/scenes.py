@@ -1,9 +1,8 @@
 """Labelled scenes of shapes, rendered from a seed: training and demo pictures whose truth is known.
 
 A scene is a textured background with one to eight shapes drawn on it, later ones on top, then
-made to look like a photo: blur, exposure, sensor noise, JPEG artefacts. Textures scale with the
-picture's shorter side, so that a scene of 256 x 340 and a scene of 900 x 1200 resized to it look
-alike.
+made to look like a photo. Textures scale with the picture's shorter side, so that a scene of
+256 x 340 and one of 900 x 1200 resized to it look alike.
 """
 
 import io
@@ -43,13 +42,12 @@ class Scene:
 
 def _arc(start: float, stop: float) -> Contour:
     """Points of the unit circle between two angles in radians: (96,)."""
-    return np.exp(1j * np.linspace(start, stop, 96), dtype=np.complex128)
+    arc: Contour = np.exp(1j * np.linspace(start, stop, 96))
+    return arc
 
 
-_T = np.linspace(0, TURN, 96)
-_HEART = np.sin(_T) ** 3 - 1j / 16 * (
-    13 * np.cos(_T) - 5 * np.cos(2 * _T) - 2 * np.cos(3 * _T) - np.cos(4 * _T)
-)
+_CIRCLE = _arc(0, TURN)
+_HEART = _CIRCLE.imag**3 - 1j * np.polyval([-1, -2, -5, 13, 0], _CIRCLE).real / 16
 # A disc less one of radius 0.8 at 0.45; the circles meet at these angles about their centres.
 _CRESCENT = np.concatenate([_arc(0.896, TURN - 0.896), 0.45 + 0.8 * _arc(TURN - 1.35, 1.35)])
 _STAR = np.tile([1, 0.42], 5) * np.exp(0.2j * math.pi * np.arange(10))
@@ -60,8 +58,8 @@ _HOURGLASS = np.array([-0.9 - 1j, 0.9 - 1j, 0.15, 0.9 + 1j, -0.9 + 1j, -0.15])
 # Closed contours, the second one a hole. Every shape is its own mirror image, and no two become
 # alike when turned or stretched by ASPECT.
 _CONTOURS: dict[str, tuple[Contour, ...]] = {
-    "circle": (_arc(0, TURN),),
-    "ring": (_arc(0, TURN), 0.55 * _arc(0, TURN)),
+    "circle": (_CIRCLE,),
+    "ring": (_CIRCLE, 0.55 * _CIRCLE),
     "square": (np.array([-1 - 1j, 1 - 1j, 1 + 1j, -1 + 1j]),),
     "triangle": (np.exp(1j * TURN * np.arange(3) / 3),),
     "star": (_STAR,),
@@ -94,8 +92,7 @@ def random_size(rng: np.random.Generator) -> tuple[int, int]:
 def scene(seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
     """Scene `index` of the endless set `seed`, of `size` (width, height) or a random one."""
     rng = np.random.default_rng([seed, index])
-    width, height = size or random_size(rng)
-    return render_scene(rng, width, height)
+    return render_scene(rng, *(size or random_size(rng)))
 
 
 def render_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
@@ -112,14 +109,12 @@ def render_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
         label = int(rng.integers(len(SHAPES)))
         size = min(width, height) * _log_uniform(rng, 1 / 20, 1 / 2)
         cutout = _cut(rng, _CONTOURS[SHAPES[label]], size)
-        place = _place(rng, cutout, ids, areas)
-        if place is None:
-            continue
-        on_canvas, on_patch = place
-        _paint(rng, canvas[on_canvas], cutout, on_patch)
-        labels.append(label)
-        areas.append(int(cutout.mask.sum()))
-        ids[on_canvas][cutout.mask[on_patch]] = len(labels)
+        if place := _place(rng, cutout, ids, areas):
+            on_canvas, on_patch = place
+            _paint(rng, canvas[on_canvas], cutout, on_patch)
+            labels.append(label)
+            areas.append(int(cutout.mask.sum()))
+            ids[on_canvas][cutout.mask[on_patch]] = len(labels)
     if not labels:
         return render_scene(rng, width, height)
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(ids)]
@@ -139,17 +134,15 @@ def _cut(rng: np.random.Generator, contours: tuple[Contour, ...], size: float) -
     factor = 4 if size < 100 else 2  # supersampling
     canvas = [(math.ceil(np.ptp(axis) * scale) + 2) * factor for axis in (x, y)]
     shift = complex(*rng.uniform(0.5, 1.5, 2)) - complex(x.min(), y.min()) * scale
-    line_width = size * rng.uniform(0.03, 0.08) if rng.random() < 0.35 else 0.0
+    thick = round(2 * factor * size * rng.uniform(0.03, 0.08)) if rng.random() < 0.35 else 0
 
     cover, edge = (Image.new("L", (canvas[0], canvas[1])) for _ in range(2))
     for fill, contour in zip((255, 0), turned, strict=False):
         points = ((contour * scale + shift) * factor).view(np.float64).tolist()
         ImageDraw.Draw(cover).polygon(points, fill=fill)
-        if line_width:
-            thick = max(2, round(2 * line_width * factor))
+        if thick:
             ImageDraw.Draw(edge).line([*points, *points[:4]], 255, thick, joint="curve")
-    unit = np.float32(1 / 255)
-    covered, edged = (np.asarray(drawn.reduce(factor)) * unit for drawn in (cover, edge))
+    covered, edged = (np.asarray(m.reduce(factor)) * np.float32(1 / 255) for m in (cover, edge))
     return _Cutout(covered, edged, covered >= 0.5)
 
 
@@ -176,13 +169,12 @@ def _place(
 def _paint(rng: np.random.Generator, under: Bytes, cutout: _Cutout, on_patch: Window) -> None:
     """Blend a shape in colours of its own into `under`, the canvas's window beneath it."""
     h, w = cutout.cover.shape
-    steps = (slice(None, None, -(-under.shape[0] // 6)), slice(None, None, -(-under.shape[1] // 6)))
-    beneath = under[steps].reshape(-1, 3).astype(np.float32)
+    row_step, column_step = -(-under.shape[0] // 6), -(-under.shape[1] // 6)
+    beneath = under[::row_step, ::column_step].reshape(-1, 3).astype(np.float32)
     pattern = _fill_pattern(rng, h, w)[on_patch][..., None]  # in [-1, 1]
     fill = _contrasting(rng, beneath) + pattern * rng.uniform(-35, 35, 3).astype(np.float32)
-    edge = cutout.edge[on_patch][..., None]
+    cover, edge = (share[on_patch][..., None] for share in (cutout.cover, cutout.edge))
     colour = fill + edge * (_contrasting(rng, beneath) - fill)
-    cover = cutout.cover[on_patch][..., None]
     under[:] = np.clip(under + cover * (colour - under), 0, 255)
 
 
@@ -190,9 +182,8 @@ def _contrasting(rng: np.random.Generator, beneath: Floats) -> Floats:
     """A random colour (3,) at least MIN_CONTRAST from all of `beneath` (K, 3), or nearly so."""
     candidates = rng.uniform(0, 255, (24, 3)).astype(np.float32)
     distance = np.linalg.norm(candidates[:, None] - beneath, axis=2).min(1)
-    enough = np.flatnonzero(distance >= MIN_CONTRAST)
-    chosen: Floats = candidates[enough[0] if len(enough) else distance.argmax()]
-    return chosen
+    first_enough: Floats = candidates[np.minimum(distance, MIN_CONTRAST).argmax()]
+    return first_enough
 
 
 def _fill_pattern(rng: np.random.Generator, height: int, width: int) -> Floats:
@@ -212,7 +203,8 @@ def _wave(rng: np.random.Generator, height: int, width: int, cycles: float) -> F
     step = np.float32(TURN * cycles / min(height, width))
     y, x = np.ogrid[:height, :width]
     along = step * math.cos(angle) * x.astype("f4") + step * math.sin(angle) * y.astype("f4")
-    return np.sin(along + phase, dtype=np.float32)
+    wave: Floats = np.sin(along + phase)
+    return wave
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: float) -> Floats:
@@ -227,8 +219,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Bytes:
     """A textured background (height, width, 3): a field of patterns seen through three colours."""
     scale = min(1.0, TEXTURE_SIDE / min(width, height))
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    roughness = rng.uniform(0.3, 1.0)
-    field = np.zeros((h, w), np.float32)
+    field, roughness = np.zeros((h, w), np.float32), rng.uniform(0.3, 1.0)
     for cells in (3, 8, 24, 64):
         field += _noise(rng, h, w, cells * rng.uniform(0.7, 1.4)) * cells**-roughness
     field *= rng.uniform(0.3, 1) / np.abs(field).max()
@@ -239,10 +230,9 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Bytes:
     if rng.random() < 0.3:  # blobs with soft borders
         field += np.tanh(6 * _noise(rng, h, w, rng.uniform(4, 14))) * rng.uniform(0.1, 0.6)
     level = ((field - field.min()) * (255 / np.ptp(field))).astype(np.uint8)
-    base = rng.uniform(10, 245, 3)
-    stops = np.clip(base + rng.uniform(-60, 60, (3, 3)), 0, 255)
+    stops = np.clip(rng.uniform(10, 245, 3) + rng.uniform(-60, 60, (3, 3)), 0, 255)
     palette = np.stack([np.interp(np.arange(256), (0, 128, 255), stop) for stop in stops.T], 1)
-    texture = Image.fromarray(palette.astype(np.uint8)[level])
+    texture = Image.fromarray(palette.astype("u1")[level])
     return np.array(texture.resize((width, height), Image.Resampling.BICUBIC))
 
 
