@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -71,24 +71,36 @@ class DeformableDetr(nn.Module):
         self.transformer = Transformer(config)
         if not config.two_stage:
             self.query_embed = nn.Embedding(config.num_queries, 2 * d)
-        heads = config.decoder_layers + config.two_stage
-        class_head = nn.Linear(d, config.num_classes)
+        self._build_heads()
+
+    def _build_heads(self) -> None:
+        """Fresh heads: one a layer with refinement, else one known under each layer's name."""
+        config = self.config
+        count = config.decoder_layers + config.two_stage
+        class_head = nn.Linear(config.d_model, config.num_classes)
         nn.init.constant_(class_head.bias, -math.log((1 - 0.01) / 0.01))  # prior of 1 %
-        box_head = MLP(d, 4, 3)
-        last = box_head.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        if config.with_box_refine:
-            self.class_embed = nn.ModuleList(copy.deepcopy(class_head) for _ in range(heads))
-            self.bbox_embed = nn.ModuleList(copy.deepcopy(box_head) for _ in range(heads))
-        else:  # one head, known under each layer's name
-            self.class_embed = nn.ModuleList([class_head] * heads)
-            self.bbox_embed = nn.ModuleList([box_head] * heads)
-        with torch.no_grad():  # boxes start small, but where the proposals have a size of their own
-            for head in self.bbox_embed[:1] if config.with_box_refine else self.bbox_embed:
-                if not config.two_stage:
-                    head.layers[-1].bias[2:] = -2.0  # type: ignore[union-attr, operator, index]
+        box_head = MLP(config.d_model, 4, 3)
+        final = box_head.layers[-1]
+        assert isinstance(final, nn.Linear)
+        nn.init.zeros_(final.weight)
+        nn.init.zeros_(final.bias)
+        if not config.two_stage:  # boxes start small; proposals have a size of their own
+            nn.init.constant_(final.bias[2:], -2.0)
+        if not config.with_box_refine:
+            self.class_embed = nn.ModuleList([class_head] * count)
+            self.bbox_embed = nn.ModuleList([box_head] * count)
+            return
+        self.class_embed = nn.ModuleList(copy.deepcopy(class_head) for _ in range(count))
+        self.bbox_embed = nn.ModuleList(copy.deepcopy(box_head) for _ in range(count))
+        for head in self.bbox_embed[1:]:  # later layers start from the box before them
+            nn.init.zeros_(head.get_parameter("layers.2.bias"))
+
+    def replace_heads(self, labels: tuple[str, ...]) -> None:
+        """Other classes: class heads start anew, boxes keep what they know."""
+        boxes = self.bbox_embed
+        self.config = replace(self.config, labels=labels)
+        self._build_heads()
+        self.bbox_embed = boxes
 
     @staticmethod
     def _input_proj(channels: Sequence[int], config: DeformableDetrConfig) -> list[nn.Sequential]:

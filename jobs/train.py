@@ -1,0 +1,214 @@
+"""Train a model from scratch on rendered scenes, or fine-tune one on a dataset in COCO's format."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, Dataset
+
+from jobs.evaluate import average_precision
+from jobs.train_data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
+from model.checkpoint import save_weights
+from model.criterion import criterion
+from model.deformable_detr import DeformableDetr
+from model.postprocess import postprocess
+from model.preprocess import batch_images
+from model.zoo import create_model, named_model
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A recipe: everything that decides the weights that come out."""
+
+    output: Path
+    model: str = "shapes-tiny"
+    weights: str = "random"
+    steps: int = 2400
+    batch_size: int = 8
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup: int = 100  # steps
+    clip_norm: float = 0.1  # as published
+    seed: int = 0
+    precision: str = "auto"
+    device: str = "cpu"
+    evaluate_every: int = 600  # steps
+    evaluate_images: int = 200
+    images: Path | None = None  # a folder; None: rendered scenes
+    annotations: Path | None = None
+    validation_images: Path | None = None
+    validation_annotations: Path | None = None
+
+
+class Validation(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+    def truth(self) -> dict[str, Any]: ...
+
+
+def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[str, ...]]:
+    """The training set, the validation set, and their labels.
+
+    ValueError where pictures come without annotations.
+    """
+    rule = named_model(options.model).config().resize
+    if options.images is None:
+        length = options.steps * options.batch_size
+        scenes = ScenesForTraining(options.seed, length, options.batch_size, rule)
+        return scenes, HeldOutScenes(options.evaluate_images, rule), ScenesForTraining.labels
+    if options.annotations is None:
+        raise ValueError("--images needs --annotations, a file in COCO's format")
+    training = CocoDataset(options.images, options.annotations, rule, flip=True)
+    validation = CocoDataset(
+        options.validation_images or options.images,
+        options.validation_annotations or options.annotations,
+        rule,
+        flip=False,
+    )
+    return training, validation, training.labels
+
+
+def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str, float]:
+    """COCO AP of `net`, one picture at a time, with the best 100 detections of each."""
+    net.eval()
+    detections = []
+    with torch.inference_mode():
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            found = postprocess(
+                net(*batch_images([sample.image], device)), torch.tensor([sample.size])
+            )
+            boxes = found.boxes[0].clone()
+            boxes[:, 2:] -= boxes[:, :2]
+            detections += [
+                {"image_id": sample.image_id, "category_id": label, "score": score, "bbox": box}
+                for label, score, box in zip(
+                    found.labels[0].tolist(), found.scores[0].tolist(), boxes.tolist(), strict=True
+                )
+            ]
+    return average_precision(dataset.truth(), detections)
+
+
+def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[int]:
+    """Indices of all pictures from step `start` on; each epoch of a real dataset is shuffled."""
+    total = options.steps * options.batch_size
+    if isinstance(dataset, ScenesForTraining):
+        return list(range(start * options.batch_size, total))
+    generator = torch.Generator().manual_seed(options.seed)
+    size = len(dataset)  # type: ignore[arg-type]
+    indices: list[int] = []
+    while len(indices) < total:
+        indices += torch.randperm(size, generator=generator).tolist()
+    return indices[start * options.batch_size : total]
+
+
+def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Optimizer:
+    """AdamW; a pretrained trunk, sampling offsets and reference points learn at a tenth."""
+    slow_names = ["sampling_offsets", "reference_points"]
+    if net.config.backbone == "resnet50":
+        slow_names.append("backbone")
+    fast, slow = [], []
+    for name, parameter in net.named_parameters():
+        (slow if any(part in name for part in slow_names) else fast).append(parameter)
+    groups = [{"params": fast}, {"params": slow, "lr": options.learning_rate * 0.1}]
+    return torch.optim.AdamW(groups, options.learning_rate, weight_decay=options.weight_decay)
+
+
+def schedule(step: int, options: TrainOptions) -> float:
+    """Share of the learning rate: a linear warm-up, then a cosine to zero."""
+    warm = min(1.0, (step + 1) / options.warmup)
+    return warm * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+
+
+def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
+    """Run the recipe; returns the last evaluation.
+
+    Writes `OUTPUT/last.pt` (everything that `resume` needs) at each evaluation and
+    `OUTPUT/model.safetensors` (half precision) at the end.
+    """
+    torch.manual_seed(options.seed)
+    training, validation, labels = datasets(options)
+    net = create_model(
+        options.model, options.weights, options.device, options.precision, labels=labels
+    )
+    optimizer = optimizer_of(net, options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))
+    options.output.mkdir(parents=True, exist_ok=True)
+    last = options.output / "last.pt"
+    start = 0
+    if resume:
+        saved = torch.load(last, weights_only=True)
+        net.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        start = saved["step"]
+    loader = DataLoader(
+        training,
+        batch_size=options.batch_size,
+        sampler=order(training, options, start),
+        collate_fn=list,
+        num_workers=1,
+    )
+    score: dict[str, float] = {}
+    for step, loss in steps(net, loader, optimizer, scheduler, options, start):
+        if step % options.evaluate_every and step != options.steps:
+            continue
+        score = evaluate(net, validation, options.device)
+        print(f"step {step}: loss {loss:.3f}, AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}")
+        state = {
+            "model": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "step": step,
+        }
+        torch.save(state, last.with_suffix(".tmp"))
+        last.with_suffix(".tmp").replace(last)
+    recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
+    save_weights(net, options.output / "model.safetensors", {"AP": f"{score['AP']:.4f}", **recipe})
+    return score
+
+
+def steps(
+    net: DeformableDetr,
+    loader: DataLoader[Sample],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    options: TrainOptions,
+    start: int,
+) -> Iterator[tuple[int, float]]:
+    """One optimizer step a batch: yields its number and the running mean of the loss.
+
+    FloatingPointError when the loss is no number any more.
+    """
+    columns = ("{task.description}", MofNCompleteColumn(), TimeRemainingColumn())
+    columns_ = [TextColumn(c) if isinstance(c, str) else c for c in columns]
+    running = 0.0
+    with Progress(*columns_) as progress:
+        task = progress.add_task("train", total=options.steps, completed=start)
+        began = time.monotonic()
+        for step, samples in enumerate(loader, start + 1):
+            net.train()
+            values, mask = batch_images([sample.image for sample in samples], options.device)
+            output = net(values, mask)
+            loss, _ = criterion(output, [sample.target for sample in samples])
+            if not loss.isfinite():
+                raise FloatingPointError(f"the loss became {loss.item()} at step {step}")
+            optimizer.zero_grad()
+            loss.backward()
+            clip_grad_norm_(net.parameters(), options.clip_norm)
+            optimizer.step()
+            scheduler.step()
+            running += (loss.item() - running) / min(step - start, 100)
+            rate = (step - start) * options.batch_size / (time.monotonic() - began)
+            progress.update(
+                task, completed=step, description=f"loss {running:.3f}, {rate:.1f} images/s"
+            )
+            if not progress.console.is_terminal and step % 50 == 0:
+                print(f"step {step}: loss {running:.3f}, {rate:.1f} images/s", flush=True)
+            yield step, running

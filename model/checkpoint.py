@@ -1,0 +1,152 @@
+"""Loading weights strictly, whatever layout they were published in.
+
+Three layouts are known: the original's `.pth`, the hub's older files, and those of transformers 5.
+All are renamed to the original's keys, which are this model's own attribute names. Pickles are read
+with `weights_only`, so that a hostile file is refused instead of run.
+"""
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.deformable_detr import DeformableDetr
+
+State = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A weights file that cannot be used, and why."""
+
+
+# Names of transformers' layouts -> the original's, applied in order.
+_RENAMES = [
+    (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone.0.body."),
+    (r"^model\.input_proj\.", "input_proj."),
+    (r"^model\.query_position_embeddings\.", "query_embed."),
+    (r"^model\.", "transformer."),
+    (r"\.mlp\.fc", ".fc"),
+    (r"\.fc([12])\.", r".linear\1."),
+    (r"\.o_proj\.", ".out_proj."),
+    (r"(encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
+    (r"(transformer\.encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
+    (r"(decoder\.layers\.\d+)\.encoder_attn\.", r"\1.cross_attn."),
+    (r"(decoder\.layers\.\d+)\.encoder_attn_layer_norm\.", r"\1.norm1."),
+    (r"(decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm2."),
+    (r"(decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
+]
+# Counters of profilers and of batch norms, which inference does not read.
+_IGNORED = re.compile(r"(total_params|total_ops)$")
+_ALIAS = re.compile(r"^transformer\.decoder\.((?:class|bbox)_embed\..*)$")
+
+
+def read_weights(path: Path) -> tuple[State, dict[str, str]]:
+    """Tensors by name as stored, and the file's metadata (empty for pickles).
+
+    CheckpointError where the file is truncated, of another kind, or would run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} is refused: it holds more than tensors, and reading it could run code "
+            f"({reason}). Convert it to .safetensors where you trust it."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise CheckpointError(f"{path} is not a whole weights file: {reason}") from error
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no state dict (tensors by name)")
+    return state, {}
+
+
+def canonical(state: Mapping[str, Tensor]) -> State:
+    """`state` under the original's names, with the separate projections of attention joined."""
+    renamed: State = {}
+    foreign = any(key.startswith("model.") for key in state)
+    for key, tensor in state.items():
+        if _IGNORED.search(key):
+            continue
+        for pattern, replacement in _RENAMES if foreign else ():
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = tensor
+    for key in [key for key in renamed if ".self_attn.q_proj." in key]:
+        parts = [key.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
+        if all(part in renamed for part in parts):
+            joined = key.replace(".q_proj.", ".in_proj_")
+            renamed[joined] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
+
+
+def _untie(state: State, wanted: Mapping[str, Tensor], tied: bool) -> State:
+    """Heads under every name the model has: files drop copies of a tensor, or add aliases."""
+    heads = dict(state)
+    for key in state:
+        alias = _ALIAS.match(key)
+        if alias:
+            tensor = heads.pop(key)
+            known = heads.setdefault(alias[1], tensor)
+            if known.shape != tensor.shape or not torch.equal(known, tensor):
+                raise CheckpointError(f"{key} and {alias[1]} are one head, but differ")
+    for key in wanted if tied else ():
+        head = re.match(r"^(class_embed|bbox_embed)\.\d+\.(.*)$", key)
+        if head and key not in heads:
+            pattern = re.compile(rf"^{head[1]}\.\d+\.{re.escape(head[2])}$")
+            same = next((name for name in heads if pattern.match(name)), None)
+            if same is not None:
+                heads[key] = heads[same]
+    return heads
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def load_state(net: DeformableDetr, state: Mapping[str, Tensor], source: str) -> None:
+    """Fill `net` from a state dict of any layout. CheckpointError unless every key fits."""
+    wanted = net.state_dict()
+    found = _untie(canonical(state), wanted, tied=not net.config.with_box_refine)
+    for key in [key for key in found if key.endswith("num_batches_tracked") and key not in wanted]:
+        del found[key]
+    missing = sorted(set(wanted) - set(found))
+    unexpected = sorted(set(found) - set(wanted))
+    shapes = [
+        f"{key} is {tuple(found[key].shape)} and should be {tuple(wanted[key].shape)}"
+        for key in sorted(set(wanted) & set(found))
+        if found[key].shape != wanted[key].shape
+    ]
+    problems = [
+        *([f"{len(missing)} missing: {_named(missing)}"] if missing else []),
+        *([f"{len(unexpected)} not of this model: {_named(unexpected)}"] if unexpected else []),
+        *([f"{len(shapes)} of another shape: {_named(shapes)}"] if shapes else []),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit this model ({'; '.join(problems)}). "
+            "Is it the weights of another variant? See `detr-batch models`."
+        )
+    net.load_state_dict(found)
+
+
+def save_weights(net: DeformableDetr, path: Path, notes: Mapping[str, str]) -> None:
+    """Write `net` as half-precision safetensors; labels and `notes` go into the metadata."""
+    state = {
+        key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
+        for key, tensor in net.state_dict().items()
+    }
+    save_file(state, path, {**notes, "labels": json.dumps(net.config.labels)})

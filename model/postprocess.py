@@ -1,0 +1,34 @@
+"""From logits and relative boxes to scored boxes in pixels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.deformable_detr import Predictions
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The best detections of each picture, best first."""
+
+    scores: Tensor  # (B, N) fp32 in [0, 1]
+    labels: Tensor  # (B, N) int64
+    boxes: Tensor  # (B, N, 4) fp32 x_min, y_min, x_max, y_max in pixels, within the picture
+
+
+def postprocess(output: Predictions, sizes: Tensor, top: int = 100) -> Detections:
+    """The `top` best (query, class) pairs of each picture; a query may appear under two classes.
+
+    `sizes` (B, 2) are heights and widths in pixels of the pictures that boxes shall refer to.
+    Source: `PostProcess` of the original implementation.
+    """
+    batch, queries, classes = output.pred_logits.shape
+    probability = output.pred_logits.float().sigmoid().flatten(1)
+    scores, index = probability.topk(min(top, queries * classes), dim=1)
+    centre, extent = output.pred_boxes.float().split(2, dim=-1)
+    corners = torch.cat((centre - extent / 2, centre + extent / 2), dim=-1)
+    query = torch.div(index, classes, rounding_mode="floor")
+    boxes = corners.gather(1, query[..., None].expand(-1, -1, 4))
+    scale = sizes.to(boxes).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4): W, H, W, H
+    return Detections(scores, index % classes, (boxes.clamp(0, 1) * scale))

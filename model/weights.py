@@ -1,0 +1,88 @@
+"""From what a user calls weights to a file on this machine."""
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import fsspec
+from fsspec.core import url_to_fs
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+from model.checkpoint import CheckpointError
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights are kept: `$XDG_CACHE_HOME/detr-batch`, or `~/.cache/detr-batch`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr-batch"
+
+
+def find_weights(weights: str) -> Path:
+    """The local file of `weights`: a path, an fsspec URL or a hub id, fetched once.
+
+    `#sha256=<hex>` behind it is checked. CheckpointError where it cannot be had, or differs.
+    """
+    place, _, digest = weights.partition("#sha256=")
+    path = _fetch(place)
+    if digest and digest.lower() != (found := file_sha256(path)):
+        raise CheckpointError(f"{place} has sha256 {found}, not the {digest} that was asked for")
+    return path
+
+
+def _fetch(place: str) -> Path:
+    path = Path(place)
+    if path.is_file():
+        return path
+    if "://" in place:
+        return _from_url(place)
+    if re.fullmatch(r"[\w-]+/[\w.-]+", place) and not path.parent.is_dir():
+        return _from_hub(place)
+    raise CheckpointError(f"no weights at {place}: pass a file, a URL, a hub id, or 'random'")
+
+
+def _from_hub(repository: str) -> Path:
+    for name in HUB_FILES:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError as error:
+            raise CheckpointError(
+                f"weights {repository} are neither cached nor reachable: pass --weights with a "
+                "file or URL that holds them, or 'random'"
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"weights {repository} cannot be fetched: {reason}") from error
+    raise CheckpointError(f"{repository} has none of {', '.join(HUB_FILES)}")
+
+
+def _from_url(url: str) -> Path:
+    """A copy of `url`, named by the version that the store reports; an older one when offline."""
+    folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    suffix = Path(url).suffix
+    try:
+        fs, path = url_to_fs(url)
+        target = folder / f"{hashlib.sha256(str(fs.ukey(path)).encode()).hexdigest()[:16]}{suffix}"
+        if not target.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+            partial.replace(target)
+        return target
+    except (OSError, ValueError, ImportError) as error:
+        known = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
+        if known and not isinstance(error, FileNotFoundError | PermissionError):
+            return known[-1]
+        raise CheckpointError(f"weights cannot be fetched from {url}: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,124 @@
+"""The named models, and `create_model`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from model import config as configs
+from model.checkpoint import load_state, read_weights
+from model.config import DeformableDetrConfig
+from model.deformable_detr import DeformableDetr, Padding
+from model.weights import find_weights
+
+PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
+RANDOM = "random"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that users call by name. `weights` are its own: a hub id, or a file of the package."""
+
+    name: str
+    config: Callable[[], DeformableDetrConfig]
+    weights: str
+
+
+MODELS = {
+    named.name: named
+    for named in (
+        NamedModel("deformable-detr", configs.deformable_detr, "SenseTime/deformable-detr"),
+        NamedModel(
+            "deformable-detr-single-scale",
+            configs.deformable_detr_single_scale,
+            "SenseTime/deformable-detr-single-scale",
+        ),
+        NamedModel(
+            "deformable-detr-single-scale-dc5",
+            configs.deformable_detr_single_scale_dc5,
+            "SenseTime/deformable-detr-single-scale-dc5",
+        ),
+        NamedModel(
+            "deformable-detr-with-box-refine",
+            configs.deformable_detr_with_box_refine,
+            "SenseTime/deformable-detr-with-box-refine",
+        ),
+        NamedModel(
+            "deformable-detr-with-box-refine-two-stage",
+            configs.deformable_detr_with_box_refine_two_stage,
+            "SenseTime/deformable-detr-with-box-refine-two-stage",
+        ),
+        NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED)),
+    )
+}
+
+
+def named_model(name: str) -> NamedModel:
+    """The model of that name; ValueError with the names there are."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
+    """The dtype to compute in, None for fp32.
+
+    "auto" is bf16 where the hardware multiplies it (GPUs from compute capability 8.0, CPUs with
+    AVX512-BF16 or AMX), else fp32. ValueError for an unknown name.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        if torch.device(device).type == "cuda":
+            capable = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            capable = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if capable else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def create_model(
+    name: str,
+    weights: str | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    padding: Padding = "published",
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+) -> DeformableDetr:
+    """A detector ready to run, in evaluation mode.
+
+    Args:
+        name: one of `MODELS`.
+        weights: None for the model's own; "random" for seeded random ones; else a path, any fsspec
+            URL (`#sha256=<hex>` behind it is checked) or a hub id.
+        device: "cpu", "cuda", "cuda:1", ...
+        precision: "fp32", "bf16", "fp16", or "auto" (see `autocast_dtype`).
+        padding: "published" (the original's arithmetic) or "invariant" (a padded picture gives
+            what it gives alone).
+        labels: other class names, for training: their heads start anew.
+        seed: of random weights.
+
+    Raises:
+        ValueError: an unknown name or precision, weights that cannot be had or do not fit.
+    """
+    config = named_model(name).config()
+    dtype = autocast_dtype(precision, device)
+    state, metadata = None, {}
+    if weights != RANDOM:
+        path = find_weights(weights or named_model(name).weights)
+        state, metadata = read_weights(path)
+    if "labels" in metadata:
+        config = replace(config, labels=tuple(json.loads(metadata["labels"])))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = DeformableDetr(config, padding)
+        if state is not None:
+            load_state(net, state, weights or name)
+        if labels is not None and tuple(labels) != config.labels:
+            net.replace_heads(tuple(labels))
+    net.autocast_dtype = dtype
+    return net.eval().to(device)
