@@ -1,0 +1,61 @@
+"""transformers' Deformable DETR with random weights: the independent implementation."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
+
+import torch
+from torch import Tensor
+from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, TimmBackboneConfig
+
+from model.zoo import MODELS
+
+VARIANTS = [name for name in MODELS if name.startswith("deformable-detr")]
+
+
+def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
+    """The same variant in transformers, every parameter and statistic random but harmless."""
+    config = MODELS[name].config()
+    backbone = TimmBackboneConfig(
+        backbone="resnet50",
+        use_pretrained_backbone=False,
+        out_indices=(2, 3, 4) if config.num_feature_levels > 1 else (4,),
+        output_stride=16 if config.dilation else 32,
+    )
+    torch.manual_seed(seed)
+    net = DeformableDetrForObjectDetection(
+        DeformableDetrConfig(
+            backbone_config=backbone,
+            use_timm_backbone=False,
+            num_feature_levels=config.num_feature_levels,
+            dilation=config.dilation,
+            with_box_refine=config.with_box_refine,
+            two_stage=config.two_stage,
+            num_labels=config.num_classes,
+            disable_custom_kernels=True,
+        )
+    )
+    with torch.no_grad():
+        for key, parameter in net.named_parameters():
+            if parameter.dim() > 1 and "backbone" not in key:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+            elif parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        for key, buffer in net.named_buffers():
+            if key.endswith("running_mean"):
+                buffer.copy_(torch.randn_like(buffer) * 0.1)
+            elif key.endswith("running_var"):
+                buffer.copy_(torch.rand_like(buffer) + 0.5)
+    return net.eval()
+
+
+def padded_batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Random pictures of unlike sizes: values (B, 3, H, W), zero where padded, and mask (B, H, W)."""
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    values = torch.zeros(len(sizes), 3, height, width)
+    mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
+    generator = torch.Generator().manual_seed(7)
+    for index, (h, w) in enumerate(sizes):
+        values[index, :, :h, :w] = torch.randn(3, h, w, generator=generator)
+        mask[index, :h, :w] = 1
+    return values, mask
