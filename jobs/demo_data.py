@@ -1,4 +1,4 @@
-"""The demo's image lake: rendered scenes stored as photos are, and the truth about them beside it."""
+"""The demo's image lake: rendered scenes stored as photos are, and their truth beside it."""
 
 import io
 import json

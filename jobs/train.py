@@ -113,10 +113,14 @@ def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Opti
     slow_names = ["sampling_offsets", "reference_points"]
     if net.config.backbone == "resnet50":
         slow_names.append("backbone")
-    fast, slow = [], []
+    fast: list[torch.nn.Parameter] = []
+    slow: list[torch.nn.Parameter] = []
     for name, parameter in net.named_parameters():
         (slow if any(part in name for part in slow_names) else fast).append(parameter)
-    groups = [{"params": fast}, {"params": slow, "lr": options.learning_rate * 0.1}]
+    groups: list[dict[str, Any]] = [
+        {"params": fast},
+        {"params": slow, "lr": options.learning_rate * 0.1},
+    ]
     return torch.optim.AdamW(groups, options.learning_rate, weight_decay=options.weight_decay)
 
 

@@ -93,7 +93,7 @@ class HeldOutScenes(Dataset[Sample]):
 
     def truth(self) -> dict[str, Any]:
         """The scenes as a COCO annotation document."""
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for image_id, drawn in enumerate(self.scenes):
             for box, label in zip(drawn.boxes.tolist(), drawn.labels.tolist(), strict=True):
                 width, height = box[2] - box[0], box[3] - box[1]

@@ -92,6 +92,7 @@ class ResNet50(nn.Module):
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
+                assert isinstance(block, Bottleneck)
                 x = block(x, valid)
                 valid = halve(valid, block.stride)
             features.append(x)
@@ -145,6 +146,7 @@ class CompactResNet(nn.Module):
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)
             for block in stage:
+                assert isinstance(block, BasicBlock)
                 x = block(x, valid)
                 valid = halve(valid, block.stride)
             features.append(x)

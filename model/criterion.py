@@ -25,7 +25,7 @@ class Target:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms, in the loss and (`classes` alike) in the matching cost, as published."""
+    """Weights of the terms, the same in the loss and in the matching cost, as published."""
 
     classes: float = 2.0
     boxes: float = 5.0
@@ -37,9 +37,7 @@ def _corners(boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match(
-    predictions: Predictions, targets: Sequence[Target], weights: LossWeights
-) -> list[Match]:
+def match(predictions: Predictions, targets: Sequence[Target], weights: LossWeights) -> list[Match]:
     """For each picture the query indices and target indices (n,), (n,) of the cheapest pairing.
 
     Source: `HungarianMatcher` of the original: focal class cost, L1 and GIoU box costs.
@@ -89,7 +87,7 @@ def set_loss(
 def criterion(
     output: DetectorOutput, targets: Sequence[Target], weights: LossWeights | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum over all decoder layers (and two-stage proposals), and the last layer's terms.
+    """The weighted sum over all layers (and two-stage proposals), and the last layer's terms.
 
     Source: `SetCriterion` of the original; the proposals know only "object", class 0.
     """

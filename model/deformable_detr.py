@@ -123,7 +123,7 @@ class DeformableDetr(nn.Module):
             pixel_mask: (B, H, W), true where there is a picture; None where there is no padding.
 
         Returns:
-            `pred_logits` (B, Q, K), whose sigmoid is each class's score, and `pred_boxes` (B, Q, 4),
+            `pred_logits` (B, Q, K), whose sigmoid is the score, and `pred_boxes` (B, Q, 4),
             (cx, cy, w, h) relative to each picture's valid area, both fp32.
         """
         kind = pixel_values.device.type
@@ -231,9 +231,7 @@ class DeformableDetr(nn.Module):
         shifted = logits[..., :known] + inverse_sigmoid(reference)
         return torch.cat((shifted, logits[..., known:]), dim=-1).sigmoid()
 
-    def _propose(
-        self, levels: FeatureLevels, encoded: Tensor
-    ) -> tuple[Predictions | None, Tensor]:
+    def _propose(self, levels: FeatureLevels, encoded: Tensor) -> tuple[Predictions | None, Tensor]:
         """All proposals (while training), and the best of them as reference boxes (B, Q, 4)."""
         t = self.transformer
         usable, anchors = propose(levels, encoded)

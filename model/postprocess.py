@@ -23,7 +23,7 @@ def postprocess(output: Predictions, sizes: Tensor, top: int = 100) -> Detection
     `sizes` (B, 2) are heights and widths in pixels of the pictures that boxes shall refer to.
     Source: `PostProcess` of the original implementation.
     """
-    batch, queries, classes = output.pred_logits.shape
+    _, queries, classes = output.pred_logits.shape
     probability = output.pred_logits.float().sigmoid().flatten(1)
     scores, index = probability.topk(min(top, queries * classes), dim=1)
     centre, extent = output.pred_boxes.float().split(2, dim=-1)

@@ -68,7 +68,9 @@ class Encoder(nn.Module):
 
     def forward(self, levels: FeatureLevels) -> Tensor:
         """`levels.memory` (B, S, C), every cell attending around its own centre -> (B, S, C)."""
-        reference_points = torch.cat(cell_centres(levels), 1)[:, :, None] * levels.valid_ratios[:, None]
+        reference_points = (
+            torch.cat(cell_centres(levels), 1)[:, :, None] * levels.valid_ratios[:, None]
+        )
         x = levels.memory
         for layer in self.layers:
             x = layer(x, reference_points, levels)

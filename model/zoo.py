@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from model import config as configs
-from model.checkpoint import load_state, read_weights
+from model.checkpoint import State, load_state, read_weights
 from model.config import DeformableDetrConfig
 from model.deformable_detr import DeformableDetr, Padding
 from model.weights import find_weights
@@ -20,7 +20,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that users call by name. `weights` are its own: a hub id, or a file of the package."""
+    """A model that users call by name; `weights` are its own: a hub id or a packaged file."""
 
     name: str
     config: Callable[[], DeformableDetrConfig]
@@ -107,7 +107,8 @@ def create_model(
     """
     config = named_model(name).config()
     dtype = autocast_dtype(precision, device)
-    state, metadata = None, {}
+    state: State | None = None
+    metadata: dict[str, str] = {}
     if weights != RANDOM:
         path = find_weights(weights or named_model(name).weights)
         state, metadata = read_weights(path)

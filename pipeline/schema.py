@@ -52,6 +52,7 @@ class Shard:
     shard: str
     kind: str
     members: tuple[Member, ...]
+    limit: int | None = None  # images to read of a tar or Parquet file; None: all
 
     @property
     def size(self) -> int:

@@ -36,7 +36,7 @@ def ms_deform_attn(
         level_start_index: (L,) first row of each level in S. It follows from `spatial_shapes`; the
             argument keeps the signature of the original op, and None is welcome.
         sampling_locations: (B, Q, M, L, P, 2) as (x, y), where [0, 1] spans a level from edge to
-            edge. Outside counts as zero. Keep these fp32: bf16 is wrong by up to a third of a pixel.
+            edge. Outside counts as zero. Keep these fp32: bf16 is off by up to a third of a pixel.
         attention_weights: (B, Q, M, L, P), as a rule summing to 1 over (L, P).
         implementation: "auto" is "fused_cpu" on a CPU and "embedding_bag" elsewhere; the others are
             there to be compared.

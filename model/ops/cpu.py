@@ -64,7 +64,9 @@ def ms_deform_attn_embedding_bag(
 
     columns, column_weights = axis(column, right_share, width)
     rows, row_weights = axis(row, bottom_share, height)
-    cell = rows[..., :, None] * width[..., None, None] + columns[..., None, :] + start[..., None, None]
+    cell = (
+        rows[..., :, None] * width[..., None, None] + columns[..., None, :] + start[..., None, None]
+    )
     image = torch.arange(batch, device=device, dtype=torch.int32).view(-1, 1, 1, 1, 1, 1, 1)
     head = torch.arange(heads, device=device, dtype=torch.int32).view(-1, 1, 1, 1, 1)
     index = (image * length + cell) * heads + head  # (B, Q, M, L, P, 2, 2)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-@njit(parallel=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(parallel=True, fastmath=True, cache=True)
 def _forward(value, shapes, starts, locations, weights, out):  # type: ignore[no-untyped-def]
     batch, queries, heads, levels, points = weights.shape
     channels = value.shape[3]
@@ -29,7 +29,7 @@ def _forward(value, shapes, starts, locations, weights, out):  # type: ignore[no
                     y = locations[b, q, m, level, p, 1] * height - np.float32(0.5)
                     if not (x > -1 and y > -1 and x < width and y < height):
                         continue
-                    left, top = int(floor(x)), int(floor(y))
+                    left, top = floor(x), floor(y)
                     fx, fy = x - np.float32(left), y - np.float32(top)
                     for dy in range(2):
                         row = top + dy
@@ -47,7 +47,7 @@ def _forward(value, shapes, starts, locations, weights, out):  # type: ignore[no
                                 out[b, q, m, d] += share * value[b, source, m, d]
 
 
-@njit(parallel=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(parallel=True, fastmath=True, cache=True)
 def _backward(  # type: ignore[no-untyped-def]
     value, shapes, starts, locations, weights, grad, grad_value, grad_locations, grad_weights
 ):
@@ -63,7 +63,7 @@ def _backward(  # type: ignore[no-untyped-def]
                     y = locations[b, q, m, level, p, 1] * height - np.float32(0.5)
                     if not (x > -1 and y > -1 and x < width and y < height):
                         continue
-                    left, top = int(floor(x)), int(floor(y))
+                    left, top = floor(x), floor(y)
                     fx, fy = x - np.float32(left), y - np.float32(top)
                     weight = weights[b, q, m, level, p]
                     sampled = slope_x = slope_y = np.float32(0)
@@ -106,7 +106,7 @@ class _FusedMSDeformAttn(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         value, shapes, starts, locations, weights = ctx.saved_tensors
         grads = [torch.zeros_like(tensor) for tensor in (value, locations, weights)]

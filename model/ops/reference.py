@@ -3,7 +3,7 @@
 Deformable DETR (Zhu et al. 2020), section 4.1, equation 3:
 
     out[q, head] = sum over levels l and points p of
-                   attention_weights[q, head, l, p] * bilinear(value[l, head], location[q, head, l, p])
+        attention_weights[q, head, l, p] * bilinear(value[l, head], locations[q, head, l, p])
 """
 
 from collections.abc import Sequence

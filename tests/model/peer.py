@@ -50,7 +50,7 @@ def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
 
 
 def padded_batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Random pictures of unlike sizes: values (B, 3, H, W), zero where padded, and mask (B, H, W)."""
+    """Random pictures of unlike sizes: values (B, 3, H, W), padded with 0, mask (B, H, W)."""
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     values = torch.zeros(len(sizes), 3, height, width)
     mask = torch.zeros(len(sizes), height, width, dtype=torch.long)

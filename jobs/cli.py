@@ -1,0 +1,159 @@
+"""The command line: arguments in, exit codes out."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage import InputError
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Mistakes of the user are one line on stderr and exit code 2."""
+    arguments = vars(parser().parse_args(argv))
+    command = arguments.pop("run")
+    try:
+        return int(command(**arguments))
+    except (InputError, ValueError) as error:
+        print(f"detr-batch: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("detr-batch: interrupted; the same command takes it up again", file=sys.stderr)
+        return EXIT_FAILED
+    except RuntimeError as error:
+        print(f"detr-batch: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its help."""
+    top = argparse.ArgumentParser(
+        prog="detr-batch", description="Label image lakes with Deformable DETR."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _add_label(commands)
+    _add_train(commands)
+    report = commands.add_parser("report", help="throughput and cost of the newest run")
+    report.add_argument("output", metavar="OUTPUT")
+    report.add_argument("--json", action="store_true", help="for programs")
+    report.set_defaults(run=_report)
+    query = commands.add_parser("query", help="SQL over the views images and detections")
+    query.add_argument("output", metavar="OUTPUT")
+    query.add_argument("sql", metavar="SQL", help="a DuckDB SELECT")
+    query.set_defaults(run=_query)
+    models = commands.add_parser("models", help="the named models")
+    models.set_defaults(run=_models)
+    return top
+
+
+def _add_label(commands: Any) -> None:
+    label = commands.add_parser(
+        "label",
+        help="label every image under INPUT that OUTPUT does not hold yet",
+        description="Label every image under INPUT that OUTPUT does not hold yet. Both are local "
+        "paths or URLs (s3://bucket/prefix). The same command, run again, labels what is new; "
+        "after a crash it finishes what was begun.",
+    )
+    add = label.add_argument
+    add("input", metavar="INPUT", help="images, .tar shards, Parquet files, or a list of URLs")
+    add("output", metavar="OUTPUT", help="folder for the tables")
+    add("--model", default="deformable-detr", help="a name of `detr-batch models`")
+    add("--weights", help="file, URL (with #sha256=... checked), hub id, or 'random'")
+    add("--score-threshold", type=float, default=0.3, help="0 keeps the best 100 (default: 0.3)")
+    add("--format", default="auto", choices=["auto", "images", "tar", "parquet", "urls"])
+    add("--limit", type=int, help="label at most this many images")
+    add("--batch-size", type=int, default=8, help="images in one forward pass (default: 8)")
+    add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add("--num-gpus", type=int, default=1, help="detectors on GPUs (default: 1)")
+    add("--address", help="a Ray cluster; none: a local one for this command")
+    add("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
+    add("--usd-per-hour", type=float, help="price of what runs this, for the report")
+    add("--relabel", action="store_true", help="label everything anew, with whatever model")
+    add("--dry-run", action="store_true", help="print the plan; touch nothing")
+    label.set_defaults(run=_label)
+
+
+def _add_train(commands: Any) -> None:
+    from_defaults = "the defaults are the recipe of the packaged weights"
+    train = commands.add_parser(
+        "train",
+        help="train on rendered scenes, or fine-tune on a dataset in COCO's format",
+        description=f"Train; {from_defaults}. With --images and --annotations: fine-tune.",
+    )
+    add = train.add_argument
+    add("output", metavar="OUTPUT", type=Path, help="folder for checkpoints and weights")
+    add("--model", default="shapes-tiny")
+    add("--weights", default="random", help="where to start: see label --help")
+    add("--images", type=Path, help="folder of training pictures; none: rendered scenes")
+    add("--annotations", type=Path, help="COCO annotation file of --images")
+    add("--validation-images", type=Path)
+    add("--validation-annotations", type=Path)
+    for name, kind in _TRAIN_NUMBERS:
+        add(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS)
+    add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    add("--device", default="cpu")
+    add("--resume", action="store_true", help="go on from OUTPUT/last.pt")
+    train.set_defaults(run=_train)
+
+
+_TRAIN_NUMBERS: tuple[tuple[str, type], ...] = (
+    ("steps", int),
+    ("batch_size", int),
+    ("learning_rate", float),
+    ("evaluate_every", int),
+    ("evaluate_images", int),
+    ("seed", int),
+)
+
+
+def _label(**options: Any) -> int:
+    from jobs.label import LabelOptions, label
+
+    return label(LabelOptions(**options))
+
+
+def _train(resume: bool, **options: Any) -> int:
+    from jobs.train import TrainOptions, train
+
+    score = train(TrainOptions(**options), resume)
+    print(f"AP {score['AP']:.4f} on the validation set")
+    return 0
+
+
+def _report(output: str, json: bool) -> int:
+    from jobs.report import as_text, last_report
+
+    report = last_report(output)
+    print(_as_json(report) if json else as_text(report))
+    return 0
+
+
+def _query(output: str, sql: str) -> int:
+    from jobs.query import query
+
+    query(output, sql).show(max_rows=200)
+    return 0
+
+
+def _models() -> int:
+    from model.deformable_detr import DeformableDetr
+    from model.zoo import MODELS
+
+    for named in MODELS.values():
+        net = DeformableDetr(named.config())
+        millions = sum(p.numel() for p in net.parameters()) / 1e6
+        print(f"{named.name:<44} {millions:5.1f} M parameters  weights: {named.weights}")
+    return 0
+
+
+def _as_json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The dataflow on Ray Data: shards -> encoded -> prepared -> detected -> staged, then published."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from model.resize import ResizeRule
+from pipeline.detect import Detector, DetectorSpec
+from pipeline.plan import from_table, to_table
+from pipeline.prepare import prepare_blocks
+from pipeline.publish import Part, PartFile, PublishTarget, publish_part
+from pipeline.read import read_shard
+from pipeline.schema import Receipt, Shard
+from pipeline.stage import stage
+
+# Ray merges what a task yields up to this size, so it is also how much is committed at once: about
+# 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then).
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """What the flow needs beside the detector."""
+
+    staging: str
+    resize: ResizeRule
+    detectors: int  # actors in the detector pool
+    preparers: int  # actors that decode, at most
+    images_per_call: int  # pictures handed to a detector at once, from which it forms batches
+
+
+def label_shards(
+    shards: list[Shard], done: dict[str, list[int]], spec: DetectorSpec, settings: FlowSettings
+) -> Iterator[Receipt]:
+    """Label all images of `shards` but the positions in `done`: one receipt a staged block.
+
+    Fractions of a CPU: with whole ones the actors of a 2-CPU machine would hold all of it and
+    reading would wait for ever. `num_gpus` is 1 a detector on accelerators.
+    """
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    on_gpu = spec.device != "cpu"
+    flow = (
+        ray.data.from_arrow([_work(shard, done.get(shard.shard, [])) for shard in shards])
+        # Reading waits for the network and needs little of a CPU.
+        .map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+        .map_batches(
+            _Prepare,
+            fn_constructor_args=(settings.resize,),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0.5,
+            compute=ActorPoolStrategy(min_size=1, max_size=settings.preparers),
+        )
+        # A fixed pool: growing one GPU at a time costs minutes, and models load slowly.
+        .map_batches(
+            Detector,
+            fn_constructor_args=(spec,),
+            batch_size=settings.images_per_call,
+            batch_format="pyarrow",
+            num_cpus=0 if on_gpu else 0.5,
+            num_gpus=1 if on_gpu else 0,
+            compute=ActorPoolStrategy(size=settings.detectors),
+        )
+        .map_batches(
+            _stage,
+            fn_args=(settings.staging,),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0.25,
+        )
+    )
+    for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for document in batch["receipt"].to_pylist():
+            fields = json.loads(document)
+            yield Receipt(**{**fields, "shards": tuple(fields["shards"])})
+
+
+def publish_parts(parts: list[Part], target: PublishTarget) -> Iterator[PartFile]:
+    """Write all output files, one Ray task a part."""
+    if not parts:
+        return
+    items = [{"part": json.dumps(dataclasses.asdict(part))} for part in parts]
+    flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _publish, fn_args=(target,), batch_size=1, batch_format="pyarrow", num_cpus=0.5
+    )
+    for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for document in batch["file"].to_pylist():
+            yield PartFile(**json.loads(document))
+
+
+def _work(shard: Shard, done: list[int]) -> pa.Table:
+    """A shard and its finished positions as a block of one row."""
+    finished = pa.array([done], pa.list_(pa.int64()))
+    return to_table([shard]).append_column("done", finished)
+
+
+def _read(batch: pa.Table) -> Iterator[pa.Table]:
+    """Shards -> ENCODED."""
+    done = batch["done"].to_pylist()
+    shards = from_table(batch.drop_columns(["done"]))
+    for shard, finished in zip(shards, done, strict=True):
+        yield from read_shard(shard, frozenset(finished))
+
+
+class _Prepare:
+    """ENCODED -> PREPARED."""
+
+    def __init__(self, resize: ResizeRule):
+        self.resize = resize
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        yield from prepare_blocks(table, self.resize)
+
+
+def _stage(table: pa.Table, staging: str) -> pa.Table:
+    """DETECTED -> one receipt, as JSON."""
+    receipt = json.dumps(dataclasses.asdict(stage(table, staging)))
+    return pa.table({"receipt": [receipt]})
+
+
+def _publish(batch: pa.Table, target: PublishTarget) -> pa.Table:
+    """A part -> the files that were written, as JSON."""
+    files: list[str] = []
+    for document in batch["part"].to_pylist():
+        fields: dict[str, Any] = json.loads(document)
+        part = Part(fields["number"], tuple(fields["shards"]), tuple(fields["files"]))
+        files += [json.dumps(dataclasses.asdict(f)) for f in publish_part(part, target)]
+    return pa.table({"file": files})

@@ -1,0 +1,112 @@
+"""One writer per OUTPUT: a lock file with a lease, taken and renewed by conditional writes.
+
+The file names its holder and when its lease ends. It is created only where there is none
+(`If-None-Match` on S3, an exclusive create locally). A dead holder's lease ends by itself; then the
+next run takes the lock over. A holder that finds another name in the file has lost it and must not
+publish.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from pipeline.storage import InputError, join, open_location, write_whole
+
+LEASE_SECONDS = 60.0
+RENEW_SECONDS = 15.0  # four chances before the lease ends
+LOCK_NAME = "_lock.json"
+
+
+class LockLost(RuntimeError):
+    """Another run took the lock over while this one was paused."""
+
+
+class OutputLock:
+    """Holds OUTPUT for as long as the `with` block runs, renewing the lease from a thread."""
+
+    def __init__(self, output: str, lease_seconds: float = LEASE_SECONDS):
+        self.lease_seconds = lease_seconds
+        self.token = uuid.uuid4().hex
+        self.fs, self.path = open_location(join(output, LOCK_NAME), "OUTPUT")
+        self.output = output
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
+
+    def __enter__(self) -> "OutputLock":
+        """InputError, naming the holder, where another run has a lease that has not ended."""
+        if not _create(self.fs, self.path, self._content()):
+            holder = self._read()
+            remaining = holder.get("expires_at", 0.0) - time.time()
+            if remaining > 0:
+                raise InputError(
+                    f"{self.output} is being written by {holder.get('holder')} (its lease ends in "
+                    f"{remaining:.0f} s unless renewed). Wait for it, or end it first."
+                )
+            write_whole(self.fs, self.path, self._content())
+            time.sleep(0.2)  # of two that take over at once, the later write stands
+            self.check()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._read().get("token") == self.token:
+            self.fs.rm_file(self.path)
+
+    def check(self) -> None:
+        """LockLost unless the lock is still this run's. Call before anything becomes visible."""
+        holder = self._read()
+        if holder.get("token") != self.token:
+            raise LockLost(f"{self.output} was taken over by {holder.get('holder', 'another run')}")
+
+    def _content(self) -> bytes:
+        document = {
+            "token": self.token,
+            "holder": f"{socket.gethostname()}:{os.getpid()}",
+            "expires_at": time.time() + self.lease_seconds,
+        }
+        return json.dumps(document).encode()
+
+    def _read(self) -> dict[str, Any]:
+        self.fs.invalidate_cache()
+        try:
+            document: dict[str, Any] = json.loads(self.fs.cat_file(self.path))
+        except FileNotFoundError:
+            return {}
+        return document
+
+    def _renew(self) -> None:
+        while not self._stop.wait(min(RENEW_SECONDS, self.lease_seconds / 4)):
+            if self._read().get("token") != self.token:
+                return  # lost: `check` will say so before anything is published
+            write_whole(self.fs, self.path, self._content())
+
+
+def _create(fs: AbstractFileSystem, path: str, content: bytes) -> bool:
+    """Write `path` unless it exists; False where it does."""
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(path, "xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        return True
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except FileExistsError:
+        return False
+    return True

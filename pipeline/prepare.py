@@ -1,0 +1,101 @@
+"""prepare: ENCODED -> PREPARED. Decode, turn upright, make RGB, resize; a failure costs one row."""
+
+import io
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from model.resize import ResizeRule
+from pipeline.schema import OK, PREPARED, TOO_MANY_PIXELS, TRUNCATED, UNDECODABLE, failed_row
+
+MAX_PIXELS = 100_000_000  # a 100-megapixel camera's; 300 MB as RGB
+BYTES_PER_TABLE = 16 << 20  # of pixels
+ORIENTATION_TAG = 0x0112
+
+
+class _TooManyPixels(Exception):
+    """The header announces more pixels than the limit."""
+
+
+def prepare_blocks(
+    table: pa.Table, resize: ResizeRule, max_pixels: int = MAX_PIXELS
+) -> Iterator[pa.Table]:
+    """PREPARED tables, row for row, of at most about BYTES_PER_TABLE of pixels each."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for index in range(len(table)):
+        row = prepare_row(table.slice(index, 1).to_pylist()[0], resize, max_pixels)
+        rows.append(row)
+        size += len(row["pixels"] or b"")
+        if size >= BYTES_PER_TABLE:
+            yield pa.Table.from_pylist(rows, schema=PREPARED)
+            rows, size = [], 0
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=PREPARED)
+
+
+def prepare_row(row: dict[str, Any], resize: ResizeRule, max_pixels: int) -> dict[str, Any]:
+    """One ENCODED row -> one PREPARED row, failed where the picture cannot be had."""
+    if row["status"] != OK:
+        return failed_row(PREPARED, row, row["status"], row["error"])
+    began = time.perf_counter()
+    known: dict[str, Any] = {}
+    try:
+        pixels = _decode(row["encoded"], resize, max_pixels, known)
+    except _TooManyPixels as error:
+        return failed_row(PREPARED, {**row, **known}, TOO_MANY_PIXELS, str(error))
+    except UnidentifiedImageError:
+        return failed_row(PREPARED, {**row, **known}, UNDECODABLE, "no known image format")
+    except Exception as error:  # decoders raise many kinds; each becomes this image's row
+        text = f"{type(error).__name__}: {error}"
+        status = TRUNCATED if "truncated" in text.lower() else UNDECODABLE
+        return failed_row(PREPARED, {**row, **known}, status, text)
+    return {
+        **{name: row.get(name) for name in PREPARED.names},
+        **known,
+        "pixels": pixels.tobytes(),
+        "rows": pixels.shape[0],
+        "columns": pixels.shape[1],
+        "prepare_seconds": time.perf_counter() - began,
+    }
+
+
+def _decode(
+    encoded: bytes, resize: ResizeRule, max_pixels: int, known: dict[str, Any]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(rows, columns, 3) uint8; fills in what is `known` of the size as it learns it."""
+    Image.MAX_IMAGE_PIXELS = None  # our own limit, below, is a row and not a warning
+    with Image.open(io.BytesIO(encoded)) as file:
+        width, height = file.size
+        known.update(width=width, height=height, orientation=1)
+        if width * height > max_pixels:
+            raise _TooManyPixels(f"{width} x {height} is more than {max_pixels} pixels")
+        orientation = file.getexif().get(ORIENTATION_TAG, 1)
+        file.load()  # of an animation, the first frame
+        picture = _rgb(file)
+        if orientation in range(2, 9):
+            picture = ImageOps.exif_transpose(_with_orientation(picture, orientation))
+            known["orientation"] = orientation
+        known.update(width=picture.width, height=picture.height)
+    rows, columns = resize.target_size(picture.height, picture.width)
+    return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR))
+
+
+def _with_orientation(picture: Image.Image, orientation: int) -> Image.Image:
+    picture.getexif()[ORIENTATION_TAG] = orientation
+    return picture
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Any mode as RGB: alpha is dropped, 16 bits are scaled (not clipped) to 8."""
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        values = np.asarray(picture, np.float64)
+        peak = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=0.0)))
+        picture = Image.fromarray((values.clip(0, peak) * (255.0 / peak)).astype(np.uint8))
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")

@@ -1,0 +1,184 @@
+"""publish: staged blocks -> the tables that users query, then the manifest: only then they count.
+
+Each output file holds whole shards, in order of shard and position, and is written by one Ray task;
+the driver knows shards and counts, never rows.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.schema import DETECTED, DETECTIONS, IMAGES
+from pipeline.stage import Staged
+from pipeline.storage import join, open_location, write_whole
+
+# Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
+IMAGES_PER_FILE = 100_000
+
+
+class ReconcileError(RuntimeError):
+    """Images that were planned have no row: nothing is published."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One pair of output files to write: which staged files hold its shards."""
+
+    number: int
+    shards: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PublishTarget:
+    """Where a run's tables go, and what its rows say about the model."""
+
+    output: str
+    run_id: str
+    staging: str
+    model: str
+    fingerprint: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A file that counts, as the manifest lists it."""
+
+    path: str  # below OUTPUT
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def reconcile(planned: list[str], staged: Staged) -> None:
+    """ReconcileError unless every planned shard is staged to its last image."""
+    sizes = staged.sizes()
+    wrong = []
+    for shard in planned:
+        found, size = sizes.get(shard, (0, None))
+        if found != size:
+            wanted = "an unknown number" if size is None else str(size)
+            wrong.append(f"{shard}: {found} of {wanted}")
+    if wrong:
+        more = f" and {len(wrong) - 3} more shards" if len(wrong) > 3 else ""
+        raise ReconcileError(
+            f"images are missing, so nothing was published ({'; '.join(wrong[:3])}{more}). "
+            "Run the same command again: it labels those that are missing."
+        )
+
+
+def parts(planned: list[str], staged: Staged, images_per_file: int = IMAGES_PER_FILE) -> list[Part]:
+    """Planned shards, sorted, in groups of about `images_per_file` images."""
+    sizes = staged.sizes()
+    groups: list[list[str]] = [[]]
+    count = 0
+    for shard in sorted(planned):
+        if count and count + sizes[shard][0] > images_per_file:
+            groups.append([])
+            count = 0
+        groups[-1].append(shard)
+        count += sizes[shard][0]
+    return [
+        Part(i, tuple(group), tuple(sorted({f for shard in group for f in staged.files[shard]})))
+        for i, group in enumerate(groups)
+        if group
+    ]
+
+
+def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
+    """Write one file of each table: repeats dropped, sorted by shard and position."""
+    fs, staging = open_location(target.staging, "staging")
+    tables = []
+    for name in part.files:
+        with fs.open(f"{staging}/{name}", "rb") as file:
+            table = pq.read_table(file, schema=DETECTED)
+        tables.append(table.filter(pc.is_in(table["shard"], pa.array(part.shards, pa.string()))))
+    rows = pa.concat_tables(tables).sort_by(
+        [("shard", "ascending"), ("index_in_shard", "ascending")]
+    )
+    rows = _first_of_each(rows)
+    name = f"run={target.run_id}/part-{part.number:05d}.parquet"
+    return [
+        _write(target, f"images/{name}", images_table(rows, target)),
+        _write(target, f"detections/{name}", detections_table(rows, target.labels)),
+    ]
+
+
+def _first_of_each(rows: pa.Table) -> pa.Table:
+    """Of neighbouring rows with the same shard and position, the first."""
+    if len(rows) < 2:
+        return rows
+    shard, index = rows["shard"].combine_chunks(), rows["index_in_shard"].combine_chunks()
+    again = pc.and_(pc.equal(shard[1:], shard[:-1]), pc.equal(index[1:], index[:-1]))
+    return rows.filter(pa.concat_arrays([pa.array([True]), pc.invert(again)]))
+
+
+def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
+    """DETECTED -> IMAGES."""
+    scores = [boxes[0]["score"] if boxes else None for boxes in rows["boxes"].to_pylist()]
+    columns = {
+        "num_detections": pc.fill_null(pc.list_value_length(rows["boxes"]), 0).cast(pa.int32()),
+        "max_score": pa.array(scores, pa.float32()),
+        "model": pa.array([target.model] * len(rows), pa.string()),
+        "model_fingerprint": pa.array([target.fingerprint] * len(rows), pa.string()),
+    }
+    arrays = [
+        columns.get(name, rows[name] if name in rows.column_names else None)
+        for name in IMAGES.names
+    ]
+    return pa.table(arrays, schema=IMAGES)
+
+
+def detections_table(rows: pa.Table, labels: tuple[str, ...]) -> pa.Table:
+    """DETECTED -> DETECTIONS: one row a box, best of each image first."""
+    boxes = rows["boxes"].combine_chunks()
+    parent = pc.list_parent_indices(boxes)
+    flat = pc.list_flatten(boxes)
+    lengths = pc.fill_null(pc.list_value_length(boxes), 0).to_pylist()
+    fields = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
+    columns = {
+        **fields,
+        "image_id": rows["image_id"].take(parent),
+        "shard": rows["shard"].take(parent),
+        "detection": pa.array([k for n in lengths for k in range(n)], pa.int32()),
+        "label": pa.array(labels, pa.string()).take(fields["label_id"]),
+    }
+    return pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)
+
+
+def _write(target: PublishTarget, name: str, table: pa.Table) -> PartFile:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    data = buffer.getvalue()
+    fs, path = open_location(join(target.output, name), "OUTPUT")
+    write_whole(fs, path, data)
+    return PartFile(name, len(table), len(data), hashlib.sha256(data).hexdigest())
+
+
+def write_manifest(target: PublishTarget, files: list[PartFile], counts: dict[str, int]) -> None:
+    """The last write of a run: from now on its files count."""
+    document: dict[str, Any] = {
+        "run_id": target.run_id,
+        "model": target.model,
+        "model_fingerprint": target.fingerprint,
+        "images": counts,  # by status
+        "files": [asdict(file) for file in files],
+    }
+    fs, path = open_location(join(target.output, "_runs", target.run_id, "manifest.json"), "OUTPUT")
+    write_whole(fs, path, json.dumps(document, indent=1).encode())
+
+
+def committed_runs(output: str) -> list[dict[str, Any]]:
+    """Manifests of the runs that count, oldest first."""
+    fs, path = open_location(join(output, "_runs"), "OUTPUT")
+    if not fs.exists(path):
+        return []
+    found = sorted(name for name in fs.find(path) if name.endswith("/manifest.json"))
+    return [json.loads(fs.cat_file(name)) for name in found]

@@ -1,0 +1,97 @@
+"""Where things lie: local paths and object stores through fsspec, with errors people can act on."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+# A stalled request fails after this long and is tried again, a bounded number of times.
+S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "retries": {"max_attempts": 5, "mode": "standard"},
+    }
+}
+
+
+class InputError(ValueError):
+    """A mistake of the user's: one line that says what to do."""
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with `parts` below it."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def mask(url: str) -> str:
+    """`url` without user, password or query, which may hold secrets."""
+    return re.sub(r"//[^/@]*@", "//", url).split("?", 1)[0]
+
+
+def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
+    """File system and path of a local path or URL. InputError for an unknown protocol.
+
+    Endpoint and credentials of S3 come from the environment (AWS_ENDPOINT_URL, AWS_PROFILE, ...).
+    """
+    options = S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+    try:
+        fs, path = url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{what} {mask(url)} cannot be opened: {error}") from error
+    return fs, path
+
+
+def uri(fs: AbstractFileSystem, path: str) -> str:
+    """The one URL of an object, `file:///...` for local files."""
+    return str(fs.unstrip_protocol(path))
+
+
+def describe(error: BaseException, url: str) -> str:
+    """A storage error as one line that says what to do."""
+    kind = type(error).__name__
+    place = mask(url)
+    if kind == "NoCredentialsError":
+        return f"no credentials for {place}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
+    if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
+        return f"{place} does not exist: check the spelling, and the bucket's region"
+    if isinstance(error, PermissionError):
+        return (
+            f"{place} is forbidden: check the credentials and their rights ({_first_line(error)})"
+        )
+    return f"{place} cannot be reached: {kind}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return mask((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Make an object appear whole or not at all: one put, or a rename of a hidden local file."""
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
