@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test test-all lint format lock setup clean
+.PHONY: demo test test-all lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -12,6 +12,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
+
+demo: setup  ## render scenes, label them, compare with the truth
+	$(BIN)/python -m jobs.demo demo
 
 test: setup  ## all tests but the slow ones
 	$(BIN)/python -m pytest

@@ -130,6 +130,17 @@ def _cat_one(fs: Any, path: str) -> dict[str, Any]:
         return {path: error}
 
 
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raises at a damaged header, which tarfile takes for the end of the archive (unless first)."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
 def _tar(shard: Shard) -> Iterator[Row]:
     """Image members of a tar, streamed. The name is webdataset's key: the path up to the first dot.
 
@@ -141,7 +152,10 @@ def _tar(shard: Shard) -> Iterator[Row]:
     seen: set[str] = set()
     count = 0
     try:
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with (
+            fs.open(path, "rb") as file,
+            tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as archive,
+        ):
             for entry in archive:
                 if not entry.isfile() or not _is_image(entry.name):
                     continue
