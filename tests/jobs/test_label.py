@@ -1,0 +1,147 @@
+"""The main job on a real local Ray: once, again, after a kill, and with wrong input."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+
+from jobs.cli import main
+from jobs.label import LabelOptions, label
+from jobs.query import connect
+from model.checkpoint import save_weights
+from model.zoo import create_model
+from pipeline.lock import OutputLock
+from pipeline.storage import InputError
+
+COLUMNS = "image_id, label_id, round(score, 3), round(x_min), round(y_max)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights as a file: the same in every process."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(create_model("shapes-tiny", "random"), path, {})
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five pictures of unlike sizes, and two files that are none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, size in enumerate([(60, 80), (90, 70), (64, 64), (120, 50), (70, 90)]):
+        pixels = np.random.default_rng(index).integers(0, 255, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    return folder
+
+
+def options(source: Path | str, output: Path | str, weights: str, **other: Any) -> LabelOptions:
+    return LabelOptions(
+        str(source),
+        str(output),
+        model="shapes-tiny",
+        weights=weights,
+        score_threshold=0.0,
+        precision="fp32",
+        **other,
+    )
+
+
+def rows(output: Path | str, sql: str) -> list[Any]:
+    return connect(str(output)).sql(sql).fetchall()
+
+
+def test_label_then_only_what_is_new(photos: Path, tmp_path: Path, weights: str) -> None:
+    output = tmp_path / "out"
+    assert label(options(photos, output, weights)) == 0
+    statuses = dict(rows(output, "SELECT status, count(*) FROM images GROUP BY 1"))
+    assert statuses == {"ok": 5, "empty_file": 1, "undecodable": 1}
+    assert rows(output, "SELECT count(*) FROM detections") == [(500,)]
+    assert not (output / "_staging").exists() or not list((output / "_staging").iterdir())
+    assert label(options(photos, output, weights)) == 0  # nothing new: no second run
+    shutil.copy(photos / "0.png", photos / "new.png")
+    assert label(options(photos, output, weights)) == 0
+    assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
+    with pytest.raises(InputError, match="--relabel"):
+        label(options(photos, output, "random"))
+    assert main(["report", str(output)]) == 0
+    assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
+
+
+def test_killed_run_is_taken_up_and_ends_the_same(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    assert label(options(photos, calm, weights)) == 0
+    command = [sys.executable, "-m", "jobs.cli", "label", str(photos), str(killed)]
+    command += ["--model", "shapes-tiny", "--weights", weights, "--score-threshold", "0"]
+    command += ["--precision", "fp32"]
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("_staging/*/plan.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(killed.glob("_runs/*/manifest.json"))
+    with pytest.raises(InputError, match="lease"):
+        label(options(photos, killed, weights))
+    (killed / "_lock.json").unlink()  # stands for a minute's wait
+    assert label(options(photos, killed, weights)) == 0
+    sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
+    assert rows(calm, sql) == rows(killed, sql)
+
+
+def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) -> None:
+    with OutputLock(str(tmp_path / "out")), pytest.raises(InputError, match="being written by"):
+        label(options(photos, tmp_path / "out", weights))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "out"], "does not exist"),
+        (["photos", "out", "--model", "yolo"], "unknown model"),
+        (["photos", "out", "--score-threshold", "2"], "--score-threshold"),
+        (["photos", "out", "--weights", "nowhere.pth"], "no weights at"),
+        (["photos", "out", "--model", "deformable-detr", "--weights", "tiny"], "does not fit"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    photos: Path,
+    tmp_path: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [weights if word == "tiny" else word for word in arguments]
+    if "--weights" not in given:
+        given += ["--weights", weights]
+    if "--model" not in given:
+        given += ["--model", "shapes-tiny"]
+    assert main(["label", *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "_runs").exists()
