@@ -130,6 +130,10 @@ def _cat_one(fs: Any, path: str) -> dict[str, Any]:
         return {path: error}
 
 
+# What tarfile raises at the archive's closing zeros, and at the end of a file without them.
+_PROPER_ENDS = ("EOFHeaderError", "EmptyHeaderError")
+
+
 class _StrictTarInfo(tarfile.TarInfo):
     """Raises at a damaged header, which tarfile takes for the end of the archive (unless first)."""
 
@@ -137,7 +141,9 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
         try:
             return super().fromtarfile(tarfile_)
-        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+        except tarfile.HeaderError as error:
+            if type(error).__name__ in _PROPER_ENDS:
+                raise
             raise tarfile.ReadError(str(error)) from error
 
 

@@ -28,7 +28,7 @@ def test_equals_reference(implementation: Implementation) -> None:
     for name in (implementation, "reference"):
         tensors = [tensor.requires_grad_() for tensor in inputs()]
         value, locations, weights = tensors
-        out = ms_deform_attn(value, LEVELS, None, locations, weights, name)  # type: ignore[arg-type]
+        out = ms_deform_attn(value, LEVELS, None, locations, weights, name)
         (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
         results.append([out.detach(), *(tensor.grad for tensor in tensors)])
     for found, expected in zip(*results, strict=True):
