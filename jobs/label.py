@@ -146,12 +146,20 @@ def label(options: LabelOptions) -> int:
 
 
 def known_objects(output: str, run_ids: list[str]) -> set[tuple[str, str]]:
-    """(uri, etag) of every object that committed runs have read."""
+    """(uri, etag) of every object that committed runs have read.
+
+    InputError where one was read in part: it would lose the rest, or label the beginning twice.
+    """
     known: set[tuple[str, str]] = set()
     for run_id in run_ids:
         fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
         with fs.open(path, "rb") as file:
             for shard in from_table(pq.read_table(file)):
+                if shard.limit is not None:
+                    raise InputError(
+                        f"{output} holds a run in which --limit cut {shard.shard} short: label it "
+                        "whole into another OUTPUT, or pass --relabel"
+                    )
                 known.update((member.uri, member.etag) for member in shard.members)
     return known
 

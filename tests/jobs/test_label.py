@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_killed_run_is_taken_up_and_ends_the_same(
     assert label(options(photos, killed, weights)) == 0
     sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
     assert rows(calm, sql) == rows(killed, sql)
+
+
+def test_archive_cut_short_by_limit_is_not_taken_for_whole(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(photos, "photos")
+    output = tmp_path / "out"
+    assert label(options(tmp_path / "photos.tar", output, weights, limit=2)) == 0
+    assert rows(output, "SELECT count(*) FROM images") == [(2,)]
+    with pytest.raises(InputError, match="--limit"):
+        label(options(tmp_path / "photos.tar", output, weights))
 
 
 def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) -> None:
