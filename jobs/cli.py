@@ -72,7 +72,9 @@ def _add_label(commands: Any) -> None:
     add("--num-gpus", type=int, default=1, help="detectors on GPUs (default: 1)")
     add("--address", help="a Ray cluster; none: a local one for this command")
     add("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
-    add("--usd-per-hour", type=float, help="price of what runs this, for the report")
+    add("--instance-type", help="machines this runs on, for the report: see infra/prices.csv")
+    add("--spot", action="store_true", help="they cost the spot price")
+    add("--usd-per-hour", type=float, help="price of all that runs this, instead")
     add("--relabel", action="store_true", help="label everything anew, with whatever model")
     add("--dry-run", action="store_true", help="print the plan; touch nothing")
     label.set_defaults(run=_label)
@@ -95,7 +97,7 @@ def _add_train(commands: Any) -> None:
     add("--validation-annotations", type=Path)
     for name, kind in _TRAIN_NUMBERS:
         add(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS)
-    add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    add("--precision", default="fp32", choices=["auto", "fp32", "bf16", "fp16"])
     add("--device", default="cpu")
     add("--resume", action="store_true", help="go on from OUTPUT/last.pt")
     train.set_defaults(run=_train)
@@ -103,6 +105,7 @@ def _add_train(commands: Any) -> None:
 
 _TRAIN_NUMBERS: tuple[tuple[str, type], ...] = (
     ("steps", int),
+    ("pretrain_steps", int),
     ("batch_size", int),
     ("learning_rate", float),
     ("evaluate_every", int),
@@ -142,12 +145,14 @@ def _query(output: str, sql: str) -> int:
 
 def _models() -> int:
     from model.deformable_detr import DeformableDetr
-    from model.zoo import MODELS
+    from model.zoo import MODELS, PACKAGED
 
     for named in MODELS.values():
         net = DeformableDetr(named.config())
         millions = sum(p.numel() for p in net.parameters()) / 1e6
-        print(f"{named.name:<44} {millions:5.1f} M parameters  weights: {named.weights}")
+        size = f"{millions:5.1f} M parameters {named.gmacs:6.1f} GMACs"
+        weights = "packaged" if named.weights == str(PACKAGED) else named.weights
+        print(f"{named.name:<42} {size}  weights: {weights}")
     return 0
 
 

@@ -169,7 +169,7 @@ def _add_to_tar(tar: tarfile.TarFile, photo: _Photo) -> str:
 
 
 def _empty_truth() -> dict[str, Any]:
-    categories = [{"id": index, "name": name} for index, name in enumerate(SHAPES)]
+    categories = [{"id": index, "name": name} for index, name in enumerate(SHAPES) if name]
     return {"images": [], "annotations": [], "categories": categories}
 
 

@@ -1,6 +1,7 @@
 """`detr-batch label`: everything under INPUT that OUTPUT does not hold yet."""
 
 import io
+import logging
 import secrets
 import sys
 import time
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
+from jobs.prices import Price, price_of
 from jobs.progress import show
 from jobs.run_record import Tally, environment, fingerprint, read_document, report, write_document
 from model.weights import file_sha256, find_weights
@@ -47,6 +49,8 @@ class LabelOptions:
     address: str | None = None
     max_failed_fraction: float = 1.0
     usd_per_hour: float | None = None
+    instance_type: str | None = None
+    spot: bool = False
     relabel: bool = False
     dry_run: bool = False
 
@@ -56,19 +60,40 @@ class LabelOptions:
             raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
         if not 0 <= self.max_failed_fraction <= 1:
             raise InputError(f"--max-failed-fraction {self.max_failed_fraction}: give 0 to 1")
+        if self.usd_per_hour is not None and self.instance_type:
+            raise InputError("--usd-per-hour and --instance-type both name a price: give one")
+        if self.instance_type:
+            price_of(self.instance_type, self.spot)
         for name in ("batch_size", "num_gpus"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.device == "cuda" and not self.address and not torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if self.device == "cuda" and not self.address and not gpus:
             raise InputError(
                 "--device cuda: this machine has no GPU that torch can use; "
                 "pass --device cpu, or --address of a cluster that has one"
             )
+        if self.device != "cpu" and not self.address and 0 < gpus < self.num_gpus:
+            raise InputError(f"--num-gpus {self.num_gpus}: this machine has {gpus}")
 
     def resolved_device(self) -> str:
+        """Where detectors run; ask when Ray runs. "auto": on GPUs where there are any.
+
+        A cluster that makes its GPU nodes on demand has none yet: name "cuda" there.
+        """
         if self.device != "auto":
             return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        resources = ray.cluster_resources() if self.address else {}
+        return "cuda" if resources.get("GPU") or torch.cuda.is_available() else "cpu"
+
+    def price(self, machines: int) -> Price | None:
+        """Of all `machines` together; None where none was given."""
+        if self.usd_per_hour is not None:
+            return Price(self.usd_per_hour, "--usd-per-hour")
+        if self.instance_type is None:
+            return None
+        one = price_of(self.instance_type, self.spot)
+        return Price(machines * one.usd_per_hour, f"{machines} x {one.basis}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +136,7 @@ def label(options: LabelOptions) -> int:
         if not run.shards:
             print(f"nothing new under {options.input}: {options.output} holds it all")
             return EXIT_OK
+        start_ray(options)
         spec = DetectorSpec(
             options.model,
             options.weights,
@@ -130,11 +156,9 @@ def label(options: LabelOptions) -> int:
         settings = FlowSettings(
             target.staging,
             net.config.resize,
-            options.num_gpus if spec.device != "cpu" else 1,
-            preparers=8,
+            *pool_sizes(spec.device, options.num_gpus),
             images_per_call=4 * options.batch_size,
         )
-        start_ray(options)
         dtype = autocast_dtype(options.precision, "cpu" if spec.device == "cpu" else spec.device)
         print(
             f"run {run.run_id}: {options.model} on {spec.device}, {dtype or 'fp32'}",
@@ -217,10 +241,27 @@ def write_table(url: str, table: pa.Table) -> None:
     write_whole(fs, path, buffer.getvalue())
 
 
+def pool_sizes(device: str, num_gpus: int) -> tuple[int, int]:
+    """Detectors, and preparers at most. On CPUs a detector takes all cores of its machine."""
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    if device == "cpu":
+        return sum(node["Alive"] for node in ray.nodes()), max(1, cpus // 2)
+    return num_gpus, max(1, cpus)
+
+
 def start_ray(options: LabelOptions) -> None:
     """Connect to the cluster, or start a local one that ends with this process."""
+    for name in ("ray", "ray.data"):  # their news are for Ray's own log files
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.WARNING)
     if not ray.is_initialized():
-        ray.init(address=options.address, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            address=options.address,
+            log_to_driver=False,
+            include_dashboard=False,
+            configure_logging=False,
+        )
 
 
 def flow(run: Run, spec: DetectorSpec, settings: FlowSettings) -> Tally:
@@ -231,7 +272,9 @@ def flow(run: Run, spec: DetectorSpec, settings: FlowSettings) -> Tally:
     done = {shard.shard: before.done(shard.shard) for shard in open_shards}
     tally = Tally()
     if open_shards:
-        show(label_shards(open_shards, done, spec, settings), tally, already=len(before.images))
+        receipts = label_shards(open_shards, done, spec, settings)
+        size = sum(shard.size for shard in open_shards)
+        show(receipts, tally, already=len(before.images), encoded_bytes=size)
     return tally
 
 
@@ -251,7 +294,8 @@ def finish(
     files = list(publish_parts(parts(planned, result), target))
     statuses = result.images.group_by("status").aggregate([("status", "count")]).to_pylist()
     counts = {row["status"]: row["status_count"] for row in statuses}
-    summary = report(tally, settings.detectors, options.usd_per_hour)
+    machines = sum(node["Alive"] for node in ray.nodes())
+    summary = report(tally, settings.detectors, options.price(machines))
     summary["reconciliation"] = {"planned": len(result.images), **counts}
     write_document(options.output, run.run_id, "report.json", summary)
     write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), to_table(run.shards))

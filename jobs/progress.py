@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
@@ -12,15 +13,25 @@ from pipeline.schema import Receipt
 LOG_SECONDS = 10.0  # between plain lines
 
 
-def describe(tally: Tally, already: int) -> str:
-    """Images done, rate, failed."""
+def describe(tally: Tally, already: int, encoded_bytes: int) -> str:
+    """Images done, rate, failed, time left."""
     rate = tally.steady_rate()
     speed = f"{rate:.1f} images/s" if rate else "starting"
-    return f"{already + tally.images} images, {speed}, {tally.failed.total()} failed"
+    text = f"{already + tally.images} images, {speed}, {tally.failed.total()} failed"
+    left = tally.seconds_left(encoded_bytes)
+    if left:
+        text += f", about {timedelta(seconds=round(left))} left"
+    return text
 
 
-def show(receipts: Iterable[Receipt], tally: Tally, already: int = 0) -> None:
-    """Add up `receipts` into `tally` as they come; `already` images were done before."""
+def show(
+    receipts: Iterable[Receipt], tally: Tally, already: int = 0, encoded_bytes: int = 0
+) -> None:
+    """Add up `receipts` into `tally` as they come.
+
+    `already` images were done before; the rest lie in about `encoded_bytes`, which tell how long
+    it will take (0: not known).
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         said = time.monotonic()
@@ -28,11 +39,11 @@ def show(receipts: Iterable[Receipt], tally: Tally, already: int = 0) -> None:
             tally.add(receipt)
             if time.monotonic() - said > LOG_SECONDS:
                 said = time.monotonic()
-                console.print(describe(tally, already), highlight=False)
-        console.print(describe(tally, already), highlight=False)
+                console.print(describe(tally, already, encoded_bytes), highlight=False)
+        console.print(describe(tally, already, encoded_bytes), highlight=False)
         return
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("starting Ray's workers", total=None)
         for receipt in receipts:
             tally.add(receipt)
-            bar.update(task, description=describe(tally, already))
+            bar.update(task, description=describe(tally, already, encoded_bytes))

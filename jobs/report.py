@@ -33,9 +33,10 @@ def as_text(report: dict[str, Any]) -> str:
         f"device use     {report['device_use']:.0%} of the wall time",
         "cost           "
         + (
-            "not known: give label --usd-per-hour"
+            "not known: give label --instance-type or --usd-per-hour"
             if cost is None
-            else f"{cost:.4f} USD per 1,000 images at {report['usd_per_hour']} USD an hour"
+            else f"{cost:.4f} USD per 1,000 images at {report['usd_per_hour']:g} USD an hour "
+            f"({report['price_basis']})"
         ),
     ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from jobs.prices import Price
 from model.config import DeformableDetrConfig
 from pipeline.schema import Receipt
 from pipeline.storage import join, open_location, write_whole
@@ -61,34 +62,44 @@ class Tally:
     detections: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)  # by stage, summed over workers
-    first: tuple[float, int] | None = None  # time and images of the first receipt
+    encoded_bytes: int = 0
+    first: Receipt | None = None
     last: float = 0.0
 
     def add(self, receipt: Receipt) -> None:
         self.images += receipt.images
         self.detections += receipt.detections
+        self.encoded_bytes += receipt.encoded_bytes
         self.failed.update(receipt.failed)
         for stage in ("prepare", "detect", "stage"):
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
         self.last = max(self.last, receipt.finished_at)
         if self.first is None:
-            self.first = (receipt.finished_at, receipt.images)
+            self.first = receipt
 
     def steady_rate(self) -> float | None:
         """Images/s after the first receipt, so without start-up; None before the second."""
-        if self.first is None or self.last <= self.first[0]:
+        if self.first is None or self.last <= self.first.finished_at:
             return None
-        return (self.images - self.first[1]) / (self.last - self.first[0])
+        return (self.images - self.first.images) / (self.last - self.first.finished_at)
+
+    def seconds_left(self, encoded_bytes: int) -> float | None:
+        """Until this many bytes of images are labelled, at the steady rate; None before it."""
+        if self.first is None or self.last <= self.first.finished_at:
+            return None
+        done = self.encoded_bytes - self.first.encoded_bytes
+        left = max(0, encoded_bytes - self.encoded_bytes)
+        return left * (self.last - self.first.finished_at) / done if done else None
 
 
-def report(tally: Tally, detectors: int, usd_per_hour: float | None) -> dict[str, Any]:
+def report(tally: Tally, detectors: int, price: Price | None) -> dict[str, Any]:
     """The figures of a finished run; money is null where no price was given.
 
     `device_use` is the share of the run's wall time, start-up included, in which the detectors
     computed.
     """
     wall = time.time() - tally.started
-    cost = None if usd_per_hour is None else usd_per_hour * wall / 3600
+    cost = None if price is None else price.usd_per_hour * wall / 3600
     return {
         "images": tally.images,
         "ok": tally.images - tally.failed.total(),
@@ -99,7 +110,8 @@ def report(tally: Tally, detectors: int, usd_per_hour: float | None) -> dict[str
         "images_per_second_steady": tally.steady_rate(),
         "seconds_by_stage": dict(tally.seconds),
         "device_use": tally.seconds["detect"] / (wall * detectors),
-        "usd_per_hour": usd_per_hour,
+        "usd_per_hour": price and price.usd_per_hour,
+        "price_basis": price and price.basis,
         "usd": cost,
         "usd_per_1000_images": None if cost is None else cost * 1000 / max(tally.images, 1),
     }

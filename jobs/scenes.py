@@ -69,7 +69,7 @@ _CONTOURS: dict[str, tuple[Contour, ...]] = {
     "arrow": (_ARROW,),
     "hourglass": (_HOURGLASS,),
 }
-SHAPES: tuple[str, ...] = tuple(_CONTOURS)
+SHAPES: tuple[str, ...] = ("", *_CONTOURS)  # by label; 0 is no shape, as in COCO
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ def scene(seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
     return render_scene(rng, *(size or random_size(rng)))
 
 
-def render_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
-    """Draw a scene of one to MAX_OBJECTS shapes; the picture depends on `rng` and the size only.
+def render_scene(
+    rng: np.random.Generator, width: int, height: int, most: int = MAX_OBJECTS
+) -> Scene:
+    """Draw a scene of one to `most` shapes; the picture depends on the arguments only.
 
     Each shape's longer extent is log-uniform from 1/20 to 1/2 of the shorter side. A crowded
     picture may hold fewer shapes than were drawn by lot, never fewer than one.
@@ -105,8 +107,8 @@ def render_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
     ids = np.zeros((height, width), np.uint8)  # 0: background, n: the n-th object
     labels: list[int] = []
     areas: list[int] = []
-    for _ in range(int(rng.integers(1, MAX_OBJECTS, endpoint=True))):
-        label = int(rng.integers(len(SHAPES)))
+    for _ in range(int(rng.integers(1, most, endpoint=True))):
+        label = int(rng.integers(1, len(SHAPES)))
         size = min(width, height) * _log_uniform(rng, 1 / 20, 1 / 2)
         cutout = _cut(rng, _CONTOURS[SHAPES[label]], size)
         if place := _place(rng, cutout, ids, areas):
@@ -116,7 +118,7 @@ def render_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
             areas.append(int(cutout.mask.sum()))
             ids[on_canvas][cutout.mask[on_patch]] = len(labels)
     if not labels:
-        return render_scene(rng, width, height)
+        return render_scene(rng, width, height, most)
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(ids)]
     return Scene(_photograph(rng, canvas), np.array(boxes, "f4"), np.array(labels, np.int64))
 

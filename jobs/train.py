@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.evaluate import average_precision
+from jobs.pretrain import pretrain
 from jobs.train_data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
+from model.backbone import Backbone
 from model.checkpoint import save_weights
 from model.criterion import criterion
 from model.deformable_detr import DeformableDetr
@@ -29,14 +31,18 @@ class TrainOptions:
     output: Path
     model: str = "shapes-tiny"
     weights: str = "random"
+    pretrain_steps: int = 0  # of the trunk alone: see jobs/pretrain.py
     steps: int = 2400
-    batch_size: int = 8
-    learning_rate: float = 5e-4
+    batch_size: int = 4
+    learning_rate: float = 4e-4
     weight_decay: float = 1e-4
     warmup: int = 100  # steps
     clip_norm: float = 0.1  # as published
+    proposals_per_object: int = 4  # of a two-stage model, see `criterion`, for the first
+    dense_share: float = 0.12  # of the steps; later one, for more make equals of duplicates
+    freeze_norms: float = 0.5  # share of the steps after which batch norms keep their statistics
     seed: int = 0
-    precision: str = "auto"
+    precision: str = "fp32"
     device: str = "cpu"
     evaluate_every: int = 600  # steps
     evaluate_images: int = 200
@@ -109,10 +115,13 @@ def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[i
 
 
 def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW; a pretrained trunk, sampling offsets and reference points learn at a tenth."""
-    slow_names = ["sampling_offsets", "reference_points"]
-    if net.config.backbone == "resnet50":
-        slow_names.append("backbone")
+    """AdamW; a pretrained trunk, sampling offsets and reference points learn at a tenth.
+
+    The compact trunk starts from nothing, and everything of it learns at the full rate.
+    """
+    slow_names = ["sampling_offsets", "reference_points", "backbone"]
+    if net.config.backbone == "compact":
+        slow_names.clear()
     fast: list[torch.nn.Parameter] = []
     slow: list[torch.nn.Parameter] = []
     for name, parameter in net.named_parameters():
@@ -121,7 +130,9 @@ def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Opti
         {"params": fast},
         {"params": slow, "lr": options.learning_rate * 0.1},
     ]
-    return torch.optim.AdamW(groups, options.learning_rate, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(
+        groups, options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
 
 
 def schedule(step: int, options: TrainOptions) -> float:
@@ -152,6 +163,11 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         start = saved["step"]
+    elif options.pretrain_steps:
+        trunk = net.backbone[0]
+        assert isinstance(trunk, Backbone)
+        classes = net.config.num_classes
+        pretrain(trunk, options.pretrain_steps, classes, options.seed, options.device)
     loader = DataLoader(
         training,
         batch_size=options.batch_size,
@@ -178,6 +194,28 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     return score
 
 
+def freeze_norms(net: DeformableDetr) -> None:
+    """Batch norms use, and keep, what they have seen so far: as they will when they infer."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+
+
+def loss_of(
+    net: DeformableDetr, samples: Sequence[Sample], options: TrainOptions, step: int
+) -> torch.Tensor:
+    """The loss of one batch."""
+    dense = step <= options.dense_share * options.steps
+    values, mask = batch_images([sample.image for sample in samples], options.device)
+    loss, _ = criterion(
+        net(values, mask),
+        [sample.target.to(options.device) for sample in samples],
+        proposals_per_object=options.proposals_per_object if dense else 1,
+        named_proposals=not net.config.labels[0],
+    )
+    return loss
+
+
 def steps(
     net: DeformableDetr,
     loader: DataLoader[Sample],
@@ -198,9 +236,9 @@ def steps(
         began = time.monotonic()
         for step, samples in enumerate(loader, start + 1):
             net.train()
-            values, mask = batch_images([sample.image for sample in samples], options.device)
-            output = net(values, mask)
-            loss, _ = criterion(output, [sample.target for sample in samples])
+            if step > options.freeze_norms * options.steps:
+                freeze_norms(net)
+            loss = loss_of(net, samples, options, step)
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss became {loss.item()} at step {step}")
             optimizer.zero_grad()

@@ -13,11 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jobs.scenes import SHAPES, Scene, render_scene, scene
-from model.criterion import Target
+from model.matching import Target
 from model.resize import ResizeRule
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HELD_OUT_SEED = 1_000_000  # the seed of scenes that are never trained on
+MOST_OBJECTS = 20  # crowded pictures teach more in the same time
+# Share of the training done, and of the model's input size at that time: training starts on small
+# pictures, which are quick (Tan & Le 2021).
+SIZES = ((0.0, 0.7), (0.6, 1.0))
 SCALES = (0.7, 1.8)  # rendered size over the model's input size, as in pictures of 200 to 1,200 px
 
 
@@ -62,13 +66,18 @@ class ScenesForTraining(Dataset[Sample]):
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
-        of_batch = np.random.default_rng([self.seed, index // self.batch_size])
-        shorter = int(self.rule.shorter * of_batch.uniform(0.75, 1.1))
+        batch = index // self.batch_size
+        of_batch = np.random.default_rng([self.seed, batch])
+        share = np.interp(batch * self.batch_size / self.length, *SIZES) * of_batch.uniform(
+            0.8, 1.2
+        )
+        shorter = int(self.rule.shorter * share)
         longer = int(min(shorter * math.exp(of_batch.uniform(0, math.log(2.2))), self.rule.longest))
         columns, rows = (shorter, longer) if of_batch.random() < 0.5 else (longer, shorter)
         rng = np.random.default_rng([self.seed, 1, index])
         scale = math.exp(rng.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
-        drawn = render_scene(rng, round(columns * scale), round(rows * scale))
+        size = round(columns * scale), round(rows * scale)
+        drawn = render_scene(rng, *size, MOST_OBJECTS)
         picture = Image.fromarray(drawn.pixels)
         return to_sample(picture, drawn.boxes, drawn.labels, index, (rows, columns))
 
@@ -111,7 +120,7 @@ class HeldOutScenes(Dataset[Sample]):
             {"id": i, "height": s.pixels.shape[0], "width": s.pixels.shape[1]}
             for i, s in enumerate(self.scenes)
         ]
-        categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES)]
+        categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES) if name]
         return {"images": images, "annotations": annotations, "categories": categories}
 
 

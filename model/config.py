@@ -79,9 +79,9 @@ def deformable_detr_with_box_refine_two_stage() -> DeformableDetrConfig:
     return DeformableDetrConfig(with_box_refine=True, two_stage=True)
 
 
-# The classes of the rendered scenes (`jobs/scenes.py` draws them in this order).
+# The classes of the rendered scenes (`SHAPES` in jobs/scenes.py); label 0 is never used, as above.
 SHAPE_LABELS: tuple[str, ...] = (
-    "circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "arrow",
+    "", "circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "arrow",
     "hourglass",
 )  # fmt: skip
 

@@ -20,38 +20,47 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that users call by name; `weights` are its own: a hub id or a packaged file."""
+    """A model that users call by name.
+
+    `weights` are its own: a hub id or a packaged file. `gmacs` are the billions of multiply-adds of
+    its convolutions and matrix products on a picture of 640 x 480, as torch counts them.
+    """
 
     name: str
     config: Callable[[], DeformableDetrConfig]
     weights: str
+    gmacs: float
 
 
 MODELS = {
     named.name: named
     for named in (
-        NamedModel("deformable-detr", configs.deformable_detr, "SenseTime/deformable-detr"),
+        NamedModel("deformable-detr", configs.deformable_detr, "SenseTime/deformable-detr", 163.7),
         NamedModel(
             "deformable-detr-single-scale",
             configs.deformable_detr_single_scale,
             "SenseTime/deformable-detr-single-scale",
+            76.1,
         ),
         NamedModel(
             "deformable-detr-single-scale-dc5",
             configs.deformable_detr_single_scale_dc5,
             "SenseTime/deformable-detr-single-scale-dc5",
+            124.7,
         ),
         NamedModel(
             "deformable-detr-with-box-refine",
             configs.deformable_detr_with_box_refine,
             "SenseTime/deformable-detr-with-box-refine",
+            163.9,
         ),
         NamedModel(
             "deformable-detr-with-box-refine-two-stage",
             configs.deformable_detr_with_box_refine_two_stage,
             "SenseTime/deformable-detr-with-box-refine-two-stage",
+            167.9,
         ),
-        NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED)),
+        NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED), 2.0),
     )
 }
 

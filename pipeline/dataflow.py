@@ -67,6 +67,7 @@ def label_shards(
             batch_format="pyarrow",
             num_cpus=0 if on_gpu else 0.5,
             num_gpus=1 if on_gpu else 0,
+            scheduling_strategy="SPREAD",
             compute=ActorPoolStrategy(size=settings.detectors),
         )
         .map_batches(

@@ -1,9 +1,10 @@
-"""One writer per OUTPUT: a lock file with a lease, taken and renewed by conditional writes.
+"""One writer per OUTPUT: a lock file with a lease, taken by a conditional write.
 
 The file names its holder and when its lease ends. It is created only where there is none
-(`If-None-Match` on S3, an exclusive create locally). A dead holder's lease ends by itself; then the
-next run takes the lock over. A holder that finds another name in the file has lost it and must not
-publish.
+(`If-None-Match` on S3, an exclusive create locally). A store may ignore the condition, so the lock
+is read before and after: only there can two that start in the same instant both write, and the
+later one stands. A dead holder's lease ends by itself; then the next run takes the lock over. A
+holder that finds another name in the file has lost it and must not publish.
 """
 
 import json
@@ -16,12 +17,15 @@ from types import TracebackType
 from typing import Any
 
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.storage import InputError, join, open_location, write_whole
+from pipeline.storage import InputError, explained, join, open_location, write_whole
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0  # four chances before the lease ends
+SETTLE_SECONDS = 0.2  # of two that write at once the later one stands: both look again
 LOCK_NAME = "_lock.json"
+CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")  # what S3 says to a second create
 
 
 class LockLost(RuntimeError):
@@ -36,13 +40,25 @@ class OutputLock:
         self.token = uuid.uuid4().hex
         self.fs, self.path = open_location(join(output, LOCK_NAME), "OUTPUT")
         self.output = output
+        self._made: list[str] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def __enter__(self) -> "OutputLock":
         """InputError, naming the holder, where another run has a lease that has not ended."""
-        if not _create(self.fs, self.path, self._content()):
-            holder = self._read()
+        with explained("OUTPUT", self.output):
+            self._take()
+        time.sleep(SETTLE_SECONDS)
+        self.check()
+        self._thread.start()
+        return self
+
+    def _take(self) -> None:
+        holder = self._read()
+        if isinstance(self.fs, LocalFileSystem):
+            self._made = _make_folders(os.path.dirname(self.path))
+        if holder or not _create(self.fs, self.path, self._content()):
+            holder = holder or self._read()
             remaining = holder.get("expires_at", 0.0) - time.time()
             if remaining > 0:
                 raise InputError(
@@ -50,10 +66,6 @@ class OutputLock:
                     f"{remaining:.0f} s unless renewed). Wait for it, or end it first."
                 )
             write_whole(self.fs, self.path, self._content())
-            time.sleep(0.2)  # of two that take over at once, the later write stands
-            self.check()
-        self._thread.start()
-        return self
 
     def __exit__(
         self,
@@ -65,6 +77,10 @@ class OutputLock:
         self._thread.join()
         if self._read().get("token") == self.token:
             self.fs.rm_file(self.path)
+        for folder in self._made:  # a run that wrote nothing leaves nothing
+            if os.listdir(folder):
+                break
+            os.rmdir(folder)
 
     def check(self) -> None:
         """LockLost unless the lock is still this run's. Call before anything becomes visible."""
@@ -86,6 +102,8 @@ class OutputLock:
             document: dict[str, Any] = json.loads(self.fs.cat_file(self.path))
         except FileNotFoundError:
             return {}
+        except json.JSONDecodeError:  # its holder died, or waits, between creating and writing it
+            return {"holder": "a run that died while it took the lock"}
         return document
 
     def _renew(self) -> None:
@@ -95,10 +113,20 @@ class OutputLock:
             write_whole(self.fs, self.path, self._content())
 
 
+def _make_folders(path: str) -> list[str]:
+    """Make a local folder and those above it; which were made, innermost first."""
+    made = []
+    while not os.path.exists(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(made):
+        os.makedirs(folder, exist_ok=True)
+    return made
+
+
 def _create(fs: AbstractFileSystem, path: str, content: bytes) -> bool:
     """Write `path` unless it exists; False where it does."""
-    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    if isinstance(fs, LocalFileSystem):
         try:
             with open(path, "xb") as file:
                 file.write(content)
@@ -109,4 +137,9 @@ def _create(fs: AbstractFileSystem, path: str, content: bytes) -> bool:
         fs.pipe_file(path, content, mode="create")
     except FileExistsError:
         return False
+    except OSError as error:  # what s3fs makes of botocore's error
+        answer = getattr(error.__cause__, "response", {})
+        if answer.get("Error", {}).get("Code") in CONFLICTS:
+            return False
+        raise
     return True

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.schema import Member, Shard
-from pipeline.storage import InputError, describe, join, open_location, uri
+from pipeline.storage import InputError, explained, join, open_location, uri
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif "
@@ -58,12 +58,8 @@ def plan(
     """
     if format not in FORMATS:
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
-    try:
+    with explained("INPUT", input_url):
         found = list(_listing(input_url, format))
-    except InputError:
-        raise
-    except Exception as error:  # botocore's errors share no base with OSError
-        raise InputError(f"INPUT {describe(error, input_url)}") from error
     kinds = [(member, kind_of(member.uri, format)) for member in found]
     wanted = [(member, kind) for member, kind in kinds if kind]
     if not wanted:

@@ -40,6 +40,7 @@ def prepare_blocks(
 
 def prepare_row(row: dict[str, Any], resize: ResizeRule, max_pixels: int) -> dict[str, Any]:
     """One ENCODED row -> one PREPARED row, failed where the picture cannot be had."""
+    row = {**row, "encoded_bytes": len(row["encoded"] or b"")}
     if row["status"] != OK:
         return failed_row(PREPARED, row, row["status"], row["error"])
     began = time.perf_counter()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.schema import DETECTED, DETECTIONS, IMAGES
 from pipeline.stage import Staged
-from pipeline.storage import join, open_location, write_whole
+from pipeline.storage import explained, join, open_location, write_whole
 
 # Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
 IMAGES_PER_FILE = 100_000
@@ -178,7 +178,8 @@ def write_manifest(target: PublishTarget, files: list[PartFile], counts: dict[st
 def committed_runs(output: str) -> list[dict[str, Any]]:
     """Manifests of the runs that count, oldest first."""
     fs, path = open_location(join(output, "_runs"), "OUTPUT")
-    if not fs.exists(path):
-        return []
-    found = sorted(name for name in fs.find(path) if name.endswith("/manifest.json"))
-    return [json.loads(fs.cat_file(name)) for name in found]
+    with explained("OUTPUT", output):
+        if not fs.exists(path):
+            return []
+        found = sorted(name for name in fs.find(path) if name.endswith("/manifest.json"))
+        return [json.loads(fs.cat_file(name)) for name in found]

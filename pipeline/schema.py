@@ -92,6 +92,7 @@ PREPARED = pa.schema(
         pa.field("pixels", pa.large_binary()),
         pa.field("rows", pa.int32()),
         pa.field("columns", pa.int32()),
+        pa.field("encoded_bytes", pa.int64()),  # of the file, or of the archive's member
         pa.field("prepare_seconds", pa.float32()),  # decode, convert and resize of this image
     ]
 )
@@ -113,6 +114,7 @@ DETECTED = pa.schema(
         *_IDENTITY,
         *_DISPLAYED,
         pa.field("boxes", pa.list_(BOX)),  # best score first; pixels of the displayed image
+        pa.field("encoded_bytes", pa.int64()),
         pa.field("prepare_seconds", pa.float32()),
         pa.field("detect_seconds", pa.float32()),  # this image's share of its batch
         pa.field("processed_at", pa.timestamp("us", "UTC")),
@@ -162,6 +164,7 @@ class Receipt:
     images: int
     detections: int
     failed: dict[str, int] = field(default_factory=dict)  # status -> images
+    encoded_bytes: int = 0  # of all images
     prepare_seconds: float = 0.0
     detect_seconds: float = 0.0
     stage_seconds: float = 0.0

@@ -42,6 +42,7 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         images=images,
         detections=sum(pc.list_value_length(table["boxes"]).to_pylist()),
         failed=dict(statuses),
+        encoded_bytes=pc.sum(table["encoded_bytes"]).as_py() or 0,
         prepare_seconds=pc.sum(table["prepare_seconds"]).as_py() or 0.0,
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
         stage_seconds=time.perf_counter() - began,

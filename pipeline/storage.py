@@ -3,6 +3,8 @@
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,17 @@ def describe(error: BaseException, url: str) -> str:
             f"{place} is forbidden: check the credentials and their rights ({_first_line(error)})"
         )
     return f"{place} cannot be reached: {kind}: {_first_line(error)}"
+
+
+@contextmanager
+def explained(what: str, url: str) -> Iterator[None]:
+    """Errors of the storage inside, as InputErrors that name what lies at `url` ("INPUT")."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # botocore's errors share no base with OSError
+        raise InputError(f"{what} {describe(error, url)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,13 @@
 """Fixtures that several rooms share."""
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
+
+from tests.s3_server import BUCKET, s3_server
 
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
 
@@ -13,3 +18,26 @@ def testdata() -> Path:
     if not TESTDATA.is_dir():
         pytest.skip(f"{TESTDATA} is absent: this test needs its photos")
     return TESTDATA
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[None]:
+    """An S3 server on loopback, which this process's environment names."""
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture
+def bucket(s3: None) -> str:
+    """An empty prefix of its bucket: `s3://...`."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: None) -> Iterator[None]:
+    """A Ray of two CPUs for all tests; its workers can reach the S3 server."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

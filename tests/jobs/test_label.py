@@ -7,13 +7,11 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from jobs.cli import main
@@ -27,11 +25,7 @@ from pipeline.storage import InputError
 COLUMNS = "image_id, label_id, round(score, 3), round(x_min), round(y_max)"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from transformers.loss.loss_deformable_detr import (
     DeformableDetrForObjectDetectionLoss,
 )
 
-from model.criterion import Target, criterion
+from model.criterion import criterion
 from model.deformable_detr import DetectorOutput, Predictions
+from model.matching import Target
 
 
 def test_loss_equals_transformers() -> None:

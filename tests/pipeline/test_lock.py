@@ -1,0 +1,88 @@
+"""The lock on a local disk and on a real S3 server with conditional writes."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.lock import LOCK_NAME, LockLost, OutputLock, _create
+from pipeline.storage import InputError, join, open_location
+
+
+@pytest.fixture(params=["disk", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "out")
+    bucket: str = request.getfixturevalue("bucket")
+    return bucket
+
+
+def test_second_holder_is_refused_and_third_may_come(output: str) -> None:
+    with OutputLock(output), pytest.raises(InputError, match="is being written by"):
+        OutputLock(output).__enter__()
+    with OutputLock(output) as lock:
+        lock.check()
+    fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
+    fs.invalidate_cache()
+    assert not fs.exists(path)
+
+
+def test_a_file_is_created_once(output: str) -> None:
+    fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
+    fs.makedirs(output, exist_ok=True)
+    assert _create(fs, path, b"first")
+    assert not _create(fs, path, b"second")
+    assert fs.cat_file(path) == b"first"
+
+
+def test_one_of_many_at_once_gets_it(output: str) -> None:
+    held, refused = [], []
+    start = threading.Barrier(6)
+
+    def try_it() -> None:
+        lock = OutputLock(output)
+        start.wait()
+        try:
+            held.append(lock.__enter__())
+        except (InputError, LockLost) as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=try_it) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1
+    assert len(refused) == 5
+    held[0].check()
+    held[0].__exit__(None, None, None)
+
+
+def test_ended_lease_is_taken_over_and_its_holder_notices(output: str) -> None:
+    dead = OutputLock(output, lease_seconds=0.5)
+    fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
+    fs.makedirs(output, exist_ok=True)
+    assert _create(fs, path, dead._content())
+    with pytest.raises(InputError, match="lease ends"):
+        OutputLock(output).__enter__()
+    time.sleep(0.6)
+    with OutputLock(output) as heir:
+        heir.check()
+        with pytest.raises(LockLost, match="taken over"):
+            dead.check()
+
+
+def test_lease_is_renewed(output: str) -> None:
+    with OutputLock(output, lease_seconds=1) as lock:
+        time.sleep(1.5)
+        lock.check()
+        with pytest.raises(InputError):
+            OutputLock(output).__enter__()
+
+
+def test_lock_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).touch()
+    with OutputLock(str(tmp_path)):
+        assert "token" in json.loads((tmp_path / LOCK_NAME).read_text())
