@@ -51,9 +51,8 @@ def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> No
     assert connect(output).sql(sql).fetchall() == [("ok", 3), ("undecodable", 1)]
     fs, path = open_location(output, "OUTPUT")
     assert not [name for name in fs.find(path) if "/_staging/" in name]
-    fs.copy(
-        f"{path}/../photos/deep/er/0.png".replace("labels/../", ""), f"{path[:-6]}photos/new.png"
-    )
+    photos = f"{path.removesuffix('labels')}photos"
+    fs.copy(f"{photos}/deep/er/0.png", f"{photos}/new.png")
     assert label(options(f"{bucket}/photos", output, weights)) == 0
     newest = "SELECT count(*), count(DISTINCT image_id) FROM images"
     assert connect(output).sql(newest).fetchall() == [(5, 5)]
