@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"detr-batch: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("detr-batch: interrupted; the same command takes it up again", file=sys.stderr)
+        print("detr-batch: interrupted. What is done is kept: see --help", file=sys.stderr)
         return EXIT_FAILED
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"detr-batch: {error}", file=sys.stderr)
         return EXIT_FAILED
 
@@ -56,7 +56,7 @@ def _add_label(commands: Any) -> None:
         help="label every image under INPUT that OUTPUT does not hold yet",
         description="Label every image under INPUT that OUTPUT does not hold yet. Both are local "
         "paths or URLs (s3://bucket/prefix). The same command, run again, labels what is new; "
-        "after a crash it finishes what was begun.",
+        "after a crash or Ctrl-C it finishes what was begun.",
     )
     add = label.add_argument
     add("input", metavar="INPUT", help="images, .tar shards, Parquet files, or a list of URLs")
@@ -70,52 +70,55 @@ def _add_label(commands: Any) -> None:
     add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--num-gpus", type=int, default=1, help="detectors on GPUs (default: 1)")
-    add("--address", help="a Ray cluster; none: a local one for this command")
+    add("--address", help="a Ray cluster (default: $RAY_ADDRESS, else one for this command alone)")
     add("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
     add("--instance-type", help="machines this runs on, for the report: see infra/prices.csv")
     add("--spot", action="store_true", help="they cost the spot price")
     add("--usd-per-hour", type=float, help="price of all that runs this, instead")
-    add("--relabel", action="store_true", help="label everything anew, with whatever model")
+    add(
+        "--relabel", action="store_true", help="replace OUTPUT's labels of INPUT, whoever made them"
+    )
     add("--dry-run", action="store_true", help="print the plan; touch nothing")
     label.set_defaults(run=_label)
 
 
 def _add_train(commands: Any) -> None:
-    from_defaults = "the defaults are the recipe of the packaged weights"
     train = commands.add_parser(
         "train",
         help="train on rendered scenes, or fine-tune on a dataset in COCO's format",
-        description=f"Train; {from_defaults}. With --images and --annotations: fine-tune.",
+        description="Train on rendered scenes; with --images and --annotations on a dataset in "
+        "COCO's format, whose classes get new heads. OUTPUT gets last.pt, to go on from, and "
+        "model.safetensors, for label --weights.",
     )
     add = train.add_argument
     add("output", metavar="OUTPUT", type=Path, help="folder for checkpoints and weights")
     add("--model", default="shapes-tiny")
-    add("--weights", default="random", help="where to start: see label --help")
+    add("--weights", default="random", help="where to start (default: random), as in label")
     add("--images", type=Path, help="folder of training pictures; none: rendered scenes")
     add("--annotations", type=Path, help="COCO annotation file of --images")
-    add("--validation-images", type=Path)
-    add("--validation-annotations", type=Path)
-    for name, kind in _TRAIN_NUMBERS:
-        add(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS)
-    add("--precision", default="fp32", choices=["auto", "fp32", "bf16", "fp16"])
+    add("--validation-images", type=Path, help="to evaluate on (default: --images)")
+    add("--validation-annotations", type=Path, help="of those (default: --annotations)")
+    for name, kind, meaning in _TRAIN_NUMBERS:
+        add(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=meaning)
+    add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     add("--device", default="cpu")
     add("--resume", action="store_true", help="go on from OUTPUT/last.pt")
     train.set_defaults(run=_train)
 
 
-_TRAIN_NUMBERS: tuple[tuple[str, type], ...] = (
-    ("steps", int),
-    ("pretrain_steps", int),
-    ("batch_size", int),
-    ("learning_rate", float),
-    ("evaluate_every", int),
-    ("evaluate_images", int),
-    ("seed", int),
+_TRAIN_NUMBERS: tuple[tuple[str, type, str], ...] = (
+    ("steps", int, "batches (default: 9000)"),
+    ("batch_size", int, "pictures (default: 4)"),
+    ("learning_rate", float, "highest (default: 4e-4 from random weights, else 5e-5)"),
+    ("evaluate_every", int, "steps between evaluations and checkpoints (default: 1000)"),
+    ("evaluate_images", int, "held-out scenes to evaluate on (default: 100)"),
+    ("seed", int, "of weights and pictures (default: 0)"),
 )
 
 
 def _label(**options: Any) -> int:
-    from jobs.label import LabelOptions, label
+    from jobs.label import label
+    from jobs.label_options import LabelOptions
 
     return label(LabelOptions(**options))
 
@@ -137,9 +140,11 @@ def _report(output: str, json: bool) -> int:
 
 
 def _query(output: str, sql: str) -> int:
+    import duckdb
+
     from jobs.query import query
 
-    query(output, sql).show(max_rows=200)
+    duckdb.from_arrow(query(output, sql)).show(max_rows=200)
     return 0
 
 

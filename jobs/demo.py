@@ -8,7 +8,8 @@ from typing import Any
 
 from jobs.demo_data import write_lake
 from jobs.evaluate import average_precision
-from jobs.label import LabelOptions, label
+from jobs.label import label
+from jobs.label_options import LabelOptions
 from jobs.query import connect
 from jobs.report import as_text, last_report
 

@@ -1,6 +1,9 @@
 """`detr-batch query`: DuckDB SQL over the committed tables of an OUTPUT."""
 
+import re
+
 import duckdb
+import pyarrow as pa
 
 from pipeline.publish import committed_runs
 from pipeline.storage import InputError, join, open_location
@@ -23,7 +26,7 @@ def connect(output: str) -> duckdb.DuckDBPyConnection:
         connection.register_filesystem(fs)
     for view in VIEWS:
         files = [
-            join(output, file["path"])
+            _literal(join(output, file["path"]))
             for run in runs
             for file in run["files"]
             if file["path"].startswith(f"{view}/")
@@ -33,13 +36,19 @@ def connect(output: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def query(output: str, sql: str) -> duckdb.DuckDBPyRelation:
+def _literal(path: str) -> str:
+    """`path` for DuckDB, which takes brackets, stars and question marks for patterns."""
+    return re.sub(r"[\[*?]", lambda sign: f"[{sign[0]}]", path)
+
+
+def query(output: str, sql: str) -> pa.Table:
     """The answer to one statement; InputError with DuckDB's message where it has a mistake."""
     connection = connect(output)
     try:
         relation = connection.sql(sql)
+        answer = None if relation is None else relation.to_arrow_table()
     except duckdb.Error as error:
         raise InputError(str(error)) from error
-    if relation is None:
+    if answer is None:
         raise InputError("the statement returns nothing: give a SELECT")
-    return relation
+    return answer

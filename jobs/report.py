@@ -20,10 +20,12 @@ def as_text(report: dict[str, Any]) -> str:
     """The report for people, a fact a line."""
     steady = report["images_per_second_steady"]
     cost = report["usd_per_1000_images"]
+    before = report["labelled_before"]
     stages = report["seconds_by_stage"].items()
     lines = [
         f"run            {report['run_id']}",
         f"images         {report['images']} ({report['ok']} labelled)",
+        *([f"  before       {before} by a run that was killed"] if before else []),
         *(f"  failed       {count} {reason}" for reason, count in sorted(report["failed"].items())),
         f"detections     {report['detections']}",
         f"wall time      {report['wall_seconds']:.1f} s",

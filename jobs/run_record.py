@@ -5,14 +5,14 @@ import json
 import os
 import platform
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from jobs.prices import Price
 from model.config import DeformableDetrConfig
-from pipeline.schema import Receipt
+from pipeline.schema import OK, Receipt
 from pipeline.storage import join, open_location, write_whole
 
 PACKAGES = ("detr-batch", "ray", "torch", "torchvision", "pyarrow", "pillow", "fsspec")
@@ -61,7 +61,8 @@ class Tally:
     images: int = 0
     detections: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)  # by stage, summed over workers
+    # By stage, summed over workers.
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     encoded_bytes: int = 0
     first: Receipt | None = None
     last: float = 0.0
@@ -71,7 +72,7 @@ class Tally:
         self.detections += receipt.detections
         self.encoded_bytes += receipt.encoded_bytes
         self.failed.update(receipt.failed)
-        for stage in ("prepare", "detect", "stage"):
+        for stage in ("read", "prepare", "detect", "stage"):
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
         self.last = max(self.last, receipt.finished_at)
         if self.first is None:
@@ -92,19 +93,25 @@ class Tally:
         return left * (self.last - self.first.finished_at) / done if done else None
 
 
-def report(tally: Tally, detectors: int, price: Price | None) -> dict[str, Any]:
+def report(
+    tally: Tally, counts: dict[str, int], detections: int, detectors: int, price: Price | None
+) -> dict[str, Any]:
     """The figures of a finished run; money is null where no price was given.
 
-    `device_use` is the share of the run's wall time, start-up included, in which the detectors
+    `counts` are the images of the whole run by status, `detections` its boxes. `tally` is what this
+    command labelled, less than that where it took up a killed run; times, rates and costs are its
+    own. `device_use` is the share of the wall time, start-up included, in which the detectors
     computed.
     """
     wall = time.time() - tally.started
     cost = None if price is None else price.usd_per_hour * wall / 3600
+    failed = {status: count for status, count in counts.items() if status != OK}
     return {
-        "images": tally.images,
-        "ok": tally.images - tally.failed.total(),
-        "failed": dict(tally.failed),
-        "detections": tally.detections,
+        "images": sum(counts.values()),
+        "ok": counts.get(OK, 0),
+        "failed": failed,
+        "labelled_before": sum(counts.values()) - tally.images,
+        "detections": detections,
         "wall_seconds": wall,
         "images_per_second": tally.images / wall,
         "images_per_second_steady": tally.steady_rate(),
@@ -113,5 +120,5 @@ def report(tally: Tally, detectors: int, price: Price | None) -> dict[str, Any]:
         "usd_per_hour": price and price.usd_per_hour,
         "price_basis": price and price.basis,
         "usd": cost,
-        "usd_per_1000_images": None if cost is None else cost * 1000 / max(tally.images, 1),
+        "usd_per_1000_images": cost * 1000 / tally.images if cost and tally.images else None,
     }

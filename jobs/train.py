@@ -13,15 +13,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.evaluate import average_precision
-from jobs.pretrain import pretrain
 from jobs.train_data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
-from model.backbone import Backbone
 from model.checkpoint import save_weights
 from model.criterion import criterion
 from model.deformable_detr import DeformableDetr
 from model.postprocess import postprocess
 from model.preprocess import batch_images
-from model.zoo import create_model, named_model
+from model.zoo import RANDOM, create_model, named_model
 
 
 @dataclass(frozen=True)
@@ -30,26 +28,36 @@ class TrainOptions:
 
     output: Path
     model: str = "shapes-tiny"
-    weights: str = "random"
-    pretrain_steps: int = 0  # of the trunk alone: see jobs/pretrain.py
-    steps: int = 2400
+    weights: str = RANDOM
+    steps: int = 9000
     batch_size: int = 4
-    learning_rate: float = 4e-4
+    learning_rate: float | None = None  # None: see `rate`
     weight_decay: float = 1e-4
     warmup: int = 100  # steps
     clip_norm: float = 0.1  # as published
-    proposals_per_object: int = 4  # of a two-stage model, see `criterion`, for the first
-    dense_share: float = 0.12  # of the steps; later one, for more make equals of duplicates
+    # From scratch only. Encoders learn fast when every object wants several proposals, but a
+    # decoder that is given several equal ones goes on to name an object twice.
+    proposals_per_object: int = 4  # see `criterion`; for the first
+    dense_share: float = 0.12  # of the steps, then one
     freeze_norms: float = 0.5  # share of the steps after which batch norms keep their statistics
     seed: int = 0
-    precision: str = "fp32"
+    precision: str = "auto"
     device: str = "cpu"
-    evaluate_every: int = 600  # steps
-    evaluate_images: int = 200
+    evaluate_every: int = 1000  # steps
+    evaluate_images: int = 100
     images: Path | None = None  # a folder; None: rendered scenes
     annotations: Path | None = None
     validation_images: Path | None = None
     validation_annotations: Path | None = None
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.weights == RANDOM
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate: by default gentle on weights that have learned before."""
+        return self.learning_rate or (4e-4 if self.from_scratch else 5e-5)
 
 
 class Validation(Protocol):
@@ -70,7 +78,12 @@ def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[
         return scenes, HeldOutScenes(options.evaluate_images, rule), ScenesForTraining.labels
     if options.annotations is None:
         raise ValueError("--images needs --annotations, a file in COCO's format")
+    for path in (options.images, options.annotations):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
     training = CocoDataset(options.images, options.annotations, rule, flip=True)
+    if not len(training):
+        raise ValueError(f"{options.annotations} names no images")
     validation = CocoDataset(
         options.validation_images or options.images,
         options.validation_annotations or options.annotations,
@@ -128,11 +141,9 @@ def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Opti
         (slow if any(part in name for part in slow_names) else fast).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": fast},
-        {"params": slow, "lr": options.learning_rate * 0.1},
+        {"params": slow, "lr": options.rate * 0.1},
     ]
-    return torch.optim.AdamW(
-        groups, options.learning_rate, weight_decay=options.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(groups, options.rate, weight_decay=options.weight_decay, fused=True)
 
 
 def schedule(step: int, options: TrainOptions) -> float:
@@ -147,6 +158,9 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     Writes `OUTPUT/last.pt` (everything that `resume` needs) at each evaluation and
     `OUTPUT/model.safetensors` (half precision) at the end.
     """
+    for name in ("steps", "batch_size", "evaluate_every", "evaluate_images"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     torch.manual_seed(options.seed)
     training, validation, labels = datasets(options)
     net = create_model(
@@ -158,16 +172,15 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     last = options.output / "last.pt"
     start = 0
     if resume:
+        if not last.exists():
+            raise ValueError(f"--resume: there is no {last}")
         saved = torch.load(last, weights_only=True)
         net.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         start = saved["step"]
-    elif options.pretrain_steps:
-        trunk = net.backbone[0]
-        assert isinstance(trunk, Backbone)
-        classes = net.config.num_classes
-        pretrain(trunk, options.pretrain_steps, classes, options.seed, options.device)
+        if start >= options.steps:
+            raise ValueError(f"{last} is of step {start}: nothing to resume up to --steps")
     loader = DataLoader(
         training,
         batch_size=options.batch_size,
@@ -205,13 +218,13 @@ def loss_of(
     net: DeformableDetr, samples: Sequence[Sample], options: TrainOptions, step: int
 ) -> torch.Tensor:
     """The loss of one batch."""
-    dense = step <= options.dense_share * options.steps
+    dense = options.from_scratch and step <= options.dense_share * options.steps
     values, mask = batch_images([sample.image for sample in samples], options.device)
     loss, _ = criterion(
         net(values, mask),
         [sample.target.to(options.device) for sample in samples],
         proposals_per_object=options.proposals_per_object if dense else 1,
-        named_proposals=not net.config.labels[0],
+        named_proposals=options.from_scratch and not net.config.labels[0],
     )
     return loss
 
@@ -226,7 +239,7 @@ def steps(
 ) -> Iterator[tuple[int, float]]:
     """One optimizer step a batch: yields its number and the running mean of the loss.
 
-    FloatingPointError when the loss is no number any more.
+    RuntimeError when the loss is no number any more.
     """
     columns = ("{task.description}", MofNCompleteColumn(), TimeRemainingColumn())
     columns_ = [TextColumn(c) if isinstance(c, str) else c for c in columns]
@@ -236,11 +249,14 @@ def steps(
         began = time.monotonic()
         for step, samples in enumerate(loader, start + 1):
             net.train()
-            if step > options.freeze_norms * options.steps:
+            if not options.from_scratch or step > options.freeze_norms * options.steps:
                 freeze_norms(net)
             loss = loss_of(net, samples, options, step)
             if not loss.isfinite():
-                raise FloatingPointError(f"the loss became {loss.item()} at step {step}")
+                raise RuntimeError(
+                    f"the loss became {loss.item()} at step {step}: go on with --resume and a "
+                    "lower --learning-rate"
+                )
             optimizer.zero_grad()
             loss.backward()
             clip_grad_norm_(net.parameters(), options.clip_norm)

@@ -19,10 +19,15 @@ from model.resize import ResizeRule
 Array = np.ndarray[Any, np.dtype[Any]]
 HELD_OUT_SEED = 1_000_000  # the seed of scenes that are never trained on
 MOST_OBJECTS = 20  # crowded pictures teach more in the same time
+ASPECTS = (1.0, 1.25, 1.6, 2.1, 2.8)  # longer over shorter side of the scenes that are drawn
+SCENES = 400  # of each aspect; drawing costs more than mirroring and recolouring what is drawn
+SCALES = (0.7, 1.6)  # drawn size over the model's input size, as in pictures of 200 to 1,200 px
 # Share of the training done, and of the model's input size at that time: training starts on small
 # pictures, which are quick (Tan & Le 2021).
-SIZES = ((0.0, 0.7), (0.6, 1.0))
-SCALES = (0.7, 1.8)  # rendered size over the model's input size, as in pictures of 200 to 1,200 px
+SIZES = ((0.55, 0.75), (0.65, 1.0))
+# Batches in a row that are of one scale: CPUs compile their convolutions for each new size, which
+# costs as much as a fifth of a step, and keep those of about a dozen.
+BATCHES_OF_ONE_SCALE = 50
 
 
 @dataclass(frozen=True)
@@ -55,31 +60,65 @@ def to_sample(
 
 
 class ScenesForTraining(Dataset[Sample]):
-    """Endless rendered scenes; those of one batch share a size, so that nothing is padded."""
+    """Rendered scenes, mirrored, turned and recoloured at random, which no shape's name minds.
+
+    The pictures of one batch share a size, so that nothing is padded. Picture `index` depends on
+    the seed alone. Scenes are kept in memory: about 1 GB for the packaged model's input size.
+    """
 
     labels = SHAPES
 
     def __init__(self, seed: int, length: int, batch_size: int, rule: ResizeRule):
         self.seed, self.length, self.batch_size, self.rule = seed, length, batch_size, rule
+        self._drawn: dict[tuple[int, int], Scene] = {}
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
-        batch = index // self.batch_size
-        of_batch = np.random.default_rng([self.seed, batch])
-        share = np.interp(batch * self.batch_size / self.length, *SIZES) * of_batch.uniform(
+        aspect, rows, columns = self._shape(index // self.batch_size)
+        rng = np.random.default_rng([self.seed, 1, index])
+        drawn = self._scene(aspect, int(rng.integers(SCENES)))
+        pixels, boxes = drawn.pixels, drawn.boxes
+        if rows > columns:
+            pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
+        if rng.random() < 0.5:
+            pixels, boxes = pixels[:, ::-1], _mirrored(boxes, 0, pixels.shape[1])
+        if rng.random() < 0.5:
+            pixels, boxes = pixels[::-1], _mirrored(boxes, 1, pixels.shape[0])
+        if rng.random() < 0.5:
+            pixels = 255 - pixels
+        picture = Image.fromarray(np.ascontiguousarray(pixels[..., rng.permutation(3)]))
+        return to_sample(picture, boxes, drawn.labels, index, (rows, columns))
+
+    def _shape(self, batch: int) -> tuple[int, int, int]:
+        """Which of ASPECTS a batch has, and the rows and columns of its pictures."""
+        of_scale = np.random.default_rng([self.seed, 3, batch // BATCHES_OF_ONE_SCALE])
+        share = np.interp(batch * self.batch_size / self.length, *SIZES) * of_scale.uniform(
             0.8, 1.2
         )
-        shorter = int(self.rule.shorter * share)
-        longer = int(min(shorter * math.exp(of_batch.uniform(0, math.log(2.2))), self.rule.longest))
-        columns, rows = (shorter, longer) if of_batch.random() < 0.5 else (longer, shorter)
-        rng = np.random.default_rng([self.seed, 1, index])
-        scale = math.exp(rng.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
-        size = round(columns * scale), round(rows * scale)
-        drawn = render_scene(rng, *size, MOST_OBJECTS)
-        picture = Image.fromarray(drawn.pixels)
-        return to_sample(picture, drawn.boxes, drawn.labels, index, (rows, columns))
+        shorter = round(self.rule.shorter * share / 8) * 8
+        rng = np.random.default_rng([self.seed, batch])
+        aspect = int(rng.integers(len(ASPECTS)))
+        longer = min(round(shorter * ASPECTS[aspect]), self.rule.longest)
+        size = (shorter, longer) if rng.random() < 0.5 else (longer, shorter)
+        return aspect, *size
+
+    def _scene(self, aspect: int, number: int) -> Scene:
+        """The landscape of this number, drawn when it is first wanted."""
+        if (aspect, number) not in self._drawn:
+            rng = np.random.default_rng([self.seed, 2, aspect, number])
+            shorter = self.rule.shorter * math.exp(rng.uniform(*np.log(SCALES)))
+            size = round(shorter * ASPECTS[aspect]), round(shorter)
+            self._drawn[aspect, number] = render_scene(rng, *size, MOST_OBJECTS)
+        return self._drawn[aspect, number]
+
+
+def _mirrored(boxes: Array, axis: int, extent: int) -> Array:
+    """Corners (N, 4) in a picture mirrored along x (0) or y (1), where it measures `extent`."""
+    mirrored = boxes.copy()
+    mirrored[:, [axis, axis + 2]] = extent - boxes[:, [axis + 2, axis]]
+    return mirrored
 
 
 class HeldOutScenes(Dataset[Sample]):
@@ -134,6 +173,9 @@ class CocoDataset(Dataset[Sample]):
     def __init__(self, folder: Path, annotations: Path, rule: ResizeRule, flip: bool):
         self.folder, self.rule, self.flip = folder, rule, flip
         self.document = json.loads(annotations.read_text())
+        for annotation in self.document["annotations"]:  # evaluation needs what some files lack
+            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+            annotation.setdefault("iscrowd", 0)
         names = {category["id"]: category["name"] for category in self.document["categories"]}
         self.labels = tuple(names.get(i, "") for i in range(max(names) + 1))
         self.images = self.document["images"]
@@ -159,7 +201,7 @@ class CocoDataset(Dataset[Sample]):
         boxes[:, 2:] += boxes[:, :2]
         if self.flip and torch.rand(()) < 0.5:
             picture = ImageOps.mirror(picture)
-            boxes[:, [0, 2]] = picture.width - boxes[:, [2, 0]]
+            boxes = _mirrored(boxes, 0, picture.width)
         labels = np.array([a["category_id"] for a in found], np.int64)
         size = self.rule.target_size(picture.height, picture.width)
         return to_sample(picture, boxes, labels, entry["id"], size)

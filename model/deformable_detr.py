@@ -145,13 +145,16 @@ class DeformableDetr(nn.Module):
         valid = None
         if padded and self.padding == "invariant":
             valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.backbone[0](pixel_values, valid)
         maps, masks = self._project(features, pixel_mask, valid)
         ratios = [
             torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1) for m in masks
         ]
         position = [
-            sine_position_encoding(mask, self.config.d_model).flatten(2).transpose(1, 2)
+            sine_position_encoding(mask if padded else mask[:1], self.config.d_model)
+            .flatten(2)
+            .transpose(1, 2)
             + self.transformer.level_embed[level]
             for level, mask in enumerate(masks)
         ]
@@ -170,7 +173,7 @@ class DeformableDetr(nn.Module):
         sources = features if self.config.num_feature_levels > 1 else features[-1:]
         maps: list[Tensor] = []
         masks: list[Tensor] = []
-        height = pixel_mask.shape[1]
+        size = pixel_mask.shape[1:]
         for level, projection in enumerate(self.input_proj):
             assert isinstance(projection, nn.Sequential)
             conv, norm = projection
@@ -182,9 +185,9 @@ class DeformableDetr(nn.Module):
                 resized = F.interpolate(pixel_mask[None].float(), size=x.shape[-2:])[0]
                 masks.append(resized.bool())
             else:
-                area = _valid_at(valid, height, source.shape[2])
+                area = _valid_at(valid, size, source.shape[2:])
                 x = conv(zero_padding(source, area) if extra >= 0 else source)
-                area = _valid_at(valid, height, x.shape[2])
+                area = _valid_at(valid, size, x.shape[2:])
                 x = _group_norm_of_valid(x, norm, area)
                 masks.append(_mask_of(area, x))
             maps.append(x)
@@ -247,10 +250,13 @@ class DeformableDetr(nn.Module):
         return everything, reference
 
 
-def _valid_at(valid: Tensor, height: int, level_height: int) -> Tensor:
-    """The valid (height, width) (B, 2) of pictures at a level: halved as often as the level was."""
-    while height > level_height:
-        height, valid = (height + 1) // 2, (valid + 1) // 2
+def _valid_at(valid: Tensor, size: Sequence[int], level: Sequence[int]) -> Tensor:
+    """The valid (height, width) (B, 2) of pictures at a level: halved as often as the level was.
+
+    `size` and `level` are height and width of the padded batch and of the level.
+    """
+    while size[0] > level[0] or size[1] > level[1]:
+        size, valid = [(side + 1) // 2 for side in size], (valid + 1) // 2
     return valid
 
 

@@ -69,7 +69,10 @@ class MSDeformAttn(nn.Module):
         weights = self.attention_weights(query).view(*split[:3], -1).float().softmax(-1).view(split)
         if reference_points.shape[-1] == 2:
             size = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
-            locations = reference_points[:, :, None, :, None] + offsets / size[:, None]
+            # Spelled out over heads and points: broadcasting over short inner axes is slow on CPUs.
+            size = size[:, None].expand(*split[2:], 2).contiguous()  # (M, L, P, 2)
+            centre = reference_points[:, :, None, :, None].expand(-1, -1, -1, -1, self.n_points, -1)
+            locations = centre.contiguous() + offsets / size
         else:
             centre, extent = reference_points[:, :, None, :, None].split(2, dim=-1)
             locations = centre + offsets / self.n_points * extent * 0.5

@@ -17,12 +17,14 @@ class ResizeRule:
 def target_size(height: int, width: int, shorter: int, longest: int) -> tuple[int, int]:
     """Height and width after resizing, as the original implementation rounds them.
 
-    Source: `get_size_with_aspect_ratio` of Deformable DETR's transforms. No side becomes less than
-    1, however thin the picture.
+    Source: `get_size_with_aspect_ratio` of Deformable DETR's transforms. Pictures so thin that
+    their shorter side would become 0 become 1 x `longest`, out of proportion.
     """
     short, long = min(height, width), max(height, width)
     if long / short * shorter > longest:
-        shorter = max(1, round(longest * short / long))
+        shorter = round(longest * short / long)
+        if shorter == 0:
+            return (longest, 1) if width < height else (1, longest)
     if short == shorter:
         return height, width
     if width < height:

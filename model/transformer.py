@@ -24,7 +24,7 @@ class FeatureLevels:
 
     shapes: Sequence[tuple[int, int]]  # (height, width) of each level
     memory: Tensor  # (B, S, C)
-    position: Tensor  # (B, S, C) sine encoding plus level embedding
+    position: Tensor  # (B, S, C) sine encoding plus level embedding; (1, S, C) without padding
     padding: Tensor | None  # (B, S) True where padded; None where nothing is
     valid_ratios: Tensor  # (B, L, 2) valid share of width and height, fp32
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -12,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from model.checkpoint import CheckpointError
+from model.urls import mask
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -29,7 +31,7 @@ def find_weights(weights: str) -> Path:
     place, _, digest = weights.partition("#sha256=")
     path = _fetch(place)
     if digest and digest.lower() != (found := file_sha256(path)):
-        raise CheckpointError(f"{place} has sha256 {found}, not the {digest} that was asked for")
+        raise CheckpointError(f"{mask(place)} has sha256 {found}, and {digest} was asked for")
     return path
 
 
@@ -45,26 +47,30 @@ def _fetch(place: str) -> Path:
 
 
 def _from_hub(repository: str) -> Path:
+    """The repository's weights, from the hub or its cache."""
+    unreachable: Exception | None = None
     for name in HUB_FILES:
         try:
             return Path(hf_hub_download(repository, name))
-        except LocalEntryNotFoundError as error:
-            raise CheckpointError(
-                f"weights {repository} are neither cached nor reachable: pass --weights with a "
-                "file or URL that holds them, or 'random'"
-            ) from error
+        except LocalEntryNotFoundError as error:  # the other file may be cached
+            unreachable = error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"weights {repository} cannot be fetched: {reason}") from error
+    if unreachable:
+        raise CheckpointError(
+            f"weights {repository} are neither cached nor reachable: pass --weights with a "
+            "file or URL that holds them, or 'random'"
+        ) from unreachable
     raise CheckpointError(f"{repository} has none of {', '.join(HUB_FILES)}")
 
 
 def _from_url(url: str) -> Path:
     """A copy of `url`, named by the version that the store reports; an older one when offline."""
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
-    suffix = Path(url).suffix
+    suffix = Path(urlsplit(url).path).suffix
     try:
         fs, path = url_to_fs(url)
         target = folder / f"{hashlib.sha256(str(fs.ukey(path)).encode()).hexdigest()[:16]}{suffix}"
@@ -75,11 +81,12 @@ def _from_url(url: str) -> Path:
                 shutil.copyfileobj(source, sink)
             partial.replace(target)
         return target
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # stores raise many kinds
         known = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
         if known and not isinstance(error, FileNotFoundError | PermissionError):
             return known[-1]
-        raise CheckpointError(f"weights cannot be fetched from {url}: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"weights cannot be fetched from {mask(url)}: {reason}") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from pipeline.plan import from_table, to_table
 from pipeline.prepare import prepare_blocks
 from pipeline.publish import Part, PartFile, PublishTarget, publish_part
 from pipeline.read import read_shard
-from pipeline.schema import Receipt, Shard
+from pipeline.schema import Done, Receipt, Shard
 from pipeline.stage import stage
 
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
@@ -36,9 +36,9 @@ class FlowSettings:
 
 
 def label_shards(
-    shards: list[Shard], done: dict[str, list[int]], spec: DetectorSpec, settings: FlowSettings
+    shards: list[Shard], done: dict[str, Done], spec: DetectorSpec, settings: FlowSettings
 ) -> Iterator[Receipt]:
-    """Label all images of `shards` but the positions in `done`: one receipt a staged block.
+    """Label all images of `shards` but those that are `done`: one receipt a staged block.
 
     Fractions of a CPU: with whole ones the actors of a 2-CPU machine would hold all of it and
     reading would wait for ever. `num_gpus` is 1 a detector on accelerators.
@@ -48,7 +48,7 @@ def label_shards(
     context.enable_progress_bars = False
     on_gpu = spec.device != "cpu"
     flow = (
-        ray.data.from_arrow([_work(shard, done.get(shard.shard, [])) for shard in shards])
+        ray.data.from_arrow([_work(shard, done.get(shard.shard, Done())) for shard in shards])
         # Reading waits for the network and needs little of a CPU.
         .map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
         .map_batches(
@@ -97,18 +97,19 @@ def publish_parts(parts: list[Part], target: PublishTarget) -> Iterator[PartFile
             yield PartFile(**json.loads(document))
 
 
-def _work(shard: Shard, done: list[int]) -> pa.Table:
-    """A shard and its finished positions as a block of one row."""
-    finished = pa.array([done], pa.list_(pa.int64()))
-    return to_table([shard]).append_column("done", finished)
+def _work(shard: Shard, done: Done) -> pa.Table:
+    """A shard and what is finished of it as a block of one row."""
+    positions = pa.array([done.positions], pa.list_(pa.int64()))
+    work = to_table([shard]).append_column("done", positions)
+    return work.append_column("ended", pa.array([done.ended]))
 
 
 def _read(batch: pa.Table) -> Iterator[pa.Table]:
     """Shards -> ENCODED."""
-    done = batch["done"].to_pylist()
-    shards = from_table(batch.drop_columns(["done"]))
+    done = batch.select(["done", "ended"]).to_pylist()
+    shards = from_table(batch.drop_columns(["done", "ended"]))
     for shard, finished in zip(shards, done, strict=True):
-        yield from read_shard(shard, frozenset(finished))
+        yield from read_shard(shard, Done(tuple(finished["done"]), finished["ended"]))
 
 
 class _Prepare:

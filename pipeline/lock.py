@@ -8,6 +8,7 @@ holder that finds another name in the file has lost it and must not publish.
 """
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -19,7 +20,10 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from model.urls import mask
 from pipeline.storage import InputError, explained, join, open_location, write_whole
+
+log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0  # four chances before the lease ends
@@ -62,8 +66,8 @@ class OutputLock:
             remaining = holder.get("expires_at", 0.0) - time.time()
             if remaining > 0:
                 raise InputError(
-                    f"{self.output} is being written by {holder.get('holder')} (its lease ends in "
-                    f"{remaining:.0f} s unless renewed). Wait for it, or end it first."
+                    f"{mask(self.output)} is being written by {holder.get('holder')} (its lease "
+                    f"ends in {remaining:.0f} s unless renewed). Wait for it, or end it first."
                 )
             write_whole(self.fs, self.path, self._content())
 
@@ -75,8 +79,11 @@ class OutputLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if self._read().get("token") == self.token:
-            self.fs.rm_file(self.path)
+        try:
+            if self._read().get("token") == self.token:
+                self.fs.rm_file(self.path)
+        except Exception:  # the run's own end matters more
+            log.warning("the lock %s stays until its lease ends", mask(self.path), exc_info=True)
         for folder in self._made:  # a run that wrote nothing leaves nothing
             if os.listdir(folder):
                 break
@@ -86,7 +93,8 @@ class OutputLock:
         """LockLost unless the lock is still this run's. Call before anything becomes visible."""
         holder = self._read()
         if holder.get("token") != self.token:
-            raise LockLost(f"{self.output} was taken over by {holder.get('holder', 'another run')}")
+            other = holder.get("holder", "another run")
+            raise LockLost(f"{mask(self.output)} was taken over by {other}")
 
     def _content(self) -> bytes:
         document = {
@@ -108,9 +116,12 @@ class OutputLock:
 
     def _renew(self) -> None:
         while not self._stop.wait(min(RENEW_SECONDS, self.lease_seconds / 4)):
-            if self._read().get("token") != self.token:
-                return  # lost: `check` will say so before anything is published
-            write_whole(self.fs, self.path, self._content())
+            try:
+                if self._read().get("token") != self.token:
+                    return  # lost: `check` will say so before anything is published
+                write_whole(self.fs, self.path, self._content())
+            except Exception as error:  # the store may be back before the lease ends
+                log.warning("the lease of %s was not renewed: %s", mask(self.path), error)
 
 
 def _make_folders(path: str) -> list[str]:

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ from pipeline.schema import OK, PREPARED, TOO_MANY_PIXELS, TRUNCATED, UNDECODABL
 MAX_PIXELS = 100_000_000  # a 100-megapixel camera's; 300 MB as RGB
 BYTES_PER_TABLE = 16 << 20  # of pixels
 ORIENTATION_TAG = 0x0112
+
+
+@cache
+def _formats() -> list[str]:
+    """What Pillow reads by itself: for EPS it would start Ghostscript on the file's program."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 class _TooManyPixels(Exception):
@@ -70,7 +78,7 @@ def _decode(
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(rows, columns, 3) uint8; fills in what is `known` of the size as it learns it."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit, below, is a row and not a warning
-    with Image.open(io.BytesIO(encoded)) as file:
+    with Image.open(io.BytesIO(encoded), formats=_formats()) as file:
         width, height = file.size
         known.update(width=width, height=height, orientation=1)
         if width * height > max_pixels:
@@ -94,7 +102,7 @@ def _with_orientation(picture: Image.Image, orientation: int) -> Image.Image:
 def _rgb(picture: Image.Image) -> Image.Image:
     """Any mode as RGB: alpha is dropped, 16 bits are scaled (not clipped) to 8."""
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        values = np.asarray(picture, np.float64)
+        values = np.asarray(picture).astype(np.float32)
         peak = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=0.0)))
         picture = Image.fromarray((values.clip(0, peak) * (255.0 / peak)).astype(np.uint8))
     if picture.mode == "P" and "transparency" in picture.info:

@@ -7,6 +7,7 @@ the driver knows shards and counts, never rows.
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from model.urls import mask
 from pipeline.schema import DETECTED, DETECTIONS, IMAGES
 from pipeline.stage import Staged
-from pipeline.storage import explained, join, open_location, write_whole
+from pipeline.storage import explained, join, open_location, remove_tree, write_whole
 
 # Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
 IMAGES_PER_FILE = 100_000
@@ -162,14 +164,25 @@ def _write(target: PublishTarget, name: str, table: pa.Table) -> PartFile:
     return PartFile(name, len(table), len(data), hashlib.sha256(data).hexdigest())
 
 
-def write_manifest(target: PublishTarget, files: list[PartFile], counts: dict[str, int]) -> None:
-    """The last write of a run: from now on its files count."""
+def write_manifest(
+    target: PublishTarget,
+    source: str,
+    files: list[PartFile],
+    counts: dict[str, int],
+    replaces: Sequence[str] = (),
+) -> None:
+    """The last write of a run over INPUT `source`: from now on its files count.
+
+    Runs that it `replaces` count no more.
+    """
     document: dict[str, Any] = {
         "run_id": target.run_id,
+        "input": mask(source),
         "model": target.model,
         "model_fingerprint": target.fingerprint,
         "images": counts,  # by status
         "files": [asdict(file) for file in files],
+        "replaces": list(replaces),
     }
     fs, path = open_location(join(target.output, "_runs", target.run_id, "manifest.json"), "OUTPUT")
     write_whole(fs, path, json.dumps(document, indent=1).encode())
@@ -182,4 +195,15 @@ def committed_runs(output: str) -> list[dict[str, Any]]:
         if not fs.exists(path):
             return []
         found = sorted(name for name in fs.find(path) if name.endswith("/manifest.json"))
-        return [json.loads(fs.cat_file(name)) for name in found]
+        runs = [json.loads(fs.cat_file(name)) for name in found]
+    replaced = {run_id for run in runs for run_id in run["replaces"]}
+    return [run for run in runs if run["run_id"] not in replaced]
+
+
+def remove_tables(output: str, run_ids: Sequence[str]) -> None:
+    """Delete the tables of runs that were replaced, which plain globs would still find."""
+    for run_id in run_ids:
+        for table in ("images", "detections"):
+            fs, path = open_location(join(output, table, f"run={run_id}"), "OUTPUT")
+            if fs.exists(path):
+                remove_tree(fs, path)

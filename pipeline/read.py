@@ -5,46 +5,50 @@ and stops at the first corrupt tar; so tars are streamed here.
 """
 
 import tarfile
-from collections.abc import Collection, Iterator
-from pathlib import PurePosixPath
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.plan import IMAGE_SUFFIXES
+from pipeline.listing import is_image, readable_name
 from pipeline.schema import (
     CORRUPT_SHARD,
     EMPTY_FILE,
     EMPTY_SHARD,
     ENCODED,
     MISSING_BYTES,
+    NOTHING_DONE,
     OK,
     UNREADABLE,
+    Done,
     Member,
     Shard,
 )
-from pipeline.storage import describe, open_location
+from pipeline.storage import describe, is_passing, open_location
 
 ROWS_PER_TABLE = 64  # with photos of 200 kB, about the bytes below
 BYTES_PER_TABLE = 16 << 20
 MAX_ENCODED_BYTES = 1 << 30  # of one image; more is refused unread
 FETCH_AT_ONCE = 16  # loose files requested together: latency, not bandwidth, limits them
 PARQUET_ROWS = 16  # decoded together, so that one row group of large images does not fill memory
-ID_COLUMNS = ("image_id", "id", "key", "__key__", "name", "path", "filename", "url")
+ID_COLUMNS = ("image_id", "id", "__key__", "key")
 
 Row = dict[str, Any]
 
 
-def read_shard(shard: Shard, done: Collection[int] = frozenset()) -> Iterator[pa.Table]:
-    """ENCODED tables of a shard's images but those at the positions in `done`.
+def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
+    """ENCODED tables of a shard's images but those that are `done`.
 
-    `shard_size` stands on the last image's row alone: a rerun that left it out knows it already.
+    The last image is read again where no row has yet said that it is the last.
     """
     table: list[Row] = []
     size = 0
-    for row in _numbered(shard):
-        if row["index_in_shard"] in done:
+    positions = frozenset(done.positions)
+    for row in _numbered(shard, done):
+        if row["index_in_shard"] in positions and (done.ended or row["shard_size"] is None):
             continue
         table.append(row)
         size += len(row["encoded"] or b"")
@@ -55,12 +59,12 @@ def read_shard(shard: Shard, done: Collection[int] = frozenset()) -> Iterator[pa
         yield pa.Table.from_pylist(table, schema=ENCODED)
 
 
-def _numbered(shard: Shard) -> Iterator[Row]:
+def _numbered(shard: Shard, done: Done) -> Iterator[Row]:
     """Rows with their position; looks one ahead to know the last."""
     readers = {"files": _files, "tar": _tar, "parquet": _parquet}
     previous: Row | None = None
     count = 0
-    for row in readers[shard.kind](shard):
+    for row in _timed(readers[shard.kind](shard)):
         if shard.limit is not None and count == shard.limit:
             break
         if previous is not None:
@@ -72,7 +76,30 @@ def _numbered(shard: Shard) -> Iterator[Row]:
         empty = _failed(member, member.uri, EMPTY_SHARD, "the shard holds no image")
         previous = {**empty, "shard": shard.shard, "index_in_shard": 0}
         count = 1
+    before = max(done.positions, default=-1) + 1
+    if count < before:
+        yield previous
+        *lost, previous = _lost(shard, count, before + (not done.ended))
+        yield from lost
+        count = previous["index_in_shard"] + 1
     yield {**previous, "shard_size": count}
+
+
+def _lost(shard: Shard, start: int, stop: int) -> Iterator[Row]:
+    """Rows for positions that a shard had when it was first read, and now has no more."""
+    member = shard.members[0]
+    reason = f"the shard had more images when it was first read: now {start}"
+    for index in range(start, stop):
+        row = _failed(member, f"{member.uri}#lost-{index}", CORRUPT_SHARD, reason)
+        yield {**row, "shard": shard.shard, "index_in_shard": index, "shard_size": None}
+
+
+def _timed(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows with the seconds that each took to come."""
+    began = time.perf_counter()
+    for row in rows:
+        yield {**row, "read_seconds": time.perf_counter() - began}
+        began = time.perf_counter()
 
 
 def _row(member: Member, image_id: str, encoded: bytes) -> Row:
@@ -101,33 +128,23 @@ def _failed(member: Member, image_id: str, status: str, error: str) -> Row:
 
 def _files(shard: Shard) -> Iterator[Row]:
     """Loose files, fetched FETCH_AT_ONCE together; the name of an image is its URL."""
-    for start in range(0, len(shard.members), FETCH_AT_ONCE):
-        members = shard.members[start : start + FETCH_AT_ONCE]
-        small = [m for m in members if m.size <= MAX_ENCODED_BYTES]
-        fs, _ = open_location(members[0].uri, "image")
-        fetched: dict[str, Any] = {}
-        if small:
-            paths = [open_location(m.uri, "image")[1] for m in small]
-            found = fs.cat(paths, on_error="return") if len(paths) > 1 else _cat_one(fs, paths[0])
-            fetched = {m.uri: found[path] for m, path in zip(small, paths, strict=True)}
-        for member in members:
-            content = fetched.get(member.uri)
-            if content is None:
-                reason = f"{member.size} bytes are more than {MAX_ENCODED_BYTES}"
-                yield _failed(member, member.uri, UNREADABLE, reason)
-            elif isinstance(content, BaseException):
-                reason = describe(content, member.uri)
-                yield _failed(member, member.uri, UNREADABLE, reason)
-            else:
-                yield _row(member, member.uri, content)
+    with ThreadPoolExecutor(FETCH_AT_ONCE) as pool:
+        for start in range(0, len(shard.members), FETCH_AT_ONCE):
+            yield from pool.map(_file, shard.members[start : start + FETCH_AT_ONCE])
 
 
-def _cat_one(fs: Any, path: str) -> dict[str, Any]:
-    """`fs.cat` of one path gives bytes, not a dictionary: make it alike."""
+def _file(member: Member) -> Row:
+    """One loose file, failed where it cannot be had."""
+    if member.size > MAX_ENCODED_BYTES:
+        reason = f"{member.size} bytes are more than {MAX_ENCODED_BYTES}"
+        return _failed(member, member.uri, UNREADABLE, reason)
     try:
-        return {path: fs.cat_file(path)}
-    except Exception as error:  # what it is goes into the image's row
-        return {path: error}
+        fs, path = open_location(member.uri, "image")
+        return _row(member, member.uri, fs.cat_file(path))
+    except Exception as error:  # of many kinds; those that pass are the run's, not the image's
+        if is_passing(error):
+            raise
+        return _failed(member, member.uri, UNREADABLE, describe(error, member.uri))
 
 
 # What tarfile raises at the archive's closing zeros, and at the end of a file without them.
@@ -163,9 +180,10 @@ def _tar(shard: Shard) -> Iterator[Row]:
             tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as archive,
         ):
             for entry in archive:
-                if not entry.isfile() or not _is_image(entry.name):
+                if not entry.isfile() or not is_image(entry.name):
                     continue
-                image_id = _unique(f"{member.uri}#{_key(entry.name)}", entry.name, member.uri, seen)
+                name = readable_name(entry.name)
+                image_id = _unique(f"{member.uri}#{_key(name)}", name, member.uri, seen)
                 if entry.size > MAX_ENCODED_BYTES:
                     reason = f"{entry.size} bytes are more than {MAX_ENCODED_BYTES}"
                     yield _failed(member, image_id, UNREADABLE, reason)
@@ -177,15 +195,18 @@ def _tar(shard: Shard) -> Iterator[Row]:
                     raise tarfile.ReadError("unexpected end of data")
                 count += 1
                 yield _row(member, image_id, encoded)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        status = CORRUPT_SHARD if isinstance(error, tarfile.TarError | EOFError) else UNREADABLE
-        reason = describe(error, member.uri) if status == UNREADABLE else f"broken tar: {error}"
-        name = f"{member.uri}#broken-after-{count}" if count else member.uri
-        yield _failed(member, name, status, reason)
+    except Exception as error:  # archives break in many ways
+        yield _rest_of(member, count, error, "broken tar")
 
 
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+def _rest_of(member: Member, count: int, error: Exception, broken: str) -> Row:
+    """The row for all of an archive behind its first `count` images. Passing errors are raised."""
+    if is_passing(error):
+        raise error
+    gone = isinstance(error, FileNotFoundError | PermissionError)
+    reason = describe(error, member.uri) if gone else f"{broken}: {error}"
+    name = f"{member.uri}#broken-after-{count}" if count else member.uri
+    return _failed(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
 
 
 def _key(name: str) -> str:
@@ -228,11 +249,8 @@ def _parquet(shard: Shard) -> Iterator[Row]:
                         yield _failed(member, image_id, MISSING_BYTES, f"{image} is null")
                     else:
                         yield _row(member, image_id, encoded)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        gone = isinstance(error, FileNotFoundError | PermissionError)
-        reason = describe(error, member.uri) if gone else f"broken Parquet file: {error}"
-        name = f"{member.uri}#broken-after-{count}" if count else member.uri
-        yield _failed(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
+    except Exception as error:  # Arrow's kinds, and the storage's
+        yield _rest_of(member, count, error, "broken Parquet file")
 
 
 def _image_column(schema: pa.Schema) -> str:

@@ -60,6 +60,17 @@ class Shard:
         return sum(member.size for member in self.members if member.size > 0)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a run that was killed had finished of a shard."""
+
+    positions: tuple[int, ...] = ()  # ascending
+    ended: bool = False  # whether the shard's last image is among them
+
+
+NOTHING_DONE = Done()
+
+
 # Columns that name an image from the first stage to the last.
 _IDENTITY = [
     pa.field("image_id", pa.string()),
@@ -72,6 +83,7 @@ _IDENTITY = [
     pa.field("etag", pa.string()),
     pa.field("status", pa.string()),
     pa.field("error", pa.string()),
+    pa.field("read_seconds", pa.float32()),  # waiting for this image's bytes
 ]
 
 # read -> prepare: the file as it lies in the store (null where it could not be had).
@@ -165,6 +177,7 @@ class Receipt:
     detections: int
     failed: dict[str, int] = field(default_factory=dict)  # status -> images
     encoded_bytes: int = 0  # of all images
+    read_seconds: float = 0.0
     prepare_seconds: float = 0.0
     detect_seconds: float = 0.0
     stage_seconds: float = 0.0

@@ -14,13 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.schema import DETECTED, OK, Receipt
+from pipeline.schema import DETECTED, OK, Done, Receipt
 from pipeline.storage import join, open_location, write_whole
 
 
-def block_name(image_ids: list[str]) -> str:
-    """A name that depends on the set of images alone."""
-    digest = hashlib.sha256("\0".join(sorted(image_ids)).encode())
+def block_name(table: pa.Table) -> str:
+    """A name that depends on the set of images alone.
+
+    An image is its place in its shard: ids that come from a Parquet column may be those of another
+    file as well.
+    """
+    places = zip(table["shard"].to_pylist(), table["index_in_shard"].to_pylist(), strict=True)
+    digest = hashlib.sha256("\0".join(f"{s}\0{i}" for s, i in sorted(places)).encode())
     return f"block-{digest.hexdigest()[:24]}.parquet"
 
 
@@ -28,7 +33,7 @@ def stage(table: pa.Table, staging: str) -> Receipt:
     """Write one block under the URL `staging`, whole or not at all."""
     began = time.perf_counter()
     table = table.select(DETECTED.names).cast(DETECTED)
-    name = block_name(table["image_id"].to_pylist())
+    name = block_name(table)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     fs, path = open_location(join(staging, name), "staging")
@@ -43,6 +48,7 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         detections=sum(pc.list_value_length(table["boxes"]).to_pylist()),
         failed=dict(statuses),
         encoded_bytes=pc.sum(table["encoded_bytes"]).as_py() or 0,
+        read_seconds=pc.sum(table["read_seconds"]).as_py() or 0.0,
         prepare_seconds=pc.sum(table["prepare_seconds"]).as_py() or 0.0,
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
         stage_seconds=time.perf_counter() - began,
@@ -57,10 +63,11 @@ class Staged:
     images: pa.Table  # shard, index_in_shard, shard_size, status, error: repeats dropped
     files: dict[str, list[str]]  # shard -> names of staged files
 
-    def done(self, shard: str) -> list[int]:
-        """Positions of the shard's staged images, ascending."""
+    def done(self, shard: str) -> Done:
+        """What of the shard is staged."""
         rows = self.images.filter(pc.equal(self.images["shard"], shard))
-        return sorted(rows["index_in_shard"].to_pylist())
+        ended = len(rows) > rows["shard_size"].null_count
+        return Done(tuple(sorted(rows["index_in_shard"].to_pylist())), ended)
 
     def sizes(self) -> dict[str, tuple[int, int | None]]:
         """Shard -> (images staged, images it has in all; None where its end was not reached)."""

@@ -1,7 +1,7 @@
 """Where things lie: local paths and object stores through fsspec, with errors people can act on."""
 
 import os
-import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
+from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+from model.urls import mask
 
 # A stalled request fails after this long and is tried again, a bounded number of times.
 S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,  # other processes write: what was listed before is stale
     "config_kwargs": {
         "connect_timeout": 10,
         "read_timeout": 60,
         "retries": {"max_attempts": 5, "mode": "standard"},
-    }
+    },
 }
 
 
@@ -29,11 +32,6 @@ class InputError(ValueError):
 def join(url: str, *parts: str) -> str:
     """`url` with `parts` below it."""
     return "/".join([url.rstrip("/"), *parts])
-
-
-def mask(url: str) -> str:
-    """`url` without user, password or query, which may hold secrets."""
-    return re.sub(r"//[^/@]*@", "//", url).split("?", 1)[0]
 
 
 def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
@@ -69,6 +67,34 @@ def describe(error: BaseException, url: str) -> str:
     return f"{place} cannot be reached: {kind}: {_first_line(error)}"
 
 
+# S3's answers that say nothing about the object that was asked for.
+_PASSING_CODES = {
+    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed",
+    "ThrottlingException", "ExpiredToken", "TokenRefreshRequired", "IncompleteBody",
+}  # fmt: skip
+_CLIENTS = ("aiohttp", "aiobotocore", "botocore", "urllib3")  # their own errors: no connection
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether storage failed for a time, or for everything: no word about one object.
+
+    Such an error must end the run, to be taken up again: as the row of an image it would stay.
+    """
+    cause = error.__cause__ or error
+    answer = getattr(cause, "response", None) or {}
+    if isinstance(answer, dict) and answer:
+        code = str(answer.get("Error", {}).get("Code"))
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+        return code in _PASSING_CODES or status >= 500 or status == 429
+    status = getattr(cause, "status", 0)  # aiohttp's answers
+    if status:
+        return bool(status >= 500 or status == 429)
+    if isinstance(cause, FileNotFoundError | PermissionError):
+        return False
+    kind = type(cause).__module__.split(".")[0]
+    return isinstance(cause, TimeoutError | ConnectionError) or kind in _CLIENTS
+
+
 @contextmanager
 def explained(what: str, url: str) -> Iterator[None]:
     """Errors of the storage inside, as InputErrors that name what lies at `url` ("INPUT")."""
@@ -82,6 +108,19 @@ def explained(what: str, url: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return mask((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def remove_tree(fs: AbstractFileSystem, path: str) -> None:
+    """Delete all below `path`; brackets and stars in it are no patterns, as in `fs.rm`."""
+    if isinstance(fs, LocalFileSystem):
+        shutil.rmtree(path)
+        return
+    files = fs.find(path)
+    if has_magic(path):
+        for name in files:
+            fs.rm_file(name)
+    elif files:
+        fs.rm(path, recursive=True)
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from jobs.label import LabelOptions, label
+from jobs.label import label
+from jobs.label_options import LabelOptions
 from jobs.query import connect
+from jobs.report import last_report
 from model.checkpoint import save_weights
 from model.zoo import create_model
 from pipeline.lock import OutputLock
@@ -105,6 +107,109 @@ def test_killed_run_is_taken_up_and_ends_the_same(
     assert rows(calm, sql) == rows(killed, sql)
 
 
+def test_run_killed_before_publishing_counts_what_it_had_labelled(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = tmp_path / "out"
+    kill_before_publishing(source=photos, output=output, weights=weights)
+    assert label(options(photos, output, weights, max_failed_fraction=0.2)) == 3
+    report = last_report(str(output))
+    assert report["failed"] == {"empty_file": 1, "undecodable": 1}
+    figures = [report[name] for name in ("images", "ok", "labelled_before", "detections")]
+    assert figures == [7, 5, 7, 500]
+
+
+def kill_before_publishing(**given: Any) -> None:
+    """`label` that is interrupted when all is labelled and nothing published."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.label.finish", die)
+        with pytest.raises(KeyboardInterrupt):
+            label(options(**given))
+
+
+def test_resumed_run_is_that_of_the_same_command_and_what_is_new_follows(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = tmp_path / "out"
+    kill_before_publishing(source=photos, output=output, weights=weights, limit=2)
+    with pytest.raises(InputError, match=r"unfinished run.*--limit 2"):
+        label(options(photos, output, weights))
+    assert label(options(photos, output, weights, limit=2)) == 0
+    assert rows(output, "SELECT count(*) FROM images") == [(2,)]
+    kill_before_publishing(source=photos, output=output, weights=weights)
+    shutil.copy(photos / "0.png", photos / "new.png")
+    assert label(options(photos, output, weights)) == 0
+    assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
+
+
+def test_relabel_takes_the_place_of_what_was_there(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = tmp_path / "out"
+    assert label(options(photos, output, weights)) == 0
+    kill_before_publishing(source=photos, output=output, weights="random", relabel=True)
+    assert rows(output, "SELECT DISTINCT count(*) FROM images GROUP BY model_fingerprint") == [(7,)]
+    assert label(options(photos, output, "random", relabel=True)) == 0
+    assert label(options(photos, output, "random")) == 0  # nothing new
+    assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(7, 7)]
+    assert len(list(output.glob("images/*/*.parquet"))) == 1
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(photos / "0.png", more / "0.png")
+    with pytest.raises(InputError, match="holds labels of"):
+        label(options(more, output, weights, relabel=True))
+
+
+def test_output_within_input_with_signs_of_patterns(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = photos / "labels [1] *"
+    assert label(options(photos, output, weights)) == 0
+    assert label(options(photos, output, weights)) == 0
+    assert rows(output, "SELECT count(*) FROM images") == [(7,)]
+    assert not list((output / "_staging").iterdir())
+
+
+def test_mistakes_of_a_query_are_one_line_and_exit_2(
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "out")
+    assert label(options(photos, output, weights)) == 0
+    for sql in ("SELEC 1", "SELECT image_id::INT FROM images"):
+        capsys.readouterr()
+        assert main(["query", output, sql]) == 2
+        assert capsys.readouterr().err.startswith("detr-batch: ")
+
+
+def test_output_that_fails_under_way_is_said_in_a_line(
+    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.label.finish", full)
+        with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
+            label(options(photos, output, weights))
+    assert label(options(photos, output, weights)) == 0
+
+
+def test_dry_run_writes_nothing(
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "notes.md").write_text("no picture")
+    assert label(options(photos, tmp_path / "out", weights, dry_run=True)) == 0
+    said = capsys.readouterr().out
+    assert "image files    7 in 1 shards" in said
+    assert "ignored        1 files" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_archive_cut_short_by_limit_is_not_taken_for_whole(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
@@ -128,6 +233,7 @@ def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) ->
         (["nowhere", "out"], "does not exist"),
         (["photos", "out", "--model", "yolo"], "unknown model"),
         (["photos", "out", "--score-threshold", "2"], "--score-threshold"),
+        (["photos", "out", "--limit", "0"], "--limit must be at least 1"),
         (["photos", "out", "--weights", "nowhere.pth"], "no weights at"),
         (["photos", "out", "--model", "deformable-detr", "--weights", "tiny"], "does not fit"),
     ],

@@ -10,7 +10,8 @@ from PIL import Image
 from s3fs import S3FileSystem
 
 from jobs.cli import main
-from jobs.label import LabelOptions, label
+from jobs.label import label
+from jobs.label_options import LabelOptions
 from jobs.query import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model

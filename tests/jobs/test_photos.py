@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.label import LabelOptions, label
+from jobs.label import label
+from jobs.label_options import LabelOptions
 from jobs.query import connect
 from model.zoo import MODELS
 from pipeline.storage import open_location
@@ -27,7 +28,7 @@ BOXES = (
 
 @pytest.fixture(scope="module")
 def photos(testdata: Path) -> Path:
-    folder = testdata / "coco" / "images"
+    folder = testdata / "coco" / "images" / "val2017"
     assert len(list(folder.glob("*.jpg"))) == 55
     return folder
 

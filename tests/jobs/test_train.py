@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.cli import main
-from jobs.pretrain import SCENES, ObjectCrops
 from jobs.train import TrainOptions, steps, train
 from jobs.train_data import CocoDataset, ScenesForTraining
 from model.checkpoint import read_weights
@@ -41,6 +40,8 @@ def test_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-3, msg=name)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(stopped, resume=True)
     started = create_model("shapes-tiny", "random").state_dict()
     assert any(not started[name].half().equal(whole[name]) for name in whole)
 
@@ -71,9 +72,7 @@ def dataset(tmp_path: Path) -> Path:
                 "id": index + 1,
                 "image_id": index,
                 "category_id": 3 + 2 * index,
-                "bbox": [20, 30, 40, 40],
-                "area": 1600,
-                "iscrowd": 0,
+                "bbox": [20, 30, 40, 40],  # without area and iscrowd, as some tools write it
             }
         )
     categories = [{"id": 3, "name": "red"}, {"id": 5, "name": "blue"}]
@@ -90,6 +89,32 @@ def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
     net = create_model("shapes-tiny", str(dataset / "out" / "model.safetensors"))
     assert net.config.labels == ("", "", "", "red", "", "blue")
     assert net(torch.rand(1, 3, 64, 64)).pred_logits.shape == (1, 60, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "gone", "--annotations", "instances.json"], "gone does not exist"),
+        (["--images", "."], "--images needs --annotations"),
+        (["--images", ".", "--annotations", "empty.json"], "names no images"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--resume"], "there is no"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(dataset)
+    empty = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    Path("empty.json").write_text(json.dumps(empty))
+    assert main(["train", "out", "--evaluate-images", "1", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -124,12 +149,3 @@ def test_scenes_of_a_batch_share_a_size_and_are_drawn_again_alike() -> None:
     assert len({scenes[i].image.shape for i in range(4)}) == 1
     assert scenes[5].image.equal(scenes[5].image)
     assert not scenes[5].image.equal(scenes[4].image)
-
-
-def test_crops_of_a_batch_share_a_size() -> None:
-    crops = ObjectCrops(0, 2 * SCENES)
-    for start in (0, SCENES):
-        assert len({crops[start + i][0].shape[1:] for i in range(3)}) == 1
-    pixels, labels = crops[0]
-    assert len(pixels) == len(labels)
-    assert (labels > 0).all()

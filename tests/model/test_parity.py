@@ -25,14 +25,22 @@ def test_logits_and_boxes_equal_transformers_on_a_padded_batch(name: str) -> Non
     torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "shapes-tiny"])
-def test_invariant_padding_gives_a_picture_what_it_gives_alone(name: str) -> None:
+THIN = [(20, 500), (12, 333), (9, 480)]  # levels of height 1, where only the width is halved
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [*((name, SIZES) for name in [*VARIANTS, "shapes-tiny"]), ("shapes-tiny", THIN)],
+)
+def test_invariant_padding_gives_a_picture_what_it_gives_alone(
+    name: str, sizes: list[tuple[int, int]]
+) -> None:
     torch.manual_seed(0)
     net = DeformableDetr(MODELS[name].config(), padding="invariant").eval()
-    values, mask = padded_batch(SIZES)
+    values, mask = padded_batch(sizes)
     with torch.inference_mode():
         batch = net(values, mask)
-        for index, (height, width) in enumerate(SIZES):
+        for index, (height, width) in enumerate(sizes):
             alone = net(values[index : index + 1, :, :height, :width])
             for field in ("pred_logits", "pred_boxes"):
                 together = getattr(batch, field)[index]

@@ -86,3 +86,17 @@ def test_lock_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).touch()
     with OutputLock(str(tmp_path)):
         assert "token" in json.loads((tmp_path / LOCK_NAME).read_text())
+
+
+def test_lease_outlives_a_store_that_fails_for_a_while(tmp_path: Path) -> None:
+    with OutputLock(str(tmp_path / "out"), lease_seconds=2) as lock:
+        moved = tmp_path / "moved"
+        (tmp_path / "out").rename(moved)
+        (tmp_path / "out").touch()  # no folder: reading and writing the lock fail
+        time.sleep(0.8)
+        (tmp_path / "out").unlink()
+        moved.rename(tmp_path / "out")
+        time.sleep(1.7)
+        lock.check()
+        with pytest.raises(InputError, match="is being written by"):
+            OutputLock(str(tmp_path / "out")).__enter__()

@@ -1,7 +1,6 @@
 """Every file and every member becomes exactly one row, whatever is in it."""
 
-import io
-import tarfile
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,46 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from model.resize import ResizeRule
-from pipeline.plan import from_table, plan, to_table
+from pipeline.plan import plan
 from pipeline.prepare import prepare_blocks
 from pipeline.read import read_shard
-from pipeline.schema import ENCODED, PREPARED, Shard
-from pipeline.storage import InputError
-
-RULE = ResizeRule(shorter=64, longest=128)
-
-
-def jpeg(seed: int = 0, **options: Any) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (40, 60, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((120, 80)).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes], mode: Any = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return path
-
-
-def encoded(shard: Shard, done: frozenset[int] = frozenset()) -> list[dict[str, Any]]:
-    tables = list(read_shard(shard, done))
-    assert all(table.schema == ENCODED for table in tables)
-    return [row for table in tables for row in table.to_pylist()]
-
-
-def prepared(source: Path, **options: Any) -> list[dict[str, Any]]:
-    rows = []
-    for shard in plan(str(source), **options).shards:
-        for table in read_shard(shard):
-            for block in prepare_blocks(table, RULE):
-                assert block.schema == PREPARED
-                rows += block.to_pylist()
-    return rows
+from pipeline.schema import Done
+from tests.pipeline.samples import RULE, encoded, jpeg, prepared, write_tar
 
 
 def test_every_nasty_file_ends_as_one_row(testdata: Path) -> None:
@@ -98,10 +62,54 @@ def test_ids_are_unique_within_a_tar(tmp_path: Path) -> None:
 def test_leaving_out_what_is_done_keeps_positions(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "t.tar", {f"{i}.jpg": jpeg(i) for i in range(7)})
     (shard,) = plan(str(source)).shards
-    everything = encoded(shard)
-    for done in (frozenset({0, 3}), frozenset({6}), frozenset(range(7))):
-        rest = encoded(shard, done)
-        assert rest == [row for row in everything if row["index_in_shard"] not in done]
+    everything = [steady(row) for row in encoded(shard)]
+    for done in (Done((0, 3)), Done((6,), ended=True), Done(tuple(range(7)), ended=True)):
+        rest = [steady(row) for row in encoded(shard, done)]
+        assert rest == [row for row in everything if row["index_in_shard"] not in done.positions]
+    # Staged when it was not yet known to be the last.
+    assert [row["index_in_shard"] for row in encoded(shard, Done((0, 6)))] == [1, 2, 3, 4, 5, 6]
+
+
+def steady(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "read_seconds"}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("left", [0, 2])
+def test_shard_that_lost_images_since_a_kill_still_adds_up(
+    left: int, ended: bool, tmp_path: Path
+) -> None:
+    source = write_tar(tmp_path / "t.tar", {f"{i}.jpg": jpeg(i) for i in range(7)})
+    (shard,) = plan(str(source)).shards
+    done = Done((0, 4, 6), ended)
+    write_tar(source, {f"{i}.jpg": jpeg(i) for i in range(left)})
+    if not left:
+        source.unlink()
+    rows = encoded(shard, done)
+    positions = {row["index_in_shard"] for row in rows} | set(done.positions)
+    sizes = {row["shard_size"] for row in rows} - {None} | ({7} if ended else set())
+    assert positions == set(range(len(positions)))
+    assert sizes == {len(positions)}
+    assert len({row["image_id"] for row in rows}) == len(rows)
+
+
+def test_names_with_signs_of_patterns_and_of_no_encoding(tmp_path: Path) -> None:
+    folder = tmp_path / "Photos [2019] *"
+    folder.mkdir()
+    for name in ("a[1].jpg", "b?.jpg", "c*.jpg", "a1.jpg"):
+        (folder / name).write_bytes(jpeg())
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg())
+    write_tar(tmp_path / "t.tar", {os.fsdecode(b"na\xefve.jpg"): jpeg()})
+    rows = prepared(tmp_path)
+    found = {Path(row["image_id"]).name: row["status"] for row in rows}
+    assert found == {
+        "a[1].jpg": "ok",
+        "b?.jpg": "ok",
+        "c*.jpg": "ok",
+        "a1.jpg": "ok",
+        "caf\\xe9.jpg": "unreadable",
+        "t.tar#na\\xefve": "ok",
+    }
 
 
 def test_parquet_plain_nested_and_null(tmp_path: Path) -> None:
@@ -189,31 +197,3 @@ def test_pixel_limit_is_read_from_the_header(tmp_path: Path) -> None:
     assert row["status"] == "too_many_pixels"
     assert (row["width"], row["height"]) == (400, 300)
     assert row["pixels"] is None
-
-
-def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> None:
-    for name in ("a.jpg", "sub/b.png", "sub/note.txt", "_hidden/c.jpg", ".d.jpg", "misnamed"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(jpeg())
-    whole = plan(str(tmp_path))
-    members = whole.shards[0].members
-    names = [member.uri.removeprefix(f"file://{tmp_path}/") for member in members]
-    assert names == ["a.jpg", "misnamed", "sub/b.png"]
-    assert whole.ignored == 1
-    assert from_table(to_table(whole.shards)) == whole.shards
-    rest = plan(str(tmp_path), known={(members[0].uri, members[0].etag)})
-    assert len(rest.shards[0].members) == 2
-
-
-def test_missing_and_empty_input_are_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        plan(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="nothing to label"):
-        plan(str(tmp_path))
-
-
-def test_list_of_urls(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(jpeg())
-    (tmp_path / "list.txt").write_text(f"# photos\na.jpg\n\n{tmp_path}/gone.jpg\na.jpg\n")
-    rows = prepared(tmp_path / "list.txt")
-    assert [row["status"] for row in rows] == ["ok", "unreadable"]

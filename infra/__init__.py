@@ -1,0 +1,1 @@
+"""What runs the product elsewhere: the dated price table so far."""

@@ -1,0 +1,83 @@
+"""The options of `detr-batch label`: what they mean, and which make no sense."""
+
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from jobs.prices import Price, price_of
+from model.zoo import autocast_dtype
+from pipeline.storage import InputError
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """The options of the command line, checked by `check`."""
+
+    input: str
+    output: str
+    model: str = "deformable-detr"
+    weights: str | None = None
+    score_threshold: float = 0.3
+    format: str = "auto"
+    limit: int | None = None
+    batch_size: int = 8
+    precision: str = "auto"
+    device: str = "auto"
+    num_gpus: int = 1
+    address: str | None = None
+    max_failed_fraction: float = 1.0
+    usd_per_hour: float | None = None
+    instance_type: str | None = None
+    spot: bool = False
+    relabel: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        """InputError for values that cannot be meant."""
+        if not 0 <= self.score_threshold < 1:
+            raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise InputError(f"--max-failed-fraction {self.max_failed_fraction}: give 0 to 1")
+        if self.usd_per_hour is not None and self.instance_type:
+            raise InputError("--usd-per-hour and --instance-type both name a price: give one")
+        if self.instance_type:
+            price_of(self.instance_type, self.spot)
+        for name in ("batch_size", "num_gpus", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+        gpus = torch.cuda.device_count()
+        if self.device == "cuda" and not self.address and not gpus:
+            raise InputError(
+                "--device cuda: this machine has no GPU that torch can use; "
+                "pass --device cpu, or --address of a cluster that has one"
+            )
+        if self.device != "cpu" and not self.address and 0 < gpus < self.num_gpus:
+            raise InputError(f"--num-gpus {self.num_gpus}: this machine has {gpus}")
+
+    def resolved_device(self) -> str:
+        """Where detectors run; ask when Ray runs. "auto": on GPUs where there are any.
+
+        A cluster that makes its GPU nodes on demand has none yet: name "cuda" there.
+        """
+        if self.device != "auto":
+            return self.device
+        resources = ray.cluster_resources() if self.address else {}
+        return "cuda" if resources.get("GPU") or torch.cuda.is_available() else "cpu"
+
+    def resolved_precision(self) -> str:
+        """What detectors compute in, as far as this machine can tell for them."""
+        device = self.resolved_device()
+        if self.precision == "auto" and device == "cuda" and not torch.cuda.is_available():
+            return "the best precision of its GPUs"
+        return str(autocast_dtype(self.precision, device) or "fp32").removeprefix("torch.")
+
+    def price(self, machines: int) -> Price | None:
+        """Of all `machines` together; None where none was given."""
+        if self.usd_per_hour is not None:
+            return Price(self.usd_per_hour, "--usd-per-hour")
+        if self.instance_type is None:
+            return None
+        one = price_of(self.instance_type, self.spot)
+        return Price(machines * one.usd_per_hour, f"{machines} x {one.basis}")

@@ -1,0 +1,176 @@
+"""What a run is to label: planned anew, or taken up where a killed one left it."""
+
+import io
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.label_options import LabelOptions
+from jobs.run_record import environment, read_document, write_document
+from model.urls import mask
+from pipeline.plan import Plan, from_table, plan, to_table
+from pipeline.publish import committed_runs
+from pipeline.schema import Shard
+from pipeline.storage import InputError, join, open_location, remove_tree, write_whole
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been planned, new or taken up again."""
+
+    run_id: str
+    shards: list[Shard]
+
+
+def staging_url(output: str, run_id: str) -> str:
+    return join(output, "_staging", run_id)
+
+
+def described(found: Plan) -> str:
+    """A plan for people."""
+    lines = []
+    for kind, name in (("files", "image files"), ("tar", "tar shards"), ("parquet", "Parquet")):
+        shards = [shard for shard in found.shards if shard.kind == kind]
+        objects = sum(len(shard.members) for shard in shards)
+        size = sum(shard.size for shard in shards) / 1e6
+        lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size:.1f} MB")
+    lines += [
+        f"{'known':<14} {found.known} objects that OUTPUT holds already",
+        f"{'ignored':<14} {found.ignored} files that are no images",
+        "nothing was written",
+    ]
+    return "\n".join(lines)
+
+
+def replaced_runs(options: LabelOptions, runs: list[dict[str, Any]]) -> list[str]:
+    """Which of the committed `runs` --relabel takes the place of: those over the same INPUT."""
+    same = [run["run_id"] for run in runs if run["input"] == mask(options.input)]
+    return same if options.relabel else []
+
+
+def known_objects(options: LabelOptions, mark: str) -> set[tuple[str, str]]:
+    """(uri, etag) of every object that OUTPUT holds labels of which stay.
+
+    InputError where those were made otherwise, or where one was read in part: this run would lose
+    the rest, or label the beginning twice.
+    """
+    runs = committed_runs(options.output)
+    replaced = replaced_runs(options, runs)
+    known: set[tuple[str, str]] = set()
+    for run in runs:
+        if run["run_id"] in replaced:
+            continue
+        if run["model_fingerprint"] != mark:
+            raise InputError(
+                f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
+                f"(fingerprint {run['model_fingerprint']}), and this run would be {options.model} "
+                f"({mark}): use the same model, weights and threshold, another OUTPUT, or, for "
+                "the same INPUT, --relabel"
+            )
+        url = join(options.output, "_runs", run["run_id"], "plan.parquet")
+        for shard in from_table(read_table(url)):
+            if shard.limit is not None:
+                raise InputError(
+                    f"{mask(options.output)} holds a run in which --limit cut {shard.shard} short: "
+                    "label it whole into another OUTPUT, or pass --relabel"
+                )
+            known.update((member.uri, member.etag) for member in shard.members)
+    return known
+
+
+def unfinished(options: LabelOptions, mark: str) -> Run | None:
+    """The run that a killed command left behind, if it was this command.
+
+    --relabel drops that of another command; without it that is an InputError.
+    """
+    fs, path = open_location(join(options.output, "_staging"), "OUTPUT")
+    if not fs.exists(path):
+        return None
+    plans = sorted(name for name in fs.find(path) if name.endswith("/plan.parquet"))
+    committed = {run["run_id"] for run in committed_runs(options.output)}
+    for name in plans:
+        run_id = name.split("/")[-2]
+        folder = name.rsplit("/", 1)[0]
+        if run_id in committed:  # published, but killed before it had tidied up
+            remove_tree(fs, folder)
+            continue
+        record = read_document(options.output, run_id, "run.json")
+        if record["model_fingerprint"] == mark and _same_work(record["options"], options):
+            return Run(
+                run_id,
+                from_table(read_table(join(staging_url(options.output, run_id), "plan.parquet"))),
+            )
+        if not options.relabel:
+            raise InputError(
+                f"{mask(options.output)} holds an unfinished run, `label {_words(record)}`: run "
+                "that command again to finish it, or pass --relabel to drop it"
+            )
+        remove_tree(fs, folder)
+    return None
+
+
+_WORK = ("input", "format", "limit", "relabel")  # options that decide which images are labelled
+
+
+def _same_work(recorded: dict[str, Any], options: LabelOptions) -> bool:
+    """Whether options that were written down ask for the same images."""
+    asked = masked(options)
+    return all(recorded[name] == asked[name] for name in _WORK)
+
+
+def _words(record: dict[str, Any]) -> str:
+    """A recorded command as a person would type it, as far as it decides what is labelled."""
+    given = record["options"]
+    words = [given["input"], given["output"], "--model", given["model"]]
+    words += ["--weights", given["weights"]] if given["weights"] else []
+    words += ["--score-threshold", str(given["score_threshold"])]
+    words += ["--format", given["format"]] if given["format"] != "auto" else []
+    words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
+    return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])
+
+
+def masked(options: LabelOptions) -> dict[str, Any]:
+    """The options without secrets that URLs may hold."""
+    fields = asdict(options)
+    urls = ("input", "output", "weights", "address")
+    return {**fields, **{name: fields[name] and mask(fields[name]) for name in urls}}
+
+
+def new_run(options: LabelOptions, known: set[tuple[str, str]]) -> Run:
+    """Plan a run over what is not `known`; nothing is written."""
+    found = plan(options.input, options.format, options.limit, known, options.output)
+    return Run(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", found.shards)
+
+
+def write_down(options: LabelOptions, mark: str, run: Run) -> None:
+    """Keep what a rerun will go by: the options, and the plan."""
+    record: dict[str, Any] = {
+        "run_id": run.run_id,
+        "options": masked(options),
+        "model_fingerprint": mark,
+        "started_at": time.time(),
+        **environment(),
+    }
+    write_document(options.output, run.run_id, "run.json", record)
+    url = join(staging_url(options.output, run.run_id), "plan.parquet")
+    write_table(url, to_table(run.shards))
+
+
+def read_table(url: str) -> pa.Table:
+    """The Parquet file at `url`."""
+    fs, path = open_location(url, "OUTPUT")
+    with fs.open(path, "rb") as file:
+        return pq.read_table(file)
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Put a table at `url` as Parquet, whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    fs, path = open_location(url, "OUTPUT")
+    write_whole(fs, path, buffer.getvalue())

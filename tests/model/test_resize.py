@@ -1,0 +1,33 @@
+"""Sizes are transformers' where it keeps the original's rule, and bounded for any picture."""
+
+import pytest
+
+from model.config import PUBLISHED_RESIZE
+from model.resize import ResizeRule
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (480, 640, (800, 1066)),
+        (640, 480, (1066, 800)),
+        (500, 1000, (666, 1332)),
+        (800, 1200, (800, 1200)),
+        (1, 1, (800, 800)),
+        (1, 1000, (1, 1000)),
+        (1, 50_000_000, (1, 1333)),
+        (65_000, 3, (1333, 1)),
+    ],
+)
+def test_published_rule(height: int, width: int, expected: tuple[int, int]) -> None:
+    assert PUBLISHED_RESIZE.target_size(height, width) == expected
+
+
+def test_no_picture_becomes_much_larger_than_the_longest_side() -> None:
+    rule = ResizeRule(shorter=288, longest=576)
+    for short in (1, 2, 3, 7, 50, 287, 288, 289, 5000):
+        for factor in (1, 1.5, 1.99, 2.01, 3, 17, 300, 900, 100_000):
+            long = round(short * factor)
+            for size in (rule.target_size(short, long), rule.target_size(long, short)):
+                assert min(size) >= 1
+                assert max(size) <= 2 * rule.longest
