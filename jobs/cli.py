@@ -107,7 +107,7 @@ def _add_train(commands: Any) -> None:
 
 
 _TRAIN_NUMBERS: tuple[tuple[str, type, str], ...] = (
-    ("steps", int, "batches (default: 9000)"),
+    ("steps", int, "batches (default: 11000)"),
     ("batch_size", int, "pictures (default: 4)"),
     ("learning_rate", float, "highest (default: 4e-4 from random weights, else 5e-5)"),
     ("evaluate_every", int, "steps between evaluations and checkpoints (default: 1000)"),

@@ -12,6 +12,7 @@ from jobs.label_options import LabelOptions
 from jobs.progress import show
 from jobs.run_plan import (
     Run,
+    canonical,
     described,
     known_objects,
     new_run,
@@ -124,6 +125,7 @@ def start_ray(options: LabelOptions) -> None:
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown
     if ray.is_initialized():
         return
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"  # not one left running
@@ -177,7 +179,7 @@ def finish(
     write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), to_table(run.shards))
     lock.check()
     replaced = replaced_runs(options, committed_runs(options.output))
-    write_manifest(target, options.input, files, counts, replaced)
+    write_manifest(target, canonical(options.input), files, counts, replaced)
     remove_tables(options.output, replaced)
     fs, path = open_location(staging_url(options.output, run.run_id), "OUTPUT")
     remove_tree(fs, path)

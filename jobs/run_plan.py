@@ -14,9 +14,9 @@ from jobs.label_options import LabelOptions
 from jobs.run_record import environment, read_document, write_document
 from model.urls import mask
 from pipeline.plan import Plan, from_table, plan, to_table
-from pipeline.publish import committed_runs
+from pipeline.publish import committed_runs, remove_tables
 from pipeline.schema import Shard
-from pipeline.storage import InputError, join, open_location, remove_tree, write_whole
+from pipeline.storage import InputError, join, open_location, remove_tree, uri, write_whole
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,15 @@ def described(found: Plan) -> str:
     return "\n".join(lines)
 
 
+def canonical(url: str) -> str:
+    """One name of a place, however it was spelled, without secrets."""
+    return mask(uri(*open_location(url, "INPUT")))
+
+
 def replaced_runs(options: LabelOptions, runs: list[dict[str, Any]]) -> list[str]:
     """Which of the committed `runs` --relabel takes the place of: those over the same INPUT."""
-    same = [run["run_id"] for run in runs if run["input"] == mask(options.input)]
-    return same if options.relabel else []
+    source = canonical(options.input)
+    return [run["run_id"] for run in runs if options.relabel and run["input"] == source]
 
 
 def known_objects(options: LabelOptions, mark: str) -> set[tuple[str, str]]:
@@ -92,11 +97,12 @@ def unfinished(options: LabelOptions, mark: str) -> Run | None:
     if not fs.exists(path):
         return None
     plans = sorted(name for name in fs.find(path) if name.endswith("/plan.parquet"))
-    committed = {run["run_id"] for run in committed_runs(options.output)}
+    committed = {run["run_id"]: run for run in committed_runs(options.output)}
     for name in plans:
         run_id = name.split("/")[-2]
         folder = name.rsplit("/", 1)[0]
         if run_id in committed:  # published, but killed before it had tidied up
+            remove_tables(options.output, committed[run_id]["replaces"])
             remove_tree(fs, folder)
             continue
         record = read_document(options.output, run_id, "run.json")
@@ -135,10 +141,10 @@ def _words(record: dict[str, Any]) -> str:
 
 
 def masked(options: LabelOptions) -> dict[str, Any]:
-    """The options without secrets that URLs may hold."""
+    """The options without secrets that URLs may hold, and INPUT by its one name."""
     fields = asdict(options)
-    urls = ("input", "output", "weights", "address")
-    return {**fields, **{name: fields[name] and mask(fields[name]) for name in urls}}
+    urls = {name: fields[name] and mask(fields[name]) for name in ("output", "weights", "address")}
+    return {**fields, **urls, "input": canonical(options.input)}
 
 
 def new_run(options: LabelOptions, known: set[tuple[str, str]]) -> Run:

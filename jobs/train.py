@@ -29,7 +29,7 @@ class TrainOptions:
     output: Path
     model: str = "shapes-tiny"
     weights: str = RANDOM
-    steps: int = 9000
+    steps: int = 11_000
     batch_size: int = 4
     learning_rate: float | None = None  # None: see `rate`
     weight_decay: float = 1e-4

@@ -24,7 +24,7 @@ SCENES = 400  # of each aspect; drawing costs more than mirroring and recolourin
 SCALES = (0.7, 1.6)  # drawn size over the model's input size, as in pictures of 200 to 1,200 px
 # Share of the training done, and of the model's input size at that time: training starts on small
 # pictures, which are quick (Tan & Le 2021).
-SIZES = ((0.55, 0.75), (0.65, 1.0))
+SIZES = ((0.55, 0.8), (0.55, 1.0))
 # Batches in a row that are of one scale: CPUs compile their convolutions for each new size, which
 # costs as much as a fifth of a step, and keep those of about a dozen.
 BATCHES_OF_ONE_SCALE = 50
@@ -97,12 +97,12 @@ class ScenesForTraining(Dataset[Sample]):
         share = np.interp(batch * self.batch_size / self.length, *SIZES) * of_scale.uniform(
             0.8, 1.2
         )
-        shorter = round(self.rule.shorter * share / 8) * 8
         rng = np.random.default_rng([self.seed, batch])
         aspect = int(rng.integers(len(ASPECTS)))
-        longer = min(round(shorter * ASPECTS[aspect]), self.rule.longest)
-        size = (shorter, longer) if rng.random() < 0.5 else (longer, shorter)
-        return aspect, *size
+        shorter = self.rule.shorter * share
+        rule = ResizeRule(round(shorter), self.rule.longest, self.rule.multiple)
+        short, long = rule.target_size(round(shorter), round(shorter * ASPECTS[aspect]))
+        return (aspect, short, long) if rng.random() < 0.5 else (aspect, long, short)
 
     def _scene(self, aspect: int, number: int) -> Scene:
         """The landscape of this number, drawn when it is first wanted."""

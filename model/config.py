@@ -98,6 +98,6 @@ def shapes_tiny() -> DeformableDetrConfig:
         dim_feedforward=384,
         dropout=0.0,
         num_queries=60,
-        resize=ResizeRule(shorter=288, longest=576),
+        resize=ResizeRule(shorter=352, longest=704, multiple=32),
         labels=SHAPE_LABELS,
     )

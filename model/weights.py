@@ -31,7 +31,9 @@ def find_weights(weights: str) -> Path:
     place, _, digest = weights.partition("#sha256=")
     path = _fetch(place)
     if digest and digest.lower() != (found := file_sha256(path)):
-        raise CheckpointError(f"{mask(place)} has sha256 {found}, and {digest} was asked for")
+        raise CheckpointError(
+            f"{mask(place)} has sha256 {found}, not the {digest} that was asked for"
+        )
     return path
 
 

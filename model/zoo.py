@@ -60,7 +60,7 @@ MODELS = {
             "SenseTime/deformable-detr-with-box-refine-two-stage",
             167.9,
         ),
-        NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED), 2.0),
+        NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED), 3.0),
     )
 }
 

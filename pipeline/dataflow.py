@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from model.resize import ResizeRule
 from pipeline.detect import Detector, DetectorSpec
@@ -47,37 +49,40 @@ def label_shards(
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     on_gpu = spec.device != "cpu"
-    flow = (
-        ray.data.from_arrow([_work(shard, done.get(shard.shard, Done())) for shard in shards])
-        # Reading waits for the network and needs little of a CPU.
-        .map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
-        .map_batches(
-            _Prepare,
-            fn_constructor_args=(settings.resize,),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=0.5,
-            compute=ActorPoolStrategy(min_size=1, max_size=settings.preparers),
+    with warnings.catch_warnings():
+        # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        flow = (
+            ray.data.from_arrow([_work(shard, done.get(shard.shard, Done())) for shard in shards])
+            # Reading waits for the network and needs little of a CPU.
+            .map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+            .map_batches(
+                _Prepare,
+                fn_constructor_args=(settings.resize,),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0.5,
+                compute=ActorPoolStrategy(min_size=1, max_size=settings.preparers),
+            )
+            # A fixed pool: growing one GPU at a time costs minutes, and models load slowly.
+            .map_batches(
+                Detector,
+                fn_constructor_args=(spec,),
+                batch_size=settings.images_per_call,
+                batch_format="pyarrow",
+                num_cpus=0 if on_gpu else 0.5,
+                num_gpus=1 if on_gpu else 0,
+                scheduling_strategy="SPREAD",
+                compute=ActorPoolStrategy(size=settings.detectors),
+            )
+            .map_batches(
+                _stage,
+                fn_args=(settings.staging,),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0.25,
+            )
         )
-        # A fixed pool: growing one GPU at a time costs minutes, and models load slowly.
-        .map_batches(
-            Detector,
-            fn_constructor_args=(spec,),
-            batch_size=settings.images_per_call,
-            batch_format="pyarrow",
-            num_cpus=0 if on_gpu else 0.5,
-            num_gpus=1 if on_gpu else 0,
-            scheduling_strategy="SPREAD",
-            compute=ActorPoolStrategy(size=settings.detectors),
-        )
-        .map_batches(
-            _stage,
-            fn_args=(settings.staging,),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=0.25,
-        )
-    )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
         for document in batch["receipt"].to_pylist():
             fields = json.loads(document)

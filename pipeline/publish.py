@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.urls import mask
 from pipeline.schema import DETECTED, DETECTIONS, IMAGES
 from pipeline.stage import Staged
 from pipeline.storage import explained, join, open_location, remove_tree, write_whole
@@ -177,7 +176,7 @@ def write_manifest(
     """
     document: dict[str, Any] = {
         "run_id": target.run_id,
-        "input": mask(source),
+        "input": source,
         "model": target.model,
         "model_fingerprint": target.fingerprint,
         "images": counts,  # by status

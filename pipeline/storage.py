@@ -44,6 +44,8 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
         fs, path = url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise InputError(f"{what} {mask(url)} cannot be opened: {error}") from error
+    if isinstance(fs, LocalFileSystem):
+        path = os.path.normpath(path)  # one name for one place
     return fs, path
 
 

@@ -13,6 +13,7 @@ from jobs.cli import main
 from jobs.label import label
 from jobs.label_options import LabelOptions
 from jobs.query import connect
+from jobs.report import last_report
 from model.checkpoint import save_weights
 from model.zoo import create_model
 from pipeline.storage import InputError, open_location
@@ -60,6 +61,23 @@ def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> No
     with pytest.raises(InputError, match="--relabel"):
         label(options(f"{bucket}/photos", output, weights, score_threshold=0.5))
     assert main(["report", output]) == 0
+
+
+def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -> None:
+    fill(f"{bucket}/photos")
+    output = f"{bucket}/labels"
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("jobs.label.flow", "jobs.label.finish"):  # nothing staged yet; all of it
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step, die)
+            with pytest.raises(KeyboardInterrupt):
+                label(options(f"{bucket}/photos", output, weights))
+    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    report = last_report(output)
+    assert (report["images"], report["labelled_before"]) == (4, 4)
 
 
 def test_weights_may_lie_in_a_bucket(bucket: str, weights: str, tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def test_mirrored_boxes_follow_their_picture(dataset: Path) -> None:
 
 
 def test_scenes_of_a_batch_share_a_size_and_are_drawn_again_alike() -> None:
-    scenes = ScenesForTraining(0, 8, 4, ResizeRule(96, 192))
+    scenes = ScenesForTraining(0, 8, 4, ResizeRule(96, 192, 32))
     assert len({scenes[i].image.shape for i in range(4)}) == 1
+    assert all(side % 32 == 0 for i in (0, 4) for side in scenes[i].image.shape[:2])
     assert scenes[5].image.equal(scenes[5].image)
     assert not scenes[5].image.equal(scenes[4].image)

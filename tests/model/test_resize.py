@@ -31,3 +31,13 @@ def test_no_picture_becomes_much_larger_than_the_longest_side() -> None:
             for size in (rule.target_size(short, long), rule.target_size(long, short)):
                 assert min(size) >= 1
                 assert max(size) <= 2 * rule.longest
+
+
+def test_sides_are_rounded_to_a_multiple() -> None:
+    rule = ResizeRule(shorter=288, longest=576, multiple=32)
+    assert rule.target_size(480, 640) == (288, 384)
+    assert rule.target_size(1000, 1100) == (288, 320)
+    assert rule.target_size(100, 1000) == (64, 576)
+    assert rule.target_size(1, 2000) == (32, 576)
+    for height, width in ((37, 911), (288, 301), (575, 290), (1200, 200)):
+        assert all(side % 32 == 0 for side in rule.target_size(height, width))
