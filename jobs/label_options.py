@@ -1,6 +1,8 @@
 """The options of `detr-batch label`: what they mean, and which make no sense."""
 
+import socket
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import ray
 import torch
@@ -8,6 +10,8 @@ import torch
 from jobs.prices import Price, price_of
 from model.zoo import autocast_dtype
 from pipeline.storage import InputError
+
+CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class LabelOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.address and self.address != "auto":
+            check_reachable(self.address)
         gpus = torch.cuda.device_count()
         if self.device == "cuda" and not self.address and not gpus:
             raise InputError(
@@ -81,3 +87,17 @@ class LabelOptions:
             return None
         one = price_of(self.instance_type, self.spot)
         return Price(machines * one.usd_per_hour, f"{machines} x {one.basis}")
+
+
+def check_reachable(address: str) -> None:
+    """InputError unless something listens at a Ray address: Ray itself would try for ten minutes.
+
+    `address` is `host:port` or `ray://host:port`.
+    """
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        if place.hostname is None or place.port is None:
+            raise ValueError("give host:port, ray://host:port or auto")
+        socket.create_connection((place.hostname, place.port), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error

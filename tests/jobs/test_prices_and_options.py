@@ -1,4 +1,4 @@
-"""The price table, and what a report makes of it."""
+"""Options that are refused, the price table, and what a report makes of it."""
 
 import csv
 from datetime import date
@@ -41,6 +41,14 @@ def test_unknown_machine_is_refused_before_anything_runs(
     assert "the table has g5.xlarge" in capsys.readouterr().err
     assert main([*command, "--instance-type", "g5.xlarge", "--usd-per-hour", "1"]) == 2
     assert "give one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "head"])
+def test_cluster_that_does_not_answer_is_refused_at_once(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label", "in", "out", "--model", "shapes-tiny", "--address", address]) == 2
+    assert "no Ray cluster answers there" in capsys.readouterr().err
 
 
 def test_price_counts_every_machine() -> None:
