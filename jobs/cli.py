@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,14 @@ EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Mistakes of the user are one line on stderr and exit code 2."""
     arguments = vars(parser().parse_args(argv))
-    command = arguments.pop("run")
+    command, again = arguments.pop("run"), arguments.pop("again", "")
     try:
         return int(command(**arguments))
     except (InputError, ValueError) as error:
         print(f"detr-batch: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("detr-batch: interrupted. What is done is kept: see --help", file=sys.stderr)
+        print(f"detr-batch: interrupted{again}", file=sys.stderr)
         return EXIT_FAILED
     except (RuntimeError, OSError) as error:
         print(f"detr-batch: {error}", file=sys.stderr)
@@ -70,16 +71,18 @@ def _add_label(commands: Any) -> None:
     add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--num-gpus", type=int, default=1, help="detectors on GPUs (default: 1)")
-    add("--address", help="a Ray cluster (default: $RAY_ADDRESS, else one for this command alone)")
+    add(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="a Ray cluster (default: $RAY_ADDRESS, else a local one for this command alone)",
+    )
     add("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
     add("--instance-type", help="machines this runs on, for the report: see infra/prices.csv")
     add("--spot", action="store_true", help="they cost the spot price")
     add("--usd-per-hour", type=float, help="price of all that runs this, instead")
-    add(
-        "--relabel", action="store_true", help="replace OUTPUT's labels of INPUT, whoever made them"
-    )
+    add("--relabel", action="store_true", help="replace the labels that OUTPUT has of INPUT")
     add("--dry-run", action="store_true", help="print the plan; touch nothing")
-    label.set_defaults(run=_label)
+    label.set_defaults(run=_label, again="; the same command takes it up again")
 
 
 def _add_train(commands: Any) -> None:
@@ -103,7 +106,7 @@ def _add_train(commands: Any) -> None:
     add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     add("--device", default="cpu")
     add("--resume", action="store_true", help="go on from OUTPUT/last.pt")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, again="; --resume goes on from the last evaluation")
 
 
 _TRAIN_NUMBERS: tuple[tuple[str, type, str], ...] = (

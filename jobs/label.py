@@ -1,7 +1,6 @@
 """`detr-batch label`: everything under INPUT that OUTPUT does not hold yet."""
 
 import logging
-import os
 import sys
 import time
 from collections import Counter
@@ -62,13 +61,14 @@ def label(options: LabelOptions) -> int:
         return EXIT_OK
     counts: Counter[str] = Counter()  # images by status
     with OutputLock(options.output) as lock:
-        known_objects(options, mark)
+        known = known_objects(options, mark)
         run = unfinished(options, mark)
         if run:
             start_ray(options)
             counts.update(carry_out(options, run, config, mark, lock))
+            known = known_objects(options, mark)
         if not run or (options.limit is None and not options.relabel):
-            run = new_run(options, known_objects(options, mark))
+            run = new_run(options, known)
             if run.shards:
                 start_ray(options)
                 write_down(options, mark, run)
@@ -105,7 +105,7 @@ def carry_out(
     except (LockLost, ReconcileError):
         raise
     except Exception as error:  # storage's and workers' are of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = mask((str(error).strip().splitlines() or [type(error).__name__])[-1])
         raise RuntimeError(
             f"the run failed: {reason}. What is labelled is kept: run the same command again"
         ) from error
@@ -128,7 +128,7 @@ def start_ray(options: LabelOptions) -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown
     if ray.is_initialized():
         return
-    address = options.address or os.environ.get("RAY_ADDRESS") or "local"  # not one left running
+    address = options.address or "local"  # not one that was left running
     try:
         ray.init(
             address=address, log_to_driver=False, include_dashboard=False, configure_logging=False
@@ -193,7 +193,8 @@ def verdict(options: LabelOptions, counts: dict[str, int]) -> int:
     if failed > options.max_failed_fraction * images:
         print(
             f"{failed} of {images} images failed, more than --max-failed-fraction "
-            f"{options.max_failed_fraction} allows; their rows in {options.output}/images say why",
+            f"{options.max_failed_fraction} allows; their rows in {mask(options.output)}/images "
+            "say why",
             file=sys.stderr,
         )
         return EXIT_TOO_MANY_FAILURES

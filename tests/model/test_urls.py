@@ -1,0 +1,22 @@
+"""Secrets leave URLs; names stay whole."""
+
+import pytest
+
+from model.urls import mask
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:word@lake/photos", "s3://lake/photos"),
+        ("https://lake/a.jpg?X-Amz-Signature=beef&x=1", "https://lake/a.jpg"),
+        (
+            "no answer from 'https://u:p@lake/a?sig=1', why?",
+            "no answer from 'https://lake/a', why?",
+        ),
+        ("file:///photos/what?/a.jpg", "file:///photos/what?/a.jpg"),
+        ("s3://lake/what?/a@b.jpg", "s3://lake/what?/a@b.jpg"),
+    ],
+)
+def test_mask(text: str, shown: str) -> None:
+    assert mask(text) == shown
