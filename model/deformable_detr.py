@@ -212,10 +212,9 @@ class DeformableDetr(nn.Module):
         predictions: list[Predictions] = []
         count = self.config.decoder_layers
         for index, layer in enumerate(self.transformer.decoder.layers):
-            scale = levels.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)  # (B, L, 2 or 4)
             kind = x.device.type
             with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                x = layer(x, position, reference[:, :, None] * scale[:, None], levels).float()
+                x = layer(x, position, reference, levels).float()
             wanted = self.training or index == count - 1
             if not (wanted or self.config.with_box_refine):
                 continue

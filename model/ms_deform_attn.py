@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.ops import Implementation, ms_deform_attn
+from model.ops import Implementation, fused_ms_deform_attn
 
 
 class MSDeformAttn(nn.Module):
@@ -44,37 +44,32 @@ class MSDeformAttn(nn.Module):
         reference_points: Tensor,
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        valid_ratios: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
         """One attention over all levels.
 
         Args:
             query: (B, Q, C).
-            reference_points: (B, Q, L, 2) as (x, y), or (B, Q, L, 4) as (x, y, w, h); fp32, in
-                units of the padded level.
+            reference_points: (B, Q, 2) as (x, y), or (B, Q, 4) as (x, y, w, h); fp32, relative to
+                the valid area.
             memory: (B, S, C), the flattened levels.
             spatial_shapes: (height, width) of each level.
+            valid_ratios: (B, L, 2), valid share of each level's width and height; fp32.
             padding: (B, S) bool, True where `memory` is padding, or None.
 
         Returns:
             (B, Q, C).
         """
-        batch, queries, _ = query.shape
-        value = self.value_proj(memory)
-        if padding is not None:  # after the projection: padding is 0, not the bias
-            value = value.masked_fill(padding[..., None], 0.0)
-        value = value.view(batch, memory.shape[1], self.n_heads, -1)
-        split = (batch, queries, self.n_heads, self.n_levels, self.n_points)
-        offsets = self.sampling_offsets(query).view(*split, 2).float()
-        weights = self.attention_weights(query).view(*split[:3], -1).float().softmax(-1).view(split)
-        if reference_points.shape[-1] == 2:
-            size = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
-            # Spelled out over heads and points: broadcasting over short inner axes is slow on CPUs.
-            size = size[:, None].expand(*split[2:], 2).contiguous()  # (M, L, P, 2)
-            centre = reference_points[:, :, None, :, None].expand(-1, -1, -1, -1, self.n_points, -1)
-            locations = centre.contiguous() + offsets / size
-        else:
-            centre, extent = reference_points[:, :, None, :, None].split(2, dim=-1)
-            locations = centre + offsets / self.n_points * extent * 0.5
-        out = ms_deform_attn(value, spatial_shapes, None, locations, weights, self.implementation)
+        value = self.value_proj(memory).view(*memory.shape[:2], self.n_heads, -1)
+        out = fused_ms_deform_attn(
+            value,
+            spatial_shapes,
+            self.sampling_offsets(query),
+            self.attention_weights(query),
+            reference_points,
+            valid_ratios,
+            padding,  # applied after the projection: padding is 0, not the bias
+            self.implementation,
+        )
         return self.output_proj(out)

@@ -54,8 +54,15 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(d)
 
     def forward(self, x: Tensor, reference_points: Tensor, levels: FeatureLevels) -> Tensor:
-        """`x` (B, S, C), `reference_points` (B, S, L, 2) -> (B, S, C)."""
-        y = self.self_attn(x + levels.position, reference_points, x, levels.shapes, levels.padding)
+        """`x` (B, S, C), `reference_points` (B, S, 2) -> (B, S, C)."""
+        y = self.self_attn(
+            x + levels.position,
+            reference_points,
+            x,
+            levels.shapes,
+            levels.valid_ratios,
+            levels.padding,
+        )
         x = self.norm1(x + F.dropout(y, self.dropout, self.training))
         y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
         return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
@@ -68,9 +75,7 @@ class Encoder(nn.Module):
 
     def forward(self, levels: FeatureLevels) -> Tensor:
         """`levels.memory` (B, S, C), every cell attending around its own centre -> (B, S, C)."""
-        reference_points = (
-            torch.cat(cell_centres(levels), 1)[:, :, None] * levels.valid_ratios[:, None]
-        )
+        reference_points = torch.cat(cell_centres(levels), 1)
         x = levels.memory
         for layer in self.layers:
             x = layer(x, reference_points, levels)
@@ -93,12 +98,17 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, reference_points: Tensor, levels: FeatureLevels
     ) -> Tensor:
-        """`x`, `position` (B, Q, C), `reference_points` (B, Q, L, 2 or 4) -> (B, Q, C)."""
+        """`x`, `position` (B, Q, C), `reference_points` (B, Q, 2 or 4) -> (B, Q, C)."""
         query = x + position
         y = self.self_attn(query, query, x, need_weights=False)[0]
         x = self.norm2(x + F.dropout(y, self.dropout, self.training))
         y = self.cross_attn(
-            x + position, reference_points, levels.memory, levels.shapes, levels.padding
+            x + position,
+            reference_points,
+            levels.memory,
+            levels.shapes,
+            levels.valid_ratios,
+            levels.padding,
         )
         x = self.norm1(x + F.dropout(y, self.dropout, self.training))
         y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)

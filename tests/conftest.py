@@ -1,14 +1,18 @@
 """Fixtures that several rooms share."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from tests.s3_server import BUCKET, s3_server
 
+if not torch.cuda.is_available():  # Triton reads this when it is imported: kernels run on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
 
 

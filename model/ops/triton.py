@@ -1,0 +1,268 @@
+"""The op on GPUs: one Triton kernel from raw offsets and logits to the sum, forward only.
+
+Locations, softmax, padding and gather happen in registers; nothing lies in memory between the
+query's linear layers and the output. Locations, weights and sums are fp32 in every dtype.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def msda_forward(  # type: ignore[no-untyped-def]
+    value_ptr,  # (B, S, | M, D), rows `value_stride` apart
+    offsets_ptr,  # (B, Q, | M, L, P, 2), or locations; rows `offsets_stride` apart
+    logits_ptr,  # (B, Q, | M, L, P), or weights; rows `logits_stride` apart
+    reference_ptr,  # (B, Q, | REFERENCE) fp32
+    ratios_ptr,  # (B, | L, 2) fp32
+    levels_ptr,  # (L, 3) int32: height, width, first row
+    padding_ptr,  # (B, | S) bytes, not 0 where padded
+    out_ptr,  # (B, Q, | M, D)
+    queries,
+    length,
+    value_stride,
+    offsets_stride,
+    logits_stride,
+    HEADS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHANNELS_2: tl.constexpr,  # the next power of two
+    LEVELS: tl.constexpr,
+    POINTS: tl.constexpr,
+    SAMPLES_2: tl.constexpr,  # LEVELS * POINTS, to the next power of two
+    REFERENCE: tl.constexpr,  # 2 or 4; 0: offsets are locations, and logits are weights
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,  # queries of one program
+):
+    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = query < queries
+    row = image * queries + query
+    channel = tl.arange(0, CHANNELS_2)
+    present = channel < CHANNELS
+    samples: tl.constexpr = LEVELS * POINTS
+    logits = logits_ptr + row * logits_stride + head * samples
+    offsets = offsets_ptr + row * offsets_stride + head * (2 * samples)
+    values = value_ptr + image * length * value_stride + head * CHANNELS
+
+    if REFERENCE:
+        sample = tl.arange(0, SAMPLES_2)
+        wanted = live[:, None] & (sample < samples)[None, :]
+        every = tl.load(logits[:, None] + sample[None, :], mask=wanted, other=float("-inf"))
+        top = tl.where(live, tl.max(every.to(tl.float32), axis=1), 0.0)
+        total = tl.sum(tl.exp(every.to(tl.float32) - top[:, None]), axis=1)
+        total = tl.where(live, total, 1.0)
+        reference_x = tl.load(reference_ptr + row * REFERENCE, mask=live, other=0.0)
+        reference_y = tl.load(reference_ptr + row * REFERENCE + 1, mask=live, other=0.0)
+        if REFERENCE == 4:
+            extent_x = tl.load(reference_ptr + row * REFERENCE + 2, mask=live, other=0.0)
+            extent_y = tl.load(reference_ptr + row * REFERENCE + 3, mask=live, other=0.0)
+
+    total_of_values = tl.zeros((BLOCK, CHANNELS_2), tl.float32)
+    for level in range(LEVELS):
+        height = tl.load(levels_ptr + level * 3)
+        width = tl.load(levels_ptr + level * 3 + 1)
+        start = tl.load(levels_ptr + level * 3 + 2)
+        if REFERENCE:
+            valid_x = width * tl.load(ratios_ptr + (image * LEVELS + level) * 2)
+            valid_y = height * tl.load(ratios_ptr + (image * LEVELS + level) * 2 + 1)
+            centre_x, centre_y = reference_x * valid_x - 0.5, reference_y * valid_y - 0.5
+        for point in tl.static_range(POINTS):
+            at = level * POINTS + point
+            weight = tl.load(logits + at, mask=live, other=0.0).to(tl.float32)
+            x = tl.load(offsets + at * 2, mask=live, other=0.0).to(tl.float32)
+            y = tl.load(offsets + at * 2 + 1, mask=live, other=0.0).to(tl.float32)
+            if REFERENCE == 0:
+                x, y = x * width - 0.5, y * height - 0.5
+            else:
+                weight = tl.exp(weight - top) / total
+                if REFERENCE == 4:
+                    x, y = (
+                        x * (0.5 / POINTS) * extent_x * valid_x,
+                        y * (0.5 / POINTS) * extent_y * valid_y,
+                    )
+                x, y = centre_x + x, centre_y + y
+            near = live & (x > -1) & (x < width) & (y > -1) & (y < height)  # not so for NaN
+            x, y = tl.where(near, x, 0.0), tl.where(near, y, 0.0)
+            left, top_row = tl.floor(x), tl.floor(y)
+            for corner in tl.static_range(4):
+                column, line = left.to(tl.int32) + corner % 2, top_row.to(tl.int32) + corner // 2
+                inside = near & (column >= 0) & (column < width) & (line >= 0) & (line < height)
+                cell = start + line * width + column
+                if PADDED:
+                    padding = tl.load(padding_ptr + image * length + cell, mask=inside, other=1)
+                    inside = inside & (padding == 0)
+                share = weight * (1.0 - tl.abs(x - column)) * (1.0 - tl.abs(y - line))
+                share = tl.where(inside, share, 0.0)
+                loaded = tl.load(
+                    values + cell[:, None].to(tl.int64) * value_stride + channel[None, :],
+                    mask=inside[:, None] & present[None, :],
+                    other=0.0,
+                )
+                total_of_values += loaded.to(tl.float32) * share[:, None]
+
+    out = out_ptr + (row * HEADS + head)[:, None] * CHANNELS + channel[None, :]
+    tl.store(
+        out,
+        total_of_values.to(out_ptr.dtype.element_ty),
+        mask=live[:, None] & present[None, :],
+    )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a program is cut: queries of one, and warps of it."""
+
+    block: int
+    warps: int
+
+
+# Chosen from registers and the width of loads (16 bytes a thread); not measured on a GPU yet.
+LAUNCHES = {"few queries": Launch(16, 1), "many queries": Launch(32, 2)}
+
+
+def launch_of(queries: int, images: int) -> Launch:
+    """Few queries are cut into small programs, so that every multiprocessor has some."""
+    return LAUNCHES["few queries" if queries * images < 4096 else "many queries"]
+
+
+@lru_cache(maxsize=256)
+def levels_on(device: torch.device, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """(L, 3) int32 on the device: height, width, and first row of each level."""
+    rows, start = [], 0
+    for height, width in spatial_shapes:
+        rows.append((height, width, start))
+        start += height * width
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+@torch.library.custom_op("detr_batch::ms_deform_attn", mutates_args=())
+def msda(
+    value: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    reference: Tensor,
+    ratios: Tensor,
+    levels: Tensor,
+    padding: Tensor | None,
+    raw: bool,
+) -> Tensor:
+    batch, length, heads, channels = value.shape
+    queries, count = offsets.shape[1], len(levels)
+    points = logits.shape[2] // (heads * count)
+    out = value.new_empty(batch, queries, heads * channels)
+    launch = launch_of(queries, batch)
+    grid = (triton.cdiv(queries, launch.block), heads, batch)
+    msda_forward[grid](
+        value,
+        offsets,
+        logits,
+        reference,
+        ratios,
+        levels,
+        padding if padding is not None else levels,  # not read
+        out,
+        queries,
+        length,
+        value.stride(1),
+        offsets.stride(1),
+        logits.stride(1),
+        HEADS=heads,
+        CHANNELS=channels,
+        CHANNELS_2=triton.next_power_of_2(channels),
+        LEVELS=count,
+        POINTS=points,
+        SAMPLES_2=triton.next_power_of_2(count * points),
+        REFERENCE=reference.shape[-1] if raw else 0,
+        PADDED=padding is not None,
+        BLOCK=launch.block,
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+    )
+    return out
+
+
+@msda.register_fake
+def _(
+    value: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    reference: Tensor,
+    ratios: Tensor,
+    levels: Tensor,
+    padding: Tensor | None,
+    raw: bool,
+) -> Tensor:
+    return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
+
+
+def _checked(value: Tensor, *others: Tensor) -> None:
+    """ValueError for what the kernel does not take."""
+    if value.device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            f"implementation='triton' needs a GPU, and the tensors are on {value.device}: "
+            "leave the implementation at 'auto'"
+        )
+    taken = (torch.float32, torch.float16, torch.bfloat16)
+    if value.dtype not in taken:
+        raise ValueError(f"implementation='triton' takes {taken}, not {value.dtype}")
+    if any(other.device != value.device for other in others):
+        raise ValueError("all tensors of the op must be on one device")
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor itself where images follow one another and rows are contiguous, else a copy."""
+    inner = tensor[0, 0]
+    evenly = tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
+    return tensor if evenly and inner.is_contiguous() else tensor.contiguous()
+
+
+def ms_deform_attn_triton(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Shapes as in `model.ops.ms_deform_attn`. ValueError off the GPU or for other dtypes."""
+    _checked(value, sampling_locations, attention_weights)
+    levels = levels_on(value.device, tuple(spatial_shapes))
+    unused = sampling_locations
+    return msda(
+        _rows(value),
+        sampling_locations.flatten(2).contiguous(),
+        attention_weights.flatten(2).contiguous(),
+        unused,
+        unused,
+        levels,
+        None,
+        False,
+    )
+
+
+def fused_ms_deform_attn_triton(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    reference_points: Tensor,
+    valid_ratios: Tensor,
+    padding_mask: Tensor | None,
+) -> Tensor:
+    """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`."""
+    others = (sampling_offsets, attention_logits, reference_points, valid_ratios)
+    _checked(value, *others)
+    return msda(
+        _rows(value),
+        _rows(sampling_offsets),
+        _rows(attention_logits),
+        reference_points.float().contiguous(),
+        valid_ratios.float().contiguous(),
+        levels_on(value.device, tuple(spatial_shapes)),
+        None if padding_mask is None else padding_mask.contiguous().view(torch.uint8),
+        True,
+    )
