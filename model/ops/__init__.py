@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from model.ops.cpu import ms_deform_attn_embedding_bag, ms_deform_attn_grid_sample
-from model.ops.fused_cpu import ms_deform_attn_fused_cpu
+from model.ops.fused_cpu import fused_ms_deform_attn_cpu
+from model.ops.learning_cpu import ms_deform_attn_fused_cpu
 from model.ops.reference import ms_deform_attn_reference
 from model.ops.sampling import sampling_locations
 
@@ -117,18 +118,17 @@ def fused_ms_deform_attn(
         if tensor is not None and tuple(tensor.shape) not in fits:
             wanted = " or ".join(map(str, fits))
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}: it must be {wanted}")
-    chosen = _chosen(implementation, value, sampling_offsets, attention_logits)
+    linear = (sampling_offsets, attention_logits)
+    chosen = _chosen(implementation, value, *linear)
     if chosen == "triton":
         from model.ops.triton import fused_ms_deform_attn_triton
 
         return fused_ms_deform_attn_triton(
-            value,
-            levels,
-            sampling_offsets,
-            attention_logits,
-            reference_points,
-            valid_ratios,
-            padding_mask,
+            value, levels, *linear, reference_points, valid_ratios, padding_mask
+        )
+    if chosen == "fused_cpu" and not _learning(value, *linear):
+        return fused_ms_deform_attn_cpu(
+            value, levels, *linear, reference_points, valid_ratios, padding_mask
         )
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[..., None, None], 0.0)
@@ -155,8 +155,7 @@ def _chosen(implementation: Implementation, *tensors: Tensor) -> Implementation:
     """What to run on these tensors; `tensors[0]` is the value."""
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation={implementation!r}: choose {get_args(Implementation)}")
-    device = tensors[0].device
-    learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    device, learning = tensors[0].device, _learning(*tensors)
     if implementation == "auto":
         if device.type == "cpu":
             return "fused_cpu"
@@ -166,6 +165,10 @@ def _chosen(implementation: Implementation, *tensors: Tensor) -> Implementation:
     if implementation == "triton" and learning:
         raise ValueError("implementation='triton' has no gradient: run it under torch.no_grad()")
     return implementation
+
+
+def _learning(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @cache
