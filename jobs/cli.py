@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     query.add_argument("output", metavar="OUTPUT")
     query.add_argument("sql", metavar="SQL", help="a DuckDB SELECT")
     query.set_defaults(run=_query)
+    _add_bench(commands)
     models = commands.add_parser("models", help="the named models")
     models.set_defaults(run=_models)
     return top
@@ -110,13 +111,37 @@ def _add_train(commands: Any) -> None:
 
 
 _TRAIN_NUMBERS: tuple[tuple[str, type, str], ...] = (
-    ("steps", int, "batches (default: 11000)"),
+    ("steps", int, "batches (default: 14000)"),
     ("batch_size", int, "pictures (default: 4)"),
     ("learning_rate", float, "highest (default: 4e-4 from random weights, else 5e-5)"),
     ("evaluate_every", int, "steps between evaluations and checkpoints (default: 1000)"),
     ("evaluate_images", int, "held-out scenes to evaluate on (default: 100)"),
     ("seed", int, "of weights and pictures (default: 0)"),
 )
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure the attention, or a whole model, beside its peers",
+        description="Check against the reference, then time all in turn; medians, and rows added "
+        "to the results. Peers are those that are installed: transformers, openvino.",
+    )
+    subjects = bench.add_subparsers(required=True, metavar="SUBJECT")
+    op = subjects.add_parser("op", help="implementations of the attention")
+    model = subjects.add_parser("model", help="whole detectors, of random weights")
+    model.add_argument("--model", default="deformable-detr", help="a published one")
+    model.add_argument("--size", default="800x1066", help="rows x columns (default: 800x1066)")
+    model.add_argument("--batch-size", type=int, default=1, help="pictures (default: 1)")
+    for subject in (op, model):
+        add = subject.add_argument
+        add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+        add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+        add("--seconds", type=float, default=60.0, help="to time each case for (default: 60)")
+        add("--results", type=Path, help="CSV file to add to (default: the project's)")
+        add("--json", action="store_true", help="for programs")
+    op.set_defaults(run=_bench_op)
+    model.set_defaults(run=_bench_model)
 
 
 def _label(**options: Any) -> int:
@@ -149,6 +174,18 @@ def _query(output: str, sql: str) -> int:
 
     duckdb.from_arrow(query(output, sql)).show(max_rows=200)
     return 0
+
+
+def _bench_op(**options: Any) -> int:
+    from jobs.bench import op
+
+    return op(**options)
+
+
+def _bench_model(**options: Any) -> int:
+    from jobs.bench import model
+
+    return model(**options)
 
 
 def _models() -> int:

@@ -52,7 +52,7 @@ def label(options: LabelOptions) -> int:
     source = options.weights or named_model(options.model).weights
     digest = RANDOM if source == RANDOM else file_sha256(find_weights(source))
     # On the driver too, so that weights that do not fit are refused at once.
-    config = create_model(options.model, options.weights).config
+    config = create_model(options.model, options.weights, training=True).config
     mark = fingerprint(config, digest, options.score_threshold)
     if options.dry_run:
         known = known_objects(options, mark)

@@ -29,7 +29,7 @@ class TrainOptions:
     output: Path
     model: str = "shapes-tiny"
     weights: str = RANDOM
-    steps: int = 11_000
+    steps: int = 14_000
     batch_size: int = 4
     learning_rate: float | None = None  # None: see `rate`
     weight_decay: float = 1e-4
@@ -164,7 +164,12 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     torch.manual_seed(options.seed)
     training, validation, labels = datasets(options)
     net = create_model(
-        options.model, options.weights, options.device, options.precision, labels=labels
+        options.model,
+        options.weights,
+        options.device,
+        options.precision,
+        labels=labels,
+        training=True,
     )
     optimizer = optimizer_of(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))

@@ -24,7 +24,7 @@ SCENES = 400  # of each aspect; drawing costs more than mirroring and recolourin
 SCALES = (0.7, 1.6)  # drawn size over the model's input size, as in pictures of 200 to 1,200 px
 # Share of the training done, and of the model's input size at that time: training starts on small
 # pictures, which are quick (Tan & Le 2021).
-SIZES = ((0.55, 0.8), (0.55, 1.0))
+SIZES = ((0.55, 0.8), (0.55, 0.85))
 # Batches in a row that are of one scale: CPUs compile their convolutions for each new size, which
 # costs as much as a fifth of a step, and keep those of about a dozen.
 BATCHES_OF_ONE_SCALE = 50

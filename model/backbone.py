@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
+from model.fused_layers import conv_norm_relu
+
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
     """`x` (B, C, H, W) with all beyond each picture's valid (height, width) (B, 2) set to 0."""
@@ -47,10 +49,10 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(zero_padding(y, valid))))
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = conv_norm_relu(self.conv1, self.bn1, x)
+        y = conv_norm_relu(self.conv2, self.bn2, zero_padding(y, valid))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return conv_norm_relu(self.conv3, self.bn3, y, shortcut)
 
 
 class ResNet50(nn.Module):
@@ -85,7 +87,7 @@ class ResNet50(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
         """`x` (B, 3, H, W) -> C3, C4, C5: (B, 512, H/8, W/8), (B, 1024, ...), (B, 2048, ...)."""
-        x = F.relu(self.bn1(self.conv1(zero_padding(x, valid))))
+        x = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid))
         valid = halve(valid)
         x = F.max_pool2d(zero_padding(x, valid), 3, 2, 1)
         valid = halve(valid)
@@ -116,9 +118,10 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(zero_padding(x, valid))))
-        y = self.bn2(self.conv2(zero_padding(y, halve(valid, self.stride))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid))
+        y = zero_padding(y, halve(valid, self.stride))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return conv_norm_relu(self.conv2, self.bn2, y, shortcut)
 
 
 class CompactResNet(nn.Module):
@@ -140,7 +143,7 @@ class CompactResNet(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
         """`x` (B, 3, H, W) -> (B, 64, H/8, W/8), (B, 128, H/16, W/16), (B, 160, H/32, W/32)."""
-        x = F.relu(self.bn1(self.conv1(zero_padding(x, valid))))
+        x = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid))
         valid = halve(valid)
         features = []
         for stage in self.stages:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from model.backbone import Backbone, zero_padding
 from model.config import DeformableDetrConfig
 from model.position_encoding import sine_position_encoding
-from model.transformer import FeatureLevels, Transformer, inverse_sigmoid, propose
+from model.transformer import DecoderLayer, FeatureLevels, Transformer, inverse_sigmoid, propose
 
+POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
 Padding = Literal["published", "invariant"]
 
 
@@ -64,6 +65,10 @@ class DeformableDetr(nn.Module):
         super().__init__()
         self.config, self.padding = config, padding
         self.autocast_dtype: torch.dtype | None = None
+        self.prepared = False  # see `prepare_for_inference`, which sets the next two as well
+        self.dtype = torch.float32  # of the trunk, encoder and decoder; the rest is fp32
+        self.first_queries: Tensor | None = None  # (1, Q, C) after the first self-attention
+        self._positions: dict[tuple[torch.Size, ...], Tensor] = {}
         d = config.d_model
         trunk = Backbone(config.backbone, config.dilation)
         self.backbone = nn.ModuleList([trunk])
@@ -126,13 +131,15 @@ class DeformableDetr(nn.Module):
             `pred_logits` (B, Q, K), whose sigmoid is the score, and `pred_boxes` (B, Q, 4),
             (cx, cy, w, h) relative to each picture's valid area, both fp32.
         """
-        kind = pixel_values.device.type
-        dtype = self.autocast_dtype
-        with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        with self.autocast(pixel_values.device):
             levels = self.pyramid(pixel_values, pixel_mask)
             encoded = self.transformer.encoder(levels)
-            with torch.autocast(kind, enabled=False):
-                return self.decode(levels, encoded.float(), dtype)
+        return self.decode(levels, encoded)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of training: parameters stay fp32. (For inference they are cast once.)"""
+        dtype = self.autocast_dtype
+        return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def pyramid(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
         """Features of all levels as one sequence, with positions, padding and valid ratios."""
@@ -145,26 +152,42 @@ class DeformableDetr(nn.Module):
         valid = None
         if padded and self.padding == "invariant":
             valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         features = self.backbone[0](pixel_values, valid)
         maps, masks = self._project(features, pixel_mask, valid)
         ratios = [
             torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1) for m in masks
         ]
-        position = [
+        return FeatureLevels(
+            shapes=[(m.shape[2], m.shape[3]) for m in maps],
+            memory=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1),
+            position=self._position(masks, padded),
+            padding=~torch.cat([m.flatten(1) for m in masks], 1) if padded else None,
+            valid_ratios=torch.stack(ratios, 1),
+        )
+
+    def _position(self, masks: list[Tensor], padded: bool) -> Tensor:
+        """Sine encoding plus level embedding of all levels: (B, S, C), or (1, S, C) unpadded.
+
+        Of pictures without padding it depends on the shape alone, and is kept for the next.
+        """
+        shapes = tuple(mask.shape[1:] for mask in masks)
+        keep = self.prepared and not padded
+        if keep and shapes in self._positions:
+            return self._positions[shapes]
+        levels = [
             sine_position_encoding(mask if padded else mask[:1], self.config.d_model)
             .flatten(2)
             .transpose(1, 2)
             + self.transformer.level_embed[level]
             for level, mask in enumerate(masks)
         ]
-        return FeatureLevels(
-            shapes=[(m.shape[2], m.shape[3]) for m in maps],
-            memory=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1),
-            position=torch.cat(position, 1),
-            padding=~torch.cat([m.flatten(1) for m in masks], 1) if padded else None,
-            valid_ratios=torch.stack(ratios, 1),
-        )
+        position = torch.cat(levels, 1).to(self.dtype)
+        if keep:
+            if len(self._positions) == POSITIONS_KEPT:
+                self._positions.pop(next(iter(self._positions)))
+            self._positions[shapes] = position
+        return position
 
     def _project(
         self, features: list[Tensor], pixel_mask: Tensor, valid: Tensor | None
@@ -188,33 +211,35 @@ class DeformableDetr(nn.Module):
                 area = _valid_at(valid, size, source.shape[2:])
                 x = conv(zero_padding(source, area) if extra >= 0 else source)
                 area = _valid_at(valid, size, x.shape[2:])
-                x = _group_norm_of_valid(x, norm, area)
+                x = _group_norm_of_valid(x, norm, area).to(self.dtype)
                 masks.append(_mask_of(area, x))
             maps.append(x)
         return maps, masks
 
-    def decode(
-        self, levels: FeatureLevels, encoded: Tensor, dtype: torch.dtype | None
-    ) -> DetectorOutput:
+    def decode(self, levels: FeatureLevels, encoded: Tensor) -> DetectorOutput:
         """Queries through the decoder; predictions of the last layer, or of all while training."""
+        t, batch = self.transformer, len(encoded)
         proposals = None
         if self.config.two_stage:
-            proposals, reference = self._propose(levels, encoded)
-            position, x = self.transformer.queries_of(reference)
+            proposals, reference = self._propose(levels, encoded.float())
+            position, x = t.queries_of(reference)
         else:
             position, x = self.query_embed.weight.chunk(2, dim=1)
-            position = position[None].expand(len(encoded), -1, -1)
-            x = x[None].expand(len(encoded), -1, -1)
-            reference = self.transformer.reference_points(position).sigmoid()
-        levels = FeatureLevels(
-            levels.shapes, encoded, levels.position, levels.padding, levels.valid_ratios
-        )
+            position = position[None].expand(batch, -1, -1)
+            x = x[None].expand(batch, -1, -1)
+            reference = t.reference_points(position).sigmoid()
+        values = t.decoder.values(encoded.to(self.dtype))
+        place = position.to(self.dtype)
         predictions: list[Predictions] = []
         count = self.config.decoder_layers
-        for index, layer in enumerate(self.transformer.decoder.layers):
-            kind = x.device.type
-            with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                x = layer(x, position, reference, levels).float()
+        for index, layer in enumerate(t.decoder.layers):
+            assert isinstance(layer, DecoderLayer)
+            with self.autocast(x.device):
+                if index == 0 and self.first_queries is not None:
+                    x = self.first_queries.expand(batch, -1, -1)
+                else:
+                    x = layer.attend_to_queries(x.to(self.dtype), place)
+                x = layer.attend_to_memory(x, place, reference, next(values), levels).float()
             wanted = self.training or index == count - 1
             if not (wanted or self.config.with_box_refine):
                 continue

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from model.fused_layers import FusedLinear, Linear
 from model.ops import Implementation, fused_ms_deform_attn
 
 
@@ -16,10 +17,11 @@ class MSDeformAttn(nn.Module):
         super().__init__()
         self.n_levels, self.n_heads, self.n_points = n_levels, n_heads, n_points
         self.implementation: Implementation = "auto"
-        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
+        # Prepared for inference, `sampling_offsets` gives the attention weights as well.
+        self.sampling_offsets: Linear = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.value_proj: Linear = nn.Linear(d_model, d_model)
+        self.output_proj: Linear = nn.Linear(d_model, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -38,38 +40,45 @@ class MSDeformAttn(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
+    def value(self, memory: Tensor) -> Tensor:
+        """`memory` (B, S, C), the flattened levels -> (B, S, M, D)."""
+        return self.value_proj(memory).unflatten(-1, (self.n_heads, -1))
+
     def forward(
         self,
         query: Tensor,
         reference_points: Tensor,
-        memory: Tensor,
+        value: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         valid_ratios: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """One attention over all levels.
+        """One attention over all levels, up to `output_proj`, which the caller adds to the query.
 
         Args:
             query: (B, Q, C).
             reference_points: (B, Q, 2) as (x, y), or (B, Q, 4) as (x, y, w, h); fp32, relative to
                 the valid area.
-            memory: (B, S, C), the flattened levels.
+            value: (B, S, M, D), see `value`.
             spatial_shapes: (height, width) of each level.
             valid_ratios: (B, L, 2), valid share of each level's width and height; fp32.
-            padding: (B, S) bool, True where `memory` is padding, or None.
+            padding: (B, S) bool, True where `value` is of padding and counts as 0, or None.
 
         Returns:
             (B, Q, C).
         """
-        value = self.value_proj(memory).view(*memory.shape[:2], self.n_heads, -1)
-        out = fused_ms_deform_attn(
+        if isinstance(self.sampling_offsets, FusedLinear):
+            samples = self.n_heads * self.n_levels * self.n_points
+            offsets, logits = self.sampling_offsets(query).split([2 * samples, samples], dim=-1)
+        else:
+            offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
+        return fused_ms_deform_attn(
             value,
             spatial_shapes,
-            self.sampling_offsets(query),
-            self.attention_weights(query),
+            offsets,
+            logits,
             reference_points,
             valid_ratios,
-            padding,  # applied after the projection: padding is 0, not the bias
+            padding,
             self.implementation,
         )
-        return self.output_proj(out)

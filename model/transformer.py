@@ -1,6 +1,6 @@
 """Deformable encoder and decoder. Attribute names are the published checkpoints' keys."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import DeformableDetrConfig
+from model.fused_layers import FusedLinear, Linear, add_linear, linear_relu
 from model.ms_deform_attn import MSDeformAttn
 from model.position_encoding import proposal_position_encoding
 
@@ -49,8 +50,8 @@ class EncoderLayer(nn.Module):
         self.dropout = config.dropout
         self.self_attn = MSDeformAttn(d, levels, config.n_heads, config.n_points)
         self.norm1 = nn.LayerNorm(d)
-        self.linear1 = nn.Linear(d, config.dim_feedforward)
-        self.linear2 = nn.Linear(config.dim_feedforward, d)
+        self.linear1: Linear = nn.Linear(d, config.dim_feedforward)
+        self.linear2: Linear = nn.Linear(config.dim_feedforward, d)
         self.norm2 = nn.LayerNorm(d)
 
     def forward(self, x: Tensor, reference_points: Tensor, levels: FeatureLevels) -> Tensor:
@@ -58,14 +59,14 @@ class EncoderLayer(nn.Module):
         y = self.self_attn(
             x + levels.position,
             reference_points,
-            x,
+            self.self_attn.value(x),
             levels.shapes,
             levels.valid_ratios,
             levels.padding,
         )
-        x = self.norm1(x + F.dropout(y, self.dropout, self.training))
-        y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
-        return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
+        x = self.norm1(add_linear(self.self_attn.output_proj, y, x, self.dropout))
+        y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
+        return self.norm2(add_linear(self.linear2, y, x, self.dropout))
 
 
 class Encoder(nn.Module):
@@ -91,28 +92,39 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(d)
         self.self_attn = nn.MultiheadAttention(d, config.n_heads, config.dropout, batch_first=True)
         self.norm2 = nn.LayerNorm(d)
-        self.linear1 = nn.Linear(d, config.dim_feedforward)
-        self.linear2 = nn.Linear(config.dim_feedforward, d)
+        self.linear1: Linear = nn.Linear(d, config.dim_feedforward)
+        self.linear2: Linear = nn.Linear(config.dim_feedforward, d)
         self.norm3 = nn.LayerNorm(d)
 
-    def forward(
-        self, x: Tensor, position: Tensor, reference_points: Tensor, levels: FeatureLevels
-    ) -> Tensor:
-        """`x`, `position` (B, Q, C), `reference_points` (B, Q, 2 or 4) -> (B, Q, C)."""
+    def attend_to_queries(self, x: Tensor, position: Tensor) -> Tensor:
+        """Self-attention of `x` (B, Q, C) at `position` (B, Q, C) -> (B, Q, C)."""
         query = x + position
         y = self.self_attn(query, query, x, need_weights=False)[0]
-        x = self.norm2(x + F.dropout(y, self.dropout, self.training))
+        return self.norm2(x + F.dropout(y, self.dropout, self.training))
+
+    def attend_to_memory(
+        self,
+        x: Tensor,
+        position: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        levels: FeatureLevels,
+    ) -> Tensor:
+        """Cross-attention of `x` (B, Q, C) around `reference_points` (B, Q, 2 or 4) -> (B, Q, C).
+
+        `value` (B, S, M, D) is `cross_attn.value` of the encoder's output.
+        """
         y = self.cross_attn(
             x + position,
             reference_points,
-            levels.memory,
+            value,
             levels.shapes,
             levels.valid_ratios,
             levels.padding,
         )
-        x = self.norm1(x + F.dropout(y, self.dropout, self.training))
-        y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
-        return self.norm3(x + F.dropout(self.linear2(y), self.dropout, self.training))
+        x = self.norm1(add_linear(self.cross_attn.output_proj, y, x, self.dropout))
+        y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
+        return self.norm3(add_linear(self.linear2, y, x, self.dropout))
 
 
 class Decoder(nn.Module):
@@ -120,7 +132,19 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DeformableDetrConfig):
         super().__init__()
+        self.n_heads = config.n_heads
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.values_of_all: FusedLinear | None = None  # set where prepared for inference
+
+    def values(self, memory: Tensor) -> Iterator[Tensor]:
+        """What each layer attends to, first to last: `memory` (B, S, C) -> (B, S, M, D)."""
+        if self.values_of_all is not None:
+            for value in self.values_of_all(memory).chunk(len(self.layers), dim=-1):
+                yield value.unflatten(-1, (self.n_heads, -1))
+            return
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            yield layer.cross_attn.value(memory)
 
 
 def propose(levels: FeatureLevels, encoded: Tensor) -> tuple[Tensor, Tensor]:

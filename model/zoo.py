@@ -11,6 +11,7 @@ from model import config as configs
 from model.checkpoint import State, load_state, read_weights
 from model.config import DeformableDetrConfig
 from model.deformable_detr import DeformableDetr, Padding
+from model.inference import prepare_for_inference
 from model.weights import find_weights
 
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
@@ -72,8 +73,8 @@ def named_model(name: str) -> NamedModel:
     return MODELS[name]
 
 
-def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
-    """The dtype to compute in, None for fp32.
+def compute_dtype(precision: str, device: str) -> torch.dtype:
+    """The dtype to compute in.
 
     "auto" is bf16 where the hardware multiplies it (GPUs from compute capability 8.0, CPUs with
     AVX512-BF16 or AMX), else fp32. ValueError for an unknown name.
@@ -85,8 +86,8 @@ def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
         else:
             capable = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if capable else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return torch.bfloat16 if capable else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def create_model(
@@ -97,6 +98,7 @@ def create_model(
     padding: Padding = "published",
     labels: Sequence[str] | None = None,
     seed: int = 0,
+    training: bool = False,
 ) -> DeformableDetr:
     """A detector ready to run, in evaluation mode.
 
@@ -105,17 +107,19 @@ def create_model(
         weights: None for the model's own; "random" for seeded random ones; else a path, any fsspec
             URL (`#sha256=<hex>` behind it is checked) or a hub id.
         device: "cpu", "cuda", "cuda:1", ...
-        precision: "fp32", "bf16", "fp16", or "auto" (see `autocast_dtype`).
+        precision: "fp32", "bf16", "fp16", or "auto" (see `compute_dtype`).
         padding: "published" (the original's arithmetic) or "invariant" (a padded picture gives
             what it gives alone).
         labels: other class names, for training: their heads start anew.
         seed: of random weights.
+        training: leave every parameter as checkpoints have it, fp32, to be trained or saved. The
+            default is prepared for inference: the same results, faster (model/inference.py).
 
     Raises:
         ValueError: an unknown name or precision, weights that cannot be had or do not fit.
     """
     config = named_model(name).config()
-    dtype = autocast_dtype(precision, device)
+    dtype = compute_dtype(precision, device)
     state: State | None = None
     metadata: dict[str, str] = {}
     if weights != RANDOM:
@@ -130,5 +134,8 @@ def create_model(
             load_state(net, state, weights or name)
         if labels is not None and tuple(labels) != config.labels:
             net.replace_heads(tuple(labels))
-    net.autocast_dtype = dtype
-    return net.eval().to(device)
+    net = net.eval().to(device)
+    if training:
+        net.autocast_dtype = None if dtype == torch.float32 else dtype
+        return net
+    return prepare_for_inference(net, dtype)

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Random weights as a file: the same in every process."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_weights(create_model("shapes-tiny", "random"), path, {})
+    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
     return str(path)
 
 

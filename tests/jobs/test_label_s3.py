@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_weights(create_model("shapes-tiny", "random"), path, {})
+    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
     return str(path)
 
 

@@ -26,7 +26,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def tiny() -> DeformableDetr:
-    return create_model("shapes-tiny", "random")
+    return create_model("shapes-tiny", "random", training=True)
 
 
 @pytest.mark.parametrize("layout", ["original", "hub_legacy", "transformers_5_23"])

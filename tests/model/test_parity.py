@@ -2,13 +2,27 @@
 
 import pytest
 import torch
+from torch import Tensor
 
+from jobs.peers import VARIANTS, peer
 from model.checkpoint import load_state
 from model.deformable_detr import DeformableDetr
-from model.zoo import MODELS
-from tests.model.peer import VARIANTS, padded_batch, peer
+from model.inference import prepare_for_inference
+from model.zoo import MODELS, create_model
 
 SIZES = [(180, 250), (250, 141), (97, 223)]
+
+
+def padded_batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Random pictures of unlike sizes: values (B, 3, H, W), padded with 0, mask (B, H, W)."""
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    values = torch.zeros(len(sizes), 3, height, width)
+    mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
+    generator = torch.Generator().manual_seed(7)
+    for index, (h, w) in enumerate(sizes):
+        values[index, :, :h, :w] = torch.randn(3, h, w, generator=generator)
+        mask[index, :h, :w] = 1
+    return values, mask
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -19,10 +33,12 @@ def test_logits_and_boxes_equal_transformers_on_a_padded_batch(name: str) -> Non
     values, mask = padded_batch(SIZES)
     with torch.inference_mode():
         expected = theirs(pixel_values=values, pixel_mask=mask)
-        found = ours(values, mask)
-    assert found.pred_logits.std() > 1e-2  # random weights, but not without effect
-    torch.testing.assert_close(found.pred_logits, expected.logits, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-4, rtol=0)
+        as_published = ours(values, mask)
+        prepared = prepare_for_inference(ours, torch.float32)(values, mask)
+    assert as_published.pred_logits.std() > 1e-2  # random weights, but not without effect
+    for found in (as_published, prepared):
+        torch.testing.assert_close(found.pred_logits, expected.logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-4, rtol=0)
 
 
 THIN = [(20, 500), (12, 333), (9, 480)]  # levels of height 1, where only the width is halved
@@ -35,8 +51,7 @@ THIN = [(20, 500), (12, 333), (9, 480)]  # levels of height 1, where only the wi
 def test_invariant_padding_gives_a_picture_what_it_gives_alone(
     name: str, sizes: list[tuple[int, int]]
 ) -> None:
-    torch.manual_seed(0)
-    net = DeformableDetr(MODELS[name].config(), padding="invariant").eval()
+    net = create_model(name, "random", padding="invariant")
     values, mask = padded_batch(sizes)
     with torch.inference_mode():
         batch = net(values, mask)

@@ -5,7 +5,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
 
 import torch
-from torch import Tensor
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, TimmBackboneConfig
 
 from model.zoo import MODELS
@@ -47,15 +46,3 @@ def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
             elif key.endswith("running_var"):
                 buffer.copy_(torch.rand_like(buffer) + 0.5)
     return net.eval()
-
-
-def padded_batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Random pictures of unlike sizes: values (B, 3, H, W), padded with 0, mask (B, H, W)."""
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    values = torch.zeros(len(sizes), 3, height, width)
-    mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
-    generator = torch.Generator().manual_seed(7)
-    for index, (h, w) in enumerate(sizes):
-        values[index, :, :h, :w] = torch.randn(3, h, w, generator=generator)
-        mask[index, :h, :w] = 1
-    return values, mask

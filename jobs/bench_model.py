@@ -1,0 +1,203 @@
+"""`detr-batch bench model`: whole detectors, beside what else runs Deformable DETR."""
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jobs.measure import Measurement, interleaved, milliseconds
+from jobs.peers import peer
+from model.zoo import create_model
+
+Answer = tuple[Tensor, Tensor]  # logits and boxes
+OURS, PEER = "detr-batch", "transformers"
+# On random weights, as a share of the largest logit: bf16 has 8 bits.
+TOLERANCES = {"fp32": 1e-3, "auto": 0.1, "bf16": 0.1, "fp16": 0.1}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One way to run the model, in a process of its own."""
+
+    name: str  # as in BUILDERS
+    precision: str
+    model: str
+    weights: Path  # transformers' layout
+    size: tuple[int, int]  # rows and columns of the pictures
+    batch: int
+    device: str
+
+
+def _ours(subject: Subject) -> Callable[[Tensor], Answer]:
+    net = create_model(subject.model, str(subject.weights), subject.device, subject.precision)
+
+    def run(pictures: Tensor) -> Answer:
+        out = net(pictures)
+        return out.pred_logits, out.pred_boxes
+
+    return run
+
+
+def _transformers(subject: Subject, faster: str = "") -> Callable[[Tensor], Answer]:
+    """As it comes, or `faster`: "bf16" weights or "autocast", with channels last."""
+    net: Any = peer(subject.model).to(subject.device)
+    dtype = torch.bfloat16 if faster == "bf16" else torch.float32
+    net = net.to(dtype)
+    order = torch.channels_last if faster else torch.contiguous_format
+    net = net.to(memory_format=order)
+
+    def run(pictures: Tensor) -> Answer:
+        with torch.autocast(subject.device, torch.bfloat16, enabled=faster == "autocast"):
+            out = net(pixel_values=pictures.to(dtype, memory_format=order))
+        return out.logits.float(), out.pred_boxes.float()
+
+    return run
+
+
+def _openvino(subject: Subject) -> Callable[[Tensor], Answer]:
+    """transformers' model, converted; its precision as the hardware has it."""
+    import openvino
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net: Any = peer(subject.model)
+
+        def forward(self, pictures: Tensor) -> Answer:
+            out = self.net(pixel_values=pictures)
+            return out.logits, out.pred_boxes
+
+    example = torch.zeros(subject.batch, 3, *subject.size)
+    converted = openvino.convert_model(Plain().eval(), example_input=example)
+    compiled = openvino.compile_model(
+        converted, "CPU", {"INFERENCE_PRECISION_HINT": subject.precision.replace("fp", "f")}
+    )
+
+    def run(pictures: Tensor) -> Answer:
+        logits, boxes = compiled(pictures.numpy()).values()
+        return torch.from_numpy(logits), torch.from_numpy(boxes)
+
+    return run
+
+
+BUILDERS: dict[str, Callable[[Subject], Callable[[Tensor], Answer]]] = {
+    OURS: _ours,
+    PEER: _transformers,
+    "transformers, bf16": partial(_transformers, faster="bf16"),
+    "transformers, autocast": partial(_transformers, faster="autocast"),
+    "openvino": _openvino,
+}
+
+
+def _serve(subject: Subject, pipe: Connection) -> None:
+    """Build the subject; then answer each request with (seconds, answer, peak memory in MiB)."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(subject.batch, 3, *subject.size, generator=generator)
+    pictures = pictures.to(subject.device)
+    with torch.inference_mode():
+        run = BUILDERS[subject.name](subject)
+        while pipe.recv():
+            began = time.perf_counter()
+            logits, boxes = (tensor.cpu() for tensor in run(pictures))
+            took = time.perf_counter() - began
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+            if subject.device != "cpu":
+                memory = torch.cuda.max_memory_allocated(subject.device) // 2**20
+            pipe.send((took, logits.numpy(), boxes.numpy(), memory))
+
+
+class Worker:
+    """A subject's process, warmed up. RuntimeError where it ends."""
+
+    def __init__(self, subject: Subject):
+        context = multiprocessing.get_context("spawn")
+        self.subject = subject
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(subject, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        for _ in range(2):
+            _, logits, boxes, _ = self.request()
+        self.answer = torch.from_numpy(logits), torch.from_numpy(boxes)
+
+    def request(self) -> tuple[float, Any, Any, int]:
+        try:
+            self.pipe.send(True)
+            answer: tuple[float, Any, Any, int] = self.pipe.recv()
+        except (EOFError, BrokenPipeError) as error:
+            raise RuntimeError(f"the process of {self.subject.name} ended") from error
+        return answer
+
+    def seconds(self) -> float:
+        return self.request()[0]
+
+    def stop(self) -> int:
+        """End the process; its peak memory in MiB."""
+        memory = self.request()[3]
+        self.pipe.send(False)
+        self.process.join()
+        return memory
+
+
+def ways(precision: str, device: str) -> list[tuple[str, str]]:
+    """The subjects that can run here, each with its precision; transformers as it comes first."""
+    found = [(PEER, "fp32"), (OURS, precision)]
+    if precision != "fp32":
+        found += [("transformers, bf16", "bf16"), ("transformers, autocast", "bf16")]
+    if device == "cpu" and find_spec("openvino") is not None:
+        found.append(("openvino", "fp32" if precision == "fp32" else "bf16"))
+    return found
+
+
+def bench_model(
+    model: str, size: tuple[int, int], batch: int, precision: str, device: str, seconds: float
+) -> list[Measurement]:
+    """Compare answers with transformers' in fp32, then time all subjects in turn.
+
+    RuntimeError, and no times, where ours differ.
+    """
+    with TemporaryDirectory() as folder:
+        weights = Path(folder, "peer.safetensors")
+        state = peer(model).state_dict()
+        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, weights)
+        workers = [
+            Worker(Subject(name, kind, model, weights, size, batch, device))
+            for name, kind in ways(precision, device)
+        ]
+        expected = workers[0].answer[0]
+        errors = {
+            worker.subject.name: float((worker.answer[0] - expected).abs().max())
+            / float(expected.abs().max())
+            for worker in workers
+        }
+        if not errors[OURS] <= TOLERANCES[precision]:
+            raise RuntimeError(f"logits are wrong by {errors[OURS]:.2g}: nothing is timed")
+        took = interleaved({worker.subject.name: worker.seconds for worker in workers}, seconds)
+        memory = {worker.subject.name: worker.stop() for worker in workers}
+    return [
+        Measurement(
+            benchmark="model",
+            case=f"{model}, {size[0]} x {size[1]}",
+            subject=name,
+            batch=batch,
+            precision=kind,
+            **(spread := milliseconds(took[name])),
+            images_per_second=1e3 * batch / spread["p50_ms"],
+            peak_memory_mib=memory[name],
+            error=errors[name],
+        )
+        for name, kind in ways(precision, device)
+    ]

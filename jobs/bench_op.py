@@ -1,0 +1,127 @@
+"""`detr-batch bench op`: every implementation of the attention, beside transformers' own."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from jobs.measure import Measurement, interleaved, milliseconds
+from model.ops import Implementation, fused_ms_deform_attn
+from model.ops.sampling import sampling_locations
+
+LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))  # of 800 x 1066 pixels
+HEADS, CHANNELS, POINTS = 8, 32, 4
+ROWS = sum(height * width for height, width in LEVELS)
+CASES = {"encoder": (1, ROWS), "decoder": (4, 300)}  # pictures and queries
+PEER = "transformers"
+# Of the output's size; what bf16 and fp16 round away of sums of 16 samples.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+Inputs = dict[str, Tensor]
+
+
+def inputs(batch: int, queries: int, dtype: torch.dtype, device: str) -> Inputs:
+    """Random arguments of the fused op; offsets of a few pixels, as trained models have them."""
+    generator = torch.Generator().manual_seed(0)
+    samples = HEADS * len(LEVELS) * POINTS
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    tensors = {
+        "value": normal(batch, ROWS, HEADS, CHANNELS).to(dtype),
+        "sampling_offsets": (normal(batch, queries, samples * 2) * 3).to(dtype),
+        "attention_logits": normal(batch, queries, samples).to(dtype),
+        "reference_points": torch.rand(batch, queries, 2, generator=generator),
+        "valid_ratios": torch.ones(batch, len(LEVELS), 2),
+    }
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def transformers_op(tensors: Inputs) -> Tensor:
+    """What transformers computes between its linear layers."""
+    from transformers.models.deformable_detr.modeling_deformable_detr import (
+        MultiScaleDeformableAttention,
+    )
+
+    value, logits = tensors["value"], tensors["attention_logits"]
+    split = (*logits.shape[:2], HEADS, len(LEVELS), POINTS)
+    locations = sampling_locations(
+        tensors["sampling_offsets"].view(*split, 2),
+        tensors["reference_points"],
+        tensors["valid_ratios"],
+        LEVELS,
+    )
+    weights = logits.view(*split[:3], -1).softmax(-1).view(split)
+    shapes = torch.tensor(LEVELS, device=value.device)
+    out: Tensor = MultiScaleDeformableAttention()(
+        value, shapes, LEVELS, None, locations.to(value.dtype), weights, 64
+    )
+    return out
+
+
+def subjects(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
+    """What can run here, by name."""
+    names = [name for name in get_args(Implementation) if name != "auto"]
+    elsewhere = "triton" if device == "cpu" else "fused_cpu"
+    found: dict[str, Callable[[Inputs], Tensor]] = {
+        name: partial(_ours, implementation=name) for name in names if name != elsewhere
+    }
+    if find_spec("transformers") is not None:
+        found[PEER] = transformers_op
+    return found
+
+
+def _ours(tensors: Inputs, implementation: Implementation) -> Tensor:
+    return fused_ms_deform_attn(spatial_shapes=LEVELS, implementation=implementation, **tensors)
+
+
+@torch.inference_mode()
+def bench_op(device: str, dtype: torch.dtype, seconds: float) -> list[Measurement]:
+    """Check each implementation against the reference, then time them in turn.
+
+    RuntimeError, and no times, where one is wrong. (transformers' own is not ours to judge.)
+    """
+    measurements = []
+    for case, (batch, queries) in CASES.items():
+        tensors = inputs(batch, queries, dtype, device)
+        precise = {name: tensor.float() for name, tensor in tensors.items()}
+        expected = _ours(precise, "reference")
+        runs, errors = {}, {}
+        for name, subject in subjects(device).items():
+            found = subject(tensors).float()
+            errors[name] = float((found - expected).abs().max() / expected.abs().max())
+            if not errors[name] <= TOLERANCES[dtype] and name != PEER:
+                raise RuntimeError(
+                    f"bench: {name} is wrong by {errors[name]:.2g}: nothing is timed"
+                )
+            runs[name] = partial(_seconds, subject, tensors, device)
+        for name, took in interleaved(runs, seconds).items():
+            spread = milliseconds(took)
+            rate = 1e3 * batch / spread["p50_ms"]
+            precision = str(dtype).removeprefix("torch.")
+            row = Measurement(
+                benchmark="op",
+                case=f"{case}, {queries} queries",
+                subject=name,
+                batch=batch,
+                precision=precision,
+                **spread,
+                images_per_second=rate,
+                peak_memory_mib=None,
+                error=errors[name],
+            )
+            measurements.append(row)
+    return measurements
+
+
+def _seconds(subject: Callable[[Inputs], Tensor], tensors: Inputs, device: str) -> float:
+    began = time.perf_counter()
+    subject(tensors)
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

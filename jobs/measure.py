@@ -1,0 +1,121 @@
+"""Timings that hold on shared machines, and the file that keeps them."""
+
+import csv
+import platform
+import random
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results" / "measurements.csv"
+FEWEST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the results: what ran, how long, and how right it was."""
+
+    benchmark: str
+    case: str  # the model, or the shape
+    subject: str  # what was timed
+    batch: int
+    precision: str
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    images_per_second: float  # at the median
+    peak_memory_mib: int | None  # of a process of its own; None: not measured
+    error: float  # largest difference from the reference's output
+
+
+def interleaved(
+    subjects: Mapping[str, Callable[[], float]], seconds: float
+) -> dict[str, list[float]]:
+    """Run all subjects in turn, in a new order each round, for about that many `seconds`.
+
+    Whatever else the machine does then meets all of them alike. Each subject returns the seconds
+    that it took. At least FEWEST_ROUNDS rounds; the caller has warmed them up.
+    """
+    took: dict[str, list[float]] = {name: [] for name in subjects}
+    order = list(subjects)
+    while sum(map(sum, took.values())) < seconds or len(took[order[0]]) < FEWEST_ROUNDS:
+        random.shuffle(order)
+        for name in order:
+            took[name].append(subjects[name]())
+    return took
+
+
+def milliseconds(took: list[float]) -> dict[str, float]:
+    """The 20th, 50th and 80th percentile, as fields of Measurement."""
+    p20, p50, p80 = (1e3 * float(value) for value in np.percentile(took, (20, 50, 80)))
+    return {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80}
+
+
+def device_name(device: str) -> str:
+    """The GPU, or the processor and its threads."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
+    """Add rows, each with the date, the commit, the device and the versions that it holds for."""
+    environment = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "git_sha": _commit(),
+        "device": device_name(device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    names = [*environment, *(field.name for field in fields(Measurement))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for measurement in measurements:
+            row = environment | asdict(measurement)
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def _commit() -> str:
+    """The commit of this checkout, with a + where files differ from it."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return (commit + "+" * bool(changed)) or "not a checkout"
+
+
+def as_table(measurements: list[Measurement], baseline: str) -> str:
+    """For people: medians, and how often faster than `baseline` of the same case each one is."""
+    lines = []
+    for case in dict.fromkeys(m.case for m in measurements):
+        rows = [m for m in measurements if m.case == case]
+        base = next(m.p50_ms for m in rows if m.subject == baseline)
+        lines.append(f"{case} (batch {rows[0].batch})")
+        for m in sorted(rows, key=lambda m: m.p50_ms):
+            memory = f"{m.peak_memory_mib:6d} MiB" if m.peak_memory_mib else ""
+            lines.append(
+                f"  {m.subject:<28} {m.precision:<9} {m.p50_ms:10.2f} ms "
+                f"({m.p20_ms:.2f} to {m.p80_ms:.2f}) {base / m.p50_ms:7.2f} x {baseline}"
+                f"  error {m.error:.1e} {memory}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""Layers for inference: batch norms folded in, sums and ReLUs taken in the same pass.
+
+On CPUs the passes over memory that this saves are as dear as the products themselves; oneDNN, which
+torch brings, does them while it writes the result.
+"""
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
+
+BatchNorm: TypeAlias = nn.BatchNorm2d | FrozenBatchNorm2d
+
+
+def _by_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def folded(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that equals both in evaluation mode; fp32."""
+    assert (
+        norm.weight is not None and norm.running_var is not None and norm.running_mean is not None
+    )
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    return (conv.weight * scale[:, None, None, None]).detach(), bias.detach()
+
+
+class FusedConv2d(nn.Module):
+    """`conv` and the batch norm behind it, folded in fp32 and then cast to `dtype`."""
+
+    def __init__(self, conv: nn.Conv2d, norm: BatchNorm, dtype: torch.dtype):
+        super().__init__()
+        weight, bias = folded(conv, norm)
+        assert not isinstance(conv.padding, str)
+        self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.bias = bias.to(dtype)
+        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+        self.onednn = _by_onednn(weight.device, dtype)
+        if self.onednn:  # in the order that its kernels read
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """`x` (B, C, H, W) -> (B, D, H', W'), plus `residual`, alike, which it overwrites."""
+        padding, stride, dilation, groups = self.geometry
+        unary = "relu" if relu else None
+        if self.onednn and residual is not None:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(
+                residual, x, self.weight, self.bias, *self.geometry, "add", 1, unary, [], None
+            )
+        if self.onednn:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, unary or "none", [], None
+            )
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        if residual is not None:
+            y = y.add_(residual)
+        return y.relu_() if relu else y
+
+
+class FusedLinear(nn.Module):
+    """One linear layer for several of the same input, their outputs side by side."""
+
+    def __init__(self, *layers: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
+        self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
+        self.onednn = _by_onednn(self.weight.device, dtype)
+        if self.onednn:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """`x` (..., C) -> (..., D), plus `residual` (..., D)."""
+        if self.onednn and residual is not None and not relu:
+            return torch.ops.mkldnn._linear_pointwise.binary(
+                x, residual, self.weight, self.bias, "add"
+            )
+        if self.onednn and residual is None:
+            kind = "relu" if relu else "none"
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], None)
+        y = F.linear(x, self.weight, self.bias)
+        if residual is not None:
+            y = y.add_(residual)
+        return y.relu_() if relu else y
+
+
+Linear: TypeAlias = nn.Linear | FusedLinear
+
+
+def conv_norm_relu(
+    conv: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    """relu(norm(conv(x)) + residual), where `conv` may have its norm folded in."""
+    if isinstance(conv, FusedConv2d):
+        return conv(x, residual, relu=True)
+    y = norm(conv(x))
+    return F.relu(y if residual is None else y + residual)
+
+
+def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
+    """relu(layer(x))."""
+    return layer(x, relu=True) if isinstance(layer, FusedLinear) else F.relu(layer(x))
+
+
+def add_linear(layer: nn.Module, x: Tensor, residual: Tensor, dropout: float = 0.0) -> Tensor:
+    """residual + dropout(layer(x)); `dropout` is the share that is set to 0, while training."""
+    if isinstance(layer, FusedLinear):
+        return layer(x, residual)
+    return residual + F.dropout(layer(x), dropout, layer.training)

@@ -1,0 +1,74 @@
+"""The same detector, rewritten for inference: equal results from fewer, larger operations."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from model.deformable_detr import DeformableDetr
+from model.fused_layers import FusedConv2d, FusedLinear
+from model.ms_deform_attn import MSDeformAttn
+from model.transformer import DecoderLayer, EncoderLayer
+
+FUSED = (MSDeformAttn, EncoderLayer, DecoderLayer)
+
+
+@torch.no_grad()
+def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> DeformableDetr:
+    """Fold, fuse and cast, on the device where `net` lies; there is no way back to checkpoints.
+
+    - batch norms go into the convolutions before them, in fp32;
+    - sums and ReLUs are part of the convolution or the linear layer before them;
+    - offsets and attention weights come from one linear layer, the values of all decoder layers
+      from another;
+    - without two-stage proposals the first self-attention of the queries, the same for all
+      pictures, is computed here;
+    - trunk, encoder and decoder are cast to `dtype`; heads, proposals, reference points and
+      sampling locations stay fp32.
+    """
+    net.eval()
+    for module in list(net.backbone.modules()):
+        _fold_norms(module, dtype)
+    decoder = net.transformer.decoder
+    attentions = [layer.cross_attn for layer in decoder.layers if isinstance(layer, DecoderLayer)]
+    decoder.values_of_all = FusedLinear(*_linears(a.value_proj for a in attentions), dtype=dtype)
+    for attention in attentions:
+        del attention.value_proj
+    for module in list(net.transformer.modules()):
+        if isinstance(module, MSDeformAttn):
+            both = _linears((module.sampling_offsets, module.attention_weights))
+            module.sampling_offsets = FusedLinear(*both, dtype=dtype)
+            del module.attention_weights
+        for name in ("value_proj", "output_proj", "linear1", "linear2"):
+            if isinstance(module, FUSED) and hasattr(module, name):
+                linear = _linears([getattr(module, name)])
+                setattr(module, name, FusedLinear(*linear, dtype=dtype))
+    for part in (net.backbone, net.input_proj, net.transformer.encoder, decoder):
+        part.to(dtype)
+    net.input_proj.to(memory_format=torch.channels_last)
+    net.dtype, net.autocast_dtype, net.prepared = dtype, None, True
+    if not net.config.two_stage:
+        first = decoder.layers[0]
+        assert isinstance(first, DecoderLayer)
+        position, x = net.query_embed.weight.to(dtype)[None].chunk(2, dim=2)
+        net.first_queries = first.attend_to_queries(x, position)
+    return net.requires_grad_(False)
+
+
+def _fold_norms(module: nn.Module, dtype: torch.dtype) -> None:
+    """Each `conv` of a block with its `bn` of the same number, and its shortcut."""
+    for name, conv in list(module.named_children()):
+        norm = getattr(module, name.replace("conv", "bn"), None)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+            setattr(module, name, FusedConv2d(conv, norm, dtype))
+            setattr(module, name.replace("conv", "bn"), nn.Identity())
+        elif name == "downsample" and isinstance(conv, nn.Sequential):
+            convolution, norm = conv
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
+            setattr(module, name, FusedConv2d(convolution, norm, dtype))
+
+
+def _linears(layers: Iterable[nn.Module]) -> list[nn.Linear]:
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]

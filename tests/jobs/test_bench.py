@@ -1,0 +1,100 @@
+"""Benchmarks check before they time, and keep what they measured."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs import bench_op
+from jobs.cli import main
+from jobs.measure import interleaved
+from model.ops import Implementation
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = ((6, 5), (3, 2))
+    monkeypatch.setattr(bench_op, "LEVELS", levels)
+    monkeypatch.setattr(bench_op, "ROWS", sum(height * width for height, width in levels))
+    monkeypatch.setattr(bench_op, "CASES", {"encoder": (1, 36), "decoder": (2, 7)})
+
+
+def test_op_times_all_that_run_here(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.csv"
+    command = ["bench", "op", "--precision", "fp32", "--seconds", "0.1", "--results", str(results)]
+    assert main([*command, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)["measurements"]
+    assert main(command) == 0
+    assert "x transformers" in capsys.readouterr().out
+    with results.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * len(printed)  # the second run was added
+    subjects = {row["subject"] for row in rows}
+    assert subjects >= {"reference", "grid_sample", "embedding_bag", "transformers"}
+    assert all(float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"]) for row in rows)
+    assert all(float(row["error"]) < 1e-5 and row["torch"] == torch.__version__ for row in rows)
+
+
+def test_nothing_is_timed_where_a_result_is_wrong(
+    small: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right = bench_op._ours
+
+    def wrong(tensors: bench_op.Inputs, implementation: Implementation) -> torch.Tensor:
+        return right(tensors, implementation) + (implementation == "grid_sample")
+
+    monkeypatch.setattr(bench_op, "_ours", wrong)
+    results = tmp_path / "results.csv"
+    command = ["bench", "op", "--precision", "fp32", "--seconds", "0.1", "--results", str(results)]
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert "grid_sample is wrong by" in said.err and not said.out
+    assert not results.exists()
+
+
+def test_subjects_take_turns() -> None:
+    order: list[str] = []
+
+    def subject(name: str) -> float:
+        order.append(name)
+        return 0.01
+
+    took = interleaved({name: partial(subject, name) for name in "abc"}, 0.295)
+    assert {name: len(times) for name, times in took.items()} == {"a": 10, "b": 10, "c": 10}
+    assert all(set(order[i : i + 3]) == set("abc") for i in range(0, 30, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "shapes-tiny"], "choose one of deformable-detr,"),
+        (["--size", "800"], "give rows x columns"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "model", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_model_beside_transformers(tmp_path: Path) -> None:
+    results = tmp_path / "results.csv"
+    command = ["bench", "model", "--model", "deformable-detr-single-scale", "--size", "96x128"]
+    command += ["--precision", "fp32", "--seconds", "1", "--results", str(results)]
+    assert main(command) == 0
+    with results.open() as file:
+        rows = {row["subject"]: row for row in csv.DictReader(file)}
+    assert float(rows["detr-batch"]["error"]) < 1e-3
+    assert float(rows["transformers"]["error"]) == 0
+    assert int(rows["detr-batch"]["peak_memory_mib"]) > 100
