@@ -5,6 +5,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from jobs.bench_op import PEER, bench_op
 from jobs.measure import RESULTS, Measurement, append, as_table
 from model.zoo import compute_dtype
@@ -40,7 +42,9 @@ def model(
     if batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
     rows, columns = map(int, sides)
-    measured = bench_model(model, (rows, columns), batch_size, precision, device, seconds)
+    dtype = compute_dtype(precision, device)
+    kind = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    measured = bench_model(model, (rows, columns), batch_size, kind, device, seconds)
     return _say(measured, device, results, json)
 
 

@@ -67,9 +67,11 @@ def transformers_op(tensors: Inputs) -> Tensor:
 def subjects(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
     """What can run here, by name."""
     names = [name for name in get_args(Implementation) if name != "auto"]
-    elsewhere = "triton" if device == "cpu" else "fused_cpu"
+    no_triton = device == "cpu" or find_spec("triton") is None
+    absent = {"triton"} if no_triton else set()
+    absent |= set() if device == "cpu" else {"fused_cpu"}
     found: dict[str, Callable[[Inputs], Tensor]] = {
-        name: partial(_ours, implementation=name) for name in names if name != elsewhere
+        name: partial(_ours, implementation=name) for name in names if name not in absent
     }
     if find_spec("transformers") is not None:
         found[PEER] = transformers_op

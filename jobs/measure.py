@@ -30,7 +30,7 @@ class Measurement:
     p80_ms: float
     images_per_second: float  # at the median
     peak_memory_mib: int | None  # of a process of its own; None: not measured
-    error: float  # largest difference from the reference's output
+    error: float  # largest difference from the reference, as a share of its largest number
 
 
 def interleaved(
@@ -105,17 +105,17 @@ def _commit() -> str:
 
 
 def as_table(measurements: list[Measurement], baseline: str) -> str:
-    """For people: medians, and how often faster than `baseline` of the same case each one is."""
+    """For people: medians, and how often faster than `baseline`, where it ran, each one is."""
     lines = []
     for case in dict.fromkeys(m.case for m in measurements):
         rows = [m for m in measurements if m.case == case]
-        base = next(m.p50_ms for m in rows if m.subject == baseline)
+        base = next((m.p50_ms for m in rows if m.subject == baseline), None)
         lines.append(f"{case} (batch {rows[0].batch})")
         for m in sorted(rows, key=lambda m: m.p50_ms):
             memory = f"{m.peak_memory_mib:6d} MiB" if m.peak_memory_mib else ""
+            ratio = f"{base / m.p50_ms:7.2f} x {baseline}" if base else ""
             lines.append(
                 f"  {m.subject:<28} {m.precision:<9} {m.p50_ms:10.2f} ms "
-                f"({m.p20_ms:.2f} to {m.p80_ms:.2f}) {base / m.p50_ms:7.2f} x {baseline}"
-                f"  error {m.error:.1e} {memory}"
+                f"({m.p20_ms:.2f} to {m.p80_ms:.2f}) {ratio}  error {m.error:.1e} {memory}"
             )
     return "\n".join(lines)

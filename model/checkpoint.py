@@ -144,7 +144,11 @@ def load_state(net: DeformableDetr, state: Mapping[str, Tensor], source: str) ->
 
 
 def save_weights(net: DeformableDetr, path: Path, notes: Mapping[str, str]) -> None:
-    """Write `net` as half-precision safetensors; labels and `notes` go into the metadata."""
+    """Write `net` as half-precision safetensors; labels and `notes` go into the metadata.
+
+    ValueError for a net that is prepared for inference.
+    """
+    net.refuse_if_prepared()
     state = {
         key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
         for key, tensor in net.state_dict().items()

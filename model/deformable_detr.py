@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,23 @@ class DeformableDetr(nn.Module):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         return [nn.Sequential(conv, nn.GroupNorm(32, d)) for conv in convolutions]
+
+    def refuse_if_prepared(self) -> None:
+        """ValueError for a net that has lost what training and checkpoints need."""
+        if self.prepared:
+            raise ValueError(
+                "this model is prepared for inference, on its device: to train, save or move it, "
+                "create it with training=True"
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.refuse_if_prepared()
+        return super().train(mode)
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
+        self.refuse_if_prepared()  # its fused weights would stay behind
+        return super()._apply(*arguments, **options)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
         """Detect in a batch.

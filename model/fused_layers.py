@@ -77,19 +77,21 @@ class FusedLinear(nn.Module):
         if self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """`x` (..., C) -> (..., D), plus `residual` (..., D)."""
-        if self.onednn and residual is not None and not relu:
-            return torch.ops.mkldnn._linear_pointwise.binary(
-                x, residual, self.weight, self.bias, "add"
-            )
-        if self.onednn and residual is None:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """`x` (..., C) -> (..., D)."""
+        if self.onednn:
             kind = "relu" if relu else "none"
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], None)
         y = F.linear(x, self.weight, self.bias)
-        if residual is not None:
-            y = y.add_(residual)
         return y.relu_() if relu else y
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """`x` (..., C) and `residual` (..., D) -> the layer of `x` plus `residual`."""
+        if self.onednn:
+            return torch.ops.mkldnn._linear_pointwise.binary(
+                x, residual, self.weight, self.bias, "add"
+            )
+        return F.linear(x, self.weight, self.bias).add_(residual)
 
 
 Linear: TypeAlias = nn.Linear | FusedLinear
@@ -113,5 +115,5 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
 def add_linear(layer: nn.Module, x: Tensor, residual: Tensor, dropout: float = 0.0) -> Tensor:
     """residual + dropout(layer(x)); `dropout` is the share that is set to 0, while training."""
     if isinstance(layer, FusedLinear):
-        return layer(x, residual)
+        return layer.add(x, residual)
     return residual + F.dropout(layer(x), dropout, layer.training)

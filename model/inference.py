@@ -27,6 +27,7 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
     - trunk, encoder and decoder are cast to `dtype`; heads, proposals, reference points and
       sampling locations stay fp32.
     """
+    net.refuse_if_prepared()
     net.eval()
     for module in list(net.backbone.modules()):
         _fold_norms(module, dtype)

@@ -85,7 +85,10 @@ def compute_dtype(precision: str, device: str) -> torch.dtype:
         if torch.device(device).type == "cuda":
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
         else:
-            capable = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            capable = (
+                torch.backends.mkldnn.is_available()
+                and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            )
         return torch.bfloat16 if capable else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 

@@ -1,5 +1,7 @@
 """Multi-scale deformable attention: one signature, several implementations."""
 
+import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -65,6 +67,8 @@ def ms_deform_attn(
             f"{tuple(attention_weights.shape)} must agree in all but the last axis"
         )
     name = _chosen(implementation, value, sampling_locations, attention_weights)
+    if not value.shape[0] * shape[1]:
+        return value.new_empty(batch, shape[1], heads * value.shape[3])
     if name == "triton":
         from model.ops.triton import ms_deform_attn_triton  # GPUs alone need Triton
 
@@ -118,15 +122,20 @@ def fused_ms_deform_attn(
         if tensor is not None and tuple(tensor.shape) not in fits:
             wanted = " or ".join(map(str, fits))
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}: it must be {wanted}")
+    if padding_mask is not None and padding_mask.dtype != torch.bool:
+        raise ValueError(f"padding_mask is {padding_mask.dtype}: it must be bool")
     linear = (sampling_offsets, attention_logits)
-    chosen = _chosen(implementation, value, *linear)
+    tensors = (value, *linear, reference_points, valid_ratios)
+    chosen = _chosen(implementation, *tensors)
+    if not batch * queries:
+        return value.new_empty(batch, queries, heads * value.shape[3])
     if chosen == "triton":
         from model.ops.triton import fused_ms_deform_attn_triton
 
         return fused_ms_deform_attn_triton(
             value, levels, *linear, reference_points, valid_ratios, padding_mask
         )
-    if chosen == "fused_cpu" and not _learning(value, *linear):
+    if chosen == "fused_cpu" and not _learning(*tensors):
         return fused_ms_deform_attn_cpu(
             value, levels, *linear, reference_points, valid_ratios, padding_mask
         )
@@ -159,9 +168,16 @@ def _chosen(implementation: Implementation, *tensors: Tensor) -> Implementation:
     if implementation == "auto":
         if device.type == "cpu":
             return "fused_cpu"
-        return "triton" if device.type == "cuda" and not learning and _triton() else "embedding_bag"
+        if device.type != "cuda" or learning or tensors[0].dtype == torch.float64:
+            return "embedding_bag"
+        lacking = _lacking_for_triton()
+        if lacking:
+            _warn_once(f"{lacking}: the attention takes a slower path")
+        return "embedding_bag" if lacking else "triton"
     if implementation == "fused_cpu" and device.type != "cpu":
         raise ValueError(f"implementation='fused_cpu' needs CPU tensors, not {device}")
+    if implementation == "triton" and _lacking_for_triton():
+        raise ValueError(f"implementation='triton': {_lacking_for_triton()}")
     if implementation == "triton" and learning:
         raise ValueError("implementation='triton' has no gradient: run it under torch.no_grad()")
     return implementation
@@ -172,12 +188,18 @@ def _learning(*tensors: Tensor) -> bool:
 
 
 @cache
-def _triton() -> bool:
-    """Whether Triton is installed; says once what is lost without it."""
-    found = find_spec("triton") is not None
-    if not found:
-        warnings.warn("Triton is not installed: the attention takes a slower path", stacklevel=3)
-    return found
+def _lacking_for_triton() -> str:
+    """What this machine lacks to run Triton's kernels; empty where nothing."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        return "Triton needs a C compiler to launch its kernels, and there is none"
+    return ""
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 _IMPLEMENTATIONS = {

@@ -21,6 +21,7 @@ from model.ops.triton import LAUNCHES, Launch, msda_forward
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = ("fp16", "bf16", "fp32")
+FORMS = {2: "points", 4: "boxes"}  # what is sampled around
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Cost:
     spilled: int  # bytes
 
 
-def compile_for(capability: int, dtype: str, launch: Launch, reference: int = 2) -> Cost:
+def compile_for(capability: int, dtype: str, launch: Launch, reference: int) -> Cost:
     """The cost of the kernel of the published multi-scale model, padded.
 
-    `capability` as 90 for 9.0; `dtype` one of DTYPES; `reference` 2 or 4 coordinates.
+    `capability` as 90 for 9.0; `dtype` one of DTYPES; `reference` one of FORMS.
     """
     sizes = {
         "HEADS": 8,
@@ -79,11 +80,13 @@ def main() -> None:
     for capability in map(int, sys.argv[1:]) if sys.argv[1:] else CAPABILITIES:
         for dtype in DTYPES:
             for name, launch in LAUNCHES.items():
-                cost = compile_for(capability, dtype, launch)
-                print(
-                    f"sm_{capability} {dtype} {name} (block {launch.block}, {launch.warps} warps): "
-                    f"{cost.registers} registers, {cost.spilled} bytes spilled"
-                )
+                for reference, form in FORMS.items():
+                    cost = compile_for(capability, dtype, launch, reference)
+                    print(
+                        f"sm_{capability} {dtype} {form}, {name} (block {launch.block}, "
+                        f"{launch.warps} warps): {cost.registers} registers, "
+                        f"{cost.spilled} bytes spilled"
+                    )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import config, njit, prange, set_num_threads, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the most Numba can use
 _BITS, _INDEX, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1), np.float32(0)
 _LOG2_E = np.float32(1.4426950408889634)
@@ -174,7 +175,9 @@ def _corners(x, y, weight, width, height, start, k, samples, rows, weights):  # 
     x = x if inside else _ZERO
     y = y if inside else _ZERO
     weight = weight if inside else _ZERO
-    left, above = np.int32(x + _ONE) - np.int32(1), np.int32(y + _ONE) - np.int32(1)  # floor
+    left, above = np.int32(x + _ONE) - np.int32(1), np.int32(y + _ONE) - np.int32(1)  # floor ...
+    left = left if left < width else width - np.int32(1)  # ... where x + 1 was not rounded up
+    above = above if above < height else height - np.int32(1)
     right, below = left + np.int32(1), above + np.int32(1)
     to_right, to_below = x - np.float32(left), y - np.float32(above)
     left_weight = _ONE - to_right if left >= 0 else _ZERO
@@ -290,6 +293,7 @@ def fused_ms_deform_attn_cpu(
         levels.append((height, width, start))
         start += height * width
     out = torch.empty(batch, sampling_offsets.shape[1], heads, channels, dtype=value.dtype)
+    set_num_threads(min(torch.get_num_threads(), THREADS))
     _forward(
         _readable(value.as_strided((span,), (1,), value.storage_offset())),
         value.stride(0),

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit, prange, set_num_threads
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.ops.fused_cpu import fused_ms_deform_attn_cpu
+from model.ops.fused_cpu import THREADS, fused_ms_deform_attn_cpu
 
 Levels = Sequence[tuple[int, int]]
 
@@ -83,6 +83,7 @@ class _FusedMSDeformAttn(torch.autograd.Function):
         grads = [torch.zeros_like(tensor) for tensor in (value, locations, weights)]
         grad = grad.reshape(*weights.shape[:3], value.shape[3]).contiguous()
         inputs = _arrays(value, shapes, areas.cumsum(0) - areas, locations, weights, grad)
+        set_num_threads(min(torch.get_num_threads(), THREADS))
         _backward(*inputs, *_arrays(*grads))
         return grads[0], None, grads[1], grads[2]
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def msda_forward(  # type: ignore[no-untyped-def]
@@ -158,32 +160,33 @@ def msda(
     out = value.new_empty(batch, queries, heads * channels)
     launch = launch_of(queries, batch)
     grid = (triton.cdiv(queries, launch.block), heads, batch)
-    msda_forward[grid](
-        value,
-        offsets,
-        logits,
-        reference,
-        ratios,
-        levels,
-        padding if padding is not None else levels,  # not read
-        out,
-        queries,
-        length,
-        value.stride(1),
-        offsets.stride(1),
-        logits.stride(1),
-        HEADS=heads,
-        CHANNELS=channels,
-        CHANNELS_2=triton.next_power_of_2(channels),
-        LEVELS=count,
-        POINTS=points,
-        SAMPLES_2=triton.next_power_of_2(count * points),
-        REFERENCE=reference.shape[-1] if raw else 0,
-        PADDED=padding is not None,
-        BLOCK=launch.block,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(value):  # Triton launches on the current device
+        msda_forward[grid](
+            value,
+            offsets,
+            logits,
+            reference,
+            ratios,
+            levels,
+            padding if padding is not None else levels,  # not read
+            out,
+            queries,
+            length,
+            value.stride(1),
+            offsets.stride(1),
+            logits.stride(1),
+            HEADS=heads,
+            CHANNELS=channels,
+            CHANNELS_2=triton.next_power_of_2(channels),
+            LEVELS=count,
+            POINTS=points,
+            SAMPLES_2=triton.next_power_of_2(count * points),
+            REFERENCE=reference.shape[-1] if raw else 0,
+            PADDED=padding is not None,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+            enable_fp_fusion=True,
+        )
     return out
 
 
@@ -208,9 +211,8 @@ def _checked(value: Tensor, *others: Tensor) -> None:
             f"implementation='triton' needs a GPU, and the tensors are on {value.device}: "
             "leave the implementation at 'auto'"
         )
-    taken = (torch.float32, torch.float16, torch.bfloat16)
-    if value.dtype not in taken:
-        raise ValueError(f"implementation='triton' takes {taken}, not {value.dtype}")
+    if value.dtype not in DTYPES:
+        raise ValueError(f"implementation='triton' takes {DTYPES}, not {value.dtype}")
     if any(other.device != value.device for other in others):
         raise ValueError("all tensors of the op must be on one device")
 
@@ -255,7 +257,7 @@ def fused_ms_deform_attn_triton(
 ) -> Tensor:
     """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`."""
     others = (sampling_offsets, attention_logits, reference_points, valid_ratios)
-    _checked(value, *others)
+    _checked(value, *others, *([] if padding_mask is None else [padding_mask]))
     return msda(
         _rows(value),
         _rows(sampling_offsets),

@@ -60,7 +60,9 @@ def inputs(generator: torch.Generator) -> list[Tensor]:
     return [tensor.to(DEVICE) for tensor in (value, locations, weights)]
 
 
-def raw_inputs(generator: torch.Generator, reference: int, padded: bool) -> dict[str, Any]:
+def raw_inputs(
+    generator: torch.Generator, reference: int, padded: bool, channels: int = CHANNELS
+) -> dict[str, Any]:
     """Arguments of the fused op; its offsets and logits are views of one linear layer's output."""
     samples = HEADS * len(LEVELS) * POINTS
     rows = sum(h * w for h, w in LEVELS)
@@ -68,10 +70,10 @@ def raw_inputs(generator: torch.Generator, reference: int, padded: bool) -> dict
     offsets, logits = linear.to(DEVICE).split([samples * 2, samples], dim=-1)
     ratios = torch.rand(IMAGES, len(LEVELS), 2, generator=generator) * 0.5 + 0.5
     points = torch.rand(IMAGES, QUERIES, reference, generator=generator) * 1.2 - 0.1
-    value = torch.randn(IMAGES, rows, 2 * HEADS * CHANNELS, generator=generator).to(DEVICE)
+    value = torch.randn(IMAGES, rows, 2 * HEADS * channels, generator=generator).to(DEVICE)
     mask = (torch.rand(IMAGES, rows, generator=generator) < 0.3).to(DEVICE)
     return {
-        "value": value[..., : HEADS * CHANNELS].unflatten(-1, (HEADS, CHANNELS)),
+        "value": value[..., : HEADS * channels].unflatten(-1, (HEADS, channels)),
         "spatial_shapes": LEVELS,
         "sampling_offsets": offsets,
         "attention_logits": logits,
@@ -114,6 +116,43 @@ def test_fused_equals_reference(
     implementation: Implementation, reference: int, padded: bool, generator: torch.Generator
 ) -> None:
     arguments = raw_inputs(generator, reference, padded)
+    found, expected = (
+        fused_ms_deform_attn(**arguments, implementation=name)
+        for name in (implementation, "reference")
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+@pytest.mark.parametrize("channels", [16, 32, 50])
+def test_fused_takes_any_number_of_channels(
+    channels: int, implementation: Implementation, generator: torch.Generator
+) -> None:
+    arguments = raw_inputs(generator, 2, padded=True, channels=channels)
+    found, expected = (
+        fused_ms_deform_attn(**arguments, implementation=name)
+        for name in (implementation, "reference")
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", FUSED)
+@pytest.mark.parametrize("size", [1, 2, 128])
+def test_fused_at_the_last_number_before_the_border(
+    size: int, implementation: Implementation, generator: torch.Generator
+) -> None:
+    """There x + 1 is rounded up to the width, beyond which lies the next row, or nothing."""
+    arguments = raw_inputs(generator, 2, padded=False)
+    rows, queries, samples = size * size, 3, HEADS * POINTS
+    last = torch.nextafter(torch.ones(()), torch.zeros(()))
+    arguments |= {
+        "value": torch.randn(1, rows, HEADS, CHANNELS, generator=generator).to(DEVICE),
+        "spatial_shapes": [(size, size)],
+        "sampling_offsets": torch.full((1, queries, samples * 2), 0.5, device=DEVICE),
+        "attention_logits": torch.zeros(1, queries, samples, device=DEVICE),
+        "reference_points": last.expand(1, queries, 2).to(DEVICE),
+        "valid_ratios": torch.ones(1, 1, 2, device=DEVICE),
+    }
     found, expected = (
         fused_ms_deform_attn(**arguments, implementation=name)
         for name in (implementation, "reference")
@@ -180,10 +219,28 @@ def test_refuses_what_does_not_fit(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="implementation='cuda'"):
         ms_deform_attn(value, LEVELS, None, locations, weights, "cuda")  # type: ignore[arg-type]
     arguments = raw_inputs(generator, 2, padded=True)
+    with pytest.raises(ValueError, match=r"padding_mask is torch\.int64"):
+        fused_ms_deform_attn(**{**arguments, "padding_mask": arguments["padding_mask"].long()})
     for name in ("sampling_offsets", "attention_logits", "reference_points", "padding_mask"):
         short = {**arguments, name: arguments[name][..., :-1]}
         with pytest.raises(ValueError, match=r"has the shape .*: it must be|rows"):
             fused_ms_deform_attn(**short)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_nothing_gives_nothing(implementation: Implementation, generator: torch.Generator) -> None:
+    arguments = raw_inputs(generator, 2, padded=False)
+    for name in ("sampling_offsets", "attention_logits", "reference_points"):
+        arguments[name] = arguments[name][:, :0]
+    out = fused_ms_deform_attn(**arguments, implementation=implementation)
+    assert out.shape == (IMAGES, 0, HEADS * CHANNELS)
+
+
+def test_reference_points_have_a_gradient(generator: torch.Generator) -> None:
+    arguments = raw_inputs(generator, 2, padded=True)
+    points = arguments["reference_points"].requires_grad_()
+    fused_ms_deform_attn(**arguments).sum().backward()
+    assert points.grad is not None and points.grad.abs().max() > 0
 
 
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
@@ -206,7 +263,8 @@ def test_the_kernel_compiles_for_gpus_without_spilling(capabilities: str) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == len(capabilities.split()) * 6  # three dtypes, two launches
+    kernels = 3 * 2 * 2  # dtypes, launches, and points or boxes
+    assert len(lines) == len(capabilities.split()) * kernels
     print(done.stdout)
     for line in lines:
         assert "fp32" in line or line.endswith(" 0 bytes spilled"), line

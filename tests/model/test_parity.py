@@ -1,11 +1,13 @@
 """The five published variants equal transformers' on the same random weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from jobs.peers import VARIANTS, peer
-from model.checkpoint import load_state
+from model.checkpoint import load_state, save_weights
 from model.deformable_detr import DeformableDetr
 from model.inference import prepare_for_inference
 from model.zoo import MODELS, create_model
@@ -70,3 +72,15 @@ def test_published_padding_is_not_neutral() -> None:
         together = net(values, mask).pred_logits[2]
         alone = net(values[2:, :, :97, :223]).pred_logits[0]
     assert (together - alone).abs().max() > 1e-3
+
+
+def test_prepared_models_refuse_what_they_have_lost(tmp_path: Path) -> None:
+    net = create_model("shapes-tiny", "random")
+    for attempt in (
+        lambda: save_weights(net, tmp_path / "net.safetensors", {}),
+        lambda: net.train(),
+        lambda: net.double(),
+        lambda: prepare_for_inference(net, torch.float32),
+    ):
+        with pytest.raises(ValueError, match="training=True"):
+            attempt()
