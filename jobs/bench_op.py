@@ -32,11 +32,18 @@ def inputs(batch: int, queries: int, dtype: torch.dtype, device: str) -> Inputs:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
+    points = torch.rand(batch, queries, 2, generator=generator)
+    if queries == ROWS:  # an encoder's: each cell looks around its own centre
+        centres = [
+            torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(1)
+            for h, w in LEVELS
+        ]
+        points = torch.cat(centres).expand(batch, -1, -1)
     tensors = {
         "value": normal(batch, ROWS, HEADS, CHANNELS).to(dtype),
         "sampling_offsets": (normal(batch, queries, samples * 2) * 3).to(dtype),
         "attention_logits": normal(batch, queries, samples).to(dtype),
-        "reference_points": torch.rand(batch, queries, 2, generator=generator),
+        "reference_points": points.contiguous(),
         "valid_ratios": torch.ones(batch, len(LEVELS), 2),
     }
     return {name: tensor.to(device) for name, tensor in tensors.items()}
