@@ -172,9 +172,11 @@ def test_half_precision_errs_no_more_than_torch_itself(
     assert found.dtype == dtype
     torchs = fused_ms_deform_attn(**arguments, implementation="grid_sample")
     error, torchs_error = ((out.float() - exact).abs().max() for out in (found, torchs))
-    # Triton's interpreter cuts bf16 off where GPUs round.
-    cut_off = implementation == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16
-    assert error <= (3 if cut_off else 1.5) * torchs_error
+    allowed = 1.5 * torchs_error + 1e-4  # what locations alone may cost, as in fp32 above
+    if implementation == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16:
+        # Triton's interpreter cuts bf16 off where GPUs round: up to one unit in the last place.
+        allowed = allowed + torch.finfo(dtype).eps * exact.abs().max()
+    assert error <= allowed
 
 
 @pytest.mark.parametrize("implementation", FUSED)
