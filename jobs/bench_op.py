@@ -105,9 +105,7 @@ def bench_op(device: str, dtype: torch.dtype, seconds: float) -> list[Measuremen
             found = subject(tensors).float()
             errors[name] = float((found - expected).abs().max() / expected.abs().max())
             if not errors[name] <= TOLERANCES[dtype] and name != PEER:
-                raise RuntimeError(
-                    f"bench: {name} is wrong by {errors[name]:.2g}: nothing is timed"
-                )
+                raise RuntimeError(f"{name} is wrong by {errors[name]:.2g}: nothing is timed")
             runs[name] = partial(_seconds, subject, tensors, device)
         for name, took in interleaved(runs, seconds).items():
             spread = milliseconds(took)

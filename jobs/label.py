@@ -1,6 +1,7 @@
 """`detr-batch label`: everything under INPUT that OUTPUT does not hold yet."""
 
 import logging
+import shlex
 import sys
 import time
 from collections import Counter
@@ -51,7 +52,7 @@ def label(options: LabelOptions) -> int:
     options.check()
     source = options.weights or named_model(options.model).weights
     digest = RANDOM if source == RANDOM else file_sha256(find_weights(source))
-    # On the driver too, so that weights that do not fit are refused at once.
+    # On the driver too, so that weights that do not fit are refused at once; it does not run here.
     config = create_model(options.model, options.weights, training=True).config
     mark = fingerprint(config, digest, options.score_threshold)
     if options.dry_run:
@@ -187,9 +188,16 @@ def finish(
 
 
 def verdict(options: LabelOptions, counts: dict[str, int]) -> int:
-    """Exit code by the share of the run's images that failed."""
+    """Say what came of it; exit code by the share of the run's images that failed."""
     images = sum(counts.values())
     failed = images - counts.get(OK, 0)
+    if images:
+        output = mask(options.output)
+        print(
+            f"{images - failed} images labelled, {failed} failed; tables in {output}, and "
+            f"`detr-batch report {shlex.quote(output)}` says how fast and at what cost",
+            file=sys.stderr,
+        )
     if failed > options.max_failed_fraction * images:
         print(
             f"{failed} of {images} images failed, more than --max-failed-fraction "

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from model.backbone import Backbone, zero_padding
 from model.config import DeformableDetrConfig
+from model.feature_levels import FeatureLevels
 from model.position_encoding import sine_position_encoding
-from model.transformer import DecoderLayer, FeatureLevels, Transformer, inverse_sigmoid, propose
+from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
 POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
 Padding = Literal["published", "invariant"]

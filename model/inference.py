@@ -33,14 +33,15 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
         _fold_norms(module, dtype)
     decoder = net.transformer.decoder
     attentions = [layer.cross_attn for layer in decoder.layers if isinstance(layer, DecoderLayer)]
-    decoder.values_of_all = FusedLinear(*_linears(a.value_proj for a in attentions), dtype=dtype)
+    value_projs = _linears(attention.value_proj for attention in attentions)
+    decoder.value_proj_of_all = FusedLinear(*value_projs, dtype=dtype)
     for attention in attentions:
         del attention.value_proj
     for module in list(net.transformer.modules()):
         if isinstance(module, MSDeformAttn):
             both = _linears((module.sampling_offsets, module.attention_weights))
-            module.sampling_offsets = FusedLinear(*both, dtype=dtype)
-            del module.attention_weights
+            module.offsets_and_weights = FusedLinear(*both, dtype=dtype)
+            del module.sampling_offsets, module.attention_weights
         for name in ("value_proj", "output_proj", "linear1", "linear2"):
             if isinstance(module, FUSED) and hasattr(module, name):
                 linear = _linears([getattr(module, name)])

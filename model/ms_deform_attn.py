@@ -1,11 +1,11 @@
 """The attention module: from queries to sampling locations and weights, and through the op."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from model.feature_levels import FeatureLevels
 from model.fused_layers import FusedLinear, Linear
 from model.ops import Implementation, fused_ms_deform_attn
 
@@ -17,11 +17,12 @@ class MSDeformAttn(nn.Module):
         super().__init__()
         self.n_levels, self.n_heads, self.n_points = n_levels, n_heads, n_points
         self.implementation: Implementation = "auto"
-        # Prepared for inference, `sampling_offsets` gives the attention weights as well.
-        self.sampling_offsets: Linear = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
+        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
         self.value_proj: Linear = nn.Linear(d_model, d_model)
         self.output_proj: Linear = nn.Linear(d_model, d_model)
+        # Where prepared for inference, in place of `sampling_offsets` and `attention_weights`.
+        self.offsets_and_weights: FusedLinear | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -49,9 +50,7 @@ class MSDeformAttn(nn.Module):
         query: Tensor,
         reference_points: Tensor,
         value: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        valid_ratios: Tensor,
-        padding: Tensor | None,
+        levels: FeatureLevels,
     ) -> Tensor:
         """One attention over all levels, up to `output_proj`, which the caller adds to the query.
 
@@ -60,25 +59,23 @@ class MSDeformAttn(nn.Module):
             reference_points: (B, Q, 2) as (x, y), or (B, Q, 4) as (x, y, w, h); fp32, relative to
                 the valid area.
             value: (B, S, M, D), see `value`.
-            spatial_shapes: (height, width) of each level.
-            valid_ratios: (B, L, 2), valid share of each level's width and height; fp32.
-            padding: (B, S) bool, True where `value` is of padding and counts as 0, or None.
+            levels: what `value` is of: shapes, valid ratios, and padding, which counts as 0.
 
         Returns:
             (B, Q, C).
         """
-        if isinstance(self.sampling_offsets, FusedLinear):
+        if self.offsets_and_weights is not None:
             samples = self.n_heads * self.n_levels * self.n_points
-            offsets, logits = self.sampling_offsets(query).split([2 * samples, samples], dim=-1)
+            offsets, logits = self.offsets_and_weights(query).split([2 * samples, samples], dim=-1)
         else:
             offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
         return fused_ms_deform_attn(
             value,
-            spatial_shapes,
+            levels.shapes,
             offsets,
             logits,
             reference_points,
-            valid_ratios,
-            padding,
+            levels.valid_ratios,
+            levels.padding,
             self.implementation,
         )

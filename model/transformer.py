@@ -1,13 +1,13 @@
 """Deformable encoder and decoder. Attribute names are the published checkpoints' keys."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import DeformableDetrConfig
+from model.feature_levels import FeatureLevels, cell_centres
 from model.fused_layers import FusedLinear, Linear, add_linear, linear_relu
 from model.ms_deform_attn import MSDeformAttn
 from model.position_encoding import proposal_position_encoding
@@ -17,30 +17,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Logit of `x` in [0, 1], with both sides kept at least `eps` from zero."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
-
-
-@dataclass(frozen=True)
-class FeatureLevels:
-    """The pyramid as one sequence, S = sum of H * W over L levels."""
-
-    shapes: Sequence[tuple[int, int]]  # (height, width) of each level
-    memory: Tensor  # (B, S, C)
-    position: Tensor  # (B, S, C) sine encoding plus level embedding; (1, S, C) without padding
-    padding: Tensor | None  # (B, S) True where padded; None where nothing is
-    valid_ratios: Tensor  # (B, L, 2) valid share of width and height, fp32
-
-
-def cell_centres(levels: FeatureLevels) -> list[Tensor]:
-    """Centre (x, y) of each cell of each level, in units of its valid area: (B, H * W, 2), fp32."""
-    centres = []
-    for index, (height, width) in enumerate(levels.shapes):
-        ratio = levels.valid_ratios[:, index]  # (B, 2)
-        y = torch.arange(height, device=ratio.device, dtype=torch.float32) + 0.5
-        x = torch.arange(width, device=ratio.device, dtype=torch.float32) + 0.5
-        y = (y[None] / (ratio[:, 1:] * height))[:, :, None].expand(-1, -1, width)
-        x = (x[None] / (ratio[:, :1] * width))[:, None].expand(-1, height, -1)
-        centres.append(torch.stack((x, y), dim=-1).flatten(1, 2))
-    return centres
 
 
 class EncoderLayer(nn.Module):
@@ -56,14 +32,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, reference_points: Tensor, levels: FeatureLevels) -> Tensor:
         """`x` (B, S, C), `reference_points` (B, S, 2) -> (B, S, C)."""
-        y = self.self_attn(
-            x + levels.position,
-            reference_points,
-            self.self_attn.value(x),
-            levels.shapes,
-            levels.valid_ratios,
-            levels.padding,
-        )
+        value = self.self_attn.value(x)
+        y = self.self_attn(x + levels.position, reference_points, value, levels)
         x = self.norm1(add_linear(self.self_attn.output_proj, y, x, self.dropout))
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
         return self.norm2(add_linear(self.linear2, y, x, self.dropout))
@@ -114,14 +84,7 @@ class DecoderLayer(nn.Module):
 
         `value` (B, S, M, D) is `cross_attn.value` of the encoder's output.
         """
-        y = self.cross_attn(
-            x + position,
-            reference_points,
-            value,
-            levels.shapes,
-            levels.valid_ratios,
-            levels.padding,
-        )
+        y = self.cross_attn(x + position, reference_points, value, levels)
         x = self.norm1(add_linear(self.cross_attn.output_proj, y, x, self.dropout))
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
         return self.norm3(add_linear(self.linear2, y, x, self.dropout))
@@ -134,12 +97,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        self.values_of_all: FusedLinear | None = None  # set where prepared for inference
+        self.value_proj_of_all: FusedLinear | None = None  # where prepared for inference
 
     def values(self, memory: Tensor) -> Iterator[Tensor]:
         """What each layer attends to, first to last: `memory` (B, S, C) -> (B, S, M, D)."""
-        if self.values_of_all is not None:
-            for value in self.values_of_all(memory).chunk(len(self.layers), dim=-1):
+        if self.value_proj_of_all is not None:
+            for value in self.value_proj_of_all(memory).chunk(len(self.layers), dim=-1):
                 yield value.unflatten(-1, (self.n_heads, -1))
             return
         for layer in self.layers:

@@ -1,6 +1,7 @@
 """Fixtures that several rooms share."""
 
 import os
+import random
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,24 @@ from tests.s3_server import BUCKET, s3_server
 if not torch.cuda.is_available():  # Triton reads this when it is imported: kernels run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    fresh = random.SystemRandom().randrange(2**31)
+    parser.addoption("--seed", type=int, default=fresh, help="of random inputs (default: fresh)")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    if exitstatus:
+        terminalreporter.write_line(f"The same random inputs again: --seed {config.option.seed}")
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest) -> torch.Generator:
+    """Of random inputs, fresh in each run of the tests."""
+    return torch.Generator().manual_seed(request.config.option.seed)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from model.ops.cpu import ms_deform_attn_embedding_bag, ms_deform_attn_grid_sample
-from model.ops.fused_cpu import fused_ms_deform_attn_cpu
-from model.ops.learning_cpu import ms_deform_attn_fused_cpu
+from model.ops.fused_cpu import fused_ms_deform_attn_cpu, ms_deform_attn_fused_cpu
 from model.ops.reference import ms_deform_attn_reference
 from model.ops.sampling import sampling_locations
 
@@ -41,7 +40,7 @@ def ms_deform_attn(
             edge. Outside counts as zero. Keep these fp32: bf16 is off by up to a third of a pixel.
         attention_weights: (B, Q, M, L, P), as a rule summing to 1 over (L, P).
         implementation: "auto" is the fastest on `value`'s device: "fused_cpu" on a CPU, "triton"
-            on a GPU where no gradient is wanted, else "embedding_bag".
+            on a GPU where no gradient is wanted and Triton can run, else "embedding_bag".
 
     Returns:
         (B, Q, M * D) of `value`'s dtype.
@@ -67,7 +66,7 @@ def ms_deform_attn(
             f"{tuple(attention_weights.shape)} must agree in all but the last axis"
         )
     name = _chosen(implementation, value, sampling_locations, attention_weights)
-    if not value.shape[0] * shape[1]:
+    if not batch * shape[1]:
         return value.new_empty(batch, shape[1], heads * value.shape[3])
     if name == "triton":
         from model.ops.triton import ms_deform_attn_triton  # GPUs alone need Triton

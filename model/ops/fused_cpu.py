@@ -1,262 +1,23 @@
-"""The op on CPUs in one pass, compiled by Numba on first use; no compiler need be installed.
-
-For each (query, head): softmax, cells and bilinear weights of all its samples at once, in small
-arrays that stay in the L1 cache, then one weighted sum of the rows that they name, in registers.
-Loops over samples have no branches, so that they become vector instructions; the sum is spelled out
-in LLVM's vectors. fp32 inside; the value, offsets and logits are read as fp32 or as bf16.
-"""
+"""The op on CPUs: what its kernels (cpu_kernels.py) read and write, and its gradients."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import config, njit, prange, set_num_threads, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import config, set_num_threads
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the most Numba can use
-_BITS, _INDEX, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
-_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1), np.float32(0)
-_LOG2_E = np.float32(1.4426950408889634)
-_LOWEST_EXPONENT = np.float32(-126)
-_BLOCK = 64  # queries that share their small arrays; 16 to 256 are alike
-_FLAGS = {"contract", "reassoc", "nsz", "arcp"}  # not "nnan": a NaN location counts as outside
+from model.ops.cpu_kernels import backward, forward
+from model.ops.sampling import level_rows
+
+Levels = Sequence[tuple[int, int]]
 
 
-def _reading(context, number):  # type: ignore[no-untyped-def]
-    """fp32 as it is; bf16, which NumPy lacks, from its bits as uint16."""
-
-    def generate(_context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        if signature.args[0] != types.uint16:
-            return arguments[0]
-        wide = builder.shl(builder.zext(arguments[0], _BITS), ir.Constant(_BITS, 16))
-        return builder.bitcast(wide, _FLOAT)
-
-    return types.float32(number), generate
-
-
-_as_float: Any = intrinsic(_reading)
-
-
-def _casting(context, bits):  # type: ignore[no-untyped-def]
-    def generate(_context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.bitcast(arguments[0], _FLOAT)
-
-    return types.float32(types.int32), generate
-
-
-_float_of_bits: Any = intrinsic(_casting)
-
-
-def _weighted_sum_of(width: int) -> Any:
-    """A function that sums weighted vectors of `width` numbers; the sums never leave registers."""
-    vector = ir.VectorType(_FLOAT, width)
-    bits = ir.VectorType(_BITS, width)
-
-    def load(builder, pointer, bf16):  # type: ignore[no-untyped-def]
-        if not bf16:
-            return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
-        short = ir.VectorType(ir.IntType(16), width)
-        loaded = builder.load(builder.bitcast(pointer, short.as_pointer()), align=2)
-        wide = builder.shl(builder.zext(loaded, bits), ir.Constant(bits, [16] * width))
-        return builder.bitcast(wide, vector)
-
-    def store(builder, total, pointer, bf16):  # type: ignore[no-untyped-def]
-        """Rounds to nearest, ties to even."""
-        if not bf16:
-            builder.store(total, builder.bitcast(pointer, vector.as_pointer()), align=4)
-            return
-        sixteen = ir.Constant(bits, [16] * width)
-        whole = builder.bitcast(total, bits)
-        odd = builder.and_(builder.lshr(whole, sixteen), ir.Constant(bits, [1] * width))
-        rounded = builder.add(builder.add(whole, ir.Constant(bits, [0x7FFF] * width)), odd)
-        short = ir.VectorType(ir.IntType(16), width)
-        halves = builder.trunc(builder.lshr(rounded, sixteen), short)
-        builder.store(halves, builder.bitcast(pointer, short.as_pointer()), align=2)
-
-    def splat(builder, number):  # type: ignore[no-untyped-def]
-        empty = ir.Constant(vector, ir.Undefined)
-        single = builder.insert_element(empty, number, ir.Constant(_BITS, 0))
-        return builder.shuffle_vector(single, empty, ir.Constant(bits, [0] * width))
-
-    @intrinsic
-    def weighted_sum(context, table, first, stride, rows, weights, out, at):  # type: ignore[no-untyped-def]
-        """out[at : at + width] = sum_k weights[k] * table[first + stride * rows[k] :][:width].
-
-        `table` and `out` are flat; there are a multiple of four rows, and four sums under way, so
-        that additions do not wait for one another.
-        """
-
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            def array(i: int) -> Any:
-                return cgutils.create_struct_proxy(signature.args[i])(
-                    context, builder, arguments[i]
-                )
-
-            bf16 = signature.args[0].dtype == types.uint16
-            start = builder.gep(array(0).data, [arguments[1]])
-            row_numbers, row_weights = array(3), array(4)
-            before = builder.block
-            loop, done = builder.append_basic_block(), builder.append_basic_block()
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            k = builder.phi(_INDEX)
-            k.add_incoming(ir.Constant(_INDEX, 0), before)
-            sums = [builder.phi(vector) for _ in range(4)]
-            added = []
-            for lane, total in enumerate(sums):
-                total.add_incoming(ir.Constant(vector, [0.0] * width), before)
-                here = builder.add(k, ir.Constant(_INDEX, lane))
-                row = builder.sext(builder.load(builder.gep(row_numbers.data, [here])), _INDEX)
-                pointer = builder.gep(start, [builder.mul(row, arguments[2])])
-                weight = splat(builder, builder.load(builder.gep(row_weights.data, [here])))
-                product = builder.fmul(load(builder, pointer, bf16), weight, flags=("contract",))
-                added.append(builder.fadd(total, product, flags=("contract",)))
-            following = builder.add(k, ir.Constant(_INDEX, 4))
-            k.add_incoming(following, loop)
-            for total, sum_so_far in zip(sums, added, strict=True):
-                total.add_incoming(sum_so_far, loop)
-            more = builder.icmp_signed("<", following, row_numbers.nitems)
-            builder.cbranch(more, loop, done)
-            builder.position_at_end(done)
-            a, b, c, d = added
-            total = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
-            store(builder, total, builder.gep(array(5).data, [arguments[6]]), bf16)
-            return context.get_dummy_value()
-
-        i64 = types.int64
-        return types.void(table, i64, i64, rows, weights, out, i64), generate
-
-    return weighted_sum
-
-
-# 32 and 16 are the channels of a head of the published models and of the packaged one.
-_sum_of_32, _sum_of_16, _sum_of_1 = (_weighted_sum_of(width) for width in (32, 16, 1))
-
-
-@njit(cache=True)
-def _power_of_two(x):  # type: ignore[no-untyped-def]
-    """2 ** x for x in [-126, 0], to 2e-7: a polynomial for the fraction, bits for the rest."""
-    whole = np.int32(x - _HALF)
-    part = x - np.float32(whole)
-    power = np.float32(1.5403530e-4)
-    power = power * part + np.float32(1.3333558e-3)
-    power = power * part + np.float32(9.6181291e-3)
-    power = power * part + np.float32(5.5504109e-2)
-    power = power * part + np.float32(2.4022651e-1)
-    power = power * part + np.float32(6.9314718e-1)
-    power = power * part + _ONE
-    return power * _float_of_bits((whole + np.int32(127)) << np.int32(23))
-
-
-@njit(cache=True, fastmath=_FLAGS, inline="always")
-def _softmax(logits, b, q, first, samples, weights):  # type: ignore[no-untyped-def]
-    """weights[:] = softmax of as many logits from `first` on."""
-    top = _as_float(logits[b, q, first])
-    for k in range(samples):
-        logit = _as_float(logits[b, q, first + k])
-        top = logit if logit > top else top
-    total = _ZERO
-    for k in range(samples):
-        exponent = (_as_float(logits[b, q, first + k]) - top) * _LOG2_E
-        weights[k] = _power_of_two(exponent if exponent > _LOWEST_EXPONENT else _LOWEST_EXPONENT)
-        total += weights[k]
-    for k in range(samples):
-        weights[k] *= _ONE / total
-
-
-@njit(cache=True, fastmath=_FLAGS, inline="always")
-def _corners(x, y, weight, width, height, start, k, samples, rows, weights):  # type: ignore[no-untyped-def]
-    """The four rows around (x, y) in a level, and their weights: 0 outside. No branches."""
-    inside = (x > -1) & (y > -1) & (x < width) & (y < height)
-    x = x if inside else _ZERO
-    y = y if inside else _ZERO
-    weight = weight if inside else _ZERO
-    left, above = np.int32(x + _ONE) - np.int32(1), np.int32(y + _ONE) - np.int32(1)  # floor ...
-    left = left if left < width else width - np.int32(1)  # ... where x + 1 was not rounded up
-    above = above if above < height else height - np.int32(1)
-    right, below = left + np.int32(1), above + np.int32(1)
-    to_right, to_below = x - np.float32(left), y - np.float32(above)
-    left_weight = _ONE - to_right if left >= 0 else _ZERO
-    right_weight = to_right if right < width else _ZERO
-    above_weight = weight * (_ONE - to_below) if above >= 0 else _ZERO
-    below_weight = weight * to_below if below < height else _ZERO
-    left, right = (left if left >= 0 else np.int32(0)), right if right < width else left
-    above, below = (above if above >= 0 else np.int32(0)), below if below < height else above
-    above, below = above * width + start, below * width + start
-    rows[k], weights[k] = above + left, above_weight * left_weight
-    rows[samples + k], weights[samples + k] = above + right, above_weight * right_weight
-    rows[2 * samples + k], weights[2 * samples + k] = below + left, below_weight * left_weight
-    rows[3 * samples + k], weights[3 * samples + k] = below + right, below_weight * right_weight
-
-
-@njit(parallel=True, fastmath=_FLAGS, cache=True)
-def _forward(  # type: ignore[no-untyped-def]
-    table, image_stride, row_stride, levels, offsets, logits, reference, ratios, padding, out
-):
-    """Arguments as in `fused_ms_deform_attn`, but `table` is the value, flat, and `levels` (L, 3)
-    has height, width and first row. An empty `reference`: offsets are locations, logits weights.
-    """
-    batch, queries, heads, channels = out.shape
-    count = len(levels)
-    samples = logits.shape[2] // heads
-    points = samples // count
-    blocks = (queries + _BLOCK - 1) // _BLOCK
-    raw, boxes, padded = reference.size > 0, reference.shape[2] == 4, padding.size > 0
-    flat = out.reshape(-1)
-    for item in prange(batch * blocks):
-        b, begin = item // blocks, item % blocks * _BLOCK
-        height, width, start = np.empty((3, samples), np.int32)
-        valid_x, valid_y = np.empty((2, samples), np.float32)
-        weight = np.empty(samples, np.float32)
-        rows, weights = np.empty(4 * samples, np.int32), np.empty(4 * samples, np.float32)
-        for k in range(samples):
-            height[k], width[k], start[k] = levels[k // points]
-            valid_x[k] = width[k] * (ratios[b, k // points, 0] if raw else _ONE)
-            valid_y[k] = height[k] * (ratios[b, k // points, 1] if raw else _ONE)
-        for q in range(begin, min(begin + _BLOCK, queries)):
-            centre_x = reference[b, q, 0] if raw else _ZERO
-            centre_y = reference[b, q, 1] if raw else _ZERO
-            for m in range(heads):
-                first = m * samples
-                if raw:
-                    _softmax(logits, b, q, first, samples, weight)
-                    extent_x = _HALF / np.float32(points) * reference[b, q, 2] if boxes else _ZERO
-                    extent_y = _HALF / np.float32(points) * reference[b, q, 3] if boxes else _ZERO
-                    for k in range(samples):
-                        x = _as_float(offsets[b, q, 2 * (first + k)])
-                        y = _as_float(offsets[b, q, 2 * (first + k) + 1])
-                        x = x * extent_x * valid_x[k] if boxes else x
-                        y = y * extent_y * valid_y[k] if boxes else y
-                        x = centre_x * valid_x[k] + (x - _HALF)
-                        y = centre_y * valid_y[k] + (y - _HALF)
-                        w, h, s = width[k], height[k], start[k]
-                        _corners(x, y, weight[k], w, h, s, k, samples, rows, weights)
-                else:
-                    for k in range(samples):
-                        x = _as_float(offsets[b, q, 2 * (first + k)]) * valid_x[k] - _HALF
-                        y = _as_float(offsets[b, q, 2 * (first + k) + 1]) * valid_y[k] - _HALF
-                        w, h, s = width[k], height[k], start[k]
-                        share = _as_float(logits[b, q, first + k])
-                        _corners(x, y, share, w, h, s, k, samples, rows, weights)
-                if padded:
-                    for k in range(4 * samples):
-                        weights[k] = _ZERO if padding[b, rows[k]] else weights[k]
-                source = b * image_stride + m * channels
-                target = ((b * queries + q) * heads + m) * channels
-                done = 0
-                while channels - done >= 32:
-                    _sum_of_32(table, source + done, row_stride, rows, weights, flat, target + done)
-                    done += 32
-                while channels - done >= 16:
-                    _sum_of_16(table, source + done, row_stride, rows, weights, flat, target + done)
-                    done += 16
-                while done < channels:
-                    _sum_of_1(table, source + done, row_stride, rows, weights, flat, target + done)
-                    done += 1
+def _use_threads_of_torch() -> None:
+    most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    set_num_threads(min(torch.get_num_threads(), most))
 
 
 def _readable(tensor: Tensor) -> Any:
@@ -272,7 +33,7 @@ _NO_REFERENCE = np.empty((0, 0, 0), np.float32)
 
 def fused_ms_deform_attn_cpu(
     value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
+    spatial_shapes: Levels,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
     reference_points: Tensor | None,
@@ -288,17 +49,13 @@ def fused_ms_deform_attn_cpu(
     if dtype not in (torch.float32, torch.bfloat16) or value[0, 0].stride() != (channels, 1):
         value = value.float().contiguous()
     span = value.stride(0) * (batch - 1) + value.stride(1) * (value.shape[1] - 1) + heads * channels
-    levels, start = [], 0
-    for height, width in spatial_shapes:
-        levels.append((height, width, start))
-        start += height * width
     out = torch.empty(batch, sampling_offsets.shape[1], heads, channels, dtype=value.dtype)
-    set_num_threads(min(torch.get_num_threads(), THREADS))
-    _forward(
+    _use_threads_of_torch()
+    forward(
         _readable(value.as_strided((span,), (1,), value.storage_offset())),
         value.stride(0),
         value.stride(1),
-        np.array(levels, np.int32),
+        np.array(level_rows(spatial_shapes), np.int32),
         _readable(sampling_offsets),
         _readable(attention_logits),
         _NO_REFERENCE if reference_points is None else _readable(reference_points.float()),
@@ -307,3 +64,42 @@ def fused_ms_deform_attn_cpu(
         _readable(out),
     )
     return out.flatten(2).to(dtype)
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+class _FusedMSDeformAttn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(value, locations, weights)
+        ctx.levels = levels
+        said = locations.flatten(2), weights.flatten(2)
+        return fused_ms_deform_attn_cpu(value, levels, *said, None, None, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        value, locations, weights = ctx.saved_tensors
+        shapes = torch.tensor(ctx.levels, dtype=torch.int64)
+        areas = shapes.prod(1)
+        grads = [torch.zeros_like(tensor) for tensor in (value, locations, weights)]
+        grad = grad.reshape(*weights.shape[:3], value.shape[3]).contiguous()
+        inputs = _arrays(value, shapes, areas.cumsum(0) - areas, locations, weights, grad)
+        _use_threads_of_torch()
+        backward(*inputs, *_arrays(*grads))
+        return grads[0], None, grads[1], grads[2]
+
+
+def ms_deform_attn_fused_cpu(
+    value: Tensor,
+    spatial_shapes: Levels,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Shapes as in `model.ops.ms_deform_attn`; fp32 inside."""
+    tensors = (value, sampling_locations, attention_weights)
+    floats = [tensor.float().contiguous() for tensor in tensors]
+    out: Tensor = _FusedMSDeformAttn.apply(floats[0], spatial_shapes, floats[1], floats[2])
+    return out.to(value.dtype)

@@ -1,8 +1,15 @@
-"""From what the query's linear layers say to sampling locations and attention weights."""
+"""Where levels lie and points fall: geometry that the implementations share."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from torch import Tensor
+
+
+def level_rows(spatial_shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Height, width, and first row in (B, S, ...) of each level."""
+    starts = accumulate((height * width for height, width in spatial_shapes), initial=0)
+    return [(*shape, start) for shape, start in zip(spatial_shapes, starts, strict=False)]
 
 
 def sampling_locations(

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.ops.sampling import level_rows
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -136,11 +138,7 @@ def launch_of(queries: int, images: int) -> Launch:
 @lru_cache(maxsize=256)
 def levels_on(device: torch.device, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """(L, 3) int32 on the device: height, width, and first row of each level."""
-    rows, start = [], 0
-    for height, width in spatial_shapes:
-        rows.append((height, width, start))
-        start += height * width
-    return torch.tensor(rows, dtype=torch.int32, device=device)
+    return torch.tensor(level_rows(spatial_shapes), dtype=torch.int32, device=device)
 
 
 @torch.library.custom_op("detr_batch::ms_deform_attn", mutates_args=())
@@ -154,6 +152,7 @@ def msda(
     padding: Tensor | None,
     raw: bool,
 ) -> Tensor:
+    """Launch the kernel; `raw` as opposed to locations and weights. Gives (B, Q, M * D)."""
     batch, length, heads, channels = value.shape
     queries, count = offsets.shape[1], len(levels)
     points = logits.shape[2] // (heads * count)
@@ -191,16 +190,7 @@ def msda(
 
 
 @msda.register_fake
-def _(
-    value: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    reference: Tensor,
-    ratios: Tensor,
-    levels: Tensor,
-    padding: Tensor | None,
-    raw: bool,
-) -> Tensor:
+def _(value: Tensor, offsets: Tensor, *_: object) -> Tensor:
     return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
 
 

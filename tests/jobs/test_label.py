@@ -67,9 +67,14 @@ def rows(output: Path | str, sql: str) -> list[Any]:
     return connect(str(output)).sql(sql).fetchall()
 
 
-def test_label_then_only_what_is_new(photos: Path, tmp_path: Path, weights: str) -> None:
-    output = tmp_path / "out"
+def test_label_then_only_what_is_new(
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "the labels"
     assert label(options(photos, output, weights)) == 0
+    said = capsys.readouterr().err
+    assert "5 images labelled, 2 failed" in said
+    assert f"`detr-batch report '{output}'`" in said
     statuses = dict(rows(output, "SELECT status, count(*) FROM images GROUP BY 1"))
     assert statuses == {"ok": 5, "empty_file": 1, "undecodable": 1}
     assert rows(output, "SELECT count(*) FROM detections") == [(500,)]
