@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jobs.measure import Measurement, interleaved, milliseconds
 from jobs.peers import peer
+from model.host_memory import keep_freed_memory
 from model.zoo import create_model
 
 Answer = tuple[Tensor, Tensor]  # logits and boxes
@@ -39,6 +40,8 @@ class Subject:
 
 
 def _ours(subject: Subject) -> Callable[[Tensor], Answer]:
+    if subject.device == "cpu":
+        keep_freed_memory()  # as detectors do
     net = create_model(subject.model, str(subject.weights), subject.device, subject.precision)
 
     def run(pictures: Tensor) -> Answer:

@@ -21,7 +21,7 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
     - batch norms go into the convolutions before them, in fp32;
     - sums and ReLUs are part of the convolution or the linear layer before them;
     - offsets and attention weights come from one linear layer, the values of all decoder layers
-      from another;
+      from another; the offsets' bias is added within the attention, in fp32;
     - without two-stage proposals the first self-attention of the queries, the same for all
       pictures, is computed here;
     - trunk, encoder and decoder are cast to `dtype`; heads, proposals, reference points and
@@ -39,6 +39,8 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
         del attention.value_proj
     for module in list(net.transformer.modules()):
         if isinstance(module, MSDeformAttn):
+            module.offset_bias = module.sampling_offsets.bias.detach().clone()
+            module.sampling_offsets.bias.zero_()
             both = _linears((module.sampling_offsets, module.attention_weights))
             module.offsets_and_weights = FusedLinear(*both, dtype=dtype)
             del module.sampling_offsets, module.attention_weights

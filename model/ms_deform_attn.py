@@ -23,6 +23,7 @@ class MSDeformAttn(nn.Module):
         self.output_proj: Linear = nn.Linear(d_model, d_model)
         # Where prepared for inference, in place of `sampling_offsets` and `attention_weights`.
         self.offsets_and_weights: FusedLinear | None = None
+        self.offset_bias: Tensor | None = None  # fp32, of `sampling_offsets`
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -77,5 +78,6 @@ class MSDeformAttn(nn.Module):
             reference_points,
             levels.valid_ratios,
             levels.padding,
+            self.offset_bias,
             self.implementation,
         )

@@ -1,6 +1,7 @@
 """The named models, and `create_model`."""
 
 import json
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,12 +86,17 @@ def compute_dtype(precision: str, device: str) -> torch.dtype:
         if torch.device(device).type == "cuda":
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
         else:
-            capable = (
-                torch.backends.mkldnn.is_available()
-                and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            )
+            capable = _cpu_multiplies_bf16()
         return torch.bfloat16 if capable else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _cpu_multiplies_bf16() -> bool:
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    # Which says yes to any AVX-512, where oneDNN emulates bf16, slower than fp32.
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return not x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def create_model(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from model.host_memory import keep_freed_memory
 from model.postprocess import postprocess
 from model.preprocess import batch_images
 from model.zoo import create_model
@@ -43,6 +44,7 @@ class Detector:
     def __init__(self, spec: DetectorSpec):
         if spec.device == "cpu":  # Ray allows an actor with a share of a CPU one thread
             torch.set_num_threads(os.cpu_count() or 1)
+            keep_freed_memory()
         self.spec = spec
         self.net = create_model(
             spec.model, spec.weights, spec.device, spec.precision, padding="invariant"

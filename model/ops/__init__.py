@@ -83,6 +83,7 @@ def fused_ms_deform_attn(
     reference_points: Tensor,
     valid_ratios: Tensor,
     padding_mask: Tensor | None = None,
+    offset_bias: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """The op from what the query's linear layers say: nothing is stored between them and the sum.
@@ -99,6 +100,8 @@ def fused_ms_deform_attn(
         reference_points: (B, Q, 2) or (B, Q, 4), relative to the valid area; fp32.
         valid_ratios: (B, L, 2), valid share of each level's width and height; fp32.
         padding_mask: (B, S) bool, True where `value` counts as zero; None: nowhere.
+        offset_bias: (M * L * P * 2,), added to the offsets in fp32; None: nothing. What trained
+            models add is most of an offset, and its rounding most of what half precision costs.
         implementation: as in `ms_deform_attn`.
 
     Returns:
@@ -117,6 +120,7 @@ def fused_ms_deform_attn(
         ("reference_points", reference_points, [(batch, queries, 2), (batch, queries, 4)]),
         ("valid_ratios", valid_ratios, [(batch, len(levels), 2)]),
         ("padding_mask", padding_mask, [(batch, length)]),
+        ("offset_bias", offset_bias, [(samples * 2,)]),
     ):
         if tensor is not None and tuple(tensor.shape) not in fits:
             wanted = " or ".join(map(str, fits))
@@ -125,6 +129,7 @@ def fused_ms_deform_attn(
         raise ValueError(f"padding_mask is {padding_mask.dtype}: it must be bool")
     linear = (sampling_offsets, attention_logits)
     tensors = (value, *linear, reference_points, valid_ratios)
+    optional = (padding_mask, offset_bias)
     chosen = _chosen(implementation, *tensors)
     if not batch * queries:
         return value.new_empty(batch, queries, heads * value.shape[3])
@@ -132,14 +137,16 @@ def fused_ms_deform_attn(
         from model.ops.triton import fused_ms_deform_attn_triton
 
         return fused_ms_deform_attn_triton(
-            value, levels, *linear, reference_points, valid_ratios, padding_mask
+            value, levels, *linear, reference_points, valid_ratios, *optional
         )
     if chosen == "fused_cpu" and not _learning(*tensors):
         return fused_ms_deform_attn_cpu(
-            value, levels, *linear, reference_points, valid_ratios, padding_mask
+            value, levels, *linear, reference_points, valid_ratios, *optional
         )
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[..., None, None], 0.0)
+    if offset_bias is not None:
+        sampling_offsets = sampling_offsets.float() + offset_bias.float()
     split = (batch, queries, heads, len(levels), points)
     offsets = sampling_offsets.view(*split, 2)
     locations = sampling_locations(offsets, reference_points, valid_ratios, levels)

@@ -46,10 +46,11 @@ def compile_for(capability: int, dtype: str, launch: Launch, reference: int) -> 
         "SAMPLES_2": 16,
         "REFERENCE": reference,
         "PADDED": True,
+        "BIASED": True,
         "BLOCK": launch.block,
     }
     types = dict.fromkeys(("value_ptr", "offsets_ptr", "logits_ptr", "out_ptr"), f"*{dtype}")
-    types |= {"reference_ptr": "*fp32", "ratios_ptr": "*fp32"}
+    types |= dict.fromkeys(("reference_ptr", "ratios_ptr", "bias_ptr"), "*fp32")
     types |= {"levels_ptr": "*i32", "padding_ptr": "*u8"} | dict.fromkeys(sizes, "constexpr")
     names = msda_forward.arg_names
     aligned = [i for i, name in enumerate(names) if name.endswith(("_ptr", "_stride"))]

@@ -190,10 +190,11 @@ def _corners(x, y, weight, width, height, start, k, samples, rows, weights):
 
 @njit(parallel=True, fastmath=_FLAGS, cache=True)
 def forward(
-    table, image_stride, row_stride, levels, offsets, logits, reference, ratios, padding, out
+    table, image_stride, row_stride, levels, offsets, bias, logits, reference, ratios, padding, out
 ):
     """Arguments as in `fused_ms_deform_attn`, but `table` is the value, flat, and `levels` (L, 3)
-    has height, width and first row. An empty `reference`: offsets are locations, logits weights.
+    has height, width and first row. An empty `reference`: offsets are locations, logits weights,
+    and there is no bias.
     """
     batch, queries, heads, channels = out.shape
     count = len(levels)
@@ -222,8 +223,9 @@ def forward(
                     extent_x = _HALF / np.float32(points) * reference[b, q, 2] if boxes else _ZERO
                     extent_y = _HALF / np.float32(points) * reference[b, q, 3] if boxes else _ZERO
                     for k in range(samples):
-                        x = _as_float(offsets[b, q, 2 * (first + k)])
-                        y = _as_float(offsets[b, q, 2 * (first + k) + 1])
+                        at = 2 * (first + k)
+                        x = _as_float(offsets[b, q, at]) + bias[at]
+                        y = _as_float(offsets[b, q, at + 1]) + bias[at + 1]
                         x = x * extent_x * valid_x[k] if boxes else x
                         y = y * extent_y * valid_y[k] if boxes else y
                         x = centre_x * valid_x[k] + (x - _HALF)

@@ -39,6 +39,7 @@ def fused_ms_deform_attn_cpu(
     reference_points: Tensor | None,
     valid_ratios: Tensor | None,
     padding_mask: Tensor | None,
+    offset_bias: Tensor | None,
 ) -> Tensor:
     """Shapes as in `model.ops.fused_ms_deform_attn`; without gradients.
 
@@ -49,6 +50,8 @@ def fused_ms_deform_attn_cpu(
     if dtype not in (torch.float32, torch.bfloat16) or value[0, 0].stride() != (channels, 1):
         value = value.float().contiguous()
     span = value.stride(0) * (batch - 1) + value.stride(1) * (value.shape[1] - 1) + heads * channels
+    if offset_bias is None:
+        offset_bias = torch.zeros(sampling_offsets.shape[2])
     out = torch.empty(batch, sampling_offsets.shape[1], heads, channels, dtype=value.dtype)
     _use_threads_of_torch()
     forward(
@@ -57,6 +60,7 @@ def fused_ms_deform_attn_cpu(
         value.stride(1),
         np.array(level_rows(spatial_shapes), np.int32),
         _readable(sampling_offsets),
+        _readable(offset_bias.float()),
         _readable(attention_logits),
         _NO_REFERENCE if reference_points is None else _readable(reference_points.float()),
         _NO_REFERENCE if valid_ratios is None else _readable(valid_ratios.float()),
@@ -76,7 +80,7 @@ class _FusedMSDeformAttn(torch.autograd.Function):
         ctx.save_for_backward(value, locations, weights)
         ctx.levels = levels
         said = locations.flatten(2), weights.flatten(2)
-        return fused_ms_deform_attn_cpu(value, levels, *said, None, None, None)
+        return fused_ms_deform_attn_cpu(value, levels, *said, None, None, None, None)
 
     @staticmethod
     @once_differentiable

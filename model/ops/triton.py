@@ -27,6 +27,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     ratios_ptr,  # (B, | L, 2) fp32
     levels_ptr,  # (L, 3) int32: height, width, first row
     padding_ptr,  # (B, | S) bytes, not 0 where padded
+    bias_ptr,  # (M, L, P, 2) fp32, added to offsets
     out_ptr,  # (B, Q, | M, D)
     queries,
     length,
@@ -41,6 +42,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     SAMPLES_2: tl.constexpr,  # LEVELS * POINTS, to the next power of two
     REFERENCE: tl.constexpr,  # 2 or 4; 0: offsets are locations, and logits are weights
     PADDED: tl.constexpr,
+    BIASED: tl.constexpr,
     BLOCK: tl.constexpr,  # queries of one program
 ):
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -85,6 +87,9 @@ def msda_forward(  # type: ignore[no-untyped-def]
                 x, y = x * width - 0.5, y * height - 0.5
             else:
                 weight = tl.exp(weight - top) / total
+                if BIASED:
+                    bias = bias_ptr + (head * samples + at) * 2
+                    x, y = x + tl.load(bias), y + tl.load(bias + 1)
                 if REFERENCE == 4:
                     x, y = (
                         x * (0.5 / POINTS) * extent_x * valid_x,
@@ -150,6 +155,7 @@ def msda(
     ratios: Tensor,
     levels: Tensor,
     padding: Tensor | None,
+    bias: Tensor | None,
     raw: bool,
 ) -> Tensor:
     """Launch the kernel; `raw` as opposed to locations and weights. Gives (B, Q, M * D)."""
@@ -168,6 +174,7 @@ def msda(
             ratios,
             levels,
             padding if padding is not None else levels,  # not read
+            bias if bias is not None else ratios,  # not read
             out,
             queries,
             length,
@@ -182,6 +189,7 @@ def msda(
             SAMPLES_2=triton.next_power_of_2(count * points),
             REFERENCE=reference.shape[-1] if raw else 0,
             PADDED=padding is not None,
+            BIASED=bias is not None,
             BLOCK=launch.block,
             num_warps=launch.warps,
             enable_fp_fusion=True,
@@ -232,6 +240,7 @@ def ms_deform_attn_triton(
         unused,
         levels,
         None,
+        None,
         False,
     )
 
@@ -244,10 +253,12 @@ def fused_ms_deform_attn_triton(
     reference_points: Tensor,
     valid_ratios: Tensor,
     padding_mask: Tensor | None,
+    offset_bias: Tensor | None,
 ) -> Tensor:
     """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`."""
-    others = (sampling_offsets, attention_logits, reference_points, valid_ratios)
-    _checked(value, *others, *([] if padding_mask is None else [padding_mask]))
+    optional = (tensor for tensor in (padding_mask, offset_bias) if tensor is not None)
+    others = (sampling_offsets, attention_logits, reference_points, valid_ratios, *optional)
+    _checked(value, *others)
     return msda(
         _rows(value),
         _rows(sampling_offsets),
@@ -256,5 +267,6 @@ def fused_ms_deform_attn_triton(
         valid_ratios.float().contiguous(),
         levels_on(value.device, tuple(spatial_shapes)),
         None if padding_mask is None else padding_mask.contiguous().view(torch.uint8),
+        None if offset_bias is None else offset_bias.float().contiguous(),
         True,
     )

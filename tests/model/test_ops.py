@@ -72,6 +72,7 @@ def raw_inputs(
         "reference_points": points.to(DEVICE),
         "valid_ratios": ratios.to(DEVICE),
         "padding_mask": mask if padded else None,
+        "offset_bias": torch.randn(samples * 2, generator=generator).to(DEVICE) if padded else None,
     }
 
 
@@ -145,6 +146,7 @@ def test_fused_at_the_last_number_before_the_border(
         "attention_logits": torch.zeros(1, queries, samples, device=DEVICE),
         "reference_points": last.expand(1, queries, 2).to(DEVICE),
         "valid_ratios": torch.ones(1, 1, 2, device=DEVICE),
+        "offset_bias": None,
     }
     assert_fused_equals_reference(arguments, implementation)
 
@@ -195,7 +197,9 @@ def test_triton_is_an_operator_that_compilers_see_through(generator: torch.Gener
     levels = levels_on(tensors[0].device, tuple(LEVELS))
     padding = arguments["padding_mask"].view(torch.uint8)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(msda, (*tensors, levels, padding, True), test_utils=checks)
+    torch.library.opcheck(
+        msda, (*tensors, levels, padding, arguments["offset_bias"], True), test_utils=checks
+    )
 
 
 def test_refuses_what_does_not_fit(generator: torch.Generator) -> None:
@@ -213,7 +217,13 @@ def test_refuses_what_does_not_fit(generator: torch.Generator) -> None:
     arguments = raw_inputs(generator, 2, padded=True)
     with pytest.raises(ValueError, match=r"padding_mask is torch\.int64"):
         fused_ms_deform_attn(**{**arguments, "padding_mask": arguments["padding_mask"].long()})
-    for name in ("sampling_offsets", "attention_logits", "reference_points", "padding_mask"):
+    for name in (
+        "sampling_offsets",
+        "attention_logits",
+        "reference_points",
+        "padding_mask",
+        "offset_bias",
+    ):
         short = {**arguments, name: arguments[name][..., :-1]}
         with pytest.raises(ValueError, match=r"has the shape .*: it must be|rows"):
             fused_ms_deform_attn(**short)

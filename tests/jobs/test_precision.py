@@ -1,0 +1,64 @@
+"""The default precision gives what fp32 gives, within stated bounds, on held-out scenes."""
+
+import pytest
+import torch
+
+from jobs.train import evaluate
+from jobs.train_data import HeldOutScenes
+from model.deformable_detr import DeformableDetr
+from model.postprocess import Detections, postprocess
+from model.preprocess import batch_images
+from model.zoo import compute_dtype, create_model
+
+CONFIDENT = 0.5
+AUTO_IS_FP32 = compute_dtype("auto", "cpu") == torch.float32
+
+pytestmark = pytest.mark.skipif(AUTO_IS_FP32, reason="this CPU has no bf16: the default is fp32")
+
+
+@pytest.fixture(scope="module")
+def nets() -> tuple[DeformableDetr, DeformableDetr]:
+    """shapes-tiny in fp32, and in the default precision."""
+    precise, default = (create_model("shapes-tiny", precision=name) for name in ("fp32", "auto"))
+    return precise, default
+
+
+def test_confident_boxes_move_by_less_than_half_a_pixel(
+    nets: tuple[DeformableDetr, DeformableDetr],
+) -> None:
+    """Pixels of what the model sees; in the median by less than a twentieth of one."""
+    scenes = HeldOutScenes(60, nets[0].config.resize)
+    moved = []
+    for index in range(len(scenes)):
+        sample = scenes[index]
+        seen = torch.tensor([sample.image.shape[:2]])
+        with torch.inference_mode():
+            inputs = batch_images([sample.image], "cpu")
+            expected, found = (postprocess(net(*inputs), seen) for net in nets)
+        moved += movements(expected, found)
+    assert len(moved) > 200
+    assert max(moved) < 0.5
+    assert sorted(moved)[len(moved) // 2] < 0.05
+
+
+def movements(expected: Detections, found: Detections) -> list[float]:
+    """How far each confident box is from the nearest of its class, by its worst side, in pixels."""
+    far = []
+    for score, label, box in zip(
+        expected.scores[0], expected.labels[0], expected.boxes[0], strict=True
+    ):
+        if score >= CONFIDENT:
+            same = found.boxes[0][found.labels[0] == label]
+            far.append(float((same - box).abs().amax(1).min()))
+    return far
+
+
+@pytest.mark.slow
+def test_average_precision_stays_within_two_tenths_of_a_point(
+    nets: tuple[DeformableDetr, DeformableDetr],
+) -> None:
+    precise, default = (
+        evaluate(net, HeldOutScenes(300, net.config.resize), "cpu")["AP"] for net in nets
+    )
+    print(f"AP {precise:.4f} in fp32, {default:.4f} by default")
+    assert abs(default - precise) < 0.002
