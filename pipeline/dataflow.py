@@ -1,25 +1,27 @@
 """The dataflow on Ray Data: shards -> encoded -> prepared -> detected -> staged, then published."""
 
-import dataclasses
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from model.resize import ResizeRule
+from pipeline.blocks import (
+    part_files,
+    part_item,
+    publish_block,
+    read_block,
+    receipts,
+    shard_block,
+    stage_block,
+)
 from pipeline.detect import Detector, DetectorSpec
-from pipeline.plan import from_table, to_table
-from pipeline.prepare import prepare_blocks
-from pipeline.publish import Part, PartFile, PublishTarget, publish_part
-from pipeline.read import read_shard
+from pipeline.prepare import Preparer
+from pipeline.publish import Part, PartFile, PublishTarget
 from pipeline.schema import Done, Receipt, Shard
-from pipeline.stage import stage
 
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
 # 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then).
@@ -53,11 +55,13 @@ def label_shards(
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         flow = (
-            ray.data.from_arrow([_work(shard, done.get(shard.shard, Done())) for shard in shards])
+            ray.data.from_arrow(
+                [shard_block(shard, done.get(shard.shard, Done())) for shard in shards]
+            )
             # Reading waits for the network and needs little of a CPU.
-            .map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+            .map_batches(read_block, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
             .map_batches(
-                _Prepare,
+                Preparer,
                 fn_constructor_args=(settings.resize,),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -76,7 +80,7 @@ def label_shards(
                 compute=ActorPoolStrategy(size=settings.detectors),
             )
             .map_batches(
-                _stage,
+                stage_block,
                 fn_args=(settings.staging,),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -84,60 +88,16 @@ def label_shards(
             )
         )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for document in batch["receipt"].to_pylist():
-            fields = json.loads(document)
-            yield Receipt(**{**fields, "shards": tuple(fields["shards"])})
+        yield from receipts(batch)
 
 
 def publish_parts(parts: list[Part], target: PublishTarget) -> Iterator[PartFile]:
     """Write all output files, one Ray task a part."""
     if not parts:
         return
-    items = [{"part": json.dumps(dataclasses.asdict(part))} for part in parts]
+    items = [part_item(part) for part in parts]
     flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _publish, fn_args=(target,), batch_size=1, batch_format="pyarrow", num_cpus=0.5
+        publish_block, fn_args=(target,), batch_size=1, batch_format="pyarrow", num_cpus=0.5
     )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for document in batch["file"].to_pylist():
-            yield PartFile(**json.loads(document))
-
-
-def _work(shard: Shard, done: Done) -> pa.Table:
-    """A shard and what is finished of it as a block of one row."""
-    positions = pa.array([done.positions], pa.list_(pa.int64()))
-    work = to_table([shard]).append_column("done", positions)
-    return work.append_column("ended", pa.array([done.ended]))
-
-
-def _read(batch: pa.Table) -> Iterator[pa.Table]:
-    """Shards -> ENCODED."""
-    done = batch.select(["done", "ended"]).to_pylist()
-    shards = from_table(batch.drop_columns(["done", "ended"]))
-    for shard, finished in zip(shards, done, strict=True):
-        yield from read_shard(shard, Done(tuple(finished["done"]), finished["ended"]))
-
-
-class _Prepare:
-    """ENCODED -> PREPARED."""
-
-    def __init__(self, resize: ResizeRule):
-        self.resize = resize
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        yield from prepare_blocks(table, self.resize)
-
-
-def _stage(table: pa.Table, staging: str) -> pa.Table:
-    """DETECTED -> one receipt, as JSON."""
-    receipt = json.dumps(dataclasses.asdict(stage(table, staging)))
-    return pa.table({"receipt": [receipt]})
-
-
-def _publish(batch: pa.Table, target: PublishTarget) -> pa.Table:
-    """A part -> the files that were written, as JSON."""
-    files: list[str] = []
-    for document in batch["part"].to_pylist():
-        fields: dict[str, Any] = json.loads(document)
-        part = Part(fields["number"], tuple(fields["shards"]), tuple(fields["files"]))
-        files += [json.dumps(dataclasses.asdict(f)) for f in publish_part(part, target)]
-    return pa.table({"file": files})
+        yield from part_files(batch)
