@@ -123,7 +123,7 @@ _TRAIN_NUMBERS: tuple[tuple[str, type, str], ...] = (
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
-        help="measure the attention, or a whole model, beside its peers",
+        help="measure the attention, a whole model or the pipeline, beside its peers",
         description="Check against the reference, then time all in turn; medians, and rows added "
         "to the results. Peers are those that are installed: transformers, openvino.",
     )
@@ -133,7 +133,10 @@ def _add_bench(commands: Any) -> None:
     model.add_argument("--model", default="deformable-detr", help="a published one")
     model.add_argument("--size", default="800x1066", help="rows x columns (default: 800x1066)")
     model.add_argument("--batch-size", type=int, default=1, help="pictures (default: 1)")
-    for subject in (op, model):
+    pipeline = subjects.add_parser("pipeline", help="from JPEG files to Parquet")
+    pipeline.add_argument("--model", default="deformable-detr", help="a published one")
+    pipeline.add_argument("--images", type=int, default=24, help="files (default: 24)")
+    for subject in (op, model, pipeline):
         add = subject.add_argument
         add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
         add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
@@ -142,6 +145,7 @@ def _add_bench(commands: Any) -> None:
         add("--json", action="store_true", help="for programs")
     op.set_defaults(run=_bench_op)
     model.set_defaults(run=_bench_model)
+    pipeline.set_defaults(run=_bench_pipeline)
 
 
 def _label(**options: Any) -> int:
@@ -186,6 +190,12 @@ def _bench_model(**options: Any) -> int:
     from jobs.bench import model
 
     return model(**options)
+
+
+def _bench_pipeline(**options: Any) -> int:
+    from jobs.bench import pipeline
+
+    return pipeline(**options)
 
 
 def _models() -> int:

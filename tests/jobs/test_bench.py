@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import bench_op
+from jobs import bench_op, bench_pipeline
 from jobs.cli import main
 from jobs.measure import interleaved
 from model.ops import Implementation
@@ -78,6 +78,7 @@ def test_subjects_take_turns() -> None:
         (["--model", "shapes-tiny"], "choose one of deformable-detr,"),
         (["--size", "800"], "give rows x columns"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--device", "cuda:99"], "--device cuda:99: it cannot be used here"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
@@ -85,6 +86,28 @@ def test_what_cannot_be_measured_is_one_line(
 ) -> None:
     assert main(["bench", "model", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_pipeline_that_answers_otherwise_is_not_timed() -> None:
+    assert bench_pipeline.difference({"a": 0.5, "b": 0.25}, {"a": 0.5, "b": 0.75}) == 0.5
+    with pytest.raises(RuntimeError, match=r"only one of the two labelled \['b'\]"):
+        bench_pipeline.difference({"a": 0.5}, {"a": 0.5, "b": 0.75})
+
+
+@pytest.mark.slow
+def test_pipeline_beside_a_plain_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_pipeline, "SIZE", (320, 200))
+    results = tmp_path / "results.csv"
+    command = ["bench", "pipeline", "--model", "deformable-detr-single-scale", "--images", "2"]
+    command += ["--precision", "fp32", "--seconds", "1", "--results", str(results), "--json"]
+    assert main(command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    ours, plain = printed["measurements"]
+    assert ours["images_per_second"] > 0 and plain["images_per_second"] > 0
+    assert ours["error"] < 0.01
+    assert printed["report"]["ok"] == 2
 
 
 @pytest.mark.slow

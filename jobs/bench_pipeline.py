@@ -1,0 +1,128 @@
+"""`detr-batch bench pipeline`: from JPEG files to Parquet on one machine, beside a plain script."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from safetensors.torch import save_file
+
+from jobs.measure import Measurement, interleaved, milliseconds
+from jobs.peers import peer
+from jobs.query import connect
+from jobs.scenes import render_scene
+
+OURS, PLAIN = "detr-batch label", "Ray Data and transformers"
+SIZE = (1066, 800)  # width and height: what the published models are given, so nothing is resized
+# Of the best score of a picture: bf16, and random weights, whose scores lie close together.
+TOLERANCE = 0.05
+
+Scores = dict[str, float]  # file name -> the best score of its picture
+
+
+def write_photos(folder: Path, images: int) -> None:
+    """Rendered scenes as JPEG files."""
+    folder.mkdir()
+    for index in range(images):
+        scene = render_scene(np.random.default_rng(index), *SIZE)
+        Image.fromarray(scene.pixels).save(folder / f"{index:05}.jpg", quality=90)
+
+
+def _run(*command: str) -> float:
+    """Seconds of the whole command. RuntimeError with its last line where it fails."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"{command[0]} failed: {reason}")
+    return time.perf_counter() - began
+
+
+def _ours(photos: Path, output: Path, options: list[str]) -> tuple[float, Scores]:
+    command = ["label", str(photos), str(output), "--score-threshold", "0", *options]
+    took = _run("jobs.cli", *command)
+    rows = connect(str(output)).sql("SELECT uri, max_score FROM images").fetchall()
+    return took, {Path(uri).name: score for uri, score in rows}
+
+
+def _plain(photos: Path, output: Path, model: str, device: str) -> tuple[float, Scores]:
+    took = _run("jobs.plain_pipeline", str(photos), str(output), model, device)
+    rows = pq.read_table(output, columns=["path", "scores"]).to_pylist()
+    return took, {Path(row["path"]).name: max(row["scores"]) for row in rows}
+
+
+def bench_pipeline(
+    model: str, images: int, precision: str, device: str, seconds: float
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Both label the same files with the same weights, in turn; and the report of our last run.
+
+    Times are those of the whole command, start-up included. RuntimeError, and no times, where
+    scores differ.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder / "photos", images)
+        weights = folder / "peer.safetensors"
+        state = peer(model).state_dict()
+        save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, weights)
+        options = ["--model", model, "--weights", str(weights), "--precision", precision]
+        options += ["--device", device]
+        outputs = (folder / f"out-{index:03}" for index in count())
+        subjects: dict[str, Callable[[Path], tuple[float, Scores]]] = {
+            OURS: lambda output: _ours(folder / "photos", output, options),
+            PLAIN: lambda output: _plain(folder / "photos", output, model, device),
+        }
+        scores = {name: subject(next(outputs))[1] for name, subject in subjects.items()}
+        error = difference(scores[OURS], scores[PLAIN])
+        if not error <= TOLERANCE:
+            raise RuntimeError(f"the best scores differ by {error:.2g}: nothing is timed")
+
+        def timed(name: str) -> float:
+            return subjects[name](next(outputs))[0]
+
+        took = interleaved({name: partial(timed, name) for name in subjects}, seconds)
+        documents = sorted(folder.glob("out-*/_runs/*/report.json"))
+        report: dict[str, Any] = json.loads(documents[-1].read_text())
+    return [
+        Measurement(
+            benchmark="pipeline",
+            case=f"{model}, {images} JPEGs of {SIZE[1]} x {SIZE[0]}, start-up included",
+            subject=name,
+            batch=images,
+            precision=precision if name == OURS else "fp32",
+            **(spread := milliseconds(took[name])),
+            images_per_second=1e3 * images / spread["p50_ms"],
+            peak_memory_mib=None,
+            error=error if name == OURS else 0.0,
+        )
+        for name in subjects
+    ], report
+
+
+def difference(found: Scores, expected: Scores) -> float:
+    """The largest difference between the best scores of a picture. RuntimeError: one is missing."""
+    if found.keys() != expected.keys():
+        raise RuntimeError(f"only one of the two labelled {sorted(found.keys() ^ expected.keys())}")
+    return max(abs(found[name] - expected[name]) for name in expected)
+
+
+def stages_as_text(report: dict[str, Any]) -> str:
+    """Where our last run's time went, and which stage limits."""
+    seconds = report["seconds_by_stage"]
+    limiting = max(seconds, key=seconds.__getitem__)
+    stages = ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())
+    steady = report["images_per_second_steady"]
+    rate = "" if steady is None else f"; {steady:.2f} images/s from the first block on"
+    return (
+        f"  stages: {stages}; {limiting} limits; the detectors were idle for "
+        f"{1 - report['device_use']:.0%} of the run, its start-up included{rate}"
+    )

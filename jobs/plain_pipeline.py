@@ -1,0 +1,64 @@
+"""What a user would write instead: Ray Data around transformers' processor and model.
+
+    python -m jobs.plain_pipeline IMAGES OUTPUT MODEL DEVICE
+
+labels a folder of pictures with `jobs.peers.peer` (random weights) into Parquet: path, scores,
+labels and boxes of each picture. The peer of `detr-batch bench pipeline`.
+"""
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.data import ActorPoolStrategy
+from transformers import DeformableDetrImageProcessor
+
+from jobs.peers import peer
+
+BATCH = 4
+
+
+class Labeller:
+    """transformers' processor and model, as its documentation has them."""
+
+    def __init__(self, model: str, device: str):
+        if device == "cpu":  # a share of a CPU would mean one thread: the peer has all of them
+            torch.set_num_threads(os.cpu_count() or 1)
+        self.device = device
+        self.processor = DeformableDetrImageProcessor()
+        self.net: Any = peer(model).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        pictures = list(batch["image"])
+        inputs = self.processor(images=pictures, return_tensors="pt").to(self.device)
+        sizes = [picture.shape[:2] for picture in pictures]
+        found = self.processor.post_process_object_detection(
+            self.net(**inputs), threshold=0.0, target_sizes=sizes, top_k=100
+        )
+        columns = {
+            name: [result[name].cpu().numpy().reshape(-1) for result in found]
+            for name in ("scores", "labels", "boxes")
+        }
+        return {"path": batch["path"], **{k: np.stack(v) for k, v in columns.items()}}
+
+
+def main(images: str, output: str, model: str, device: str) -> None:
+    ray.init(include_dashboard=False, log_to_driver=False)
+    on_gpu = device != "cpu"
+    pictures = ray.data.read_images(images, include_paths=True, mode="RGB")
+    pictures.map_batches(
+        Labeller,
+        fn_constructor_args=(model, device),
+        batch_size=BATCH,
+        num_cpus=0 if on_gpu else 1,
+        num_gpus=1 if on_gpu else 0,
+        compute=ActorPoolStrategy(size=1),
+    ).write_parquet(output)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
