@@ -1,7 +1,8 @@
 """`detr-batch bench`: what the subcommands have in common, and what they print."""
 
-import json as json_
-from dataclasses import asdict
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,51 @@ import torch
 
 from jobs.bench_op import PEER, bench_op
 from jobs.measure import RESULTS, Measurement, append, as_table
-from model.zoo import compute_dtype
+from model.zoo import resolved_precision
 
 
-def op(precision: str, device: str, seconds: float, results: Path | None, json: bool) -> int:
+@dataclass(frozen=True)
+class BenchOptions:
+    """What all subjects take."""
+
+    precision: str
+    device: str
+    seconds: float
+    results: Path | None  # None: RESULTS
+    json: bool
+
+    def resolved_precision(self) -> str:
+        """ValueError for a device that this machine lacks."""
+        try:
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"--device {self.device}: it cannot be used here ({reason})"
+            ) from error
+        return resolved_precision(self.precision, self.device)
+
+    def keep_and_say(
+        self, measured: list[Measurement], baseline: str, details: dict[str, Any], text: str = ""
+    ) -> None:
+        """Add to the results; print for people, with `text` below, or with `details` as JSON."""
+        append(measured, self.device, self.results or RESULTS)
+        if self.json:
+            rows = [asdict(row) for row in measured]
+            print(json.dumps({"measurements": rows, **details}, indent=1))
+        else:
+            print(as_table(measured, baseline) + text)
+
+
+def op(options: BenchOptions) -> None:
     """Time the implementations of the attention."""
-    _refuse_absent(device)
-    measured = bench_op(device, compute_dtype(precision, device), seconds)
-    append(measured, device, results or RESULTS)
-    return _say(measured, PEER, json)
+    measured = bench_op(options.device, options.resolved_precision(), options.seconds)
+    options.keep_and_say(measured, PEER, {})
 
 
-def model(
-    model: str,
-    size: str,
-    batch_size: int,
-    precision: str,
-    device: str,
-    seconds: float,
-    results: Path | None,
-    json: bool,
-) -> int:
+def model(options: BenchOptions, model: str, size: str, batch_size: int) -> None:
     """Time a whole model. ValueError for one that transformers lacks, or without transformers."""
-    _refuse_what_peers_lack(model, device)
+    _refuse_without_peer(model)
     from jobs.bench_model import bench_model
 
     sides = size.split("x")
@@ -41,63 +64,33 @@ def model(
     if batch_size < 1:
         raise ValueError("--batch-size must be at least 1")
     rows, columns = map(int, sides)
-    kind = _resolved(precision, device)
-    measured = bench_model(model, (rows, columns), batch_size, kind, device, seconds)
-    append(measured, device, results or RESULTS)
-    return _say(measured, PEER, json)
+    precision = options.resolved_precision()
+    measured = bench_model(
+        model, (rows, columns), batch_size, precision, options.device, options.seconds
+    )
+    options.keep_and_say(measured, PEER, {})
 
 
-def pipeline(
-    model: str,
-    images: int,
-    precision: str,
-    device: str,
-    seconds: float,
-    results: Path | None,
-    json: bool,
-) -> int:
+def pipeline(options: BenchOptions, model: str, images: int) -> None:
     """Time `label` as a whole. ValueError as `model`."""
-    _refuse_what_peers_lack(model, device)
-    from jobs.bench_pipeline import PLAIN, bench_pipeline, stages_as_text
+    _refuse_without_peer(model)
+    from jobs.bench_pipeline import FEWEST_IMAGES, PLAIN, bench_pipeline, stages_as_text
 
-    if images < 1:
-        raise ValueError("--images must be at least 1")
-    kind = _resolved(precision, device)
-    measured, report = bench_pipeline(model, images, kind, device, seconds)
-    append(measured, device, results or RESULTS)
-    if json:
-        return _say(measured, PLAIN, json, report=report)
-    _say(measured, PLAIN, json)
-    print(stages_as_text(report))
-    return 0
+    if images < FEWEST_IMAGES:
+        raise ValueError(f"--images must be at least {FEWEST_IMAGES}, to tell answers apart")
+    precision = options.resolved_precision()
+    measured, report = bench_pipeline(model, images, precision, options.device, options.seconds)
+    options.keep_and_say(measured, PLAIN, {"report": report}, "\n" + stages_as_text(report))
 
 
-def _resolved(precision: str, device: str) -> str:
-    dtype = compute_dtype(precision, device)
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+SUBJECTS: dict[str, Callable[..., None]] = {"op": op, "model": model, "pipeline": pipeline}
 
 
-def _refuse_absent(device: str) -> None:
-    """ValueError for a device that this machine lacks."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device}: it cannot be used here ({reason})") from error
-
-
-def _refuse_what_peers_lack(model: str, device: str) -> None:
-    """ValueError for a model that transformers lacks, an absent device, or no transformers."""
+def _refuse_without_peer(model: str) -> None:
+    """ValueError for a model that transformers lacks, or without transformers."""
     if find_spec("transformers") is None or find_spec("timm") is None:
         raise ValueError("this compares with transformers: pip install 'detr-batch[bench]'")
     from jobs.peers import VARIANTS
 
     if model not in VARIANTS:
         raise ValueError(f"--model {model!r}: choose one of {', '.join(VARIANTS)}")
-    _refuse_absent(device)
-
-
-def _say(measured: list[Measurement], baseline: str, json: bool, **other: Any) -> int:
-    document = {"measurements": [asdict(row) for row in measured], **other}
-    print(json_.dumps(document, indent=1) if json else as_table(measured, baseline))
-    return 0

@@ -12,11 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs.measure import Measurement, interleaved, milliseconds
-from jobs.peers import peer
+from jobs.peers import peer, save_peer
 from model.host_memory import keep_freed_memory
 from model.zoo import create_model
 
@@ -185,8 +184,7 @@ def bench_model(
     try:
         with TemporaryDirectory() as folder:
             weights = Path(folder, "peer.safetensors")
-            state = peer(model).state_dict()
-            save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, weights)
+            save_peer(model, weights)
             for name, kind in chosen:
                 workers.append(Worker(Subject(name, kind, model, weights, size, batch, device)))
         by_name = {worker.subject.name: worker for worker in workers}

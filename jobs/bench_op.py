@@ -12,6 +12,7 @@ from torch import Tensor
 from jobs.measure import Measurement, interleaved, milliseconds
 from model.ops import Implementation, fused_ms_deform_attn
 from model.ops.sampling import sampling_locations
+from model.zoo import DTYPES
 
 LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))  # of 800 x 1066 pixels
 HEADS, CHANNELS, POINTS = 8, 32, 4
@@ -19,7 +20,7 @@ ROWS = sum(height * width for height, width in LEVELS)
 CASES = {"encoder": (1, ROWS), "decoder": (4, 300)}  # pictures and queries
 PEER = "transformers"
 # Of the output's size; what bf16 and fp16 round away of sums of 16 samples.
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+TOLERANCES = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
 
 Inputs = dict[str, Tensor]
 
@@ -45,6 +46,7 @@ def inputs(batch: int, queries: int, dtype: torch.dtype, device: str) -> Inputs:
         "attention_logits": normal(batch, queries, samples).to(dtype),
         "reference_points": points.contiguous(),
         "valid_ratios": torch.ones(batch, len(LEVELS), 2),
+        "offset_bias": normal(samples * 2),
     }
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
@@ -58,7 +60,7 @@ def transformers_op(tensors: Inputs) -> Tensor:
     value, logits = tensors["value"], tensors["attention_logits"]
     split = (*logits.shape[:2], HEADS, len(LEVELS), POINTS)
     locations = sampling_locations(
-        tensors["sampling_offsets"].view(*split, 2),
+        (tensors["sampling_offsets"] + tensors["offset_bias"]).view(*split, 2),
         tensors["reference_points"],
         tensors["valid_ratios"],
         LEVELS,
@@ -90,27 +92,26 @@ def _ours(tensors: Inputs, implementation: Implementation) -> Tensor:
 
 
 @torch.inference_mode()
-def bench_op(device: str, dtype: torch.dtype, seconds: float) -> list[Measurement]:
+def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
     """Check each implementation against the reference, then time them in turn.
 
     RuntimeError, and no times, where one is wrong. (transformers' own is not ours to judge.)
     """
     measurements = []
     for case, (batch, queries) in CASES.items():
-        tensors = inputs(batch, queries, dtype, device)
+        tensors = inputs(batch, queries, DTYPES[precision], device)
         precise = {name: tensor.float() for name, tensor in tensors.items()}
         expected = _ours(precise, "reference")
         runs, errors = {}, {}
         for name, subject in subjects(device).items():
             found = subject(tensors).float()
             errors[name] = float((found - expected).abs().max() / expected.abs().max())
-            if not errors[name] <= TOLERANCES[dtype] and name != PEER:
+            if not errors[name] <= TOLERANCES[precision] and name != PEER:
                 raise RuntimeError(f"{name} is wrong by {errors[name]:.2g}: nothing is timed")
             runs[name] = partial(_seconds, subject, tensors, device)
         for name, took in interleaved(runs, seconds).items():
             spread = milliseconds(took)
             rate = 1e3 * batch / spread["p50_ms"]
-            precision = str(dtype).removeprefix("torch.")
             row = Measurement(
                 benchmark="op",
                 case=f"{case}, {queries} queries",

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
-from safetensors.torch import save_file
 
 from jobs.measure import Measurement, interleaved, milliseconds
-from jobs.peers import peer
+from jobs.peers import save_peer
 from jobs.query import connect
 from jobs.scenes import render_scene
 
 OURS, PLAIN = "detr-batch label", "Ray Data and transformers"
 SIZE = (1066, 800)  # width and height: what the published models are given, so nothing is resized
-# Of the best score of a picture: bf16, and random weights, whose scores lie close together.
-TOLERANCE = 0.05
+# Random weights score all pictures nearly alike (0.73 to 0.75), so errors are measured by how far
+# the pictures lie apart: answers to other pictures than those asked about are wrong by up to 1.
+TOLERANCE = 0.25
+FEWEST_IMAGES = 4
 
 Scores = dict[str, float]  # file name -> the best score of its picture
 
@@ -72,8 +73,7 @@ def bench_pipeline(
         folder = Path(name)
         write_photos(folder / "photos", images)
         weights = folder / "peer.safetensors"
-        state = peer(model).state_dict()
-        save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, weights)
+        save_peer(model, weights)
         options = ["--model", model, "--weights", str(weights), "--precision", precision]
         options += ["--device", device]
         outputs = (folder / f"out-{index:03}" for index in count())
@@ -84,7 +84,9 @@ def bench_pipeline(
         scores = {name: subject(next(outputs))[1] for name, subject in subjects.items()}
         error = difference(scores[OURS], scores[PLAIN])
         if not error <= TOLERANCE:
-            raise RuntimeError(f"the best scores differ by {error:.2g}: nothing is timed")
+            raise RuntimeError(
+                f"the best scores differ by {error:.2g} of their range: nothing is timed"
+            )
 
         def timed(name: str) -> float:
             return subjects[name](next(outputs))[0]
@@ -109,10 +111,14 @@ def bench_pipeline(
 
 
 def difference(found: Scores, expected: Scores) -> float:
-    """The largest difference between the best scores of a picture. RuntimeError: one is missing."""
+    """The largest error of a picture's best score, as a share of the range of all expected ones.
+
+    RuntimeError where one lacks a picture.
+    """
     if found.keys() != expected.keys():
         raise RuntimeError(f"only one of the two labelled {sorted(found.keys() ^ expected.keys())}")
-    return max(abs(found[name] - expected[name]) for name in expected)
+    reach = max(expected.values()) - min(expected.values())
+    return max(abs(found[name] - expected[name]) for name in expected) / reach
 
 
 def stages_as_text(report: dict[str, Any]) -> str:

@@ -143,9 +143,8 @@ def _add_bench(commands: Any) -> None:
         add("--seconds", type=float, default=60.0, help="to time each case for (default: 60)")
         add("--results", type=Path, help="CSV file to add to (default: the project's)")
         add("--json", action="store_true", help="for programs")
-    op.set_defaults(run=_bench_op)
-    model.set_defaults(run=_bench_model)
-    pipeline.set_defaults(run=_bench_pipeline)
+    for name, subject in (("op", op), ("model", model), ("pipeline", pipeline)):
+        subject.set_defaults(run=_bench, subject=name)
 
 
 def _label(**options: Any) -> int:
@@ -180,22 +179,19 @@ def _query(output: str, sql: str) -> int:
     return 0
 
 
-def _bench_op(**options: Any) -> int:
-    from jobs.bench import op
+def _bench(
+    subject: str,
+    precision: str,
+    device: str,
+    seconds: float,
+    results: Path | None,
+    json: bool,
+    **own: Any,
+) -> int:
+    from jobs.bench import SUBJECTS, BenchOptions
 
-    return op(**options)
-
-
-def _bench_model(**options: Any) -> int:
-    from jobs.bench import model
-
-    return model(**options)
-
-
-def _bench_pipeline(**options: Any) -> int:
-    from jobs.bench import pipeline
-
-    return pipeline(**options)
+    SUBJECTS[subject](BenchOptions(precision, device, seconds, results, json), **own)
+    return 0
 
 
 def _models() -> int:

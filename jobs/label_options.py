@@ -8,7 +8,7 @@ import ray
 import torch
 
 from jobs.prices import Price, price_of
-from model.zoo import compute_dtype
+from model.zoo import resolved_precision
 from pipeline.storage import InputError
 
 CONNECT_SECONDS = 10.0
@@ -77,7 +77,7 @@ class LabelOptions:
         device = self.resolved_device()
         if self.precision == "auto" and device == "cuda" and not torch.cuda.is_available():
             return "the best precision of its GPUs"
-        return str(compute_dtype(self.precision, device)).removeprefix("torch.")
+        return resolved_precision(self.precision, device)
 
     def price(self, machines: int) -> Price | None:
         """Of all `machines` together; None where none was given."""

@@ -4,7 +4,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, TimmBackboneConfig
 
 from model.zoo import MODELS
@@ -46,3 +49,9 @@ def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
             elif key.endswith("running_var"):
                 buffer.copy_(torch.rand_like(buffer) + 0.5)
     return net.eval()
+
+
+def save_peer(name: str, path: Path) -> None:
+    """The weights of `peer(name)` as a safetensors file, in transformers' layout."""
+    state = peer(name).state_dict()
+    save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, path)

@@ -17,7 +17,8 @@ from model.weights import find_weights
 
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
 RANDOM = "random"
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def named_model(name: str) -> NamedModel:
     return MODELS[name]
 
 
-def compute_dtype(precision: str, device: str) -> torch.dtype:
-    """The dtype to compute in.
+def resolved_precision(precision: str, device: str) -> str:
+    """One of DTYPES.
 
     "auto" is bf16 where the hardware multiplies it (GPUs from compute capability 8.0, CPUs with
     AVX512-BF16 or AMX), else fp32. ValueError for an unknown name.
@@ -87,8 +88,8 @@ def compute_dtype(precision: str, device: str) -> torch.dtype:
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
         else:
             capable = _cpu_multiplies_bf16()
-        return torch.bfloat16 if capable else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return "bf16" if capable else "fp32"
+    return precision
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -116,7 +117,7 @@ def create_model(
         weights: None for the model's own; "random" for seeded random ones; else a path, any fsspec
             URL (`#sha256=<hex>` behind it is checked) or a hub id.
         device: "cpu", "cuda", "cuda:1", ...
-        precision: "fp32", "bf16", "fp16", or "auto" (see `compute_dtype`).
+        precision: "fp32", "bf16", "fp16", or "auto" (see `resolved_precision`).
         padding: "published" (the original's arithmetic) or "invariant" (a padded picture gives
             what it gives alone).
         labels: other class names, for training: their heads start anew.
@@ -128,7 +129,7 @@ def create_model(
         ValueError: an unknown name or precision, weights that cannot be had or do not fit.
     """
     config = named_model(name).config()
-    dtype = compute_dtype(precision, device)
+    dtype = DTYPES[resolved_precision(precision, device)]
     state: State | None = None
     metadata: dict[str, str] = {}
     if weights != RANDOM:

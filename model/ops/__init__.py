@@ -128,7 +128,8 @@ def fused_ms_deform_attn(
     if padding_mask is not None and padding_mask.dtype != torch.bool:
         raise ValueError(f"padding_mask is {padding_mask.dtype}: it must be bool")
     linear = (sampling_offsets, attention_logits)
-    tensors = (value, *linear, reference_points, valid_ratios)
+    tensors = [value, *linear, reference_points, valid_ratios]
+    tensors += [] if offset_bias is None else [offset_bias]
     optional = (padding_mask, offset_bias)
     chosen = _chosen(implementation, *tensors)
     if not batch * queries:

@@ -89,9 +89,14 @@ def test_what_cannot_be_measured_is_one_line(
 
 
 def test_a_pipeline_that_answers_otherwise_is_not_timed() -> None:
-    assert bench_pipeline.difference({"a": 0.5, "b": 0.25}, {"a": 0.5, "b": 0.75}) == 0.5
+    expected = {"a": 0.5, "b": 0.5625, "c": 0.75}
+    assert bench_pipeline.difference(expected, expected) == 0
+    swapped = {**expected, "a": expected["b"], "b": expected["a"]}
+    assert bench_pipeline.difference(swapped, expected) == 0.25
+    shifted = {name: score + 0.125 for name, score in expected.items()}
+    assert bench_pipeline.difference(shifted, expected) > bench_pipeline.TOLERANCE
     with pytest.raises(RuntimeError, match=r"only one of the two labelled \['b'\]"):
-        bench_pipeline.difference({"a": 0.5}, {"a": 0.5, "b": 0.75})
+        bench_pipeline.difference({"a": 0.5, "c": 0.75}, expected)
 
 
 @pytest.mark.slow
@@ -100,14 +105,14 @@ def test_pipeline_beside_a_plain_script(
 ) -> None:
     monkeypatch.setattr(bench_pipeline, "SIZE", (320, 200))
     results = tmp_path / "results.csv"
-    command = ["bench", "pipeline", "--model", "deformable-detr-single-scale", "--images", "2"]
+    command = ["bench", "pipeline", "--model", "deformable-detr-single-scale", "--images", "4"]
     command += ["--precision", "fp32", "--seconds", "1", "--results", str(results), "--json"]
     assert main(command) == 0
     printed = json.loads(capsys.readouterr().out)
     ours, plain = printed["measurements"]
     assert ours["images_per_second"] > 0 and plain["images_per_second"] > 0
     assert ours["error"] < 0.01
-    assert printed["report"]["ok"] == 2
+    assert printed["report"]["ok"] == 4
 
 
 @pytest.mark.slow

@@ -8,10 +8,10 @@ from jobs.train_data import HeldOutScenes
 from model.deformable_detr import DeformableDetr
 from model.postprocess import Detections, postprocess
 from model.preprocess import batch_images
-from model.zoo import compute_dtype, create_model
+from model.zoo import create_model, resolved_precision
 
 CONFIDENT = 0.5
-AUTO_IS_FP32 = compute_dtype("auto", "cpu") == torch.float32
+AUTO_IS_FP32 = resolved_precision("auto", "cpu") == "fp32"
 
 pytestmark = pytest.mark.skipif(AUTO_IS_FP32, reason="this CPU has no bf16: the default is fp32")
 

@@ -72,7 +72,7 @@ def raw_inputs(
         "reference_points": points.to(DEVICE),
         "valid_ratios": ratios.to(DEVICE),
         "padding_mask": mask if padded else None,
-        "offset_bias": torch.randn(samples * 2, generator=generator).to(DEVICE) if padded else None,
+        "offset_bias": torch.randn(samples * 2, generator=generator).to(DEVICE),
     }
 
 
@@ -238,11 +238,12 @@ def test_nothing_gives_nothing(implementation: Implementation, generator: torch.
     assert out.shape == (IMAGES, 0, HEADS * CHANNELS)
 
 
-def test_reference_points_have_a_gradient(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("name", ["reference_points", "offset_bias"])
+def test_what_shifts_the_points_has_a_gradient(name: str, generator: torch.Generator) -> None:
     arguments = raw_inputs(generator, 2, padded=True)
-    points = arguments["reference_points"].requires_grad_()
+    shift = arguments[name].requires_grad_()
     fused_ms_deform_attn(**arguments).sum().backward()
-    assert points.grad is not None and points.grad.abs().max() > 0
+    assert shift.grad is not None and shift.grad.abs().max() > 0
 
 
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
