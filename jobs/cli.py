@@ -18,7 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     command, again = arguments.pop("run"), arguments.pop("again", "")
     try:
-        return int(command(**arguments))
+        code = int(command(**arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except (InputError, ValueError) as error:
         print(f"detr-batch: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
