@@ -83,6 +83,15 @@ def pipeline(options: BenchOptions, model: str, images: int) -> None:
     options.keep_and_say(measured, PLAIN, {"report": report}, "\n" + stages_as_text(report))
 
 
+def plot(picture: Path, results: Path | None) -> None:
+    """Draw the results into a file. ValueError without matplotlib, or as `jobs.bench_plot.plot`."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("this draws with matplotlib: pip install 'detr-batch[bench]'")
+    from jobs.bench_plot import plot
+
+    plot(results or RESULTS, picture)
+
+
 SUBJECTS: dict[str, Callable[..., None]] = {"op": op, "model": model, "pipeline": pipeline}
 
 

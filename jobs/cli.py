@@ -148,6 +148,10 @@ def _add_bench(commands: Any) -> None:
         add("--seconds", type=float, default=60.0, help="to time each case for (default: 60)")
         add("--results", type=Path, help="CSV file to add to (default: the project's)")
         add("--json", action="store_true", help="for programs")
+    plot = subjects.add_parser("plot", help="the newest measurements as bars")
+    plot.add_argument("picture", metavar="FILE", type=Path, help=".svg, .png or .pdf")
+    plot.add_argument("--results", type=Path, help="CSV file to read (default: the project's)")
+    plot.set_defaults(run=_bench_plot)
     for name, subject in (("op", op), ("model", model), ("pipeline", pipeline)):
         subject.set_defaults(run=_bench, subject=name)
 
@@ -196,6 +200,13 @@ def _bench(
     from jobs.bench import SUBJECTS, BenchOptions
 
     SUBJECTS[subject](BenchOptions(precision, device, seconds, results, json), **own)
+    return 0
+
+
+def _bench_plot(picture: Path, results: Path | None) -> int:
+    from jobs.bench import plot
+
+    plot(picture, results)
     return 0
 
 

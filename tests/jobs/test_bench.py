@@ -4,11 +4,13 @@ import csv
 import json
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from jobs import bench_op, bench_pipeline
+from jobs.bench_plot import newest
 from jobs.cli import main
 from jobs.measure import interleaved
 from model.ops import Implementation
@@ -58,6 +60,24 @@ def test_nothing_is_timed_where_a_result_is_wrong(
     said = capsys.readouterr()
     assert "grid_sample is wrong by" in said.err and not said.out
     assert not results.exists()
+
+
+def test_the_plot_shows_the_newest_of_each(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, picture = tmp_path / "results.csv", tmp_path / "plot.svg"
+    command = ["bench", "op", "--precision", "fp32", "--seconds", "0.1", "--results", str(results)]
+    assert main(command) == 0 and main(command) == 0
+    for case in newest(results).values():
+        subjects = [row["subject"] for row in case]
+        assert len(subjects) == len(set(subjects)) and "transformers" in subjects
+    assert main(["bench", "plot", str(picture), "--results", str(results)]) == 0
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+    capsys.readouterr()
+    assert main(["bench", "plot", str(picture.with_suffix(".doc")), "--results", str(results)]) == 2
+    assert "doc" in capsys.readouterr().err
+    assert main(["bench", "plot", str(picture), "--results", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv does not exist" in capsys.readouterr().err
 
 
 def test_subjects_take_turns() -> None:
