@@ -36,7 +36,7 @@ def show(
     if not console.is_terminal:
         said = time.monotonic()
         for receipt in receipts:
-            tally.add(receipt)
+            _add(receipt, tally, console)
             if time.monotonic() - said > LOG_SECONDS:
                 said = time.monotonic()
                 console.print(describe(tally, already, encoded_bytes), highlight=False)
@@ -45,5 +45,17 @@ def show(
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("starting Ray's workers", total=None)
         for receipt in receipts:
-            tally.add(receipt)
+            _add(receipt, tally, console)
             bar.update(task, description=describe(tally, already, encoded_bytes))
+
+
+def _add(receipt: Receipt, tally: Tally, console: Console) -> None:
+    """Add up one receipt, and say so where it is the first to tell of too little memory."""
+    known = tally.batch_limit
+    tally.add(receipt)
+    if known is None and tally.batch_limit is not None:
+        console.print(
+            "the memory of a detector does not hold as many pictures as --batch-size says: "
+            f"it takes {tally.batch_limit} at once from now on",
+            highlight=False,
+        )

@@ -64,6 +64,7 @@ class Tally:
     # By stage, summed over workers.
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     encoded_bytes: int = 0
+    batch_limit: int | None = None  # pictures at once, where memory does not hold as many as asked
     first: Receipt | None = None
     last: float = 0.0
 
@@ -74,6 +75,8 @@ class Tally:
         self.failed.update(receipt.failed)
         for stage in ("read", "prepare", "detect", "stage"):
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
+        limits = [n for n in (self.batch_limit, receipt.batch_limit) if n is not None]
+        self.batch_limit = min(limits, default=None)
         self.last = max(self.last, receipt.finished_at)
         if self.first is None:
             self.first = receipt
@@ -116,6 +119,7 @@ def report(
         "images_per_second": tally.images / wall,
         "images_per_second_steady": tally.steady_rate(),
         "seconds_by_stage": dict(tally.seconds),
+        "batch_limit": tally.batch_limit,
         "device_use": tally.seconds["detect"] / (wall * detectors),
         "usd_per_hour": price and price.usd_per_hour,
         "price_basis": price and price.basis,

@@ -46,6 +46,7 @@ class Detector:
             torch.set_num_threads(os.cpu_count() or 1)
             keep_freed_memory()
         self.spec = spec
+        self.most = spec.batch_size  # pictures at once; less where memory does not hold as many
         self.net = create_model(
             spec.model, spec.weights, spec.device, spec.precision, padding="invariant"
         )
@@ -63,35 +64,46 @@ class Detector:
             for index in group:
                 rows[index]["detect_seconds"] = share
         now = datetime.now(UTC)
+        limit = self.most if self.most < self.spec.batch_size else None
         for row in rows:
-            row["processed_at"] = now
+            row.update(processed_at=now, batch_limit=limit)
         return pa.Table.from_pylist(rows, schema=DETECTED)
 
     def _batches(self, images: dict[int, Tensor]) -> Iterator[list[int]]:
-        """Indices of pictures of like shape, at most `batch_size` together."""
+        """Indices of pictures of like shape, at most `most` together, which may fall meanwhile."""
         buckets: dict[tuple[int, ...], list[int]] = {}
         for index, image in images.items():
             key = tuple(-(-side // BUCKET) for side in image.shape[:2])
             buckets.setdefault(key, []).append(index)
         for bucket in buckets.values():
             bucket.sort(key=lambda index: tuple(images[index].shape))
-            for start in range(0, len(bucket), self.spec.batch_size):
-                yield bucket[start : start + self.spec.batch_size]
+            start = 0
+            while start < len(bucket):
+                group = bucket[start : start + self.most]
+                yield group
+                start += len(group)
 
     def _label(self, rows: list[dict[str, Any]], images: list[Tensor]) -> None:
-        """Fill in each row's boxes. A batch that fails is halved until the culprit is alone."""
+        """Fill in each row's boxes. A batch that fails is halved until the culprit is alone.
+
+        Where it was too large for the memory, later ones are no larger than its halves.
+        """
+        half = len(rows) // 2
         try:
             sizes = torch.tensor([(row["height"], row["width"]) for row in rows])
             for row, boxes in zip(rows, self._detect(images, sizes), strict=True):
                 row["boxes"] = boxes
-        except RuntimeError as error:  # torch's: out of memory and kernel failures
-            if len(rows) == 1:
-                reason = str(error).splitlines()[0]
-                rows[0].update(status=DETECTOR_ERROR, error=f"{type(error).__name__}: {reason}")
-                return
-            half = len(rows) // 2
-            self._label(rows[:half], images[:half])
-            self._label(rows[half:], images[half:])
+            return
+        except (RuntimeError, MemoryError) as error:  # torch's: memory and kernel failures
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            if half and _is_of_memory(error):
+                self.most = min(self.most, half)
+        # Not within `except`: the error holds on to the tensors of the attempt.
+        if not half:
+            rows[0].update(status=DETECTOR_ERROR, error=reason)
+            return
+        self._label(rows[:half], images[:half])
+        self._label(rows[half:], images[half:])
 
     @torch.inference_mode()
     def _detect(self, images: list[Tensor], sizes: Tensor) -> Iterable[Boxes]:
@@ -109,6 +121,13 @@ class Detector:
                 }
                 for k in keep
             ]
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether a host or a device had too little; torch has no type of its own for hosts."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")

@@ -129,6 +129,8 @@ DETECTED = pa.schema(
         pa.field("encoded_bytes", pa.int64()),
         pa.field("prepare_seconds", pa.float32()),
         pa.field("detect_seconds", pa.float32()),  # this image's share of its batch
+        # Pictures that its detector takes at once, where memory does not hold as many as asked for.
+        pa.field("batch_limit", pa.int32()),
         pa.field("processed_at", pa.timestamp("us", "UTC")),
     ]
 )
@@ -181,6 +183,7 @@ class Receipt:
     prepare_seconds: float = 0.0
     detect_seconds: float = 0.0
     stage_seconds: float = 0.0
+    batch_limit: int | None = None  # the smallest of DETECTED's
     finished_at: float = 0.0  # Unix time
 
 

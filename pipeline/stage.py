@@ -51,6 +51,7 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         read_seconds=pc.sum(table["read_seconds"]).as_py() or 0.0,
         prepare_seconds=pc.sum(table["prepare_seconds"]).as_py() or 0.0,
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
+        batch_limit=pc.min(table["batch_limit"]).as_py(),
         stage_seconds=time.perf_counter() - began,
         finished_at=time.time(),
     )
