@@ -26,19 +26,41 @@ def nets() -> tuple[DeformableDetr, DeformableDetr]:
 def test_confident_boxes_move_by_less_than_half_a_pixel(
     nets: tuple[DeformableDetr, DeformableDetr],
 ) -> None:
-    """Pixels of what the model sees; in the median by less than a twentieth of one."""
-    scenes = HeldOutScenes(60, nets[0].config.resize)
+    """In the median by less than a twentieth of one."""
+    moved = movements_over(60, nets)
+    assert len(moved) > 200
+    assert moved[-1] < 0.5
+    assert moved[len(moved) // 2] < 0.05
+
+
+@pytest.mark.slow
+def test_hardly_any_of_a_thousand_boxes_moves_farther(
+    nets: tuple[DeformableDetr, DeformableDetr],
+) -> None:
+    moved = movements_over(300, nets)
+    middle, hundredth, farther = (
+        moved[len(moved) // 2],
+        moved[int(0.99 * len(moved))],
+        [pixels for pixels in moved if pixels >= 0.5],
+    )
+    print(f"{len(moved)} boxes: {middle:.3f} pixels in the median, one in a hundred by more than")
+    print(f"{hundredth:.3f}, and half a pixel or more: {farther}")
+    assert hundredth < 0.3
+    assert len(farther) <= 0.002 * len(moved)
+
+
+def movements_over(scenes: int, nets: tuple[DeformableDetr, DeformableDetr]) -> list[float]:
+    """`movements` of so many held-out scenes, ascending, in pixels of what the model sees."""
+    held_out = HeldOutScenes(scenes, nets[0].config.resize)
     moved = []
-    for index in range(len(scenes)):
-        sample = scenes[index]
+    for index in range(scenes):
+        sample = held_out[index]
         seen = torch.tensor([sample.image.shape[:2]])
         with torch.inference_mode():
             inputs = batch_images([sample.image], "cpu")
             expected, found = (postprocess(net(*inputs), seen) for net in nets)
         moved += movements(expected, found)
-    assert len(moved) > 200
-    assert max(moved) < 0.5
-    assert sorted(moved)[len(moved) // 2] < 0.05
+    return sorted(moved)
 
 
 def movements(expected: Detections, found: Detections) -> list[float]:
