@@ -1,9 +1,11 @@
 """`detr-batch bench`: what the subcommands have in common, and what they print."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from jobs.bench_op import PEER, bench_op
 from jobs.measure import RESULTS, Measurement, append, as_table
-from model.zoo import resolved_precision
+from model.zoo import MODELS, named_model, resolved_precision
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class BenchOptions:
             ) from error
         return resolved_precision(self.precision, self.device)
 
-    def keep_and_say(
+    def keep(self, measured: list[Measurement]) -> None:
+        """Add to the results."""
+        append(measured, self.device, self.results or RESULTS)
+
+    def say(
         self, measured: list[Measurement], baseline: str, details: dict[str, Any], text: str = ""
     ) -> None:
-        """Add to the results; print for people, with `text` below, or with `details` as JSON."""
-        append(measured, self.device, self.results or RESULTS)
+        """Print for people, with `text` below, or with `details` as JSON."""
         if self.json:
             rows = [asdict(row) for row in measured]
             print(json.dumps({"measurements": rows, **details}, indent=1))
@@ -50,25 +55,38 @@ class BenchOptions:
 def op(options: BenchOptions) -> None:
     """Time the implementations of the attention."""
     measured = bench_op(options.device, options.resolved_precision(), options.seconds)
-    options.keep_and_say(measured, PEER, {})
+    options.keep(measured)
+    options.say(measured, PEER, {})
 
 
-def model(options: BenchOptions, model: str, size: str, batch_size: int) -> None:
-    """Time a whole model. ValueError for one that transformers lacks, or without transformers."""
-    _refuse_without_peer(model)
+def model(options: BenchOptions, model: str, size: str, batch_size: str) -> None:
+    """Time whole models; `model` ("all" too) and `batch_size` may be several, with commas between.
+
+    ValueError for one that there is not, or without transformers.
+    """
+    _peers_variants()
     from jobs.bench_model import bench_model
 
+    names = list(MODELS) if model == "all" else model.split(",")
+    for name in names:
+        named_model(name)
     sides = size.split("x")
     if len(sides) != 2 or not all(side.isdigit() and int(side) >= 32 for side in sides):
         raise ValueError(f"--size {size!r}: give rows x columns from 32 up, such as 800x1066")
-    if batch_size < 1:
-        raise ValueError("--batch-size must be at least 1")
+    batches = batch_size.split(",")
+    if not all(batch.isdigit() and int(batch) for batch in batches):
+        raise ValueError("--batch-size must be at least 1, or several such with commas between")
     rows, columns = map(int, sides)
     precision = options.resolved_precision()
-    measured = bench_model(
-        model, (rows, columns), batch_size, precision, options.device, options.seconds
-    )
-    options.keep_and_say(measured, PEER, {})
+    measured: list[Measurement] = []
+    for name, batch in product(names, map(int, batches)):
+        print(f"{name}, batch {batch}", file=sys.stderr)
+        found = bench_model(
+            name, (rows, columns), batch, precision, options.device, options.seconds
+        )
+        options.keep(found)
+        measured += found
+    options.say(measured, PEER, {})
 
 
 def pipeline(options: BenchOptions, model: str, images: int) -> None:
@@ -80,7 +98,19 @@ def pipeline(options: BenchOptions, model: str, images: int) -> None:
         raise ValueError(f"--images must be at least {FEWEST_IMAGES}, to tell answers apart")
     precision = options.resolved_precision()
     measured, report = bench_pipeline(model, images, precision, options.device, options.seconds)
-    options.keep_and_say(measured, PLAIN, {"report": report}, "\n" + stages_as_text(report))
+    options.keep(measured)
+    options.say(measured, PLAIN, {"report": report}, "\n" + stages_as_text(report))
+
+
+def launches(device: str, precision: str, seconds: float, table: Path | None) -> str:
+    """Tune the Triton kernel; what was chosen, for people. ValueError without a GPU and Triton."""
+    if find_spec("triton") is None:
+        raise ValueError("there is no kernel to tune: Triton is not installed")
+    from jobs.bench_launches import bench_launches
+    from model.ops.launches import TABLE
+
+    precision = BenchOptions(precision, device, seconds, None, False).resolved_precision()
+    return bench_launches(device, precision, seconds, table or TABLE)
 
 
 def plot(picture: Path, results: Path | None) -> None:
@@ -95,11 +125,17 @@ def plot(picture: Path, results: Path | None) -> None:
 SUBJECTS: dict[str, Callable[..., None]] = {"op": op, "model": model, "pipeline": pipeline}
 
 
-def _refuse_without_peer(model: str) -> None:
-    """ValueError for a model that transformers lacks, or without transformers."""
+def _peers_variants() -> list[str]:
+    """The models that transformers has too. ValueError without transformers."""
     if find_spec("transformers") is None or find_spec("timm") is None:
         raise ValueError("this compares with transformers: pip install 'detr-batch[bench]'")
     from jobs.peers import VARIANTS
 
-    if model not in VARIANTS:
-        raise ValueError(f"--model {model!r}: choose one of {', '.join(VARIANTS)}")
+    return VARIANTS
+
+
+def _refuse_without_peer(model: str) -> None:
+    """ValueError for a model that transformers lacks, or without transformers."""
+    variants = _peers_variants()
+    if model not in variants:
+        raise ValueError(f"--model {model!r}: choose one of {', '.join(variants)}")

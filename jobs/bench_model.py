@@ -1,4 +1,8 @@
-"""`detr-batch bench model`: whole detectors, beside what else runs Deformable DETR."""
+"""`detr-batch bench model`: whole detectors, beside what else runs Deformable DETR.
+
+The published models run with random weights, the same in all subjects. The packaged model, which no
+one else has, runs with its own beside itself in fp32, and its AP is measured too.
+"""
 
 import multiprocessing
 import time
@@ -8,19 +12,25 @@ from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
+from shutil import which
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 from jobs.measure import Measurement, interleaved, milliseconds
-from jobs.peers import peer, save_peer
+from jobs.peers import VARIANTS, peer, save_peer
+from jobs.train import evaluate
+from jobs.train_data import HeldOutScenes
 from model.host_memory import keep_freed_memory
-from model.zoo import create_model
+from model.zoo import create_model, named_model
 
 Answer = tuple[Tensor, Tensor]  # logits and boxes
-OURS, PEER = "detr-batch", "transformers"
+Way = tuple[str, str]  # a name of BUILDERS, and a precision
+OURS, PEER, COMPILED = "detr-batch", "transformers", "transformers, compiled"
+AP_SCENES = 100
 # On random weights, as a share of the largest logit: bf16 has 8 bits.
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 
@@ -30,9 +40,9 @@ class Subject:
     """One way to run the model, in a process of its own."""
 
     name: str  # as in BUILDERS
-    precision: str
+    precision: str  # "fp32", "bf16", "fp16", or of transformers also "bf16 autocast"
     model: str
-    weights: Path  # transformers' layout
+    weights: Path | None  # transformers' layout; None: the model's own
     size: tuple[int, int]  # rows and columns of the pictures
     batch: int
     device: str
@@ -41,7 +51,8 @@ class Subject:
 def _ours(subject: Subject) -> Callable[[Tensor], Answer]:
     if subject.device == "cpu":
         keep_freed_memory()  # as detectors do
-    net = create_model(subject.model, str(subject.weights), subject.device, subject.precision)
+    weights = None if subject.weights is None else str(subject.weights)
+    net = create_model(subject.model, weights, subject.device, subject.precision)
 
     def run(pictures: Tensor) -> Answer:
         out = net(pictures)
@@ -50,17 +61,21 @@ def _ours(subject: Subject) -> Callable[[Tensor], Answer]:
     return run
 
 
-def _transformers(subject: Subject, faster: str = "") -> Callable[[Tensor], Answer]:
-    """As it comes, or `faster`: "bf16" weights or "autocast", with channels last."""
+def _transformers(subject: Subject, compiled: bool = False) -> Callable[[Tensor], Answer]:
+    """As it comes for fp32; else with channels last, in bf16 weights or under autocast."""
     net: Any = peer(subject.model).to(subject.device)
-    dtype = torch.bfloat16 if faster == "bf16" else torch.float32
-    net = net.to(dtype)
+    faster = subject.precision != "fp32"
+    dtype = torch.bfloat16 if subject.precision == "bf16" else torch.float32
     order = torch.channels_last if faster else torch.contiguous_format
-    net = net.to(memory_format=order)
+    net = net.to(dtype, memory_format=order)
+    if compiled:
+        torch._inductor.config.compile_threads = 1  # no processes that this one would leave behind
+    forward: Any = torch.compile(net) if compiled else net
 
     def run(pictures: Tensor) -> Answer:
-        with torch.autocast(subject.device, torch.bfloat16, enabled=faster == "autocast"):
-            out = net(pixel_values=pictures.to(dtype, memory_format=order))
+        autocast = subject.precision == "bf16 autocast"
+        with torch.autocast(subject.device, torch.bfloat16, enabled=autocast):
+            out = forward(pixel_values=pictures.to(dtype, memory_format=order))
         return out.logits.float(), out.pred_boxes.float()
 
     return run
@@ -95,8 +110,7 @@ def _openvino(subject: Subject) -> Callable[[Tensor], Answer]:
 BUILDERS: dict[str, Callable[[Subject], Callable[[Tensor], Answer]]] = {
     OURS: _ours,
     PEER: _transformers,
-    "transformers, bf16": partial(_transformers, faster="bf16"),
-    "transformers, autocast": partial(_transformers, faster="autocast"),
+    COMPILED: partial(_transformers, compiled=True),
     "openvino": _openvino,
 }
 
@@ -146,7 +160,9 @@ class Worker:
             self.pipe.send(True)
             answer: tuple[float, Any, Any, int | None] = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise RuntimeError(f"the process of {self.subject.name} ended") from error
+            raise RuntimeError(
+                f"the process of {self.subject.name} ({self.subject.precision}) ended"
+            ) from error
         return answer
 
     def seconds(self) -> float:
@@ -161,58 +177,92 @@ class Worker:
         self.process.join()
 
 
-def ways(precision: str, device: str) -> list[tuple[str, str]]:
-    """The subjects that can run here, each with its precision; transformers as it comes first."""
+def ways(model: str, precision: str, device: str) -> list[Way]:
+    """What can run here: names of BUILDERS, each with its precision. The first is the reference."""
+    if model not in VARIANTS:
+        return list(dict.fromkeys([(OURS, "fp32"), (OURS, precision)]))
     found = [(PEER, "fp32"), (OURS, precision)]
     if precision != "fp32":
-        found += [("transformers, bf16", "bf16"), ("transformers, autocast", "bf16")]
+        found += [(PEER, "bf16"), (PEER, "bf16 autocast")]
+    if _can_compile(device):
+        found.append((COMPILED, "fp32" if precision == "fp32" else "bf16 autocast"))
     if device == "cpu" and find_spec("openvino") is not None:
         found.append(("openvino", "fp32" if precision == "fp32" else "bf16"))
     return found
 
 
+def _can_compile(device: str) -> bool:
+    """Whether torch.compile has the compiler that it needs: of C++ on CPUs, of C beside Triton."""
+    kinds = ("g++", "clang++", "c++") if device == "cpu" else ("gcc", "clang", "cc")
+    return any(map(which, kinds)) and (device == "cpu" or find_spec("triton") is not None)
+
+
 def bench_model(
     model: str, size: tuple[int, int], batch: int, precision: str, device: str, seconds: float
 ) -> list[Measurement]:
-    """Compare answers with transformers' in fp32, then time all subjects in turn.
+    """Compare answers with the reference's, then time all subjects in turn.
 
     `size` is rows and columns, `precision` "fp32", "bf16" or "fp16". RuntimeError, and no times,
     where ours differ.
     """
-    chosen = ways(precision, device)
-    workers: list[Worker] = []
+    chosen = ways(model, precision, device)
+    workers: dict[Way, Worker] = {}
     try:
         with TemporaryDirectory() as folder:
-            weights = Path(folder, "peer.safetensors")
-            save_peer(model, weights)
-            for name, kind in chosen:
-                workers.append(Worker(Subject(name, kind, model, weights, size, batch, device)))
-        by_name = {worker.subject.name: worker for worker in workers}
-        errors = {name: _error(w.answer, by_name[PEER].answer) for name, w in by_name.items()}
-        if not errors[OURS] <= TOLERANCES[precision]:
-            raise RuntimeError(f"{OURS} is wrong by {errors[OURS]:.2g}: nothing is timed")
-        took = interleaved({name: worker.seconds for name, worker in by_name.items()}, seconds)
-        memory = {name: worker.memory() for name, worker in by_name.items()}
+            weights = Path(folder, "peer.safetensors") if model in VARIANTS else None
+            if weights:
+                save_peer(model, weights)
+            for way in chosen:
+                workers[way] = Worker(Subject(*way, model, weights, size, batch, device))
+        expected = workers[chosen[0]].answer
+        matched = named_model(model).config().two_stage
+        errors = {way: _error(w.answer, expected, matched) for way, w in workers.items()}
+        wrong = errors[OURS, precision]
+        if not wrong <= TOLERANCES[precision]:
+            raise RuntimeError(f"{OURS} is wrong by {wrong:.2g}: nothing is timed")
+        took = interleaved({way: worker.seconds for way, worker in workers.items()}, seconds)
+        memory = {way: worker.memory() for way, worker in workers.items()}
     finally:
-        for worker in workers:
+        for worker in workers.values():
             worker.stop()
     return [
         Measurement(
             benchmark="model",
             case=f"{model}, {size[0]} x {size[1]}",
-            subject=name,
+            subject=way[0],
             batch=batch,
-            precision=kind,
-            **(spread := milliseconds(took[name])),
+            precision=way[1],
+            **(spread := milliseconds(took[way])),
             images_per_second=1e3 * batch / spread["p50_ms"],
-            peak_memory_mib=memory[name],
-            error=errors[name],
+            peak_memory_mib=memory[way],
+            error=errors[way],
+            ap=None if model in VARIANTS else scenes_ap(model, way[1], device),
         )
-        for name, kind in chosen
+        for way in chosen
     ]
 
 
-def _error(found: Answer, expected: Answer) -> float:
-    """The largest difference of logits or of boxes, as a share of the largest of them."""
-    pairs = zip(found, expected, strict=True)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+def scenes_ap(model: str, precision: str, device: str) -> float:
+    """AP of a packaged model on AP_SCENES held-out scenes."""
+    net = create_model(model, device=device, precision=precision)
+    return evaluate(net, HeldOutScenes(AP_SCENES, net.config.resize), device)["AP"]
+
+
+def _error(found: Answer, expected: Answer, matched: bool) -> float:
+    """The largest difference of logits or of boxes, as a share of the largest of them.
+
+    `matched`: each expected query beside the found one that is nearest to it, and the median of
+    their differences: rounding changes which proposals of two stages become queries, and in which
+    order, where they score nearly alike.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in found):
+        return float("nan")
+    if not matched:
+        pairs = zip(found, expected, strict=True)
+        return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    ours, theirs = (
+        torch.cat([a / b.abs().max() for a, b in zip(answer, expected, strict=True)], dim=-1)
+        for answer in (found, expected)
+    )
+    distances = torch.cdist(theirs, ours, p=float("inf"))  # (B, Q, Q)
+    return float(distances.amin(dim=2).median())

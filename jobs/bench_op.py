@@ -105,10 +105,11 @@ def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
         runs, errors = {}, {}
         for name, subject in subjects(device).items():
             found = subject(tensors).float()
-            errors[name] = float((found - expected).abs().max() / expected.abs().max())
-            if not errors[name] <= TOLERANCES[precision] and name != PEER:
-                raise RuntimeError(f"{name} is wrong by {errors[name]:.2g}: nothing is timed")
-            runs[name] = partial(_seconds, subject, tensors, device)
+            if name == PEER:
+                errors[name] = error_of(found, expected)
+            else:
+                errors[name] = tolerated(name, found, expected, precision)
+            runs[name] = partial(timed, subject, tensors, device)
         for name, took in interleaved(runs, seconds).items():
             spread = milliseconds(took)
             rate = 1e3 * batch / spread["p50_ms"]
@@ -127,7 +128,21 @@ def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
     return measurements
 
 
-def _seconds(subject: Callable[[Inputs], Tensor], tensors: Inputs, device: str) -> float:
+def error_of(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest number."""
+    return float((found.float() - expected).abs().max() / expected.abs().max())
+
+
+def tolerated(name: str, found: Tensor, expected: Tensor, precision: str) -> float:
+    """`error_of`; RuntimeError where it is more than this precision explains."""
+    error = error_of(found, expected)
+    if not error <= TOLERANCES[precision]:
+        raise RuntimeError(f"{name} is wrong by {error:.2g}: nothing is timed")
+    return error
+
+
+def timed(subject: Callable[[Inputs], Tensor], tensors: Inputs, device: str) -> float:
+    """Seconds until the result is there."""
     began = time.perf_counter()
     subject(tensors)
     if device != "cpu":

@@ -135,17 +135,26 @@ def _add_bench(commands: Any) -> None:
     subjects = bench.add_subparsers(required=True, metavar="SUBJECT")
     op = subjects.add_parser("op", help="implementations of the attention")
     model = subjects.add_parser("model", help="whole detectors, of random weights")
-    model.add_argument("--model", default="deformable-detr", help="a published one")
+    model.add_argument(
+        "--model", default="deformable-detr", help="published ones, with commas between, or 'all'"
+    )
     model.add_argument("--size", default="800x1066", help="rows x columns (default: 800x1066)")
-    model.add_argument("--batch-size", type=int, default=1, help="pictures (default: 1)")
+    model.add_argument(
+        "--batch-size", default="1", help="pictures; several with commas between (default: 1)"
+    )
     pipeline = subjects.add_parser("pipeline", help="from JPEG files to Parquet")
     pipeline.add_argument("--model", default="deformable-detr", help="a published one")
     pipeline.add_argument("--images", type=int, default=24, help="files (default: 24)")
-    for subject in (op, model, pipeline):
+    launches = subjects.add_parser("launches", help="tune the Triton kernel for this GPU")
+    launches.add_argument("--table", type=Path, help="JSON file to fill (default: the project's)")
+    launches.set_defaults(run=_bench_launches)
+    for subject in (op, model, pipeline, launches):
         add = subject.add_argument
         add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
         add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
         add("--seconds", type=float, default=60.0, help="to time each case for (default: 60)")
+    for subject in (op, model, pipeline):
+        add = subject.add_argument
         add("--results", type=Path, help="CSV file to add to (default: the project's)")
         add("--json", action="store_true", help="for programs")
     plot = subjects.add_parser("plot", help="the newest measurements as bars")
@@ -200,6 +209,13 @@ def _bench(
     from jobs.bench import SUBJECTS, BenchOptions
 
     SUBJECTS[subject](BenchOptions(precision, device, seconds, results, json), **own)
+    return 0
+
+
+def _bench_launches(device: str, precision: str, seconds: float, table: Path | None) -> int:
+    from jobs.bench import launches
+
+    print(launches(device, precision, seconds, table))
     return 0
 
 

@@ -4,16 +4,18 @@ import csv
 import platform
 import random
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 RESULTS = Path(__file__).parent / "results" / "measurements.csv"
 FEWEST_ROUNDS = 3
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,18 @@ class Measurement:
     images_per_second: float  # at the median
     peak_memory_mib: int | None  # of a process of its own; None: not measured
     error: float  # largest difference from the reference, as a share of its largest number
+    ap: float | None = None  # COCO's average precision, in [0, 1]; None: not known
 
 
 def interleaved(
-    subjects: Mapping[str, Callable[[], float]], seconds: float
-) -> dict[str, list[float]]:
+    subjects: Mapping[Name, Callable[[], float]], seconds: float
+) -> dict[Name, list[float]]:
     """Run all subjects in turn, in a new order each round, for about that many `seconds`.
 
     Whatever else the machine does then meets all of them alike. Each subject returns the seconds
     that it took. At least FEWEST_ROUNDS rounds; the caller has warmed them up.
     """
-    took: dict[str, list[float]] = {name: [] for name in subjects}
+    took: dict[Name, list[float]] = {name: [] for name in subjects}
     order = list(subjects)
     while sum(map(sum, took.values())) < seconds or len(took[order[0]]) < FEWEST_ROUNDS:
         random.shuffle(order)
@@ -71,7 +74,10 @@ def device_name(device: str) -> str:
 
 
 def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
-    """Add rows, each with the date, the commit, the device and the versions that it holds for."""
+    """Add rows, each with the date, the commit, the device and the versions that it holds for.
+
+    ValueError for a file of other columns.
+    """
     environment = {
         "date": datetime.now(UTC).date().isoformat(),
         "git_sha": _commit(),
@@ -82,6 +88,10 @@ def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -
     names = [*environment, *(field.name for field in fields(Measurement))]
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
+    if not fresh:
+        with path.open(newline="") as file:
+            if next(csv.reader(file), None) != names:
+                raise ValueError(f"{path} has other columns than these rows: name another file")
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         if fresh:
@@ -105,17 +115,18 @@ def _commit() -> str:
 
 
 def as_table(measurements: list[Measurement], baseline: str) -> str:
-    """For people: medians, and how often faster than `baseline`, where it ran, each one is."""
+    """For people: medians, and how often faster than `baseline` (or the first) each one is."""
     lines = []
-    for case in dict.fromkeys(m.case for m in measurements):
-        rows = [m for m in measurements if m.case == case]
-        base = next((m.p50_ms for m in rows if m.subject == baseline), None)
-        lines.append(f"{case} (batch {rows[0].batch})")
+    for case, batch in dict.fromkeys((m.case, m.batch) for m in measurements):
+        rows = [m for m in measurements if (m.case, m.batch) == (case, batch)]
+        base = next((m for m in rows if m.subject == baseline), rows[0])
+        lines.append(f"{case} (batch {batch})")
         for m in sorted(rows, key=lambda m: m.p50_ms):
-            memory = f"{m.peak_memory_mib:6d} MiB" if m.peak_memory_mib else ""
-            ratio = f"{base / m.p50_ms:7.2f} x {baseline}" if base else ""
+            memory = f" {m.peak_memory_mib:6d} MiB" if m.peak_memory_mib else ""
+            known = "" if m.ap is None else f" AP {m.ap:.4f}"
+            ratio = f"{base.p50_ms / m.p50_ms:7.2f} x {base.subject}"
             lines.append(
-                f"  {m.subject:<28} {m.precision:<9} {m.p50_ms:10.2f} ms "
-                f"({m.p20_ms:.2f} to {m.p80_ms:.2f}) {ratio}  error {m.error:.1e} {memory}"
+                f"  {m.subject:<28} {m.precision:<13} {m.p50_ms:10.2f} ms "
+                f"({m.p20_ms:.2f} to {m.p80_ms:.2f}) {ratio}  error {m.error:.1e}{memory}{known}"
             )
     return "\n".join(lines)

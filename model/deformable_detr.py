@@ -161,12 +161,10 @@ class DeformableDetr(nn.Module):
 
     def pyramid(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
         """Features of all levels as one sequence, with positions, padding and valid ratios."""
+        padded = pixel_mask is not None  # to look into it would make a GPU wait
         if pixel_mask is None:
             pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
-            padded = False
-        else:
-            pixel_mask = pixel_mask.bool()
-            padded = not bool(pixel_mask.all())
+        pixel_mask = pixel_mask.bool()
         valid = None
         if padded and self.padding == "invariant":
             valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
@@ -206,6 +204,10 @@ class DeformableDetr(nn.Module):
                 self._positions.pop(next(iter(self._positions)))
             self._positions[shapes] = position
         return position
+
+    def kept_positions(self) -> tuple[Tensor, ...]:
+        """What `_position` keeps now, for those who hold on to the memory by its address."""
+        return tuple(self._positions.values())
 
     def _project(
         self, features: list[Tensor], pixel_mask: Tensor, valid: Tensor | None

@@ -1,6 +1,7 @@
 """Pixels to what the network takes. (How large a picture should be: resize.py.)"""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,15 +19,53 @@ def batch_images(
     height and width, and `pixel_mask` (B, H, W) bool, None where all sizes are equal. Padding is
     zero after normalisation, as published.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
-    std = torch.tensor(IMAGENET_STD, device=device) * 255
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    values = torch.zeros(len(images), 3, height, width, device=device)
-    mask = torch.zeros(len(images), height, width, device=device, dtype=torch.bool)
-    for index, image in enumerate(images):
-        h, w = image.shape[:2]
-        normal = (image.to(device).float() - mean) / std
-        values[index, :, :h, :w] = normal.permute(2, 0, 1)
-        mask[index, :h, :w] = True
-    alike = all(image.shape == images[0].shape for image in images)
-    return values, None if alike else mask
+    pixels, valid = stack_images(images)
+    return normalize(pixels.to(device), None if valid is None else valid.to(device))
+
+
+def stack_images(
+    images: Sequence[Tensor], multiple: int = 1, pin: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Pictures (h, w, 3) uint8 side by side, padded with 0 at the bottom and right.
+
+    Returns (B, H, W, 3) uint8, and (B, 2) int64, the height and width of each: None where all sizes
+    are equal. Where they are not, H and W are rounded up to a `multiple`, so that shapes are few.
+    `pin` puts both into page-locked memory, from which a GPU copies while the host goes on.
+    """
+    shapes = [image.shape[:2] for image in images]
+    alike = all(shape == shapes[0] for shape in shapes)
+    height, width = (
+        -(-max(sides) // (1 if alike else multiple)) * (1 if alike else multiple)
+        for sides in zip(*shapes, strict=True)
+    )
+    make = torch.empty if alike else torch.zeros
+    pixels = make(len(images), height, width, 3, dtype=torch.uint8, pin_memory=pin)
+    for row, image in zip(pixels, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    if alike:
+        return pixels, None
+    valid = torch.tensor([list(shape) for shape in shapes])
+    return pixels, valid.pin_memory() if pin else valid
+
+
+def normalize(pixels: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What `stack_images` gives, on any device, as `pixel_values` and `pixel_mask` of the network.
+
+    (B, H, W, 3) uint8 -> (B, 3, H, W) fp32 in channels-last order, and (B, H, W) bool.
+    """
+    mean, std = _mean_and_std(pixels.device)
+    values = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+    if valid is None:
+        return values, None
+    rows = torch.arange(pixels.shape[1], device=pixels.device) < valid[:, :1]
+    columns = torch.arange(pixels.shape[2], device=pixels.device) < valid[:, 1:]
+    mask = rows[:, :, None] & columns[:, None]
+    return values.masked_fill(~mask[:, None], 0.0), mask
+
+
+@cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of ImageNet's pictures, on the scale of bytes; made once, for copies make a device wait."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(numbers) * 255 for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+        return mean.to(device), std.to(device)

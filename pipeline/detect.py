@@ -2,7 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model.host_memory import keep_freed_memory
-from model.postprocess import postprocess
-from model.preprocess import batch_images
+from model.postprocess import Detections
+from model.predictor import Pending, Predictor
 from model.zoo import create_model
 from pipeline.schema import DETECTED, DETECTOR_ERROR, OK
 
@@ -23,7 +25,7 @@ from pipeline.schema import DETECTED, DETECTOR_ERROR, OK
 BUCKET = 64
 TOP = 100  # detections kept of an image, as published
 
-Boxes = list[dict[str, Any]]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class DetectorSpec:
     batch_size: int  # pictures in one forward pass, at most
 
 
+@dataclass
+class Batch:
+    """Pictures that were submitted together, and what became of that so far."""
+
+    rows: list[Row]
+    images: list[Tensor]
+    pending: Pending | Exception
+
+
 class Detector:
     """Labels tables of prepared pictures; failed rows pass through."""
 
@@ -47,73 +58,91 @@ class Detector:
             keep_freed_memory()
         self.spec = spec
         self.most = spec.batch_size  # pictures at once; less where memory does not hold as many
-        self.net = create_model(
+        net = create_model(
             spec.model, spec.weights, spec.device, spec.precision, padding="invariant"
         )
+        self.predictor = Predictor(net, spec.device, TOP)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """PREPARED -> DETECTED, row for row."""
         rows = table.drop_columns(["pixels", "rows", "columns"]).to_pylist()
         for row in rows:
             row.update(boxes=[], detect_seconds=0.0)
-        images = {i: _image(table, i) for i, row in enumerate(rows) if row["status"] == OK}
-        for group in self._batches(images):
-            began = time.perf_counter()
-            self._label([rows[i] for i in group], [images[i] for i in group])
-            share = (time.perf_counter() - began) / len(group)
-            for index in group:
-                rows[index]["detect_seconds"] = share
+        sizes = _sizes(table)
+        pictures = {i: sizes[i] for i, row in enumerate(rows) if row["status"] == OK}
+        under_way: deque[Batch] = deque()
+        began = time.perf_counter()
+        for group in self._groups(pictures):
+            images = [_image(table, i, sizes[i]) for i in group]
+            under_way.append(self._submit([rows[i] for i in group], images))
+            if len(under_way) > self.predictor.ahead:
+                began = self._finish(under_way.popleft(), began)
+        while under_way:
+            began = self._finish(under_way.popleft(), began)
         now = datetime.now(UTC)
         limit = self.most if self.most < self.spec.batch_size else None
         for row in rows:
             row.update(processed_at=now, batch_limit=limit)
         return pa.Table.from_pylist(rows, schema=DETECTED)
 
-    def _batches(self, images: dict[int, Tensor]) -> Iterator[list[int]]:
-        """Indices of pictures of like shape, at most `most` together, which may fall meanwhile."""
+    def _groups(self, pictures: dict[int, tuple[int, int]]) -> Iterator[list[int]]:
+        """Indices of pictures of like size, at most `most` together, which may fall meanwhile."""
         buckets: dict[tuple[int, ...], list[int]] = {}
-        for index, image in images.items():
-            key = tuple(-(-side // BUCKET) for side in image.shape[:2])
-            buckets.setdefault(key, []).append(index)
+        for index, size in pictures.items():
+            buckets.setdefault(tuple(-(-side // BUCKET) for side in size), []).append(index)
         for bucket in buckets.values():
-            bucket.sort(key=lambda index: tuple(images[index].shape))
+            bucket.sort(key=lambda index: pictures[index])
             start = 0
             while start < len(bucket):
                 group = bucket[start : start + self.most]
                 yield group
                 start += len(group)
 
-    def _label(self, rows: list[dict[str, Any]], images: list[Tensor]) -> None:
+    def _submit(self, rows: list[Row], images: list[Tensor]) -> Batch:
+        sizes = torch.tensor([(row["height"], row["width"]) for row in rows])
+        try:
+            return Batch(rows, images, self.predictor.submit(images, sizes))
+        except (RuntimeError, MemoryError) as error:  # torch's: memory and kernel failures
+            # Its traceback holds on to the tensors of the attempt.
+            return Batch(rows, images, error.with_traceback(None))
+
+    def _finish(self, batch: Batch, began: float) -> float:
+        """Label a batch and share out the seconds since `began`; the time now."""
+        self._label(batch)
+        now = time.perf_counter()
+        for row in batch.rows:
+            row["detect_seconds"] = (now - began) / len(batch.rows)
+        return now
+
+    def _label(self, batch: Batch) -> None:
         """Fill in each row's boxes. A batch that fails is halved until the culprit is alone.
 
         Where it was too large for the memory, later ones are no larger than its halves.
         """
+        rows, images, error = batch.rows, batch.images, batch.pending
+        if isinstance(error, Pending):
+            try:
+                self._fill(rows, error.result())
+                return
+            except RuntimeError as late:
+                error = late.with_traceback(None)
         half = len(rows) // 2
-        try:
-            sizes = torch.tensor([(row["height"], row["width"]) for row in rows])
-            for row, boxes in zip(rows, self._detect(images, sizes), strict=True):
-                row["boxes"] = boxes
-            return
-        except (RuntimeError, MemoryError) as error:  # torch's: memory and kernel failures
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            if half and _is_of_memory(error):
-                self.most = min(self.most, half)
-        # Not within `except`: the error holds on to the tensors of the attempt.
+        if _is_of_memory(error):
+            self.predictor.give_memory_back()
+            self.most = min(self.most, max(half, 1))
         if not half:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             rows[0].update(status=DETECTOR_ERROR, error=reason)
             return
-        self._label(rows[:half], images[:half])
-        self._label(rows[half:], images[half:])
+        self._label(self._submit(rows[:half], images[:half]))
+        self._label(self._submit(rows[half:], images[half:]))
 
-    @torch.inference_mode()
-    def _detect(self, images: list[Tensor], sizes: Tensor) -> Iterable[Boxes]:
-        """Boxes from the threshold up (at 0: the best TOP), in pixels of `sizes` (B, 2)."""
-        values, mask = batch_images(images, self.spec.device)
-        found = postprocess(self.net(values, mask), sizes.to(self.spec.device), TOP)
-        scores, labels, boxes = (t.cpu().numpy() for t in (found.scores, found.labels, found.boxes))
-        for index in range(len(images)):
+    def _fill(self, rows: list[Row], found: Detections) -> None:
+        """Boxes from the threshold up (at 0: the best TOP) into their rows."""
+        scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
+        for index, row in enumerate(rows):
             keep = np.flatnonzero(scores[index] >= self.spec.score_threshold)
-            yield [
+            row["boxes"] = [
                 {
                     "label_id": int(labels[index, k]),
                     "score": float(scores[index, k]),
@@ -133,8 +162,14 @@ def _is_of_memory(error: Exception) -> bool:
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 
 
-def _image(table: pa.Table, index: int) -> Tensor:
-    """The picture of a row as (rows, columns, 3) uint8."""
-    size = (table["rows"][index].as_py(), table["columns"][index].as_py(), 3)
+def _sizes(table: pa.Table) -> list[tuple[int, int]]:
+    """Rows and columns of each picture as it was prepared."""
+    return list(zip(table["rows"].to_pylist(), table["columns"].to_pylist(), strict=True))
+
+
+def _image(table: pa.Table, index: int, size: tuple[int, int]) -> Tensor:
+    """The picture of a row as (rows, columns, 3) uint8, in the table's memory, to be read alone."""
     flat = np.frombuffer(table["pixels"][index].as_buffer(), np.uint8)
-    return torch.from_numpy(flat.reshape(size).copy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(flat).view(*size, 3)

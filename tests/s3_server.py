@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
 from s3fs import S3FileSystem
 
 KEY, SECRET, REGION = "test-key", "test-secret", "us-east-1"
@@ -78,7 +79,7 @@ def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
             fs.pipe_file(f"{BUCKET}/.started", b"")
             fs.rm_file(f"{BUCKET}/.started")
             return
-        except OSError as error:
+        except (OSError, BotoCoreError) as error:  # s3fs translates some of botocore's, not all
             if process.poll() is not None or time.monotonic() > deadline:
                 end = log.read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"no S3 server: {error}\n{end}") from error

@@ -17,7 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from model.ops.triton import LAUNCHES, Launch, msda_forward
+from model.ops.launches import ANY, Launch, read_table
+from model.ops.triton import msda_forward
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = ("fp16", "bf16", "fp32")
@@ -78,9 +79,11 @@ def compile_for(capability: int, dtype: str, launch: Launch, reference: int) -> 
 
 
 def main() -> None:
+    table = read_table()
     for capability in map(int, sys.argv[1:]) if sys.argv[1:] else CAPABILITIES:
+        launches = table.get(f"{capability // 10}.{capability % 10}", table[ANY])
         for dtype in DTYPES:
-            for name, launch in LAUNCHES.items():
+            for name, launch in launches.items():
                 for reference, form in FORMS.items():
                     cost = compile_for(capability, dtype, launch, reference)
                     print(

@@ -5,14 +5,14 @@ query's linear layers and the output. Locations, weights and sums are fp32 in ev
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.ops.launches import Launch, launch_of
 from model.ops.sampling import level_rows
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -123,24 +123,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     )
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How a program is cut: queries of one, and warps of it."""
-
-    block: int
-    warps: int
-
-
-# Chosen from registers and the width of loads (16 bytes a thread); not measured on a GPU yet.
-LAUNCHES = {"few queries": Launch(16, 1), "many queries": Launch(32, 2)}
-
-
-def launch_of(queries: int, images: int) -> Launch:
-    """Few queries are cut into small programs, so that every multiprocessor has some."""
-    return LAUNCHES["few queries" if queries * images < 4096 else "many queries"]
-
-
-@lru_cache(maxsize=256)
+@cache  # without a limit, 512 bytes each: CUDA graphs know these tensors by address
 def levels_on(device: torch.device, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """(L, 3) int32 on the device: height, width, and first row of each level."""
     return torch.tensor(level_rows(spatial_shapes), dtype=torch.int32, device=device)
@@ -157,14 +140,21 @@ def msda(
     padding: Tensor | None,
     bias: Tensor | None,
     raw: bool,
+    block: int = 0,
+    warps: int = 0,
 ) -> Tensor:
-    """Launch the kernel; `raw` as opposed to locations and weights. Gives (B, Q, M * D)."""
+    """Launch the kernel; `raw` as opposed to locations and weights. Gives (B, Q, M * D).
+
+    `block` and `warps` are the table's where `block` is 0.
+    """
     batch, length, heads, channels = value.shape
     queries, count = offsets.shape[1], len(levels)
     points = logits.shape[2] // (heads * count)
     out = value.new_empty(batch, queries, heads * channels)
-    launch = launch_of(queries, batch)
-    grid = (triton.cdiv(queries, launch.block), heads, batch)
+    if not block:
+        launch = launch_of(batch * queries, capability_of(value.device))
+        block, warps = launch.block, launch.warps
+    grid = (triton.cdiv(queries, block), heads, batch)
     with torch.cuda.device_of(value):  # Triton launches on the current device
         msda_forward[grid](
             value,
@@ -190,8 +180,8 @@ def msda(
             REFERENCE=reference.shape[-1] if raw else 0,
             PADDED=padding is not None,
             BIASED=bias is not None,
-            BLOCK=launch.block,
-            num_warps=launch.warps,
+            BLOCK=block,
+            num_warps=warps,
             enable_fp_fusion=True,
         )
     return out
@@ -213,6 +203,14 @@ def _checked(value: Tensor, *others: Tensor) -> None:
         raise ValueError(f"implementation='triton' takes {DTYPES}, not {value.dtype}")
     if any(other.device != value.device for other in others):
         raise ValueError("all tensors of the op must be on one device")
+
+
+@cache
+def capability_of(device: torch.device) -> str:
+    """The compute capability of a GPU ("9.0"); empty where Triton interprets on the CPU."""
+    if device.type != "cuda":
+        return ""
+    return "{}.{}".format(*torch.cuda.get_device_capability(device))
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -254,8 +252,12 @@ def fused_ms_deform_attn_triton(
     valid_ratios: Tensor,
     padding_mask: Tensor | None,
     offset_bias: Tensor | None,
+    launch: Launch | None = None,
 ) -> Tensor:
-    """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`."""
+    """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`.
+
+    `launch` is the table's unless given.
+    """
     optional = (tensor for tensor in (padding_mask, offset_bias) if tensor is not None)
     others = (sampling_offsets, attention_logits, reference_points, valid_ratios, *optional)
     _checked(value, *others)
@@ -269,4 +271,6 @@ def fused_ms_deform_attn_triton(
         None if padding_mask is None else padding_mask.contiguous().view(torch.uint8),
         None if offset_bias is None else offset_bias.float().contiguous(),
         True,
+        launch.block if launch else 0,
+        launch.warps if launch else 0,
     )

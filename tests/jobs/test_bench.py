@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,11 +10,12 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from jobs import bench_op, bench_pipeline
+from jobs import bench_launches, bench_model, bench_op, bench_pipeline
 from jobs.bench_plot import newest
 from jobs.cli import main
 from jobs.measure import interleaved
-from model.ops import Implementation
+from model.ops import Implementation, launches
+from model.ops.launches import Launch
 
 
 @pytest.fixture
@@ -92,12 +94,55 @@ def test_subjects_take_turns() -> None:
     assert all(set(order[i : i + 3]) == set("abc") for i in range(0, 30, 3))
 
 
+def test_the_packaged_model_is_measured_with_its_ap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By size of batch, in both precisions."""
+    monkeypatch.setattr(bench_model, "AP_SCENES", 4)
+    results = tmp_path / "results.csv"
+    command = ["bench", "model", "--model", "shapes-tiny", "--size", "96x128", "--json"]
+    command += ["--batch-size", "1,2", "--precision", "bf16", "--seconds", "0.1"]
+    assert main([*command, "--results", str(results)]) == 0
+    rows = json.loads(capsys.readouterr().out)["measurements"]
+    assert [(row["batch"], row["precision"]) for row in rows] == [
+        (1, "fp32"),
+        (1, "bf16"),
+        (2, "fp32"),
+        (2, "bf16"),
+    ]
+    assert all(row["ap"] > 0.6 and row["peak_memory_mib"] > 100 for row in rows)
+    with results.open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    results.write_text("date,speed\n")
+    assert main([*command, "--results", str(results)]) == 2
+    assert "other columns" in capsys.readouterr().err
+
+
+def test_launches_are_chosen_by_time_and_kept(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By Triton's interpreter where there is no GPU, which is no measure of one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    candidates = [Launch(4, 1), Launch(32, 1)]
+    best, medians = bench_launches.fastest("encoder", device, "fp32", 0.1, candidates)
+    assert set(medians) == set(candidates) and medians[best] == min(medians.values())
+    table = tmp_path / "launches.json"
+    shutil.copy(launches.TABLE, table)
+    kept = {launches.FEW: Launch(8, 1), launches.MANY: best}
+    launches.add_to_table("9.0", kept, table)
+    assert launches.read_table(table) == {**launches.read_table(), "9.0": kept}
+    command = ["bench", "launches", "--table", str(table), "--device", "cpu"]
+    assert main(command) == 2
+    assert "pass --device cuda" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "shapes-tiny"], "choose one of deformable-detr,"),
+        (["--model", "deformable-detr,nano"], "choose one of deformable-detr,"),
         (["--size", "800"], "give rows x columns"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "1,two"], "--batch-size must be at least 1"),
         (["--device", "cuda:99"], "--device cuda:99: it cannot be used here"),
     ],
 )

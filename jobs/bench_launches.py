@@ -1,0 +1,70 @@
+"""`detr-batch bench launches`: how the Triton kernel is best cut on this GPU, for its table."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jobs import bench_op
+from jobs.bench_op import Inputs, inputs, timed, tolerated
+from jobs.measure import interleaved
+from model.ops import fused_ms_deform_attn
+from model.ops.launches import CANDIDATES, FEW, MANY, TABLE, Launch, add_to_table
+from model.ops.triton import capability_of, fused_ms_deform_attn_triton
+from model.zoo import DTYPES
+
+CASE_OF = {"decoder": FEW, "encoder": MANY}
+
+
+def run(tensors: Inputs, launch: Launch) -> Tensor:
+    """The kernel, cut like that."""
+    levels = bench_op.LEVELS
+    return fused_ms_deform_attn_triton(
+        spatial_shapes=levels, padding_mask=None, launch=launch, **tensors
+    )
+
+
+@torch.inference_mode()
+def fastest(
+    case: str,
+    device: str,
+    precision: str,
+    seconds: float,
+    candidates: Iterable[Launch] = CANDIDATES,
+) -> tuple[Launch, dict[Launch, float]]:
+    """The launch of the least median time, and the median seconds of each of them.
+
+    RuntimeError, and no times, where one is wrong.
+    """
+    batch, queries = bench_op.CASES[case]
+    tensors = inputs(batch, queries, DTYPES[precision], device)
+    precise = {name: tensor.float() for name, tensor in tensors.items()}
+    expected = fused_ms_deform_attn(
+        spatial_shapes=bench_op.LEVELS, implementation="embedding_bag", **precise
+    )
+    subjects = {}
+    for launch in candidates:
+        tolerated(str(launch), run(tensors, launch), expected, precision)
+        subjects[launch] = partial(timed, partial(run, launch=launch), tensors, device)
+    took = interleaved(subjects, seconds)
+    medians = {launch: float(torch.tensor(times).median()) for launch, times in took.items()}
+    return min(medians, key=medians.__getitem__), medians
+
+
+def bench_launches(device: str, precision: str, seconds: float, table: Path = TABLE) -> str:
+    """Fill the table for this GPU; what was chosen, for people. ValueError without a GPU."""
+    capability = capability_of(torch.device(device))
+    if not capability:
+        raise ValueError(f"launches are those of GPUs: pass --device cuda, not {device}")
+    chosen, lines = {}, [f"compute capability {capability}, {precision}"]
+    for case, name in CASE_OF.items():
+        chosen[name], medians = fastest(case, device, precision, seconds)
+        lines.append(name)
+        for launch in sorted(medians, key=medians.__getitem__):
+            lines.append(
+                f"  {launch.block:3d} queries, {launch.warps} warps {medians[launch] * 1e6:9.1f} us"
+            )
+    add_to_table(capability, chosen, table)
+    return "\n".join(lines)

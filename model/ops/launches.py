@@ -1,0 +1,62 @@
+"""How the Triton kernel is cut on each GPU: `launches.json`, filled by `detr-batch bench launches`.
+
+The table is keyed by compute capability ("9.0") and by how many queries there are. "any" serves the
+capabilities that nobody measured: chosen from registers and the width of loads, 16 bytes a thread.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+TABLE = Path(__file__).with_name("launches.json")
+ANY = "any"
+FEW, MANY = "few queries", "many queries"
+MANY_FROM = 4096  # queries of all pictures; fewer are cut small, so that every processor has some
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a program is cut: queries of one, and warps of it."""
+
+    block: int
+    warps: int
+
+
+Launches = dict[str, Launch]  # by FEW and MANY
+CANDIDATES = tuple(
+    Launch(block, warps)
+    for block in (4, 8, 16, 32, 64)
+    for warps in (1, 2, 4)
+    if block >= 4 * warps
+)
+
+
+def read_table(path: Path = TABLE) -> dict[str, Launches]:
+    """Launches by compute capability."""
+    return {
+        capability: {case: Launch(**numbers) for case, numbers in cases.items()}
+        for capability, cases in json.loads(path.read_text()).items()
+    }
+
+
+def add_to_table(capability: str, launches: Launches, path: Path = TABLE) -> None:
+    """Keep what was measured on a GPU of this capability in place of what the table had."""
+    table = read_table(path) | {capability: launches}
+    lines = [
+        f" {json.dumps(name)}: "
+        + json.dumps({case: asdict(launch) for case, launch in cases.items()})
+        for name, cases in sorted(table.items(), key=lambda item: (item[0] != ANY, item[0]))
+    ]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+@cache
+def _kept() -> dict[str, Launches]:
+    return read_table()
+
+
+def launch_of(queries: int, capability: str) -> Launch:
+    """The launch for so many `queries`, of all pictures, on a GPU of this capability."""
+    table = _kept()
+    return table.get(capability, table[ANY])[FEW if queries < MANY_FROM else MANY]

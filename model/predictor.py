@@ -1,0 +1,90 @@
+"""A detector on its device: pictures in, boxes out, and a GPU does not wait for the host.
+
+    host     stack 1 | stack 2       | boxes 1 | stack 3 | boxes 2
+    copies           | 1 ->          | 2 ->    |         | 3 ->
+    device                | compute 1 ....... | compute 2 .......
+
+`submit` returns as soon as the work is in the device's queue; whoever submits the next batch before
+asking for the `result` of the last one keeps the device busy.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.cuda_graphs import Graphed
+from model.deformable_detr import DeformableDetr
+from model.postprocess import Detections, postprocess
+from model.preprocess import normalize, stack_images
+
+# Padded pictures on GPUs are rounded up to this: each shape has a CUDA graph of its own.
+MULTIPLE = 64
+
+
+class Pending:
+    """Boxes that a device may still be computing."""
+
+    def __init__(self, packed: Tensor, ready: torch.cuda.Event | None):
+        self._packed, self._ready = packed, ready
+
+    def result(self) -> Detections:
+        """On the host. RuntimeError where the device failed."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        scores, labels, boxes = self._packed.split((1, 1, 4), dim=-1)
+        return Detections(scores[..., 0], labels[..., 0].long(), boxes)
+
+
+class Predictor:
+    """Runs `net`, prepared for inference, where it lies. Keeps `top` detections of a picture."""
+
+    def __init__(self, net: DeformableDetr, device: str, top: int = 100):
+        self.net, self.top = net, top
+        self.device = torch.device(device)
+        self.on_gpu = self.device.type == "cuda"
+        self.detect = Graphed(self._detect, net.kept_positions) if self.on_gpu else self._detect
+        self.copies = torch.cuda.Stream(self.device) if self.on_gpu else None
+
+    @property
+    def ahead(self) -> int:
+        """How many batches may wait for their results while the next is submitted."""
+        return 1 if self.on_gpu else 0
+
+    @torch.inference_mode()
+    def submit(self, images: Sequence[Tensor], sizes: Tensor) -> Pending:
+        """Begin to detect in pictures (h, w, 3) uint8.
+
+        `sizes` (B, 2) int64 are heights and widths in pixels of what boxes shall refer to.
+        RuntimeError where memory does not hold the batch, or the device fails.
+        """
+        pixels, valid = stack_images(images, MULTIPLE if self.on_gpu else 1, pin=self.on_gpu)
+        if self.copies is None:
+            return Pending(self._detect(pixels, valid, sizes), None)
+        with torch.cuda.device(self.device):
+            computing = torch.cuda.current_stream()
+            with torch.cuda.stream(self.copies):
+                pixels = pixels.to(self.device, non_blocking=True)
+                sizes = sizes.pin_memory().to(self.device, non_blocking=True)
+                if valid is not None:
+                    valid = valid.to(self.device, non_blocking=True)
+            computing.wait_stream(self.copies)
+            for tensor in (pixels, sizes, *(() if valid is None else (valid,))):
+                tensor.record_stream(computing)  # it was made on the other stream
+            packed = self.detect(pixels, valid, sizes)
+            back = torch.empty(packed.shape, pin_memory=True)
+            back.copy_(packed, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record(computing)
+        return Pending(back, ready)
+
+    def _detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
+        """(B, N, 6) fp32: score, label and corners, packed for one copy to the host."""
+        found = postprocess(self.net(*normalize(pixels, valid)), sizes, self.top)
+        columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
+        return torch.cat(columns, dim=-1)
+
+    def give_memory_back(self) -> None:
+        """After the device had too little: forget what was kept for speed alone."""
+        if isinstance(self.detect, Graphed):
+            self.detect.forget()
