@@ -1,6 +1,7 @@
 """`detr-batch label`: everything under INPUT that OUTPUT does not hold yet."""
 
 import logging
+import secrets
 import shlex
 import sys
 import time
@@ -91,6 +92,7 @@ def carry_out(
         options.precision,
         options.score_threshold,
         options.batch_size,
+        session=secrets.token_hex(8),
     )
     blocks = join(staging_url(options.output, run.run_id), "blocks")
     target = PublishTarget(options.output, run.run_id, blocks, options.model, mark, config.labels)

@@ -32,6 +32,7 @@ def as_text(report: dict[str, Any]) -> str:
         f"throughput     {report['images_per_second']:.2f} images/s, start-up included",
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
         *(f"  {stage:<12} {seconds:.1f} s of workers' time" for stage, seconds in stages),
+        f"retries        {report['storage_retries']} requests to stores were repeated",
         f"device use     {report['device_use']:.0%} of the wall time",
         "cost           "
         + (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 
 from jobs.label_options import LabelOptions
 from jobs.run_record import environment, read_document, write_document
@@ -16,7 +17,16 @@ from model.urls import mask
 from pipeline.plan import Plan, from_table, plan, to_table
 from pipeline.publish import committed_runs, remove_tables
 from pipeline.schema import Shard
-from pipeline.storage import InputError, join, open_location, remove_tree, uri, write_whole
+from pipeline.storage import (
+    InputError,
+    find,
+    join,
+    open_location,
+    open_object,
+    remove_tree,
+    uri,
+    write_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -94,9 +104,9 @@ def unfinished(options: LabelOptions, mark: str) -> Run | None:
     --relabel drops that of another command; without it that is an InputError.
     """
     fs, path = open_location(join(options.output, "_staging"), "OUTPUT")
-    if not fs.exists(path):
-        return None
-    plans = sorted(name for name in fs.find(path) if name.endswith("/plan.parquet"))
+    found = list(find(fs, path))
+    plans = [name for name in found if name.endswith("/plan.parquet")]
+    _remove_remains(fs, path, found, plans)
     committed = {run["run_id"]: run for run in committed_runs(options.output)}
     for name in plans:
         run_id = name.split("/")[-2]
@@ -118,6 +128,16 @@ def unfinished(options: LabelOptions, mark: str) -> Run | None:
             )
         remove_tree(fs, folder)
     return None
+
+
+def _remove_remains(
+    fs: AbstractFileSystem, staging: str, found: list[str], plans: list[str]
+) -> None:
+    """Delete the folders of runs that were killed while they tidied up: their plan is gone."""
+    begun = {name.rsplit("/", 1)[0] for name in plans}
+    folders = {f"{staging}/{name[len(staging) :].strip('/').split('/')[0]}" for name in found}
+    for folder in sorted(folders - begun):
+        remove_tree(fs, folder)
 
 
 _WORK = ("input", "format", "limit", "relabel")  # options that decide which images are labelled
@@ -170,7 +190,7 @@ def write_down(options: LabelOptions, mark: str, run: Run) -> None:
 def read_table(url: str) -> pa.Table:
     """The Parquet file at `url`."""
     fs, path = open_location(url, "OUTPUT")
-    with fs.open(path, "rb") as file:
+    with open_object(fs, path) as file:
         return pq.read_table(file)
 
 

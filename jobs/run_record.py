@@ -12,8 +12,9 @@ from typing import Any
 
 from jobs.prices import Price
 from model.config import DeformableDetrConfig
+from pipeline import retries
 from pipeline.schema import OK, Receipt
-from pipeline.storage import join, open_location, write_whole
+from pipeline.storage import join, open_location, read_object, write_whole
 
 PACKAGES = ("detr-batch", "ray", "torch", "torchvision", "pyarrow", "pillow", "fsspec")
 
@@ -49,7 +50,7 @@ def write_document(output: str, run_id: str, name: str, document: dict[str, Any]
 def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
     """A JSON document of a run; FileNotFoundError where there is none."""
     fs, path = open_location(join(output, "_runs", run_id, name), "OUTPUT")
-    document: dict[str, Any] = json.loads(fs.cat_file(path))
+    document: dict[str, Any] = json.loads(read_object(fs, path))
     return document
 
 
@@ -64,6 +65,7 @@ class Tally:
     # By stage, summed over workers.
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     encoded_bytes: int = 0
+    retries: int = 0  # requests to stores that were repeated
     batch_limit: int | None = None  # pictures at once, where memory does not hold as many as asked
     first: Receipt | None = None
     last: float = 0.0
@@ -72,6 +74,7 @@ class Tally:
         self.images += receipt.images
         self.detections += receipt.detections
         self.encoded_bytes += receipt.encoded_bytes
+        self.retries += receipt.retries
         self.failed.update(receipt.failed)
         for stage in ("read", "prepare", "detect", "stage"):
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
@@ -119,6 +122,7 @@ def report(
         "images_per_second": tally.images / wall,
         "images_per_second_steady": tally.steady_rate(),
         "seconds_by_stage": dict(tally.seconds),
+        "storage_retries": tally.retries + retries.repeated,
         "batch_limit": tally.batch_limit,
         "device_use": tally.seconds["detect"] / (wall * detectors),
         "usd_per_hour": price and price.usd_per_hour,

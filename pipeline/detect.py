@@ -1,6 +1,8 @@
 """detect: PREPARED -> DETECTED, in an actor that holds the model on its device."""
 
+import hashlib
 import os
+import sys
 import time
 import warnings
 from collections import deque
@@ -18,12 +20,15 @@ from model.host_memory import keep_freed_memory
 from model.postprocess import Detections
 from model.predictor import Pending, Predictor
 from model.zoo import create_model
-from pipeline.schema import DETECTED, DETECTOR_ERROR, OK
+from pipeline.notes import Notes
+from pipeline.schema import DETECTED, DETECTOR_ERROR, OK, TIMED_OUT, WORKER_CRASH
 
 # Pictures whose sides round up to the same multiple of this travel in one batch: at 800 x 1066 the
 # padding is then at most 1/13 of either side.
 BUCKET = 64
 TOP = 100  # detections kept of an image, as published
+ATTEMPTS = 2  # at a single picture over which the process ended: it may not have been the cause
+DETECT_SECONDS = 600.0  # for a batch, the first of a shape too, for which kernels are compiled
 
 Row = dict[str, Any]
 
@@ -38,15 +43,17 @@ class DetectorSpec:
     precision: str
     score_threshold: float
     batch_size: int  # pictures in one forward pass, at most
+    session: str  # of one command, see notes.py
 
 
 @dataclass
 class Batch:
     """Pictures that were submitted together, and what became of that so far."""
 
+    key: str  # that its note bears
     rows: list[Row]
     images: list[Tensor]
-    pending: Pending | Exception
+    pending: Pending | Exception | None  # None: it ended a process before, and was not submitted
 
 
 class Detector:
@@ -62,6 +69,7 @@ class Detector:
             spec.model, spec.weights, spec.device, spec.precision, padding="invariant"
         )
         self.predictor = Predictor(net, spec.device, TOP)
+        self.notes = Notes(spec.session, DETECT_SECONDS)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """PREPARED -> DETECTED, row for row."""
@@ -75,7 +83,9 @@ class Detector:
         for group in self._groups(pictures):
             images = [_image(table, i, sizes[i]) for i in group]
             under_way.append(self._submit([rows[i] for i in group], images))
-            if len(under_way) > self.predictor.ahead:
+            # What may end this process again is computed alone, so that nothing else is blamed.
+            ahead = 0 if under_way[-1].pending is None else self.predictor.ahead
+            while len(under_way) > ahead:
                 began = self._finish(under_way.popleft(), began)
         while under_way:
             began = self._finish(under_way.popleft(), began)
@@ -98,13 +108,19 @@ class Detector:
                 yield group
                 start += len(group)
 
-    def _submit(self, rows: list[Row], images: list[Tensor]) -> Batch:
+    def _submit(self, rows: list[Row], images: list[Tensor], again: bool = False) -> Batch:
+        """Begin a batch, unless a process ended over it before and it is not tried `again`."""
+        key = _key(rows)
+        if not again and self.notes.unfinished(key):
+            return Batch(key, rows, images, None)
+        self.notes.begin(key)
         sizes = torch.tensor([(row["height"], row["width"]) for row in rows])
         try:
-            return Batch(rows, images, self.predictor.submit(images, sizes))
+            return Batch(key, rows, images, self.predictor.submit(images, sizes))
         except (RuntimeError, MemoryError) as error:  # torch's: memory and kernel failures
+            _end_where_lasting(error)
             # Its traceback holds on to the tensors of the attempt.
-            return Batch(rows, images, error.with_traceback(None))
+            return Batch(key, rows, images, error.with_traceback(None))
 
     def _finish(self, batch: Batch, began: float) -> float:
         """Label a batch and share out the seconds since `began`; the time now."""
@@ -119,13 +135,19 @@ class Detector:
 
         Where it was too large for the memory, later ones are no larger than its halves.
         """
+        if batch.pending is None:
+            self._one_by_one(batch)
+            return
         rows, images, error = batch.rows, batch.images, batch.pending
         if isinstance(error, Pending):
             try:
                 self._fill(rows, error.result())
+                self.notes.end(batch.key)
                 return
             except RuntimeError as late:
+                _end_where_lasting(late)
                 error = late.with_traceback(None)
+        self.notes.end(batch.key)
         half = len(rows) // 2
         if _is_of_memory(error):
             self.predictor.give_memory_back()
@@ -136,6 +158,22 @@ class Detector:
             return
         self._label(self._submit(rows[:half], images[:half]))
         self._label(self._submit(rows[half:], images[half:]))
+
+    def _one_by_one(self, batch: Batch) -> None:
+        """Pictures over which a process ended, in this command: that of a single one is told."""
+        if len(batch.rows) > 1:
+            for row, image in zip(batch.rows, batch.images, strict=True):
+                self._label(self._submit([row], [image]))
+            self.notes.end(batch.key)
+        elif self.notes.unfinished(batch.key) < ATTEMPTS:
+            self._label(self._submit(batch.rows, batch.images, again=True))
+        else:
+            stuck = self.notes.stood_still(batch.key)
+            reason = f"took more than {DETECT_SECONDS:g} s" if stuck else "ended its process"
+            batch.rows[0].update(
+                status=TIMED_OUT if stuck else WORKER_CRASH,
+                error=f"the detector {reason}, {ATTEMPTS} times",
+            )
 
     def _fill(self, rows: list[Row], found: Detections) -> None:
         """Boxes from the threshold up (at 0: the best TOP) into their rows."""
@@ -150,6 +188,22 @@ class Detector:
                 }
                 for k in keep
             ]
+
+
+def _key(rows: list[Row]) -> str:
+    """A name of these pictures, by their places."""
+    places = "\0".join(f"{row['shard']}\0{row['index_in_shard']}" for row in rows)
+    return hashlib.sha256(places.encode()).hexdigest()[:24]
+
+
+def _end_where_lasting(error: Exception) -> None:
+    """End this process where all that it asks of its device will fail from now on.
+
+    After an illegal access CUDA answers every call with that error. Ray starts the detector anew.
+    """
+    if isinstance(error, torch.AcceleratorError) and not _is_of_memory(error):
+        print(f"the device failed, and the detector ends: {error}", file=sys.stderr)
+        os._exit(1)
 
 
 def _is_of_memory(error: Exception) -> bool:

@@ -11,10 +11,19 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.retries import is_passing, retried
 from pipeline.schema import Member
-from pipeline.storage import InputError, is_passing, join, open_location, uri
+from pipeline.storage import (
+    InputError,
+    etag_of,
+    find,
+    join,
+    open_location,
+    open_object,
+    read_object,
+    uri,
+)
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif "
@@ -34,7 +43,7 @@ def listing(input_url: str, format: str, leave_out: str | None = None) -> Iterat
     `leave_out` is a URL whose objects are no input: an OUTPUT may lie within INPUT.
     """
     fs, root = open_location(input_url, "INPUT")
-    info = fs.info(root)
+    info = retried(fs.info, root)
     if info["type"] == "file":
         if format == "urls" or (format == "auto" and _is_list(fs, root)):
             for member in _listed(fs, root):
@@ -45,10 +54,8 @@ def listing(input_url: str, format: str, leave_out: str | None = None) -> Iterat
         return
     out_fs, out = open_location(leave_out, "OUTPUT") if leave_out else (fs, None)
     hidden = f"{uri(out_fs, out).rstrip('/')}/" if out else None
-    # A folder that may not be read is an error; fsspec would leave it out.
-    options = {"on_error": "raise"} if isinstance(fs, LocalFileSystem) else {}
-    entries = fs.find(root, detail=True, **options)
-    for path in sorted(entries):
+    entries = find(fs, root)
+    for path in entries:
         if not _is_file(entries[path]) or not _is_visible(path[len(root) :]):
             continue
         if entries[path].get("size") == 0 and path.endswith("/"):
@@ -101,11 +108,8 @@ def _is_file(info: dict[str, Any]) -> bool:
 
 def _member(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> Member:
     size = info.get("size")
-    etag = info.get("ETag") or info.get("etag")
-    if etag is None and "mtime" in info:
-        etag = f"{int(info['mtime'] * 1e9)}-{size}"
     name = readable_name(uri(fs, path))
-    return Member(name, str(etag or size).strip('"'), -1 if size is None else int(size))
+    return Member(name, etag_of(info), -1 if size is None else int(size))
 
 
 def _is_list(fs: AbstractFileSystem, path: str) -> bool:
@@ -114,7 +118,7 @@ def _is_list(fs: AbstractFileSystem, path: str) -> bool:
         return True
     if not path.endswith(".parquet"):
         return False
-    with fs.open(path, "rb") as file:
+    with open_object(fs, path) as file:
         schema = pq.read_schema(file)
     binary = any(pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type) for f in schema)
     nested = any(pa.types.is_struct(f.type) for f in schema)
@@ -124,14 +128,14 @@ def _is_list(fs: AbstractFileSystem, path: str) -> bool:
 def _listed(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
     """Objects named by a list, each once; relative ones lie beside it."""
     if path.endswith(".parquet"):
-        with fs.open(path, "rb") as file:
+        with open_object(fs, path) as file:
             table = pq.read_table(file)
         column = next((name for name in LIST_COLUMNS if name in table.column_names), None)
         if column is None:
             raise InputError(f"the list {path} has no column named {' or '.join(LIST_COLUMNS)}")
         names = [name for name in table[column].to_pylist() if name]
     else:
-        lines = fs.cat_file(path).decode("utf-8", "replace").splitlines()
+        lines = read_object(fs, path).decode("utf-8", "replace").splitlines()
         names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     folder = uri(fs, path).rsplit("/", 1)[0]
     urls = [_absolute(name, folder) for name in names]
@@ -155,7 +159,7 @@ def _looked_up(url: str) -> Member:
     """A listed object, planned also where it is missing or forbidden: its row will say so."""
     fs, place = open_location(url, "listed image")
     try:
-        info = fs.info(place)
+        info = retried(fs.info, place)
     except Exception as error:  # of many kinds; those that pass are the run's
         if is_passing(error):
             raise

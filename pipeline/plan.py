@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 
 from model.urls import mask
 from pipeline.listing import FORMATS, is_image, listing
+from pipeline.retries import is_passing
 from pipeline.schema import Member, Shard
-from pipeline.storage import InputError, explained, is_passing, open_location, uri
+from pipeline.storage import InputError, explained, open_location, open_object, uri
 
 # Loose files travel in groups, so that a task reads for seconds, not for one file.
 FILES_PER_SHARD = 256
@@ -105,7 +106,7 @@ def _count(shard: Shard, most: int) -> int:
     fs, path = open_location(shard.members[0].uri, "shard")
     count = 0
     try:
-        with fs.open(path, "rb") as file:
+        with open_object(fs, path) as file:
             if shard.kind == "parquet":
                 count = min(pq.read_metadata(file).num_rows, most)
             else:

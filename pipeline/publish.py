@@ -17,7 +17,16 @@ import pyarrow.parquet as pq
 
 from pipeline.schema import DETECTED, DETECTIONS, IMAGES
 from pipeline.stage import Staged
-from pipeline.storage import explained, join, open_location, remove_tree, write_whole
+from pipeline.storage import (
+    explained,
+    find,
+    join,
+    open_location,
+    open_object,
+    read_object,
+    remove_tree,
+    write_whole,
+)
 
 # Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
 IMAGES_PER_FILE = 100_000
@@ -98,7 +107,7 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
     fs, staging = open_location(target.staging, "staging")
     tables = []
     for name in part.files:
-        with fs.open(f"{staging}/{name}", "rb") as file:
+        with open_object(fs, f"{staging}/{name}") as file:
             table = pq.read_table(file, schema=DETECTED)
         tables.append(table.filter(pc.is_in(table["shard"], pa.array(part.shards, pa.string()))))
     rows = pa.concat_tables(tables).sort_by(
@@ -191,10 +200,8 @@ def committed_runs(output: str) -> list[dict[str, Any]]:
     """Manifests of the runs that count, oldest first."""
     fs, path = open_location(join(output, "_runs"), "OUTPUT")
     with explained("OUTPUT", output):
-        if not fs.exists(path):
-            return []
-        found = sorted(name for name in fs.find(path) if name.endswith("/manifest.json"))
-        runs = [json.loads(fs.cat_file(name)) for name in found]
+        found = [name for name in find(fs, path) if name.endswith("/manifest.json")]
+        runs = [json.loads(read_object(fs, name)) for name in found]
     replaced = {run_id for run in runs for run_id in run["replaces"]}
     return [run for run in runs if run["run_id"] not in replaced]
 
@@ -204,5 +211,4 @@ def remove_tables(output: str, run_ids: Sequence[str]) -> None:
     for run_id in run_ids:
         for table in ("images", "detections"):
             fs, path = open_location(join(output, table, f"run={run_id}"), "OUTPUT")
-            if fs.exists(path):
-                remove_tree(fs, path)
+            remove_tree(fs, path)

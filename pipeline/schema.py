@@ -24,12 +24,17 @@ EMPTY_FILE = "empty_file"  # zero bytes
 CORRUPT_SHARD = "corrupt_shard"  # a tar or Parquet file broken at this point: one row for the rest
 EMPTY_SHARD = "empty_shard"  # a tar or Parquet file without one image: one row for the shard
 MISSING_BYTES = "missing_bytes"  # a Parquet row whose image column is null
+TOO_LARGE = "too_large"  # more bytes than any picture has: left unread
+CHANGED = "changed"  # not what was planned: another version lies there, which the next run labels
 # Reasons of the decoder.
 UNDECODABLE = "undecodable"  # not an image, or one that no decoder here reads
 TRUNCATED = "truncated"  # the file ends before the picture does
 TOO_MANY_PIXELS = "too_many_pixels"  # refused by its header
 # Reasons of the detector.
 DETECTOR_ERROR = "detector_error"  # the model failed on this image alone
+# Reasons of all of them.
+WORKER_CRASH = "worker_crash"  # the process that looked into it ended, whenever it did
+TIMED_OUT = "timed_out"  # it took longer than any image should
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ _IDENTITY = [
     pa.field("status", pa.string()),
     pa.field("error", pa.string()),
     pa.field("read_seconds", pa.float32()),  # waiting for this image's bytes
+    pa.field("retries", pa.int32()),  # requests to the store that were repeated meanwhile
 ]
 
 # read -> prepare: the file as it lies in the store (null where it could not be had).
@@ -183,6 +189,7 @@ class Receipt:
     prepare_seconds: float = 0.0
     detect_seconds: float = 0.0
     stage_seconds: float = 0.0
+    retries: int = 0  # requests to stores that were repeated
     batch_limit: int | None = None  # the smallest of DETECTED's
     finished_at: float = 0.0  # Unix time
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import retries
 from pipeline.schema import DETECTED, OK, Done, Receipt
-from pipeline.storage import join, open_location, write_whole
+from pipeline.storage import find, join, open_location, open_object, write_whole
 
 
 def block_name(table: pa.Table) -> str:
@@ -31,7 +32,7 @@ def block_name(table: pa.Table) -> str:
 
 def stage(table: pa.Table, staging: str) -> Receipt:
     """Write one block under the URL `staging`, whole or not at all."""
-    began = time.perf_counter()
+    began, before = time.perf_counter(), retries.repeated
     table = table.select(DETECTED.names).cast(DETECTED)
     name = block_name(table)
     buffer = io.BytesIO()
@@ -51,6 +52,7 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         read_seconds=pc.sum(table["read_seconds"]).as_py() or 0.0,
         prepare_seconds=pc.sum(table["prepare_seconds"]).as_py() or 0.0,
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
+        retries=(pc.sum(table["retries"]).as_py() or 0) + retries.repeated - before,
         batch_limit=pc.min(table["batch_limit"]).as_py(),
         stage_seconds=time.perf_counter() - began,
         finished_at=time.time(),
@@ -91,13 +93,11 @@ _COLUMNS = ["shard", "index_in_shard", "shard_size", "status", "error"]
 def staged(staging: str) -> Staged:
     """Read back what blocks under the URL `staging` hold; nothing where the folder is absent."""
     fs, path = open_location(staging, "staging")
-    names = []
-    if fs.exists(path):
-        names = sorted(f for f in fs.find(path) if f.rsplit("/", 1)[-1].startswith("block-"))
+    names = [name for name in find(fs, path) if name.rsplit("/", 1)[-1].startswith("block-")]
     tables = []
     files: dict[str, list[str]] = {}
     for name in names:
-        with fs.open(name, "rb") as file:
+        with open_object(fs, name) as file:
             table = pq.read_table(file, columns=_COLUMNS)
         for shard in table["shard"].unique().to_pylist():
             files.setdefault(shard, []).append(name.rsplit("/", 1)[-1])

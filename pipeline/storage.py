@@ -1,32 +1,39 @@
 """Where things lie: local paths and object stores through fsspec, with errors people can act on."""
 
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fsspec import AbstractFileSystem
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from model.urls import mask
+from pipeline.retries import retried
 
-# A stalled request fails after this long and is tried again, a bounded number of times.
+READ_AHEAD = 4 << 20  # bytes of an archive fetched by one request
+# A stalled request fails after this long and is repeated, by retries.py alone.
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # other processes write: what was listed before is stale
     "config_kwargs": {
         "connect_timeout": 10,
-        "read_timeout": 60,
-        "retries": {"max_attempts": 5, "mode": "standard"},
+        "read_timeout": 30,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
     },
 }
 
 
 class InputError(ValueError):
     """A mistake of the user's: one line that says what to do."""
+
+
+class StorageUnavailable(RuntimeError):
+    """A store that fails for a time, or for good: the run ends, and the next takes it up."""
 
 
 def join(url: str, *parts: str) -> str:
@@ -46,7 +53,81 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
         raise InputError(f"{what} {mask(url)} cannot be opened: {error}") from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)  # one name for one place
+    elif options:
+        fs.retries = 1  # of s3fs, on top of botocore's
     return fs, path
+
+
+def find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """Details of every object below `path`, by name, sorted; none where it does not exist."""
+    if isinstance(fs, LocalFileSystem):
+        if not fs.exists(path):
+            return {}
+        # A folder that may not be read is an error; fsspec would leave it out.
+        found = fs.find(path, detail=True, on_error="raise")
+    else:
+        found = retried(fs.find, path, detail=True)
+    return dict(sorted(found.items()))
+
+
+def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
+    """An object's bytes, of which `size` are expected where that is known."""
+    if size < 0 or isinstance(fs, LocalFileSystem):
+        data: bytes = retried(fs.cat_file, path)
+    else:  # which spares the store a question for the size
+        data = retried(fs.cat_file, path, start=0, end=size) if size else b""
+    return data
+
+
+def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
+    """An object for reading from any place, its requests repeated where they fail.
+
+    s3fs raises FileExpired where it changed since.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return open(path, "rb")
+    return io.BufferedReader(_Ranges(fs, path), READ_AHEAD)
+
+
+class _Ranges(io.RawIOBase):
+    """One request a read, for a buffer above it to make few of them."""
+
+    def __init__(self, fs: AbstractFileSystem, path: str):
+        self._file = retried(fs.open, path, "rb", cache_type="none")
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: int(self._file.size)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = retried(self._read, self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _read(self, at: int, count: int) -> bytes:
+        wanted = max(0, min(count, self._file.size - at))
+        self._file.seek(at)
+        data: bytes = self._file.read(wanted) if wanted else b""
+        if len(data) < wanted:
+            raise ConnectionError(f"{len(data)} bytes came where {wanted} were asked for")
+        return data
+
+
+def etag_of(info: dict[str, Any]) -> str:
+    """What tells versions of an object apart: its ETag, "<mtime_ns>-<size>" of a local file."""
+    etag = info.get("ETag") or info.get("etag")
+    if etag is None and "mtime" in info:
+        etag = f"{int(info['mtime'] * 1e9)}-{info.get('size')}"
+    return str(etag or info.get("size")).strip('"')
 
 
 def uri(fs: AbstractFileSystem, path: str) -> str:
@@ -69,34 +150,6 @@ def describe(error: BaseException, url: str) -> str:
     return f"{place} cannot be reached: {kind}: {_first_line(error)}"
 
 
-# S3's answers that say nothing about the object that was asked for.
-_PASSING_CODES = {
-    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed",
-    "ThrottlingException", "ExpiredToken", "TokenRefreshRequired", "IncompleteBody",
-}  # fmt: skip
-_CLIENTS = ("aiohttp", "aiobotocore", "botocore", "urllib3")  # their own errors: no connection
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether storage failed for a time, or for everything: no word about one object.
-
-    Such an error must end the run, to be taken up again: as the row of an image it would stay.
-    """
-    cause = error.__cause__ or error
-    answer = getattr(cause, "response", None) or {}
-    if isinstance(answer, dict) and answer:
-        code = str(answer.get("Error", {}).get("Code"))
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
-        return code in _PASSING_CODES or status >= 500 or status == 429
-    status = getattr(cause, "status", 0)  # aiohttp's answers
-    if status:
-        return bool(status >= 500 or status == 429)
-    if isinstance(cause, FileNotFoundError | PermissionError):
-        return False
-    kind = type(cause).__module__.split(".")[0]
-    return isinstance(cause, TimeoutError | ConnectionError) or kind in _CLIENTS
-
-
 @contextmanager
 def explained(what: str, url: str) -> Iterator[None]:
     """Errors of the storage inside, as InputErrors that name what lies at `url` ("INPUT")."""
@@ -115,20 +168,21 @@ def _first_line(error: BaseException) -> str:
 def remove_tree(fs: AbstractFileSystem, path: str) -> None:
     """Delete all below `path`; brackets and stars in it are no patterns, as in `fs.rm`."""
     if isinstance(fs, LocalFileSystem):
-        shutil.rmtree(path)
+        if os.path.exists(path):
+            shutil.rmtree(path)
         return
-    files = fs.find(path)
+    files = find(fs, path)
     if has_magic(path):
         for name in files:
-            fs.rm_file(name)
+            retried(fs.rm_file, name)
     elif files:
-        fs.rm(path, recursive=True)
+        retried(fs.rm, list(files))
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
     """Make an object appear whole or not at all: one put, or a rename of a hidden local file."""
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
+        retried(fs.pipe_file, path, data)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

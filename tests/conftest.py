@@ -14,6 +14,7 @@ from tests.s3_server import BUCKET, s3_server
 
 if not torch.cuda.is_available():  # Triton reads this when it is imported: kernels run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("DETR_BATCH_STORE_PATIENCE", "10")  # seconds, with stores that are gone
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {"model": {"model"}, "pipeline": {"model", "pipeline"}}
-STAGES = ("read", "prepare", "detect", "stage")
+STAGES = ("read", "prepare", "decode", "detect", "stage")
 
 
 def imported(file: Path) -> set[str]:
@@ -42,7 +42,7 @@ def test_stages_do_not_import_one_another(stage: str) -> None:
     assert not imported(ROOT / "pipeline" / f"{stage}.py") & others
 
 
-@pytest.mark.parametrize("module", ["plan", "blocks", "lock"])
+@pytest.mark.parametrize("module", ["plan", "blocks", "lock", "prepare"])
 def test_workers_without_a_detector_do_not_load_torch(module: str) -> None:
     check = f"import sys, pipeline.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from model.resize import ResizeRule
 from pipeline.plan import plan
-from pipeline.prepare import prepare_blocks
+from pipeline.prepare import Preparer
 from pipeline.read import read_shard
 from pipeline.schema import ENCODED, NOTHING_DONE, PREPARED, Done, Shard
 
@@ -39,11 +40,17 @@ def encoded(shard: Shard, done: Done = NOTHING_DONE) -> list[dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist()]
 
 
+@cache
+def preparer() -> Preparer:
+    """One for all tests: its process loads for seconds."""
+    return Preparer(RULE)
+
+
 def prepared(source: Path, **options: Any) -> list[dict[str, Any]]:
     rows = []
     for shard in plan(str(source), **options).shards:
         for table in read_shard(shard):
-            for block in prepare_blocks(table, RULE):
+            for block in preparer()(table):
                 assert block.schema == PREPARED
                 rows += block.to_pylist()
     return rows

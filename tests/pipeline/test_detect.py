@@ -28,7 +28,7 @@ def pictures(count):
         schema=PREPARED,
     )
 
-detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, batch_size=16))
+detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 16, "test"))
 alone = detector(pictures(1))
 lines = Path("/proc/self/status").read_text().splitlines()
 held = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmSize"))

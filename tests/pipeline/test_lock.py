@@ -1,6 +1,9 @@
 """The lock on a local disk and on a real S3 server with conditional writes."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -65,13 +68,67 @@ def test_ended_lease_is_taken_over_and_its_holder_notices(output: str) -> None:
     fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
     fs.makedirs(output, exist_ok=True)
     assert _create(fs, path, dead._content())
-    with pytest.raises(InputError, match="lease ends"):
+    with pytest.raises(InputError, match="its lease ends"):
         OutputLock(output).__enter__()
+    dead._renewed += 60  # as though its clock had not told it either
     time.sleep(0.6)
     with OutputLock(output) as heir:
         heir.check()
         with pytest.raises(LockLost, match="taken over"):
             dead.check()
+
+
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_a_live_holder_of_another_clock_is_left_alone(output: str, ahead: float) -> None:
+    """And a dead one is taken over, whatever its clock said."""
+    living = OutputLock(output, lease_seconds=2)
+    plain = living._content
+
+    def skewed() -> bytes:
+        document = json.loads(plain())
+        return json.dumps({**document, "expires_at": document["expires_at"] + ahead}).encode()
+
+    living._content = skewed  # type: ignore[method-assign]
+    with living, pytest.raises(InputError, match="is being written by"):
+        OutputLock(output).__enter__()
+    fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
+    fs.makedirs(output, exist_ok=True)
+    assert _create(fs, path, skewed())
+    with OutputLock(output, lease_seconds=2) as heir:
+        heir.check()
+
+
+def test_a_holder_that_stood_still_must_not_publish(output: str) -> None:
+    """Stopped for longer than its lease, with and without an heir."""
+    code = f"""
+import os, signal, sys
+from pipeline.lock import OutputLock, LockLost
+with OutputLock({output!r}, lease_seconds=1) as lock:
+    print("held", flush=True)
+    sys.stdin.readline()
+    try:
+        lock.check()
+    except LockLost as error:
+        print(error)
+"""
+    for heir in (False, True):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert holder.stdin and holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        taken = OutputLock(output).__enter__() if heir else None
+        holder.send_signal(signal.SIGCONT)
+        said, _ = holder.communicate("\n", timeout=30)
+        assert ("taken over by" in said) or ("was not renewed" in said)
+        if taken:
+            taken.check()
+            taken.__exit__(None, None, None)
 
 
 def test_lease_is_renewed(output: str) -> None:

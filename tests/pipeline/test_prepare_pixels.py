@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from model.resize import ResizeRule
-from pipeline.prepare import MAX_PIXELS, prepare_row
+from pipeline.decode import decode_row
+from pipeline.prepare import MAX_PIXELS
 
 SAVED = [
     {"format": "JPEG", "subsampling": 0},
@@ -27,8 +28,7 @@ def picture(mode: str, width: int, height: int) -> Image.Image:
 
 
 def prepared_pixels(encoded: bytes, rule: ResizeRule) -> np.ndarray[Any, Any]:
-    row = {"status": "ok", "error": None, "encoded": encoded}
-    found = prepare_row(row, rule, MAX_PIXELS)
+    found = decode_row(encoded, rule, MAX_PIXELS)
     assert found["status"] == "ok", found["error"]
     shape = found["rows"], found["columns"], 3
     return np.frombuffer(found["pixels"], np.uint8).reshape(shape).astype(int)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.plan import plan
-from pipeline.prepare import prepare_blocks
+from pipeline.prepare import Preparer
 from pipeline.read import read_shard
 from pipeline.schema import Done
 from tests.pipeline.samples import RULE, encoded, jpeg, prepared, write_tar
@@ -192,7 +192,7 @@ def test_pixel_limit_is_read_from_the_header(tmp_path: Path) -> None:
     Image.new("L", (400, 300)).save(tmp_path / "large.png")
     (shard,) = plan(str(tmp_path)).shards
     (encoded,) = read_shard(shard)
-    (table,) = prepare_blocks(encoded, RULE, max_pixels=400 * 300 - 1)
+    (table,) = Preparer(RULE, max_pixels=400 * 300 - 1)(encoded)
     (row,) = table.to_pylist()
     assert row["status"] == "too_many_pixels"
     assert (row["width"], row["height"]) == (400, 300)

@@ -1,0 +1,88 @@
+"""Object stores fail for moments. Requests are repeated within bounds, with growing random pauses.
+
+The only layer that repeats: s3fs and botocore are told not to (pipeline/storage.py), so that the
+bounds hold and `repeated` counts all of it for the report.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+# Seconds for which a request is repeated before the run ends, to be taken up by the next.
+PATIENCE = float(os.environ.get("DETR_BATCH_STORE_PATIENCE", "180"))
+PATIENCE_AT_FIRST = 20.0  # with a store that never answered: a misspelt endpoint, as a rule
+ATTEMPTS = 12
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
+
+# S3's answers that say nothing about the object that was asked for.
+_PASSING_CODES = {
+    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed",
+    "ThrottlingException", "ExpiredToken", "TokenRefreshRequired", "IncompleteBody",
+}  # fmt: skip
+_CLIENTS = ("aiohttp", "aiobotocore", "botocore", "urllib3")  # their own errors: no connection
+# Of these, mistakes of the set-up, which no repetition mends.
+_LASTING = {
+    "NoCredentialsError", "PartialCredentialsError", "NoRegionError", "ProfileNotFound",
+    "ParamValidationError", "ConfigNotFound", "InvalidEndpointConfigurationError",
+}  # fmt: skip
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+repeated = 0  # requests of this process that were repeated
+_answered = False  # whether a store ever answered this process
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether storage failed for a time, or for everything: no word about one object.
+
+    Such an error must end the run, to be taken up again: as the row of an image it would stay.
+    """
+    cause = error.__cause__ or error
+    answer = _answer(cause)
+    if answer:
+        code = str(answer.get("Error", {}).get("Code"))
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+        return code in _PASSING_CODES or status >= 500 or status == 429
+    status = getattr(cause, "status", 0)  # aiohttp's answers
+    if status:
+        return bool(status >= 500 or status == 429)
+    if isinstance(cause, FileNotFoundError | PermissionError):
+        return False
+    kind = type(cause).__module__.split(".")[0]
+    return isinstance(cause, TimeoutError | ConnectionError) or kind in _CLIENTS
+
+
+def retried(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """What the call returns; its last error where it goes on failing, or says something lasting."""
+    global repeated, _answered
+    began = time.monotonic()
+    pause = FIRST_PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            result = call(*arguments, **options)
+            _answered = True
+            return result
+        except Exception as error:
+            cause = error.__cause__ or error
+            _answered = _answered or bool(_answer(cause))
+            lasting = not is_passing(error) or type(cause).__name__ in _LASTING
+            spent = time.monotonic() - began
+            if lasting or attempt == ATTEMPTS or spent + pause > _patience():
+                raise
+        time.sleep(random.uniform(pause / 2, pause))
+        pause = min(2 * pause, LONGEST_PAUSE)
+        repeated += 1
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _patience() -> float:
+    return PATIENCE if _answered else min(PATIENCE, PATIENCE_AT_FIRST)
+
+
+def _answer(error: BaseException) -> dict[str, Any]:
+    """What the store answered, where botocore kept it."""
+    answer = getattr(error, "response", None)
+    return answer if isinstance(answer, dict) else {}
