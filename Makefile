@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format lock setup clean
+.PHONY: demo test test-all chaos lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,9 @@ test: setup  ## all tests but the slow ones
 
 test-all: setup  ## the slow ones too
 	$(BIN)/python -m pytest -m "not network"
+
+chaos: setup  ## break runs on purpose, for about half an hour; prints a table
+	$(BIN)/python -m tests.chaos
 
 lint: setup  ## style and types
 	$(BIN)/ruff check .

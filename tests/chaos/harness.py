@@ -1,0 +1,253 @@
+"""A lake of small pictures, a Ray of its own, and runs over it that are disturbed on purpose."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from jobs.query import connect
+from model.checkpoint import save_weights
+from model.zoo import create_model
+
+INJECTED = Path(__file__).parent / "injected"
+LEASE_SECONDS = 3
+RUN_SECONDS = 240  # for one run; more is a hang
+IMAGES = "image_id, uri, shard, index_in_shard, status, width, height, num_detections"
+BOXES = "image_id, detection, label_id, score, x_min, y_min, x_max, y_max"
+
+
+@dataclass
+class Outcome:
+    """What a fault, injected so many times, cost."""
+
+    fault: str
+    injected: int = 0
+    lost: int = 0  # images without a row
+    twice: int = 0  # rows beyond the first of an image
+    differing: int = 0  # images whose row or boxes are not those of an undisturbed run
+    again: int = 0  # images computed again although a block with them was staged
+    recovery: list[float] = field(default_factory=list)  # seconds of the runs that took it up
+
+    def add(self, other: "Outcome") -> None:
+        """Sum up."""
+        for name in ("injected", "lost", "twice", "differing", "again"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.recovery += other.recovery
+
+
+def picture(seed: int, kind: str = "PNG") -> bytes:
+    """An encoded picture of 80 x 60, between noise and a photo."""
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((80, 60), Image.Resampling.BICUBIC).save(file, kind)
+    return file.getvalue()
+
+
+def of_one_colour(colour: tuple[int, int, int]) -> bytes:
+    """A picture that a detector may react to (`PIXEL_FAULTS`)."""
+    file = io.BytesIO()
+    Image.new("RGB", (80, 60), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_lake(folder: Path, images: int) -> None:
+    """Loose files, tars and a Parquet file, a third of the images each."""
+    folder.mkdir(parents=True)
+    third = images // 3
+    for index in range(third):
+        (folder / f"{index:04}.png").write_bytes(picture(index))
+    for number, start in enumerate(range(third, 2 * third, 8)):
+        with tarfile.open(folder / f"{number:03}.tar", "w") as archive:
+            for index in range(start, min(start + 8, 2 * third)):
+                entry = tarfile.TarInfo(f"{index:04}.png")
+                content = picture(index)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    rest = range(2 * third, images)
+    table = pa.table({"id": [str(i) for i in rest], "image": [picture(i) for i in rest]})
+    pq.write_table(table, folder / "rest.parquet", row_group_size=8)
+
+
+Tables = tuple[list[dict[str, Any]], dict[str, list[tuple[Any, ...]]]]
+
+
+def tables(output: str) -> Tables:
+    """Rows of `images`, and the boxes of each image."""
+    with connect(output) as database:
+        rows = database.sql(f"SELECT {IMAGES} FROM images ORDER BY image_id").to_arrow_table()
+        found = database.sql(f"SELECT {BOXES} FROM detections ORDER BY ALL").fetchall()
+    boxes: dict[str, list[tuple[Any, ...]]] = {}
+    for row in found:
+        boxes.setdefault(row[0], []).append(row[1:])
+    return rows.to_pylist(), boxes
+
+
+def compare(found: Tables, expected: Tables) -> Outcome:
+    """Which images are lost, there twice, or otherwise than expected."""
+    rows = {row["image_id"]: row for row in found[0]}
+    wanted = {row["image_id"]: row for row in expected[0]}
+    same = [
+        rows[name] == wanted[name] and _alike(found[1].get(name, []), expected[1].get(name, []))
+        for name in rows.keys() & wanted.keys()
+    ]
+    return Outcome(
+        "",
+        lost=len(wanted.keys() - rows.keys()),
+        twice=len(found[0]) - len(rows),
+        differing=same.count(False) + len(rows.keys() - wanted.keys()),
+    )
+
+
+def _alike(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> bool:
+    """Boxes equal but for what another batch rounds otherwise."""
+    if [row[:2] for row in found] != [row[:2] for row in expected]:
+        return False
+    numbers = np.array([row[2:] for row in found]), np.array([row[2:] for row in expected])
+    return bool(np.allclose(*numbers, rtol=1e-4, atol=1e-2))
+
+
+class Lab:
+    """One Ray cluster whose processes can be made to fail, and the runs on it."""
+
+    def __init__(self, folder: Path, images: int):
+        self.folder, self.count = folder, images
+        self.lake = folder / "lake"
+        write_lake(self.lake, images)
+        self.weights = folder / "tiny.safetensors"
+        save_weights(create_model("shapes-tiny", "random", training=True), self.weights, {})
+        self.faults = folder / "faults"
+        self.faults.mkdir()
+        self.environment = {
+            "PYTHONPATH": str(INJECTED),
+            "DETR_BATCH_FAULTS": str(self.faults),
+            "DETR_BATCH_LEASE_SECONDS": str(LEASE_SECONDS),
+            "DETR_BATCH_STORE_PATIENCE": "60",
+        }
+        self.outputs = 0
+        self.calm_steps = 0  # of a run that nothing disturbed
+        self.clear()
+
+    @contextmanager
+    def cluster(self) -> Iterator["Lab"]:
+        """Start Ray: a head of two CPUs."""
+        before = dict(os.environ)
+        os.environ.update(self.environment)
+        self.ray = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "include_dashboard": False},
+        )
+        try:
+            yield self
+        finally:
+            self.ray.shutdown()
+            os.environ.clear()
+            os.environ.update(before)
+
+    def clear(self) -> None:
+        """No kill is planned, and no step was taken."""
+        for name in ("kill_at", "driver"):
+            (self.faults / name).unlink(missing_ok=True)
+        for name in ("steps", "staged"):
+            (self.faults / name).write_text("")
+
+    def new_output(self) -> str:
+        self.outputs += 1
+        return str(self.folder / f"out-{self.outputs:03}")
+
+    def start(self, source: Path | str, output: str, *options: str) -> subprocess.Popen[str]:
+        """`detr-batch label`, which must not be waited for with its output unread for long."""
+        command = [sys.executable, "-m", "jobs.cli", "label", str(source), output]
+        command += ["--model", "shapes-tiny", "--weights", str(self.weights)]
+        command += ["--score-threshold", "0.02", "--precision", "fp32", "--batch-size", "2"]
+        command += ["--address", self.ray.address, "--device", "cpu", *options]
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **self.environment},
+        )
+        (self.faults / "driver").write_text(str(process.pid))
+        return process
+
+    def finish(self, process: subprocess.Popen[str]) -> str:
+        """What a run said that must end well."""
+        _, said = process.communicate(timeout=RUN_SECONDS)
+        if process.returncode not in (0, 3):
+            raise AssertionError(f"exit code {process.returncode}: {said}")
+        return said
+
+    def label(self, source: Path | str, output: str, *options: str) -> float:
+        """Run to the end; seconds that it took, the wait for a dead holder's lease aside."""
+        self.wait_for_lease(output)
+        began = time.monotonic()
+        self.finish(self.start(source, output, *options))
+        return time.monotonic() - began
+
+    def wait_for_lease(self, output: str) -> None:
+        """Until the lease of a run that was killed has ended."""
+        lock = Path(output, "_lock.json")
+        if lock.exists():
+            ends = json.loads(lock.read_text() or "{}").get("expires_at", time.time())
+            time.sleep(max(0.0, ends - time.time()) + 0.1)
+
+    def steps(self) -> list[str]:
+        """Changes of outputs since `clear`, two a change: before and after."""
+        return (self.faults / "steps").read_text().splitlines()
+
+    def computed_again(self) -> int:
+        """Images in more than one of the blocks that were staged since `clear`."""
+        places = [json.loads(line) for line in (self.faults / "staged").read_text().splitlines()]
+        every = [tuple(place) for block in places for place in block]
+        return len(every) - len(set(every))
+
+    def until(self, happened: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+        """Wait for it; False where the run ended before."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while not happened():
+            if process.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def staged(self) -> bool:
+        """Whether a block was staged since `clear`."""
+        return bool((self.faults / "staged").read_text())
+
+    def processes(self, named: str) -> list[psutil.Process]:
+        """This machine's processes of this lab whose command line holds `named`."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("DETR_BATCH_FAULTS") == str(self.faults)
+                if ours and named in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
+
+    def kill(self, named: str) -> bool:
+        """SIGKILL one of them; False where there is none."""
+        for process in self.processes(named):
+            try:
+                process.send_signal(signal.SIGKILL)
+                return True
+            except psutil.NoSuchProcess:
+                continue
+        return False

@@ -1,0 +1,173 @@
+"""Faults on purpose: Python runs this file at its start where PYTHONPATH names its folder.
+
+- Pictures that begin with one of `ENCODED_FAULTS` do it to the decoder that opens them.
+- Pictures of one colour of `PIXEL_FAULTS` do it to the detector.
+- Every change of an OUTPUT is a numbered step, written down in the folder that
+  DETR_BATCH_FAULTS names; at the step that its file `kill_at` holds, the driver and the process
+  that takes the step are killed.
+"""
+
+import ctypes
+import fcntl
+import importlib.abc
+import importlib.machinery
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FOLDER = os.environ.get("DETR_BATCH_FAULTS")
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stand_still() -> None:
+    time.sleep(3600)
+
+
+def devour() -> None:
+    hoard = []
+    while True:
+        hoard.append(b"x" * (256 << 20))
+
+
+def fail() -> None:
+    raise RuntimeError("the device says no")
+
+
+ENCODED_FAULTS = {
+    b"FAULT-CRASH": crash,
+    b"FAULT-LEAVE": leave,
+    b"FAULT-STILL": stand_still,
+    b"FAULT-DEVOUR": devour,
+}
+PIXEL_FAULTS = {(255, 0, 255): be_killed, (0, 255, 255): fail, (255, 255, 0): stand_still}
+
+
+def add_decoder(image: Any) -> None:
+    """A format of Pillow's whose files do what their first bytes say."""
+
+    def accept(prefix: bytes) -> bool:
+        return prefix.startswith(b"FAULT-")
+
+    def opened(file: Any, _: Any) -> None:
+        content = file.read()
+        for sign, fault in ENCODED_FAULTS.items():
+            if content.startswith(sign):
+                fault()
+        raise SyntaxError("no fault of that name")
+
+    image.register_open("FAULT", opened, accept)
+
+
+def add_faulty_device(predictor: Any) -> None:
+    """`Predictor.submit` that looks at the pictures first."""
+    submit = predictor.Predictor.submit
+
+    def checked(self: Any, images: Sequence[Any], sizes: Any) -> Any:
+        for image in images:
+            fault = PIXEL_FAULTS.get(tuple(image[0, 0].tolist()))
+            if fault and bool((image == image[0, 0]).all()):
+                fault()
+        return submit(self, images, sizes)
+
+    predictor.Predictor.submit = checked
+
+
+def step(what: str) -> None:
+    """Number and write down a step; die here if it is its turn."""
+    folder = Path(FOLDER or "")
+    with (folder / "steps").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        number = len(file.readlines()) + 1
+        file.write(what.replace("\n", " ") + "\n")
+        file.flush()
+        wanted = folder / "kill_at"
+        if wanted.exists() and int(wanted.read_text()) == number:
+            os.kill(int((folder / "driver").read_text()), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note_staged(block: bytes) -> None:
+    """Write down which images a block holds that is staged."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(block), columns=["shard", "index_in_shard"])
+    places = [list(row.values()) for row in table.to_pylist()]
+    with (Path(FOLDER or "") / "staged").open("a") as file:
+        file.write(json.dumps(places) + "\n")
+
+
+def add_steps(storage: Any) -> None:
+    """`write_whole` and `remove_tree` that are a step before and one after."""
+
+    def stepped(name: str) -> None:
+        function = getattr(storage, name)
+
+        def both(fs: Any, path: str, *arguments: Any) -> Any:
+            if path.endswith("_lock.json"):  # its renewals come whenever they come
+                return function(fs, path, *arguments)
+            step(f"before {name} {path}")
+            result = function(fs, path, *arguments)
+            if "/block-" in path:
+                note_staged(arguments[0])
+            step(f"after {name} {path}")
+            return result
+
+        setattr(storage, name, both)
+
+    stepped("write_whole")
+    stepped("remove_tree")
+
+
+class Patching(importlib.abc.MetaPathFinder):
+    """Changes a module when it is first imported."""
+
+    def __init__(self, patches: dict[str, Callable[[Any], None]]):
+        self.patches = patches
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        patch = self.patches.pop(name, None)
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if patch else None
+        if patch is None or spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_patch(module: ModuleType) -> None:
+            execute(module)
+            patch(module)
+
+        spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]
+        return spec
+
+
+if FOLDER:
+    sys.meta_path.insert(
+        0,
+        Patching(
+            {
+                "PIL.Image": add_decoder,
+                "model.predictor": add_faulty_device,
+                "pipeline.storage": add_steps,
+            }
+        ),
+    )

@@ -1,0 +1,247 @@
+"""The faults of a nightly run, each as a function of the lab and of how often to inject it.
+
+After each the tables must equal, row for row, those of an undisturbed run.
+"""
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.harness import Lab, Outcome, Tables, compare, of_one_colour, picture, tables
+
+Scenario = Callable[[Lab, int], Outcome]
+
+
+def undisturbed(lab: Lab) -> Tables:
+    """Tables of a run that nothing disturbed; made once."""
+    output = lab.folder / "calm"
+    if not output.exists():
+        lab.clear()
+        lab.label(lab.lake, str(output))
+        lab.calm_steps = len(lab.steps())
+    return tables(str(output))
+
+
+def driver_killed_at_steps(lab: Lab, times: int) -> Outcome:
+    """SIGKILL of driver and worker at steps of staging, publishing and committing."""
+    undisturbed(lab)
+    steps = lab.calm_steps
+    count = min(times, steps)
+    chosen = [1 + round(i * (steps - 1) / max(1, count - 1)) for i in range(count)]
+    return _killed_and_taken_up(lab, "driver killed at each step", chosen)
+
+
+def driver_killed_at_random(lab: Lab, times: int) -> Outcome:
+    """SIGKILL of the driver at moments of no meaning."""
+    total = Outcome("driver killed at random moments")
+    expected = undisturbed(lab)
+    for _ in range(times):
+        lab.clear()
+        output = lab.new_output()
+        process = lab.start(lab.lake, output)
+        time.sleep(random.uniform(1, 12))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        total.add(_rerun(lab, output, expected))
+    return total
+
+
+def _killed_and_taken_up(lab: Lab, name: str, chosen: Iterable[int]) -> Outcome:
+    total = Outcome(name)
+    expected = undisturbed(lab)
+    for number in chosen:
+        lab.clear()
+        output = lab.new_output()
+        (lab.faults / "kill_at").write_text(str(number))
+        process = lab.start(lab.lake, output)
+        process.communicate(timeout=240)
+        if process.returncode != -signal.SIGKILL:
+            raise AssertionError(f"step {number} did not come: exit code {process.returncode}")
+        (lab.faults / "kill_at").unlink()
+        total.add(_rerun(lab, output, expected))
+    return total
+
+
+def _rerun(lab: Lab, output: str, expected: Tables) -> Outcome:
+    seconds = lab.label(lab.lake, output)
+    found = compare(tables(output), expected)
+    found.injected, found.recovery, found.again = 1, [seconds], lab.computed_again()
+    return found
+
+
+def _killed_in_mid_run(lab: Lab, times: int, name: str, process_name: str) -> Outcome:
+    """SIGKILL of one of Ray's workers as soon as something is staged; the same run must end."""
+    total = Outcome(name)
+    expected = undisturbed(lab)
+    for _ in range(times):
+        lab.clear()
+        output = lab.new_output()
+        run = lab.start(lab.lake, output)
+        if not lab.until(lab.staged, run) or not lab.kill(process_name):
+            run.kill()
+            raise AssertionError(f"no {process_name} to be killed: {run.communicate()[1]}")
+        began = time.monotonic()
+        lab.finish(run)
+        found = compare(tables(output), expected)
+        found.injected, found.again = 1, lab.computed_again()
+        found.recovery = [time.monotonic() - began]
+        total.add(found)
+    return total
+
+
+def detector_killed(lab: Lab, times: int) -> Outcome:
+    return _killed_in_mid_run(lab, times, "detector actor killed", "MapBatches(Detector)")
+
+
+def preparer_killed(lab: Lab, times: int) -> Outcome:
+    return _killed_in_mid_run(lab, times, "prepare actor killed", "MapBatches(Preparer)")
+
+
+def decoder_killed(lab: Lab, times: int) -> Outcome:
+    return _killed_in_mid_run(lab, times, "decoding process killed", "pipeline.child")
+
+
+def node_taken_away(lab: Lab, times: int) -> Outcome:
+    """A second node, whose raylet and workers are killed in mid-run."""
+    total = Outcome("node taken away")
+    expected = undisturbed(lab)
+    for _ in range(times):
+        lab.clear()
+        node = lab.ray.add_node(num_cpus=2)
+        output = lab.new_output()
+        run = lab.start(lab.lake, output)
+        there = lab.until(lab.staged, run)
+        lab.ray.remove_node(node, allow_graceful=False)
+        if not there:
+            raise AssertionError(f"nothing was staged: {run.communicate()[1]}")
+        began = time.monotonic()
+        lab.finish(run)
+        found = compare(tables(output), expected)
+        found.injected, found.again = 1, lab.computed_again()
+        found.recovery = [time.monotonic() - began]
+        total.add(found)
+    return total
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A file that does harm, and the status that its row must have."""
+
+    name: str
+    content: bytes
+    status: str
+
+
+HARMFUL = (
+    Planted("crash.jpg", b"FAULT-CRASH", "worker_crash"),  # the decoder
+    Planted("leave.jpg", b"FAULT-LEAVE", "worker_crash"),
+    Planted("end.png", of_one_colour((255, 0, 255)), "worker_crash"),  # the detector
+    Planted("fail.png", of_one_colour((0, 255, 255)), "detector_error"),
+)
+
+
+def harmful_pictures(lab: Lab, times: int) -> Outcome:
+    """Files that harm among good ones: each is one row, and all others are labelled."""
+    total = Outcome("pictures that crash the decoder or end the detector")
+    for number in range(times):
+        lab.clear()
+        folder = lab.folder / f"planted-{lab.outputs}"
+        folder.mkdir()
+        for index in range(12):
+            (folder / f"{index:02}.png").write_bytes(picture(index + 100 * number))
+        for file in HARMFUL:
+            (folder / file.name).write_bytes(file.content)
+        output = lab.new_output()
+        seconds = lab.label(folder, output)
+        rows, _ = tables(output)
+        statuses = {Path(row["uri"]).name: row["status"] for row in rows}
+        expected = {f"{i:02}.png": "ok" for i in range(12)} | {f.name: f.status for f in HARMFUL}
+        wrong = [name for name in expected.keys() & statuses if statuses[name] != expected[name]]
+        total.add(
+            Outcome(
+                "",
+                injected=len(HARMFUL),
+                lost=len(expected.keys() - statuses.keys()),
+                twice=len(rows) - len(statuses),
+                differing=len(wrong),
+                again=lab.computed_again(),
+                recovery=[seconds],
+            )
+        )
+    return total
+
+
+def two_runs_at_once(lab: Lab, times: int) -> Outcome:
+    """The second is refused and names the first; the first ends as ever."""
+    total = Outcome("two runs on one OUTPUT")
+    expected = undisturbed(lab)
+    for _ in range(times):
+        lab.clear()
+        output = lab.new_output()
+        first = lab.start(lab.lake, output)
+        assert lab.until(Path(output, "_lock.json").exists, first)
+        second = lab.start(lab.lake, output)
+        _, said = second.communicate(timeout=120)
+        if second.returncode != 2 or f":{first.pid}" not in said:
+            raise AssertionError(f"exit code {second.returncode}: {said}")
+        began = time.monotonic()
+        lab.finish(first)
+        found = compare(tables(output), expected)
+        found.injected, found.recovery = 1, [time.monotonic() - began]
+        total.add(found)
+    return total
+
+
+def holder_paused(lab: Lab, times: int) -> Outcome:
+    """A driver stopped for longer than its lease, whose run another takes over."""
+    total = Outcome("holder paused, taken over, woken up")
+    expected = undisturbed(lab)
+    for _ in range(times):
+        lab.clear()
+        output = lab.new_output()
+        paused = lab.start(lab.lake, output)
+        assert lab.until(lab.staged, paused)
+        paused.send_signal(signal.SIGSTOP)
+        seconds = lab.label(lab.lake, output)
+        paused.send_signal(signal.SIGCONT)
+        _wait(paused)
+        found = compare(tables(output), expected)
+        found.injected, found.recovery = 1, [seconds]
+        total.add(found)
+    return total
+
+
+def _wait(paused: "subprocess.Popen[str]") -> None:
+    _, said = paused.communicate(timeout=120)
+    if paused.returncode != 1 or not ("lease" in said or "taken over" in said):
+        raise AssertionError(f"a holder that lost its lease: exit {paused.returncode}: {said}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scenario, and how often it is injected in `make test` and in `make chaos`."""
+
+    scenario: Scenario
+    short: int
+    long: int
+
+
+CASES = [
+    Case(driver_killed_at_steps, 2, 1000),
+    Case(driver_killed_at_random, 0, 10),
+    Case(detector_killed, 1, 5),
+    Case(preparer_killed, 0, 5),
+    Case(decoder_killed, 0, 5),
+    Case(node_taken_away, 0, 5),
+    Case(harmful_pictures, 1, 3),
+    Case(two_runs_at_once, 0, 3),
+    Case(holder_paused, 0, 3),
+]
+
+
+def short_cases() -> list[Case]:
+    return [case for case in CASES if case.short]
