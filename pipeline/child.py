@@ -47,12 +47,15 @@ class Child:
         self.memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._environment: dict[str, str] = {}
 
     def start(self) -> Connection:
-        """Start the process, unless it runs, without waiting for it."""
-        if self._process is not None and self._pipe is not None and self._process.poll() is None:
+        """Start the process, unless it runs in this environment, without waiting for it."""
+        running = self._process is not None and self._process.poll() is None
+        if running and self._pipe is not None and self._environment == os.environ:
             return self._pipe
         self.close()
+        self._environment = dict(os.environ)
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-m", "pipeline.child", str(theirs.fileno()), str(self.memory)]
         path = os.pathsep.join(filter(None, sys.path))  # Ray's working_dir is in no other place

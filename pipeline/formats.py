@@ -192,21 +192,28 @@ def _tar(shard: Shard) -> Iterator[Row]:
         yield _rest_of(member, count, error, "broken tar")
 
 
+class _OtherVersion(Exception):
+    """An archive is not the one that was listed."""
+
+
 @contextmanager
 def _opened(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[BinaryIO]:
-    """The archive that was listed. FileExpired where it is another, or becomes one meanwhile."""
+    """The archive that was listed. _OtherVersion where it is not, or not any more at the end.
+
+    (s3fs raises FileExpired when it finds that out between two requests.)
+    """
     with open_object(fs, path) as file:
         if not _is_planned(fs, path, member):
-            raise FileExpired
+            raise _OtherVersion
         yield file
     if not _is_planned(fs, path, member):
-        raise FileExpired
+        raise _OtherVersion
 
 
 def _rest_of(member: Member, count: int, error: Exception, broken: str) -> Row:
     """The row for all of an archive behind its first `count` images. Passing errors are raised."""
     _raise_passing(error, member)
-    if isinstance(error, FileExpired):
+    if isinstance(error, FileExpired | _OtherVersion):
         return failed(member, f"{member.uri}#changed-after-{count}", CHANGED, _CHANGED)
     gone = isinstance(error, FileNotFoundError | PermissionError)
     reason = describe(error, member.uri) if gone else f"{broken}: {error}"

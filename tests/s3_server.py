@@ -49,7 +49,13 @@ def s3_server() -> Iterator[dict[str, str]]:
         command = [str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=20"]
-        command += ["-filer", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0"]
+        command += [
+            "-filer",
+            "-s3",
+            f"-s3.config={config}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ]
         for index, name in enumerate(names):
             command += [f"-{name}.port={ports[2 * index]}"]
             command += [f"-{name}.port.grpc={ports[2 * index + 1]}"]

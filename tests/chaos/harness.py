@@ -20,13 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from ray.cluster_utils import Cluster
+from s3fs import S3FileSystem
 
 from jobs.query import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
+from pipeline.storage import open_location
+from tests.chaos.faulty_store import FaultyStore
+from tests.s3_server import BUCKET, s3_server
 
 INJECTED = Path(__file__).parent / "injected"
 LEASE_SECONDS = 3
+PATIENCE_SECONDS = 60  # with a store that fails
 RUN_SECONDS = 240  # for one run; more is a hang
 IMAGES = "image_id, uri, shard, index_in_shard, status, width, height, num_detections"
 BOXES = "image_id, detection, label_id, score, x_min, y_min, x_max, y_max"
@@ -136,28 +141,34 @@ class Lab:
         self.environment = {
             "PYTHONPATH": str(INJECTED),
             "DETR_BATCH_FAULTS": str(self.faults),
-            "DETR_BATCH_LEASE_SECONDS": str(LEASE_SECONDS),
-            "DETR_BATCH_STORE_PATIENCE": "60",
+            "DETR_BATCH_STORE_PATIENCE": str(PATIENCE_SECONDS),
         }
+        self.lease = LEASE_SECONDS
         self.outputs = 0
         self.calm_steps = 0  # of a run that nothing disturbed
         self.clear()
 
     @contextmanager
     def cluster(self) -> Iterator["Lab"]:
-        """Start Ray: a head of two CPUs."""
+        """Start Ray, a head of two CPUs, and an S3 server behind a proxy that can fail."""
         before = dict(os.environ)
-        os.environ.update(self.environment)
-        self.ray = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 2, "include_dashboard": False},
-        )
-        try:
-            yield self
-        finally:
-            self.ray.shutdown()
-            os.environ.clear()
-            os.environ.update(before)
+        with s3_server() as credentials:
+            self.store = FaultyStore(credentials["AWS_ENDPOINT_URL"])
+            with self.store.running():
+                self.environment |= {**credentials, "AWS_ENDPOINT_URL": self.store.url}
+                os.environ.update(self.environment)
+                S3FileSystem.clear_instance_cache()  # of clients of another endpoint
+                self.ray = Cluster(
+                    initialize_head=True,
+                    head_node_args={"num_cpus": 2, "include_dashboard": False},
+                )
+                try:
+                    yield self
+                finally:
+                    self.ray.shutdown()
+                    S3FileSystem.clear_instance_cache()
+                    os.environ.clear()
+                    os.environ.update(before)
 
     def clear(self) -> None:
         """No kill is planned, and no step was taken."""
@@ -170,6 +181,15 @@ class Lab:
         self.outputs += 1
         return str(self.folder / f"out-{self.outputs:03}")
 
+    def lake_in_store(self) -> str:
+        """The lake, copied to the store when it is first asked for."""
+        url = f"s3://{BUCKET}/lake"
+        fs, path = open_location(url, "INPUT")
+        if not fs.exists(path):
+            for file in self.lake.iterdir():
+                fs.put_file(str(file), f"{path}/{file.name}")
+        return url
+
     def start(self, source: Path | str, output: str, *options: str) -> subprocess.Popen[str]:
         """`detr-batch label`, which must not be waited for with its output unread for long."""
         command = [sys.executable, "-m", "jobs.cli", "label", str(source), output]
@@ -181,7 +201,7 @@ class Lab:
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **self.environment},
+            env={**os.environ, "DETR_BATCH_LEASE_SECONDS": str(self.lease)},
         )
         (self.faults / "driver").write_text(str(process.pid))
         return process
@@ -202,9 +222,9 @@ class Lab:
 
     def wait_for_lease(self, output: str) -> None:
         """Until the lease of a run that was killed has ended."""
-        lock = Path(output, "_lock.json")
-        if lock.exists():
-            ends = json.loads(lock.read_text() or "{}").get("expires_at", time.time())
+        fs, path = open_location(f"{output}/_lock.json", "OUTPUT")
+        if fs.exists(path):
+            ends = json.loads(fs.cat_file(path) or "{}").get("expires_at", time.time())
             time.sleep(max(0.0, ends - time.time()) + 0.1)
 
     def steps(self) -> list[str]:

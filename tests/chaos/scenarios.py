@@ -11,7 +11,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.harness import Lab, Outcome, Tables, compare, of_one_colour, picture, tables
+from jobs.report import last_report
+from pipeline.publish import committed_runs
+from tests.chaos.harness import (
+    LEASE_SECONDS,
+    PATIENCE_SECONDS,
+    Lab,
+    Outcome,
+    Tables,
+    compare,
+    of_one_colour,
+    picture,
+    tables,
+)
+from tests.s3_server import BUCKET
 
 Scenario = Callable[[Lab, int], Outcome]
 
@@ -66,8 +79,8 @@ def _killed_and_taken_up(lab: Lab, name: str, chosen: Iterable[int]) -> Outcome:
     return total
 
 
-def _rerun(lab: Lab, output: str, expected: Tables) -> Outcome:
-    seconds = lab.label(lab.lake, output)
+def _rerun(lab: Lab, output: str, expected: Tables, source: str = "") -> Outcome:
+    seconds = lab.label(source or lab.lake, output)
     found = compare(tables(output), expected)
     found.injected, found.recovery, found.again = 1, [seconds], lab.computed_again()
     return found
@@ -221,6 +234,67 @@ def _wait(paused: "subprocess.Popen[str]") -> None:
         raise AssertionError(f"a holder that lost its lease: exit {paused.returncode}: {said}")
 
 
+def _in_store(lab: Lab) -> Tables:
+    """Tables of an undisturbed run from and to the store; made once."""
+    output = f"s3://{BUCKET}/calm"
+    source = lab.lake_in_store()
+    if not committed_runs(output):
+        lab.clear()
+        lab.label(source, output)
+    return tables(output)
+
+
+def faulty_store(lab: Lab, times: int) -> Outcome:
+    """One request in ten fails, reading and writing."""
+    total = Outcome("store: 503, 500, resets, lost answers, cut and slow bodies, stalls")
+    expected = _in_store(lab)
+    for number in range(times):
+        lab.clear()
+        output = f"s3://{BUCKET}/faulty-{number}"
+        before = lab.store.injected.total()
+        lab.store.rate, lab.lease = 0.1, 60  # seconds: a stalled renewal takes half of them
+        try:
+            seconds = lab.label(lab.lake_in_store(), output)
+        finally:
+            lab.store.rate, lab.lease = 0.0, LEASE_SECONDS
+        injected = lab.store.injected.total() - before
+        found = compare(tables(output), expected)
+        found.injected, found.recovery, found.again = injected, [seconds], lab.computed_again()
+        if injected and not last_report(output)["storage_retries"]:
+            raise AssertionError(f"{injected} requests failed, and the report counts no retries")
+        total.add(found)
+    return total
+
+
+def store_gone(lab: Lab, times: int) -> Outcome:
+    """The store ends in mid-run: so does the run, in time, and the next takes it up."""
+    return _store_fails(lab, times, "store gone in mid-run", "gone")
+
+
+def writes_forbidden(lab: Lab, times: int) -> Outcome:
+    """Writes are denied from some moment on."""
+    return _store_fails(lab, times, "output unwritable in mid-run", "forbidding")
+
+
+def _store_fails(lab: Lab, times: int, name: str, way: str) -> Outcome:
+    total = Outcome(name)
+    expected = _in_store(lab)
+    for number in range(times):
+        lab.clear()
+        output = f"s3://{BUCKET}/{way}-{number}"
+        run = lab.start(lab.lake_in_store(), output)
+        assert lab.until(lab.staged, run)
+        setattr(lab.store, way, True)
+        try:
+            _, said = run.communicate(timeout=PATIENCE_SECONDS + 90)
+        finally:
+            setattr(lab.store, way, False)
+        if run.returncode != 1 or "run the same command again" not in said:
+            raise AssertionError(f"{way}: exit code {run.returncode}: {said}")
+        total.add(_rerun(lab, output, expected, lab.lake_in_store()))
+    return total
+
+
 @dataclass(frozen=True)
 class Case:
     """A scenario, and how often it is injected in `make test` and in `make chaos`."""
@@ -238,6 +312,9 @@ CASES = [
     Case(decoder_killed, 0, 5),
     Case(node_taken_away, 0, 5),
     Case(harmful_pictures, 1, 3),
+    Case(faulty_store, 0, 5),
+    Case(store_gone, 0, 2),
+    Case(writes_forbidden, 0, 2),
     Case(two_runs_at_once, 0, 3),
     Case(holder_paused, 0, 3),
 ]
