@@ -46,6 +46,7 @@ class Preparer:
                 rows, size = [], 0
         if rows:
             yield pa.Table.from_pylist(rows, schema=PREPARED)
+        assert next(decoded, None) is None  # a stream that is left unfinished ends its process
 
     def _decoded(self, images: list[bytes]) -> Iterator[Row]:
         """What `decode_rows` says of each."""

@@ -50,6 +50,16 @@ def test_each_harmful_picture_costs_its_own_row(faults: None) -> None:
     assert time.monotonic() - began < 60
 
 
+def test_the_child_is_kept_from_block_to_block() -> None:
+    preparer = Preparer(RULE)
+    running = set()
+    for _ in range(3):
+        assert [len(block) for block in preparer(table([jpeg()]))] == [1]
+        assert preparer.child._process is not None
+        running.add(preparer.child._process.pid)
+    assert len(running) == 1
+
+
 def test_a_read_that_stands_still_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
