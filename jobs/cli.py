@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model.urls import mask, printable
 from pipeline.storage import InputError
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -25,14 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (InputError, ValueError) as error:
-        print(f"detr-batch: {error}", file=sys.stderr)
+        _say(error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"detr-batch: interrupted{again}", file=sys.stderr)
         return EXIT_FAILED
     except (RuntimeError, OSError) as error:
-        print(f"detr-batch: {error}", file=sys.stderr)
+        _say(error)
         return EXIT_FAILED
+
+
+def _say(error: Exception) -> None:
+    print(f"detr-batch: {printable(mask(str(error)))}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -184,7 +189,7 @@ def _report(output: str, json: bool) -> int:
     from jobs.report import as_text, last_report
 
     report = last_report(output)
-    print(_as_json(report) if json else as_text(report))
+    print(_as_json(report) if json else printable(as_text(report)))
     return 0
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 
 import ray
+from ray.exceptions import RayTaskError
 
 from jobs.label_options import LabelOptions
 from jobs.progress import show
@@ -28,6 +29,7 @@ from model.config import DeformableDetrConfig
 from model.urls import mask
 from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, named_model
+from pipeline import retries
 from pipeline.dataflow import FlowSettings, label_shards, publish_parts
 from pipeline.detect import DetectorSpec
 from pipeline.lock import LockLost, OutputLock
@@ -51,6 +53,7 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
 def label(options: LabelOptions) -> int:
     """Run to the end and return the exit code. InputError before anything is written."""
     options.check()
+    retries.person_waits = True
     source = options.weights or named_model(options.model).weights
     digest = RANDOM if source == RANDOM else file_sha256(find_weights(source))
     # On the driver too, so that weights that do not fit are refused at once; it does not run here.
@@ -108,10 +111,18 @@ def carry_out(
     except (LockLost, ReconcileError):
         raise
     except Exception as error:  # storage's and workers' are of many kinds
-        reason = mask((str(error).strip().splitlines() or [type(error).__name__])[-1])
         raise RuntimeError(
-            f"the run failed: {reason}. What is labelled is kept: run the same command again"
+            f"the run failed: {_reason(error)}. What is labelled is kept: run the same command "
+            "again"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What a worker said, in a line: Ray puts pages before it, Ray Data (2.60) advice behind."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return mask(lines[-1] if isinstance(error, RayTaskError) else lines[0])
 
 
 def pool_sizes(device: str, num_gpus: int) -> tuple[int, int]:
@@ -124,10 +135,11 @@ def pool_sizes(device: str, num_gpus: int) -> tuple[int, int]:
 
 def start_ray(options: LabelOptions) -> None:
     """Connect to the cluster, or start a local one that ends with this process."""
-    for name in ("ray", "ray.data"):  # their news are for Ray's own log files
+    # Their news, and tracebacks of what `carry_out` says in a line, are for Ray's own log files.
+    for name, level in (("ray", logging.WARNING), ("ray.data", logging.CRITICAL)):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(logging.WARNING)
+                handler.setLevel(level)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown
     if ray.is_initialized():
         return

@@ -1,6 +1,7 @@
 """URLs in messages and records."""
 
 import re
+import unicodedata
 
 
 def mask(text: str) -> str:
@@ -11,3 +12,11 @@ def mask(text: str) -> str:
     """
     text = re.sub(r"//[^/@\s]*@", "//", text)
     return re.sub(r"(https?://[^\s?]*)\?[^\s'\")]*", r"\1", text)
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters, which names may hold to drive it, spelled out."""
+    return "".join(
+        sign if sign == "\n" or unicodedata.category(sign)[0] != "C" else f"\\x{ord(sign):02x}"
+        for sign in text
+    )

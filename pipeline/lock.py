@@ -110,8 +110,9 @@ class OutputLock:
         try:
             if self._read().get("token") == self.token:
                 retried(self.fs.rm_file, self.path)
-        except Exception:  # the run's own end matters more
-            log.warning("the lock %s stays until its lease ends", mask(self.path), exc_info=True)
+        except Exception as error:  # the run's own end matters more
+            place, why = mask(self.path), type(error).__name__
+            log.warning("the lock %s stays until its lease ends (%s)", place, why)
         for folder in self._made:  # a run that wrote nothing leaves nothing
             if os.listdir(folder):
                 break

@@ -12,7 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 
 # Seconds for which a request is repeated before the run ends, to be taken up by the next.
 PATIENCE = float(os.environ.get("DETR_BATCH_STORE_PATIENCE", "180"))
-PATIENCE_AT_FIRST = 20.0  # with a store that never answered: a misspelt endpoint, as a rule
+# With a store that never answered, where a person waits: a misspelt endpoint, as a rule.
+PATIENCE_AT_FIRST = 20.0
 ATTEMPTS = 12
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
 
@@ -32,6 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 repeated = 0  # requests of this process that were repeated
+person_waits = False  # whether this process is a person's command
 _answered = False  # whether a store ever answered this process
 
 
@@ -79,7 +81,7 @@ def retried(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
 
 
 def _patience() -> float:
-    return PATIENCE if _answered else min(PATIENCE, PATIENCE_AT_FIRST)
+    return min(PATIENCE, PATIENCE_AT_FIRST) if person_waits and not _answered else PATIENCE
 
 
 def _answer(error: BaseException) -> dict[str, Any]:

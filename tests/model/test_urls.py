@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.urls import mask
+from model.urls import mask, printable
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,7 @@ from model.urls import mask
 )
 def test_mask(text: str, shown: str) -> None:
     assert mask(text) == shown
+
+
+def test_names_cannot_drive_a_terminal() -> None:
+    assert printable("a\x1b[31mb\x07\u202ec\nd") == "a\\x1b[31mb\\x07\\x202ec\nd"
