@@ -33,7 +33,7 @@ from pipeline import retries
 from pipeline.dataflow import FlowSettings, label_shards, publish_parts
 from pipeline.detect import DetectorSpec
 from pipeline.lock import LockLost, OutputLock
-from pipeline.plan import plan, to_table
+from pipeline.plan import plan, to_table, without_secrets
 from pipeline.publish import (
     PublishTarget,
     ReconcileError,
@@ -191,7 +191,8 @@ def finish(
     summary = report(tally, counts, detections, settings.detectors, price)
     summary["reconciliation"] = {"planned": len(result.images), **counts}
     write_document(options.output, run.run_id, "report.json", summary)
-    write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), to_table(run.shards))
+    labelled = to_table(without_secrets(run.shards))
+    write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), labelled)
     lock.check()
     replaced = replaced_runs(options, committed_runs(options.output))
     write_manifest(target, canonical(options.input), files, counts, replaced)

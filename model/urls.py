@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from urllib.parse import urlsplit, urlunsplit
 
 
 def mask(text: str) -> str:
@@ -12,6 +13,33 @@ def mask(text: str) -> str:
     """
     text = re.sub(r"//[^/@\s]*@", "//", text)
     return re.sub(r"(https?://[^\s?]*)\?[^\s'\")]*", r"\1", text)
+
+
+_SECRET_PARAMETERS = re.compile(
+    r"(x-amz-.*|x-goog-.*|awsaccesskeyid|signature|sig|se|sp|sv|sr|st|expires|key-pair-id|policy"
+    r"|token|access_token|password|key|api_key)",
+    re.IGNORECASE,
+)
+
+
+def identity(url: str) -> str:
+    """The name of what lies at `url`, in tables and from night to night.
+
+    User and password are no part of it, nor are the parameters of signed web addresses; others are
+    (`/image?id=5`).
+    """
+    if "@" not in url and "?" not in url:
+        return url
+    url = re.sub(r"//[^/@\s]*@", "//", url)
+    if not url.startswith(("http://", "https://")):
+        return url
+    parts = urlsplit(url)
+    kept = [
+        pair
+        for pair in parts.query.split("&")
+        if pair and not _SECRET_PARAMETERS.fullmatch(pair.partition("=")[0])
+    ]
+    return urlunsplit(parts._replace(query="&".join(kept)))
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from s3fs.utils import FileExpired
 
+from model.urls import identity
 from pipeline import retries
 from pipeline.child import Row
 from pipeline.listing import is_image, readable_name
@@ -53,7 +54,7 @@ def _row(member: Member, image_id: str, encoded: bytes) -> Row:
         return failed(member, image_id, EMPTY_FILE, "zero bytes")
     return {
         "image_id": image_id,
-        "uri": member.uri,
+        "uri": identity(member.uri),
         "etag": member.etag,
         "status": OK,
         "error": None,
@@ -65,7 +66,7 @@ def failed(member: Member, image_id: str, status: str, error: str) -> Row:
     """What stands for an image that could not be had."""
     return {
         "image_id": image_id,
-        "uri": member.uri,
+        "uri": identity(member.uri),
         "etag": member.etag,
         "status": status,
         "error": error,
@@ -96,16 +97,16 @@ def _files(shard: Shard, start: int) -> Iterator[Row]:
 def _file(member: Member) -> Row:
     """One loose file, failed where it cannot be had."""
     if member.size > MAX_ENCODED_BYTES:
-        return failed(member, member.uri, TOO_LARGE, _too_large(member.size))
+        return failed(member, identity(member.uri), TOO_LARGE, _too_large(member.size))
     try:
         fs, path = open_location(member.uri, "image")
         encoded = read_object(fs, path, member.size)
         if not _as_planned(fs, path, member, encoded):
-            return failed(member, member.uri, CHANGED, _CHANGED)
-        return _row(member, member.uri, encoded)
+            return failed(member, identity(member.uri), CHANGED, _CHANGED)
+        return _row(member, identity(member.uri), encoded)
     except Exception as error:  # of many kinds; those that pass are the run's, not the image's
         _raise_passing(error, member)
-        return failed(member, member.uri, UNREADABLE, describe(error, member.uri))
+        return failed(member, identity(member.uri), UNREADABLE, describe(error, member.uri))
 
 
 _CHANGED = "the object changed after it was listed: the next run labels what is there now"
@@ -166,6 +167,7 @@ def _tar(shard: Shard) -> Iterator[Row]:
     """
     member = shard.members[0]
     fs, path = open_location(member.uri, "shard")
+    place = identity(member.uri)
     seen: set[str] = set()
     count = 0
     try:
@@ -177,7 +179,7 @@ def _tar(shard: Shard) -> Iterator[Row]:
                 if not entry.isfile() or not is_image(entry.name):
                     continue
                 name = readable_name(entry.name)
-                image_id = _unique(f"{member.uri}#{_key(name)}", name, member.uri, seen)
+                image_id = _unique(f"{place}#{_key(name)}", name, place, seen)
                 if entry.size > MAX_ENCODED_BYTES:
                     yield failed(member, image_id, TOO_LARGE, _too_large(entry.size))
                     continue
@@ -214,10 +216,10 @@ def _rest_of(member: Member, count: int, error: Exception, broken: str) -> Row:
     """The row for all of an archive behind its first `count` images. Passing errors are raised."""
     _raise_passing(error, member)
     if isinstance(error, FileExpired | _OtherVersion):
-        return failed(member, f"{member.uri}#changed-after-{count}", CHANGED, _CHANGED)
+        return failed(member, f"{identity(member.uri)}#changed-after-{count}", CHANGED, _CHANGED)
     gone = isinstance(error, FileNotFoundError | PermissionError)
     reason = describe(error, member.uri) if gone else f"{broken}: {error}"
-    name = f"{member.uri}#broken-after-{count}" if count else member.uri
+    name = f"{identity(member.uri)}#broken-after-{count}" if count else identity(member.uri)
     return failed(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
 
 
@@ -250,7 +252,7 @@ def _parquet(shard: Shard) -> Iterator[Row]:
             columns = [image] if ids is None else [image, ids]
             for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
                 for row in batch.to_pylist():
-                    numbered = f"{member.uri}#{count}"
+                    numbered = f"{identity(member.uri)}#{count}"
                     named = str(row[ids]) if ids and row[ids] is not None else numbered
                     image_id = named if named not in seen else numbered
                     seen.add(image_id)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.urls import mask
+from model.urls import identity, mask
 from pipeline.listing import FORMATS, is_image, listing
 from pipeline.retries import is_passing
 from pipeline.schema import Member, Shard
@@ -44,7 +44,7 @@ def plan(
     known: Collection[tuple[str, str]] = frozenset(),
     output: str | None = None,
 ) -> Plan:
-    """Shards of all objects under INPUT whose (uri, etag) is not `known`.
+    """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
 
     `limit` caps the images: loose files first, then archives, of which it counts the images. What
     lies under `output` is no input.
@@ -61,7 +61,7 @@ def plan(
             f"INPUT {mask(input_url)} holds nothing to label: no images, .tar shards or Parquet "
             f"files among {len(found)} files"
         )
-    new = [(m, kind) for m, kind in wanted if (m.uri, m.etag) not in known]
+    new = [(m, kind) for m, kind in wanted if (identity(m.uri), m.etag) not in known]
     shards = _group(input_url, new)
     if limit is not None:
         with explained("INPUT", input_url):
@@ -73,7 +73,7 @@ def _group(input_url: str, members: Sequence[tuple[Member, str]]) -> list[Shard]
     """Tars and Parquet files alone, loose files in groups."""
     fs, root = open_location(input_url, "INPUT")
     base = uri(fs, root).rstrip("/")
-    shards = [Shard(m.uri, kind, (m,)) for m, kind in members if kind != "files"]
+    shards = [Shard(identity(m.uri), kind, (m,)) for m, kind in members if kind != "files"]
     group: list[Member] = []
     size = number = 0
     for member in [m for m, kind in members if kind == "files"]:
@@ -134,6 +134,14 @@ def to_table(shards: Sequence[Shard]) -> pa.Table:
         for shard in shards
     ]
     return pa.Table.from_pylist(rows, schema=PLAN)
+
+
+def without_secrets(shards: Sequence[Shard]) -> list[Shard]:
+    """The shards under the names that tables give their objects: to know, not to open them."""
+    return [
+        replace(shard, members=tuple(replace(m, uri=identity(m.uri)) for m in shard.members))
+        for shard in shards
+    ]
 
 
 def from_table(table: pa.Table) -> list[Shard]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from model.urls import identity
 from pipeline.child import Child, ChildFailed, ChildStuck, Row, each_row
 from pipeline.formats import failed
 from pipeline.schema import (
@@ -63,7 +64,7 @@ def _numbered(shard: Shard, done: Done) -> Iterator[Row]:
         count += 1
     if previous is None:
         member = shard.members[0]
-        empty = failed(member, member.uri, EMPTY_SHARD, "the shard holds no image")
+        empty = failed(member, identity(member.uri), EMPTY_SHARD, "the shard holds no image")
         previous = {**empty, "shard": shard.shard, "index_in_shard": 0}
         count = 1
     before = max(done.positions, default=-1) + 1
@@ -80,7 +81,7 @@ def _lost(shard: Shard, start: int, stop: int) -> Iterator[Row]:
     member = shard.members[0]
     reason = f"the shard had more images when it was first read: now {start}"
     for index in range(start, stop):
-        row = failed(member, f"{member.uri}#lost-{index}", CORRUPT_SHARD, reason)
+        row = failed(member, f"{identity(member.uri)}#lost-{index}", CORRUPT_SHARD, reason)
         yield {**row, "shard": shard.shard, "index_in_shard": index, "shard_size": None}
 
 
@@ -91,9 +92,10 @@ def _isolated(shard: Shard) -> Iterator[Row]:
         status = TIMED_OUT if isinstance(why, ChildStuck) else WORKER_CRASH
         if shard.kind == "files":
             member = shard.members[number]
-            return failed(member, member.uri, status, f"while it was read: {why}")
+            return failed(member, identity(member.uri), status, f"while it was read: {why}")
         member = shard.members[0]
-        name = f"{member.uri}#broken-after-{number}" if number else member.uri
+        place = identity(member.uri)
+        name = f"{place}#broken-after-{number}" if number else place
         return failed(member, name, status, f"while the archive was read: {why}")
 
     return each_row(

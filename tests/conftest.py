@@ -62,6 +62,6 @@ def bucket(s3: None) -> str:
 @pytest.fixture(scope="session")
 def local_ray(s3: None) -> Iterator[None]:
     """A Ray of two CPUs for all tests; its workers can reach the S3 server."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

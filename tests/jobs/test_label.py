@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -203,6 +207,40 @@ def test_output_that_fails_under_way_is_said_in_a_line(
         with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
             label(options(photos, output, weights))
     assert label(options(photos, output, weights)) == 0
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """The server's own log would hold the secrets."""
+
+
+def test_secrets_of_urls_reach_no_artefact(
+    photos: Path, tmp_path: Path, weights: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of signed addresses that work, that fail, and of a list that is itself read by one."""
+    secret = "5ecre7"
+    handler = partial(Quiet, directory=str(photos))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://user:{secret}@127.0.0.1:{server.server_port}"
+    names = ["0.png", "1.png", "text.jpg", "gone.jpg"]
+    query = f"X-Amz-Signature={secret}"
+    (tmp_path / "list.txt").write_text("\n".join(f"{base}/{n}?{query}" for n in names))
+    output = tmp_path / "out"
+    assert label(options(tmp_path / "list.txt", output, weights)) == 0
+    signed_again = (tmp_path / "list.txt").read_text().replace(query, f"{query}&X-Amz-Date=1")
+    (tmp_path / "list.txt").write_text(signed_again)
+    assert label(options(tmp_path / "list.txt", output, weights)) == 0  # nothing new
+    server.shutdown()
+    (images,) = rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images")
+    assert images == (4, 4)
+    said = capfd.readouterr()
+    assert secret not in said.out + said.err
+    for file in output.rglob("*"):
+        if file.suffix == ".parquet":
+            assert secret not in str(pq.read_table(file).to_pylist()), file
+        elif file.is_file():
+            assert secret not in file.read_text(), file
 
 
 def test_dry_run_writes_nothing(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.urls import mask, printable
+from model.urls import identity, mask, printable
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,17 @@ def test_mask(text: str, shown: str) -> None:
 
 def test_names_cannot_drive_a_terminal() -> None:
     assert printable("a\x1b[31mb\x07\u202ec\nd") == "a\\x1b[31mb\\x07\\x202ec\nd"
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://key:word@lake/a?b.jpg", "s3://lake/a?b.jpg"),
+        ("https://u:p@lake/a.jpg?X-Amz-Signature=x&X-Amz-Date=1", "https://lake/a.jpg"),
+        ("https://lake/image?id=5&token=x", "https://lake/image?id=5"),
+        ("https://lake/image?id=6", "https://lake/image?id=6"),
+        ("file:///a/b@c.jpg", "file:///a/b@c.jpg"),
+    ],
+)
+def test_identity_keeps_what_tells_pictures_apart(url: str, name: str) -> None:
+    assert identity(url) == name
