@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all chaos lint format lock setup clean
+.PHONY: demo test test-all chaos audit lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ test-all: setup  ## the slow ones too
 
 chaos: setup  ## break runs on purpose, for about half an hour; prints a table
 	$(BIN)/python -m tests.chaos
+
+audit: setup  ## known weaknesses of what the lock installs; needs a network
+	timeout 120 $(BIN)/uv tool run pip-audit==2.10.1 --requirement requirements.lock --no-deps --disable-pip
 
 lint: setup  ## style and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ main module there, which is Ray's worker.
 """
 
 import contextlib
+import importlib
 import os
 import pkgutil
 import signal
@@ -41,10 +42,13 @@ class ChildStuck(ChildFailed):
 
 
 class Child:
-    """A process that runs generators, one at a time. It is started when it is first asked."""
+    """A process that runs generators, one at a time; started by `start`, or when it is asked.
 
-    def __init__(self, memory: int = MEMORY_BYTES) -> None:
-        self.memory = memory
+    It imports the module `preload` at once, and may hold `memory` bytes of data.
+    """
+
+    def __init__(self, preload: str = "pipeline", memory: int = MEMORY_BYTES) -> None:
+        self.preload, self.memory = preload, memory
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._environment: dict[str, str] = {}
@@ -58,6 +62,7 @@ class Child:
         self._environment = dict(os.environ)
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-m", "pipeline.child", str(theirs.fileno()), str(self.memory)]
+        command.append(self.preload)
         path = os.pathsep.join(filter(None, sys.path))  # Ray's working_dir is in no other place
         self._process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path}
@@ -184,4 +189,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _bound_memory(int(sys.argv[2]))
+    importlib.import_module(sys.argv[3])
     _serve(Connection(int(sys.argv[1])))

@@ -29,7 +29,7 @@ class Preparer:
         seconds: float = DECODE_SECONDS,
     ):
         self.resize, self.max_pixels, self.seconds = resize, max_pixels, seconds
-        self.child = Child()
+        self.child = Child(preload="pipeline.decode")
         self.child.start()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

@@ -28,7 +28,7 @@ BYTES_PER_TABLE = 16 << 20
 # For one image: longer than retries.py is patient, as a store's trouble is the run's.
 READ_SECONDS = 300.0
 
-_child = Child()  # of this worker, for one shard after another
+_child = Child(preload="pipeline.formats")  # of this worker, for one shard after another
 
 
 def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
