@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jobs.report import last_report
@@ -86,15 +87,21 @@ def _rerun(lab: Lab, output: str, expected: Tables, source: str = "") -> Outcome
     return found
 
 
-def _killed_in_mid_run(lab: Lab, times: int, name: str, process_name: str) -> Outcome:
-    """SIGKILL of one of Ray's workers as soon as something is staged; the same run must end."""
+def _killed_in_mid_run(
+    lab: Lab, times: int, name: str, process_name: str, at_once: bool = False
+) -> Outcome:
+    """SIGKILL of one of Ray's workers, as soon as something is staged; the same run must end.
+
+    `at_once`: as soon as it is there, for those that have done their work by then.
+    """
     total = Outcome(name)
     expected = undisturbed(lab)
     for _ in range(times):
         lab.clear()
         output = lab.new_output()
         run = lab.start(lab.lake, output)
-        if not lab.until(lab.staged, run) or not lab.kill(process_name):
+        ready = partial(lab.processes, process_name) if at_once else lab.staged
+        if not lab.until(lambda: bool(ready()), run) or not lab.kill(process_name):
             run.kill()
             raise AssertionError(f"no {process_name} to be killed: {run.communicate()[1]}")
         began = time.monotonic()
@@ -111,11 +118,11 @@ def detector_killed(lab: Lab, times: int) -> Outcome:
 
 
 def preparer_killed(lab: Lab, times: int) -> Outcome:
-    return _killed_in_mid_run(lab, times, "prepare actor killed", "MapBatches(Preparer)")
+    return _killed_in_mid_run(lab, times, "prepare actor killed", "MapBatches(Preparer)", True)
 
 
 def decoder_killed(lab: Lab, times: int) -> Outcome:
-    return _killed_in_mid_run(lab, times, "decoding process killed", "pipeline.child")
+    return _killed_in_mid_run(lab, times, "decoding process killed", "pipeline.decode", True)
 
 
 def node_taken_away(lab: Lab, times: int) -> Outcome:
