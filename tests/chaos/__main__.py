@@ -3,6 +3,7 @@
 python -m tests.chaos [SCENARIO ...]
 """
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,14 +29,19 @@ def as_row(outcome: Outcome) -> str:
 
 
 def main() -> int:
-    """1 where anything was lost, twice or otherwise than undisturbed."""
+    """1 where a run did not end as it should, or anything was lost, twice or otherwise."""
     wanted = sys.argv[1:]
     cases = [case for case in CASES if not wanted or case.scenario.__name__ in wanted]
     rows, bad = [], 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder), images=48).cluster() as lab:
         for case in cases:
-            outcome = case.scenario(lab, case.long)
+            try:
+                outcome = case.scenario(lab, case.long)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                print(f"{case.scenario.__name__}: {error}", file=sys.stderr, flush=True)
+                bad += 1
+                continue
             rows.append(as_row(outcome))
             print(rows[-1], file=sys.stderr, flush=True)
             bad += outcome.lost + outcome.twice + outcome.differing

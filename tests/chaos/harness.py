@@ -237,7 +237,7 @@ class Lab:
         every = [tuple(place) for block in places for place in block]
         return len(every) - len(set(every))
 
-    def until(self, happened: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+    def until(self, happened: Callable[[], object], process: subprocess.Popen[str]) -> bool:
         """Wait for it; False where the run ended before."""
         deadline = time.monotonic() + RUN_SECONDS
         while not happened():

@@ -101,7 +101,7 @@ def _killed_in_mid_run(
         output = lab.new_output()
         run = lab.start(lab.lake, output)
         ready = partial(lab.processes, process_name) if at_once else lab.staged
-        if not lab.until(lambda: bool(ready()), run) or not lab.kill(process_name):
+        if not lab.until(ready, run) or not lab.kill(process_name):
             run.kill()
             raise AssertionError(f"no {process_name} to be killed: {run.communicate()[1]}")
         began = time.monotonic()
