@@ -97,22 +97,16 @@ def test_subjects_take_turns() -> None:
 def test_the_packaged_model_is_measured_with_its_ap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By size of batch, in both precisions."""
     monkeypatch.setattr(bench_model, "AP_SCENES", 4)
     results = tmp_path / "results.csv"
     command = ["bench", "model", "--model", "shapes-tiny", "--size", "96x128", "--json"]
-    command += ["--batch-size", "1,2", "--precision", "bf16", "--seconds", "0.1"]
+    command += ["--batch-size", "2", "--precision", "bf16", "--seconds", "0.1"]
     assert main([*command, "--results", str(results)]) == 0
     rows = json.loads(capsys.readouterr().out)["measurements"]
-    assert [(row["batch"], row["precision"]) for row in rows] == [
-        (1, "fp32"),
-        (1, "bf16"),
-        (2, "fp32"),
-        (2, "bf16"),
-    ]
+    assert [(row["batch"], row["precision"]) for row in rows] == [(2, "fp32"), (2, "bf16")]
     assert all(row["ap"] > 0.6 and row["peak_memory_mib"] > 100 for row in rows)
     with results.open() as file:
-        assert len(list(csv.DictReader(file))) == 4
+        assert len(list(csv.DictReader(file))) == 2
     results.write_text("date,speed\n")
     assert main([*command, "--results", str(results)]) == 2
     assert "other columns" in capsys.readouterr().err
@@ -124,7 +118,7 @@ def test_launches_are_chosen_by_time_and_kept(
     """By Triton's interpreter where there is no GPU, which is no measure of one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     candidates = [Launch(4, 1), Launch(32, 1)]
-    best, medians = bench_launches.fastest("encoder", device, "fp32", 0.1, candidates)
+    best, medians = bench_launches.fastest("decoder", device, "fp32", 0.1, candidates)
     assert set(medians) == set(candidates) and medians[best] == min(medians.values())
     table = tmp_path / "launches.json"
     shutil.copy(launches.TABLE, table)

@@ -141,7 +141,7 @@ def test_lease_is_renewed(output: str) -> None:
 
 def test_lock_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).touch()
-    with OutputLock(str(tmp_path)):
+    with OutputLock(str(tmp_path), lease_seconds=2):
         assert "token" in json.loads((tmp_path / LOCK_NAME).read_text())
 
 
