@@ -277,7 +277,7 @@ def faulty_store(lab: Lab, times: int) -> Outcome:
 
 def store_gone(lab: Lab, times: int) -> Outcome:
     """The store ends in mid-run: so does the run, in time, and the next takes it up."""
-    return _store_fails(lab, times, "store gone in mid-run", "gone", "Could not connect")
+    return _store_fails(lab, times, "store gone in mid-run", "gone", BUCKET)
 
 
 def writes_forbidden(lab: Lab, times: int) -> Outcome:
