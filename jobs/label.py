@@ -178,6 +178,7 @@ def finish(
     """Reconcile, publish, report, and only then let the run count: its images by status."""
     began = time.time()
     planned = [shard.shard for shard in run.shards]
+    lock.check()  # first: who takes a lost lock over removes what was staged
     result = staged(target.staging)
     reconcile(planned, result)
     lock.check()
