@@ -64,7 +64,7 @@ def model(options: BenchOptions, model: str, size: str, batch_size: str) -> None
 
     ValueError for one that there is not, or without transformers.
     """
-    _peers_variants()
+    _refuse_without_transformers()
     from jobs.bench_model import bench_model
 
     names = list(MODELS) if model == "all" else model.split(",")
@@ -90,10 +90,13 @@ def model(options: BenchOptions, model: str, size: str, batch_size: str) -> None
 
 
 def pipeline(options: BenchOptions, model: str, images: int) -> None:
-    """Time `label` as a whole. ValueError as `model`."""
-    _refuse_without_peer(model)
+    """Time `label` as a whole. ValueError as `model`, and for one that transformers lacks."""
+    _refuse_without_transformers()
     from jobs.bench_pipeline import FEWEST_IMAGES, PLAIN, bench_pipeline, stages_as_text
+    from jobs.peers import VARIANTS
 
+    if model not in VARIANTS:
+        raise ValueError(f"--model {model!r}: choose one of {', '.join(VARIANTS)}")
     if images < FEWEST_IMAGES:
         raise ValueError(f"--images must be at least {FEWEST_IMAGES}, to tell answers apart")
     precision = options.resolved_precision()
@@ -125,17 +128,6 @@ def plot(picture: Path, results: Path | None) -> None:
 SUBJECTS: dict[str, Callable[..., None]] = {"op": op, "model": model, "pipeline": pipeline}
 
 
-def _peers_variants() -> list[str]:
-    """The models that transformers has too. ValueError without transformers."""
+def _refuse_without_transformers() -> None:
     if find_spec("transformers") is None or find_spec("timm") is None:
         raise ValueError("this compares with transformers: pip install 'detr-batch[bench]'")
-    from jobs.peers import VARIANTS
-
-    return VARIANTS
-
-
-def _refuse_without_peer(model: str) -> None:
-    """ValueError for a model that transformers lacks, or without transformers."""
-    variants = _peers_variants()
-    if model not in variants:
-        raise ValueError(f"--model {model!r}: choose one of {', '.join(variants)}")

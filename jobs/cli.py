@@ -141,7 +141,7 @@ def _add_bench(commands: Any) -> None:
     op = subjects.add_parser("op", help="implementations of the attention")
     model = subjects.add_parser("model", help="whole detectors, of random weights")
     model.add_argument(
-        "--model", default="deformable-detr", help="published ones, with commas between, or 'all'"
+        "--model", default="deformable-detr", help="one, several with commas between, or 'all'"
     )
     model.add_argument("--size", default="800x1066", help="rows x columns (default: 800x1066)")
     model.add_argument(

@@ -61,9 +61,11 @@ class Child:
         self.close()
         self._environment = dict(os.environ)
         self._pipe, theirs = Pipe()
-        command = [sys.executable, "-m", "pipeline.child", str(theirs.fileno()), str(self.memory)]
-        command.append(self.preload)
-        path = os.pathsep.join(filter(None, sys.path))  # Ray's working_dir is in no other place
+        # -P: the folder of pictures where this may run is no place to import from. Where this
+        # process imports from, Ray's working_dir among it, is.
+        command = [sys.executable, "-P", "-m", "pipeline.child"]
+        command += [str(theirs.fileno()), str(self.memory), self.preload]
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path}
         )

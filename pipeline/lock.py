@@ -120,15 +120,15 @@ class OutputLock:
 
     def check(self) -> None:
         """LockLost unless the lock is still this run's. Call before anything becomes visible."""
+        holder = self._read()
+        if holder.get("token") != self.token:
+            other = holder.get("holder", "another run")
+            raise LockLost(f"{mask(self.output)} was taken over by {other}")
         if _now() - self._renewed > self.lease_seconds:
             raise LockLost(
                 f"the lease of {mask(self.output)} ended, as it was not renewed for "
                 f"{_now() - self._renewed:.0f} s: run the same command again"
             )
-        holder = self._read()
-        if holder.get("token") != self.token:
-            other = holder.get("holder", "another run")
-            raise LockLost(f"{mask(self.output)} was taken over by {other}")
 
     def _content(self) -> bytes:
         document = {

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.core import has_magic, url_to_fs
@@ -86,7 +86,16 @@ def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
     """
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
+    if "http" in fs.protocol and not retried(fs.info, path).get("partial"):
+        return _copy(fs, path)
     return io.BufferedReader(_Ranges(fs, path), READ_AHEAD)
+
+
+def _copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
+    """An object as a local file, gone when it is closed: many web servers give no part of one."""
+    file = tempfile.NamedTemporaryFile(prefix="detr-batch-")  # noqa: SIM115
+    retried(fs.get_file, path, file.name)
+    return cast(BinaryIO, file)
 
 
 class _Ranges(io.RawIOBase):

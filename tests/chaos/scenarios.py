@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,77 +40,83 @@ def undisturbed(lab: Lab) -> Tables:
     return tables(str(output))
 
 
+def _repeated(
+    lab: Lab,
+    fault: str,
+    times: int,
+    once: Callable[[str], float],
+    expected: Tables,
+    outputs: str = "",
+) -> Outcome:
+    """`once` over new outputs, below the URL `outputs`: it injects the fault, sees the run through,
+    and gives the seconds of recovery. The tables of each are compared with those `expected`.
+    """
+    total = Outcome(fault)
+    for number in range(times):
+        lab.clear()
+        output = f"{outputs}-{number}" if outputs else lab.new_output()
+        seconds = once(output)
+        found = compare(tables(output), expected)
+        found.injected, found.again, found.recovery = 1, lab.computed_again(), [seconds]
+        total.add(found)
+    return total
+
+
 def driver_killed_at_steps(lab: Lab, times: int) -> Outcome:
     """SIGKILL of driver and worker at steps of staging, publishing and committing."""
-    undisturbed(lab)
-    steps = lab.calm_steps
-    count = min(times, steps)
-    chosen = [1 + round((i + 0.5) * steps / count - 0.5) for i in range(count)]
-    return _killed_and_taken_up(lab, "driver killed at each step", chosen)
+    expected = undisturbed(lab)
+    count = min(times, lab.calm_steps)
+    steps = iter(1 + round((i + 0.5) * lab.calm_steps / count - 0.5) for i in range(count))
+
+    def once(output: str) -> float:
+        step = next(steps)
+        (lab.faults / "kill_at").write_text(str(step))
+        run = lab.start(lab.lake, output)
+        run.communicate(timeout=240)
+        if run.returncode != -signal.SIGKILL:
+            raise AssertionError(f"step {step} did not come: exit code {run.returncode}")
+        (lab.faults / "kill_at").unlink()
+        return lab.label(lab.lake, output)
+
+    return _repeated(lab, "driver and worker killed at each step", count, once, expected)
 
 
 def driver_killed_at_random(lab: Lab, times: int) -> Outcome:
     """SIGKILL of the driver at moments of no meaning."""
-    total = Outcome("driver killed at random moments")
-    expected = undisturbed(lab)
-    for _ in range(times):
-        lab.clear()
-        output = lab.new_output()
-        process = lab.start(lab.lake, output)
+
+    def once(output: str) -> float:
+        run = lab.start(lab.lake, output)
         time.sleep(random.uniform(1, 12))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        total.add(_rerun(lab, output, expected))
-    return total
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        return lab.label(lab.lake, output)
 
-
-def _killed_and_taken_up(lab: Lab, name: str, chosen: Iterable[int]) -> Outcome:
-    total = Outcome(name)
-    expected = undisturbed(lab)
-    for number in chosen:
-        lab.clear()
-        output = lab.new_output()
-        (lab.faults / "kill_at").write_text(str(number))
-        process = lab.start(lab.lake, output)
-        process.communicate(timeout=240)
-        if process.returncode != -signal.SIGKILL:
-            raise AssertionError(f"step {number} did not come: exit code {process.returncode}")
-        (lab.faults / "kill_at").unlink()
-        total.add(_rerun(lab, output, expected))
-    return total
-
-
-def _rerun(lab: Lab, output: str, expected: Tables, source: str = "") -> Outcome:
-    seconds = lab.label(source or lab.lake, output)
-    found = compare(tables(output), expected)
-    found.injected, found.recovery, found.again = 1, [seconds], lab.computed_again()
-    return found
+    return _repeated(lab, "driver killed at random moments", times, once, undisturbed(lab))
 
 
 def _killed_in_mid_run(
-    lab: Lab, times: int, name: str, process_name: str, at_once: bool = False
+    lab: Lab, times: int, fault: str, process: str, at_once: bool = False
 ) -> Outcome:
     """SIGKILL of one of Ray's workers, as soon as something is staged; the same run must end.
 
     `at_once`: as soon as it is there, for those that have done their work by then.
     """
-    total = Outcome(name)
-    expected = undisturbed(lab)
-    for _ in range(times):
-        lab.clear()
-        output = lab.new_output()
+
+    def once(output: str) -> float:
         run = lab.start(lab.lake, output)
-        ready = partial(lab.processes, process_name) if at_once else lab.staged
-        if not lab.until(ready, run) or not lab.kill(process_name):
+        ready = partial(lab.processes, process) if at_once else lab.staged
+        if not lab.until(ready, run) or not lab.kill(process):
             run.kill()
-            raise AssertionError(f"no {process_name} to be killed: {run.communicate()[1]}")
-        began = time.monotonic()
-        lab.finish(run)
-        found = compare(tables(output), expected)
-        found.injected, found.again = 1, lab.computed_again()
-        found.recovery = [time.monotonic() - began]
-        total.add(found)
-    return total
+            raise AssertionError(f"no {process} to be killed: {run.communicate()[1]}")
+        return _seconds_to_end(lab, run)
+
+    return _repeated(lab, fault, times, once, undisturbed(lab))
+
+
+def _seconds_to_end(lab: Lab, run: "subprocess.Popen[str]") -> float:
+    began = time.monotonic()
+    lab.finish(run)
+    return time.monotonic() - began
 
 
 def detector_killed(lab: Lab, times: int) -> Outcome:
@@ -127,24 +133,17 @@ def decoder_killed(lab: Lab, times: int) -> Outcome:
 
 def node_taken_away(lab: Lab, times: int) -> Outcome:
     """A second node, whose raylet and workers are killed in mid-run."""
-    total = Outcome("node taken away")
-    expected = undisturbed(lab)
-    for _ in range(times):
-        lab.clear()
+
+    def once(output: str) -> float:
         node = lab.ray.add_node(num_cpus=2)
-        output = lab.new_output()
         run = lab.start(lab.lake, output)
         there = lab.until(lab.staged, run)
         lab.ray.remove_node(node, allow_graceful=False)
         if not there:
             raise AssertionError(f"nothing was staged: {run.communicate()[1]}")
-        began = time.monotonic()
-        lab.finish(run)
-        found = compare(tables(output), expected)
-        found.injected, found.again = 1, lab.computed_again()
-        found.recovery = [time.monotonic() - began]
-        total.add(found)
-    return total
+        return _seconds_to_end(lab, run)
+
+    return _repeated(lab, "node taken away", times, once, undisturbed(lab))
 
 
 @dataclass(frozen=True)
@@ -197,81 +196,64 @@ def harmful_pictures(lab: Lab, times: int) -> Outcome:
 
 def two_runs_at_once(lab: Lab, times: int) -> Outcome:
     """The second is refused and names the first; the first ends as ever."""
-    total = Outcome("two runs on one OUTPUT")
-    expected = undisturbed(lab)
-    for _ in range(times):
-        lab.clear()
-        output = lab.new_output()
+
+    def once(output: str) -> float:
         first = lab.start(lab.lake, output)
         assert lab.until(Path(output, "_lock.json").exists, first)
         second = lab.start(lab.lake, output)
         _, said = second.communicate(timeout=120)
         if second.returncode != 2 or f":{first.pid}" not in said:
             raise AssertionError(f"exit code {second.returncode}: {said}")
-        began = time.monotonic()
-        lab.finish(first)
-        found = compare(tables(output), expected)
-        found.injected, found.recovery = 1, [time.monotonic() - began]
-        total.add(found)
-    return total
+        return _seconds_to_end(lab, first)
+
+    return _repeated(lab, "two runs on one OUTPUT", times, once, undisturbed(lab))
 
 
 def holder_paused(lab: Lab, times: int) -> Outcome:
     """A driver stopped for longer than its lease, whose run another takes over."""
-    total = Outcome("holder paused, taken over, woken up")
-    expected = undisturbed(lab)
-    for _ in range(times):
-        lab.clear()
-        output = lab.new_output()
+
+    def once(output: str) -> float:
         paused = lab.start(lab.lake, output)
         assert lab.until(lab.staged, paused)
         paused.send_signal(signal.SIGSTOP)
         seconds = lab.label(lab.lake, output)
         paused.send_signal(signal.SIGCONT)
-        _wait(paused)
-        found = compare(tables(output), expected)
-        found.injected, found.recovery = 1, [seconds]
-        total.add(found)
-    return total
+        _, said = paused.communicate(timeout=120)
+        if paused.returncode != 1 or not ("lease" in said or "taken over" in said):
+            raise AssertionError(f"who lost its lease: exit code {paused.returncode}: {said}")
+        return seconds
+
+    return _repeated(lab, "holder paused, taken over, woken up", times, once, undisturbed(lab))
 
 
-def _wait(paused: "subprocess.Popen[str]") -> None:
-    _, said = paused.communicate(timeout=120)
-    if paused.returncode != 1 or not ("lease" in said or "taken over" in said):
-        raise AssertionError(f"a holder that lost its lease: exit {paused.returncode}: {said}")
-
-
-def _in_store(lab: Lab) -> Tables:
+def in_store(lab: Lab) -> Tables:
     """Tables of an undisturbed run from and to the store; made once."""
     output = f"s3://{BUCKET}/calm"
-    source = lab.lake_in_store()
     if not committed_runs(output):
         lab.clear()
-        lab.label(source, output)
+        lab.label(lab.lake_in_store(), output)
     return tables(output)
 
 
 def faulty_store(lab: Lab, times: int) -> Outcome:
     """One request in ten fails, reading and writing."""
-    total = Outcome("store: 503, 500, resets, lost answers, cut and slow bodies, stalls")
-    expected = _in_store(lab)
-    for number in range(times):
-        lab.clear()
-        output = f"s3://{BUCKET}/faulty-{number}"
-        before = lab.store.injected.total()
+    expected = in_store(lab)
+
+    def once(output: str) -> float:
+        failed = lab.store.injected.total()
         lab.store.rate, lab.lease = 0.1, 60  # seconds: a stalled renewal takes half of them
-        began = time.monotonic()
         try:
-            lab.finish(lab.start(f"s3://{BUCKET}/lake", output))
+            seconds = _seconds_to_end(lab, lab.start(f"s3://{BUCKET}/lake", output))
         finally:
             lab.store.rate, lab.lease = 0.0, LEASE_SECONDS
-        injected = lab.store.injected.total() - before
-        found = compare(tables(output), expected)
-        found.injected, found.again = injected, lab.computed_again()
-        found.recovery = [time.monotonic() - began]
-        if injected and not last_report(output)["storage_retries"]:
-            raise AssertionError(f"{injected} requests failed, and the report counts no retries")
-        total.add(found)
+        if lab.store.injected.total() > failed and not last_report(output)["storage_retries"]:
+            raise AssertionError("requests failed, and the report counts no retries")
+        return seconds
+
+    fault = "store: 503, 500, resets, lost answers, cut and slow bodies, stalls"
+    before = lab.store.injected.total()
+    total = _repeated(lab, fault, times, once, expected, f"s3://{BUCKET}/faulty")
+    total.injected = lab.store.injected.total() - before
     return total
 
 
@@ -285,12 +267,11 @@ def writes_forbidden(lab: Lab, times: int) -> Outcome:
     return _store_fails(lab, times, "output unwritable in mid-run", "forbidding", "no more writes")
 
 
-def _store_fails(lab: Lab, times: int, name: str, way: str, words: str) -> Outcome:
-    total = Outcome(name)
-    expected = _in_store(lab)
-    for number in range(times):
-        lab.clear()
-        output = f"s3://{BUCKET}/{way}-{number}"
+def _store_fails(lab: Lab, times: int, fault: str, way: str, words: str) -> Outcome:
+    """The store fails in that `way`; the run must end and say those `words`."""
+    expected = in_store(lab)
+
+    def once(output: str) -> float:
         run = lab.start(lab.lake_in_store(), output)
         assert lab.until(lab.staged, run)
         setattr(lab.store, way, True)
@@ -301,8 +282,9 @@ def _store_fails(lab: Lab, times: int, name: str, way: str, words: str) -> Outco
         clear = "run the same command again" in said and "Traceback" not in said
         if run.returncode != 1 or not clear or words not in said:
             raise AssertionError(f"{way}: exit code {run.returncode}: {said}")
-        total.add(_rerun(lab, output, expected, lab.lake_in_store()))
-    return total
+        return lab.label(lab.lake_in_store(), output)
+
+    return _repeated(lab, fault, times, once, expected, f"s3://{BUCKET}/{way}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Files that crash, stand still, devour memory or change cost their own row, in bounded time."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_the_child_is_kept_from_block_to_block() -> None:
         assert preparer.child._process is not None
         running.add(preparer.child._process.pid)
     assert len(running) == 1
+
+
+def test_nothing_is_imported_from_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lake may hold a `numpy.py`."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    rows = [row for block in Preparer(RULE)(table([jpeg()])) for row in block.to_pylist()]
+    assert [row["status"] for row in rows] == ["ok"]
 
 
 def test_a_read_that_stands_still_is_given_up(

@@ -1,7 +1,10 @@
 """Every file and every member becomes exactly one row, whatever is in it."""
 
 import os
+import threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +200,28 @@ def test_pixel_limit_is_read_from_the_header(tmp_path: Path) -> None:
     assert row["status"] == "too_many_pixels"
     assert (row["width"], row["height"]) == (400, 300)
     assert row["pixels"] is None
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_archives_of_a_plain_web_server(says_length: bool, tmp_path: Path) -> None:
+    """Which gives no parts of a file, and maybe not its length; larger than what is read ahead."""
+
+    class Plain(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing on the terminal."""
+
+        def send_header(self, name: str, value: str) -> None:
+            if says_length or name != "Content-Length":
+                super().send_header(name, value)
+
+    large = jpeg() + os.urandom(6 << 20)
+    write_tar(tmp_path / "t.tar", {"a.jpg": large, "b.jpg": jpeg(1)})
+    pq.write_table(pa.table({"image": [large, jpeg(1)]}), tmp_path / "p.parquet")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Plain, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+    (tmp_path / "list.txt").write_text(f"{base}/t.tar\n{base}/p.parquet")
+    rows = [row for shard in plan(str(tmp_path / "list.txt")).shards for row in encoded(shard)]
+    server.shutdown()
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert [row["encoded"] for row in rows] == [large, jpeg(1)] * 2
