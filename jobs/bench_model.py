@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor
 
 from jobs.measure import Measurement, interleaved, milliseconds
@@ -69,7 +68,9 @@ def _transformers(subject: Subject, compiled: bool = False) -> Callable[[Tensor]
     order = torch.channels_last if faster else torch.contiguous_format
     net = net.to(dtype, memory_format=order)
     if compiled:
-        torch._inductor.config.compile_threads = 1  # no processes that this one would leave behind
+        from torch._inductor import config
+
+        config.compile_threads = 1  # no processes that this one would leave behind
     forward: Any = torch.compile(net) if compiled else net
 
     def run(pictures: Tensor) -> Answer:

@@ -34,10 +34,8 @@ def stack_images(
     """
     shapes = [image.shape[:2] for image in images]
     alike = all(shape == shapes[0] for shape in shapes)
-    height, width = (
-        -(-max(sides) // (1 if alike else multiple)) * (1 if alike else multiple)
-        for sides in zip(*shapes, strict=True)
-    )
+    step = 1 if alike else multiple
+    height, width = (-(-max(sides) // step) * step for sides in zip(*shapes, strict=True))
     make = torch.empty if alike else torch.zeros
     pixels = make(len(images), height, width, 3, dtype=torch.uint8, pin_memory=pin)
     for row, image in zip(pixels, images, strict=True):

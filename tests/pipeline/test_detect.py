@@ -1,14 +1,17 @@
 """A detector whose memory is confined by the system labels all the same."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jobs.progress import show
 from jobs.run_record import Tally
 from pipeline.schema import Receipt
+from tests.chaos.harness import INJECTED
 
 CONFINED = """
 import json, resource
@@ -53,6 +56,51 @@ def test_a_batch_larger_than_memory_is_halved_and_stays_so() -> None:
     assert found["statuses"] == ["ok"] and found["same"]
     (limit,) = found["limits"]
     assert limit in (1, 2, 4, 8)
+
+
+STANDING_STILL = """
+import json
+import numpy as np, pyarrow as pa
+import pipeline.detect
+from pipeline.detect import Detector, DetectorSpec
+from pipeline.schema import PREPARED
+
+pipeline.detect.DETECT_SECONDS = 3.0
+colours = [(10, 20, 30), (255, 255, 0), (30, 20, 10)]
+rows = [
+    {"image_id": str(i), "shard": "s", "index_in_shard": i, "status": "ok", "width": 64,
+     "height": 64, "pixels": np.full((64, 64, 3), colour, np.uint8).tobytes(), "rows": 64,
+     "columns": 64}
+    for i, colour in enumerate(colours)
+]
+spec = DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 8, "SESSION")
+found = Detector(spec)(pa.Table.from_pylist(rows, schema=PREPARED))
+print(json.dumps(found.select(["status", "error"]).to_pylist()))
+"""
+
+
+@pytest.mark.slow
+def test_a_picture_over_which_the_device_stands_still_is_given_up(tmp_path: Path) -> None:
+    """As Ray would, the process is started anew until it gives an answer."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(INJECTED), os.getcwd()]),
+        "DETR_BATCH_FAULTS": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+    }
+    for session in ("first", "second"):  # another command begins without notes
+        command = [sys.executable, "-c", STANDING_STILL.replace("SESSION", session)]
+        ended = []
+        for _ in range(5):
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            ended.append(done.returncode)
+            if not done.returncode:
+                break
+            assert "more than 3 s for a batch" in done.stderr
+        assert ended == [1, 1, 1, 0]  # the batch, and twice the picture alone
+        rows = json.loads(done.stdout.splitlines()[-1])
+        assert [row["status"] for row in rows] == ["ok", "timed_out", "ok"]
+        assert "took more than 3 s, 2 times" in rows[1]["error"]
 
 
 def test_the_run_says_once_that_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
