@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from fsspec.implementations.local import LocalFileSystem
+
 # Seconds for which a request is repeated before the run ends, to be taken up by the next.
 PATIENCE = float(os.environ.get("DETR_BATCH_STORE_PATIENCE", "180"))
 # With a store that never answered, where a person waits: a misspelt endpoint, as a rule.
@@ -60,12 +62,13 @@ def is_passing(error: BaseException) -> bool:
 def retried(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """What the call returns; its last error where it goes on failing, or says something lasting."""
     global repeated, _answered
+    on_disk = isinstance(getattr(call, "__self__", None), LocalFileSystem)
     began = time.monotonic()
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
             result = call(*arguments, **options)
-            _answered = True
+            _answered = _answered or not on_disk
             return result
         except Exception as error:
             cause = error.__cause__ or error
