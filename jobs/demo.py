@@ -10,8 +10,8 @@ from jobs.demo_data import write_lake
 from jobs.evaluate import average_precision
 from jobs.label import label
 from jobs.label_options import LabelOptions
-from jobs.query import connect
 from jobs.report import as_text, last_report
+from jobs.views import connect
 
 LAKE_SEED = 2_000_000  # neither training nor validation draws from it
 

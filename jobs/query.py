@@ -1,54 +1,149 @@
-"""`detr-batch query`: DuckDB SQL over the committed tables of an OUTPUT."""
+"""`detr-batch query`: DuckDB SQL over the committed tables of an OUTPUT, in any format."""
 
-import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import duckdb
-import pyarrow as pa
 
-from pipeline.publish import committed_runs
-from pipeline.storage import InputError, join, open_location
+from jobs.views import connect
+from model.urls import printable
+from pipeline.storage import InputError
 
-VIEWS = ("images", "detections")
+FILE_FORMATS = ("csv", "json", "parquet")
+ROWS_SHOWN = 200  # of a table
+Answer = TypeVar("Answer")
+
+EXAMPLES: tuple[tuple[str, str], ...] = (
+    (
+        "How many objects of each class",
+        "SELECT label, count(*) AS objects FROM latest GROUP BY label ORDER BY objects DESC",
+    ),
+    (
+        "The most confident boxes of one class",
+        "SELECT image_id, round(score, 3) AS score, x_min, y_min, x_max, y_max FROM latest "
+        "WHERE label = 'circle' AND score > 0.8 ORDER BY score DESC LIMIT 10",
+    ),
+    (
+        "Images without any object",
+        "SELECT image_id FROM latest_images WHERE status = 'ok' AND num_detections = 0",
+    ),
+    (
+        "Why images failed",
+        "SELECT status, count(*) AS images, any_value(error) AS sample FROM latest_images "
+        "WHERE status <> 'ok' GROUP BY status ORDER BY images DESC",
+    ),
+    (
+        "Classes that are seen together",
+        "SELECT a.label, b.label AS other, count(DISTINCT a.image_id) AS images "
+        "FROM latest AS a JOIN latest AS b USING (run, shard, image_id) WHERE a.label < b.label "
+        "GROUP BY ALL ORDER BY images DESC LIMIT 10",
+    ),
+    (
+        "The most crowded images",
+        "SELECT image_id, num_detections FROM latest_images ORDER BY num_detections DESC LIMIT 10",
+    ),
+    (
+        "Small objects, as COCO counts them (less than 32 x 32 pixels)",
+        "SELECT label, count(*) FILTER ((x_max - x_min) * (y_max - y_min) < 1024) AS small, "
+        "count(*) AS objects FROM latest GROUP BY label ORDER BY label",
+    ),
+    (
+        "How scores are spread",
+        "SELECT floor(score * 10) / 10 AS score, count(*) AS boxes FROM latest "
+        "GROUP BY ALL ORDER BY score",
+    ),
+    (
+        "What each run added",
+        "SELECT run, count(*) AS images, count(*) FILTER (status <> 'ok') AS failed, "
+        "sum(num_detections) AS boxes FROM images GROUP BY run ORDER BY run",
+    ),
+    (
+        "Images whose labels a later run replaced",
+        "SELECT uri, count(DISTINCT run) AS versions, max(run) AS newest FROM images "
+        "GROUP BY uri HAVING versions > 1",
+    ),
+)
 
 
-def connect(output: str) -> duckdb.DuckDBPyConnection:
-    """A connection with the views `images` and `detections`, of committed runs alone.
+def answered(output: str, ask: Callable[[duckdb.DuckDBPyConnection], Answer]) -> Answer:
+    """What `ask` makes of a connection, asked again where a file left in the middle of it.
 
-    InputError where OUTPUT has none.
+    `compact` and `runs delete` remove files that a reader may have been about to open; the views
+    of a second connection name those that took their place. InputError with DuckDB's words where
+    the SQL has a mistake.
     """
-    runs = committed_runs(output)
-    if not runs:
-        raise InputError(f"{output} holds no finished run: `detr-batch label` makes one")
-    connection = duckdb.connect()
-    fs, _ = open_location(output, "OUTPUT")
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    if protocol not in ("file", "local"):
-        connection.register_filesystem(fs)
-    for view in VIEWS:
-        files = [
-            _literal(join(output, file["path"]))
-            for run in runs
-            for file in run["files"]
-            if file["path"].startswith(f"{view}/")
-        ]
-        relation = connection.read_parquet(files, hive_partitioning=True)
-        relation.create_view(view)
-    return connection
+    for again in (True, False):
+        try:
+            with connect(output) as connection:
+                return ask(connection)
+        except (FileNotFoundError, duckdb.IOException, duckdb.HTTPException) as error:
+            if not again:
+                raise RuntimeError(f"{output} cannot be read: {error}") from error
+        except duckdb.Error as error:
+            raise InputError(str(error)) from error
+    raise AssertionError("unreachable")
 
 
-def _literal(path: str) -> str:
-    """`path` for DuckDB, which takes brackets, stars and question marks for patterns."""
-    return re.sub(r"[\[*?]", lambda sign: f"[{sign[0]}]", path)
+def query(output: str, sql: str, form: str = "table", file: Path | None = None) -> None:
+    """Print the answer to one statement, or write it into a file.
 
+    InputError where the statement has a mistake or returns nothing.
+    """
 
-def query(output: str, sql: str) -> pa.Table:
-    """The answer to one statement; InputError with DuckDB's message where it has a mistake."""
-    connection = connect(output)
-    try:
+    def ask(connection: duckdb.DuckDBPyConnection) -> None:
         relation = connection.sql(sql)
-        answer = None if relation is None else relation.to_arrow_table()
-    except duckdb.Error as error:
-        raise InputError(str(error)) from error
-    if answer is None:
-        raise InputError("the statement returns nothing: give a SELECT")
-    return answer
+        if relation is None:
+            raise InputError("the statement returns nothing: give a SELECT")
+        if form == "table" and file is None:
+            relation.show(max_rows=ROWS_SHOWN)  # DuckDB spells control characters out
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "answer"
+            _write(connection, relation, "csv" if form == "table" else form, written)
+            if file is None:
+                _print(written, form)
+            else:
+                shutil.move(written, file)
+
+    answered(output, ask)
+
+
+def form_of(file: Path) -> str:
+    """The format that a file's name asks for; InputError for one that is not known."""
+    form = file.suffix.lower().lstrip(".")
+    if form not in FILE_FORMATS:
+        raise InputError(f"--out {file}: its name must end in .csv, .json or .parquet")
+    return form
+
+
+def _write(connection: duckdb.DuckDBPyConnection, relation: Any, form: str, written: Path) -> None:
+    if form == "parquet":
+        relation.write_parquet(str(written), compression="zstd")
+    elif form == "csv":
+        relation.write_csv(str(written), header=True)
+    else:
+        relation.create_view("answer")
+        connection.execute("COPY answer TO ? (FORMAT json, ARRAY true)", [str(written)])
+
+
+def _print(written: Path, form: str) -> None:
+    """A file on stdout; on a terminal control characters are spelled out."""
+    if form == "parquet" and sys.stdout.isatty():
+        raise InputError("Parquet is no text: give --out FILE, or send it into one")
+    if sys.stdout.isatty():
+        with written.open(encoding="utf-8") as lines:
+            for line in lines:
+                print(printable(line), end="")
+        return
+    with written.open("rb") as content:
+        sys.stdout.flush()
+        shutil.copyfileobj(content, sys.stdout.buffer)
+
+
+def examples() -> str:
+    """The worked examples, for people."""
+    return "\n\n".join(f"-- {title}\n{sql}" for title, sql in EXAMPLES)

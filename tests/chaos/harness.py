@@ -22,7 +22,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
-from jobs.query import connect
+from jobs.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
 from pipeline.storage import open_location

@@ -10,10 +10,13 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from jobs import bench_launches, bench_model, bench_op, bench_pipeline
-from jobs.bench_plot import newest
+from jobs.bench import launches as bench_launches
+from jobs.bench import model as bench_model
+from jobs.bench import op as bench_op
+from jobs.bench import pipeline as bench_pipeline
+from jobs.bench.measure import interleaved
+from jobs.bench.plot import newest
 from jobs.cli import main
-from jobs.measure import interleaved
 from model.ops import Implementation, launches
 from model.ops.launches import Launch
 

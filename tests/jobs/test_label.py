@@ -21,8 +21,8 @@ from PIL import Image
 from jobs.cli import main
 from jobs.label import label
 from jobs.label_options import LabelOptions
-from jobs.query import connect
 from jobs.report import last_report
+from jobs.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
 from pipeline.lock import OutputLock

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.label import label
 from jobs.label_options import LabelOptions
-from jobs.query import connect
+from jobs.views import connect
 from model.zoo import MODELS
 from pipeline.storage import open_location
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.peers import VARIANTS, peer
+from jobs.bench.peers import VARIANTS, peer
 from model.checkpoint import load_state, save_weights
 from model.deformable_detr import DeformableDetr
 from model.inference import prepare_for_inference

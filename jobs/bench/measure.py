@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-RESULTS = Path(__file__).parent / "results" / "measurements.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "measurements.csv"
 FEWEST_ROUNDS = 3
 Name = TypeVar("Name", bound=Hashable)
 

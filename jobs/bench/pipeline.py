@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.measure import Measurement, interleaved, milliseconds
-from jobs.peers import save_peer
-from jobs.query import connect
+from jobs.bench.measure import Measurement, interleaved, milliseconds
+from jobs.bench.peers import save_peer
 from jobs.scenes import render_scene
+from jobs.views import connect
 
 OURS, PLAIN = "detr-batch label", "Ray Data and transformers"
 SIZE = (1066, 800)  # width and height: what the published models are given, so nothing is resized
@@ -56,7 +56,7 @@ def _ours(photos: Path, output: Path, options: list[str]) -> tuple[float, Scores
 
 
 def _plain(photos: Path, output: Path, model: str, device: str) -> tuple[float, Scores]:
-    took = _run("jobs.plain_pipeline", str(photos), str(output), model, device)
+    took = _run("jobs.bench.plain_pipeline", str(photos), str(output), model, device)
     rows = pq.read_table(output, columns=["path", "scores"]).to_pylist()
     return took, {Path(row["path"]).name: max(row["scores"]) for row in rows}
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.measure import Measurement, interleaved, milliseconds
-from jobs.peers import VARIANTS, peer, save_peer
+from jobs.bench.measure import Measurement, interleaved, milliseconds
+from jobs.bench.peers import VARIANTS, peer, save_peer
 from jobs.train import evaluate
 from jobs.train_data import HeldOutScenes
 from model.host_memory import keep_freed_memory

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from jobs.bench_op import PEER, bench_op
-from jobs.measure import RESULTS, Measurement, append, as_table
+from jobs.bench.measure import RESULTS, Measurement, append, as_table
+from jobs.bench.op import PEER, bench_op
 from model.zoo import MODELS, named_model, resolved_precision
 
 
@@ -65,7 +65,7 @@ def model(options: BenchOptions, model: str, size: str, batch_size: str) -> None
     ValueError for one that there is not, or without transformers.
     """
     _refuse_without_transformers()
-    from jobs.bench_model import bench_model
+    from jobs.bench.model import bench_model
 
     names = list(MODELS) if model == "all" else model.split(",")
     for name in names:
@@ -92,8 +92,8 @@ def model(options: BenchOptions, model: str, size: str, batch_size: str) -> None
 def pipeline(options: BenchOptions, model: str, images: int) -> None:
     """Time `label` as a whole. ValueError as `model`, and for one that transformers lacks."""
     _refuse_without_transformers()
-    from jobs.bench_pipeline import FEWEST_IMAGES, PLAIN, bench_pipeline, stages_as_text
-    from jobs.peers import VARIANTS
+    from jobs.bench.peers import VARIANTS
+    from jobs.bench.pipeline import FEWEST_IMAGES, PLAIN, bench_pipeline, stages_as_text
 
     if model not in VARIANTS:
         raise ValueError(f"--model {model!r}: choose one of {', '.join(VARIANTS)}")
@@ -109,7 +109,7 @@ def launches(device: str, precision: str, seconds: float, table: Path | None) ->
     """Tune the Triton kernel; what was chosen, for people. ValueError without a GPU and Triton."""
     if find_spec("triton") is None:
         raise ValueError("there is no kernel to tune: Triton is not installed")
-    from jobs.bench_launches import bench_launches
+    from jobs.bench.launches import bench_launches
     from model.ops.launches import TABLE
 
     precision = BenchOptions(precision, device, seconds, None, False).resolved_precision()
@@ -117,10 +117,10 @@ def launches(device: str, precision: str, seconds: float, table: Path | None) ->
 
 
 def plot(picture: Path, results: Path | None) -> None:
-    """Draw the results into a file. ValueError without matplotlib, or as `jobs.bench_plot.plot`."""
+    """Draw the results into a file. ValueError without matplotlib, or as `jobs.bench.plot.plot`."""
     if find_spec("matplotlib") is None:
         raise ValueError("this draws with matplotlib: pip install 'detr-batch[bench]'")
-    from jobs.bench_plot import plot
+    from jobs.bench.plot import plot
 
     plot(results or RESULTS, picture)
 

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from jobs.measure import Measurement, interleaved, milliseconds
+from jobs.bench.measure import Measurement, interleaved, milliseconds
 from model.ops import Implementation, fused_ms_deform_attn
 from model.ops.sampling import sampling_locations
 from model.zoo import DTYPES

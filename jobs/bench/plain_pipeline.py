@@ -1,9 +1,9 @@
 """What a user would write instead: Ray Data around transformers' processor and model.
 
-    python -m jobs.plain_pipeline IMAGES OUTPUT MODEL DEVICE
+    python -m jobs.bench.plain_pipeline IMAGES OUTPUT MODEL DEVICE
 
-labels a folder of pictures with `jobs.peers.peer` (random weights) into Parquet: path, scores,
-labels and boxes of each picture. The peer of `detr-batch bench pipeline`.
+labels a folder of pictures with `jobs.bench.peers.peer` (random weights) into Parquet: path,
+scores, labels and boxes of each picture. The peer of `detr-batch bench pipeline`.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 from ray.data import ActorPoolStrategy
 from transformers import DeformableDetrImageProcessor
 
-from jobs.peers import peer
+from jobs.bench.peers import peer
 
 BATCH = 4
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jobs import bench_op
-from jobs.bench_op import Inputs, inputs, timed, tolerated
-from jobs.measure import interleaved
+from jobs.bench import op as bench_op
+from jobs.bench.measure import interleaved
+from jobs.bench.op import Inputs, inputs, timed, tolerated
 from model.ops import fused_ms_deform_attn
 from model.ops.launches import CANDIDATES, FEW, MANY, TABLE, Launch, add_to_table
 from model.ops.triton import capability_of, fused_ms_deform_attn_triton

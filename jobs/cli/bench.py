@@ -1,0 +1,73 @@
+"""`detr-batch bench`."""
+
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure the attention, a whole model or the pipeline, beside its peers",
+        description="Check against the reference, then time all in turn; medians, and rows added "
+        "to the results. Peers are those that are installed: transformers, openvino.",
+    )
+    subjects = bench.add_subparsers(required=True, metavar="SUBJECT")
+    op = subjects.add_parser("op", help="implementations of the attention")
+    model = subjects.add_parser("model", help="whole detectors, of random weights")
+    model.add_argument(
+        "--model", default="deformable-detr", help="one, several with commas between, or 'all'"
+    )
+    model.add_argument("--size", default="800x1066", help="rows x columns (default: 800x1066)")
+    model.add_argument(
+        "--batch-size", default="1", help="pictures; several with commas between (default: 1)"
+    )
+    pipeline = subjects.add_parser("pipeline", help="from JPEG files to Parquet")
+    pipeline.add_argument("--model", default="deformable-detr", help="a published one")
+    pipeline.add_argument("--images", type=int, default=24, help="files (default: 24)")
+    launches = subjects.add_parser("launches", help="tune the Triton kernel for this GPU")
+    launches.add_argument("--table", type=Path, help="JSON file to fill (default: the project's)")
+    launches.set_defaults(run=_launches)
+    for subject in (op, model, pipeline, launches):
+        option = subject.add_argument
+        option("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+        option("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+        option("--seconds", type=float, default=60.0, help="to time each case for (default: 60)")
+    for subject in (op, model, pipeline):
+        option = subject.add_argument
+        option("--results", type=Path, help="CSV file to add to (default: the project's)")
+        option("--json", action="store_true", help="for programs")
+    plot = subjects.add_parser("plot", help="the newest measurements as bars")
+    plot.add_argument("picture", metavar="FILE", type=Path, help=".svg, .png or .pdf")
+    plot.add_argument("--results", type=Path, help="CSV file to read (default: the project's)")
+    plot.set_defaults(run=_plot)
+    for name, subject in (("op", op), ("model", model), ("pipeline", pipeline)):
+        subject.set_defaults(run=_bench, subject=name)
+
+
+def _bench(
+    subject: str,
+    precision: str,
+    device: str,
+    seconds: float,
+    results: Path | None,
+    json: bool,
+    **own: Any,
+) -> int:
+    from jobs.bench.subjects import SUBJECTS, BenchOptions
+
+    SUBJECTS[subject](BenchOptions(precision, device, seconds, results, json), **own)
+    return 0
+
+
+def _launches(device: str, precision: str, seconds: float, table: Path | None) -> int:
+    from jobs.bench.subjects import launches
+
+    print(launches(device, precision, seconds, table))
+    return 0
+
+
+def _plot(picture: Path, results: Path | None) -> int:
+    from jobs.bench.subjects import plot
+
+    plot(picture, results)
+    return 0

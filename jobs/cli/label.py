@@ -1,0 +1,45 @@
+"""`detr-batch label`."""
+
+import os
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    label = commands.add_parser(
+        "label",
+        help="label every image under INPUT that OUTPUT does not hold yet",
+        description="Label every image under INPUT that OUTPUT does not hold yet. Both are local "
+        "paths or URLs (s3://bucket/prefix). The same command, run again, labels what is new; "
+        "after a crash or Ctrl-C it finishes what was begun.",
+    )
+    option = label.add_argument
+    option("input", metavar="INPUT", help="images, .tar shards, Parquet files, or a list of URLs")
+    option("output", metavar="OUTPUT", help="folder for the tables")
+    option("--model", default="deformable-detr", help="a name of `detr-batch models`")
+    option("--weights", help="file, URL (with #sha256=... checked), hub id, or 'random'")
+    option("--score-threshold", type=float, default=0.3, help="0 keeps the best 100 (default: 0.3)")
+    option("--format", default="auto", choices=["auto", "images", "tar", "parquet", "urls"])
+    option("--limit", type=int, help="label at most this many images")
+    option("--batch-size", type=int, default=8, help="images in one forward pass (default: 8)")
+    option("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    option("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    option("--num-gpus", type=int, default=1, help="detectors on GPUs (default: 1)")
+    option(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="a Ray cluster (default: $RAY_ADDRESS, else a local one for this command alone)",
+    )
+    option("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
+    option("--instance-type", help="machines this runs on, for the report: see infra/prices.csv")
+    option("--spot", action="store_true", help="they cost the spot price")
+    option("--usd-per-hour", type=float, help="price of all that runs this, instead")
+    option("--relabel", action="store_true", help="replace the labels that OUTPUT has of INPUT")
+    option("--dry-run", action="store_true", help="print the plan; touch nothing")
+    label.set_defaults(run=_label, again="; the same command takes it up again")
+
+
+def _label(**options: Any) -> int:
+    from jobs.label import label
+    from jobs.label_options import LabelOptions
+
+    return label(LabelOptions(**options))

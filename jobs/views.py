@@ -1,0 +1,60 @@
+"""DuckDB views of an OUTPUT: what every command over finished tables reads through.
+
+- `images`, `detections`: all rows of committed runs, with the column `run`
+- `latest_images`: of each object (`uri`) the rows of the newest run that labelled it
+- `latest`: the boxes of those
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+
+from pipeline.publish import committed_runs
+from pipeline.storage import InputError, join, open_location
+
+TABLES = ("images", "detections")
+_LATEST = """
+CREATE VIEW latest_images AS
+    SELECT * FROM images
+    SEMI JOIN (SELECT uri, max(run) AS run FROM images GROUP BY uri) AS newest USING (uri, run);
+CREATE VIEW latest AS
+    SELECT * FROM detections SEMI JOIN latest_images USING (run, shard, image_id);
+"""
+
+
+def finished_runs(output: str) -> list[dict[str, Any]]:
+    """Manifests of the runs that count, oldest first; InputError where OUTPUT has none."""
+    runs = committed_runs(output)
+    if not runs:
+        raise InputError(f"{output} holds no finished run: `detr-batch label` makes one")
+    return runs
+
+
+def connect(output: str, runs: Sequence[dict[str, Any]] | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection with the views over `runs`, by their manifests (None: all that count).
+
+    InputError where there is none.
+    """
+    connection = duckdb.connect()
+    fs, _ = open_location(output, "OUTPUT")
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if protocol not in ("file", "local"):
+        connection.register_filesystem(fs)
+    for table in TABLES:
+        files = [
+            _literal(join(output, file["path"]))
+            for run in (finished_runs(output) if runs is None else runs)
+            for file in run["files"]
+            if file["path"].startswith(f"{table}/")
+        ]
+        relation = connection.read_parquet(files, hive_partitioning=True)
+        relation.create_view(table)
+    connection.execute(_LATEST)
+    return connection
+
+
+def _literal(path: str) -> str:
+    """`path` for DuckDB, which takes brackets, stars and question marks for patterns."""
+    return re.sub(r"[\[*?]", lambda sign: f"[{sign[0]}]", path)
