@@ -45,6 +45,7 @@ from pipeline.publish import (
 )
 from pipeline.schema import OK
 from pipeline.stage import staged
+from pipeline.stall import unstalled
 from pipeline.storage import InputError, join, open_location, remove_tree
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
@@ -150,7 +151,10 @@ def start_ray(options: LabelOptions) -> None:
         )
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there, or it takes another token "
+            f"(RAY_AUTH_TOKEN, RAY_AUTH_MODE): {reason}"
+        ) from error
 
 
 def flow(run: Run, spec: DetectorSpec, settings: FlowSettings) -> Tally:
@@ -161,7 +165,7 @@ def flow(run: Run, spec: DetectorSpec, settings: FlowSettings) -> Tally:
     done = {shard.shard: before.done(shard.shard) for shard in open_shards}
     tally = Tally()
     if open_shards:
-        receipts = label_shards(open_shards, done, spec, settings)
+        receipts = unstalled(label_shards(open_shards, done, spec, settings))
         size = sum(shard.size for shard in open_shards)
         show(receipts, tally, already=len(before.images), encoded_bytes=size)
     return tally

@@ -190,12 +190,18 @@ class Lab:
                 fs.put_file(str(file), f"{path}/{file.name}")
         return url
 
-    def start(self, source: Path | str, output: str, *options: str) -> subprocess.Popen[str]:
-        """`detr-batch label`, which must not be waited for with its output unread for long."""
+    def start(
+        self, source: Path | str, output: str, *options: str, own_ray: bool = False
+    ) -> subprocess.Popen[str]:
+        """`detr-batch label`, which must not be waited for with its output unread for long.
+
+        `own_ray`: on a Ray that it starts itself, not on the lab's.
+        """
         command = [sys.executable, "-m", "jobs.cli", "label", str(source), output]
         command += ["--model", "shapes-tiny", "--weights", str(self.weights)]
         command += ["--score-threshold", "0.02", "--precision", "fp32", "--batch-size", "2"]
-        command += ["--address", self.ray.address, "--device", "cpu", *options]
+        command += [] if own_ray else ["--address", self.ray.address]
+        command += ["--device", "cpu", *options]
         process = subprocess.Popen(
             command,
             stderr=subprocess.PIPE,

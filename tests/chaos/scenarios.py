@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
+
+import psutil
 
 from jobs.report import last_report
 from pipeline.publish import committed_runs
@@ -144,6 +147,29 @@ def node_taken_away(lab: Lab, times: int) -> Outcome:
         return _seconds_to_end(lab, run)
 
     return _repeated(lab, "node taken away", times, once, undisturbed(lab))
+
+
+def ray_killed(lab: Lab, times: int) -> Outcome:
+    """The raylet or the control store of a run's own Ray: Ray 2.60 ends the driver with it."""
+    expected = undisturbed(lab)
+    servers = cycle(["raylet", "gcs_server"])
+
+    def once(output: str) -> float:
+        run = lab.start(lab.lake, output, own_ray=True)
+        there = lab.until(lab.staged, run)
+        server = next(servers)
+        ours = psutil.Process(run.pid).children(recursive=True)
+        found = [process for process in ours if process.name() == server]
+        if not there or not found:
+            run.kill()
+            raise AssertionError(f"no {server} to be killed: {run.communicate()[1]}")
+        found[0].kill()
+        _, said = run.communicate(timeout=180)
+        if run.returncode not in (0, 1):
+            raise AssertionError(f"{server} killed: exit code {run.returncode}: {said}")
+        return lab.label(lab.lake, output)
+
+    return _repeated(lab, "Ray's own servers killed", times, once, expected)
 
 
 @dataclass(frozen=True)
@@ -303,6 +329,7 @@ CASES = [
     Case(preparer_killed, 0, 3),
     Case(decoder_killed, 0, 3),
     Case(node_taken_away, 0, 3),
+    Case(ray_killed, 0, 2),
     Case(harmful_pictures, 1, 2),
     Case(faulty_store, 0, 3),
     Case(store_gone, 0, 2),
