@@ -10,15 +10,14 @@ from collections import Counter
 import ray
 from ray.exceptions import RayTaskError
 
+from jobs.known import canonical, known_objects, replaced_runs
 from jobs.label_options import LabelOptions
 from jobs.progress import show
 from jobs.run_plan import (
     Run,
-    canonical,
     described,
-    known_objects,
     new_run,
-    replaced_runs,
+    planned,
     staging_url,
     unfinished,
     write_down,
@@ -26,14 +25,14 @@ from jobs.run_plan import (
 )
 from jobs.run_record import Tally, fingerprint, report, write_document
 from model.config import DeformableDetrConfig
-from model.urls import mask
+from model.urls import mask, printable
 from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, named_model
 from pipeline import retries
 from pipeline.dataflow import FlowSettings, label_shards, publish_parts
 from pipeline.detect import DetectorSpec
 from pipeline.lock import LockLost, OutputLock
-from pipeline.plan import plan, to_table, without_secrets
+from pipeline.plan import Plan, to_table, without_secrets
 from pipeline.publish import (
     PublishTarget,
     ReconcileError,
@@ -48,6 +47,7 @@ from pipeline.stage import staged
 from pipeline.stall import unstalled
 from pipeline.storage import InputError, join, open_location, remove_tree
 
+GONE_SHOWN = 3
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
 
 
@@ -61,9 +61,7 @@ def label(options: LabelOptions) -> int:
     config = create_model(options.model, options.weights, training=True).config
     mark = fingerprint(config, digest, options.score_threshold)
     if options.dry_run:
-        known = known_objects(options, mark)
-        found = plan(options.input, options.format, options.limit, known, options.output)
-        print(described(found))
+        print(described(planned(options, known_objects(options, mark))))
         return EXIT_OK
     counts: Counter[str] = Counter()  # images by status
     with OutputLock(options.output) as lock:
@@ -74,14 +72,28 @@ def label(options: LabelOptions) -> int:
             counts.update(carry_out(options, run, config, mark, lock))
             known = known_objects(options, mark)
         if not run or (options.limit is None and not options.relabel):
-            run = new_run(options, known)
+            found = planned(options, known)
+            tell_gone(options, found)
+            run = new_run(found)
             if run.shards:
                 start_ray(options)
-                write_down(options, mark, run)
+                write_down(options, mark, run, found.gone)
                 counts.update(carry_out(options, run, config, mark, lock))
     if not counts:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
     return verdict(options, counts)
+
+
+def tell_gone(options: LabelOptions, found: Plan) -> None:
+    """Labels of objects that left stay: whoever wants them gone has to know."""
+    if len(found.gone):
+        first = ", ".join(found.gone[:GONE_SHOWN].to_pylist())
+        more = ", ..." if len(found.gone) > GONE_SHOWN else ""
+        print(
+            f"{len(found.gone)} objects that {mask(options.output)} holds labels of are not under "
+            f"INPUT any more; their labels stay: {printable(first)}{more}",
+            file=sys.stderr,
+        )
 
 
 def carry_out(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from jobs.known import canonical
 from jobs.label_options import LabelOptions
 from jobs.run_record import environment, read_document, write_document
 from model.urls import mask
@@ -24,7 +25,6 @@ from pipeline.storage import (
     open_location,
     open_object,
     remove_tree,
-    uri,
     write_whole,
 )
 
@@ -51,51 +51,12 @@ def described(found: Plan) -> str:
         lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size:.1f} MB")
     lines += [
         f"{'known':<14} {found.known} objects that OUTPUT holds already",
+        f"{'changed':<14} {found.changed} objects that OUTPUT holds an older version of",
+        f"{'gone':<14} {len(found.gone)} objects that OUTPUT holds labels of and INPUT lost",
         f"{'ignored':<14} {found.ignored} files that are no images",
         "nothing was written",
     ]
     return "\n".join(lines)
-
-
-def canonical(url: str) -> str:
-    """One name of a place, however it was spelled, without secrets."""
-    return mask(uri(*open_location(url, "INPUT")))
-
-
-def replaced_runs(options: LabelOptions, runs: list[dict[str, Any]]) -> list[str]:
-    """Which of the committed `runs` --relabel takes the place of: those over the same INPUT."""
-    source = canonical(options.input)
-    return [run["run_id"] for run in runs if options.relabel and run["input"] == source]
-
-
-def known_objects(options: LabelOptions, mark: str) -> set[tuple[str, str]]:
-    """(uri, etag) of every object that OUTPUT holds labels of which stay.
-
-    InputError where those were made otherwise, or where one was read in part: this run would lose
-    the rest, or label the beginning twice.
-    """
-    runs = committed_runs(options.output)
-    replaced = replaced_runs(options, runs)
-    known: set[tuple[str, str]] = set()
-    for run in runs:
-        if run["run_id"] in replaced:
-            continue
-        if run["model_fingerprint"] != mark:
-            raise InputError(
-                f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
-                f"(fingerprint {run['model_fingerprint']}), and this run would be {options.model} "
-                f"({mark}): use the same model, weights and threshold, another OUTPUT, or, for "
-                "the same INPUT, --relabel"
-            )
-        url = join(options.output, "_runs", run["run_id"], "plan.parquet")
-        for shard in from_table(read_table(url)):
-            if shard.limit is not None:
-                raise InputError(
-                    f"{mask(options.output)} holds a run in which --limit cut {shard.shard} short: "
-                    "label it whole into another OUTPUT, or pass --relabel"
-                )
-            known.update((member.uri, member.etag) for member in shard.members)
-    return known
 
 
 def unfinished(options: LabelOptions, mark: str) -> Run | None:
@@ -167,21 +128,29 @@ def masked(options: LabelOptions) -> dict[str, Any]:
     return {**fields, **urls, "input": canonical(options.input)}
 
 
-def new_run(options: LabelOptions, known: set[tuple[str, str]]) -> Run:
-    """Plan a run over what is not `known`; nothing is written."""
-    found = plan(options.input, options.format, options.limit, known, options.output)
+def planned(options: LabelOptions, known: pa.Table) -> Plan:
+    """What there is to do under INPUT; nothing is written."""
+    return plan(options.input, options.format, options.limit, known, options.output)
+
+
+def new_run(found: Plan) -> Run:
+    """A run over what is planned; nothing is written."""
     return Run(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", found.shards)
 
 
-def write_down(options: LabelOptions, mark: str, run: Run) -> None:
-    """Keep what a rerun will go by: the options, and the plan."""
+def write_down(options: LabelOptions, mark: str, run: Run, gone: pa.Array) -> None:
+    """Keep what a rerun will go by, the options and the plan; and which objects are `gone`."""
     record: dict[str, Any] = {
         "run_id": run.run_id,
         "options": masked(options),
         "model_fingerprint": mark,
         "started_at": time.time(),
+        "gone": len(gone),
         **environment(),
     }
+    if len(gone):
+        url = join(options.output, "_runs", run.run_id, "gone.parquet")
+        write_table(url, pa.table({"uri": gone}))
     write_document(options.output, run.run_id, "run.json", record)
     url = join(staging_url(options.output, run.run_id), "plan.parquet")
     write_table(url, to_table(run.shards))

@@ -4,7 +4,6 @@ import os
 import posixpath
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,13 +16,13 @@ from pipeline.schema import Member
 from pipeline.storage import (
     InputError,
     etag_of,
-    find,
     join,
     open_location,
     open_object,
     read_object,
     uri,
 )
+from pipeline.walk import walk
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif "
@@ -38,7 +37,7 @@ Found = tuple[Member, str | None]  # an object and its kind; None for what is no
 
 
 def listing(input_url: str, format: str, leave_out: str | None = None) -> Iterator[Found]:
-    """Every visible object under INPUT, sorted by path; what a list of URLs names, in its order.
+    """Every visible object under INPUT, by name; what a list of URLs names, in its order.
 
     `leave_out` is a URL whose objects are no input: an OUTPUT may lie within INPUT.
     """
@@ -54,13 +53,13 @@ def listing(input_url: str, format: str, leave_out: str | None = None) -> Iterat
         return
     out_fs, out = open_location(leave_out, "OUTPUT") if leave_out else (fs, None)
     hidden = f"{uri(out_fs, out).rstrip('/')}/" if out else None
-    entries = find(fs, root)
-    for path in entries:
-        if not _is_file(entries[path]) or not _is_visible(path[len(root) :]):
+    for info in walk(fs, root):
+        path = info["name"]
+        if not _is_file(info) or not _is_visible(path[len(root) :]):
             continue
-        if entries[path].get("size") == 0 and path.endswith("/"):
+        if info.get("size") == 0 and path.endswith("/"):
             continue  # an object store's marker of an empty folder
-        member = _member(fs, path, entries[path])
+        member = _member(fs, path, info)
         if hidden is None or not member.uri.startswith(hidden):
             yield member, kind_of(member.uri, format)
 
@@ -79,12 +78,13 @@ def kind_of(name: str, format: str, listed: bool = False) -> str | None:
         return "tar"
     if lower.endswith(".parquet"):
         return "parquet"
-    return "files" if listed or is_image(lower) or not PurePosixPath(lower).suffix else None
+    suffix = posixpath.splitext(lower)[1]
+    return "files" if listed or suffix in IMAGE_SUFFIXES or not suffix else None
 
 
 def is_image(name: str) -> bool:
     """Whether the name ends as those of images do."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def readable_name(name: str) -> str:

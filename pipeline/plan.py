@@ -1,14 +1,17 @@
 """plan: what lies under INPUT, as shards. One listing; known objects are left out unopened."""
 
 import tarfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.urls import identity, mask
-from pipeline.listing import FORMATS, is_image, listing
+from pipeline.listing import FORMATS, Found, is_image, listing
 from pipeline.retries import is_passing
 from pipeline.schema import Member, Shard
 from pipeline.storage import InputError, explained, open_location, open_object, uri
@@ -28,52 +31,91 @@ PLAN = pa.schema(
 )
 
 
+# What OUTPUT holds the newest labels of: the version, and whether a run over this INPUT made them.
+KNOWN = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("of_input", pa.bool_())])
+# Objects compared with what is known at a time: each time Arrow hashes all that is known anew.
+CHUNK = 1 << 17
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Shards to read, and how many files under INPUT are no images of any kind."""
+    """Shards to read, and what else lies under INPUT, in objects."""
 
     shards: list[Shard]
-    ignored: int
-    known: int  # objects that OUTPUT holds already
+    ignored: int  # no images of any kind
+    known: int  # labelled already
+    changed: int  # labelled in another version
+    gone: pa.Array  # their uris: labelled before from this INPUT, and not there any more
 
 
 def plan(
     input_url: str,
     format: str = "auto",
     limit: int | None = None,
-    known: Collection[tuple[str, str]] = frozenset(),
+    known: pa.Table | None = None,
     output: str | None = None,
 ) -> Plan:
     """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
 
-    `limit` caps the images: loose files first, then archives, of which it counts the images. What
-    lies under `output` is no input.
+    `known` is a table of schema KNOWN, one row a uri. `limit` caps the images: loose files first,
+    then archives, of which it counts the images. What lies under `output` is no input.
 
     InputError where INPUT is missing, forbidden or holds nothing to label.
     """
     if format not in FORMATS:
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
+    compared = _Comparison(KNOWN.empty_table() if known is None else known)
     with explained("INPUT", input_url):
-        found = list(listing(input_url, format, output))
-    wanted = [(member, kind) for member, kind in found if kind]
-    if not wanted:
+        objects = iter(listing(input_url, format, output))
+        while chunk := list(islice(objects, CHUNK)):
+            compared.add(chunk)
+    if not compared.wanted:
         raise InputError(
             f"INPUT {mask(input_url)} holds nothing to label: no images, .tar shards or Parquet "
-            f"files among {len(found)} files"
+            f"files among {compared.ignored} files"
         )
-    new = [(m, kind) for m, kind in wanted if (identity(m.uri), m.etag) not in known]
-    shards = _group(input_url, new)
+    shards = _group(input_url, compared.new)
     if limit is not None:
         with explained("INPUT", input_url):
             shards = list(_limited(shards, limit))
-    return Plan(shards, len(found) - len(wanted), len(wanted) - len(new))
+    labelled = compared.wanted - len(compared.new)
+    return Plan(shards, compared.ignored, labelled, compared.changed, compared.gone())
 
 
-def _group(input_url: str, members: Sequence[tuple[Member, str]]) -> list[Shard]:
+class _Comparison:
+    """A listing, as it comes, against what is known."""
+
+    def __init__(self, known: pa.Table):
+        self.known = known.combine_chunks()
+        self.new: list[Found] = []
+        self.wanted = self.ignored = self.changed = 0
+        self._seen = np.zeros(len(known), bool)
+
+    def add(self, found: Sequence[Found]) -> None:
+        """The next objects of the listing."""
+        rows = [(member, kind) for member, kind in found if kind]
+        self.wanted += len(rows)
+        self.ignored += len(found) - len(rows)
+        uris = pa.array([identity(member.uri) for member, _ in rows], pa.string())
+        etags = pa.array([member.etag for member, _ in rows], pa.string())
+        places = pc.index_in(uris, self.known["uri"])
+        same = pc.fill_null(pc.equal(etags, self.known["etag"].take(places)), False)
+        self._seen[pc.drop_null(places).to_numpy()] = True
+        self.changed += len(rows) - places.null_count - pc.sum(same).as_py()
+        new = pc.indices_nonzero(pc.invert(same)).to_pylist()
+        self.new += [rows[place] for place in new]
+
+    def gone(self) -> pa.Array:
+        """Uris of this INPUT that are known and did not come."""
+        unseen = pc.and_(pa.array(~self._seen), self.known["of_input"])
+        return self.known["uri"].filter(unseen).combine_chunks()
+
+
+def _group(input_url: str, members: Sequence[Found]) -> list[Shard]:
     """Tars and Parquet files alone, loose files in groups."""
     fs, root = open_location(input_url, "INPUT")
     base = uri(fs, root).rstrip("/")
-    shards = [Shard(identity(m.uri), kind, (m,)) for m, kind in members if kind != "files"]
+    shards = [Shard(identity(m.uri), kind, (m,)) for m, kind in members if kind and kind != "files"]
     group: list[Member] = []
     size = number = 0
     for member in [m for m, kind in members if kind == "files"]:

@@ -30,6 +30,10 @@ from pipeline.storage import (
 
 # Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
 IMAGES_PER_FILE = 100_000
+# Small groups, of which statistics let engines leave most unread: of three million synthetic boxes
+# `label = 'x' AND score > 0.8` read 1.3 % of the bytes (all columns: 7 %) where groups of a million
+# rows, in the order of their images, had 22 % (100 %) read, 2026-11-25.
+ROWS_PER_GROUP = 1 << 15
 
 
 class ReconcileError(RuntimeError):
@@ -116,8 +120,8 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
     rows = _first_of_each(rows)
     name = f"run={target.run_id}/part-{part.number:05d}.parquet"
     return [
-        _write(target, f"images/{name}", images_table(rows, target)),
-        _write(target, f"detections/{name}", detections_table(rows, target.labels)),
+        write_part(target.output, f"images/{name}", images_table(rows, target)),
+        write_part(target.output, f"detections/{name}", detections_table(rows, target.labels)),
     ]
 
 
@@ -147,7 +151,7 @@ def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
 
 
 def detections_table(rows: pa.Table, labels: tuple[str, ...]) -> pa.Table:
-    """DETECTED -> DETECTIONS: one row a box, best of each image first."""
+    """DETECTED -> DETECTIONS: one row a box, by label and, best first, by score."""
     boxes = rows["boxes"].combine_chunks()
     parent = pc.list_parent_indices(boxes)
     flat = pc.list_flatten(boxes)
@@ -160,14 +164,32 @@ def detections_table(rows: pa.Table, labels: tuple[str, ...]) -> pa.Table:
         "detection": pa.array([k for n in lengths for k in range(n)], pa.int32()),
         "label": pa.array(labels, pa.string()).take(fields["label_id"]),
     }
-    return pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)
+    return by_label(pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS))
 
 
-def _write(target: PublishTarget, name: str, table: pa.Table) -> PartFile:
+def by_label(detections: pa.Table) -> pa.Table:
+    """Sorted as the files are; images keep their order among equals."""
+    place = pa.array(range(len(detections)), pa.int64())
+    order = pc.sort_indices(
+        detections.select(["label", "score"]).append_column("place", place),
+        [("label", "ascending"), ("score", "descending"), ("place", "ascending")],
+    )
+    return detections.take(order)
+
+
+def write_part(output: str, name: str, table: pa.Table) -> PartFile:
+    """Put a table of the schema IMAGES or DETECTIONS at `name` below OUTPUT."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=ROWS_PER_GROUP,
+        # Floats hardly repeat: with dictionaries files are a third larger.
+        use_dictionary=[f.name for f in table.schema if not pa.types.is_floating(f.type)],
+    )
     data = buffer.getvalue()
-    fs, path = open_location(join(target.output, name), "OUTPUT")
+    fs, path = open_location(join(output, name), "OUTPUT")
     write_whole(fs, path, data)
     return PartFile(name, len(table), len(data), hashlib.sha256(data).hexdigest())
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.plan import from_table, plan, to_table
+from pipeline.plan import KNOWN, from_table, plan, to_table
 from pipeline.schema import Member, Shard
 from pipeline.storage import InputError
 from tests.pipeline.samples import encoded, jpeg, prepared, write_tar
@@ -61,7 +61,8 @@ def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> N
     assert names == ["a.jpg", "misnamed", "sub/b.png"]
     assert whole.ignored == 1
     assert from_table(to_table(whole.shards)) == whole.shards
-    rest = plan(str(tmp_path), known={(members[0].uri, members[0].etag)})
+    seen = pa.table([[members[0].uri], [members[0].etag], [True]], schema=KNOWN)
+    rest = plan(str(tmp_path), known=seen)
     assert len(rest.shards[0].members) == 2
 
 

@@ -96,7 +96,9 @@ def test_published_rows_are_sorted_and_unique(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in places] == [
         ("a", 0, 2), ("a", 1, 2), ("a", 2, 2), ("a", 3, 2), ("b", 0, 0),
     ]  # fmt: skip
-    assert tables["detections"]["detection"].to_pylist() == [0, 1] * 4
+    assert sorted(tables["detections"]["detection"].to_pylist()) == [0] * 4 + [1] * 4
+    scores = tables["detections"]["score"].to_pylist()
+    assert scores == sorted(scores, reverse=True)  # of one label
     assert set(tables["detections"]["label"].to_pylist()) == {"circle"}
 
 

@@ -1,0 +1,72 @@
+"""What an OUTPUT holds labels of, read from the plans of its runs: nothing else is opened."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.label_options import LabelOptions
+from model.urls import mask
+from pipeline.plan import KNOWN
+from pipeline.publish import committed_runs
+from pipeline.storage import InputError, join, open_location, open_object, uri
+
+
+def canonical(url: str) -> str:
+    """One name of a place, however it was spelled, without secrets."""
+    return mask(uri(*open_location(url, "INPUT")))
+
+
+def replaced_runs(options: LabelOptions, runs: list[dict[str, Any]]) -> list[str]:
+    """Which of the committed `runs` --relabel takes the place of: those over the same INPUT."""
+    source = canonical(options.input)
+    return [run["run_id"] for run in runs if options.relabel and run["input"] == source]
+
+
+def known_objects(options: LabelOptions, mark: str) -> pa.Table:
+    """What need not be labelled again: schema KNOWN, a row a uri, as it was labelled last.
+
+    InputError where labels were made otherwise, or where an archive was read in part: this run
+    would lose the rest, or label the beginning twice.
+    """
+    runs = committed_runs(options.output)
+    replaced = replaced_runs(options, runs)
+    source = canonical(options.input)
+    tables = [KNOWN.empty_table()]
+    for run in runs:
+        if run["run_id"] in replaced:
+            continue
+        if run["model_fingerprint"] != mark:
+            raise InputError(
+                f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
+                f"(fingerprint {run['model_fingerprint']}), and this run would be {options.model} "
+                f"({mark}): use the same model, weights and threshold, another OUTPUT, or, for "
+                "the same INPUT, --relabel"
+            )
+        tables.append(_planned(options.output, run["run_id"], run["input"] == source))
+    return _newest(pa.concat_tables(tables)) if len(tables) > 2 else tables[-1]
+
+
+def _planned(output: str, run_id: str, of_input: bool) -> pa.Table:
+    """KNOWN of one run. InputError where --limit ended within an archive."""
+    fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
+    with open_object(fs, path) as file:
+        plan = pq.read_table(file, columns=["shard", "limit", "members"])
+    cut = plan.filter(pc.is_valid(plan["limit"]))
+    if len(cut):
+        raise InputError(
+            f"{mask(output)} holds a run in which --limit cut {cut['shard'][0]} short: label it "
+            "whole into another OUTPUT, or pass --relabel"
+        )
+    members = pc.list_flatten(plan["members"])
+    columns = [pc.struct_field(members, name) for name in ("uri", "etag")]
+    return pa.table([*columns, pa.repeat(pa.scalar(of_input), len(members))], schema=KNOWN)
+
+
+def _newest(planned: pa.Table) -> pa.Table:
+    """Of each uri the last version; it is of this INPUT where any of its runs was."""
+    last = planned.group_by("uri", use_threads=False).aggregate(
+        [("etag", "last"), ("of_input", "any")]
+    )
+    return pa.table([last[name] for name in ("uri", "etag_last", "of_input_any")], schema=KNOWN)

@@ -1,0 +1,63 @@
+"""A store that answers ListObjectsV2 alone, over loopback: a bucket of any size, made up."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+PAGE = 1000  # objects, as S3 gives
+_ENTRY = (
+    "<Contents><Key>{key}</Key><LastModified>2026-11-25T02:00:00.000Z</LastModified>"
+    "<ETag>&quot;{etag}&quot;</ETag><Size>150000</Size><StorageClass>STANDARD</StorageClass>"
+    "</Contents>"
+)
+
+
+@contextmanager
+def listed_store(
+    count: int, key: Callable[[int], str], etag: Callable[[int], str]
+) -> Iterator[str]:
+    """The endpoint's URL; object `i` of `count` has `key(i)` and `etag(i)`, keys ascending."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked = parse_qs(urlsplit(self.path).query)
+            if "list-type" not in asked:
+                self.send_response(404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            most = int(asked.get("max-keys", [str(PAGE)])[0])
+            start = int(asked.get("continuation-token", ["0"])[0])
+            stop = min(start + min(most, PAGE), count)
+            entries = "".join(_ENTRY.format(key=key(i), etag=etag(i)) for i in range(start, stop))
+            more = f"<NextContinuationToken>{stop}</NextContinuationToken>" if stop < count else ""
+            truncated = "true" if more else "false"
+            body = (
+                '<?xml version="1.0"?><ListBucketResult '
+                'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>lake</Name>'
+                f"<KeyCount>{stop - start}</KeyCount><IsTruncated>{truncated}</IsTruncated>"
+                f"{more}{entries}</ListBucketResult>"
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
