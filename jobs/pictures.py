@@ -6,7 +6,7 @@ that for a run (pipeline/child.py). One that cannot be had in time is said so; i
 
 import base64
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import simplejpeg
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from model.resize import ResizeRule
@@ -28,15 +27,13 @@ from pipeline.prepare import DECODE, Preparer
 from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
 from pipeline.storage import join, open_location, open_object
 
-SMALL = ResizeRule(shorter=320, longest=480)  # pixels: sharp at 240 CSS pixels on a fine screen
+SMALL = ResizeRule(shorter=400, longest=600)  # pixels: sharp on a fine screen at half of that
 START_SECONDS = 20.0  # until both processes have imported what they need: 4 on two idle cores
 SECONDS = 10.0  # for all pictures; the last may take SECONDS_EACH on top. Sixteen take one
 SECONDS_EACH = 5.0
 MOST_BYTES = 32 << 20  # of a loose file that is fetched for its picture
 JPEG_QUALITY = 82
 PLAN_ROWS = 64  # shards of a plan looked at together, of up to 256 files each
-
-_FONT = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -66,11 +63,37 @@ class Box:
     colour: str  # "#rrggbb", light enough for black text
 
 
-def planned(output: str, run_id: str, names: Sequence[str]) -> dict[str, Shard]:
-    """Shards of a finished run by their names, as far as its plan has them.
+@dataclass(frozen=True)
+class Planned:
+    """The shards of a run: names of its archives, and how to find shards by their names."""
+
+    archives: list[str]
+    find: Callable[[Sequence[str]], dict[str, Shard]]
+
+
+def planned_now(shards: Sequence[Shard]) -> Planned:
+    """Of a run under way, whose shards hold what opens them."""
+    by_name = {shard.shard: shard for shard in shards}
+    return Planned(
+        [shard.shard for shard in shards if shard.kind != "files"],
+        lambda names: {name: by_name[name] for name in names if name in by_name},
+    )
+
+
+def planned_then(output: str, run_id: str) -> Planned:
+    """Of a finished run, by its plan.
 
     Secrets of signed URLs are no part of it: their pictures cannot be had again.
     """
+    fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
+    with open_object(fs, path) as file:
+        kinds = pq.read_table(file, columns=["shard", "kind"])
+    archives = kinds.filter(pc.not_equal(kinds["kind"], "files"))["shard"].to_pylist()
+    return Planned(archives, lambda names: _found(output, run_id, names))
+
+
+def _found(output: str, run_id: str, names: Sequence[str]) -> dict[str, Shard]:
+    """Shards of a finished run by their names, as far as its plan has them."""
     fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
     found: dict[str, Shard] = {}
     wanted = pa.array(sorted(set(names)), pa.string())
@@ -212,11 +235,14 @@ def drawn(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> Pixels
 
     The first box lies on top. Texts stand above their boxes, within the picture.
     """
+    from matplotlib import get_data_path  # a third of a second, that readers' processes need not
+
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    longest = max(picture.size)
-    font = ImageFont.truetype(_FONT, max(9, round(longest / 36)))
-    line = max(1, round(longest / 240))
+    # By height: pages show pictures side by side at the same height.
+    file = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+    font = ImageFont.truetype(file, min(28, max(11, picture.height // 21)))
+    line = max(1, round(picture.height / 160))
     scale = picture.width / size[0], picture.height / size[1]
     placed = [(box, tuple(c * scale[k % 2] for k, c in enumerate(box.corners))) for box in boxes]
     for box, (left, top, right, low) in reversed(placed):
