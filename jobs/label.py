@@ -42,6 +42,7 @@ from pipeline.publish import (
     manifest_of,
     parts,
     reconcile,
+    remove_remains,
     remove_tables,
     write_manifest,
 )
@@ -70,6 +71,7 @@ def label(options: LabelOptions) -> int:
     with OutputLock(options.output) as lock:
         known = known_objects(options, mark)
         run = unfinished(options, mark)
+        remove_remains(options.output, [run.run_id] if run else [])
         if run:
             start_ray(options)
             counts.update(carry_out(options, run, config, mark, lock))

@@ -7,6 +7,7 @@ from typing import Any
 from jobs.page.words import compared, duration, number
 from jobs.run_record import read_document
 from jobs.views import finished_runs
+from pipeline.publish import labelling_runs
 from pipeline.storage import InputError
 
 READ_AT_ONCE = 16  # reports fetched together: latency limits them
@@ -15,7 +16,7 @@ SAME = 0.05  # a rate or cost this near to the earlier ones is told as the same
 
 def manifest_of(output: str, run_id: str | None = None) -> dict[str, Any]:
     """The manifest of a run that counts, the newest unless it is named. InputError without it."""
-    runs = finished_runs(output)
+    runs = _runs(output)
     if run_id is None:
         return runs[-1]
     for run in runs:
@@ -23,6 +24,10 @@ def manifest_of(output: str, run_id: str | None = None) -> dict[str, Any]:
             return run
     known = ", ".join(run["run_id"] for run in runs[-5:])
     raise InputError(f"--run {run_id}: {output} has no such finished run; its newest are {known}")
+
+
+def _runs(output: str) -> list[dict[str, Any]]:
+    return labelling_runs(output) or finished_runs(output)  # which says that there is none
 
 
 def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def overview(output: str) -> dict[str, Any]:
     A trend compares with the median of the earlier runs: `change` is 0.1 where it is a tenth more.
     It is None where there is nothing to compare.
     """
-    ids = [run["run_id"] for run in finished_runs(output)]
+    ids = [run["run_id"] for run in _runs(output)]
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         reports = list(pool.map(lambda run_id: _read(output, run_id), ids))
     runs: list[dict[str, Any]] = []

@@ -7,8 +7,10 @@ the driver knows shards and counts, never rows.
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +36,7 @@ IMAGES_PER_FILE = 100_000
 # `label = 'x' AND score > 0.8` read 1.3 % of the bytes (all columns: 7 %) where groups of a million
 # rows, in the order of their images, had 22 % (100 %) read, 2026-11-25.
 ROWS_PER_GROUP = 1 << 15
+READ_AT_ONCE = 16  # manifests fetched together: latency limits them
 
 
 class ReconcileError(RuntimeError):
@@ -200,8 +203,12 @@ def manifest_of(
     files: list[PartFile],
     counts: dict[str, int],
     replaces: Sequence[str] = (),
+    compacts: bool = False,
 ) -> dict[str, Any]:
-    """What a run over INPUT `source` wrote; runs that it `replaces` are to count no more."""
+    """What a run over INPUT `source` wrote; runs that it `replaces` are to count no more.
+
+    `compacts`: their labels live on in this one.
+    """
     return {
         "run_id": target.run_id,
         "input": source,
@@ -210,6 +217,7 @@ def manifest_of(
         "images": counts,  # by status
         "files": [asdict(file) for file in files],
         "replaces": list(replaces),
+        "compacts": compacts,
     }
 
 
@@ -220,14 +228,36 @@ def write_manifest(output: str, document: dict[str, Any]) -> None:
     write_whole(fs, path, json.dumps(document, indent=1).encode())
 
 
+def manifests(output: str) -> list[dict[str, Any]]:
+    """Of all runs that were ever published and not deleted, oldest first."""
+    fs, path = open_location(join(output, "_runs"), "OUTPUT")
+    with explained("OUTPUT", output), ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        found = [name for name in find(fs, path) if name.endswith("/manifest.json")]
+        return [json.loads(text) for text in pool.map(partial(read_object, fs), found)]
+
+
 def committed_runs(output: str) -> list[dict[str, Any]]:
     """Manifests of the runs that count, oldest first."""
-    fs, path = open_location(join(output, "_runs"), "OUTPUT")
-    with explained("OUTPUT", output):
-        found = [name for name in find(fs, path) if name.endswith("/manifest.json")]
-        runs = [json.loads(read_object(fs, name)) for name in found]
+    runs = manifests(output)
     replaced = {run_id for run in runs for run_id in run["replaces"]}
     return [run for run in runs if run["run_id"] not in replaced]
+
+
+def replaced_by(run: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
+    """Runs whose place a run took, oldest first, and before each those whose place it had taken."""
+    by_id = {one["run_id"]: one for one in runs}
+    found: list[str] = []
+    for run_id in run["replaces"]:
+        if run_id in by_id:
+            found += [*replaced_by(by_id[run_id], runs), run_id]
+    return found
+
+
+def labelling_runs(output: str) -> list[dict[str, Any]]:
+    """Manifests of the runs whose labels OUTPUT holds, also where `compact` merged their tables."""
+    runs = manifests(output)
+    gone = {i for run in runs if not run.get("compacts") for i in replaced_by(run, runs)}
+    return [run for run in runs if run["run_id"] not in gone and not run.get("compacts")]
 
 
 def remove_tables(output: str, run_ids: Sequence[str]) -> None:
@@ -236,3 +266,13 @@ def remove_tables(output: str, run_ids: Sequence[str]) -> None:
         for table in ("images", "detections"):
             fs, path = open_location(join(output, table, f"run={run_id}"), "OUTPUT")
             remove_tree(fs, path)
+
+
+def remove_remains(output: str, unfinished: Collection[str]) -> None:
+    """Delete tables of runs that count no more, or were killed and left nothing to take up."""
+    kept = {run["run_id"] for run in committed_runs(output)} | set(unfinished)
+    for table in ("images", "detections"):
+        fs, path = open_location(join(output, table), "OUTPUT")
+        names = (name[len(path) :].strip("/").split("/")[0] for name in find(fs, path))
+        remains = {name.removeprefix("run=") for name in names if name.startswith("run=")} - kept
+        remove_tables(output, sorted(remains))

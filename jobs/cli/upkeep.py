@@ -1,0 +1,79 @@
+"""`detr-batch runs` and `compact`: keep an OUTPUT tidy."""
+
+import json as json_format
+import sys
+from typing import Any
+
+from model.urls import printable
+
+
+def add(commands: Any) -> None:
+    runs = commands.add_parser(
+        "runs",
+        help="list the runs of an OUTPUT; show, delete or verify them",
+        description="The runs that count, oldest first.",
+    )
+    option = runs.add_argument
+    option("output", metavar="OUTPUT")
+    what = runs.add_mutually_exclusive_group()
+    what.add_argument("--show", metavar="RUN", help="all that is written down of one")
+    what.add_argument("--delete", metavar="RUN", help="remove one's labels")
+    what.add_argument(
+        "--verify", action="store_true", help="read all files again: rows and checksums"
+    )
+    option("--yes", action="store_true", help="delete without asking")
+    option("--json", action="store_true", help="for programs")
+    runs.set_defaults(run=_runs)
+    compact = commands.add_parser(
+        "compact",
+        help="make one run of few large files out of many small ones",
+        description="Of the runs over each INPUT one: what the views latest_images and latest "
+        "show. Readers through `query` see either the old files or the new; those of plain globs "
+        "may see rows twice while it runs. Rows that later runs superseded are left out.",
+    )
+    compact.add_argument("output", metavar="OUTPUT")
+    compact.set_defaults(run=_compact, again="; nothing was changed: the same command starts anew")
+
+
+def _runs(
+    output: str, show: str | None, delete: str | None, verify: bool, yes: bool, json: bool
+) -> int:
+    from jobs import runs
+
+    if show:
+        print(json_format.dumps(runs.shown(output, show), indent=1))
+        return 0
+    if delete:
+        done = runs.delete(output, delete, lambda lost: yes or _agreed(lost))
+        print(printable(done or "nothing was deleted"))
+        return 0 if done else 1
+    if verify:
+        problems = runs.verify(output)
+        for problem in problems:
+            print(printable(f"{problem.run_id} {problem.path}: {problem.what}"))
+        print(f"{len(problems)} problems" if problems else "all files are as they were written")
+        return int(bool(problems))
+    listed = runs.listed(output)
+    print(json_format.dumps(listed, indent=1) if json else printable(runs.as_text(listed)))
+    return 0
+
+
+def _agreed(lost: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ValueError(f"--delete removes {lost}: nobody is there to be asked, so pass --yes")
+    return input(printable(f"delete {lost}? [y/N] ")).strip().lower() in ("y", "yes")
+
+
+def _compact(output: str) -> int:
+    from jobs.compact import compact
+
+    done = compact(output)
+    for one in done:
+        print(
+            f"{one.runs} runs are run {one.run_id} now: {one.images} images in {one.files} files "
+            f"({one.files_before} before); {one.superseded} rows that later runs superseded are "
+            "left out"
+        )
+    if not done:
+        print("nothing to do: no INPUT has more than one run")
+    return 0

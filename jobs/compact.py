@@ -1,0 +1,218 @@
+"""`detr-batch compact`: the labels of many runs as one run of few large files.
+
+What it writes is a run like any other, whose manifest `replaces` those that it was made of: readers
+see either them or it. It keeps what the views `latest_images` and `latest` show; rows of objects
+that a later run labelled again are left out. DuckDB sorts, on disk where memory does not do, and
+files are written as its rows come.
+"""
+
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.run_plan import read_table, write_table
+from jobs.run_record import environment, write_document
+from jobs.views import TABLES, connect
+from pipeline.lock import OutputLock
+from pipeline.plan import FILES_PER_SHARD, PLAN
+from pipeline.publish import (
+    IMAGES_PER_FILE,
+    PartFile,
+    PublishTarget,
+    ReconcileError,
+    committed_runs,
+    manifest_of,
+    remove_remains,
+    remove_tables,
+    write_manifest,
+    write_part,
+)
+from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.storage import InputError, find, join, open_location
+
+MEMORY = "1GB"  # for DuckDB to sort in
+ROWS_AT_ONCE = 1 << 16
+
+# `members`: of each object of these runs the newest plan. Loose files get new shards, which the
+# new plan names; an archive is its own shard.
+_PLACES = f"""
+CREATE TABLE members AS
+    SELECT member.uri, member.etag, member.size, kind, shard, "limit"
+    FROM (SELECT unnest(members) AS member, kind, shard, "limit", run FROM plans)
+    QUALIFY row_number() OVER (PARTITION BY member.uri ORDER BY run DESC) = 1;
+CREATE TABLE loose AS
+    SELECT uri, etag, size, n % {FILES_PER_SHARD} AS index_in_shard,
+        $source || format('#files-{{:05d}}', n // {FILES_PER_SHARD}) AS shard
+    FROM (SELECT *, row_number() OVER (ORDER BY uri) - 1 AS n FROM members WHERE kind = 'files');
+CREATE TABLE places AS
+    SELECT *, (row_number() OVER (ORDER BY shard, index_in_shard) - 1) // $images_per_file AS part
+    FROM (
+        SELECT run, old.shard AS old_shard, image_id, status,
+            coalesce(loose.shard, old.shard) AS shard,
+            coalesce(loose.index_in_shard, old.index_in_shard) AS index_in_shard
+        FROM latest_images AS old LEFT JOIN loose USING (uri) WHERE run IN $ids
+    );
+"""
+_IMAGES = """
+SELECT part, old.* REPLACE (place.shard AS shard, place.index_in_shard AS index_in_shard)
+FROM latest_images AS old JOIN places AS place
+    ON (old.run, old.shard, old.image_id) = (place.run, place.old_shard, place.image_id)
+ORDER BY part, place.shard, place.index_in_shard
+"""
+_DETECTIONS = """
+SELECT part, old.* REPLACE (place.shard AS shard)
+FROM detections AS old JOIN places AS place
+    ON (old.run, old.shard, old.image_id) = (place.run, place.old_shard, place.image_id)
+ORDER BY part, label, score DESC, place.shard, place.index_in_shard, detection
+"""
+_PLAN = """
+SELECT shard, 'files' AS kind, NULL AS "limit", list(
+    {'uri': uri, 'etag': etag, 'size': size} ORDER BY index_in_shard) AS members
+FROM loose GROUP BY shard
+UNION ALL
+SELECT shard, kind, "limit", [{'uri': uri, 'etag': etag, 'size': size}]
+FROM members WHERE kind <> 'files'
+ORDER BY shard
+"""
+_COUNTS = """
+SELECT (SELECT count(*) FROM images WHERE run IN $ids),
+    (SELECT count(*) FROM latest_images WHERE run IN $ids),
+    (SELECT count(*) FROM latest WHERE run IN $ids)
+"""
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What became of the runs over one INPUT."""
+
+    run_id: str
+    runs: int
+    images: int
+    superseded: int  # rows of `images` that were left out
+    files_before: int
+    files: int
+
+
+def compact(output: str, images_per_file: int = IMAGES_PER_FILE) -> list[Compacted]:
+    """Make one run of all over the same INPUT, for each INPUT that has several.
+
+    InputError where an unfinished run is to be taken up first; ReconcileError, with nothing
+    changed, where rows would be lost.
+    """
+    with OutputLock(output) as lock:
+        runs = committed_runs(output)
+        _check_finished(output)
+        remove_remains(output, [])
+        done = []
+        for source in sorted({run["input"] for run in runs}):
+            group = [run for run in runs if run["input"] == source]
+            if len(group) < 2:
+                continue
+            with connect(output, runs) as connection:
+                result, manifest = _compacted(connection, output, group, images_per_file)
+            lock.check()
+            write_manifest(output, manifest)
+            remove_tables(output, manifest["replaces"])
+            runs = [run for run in runs if run not in group] + [manifest]
+            done.append(result)
+    return done
+
+
+def _check_finished(output: str) -> None:
+    fs, path = open_location(join(output, "_staging"), "OUTPUT")
+    if any(name.endswith("/plan.parquet") for name in find(fs, path)):
+        raise InputError(
+            f"{output} holds an unfinished run: run its `detr-batch label` again, then compact"
+        )
+
+
+def _compacted(
+    connection: duckdb.DuckDBPyConnection,
+    output: str,
+    group: list[dict[str, Any]],
+    images_per_file: int,
+) -> tuple[Compacted, dict[str, Any]]:
+    """Write tables and documents of a run in the place of `group`, and make its manifest."""
+    newest = group[-1]
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    ids = [run["run_id"] for run in group]
+    with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
+        connection.execute(f"SET memory_limit = '{MEMORY}'")
+        connection.execute("SET temp_directory = ?", [folder])
+        connection.register("plans", _plans(output, ids))
+        source = newest["input"].rstrip("/")
+        given = {"source": source, "images_per_file": images_per_file, "ids": ids}
+        for statement in filter(str.strip, _PLACES.split(";")):
+            used = {name: value for name, value in given.items() if f"${name}" in statement}
+            connection.execute(statement, used)
+        files = [
+            *_written(connection, _IMAGES, IMAGES, output, f"images/run={run_id}"),
+            *_written(connection, _DETECTIONS, DETECTIONS, output, f"detections/run={run_id}"),
+        ]
+        before, kept, boxes = connection.execute(_COUNTS, {"ids": ids}).fetchall()[0]
+        _reconcile(files, kept, boxes)
+        by_status = connection.sql("SELECT status, count(*) FROM places GROUP BY 1 ORDER BY 1")
+        counts = dict(by_status.fetchall())
+        plan = connection.sql(_PLAN).to_arrow_table().select(PLAN.names).cast(PLAN)
+    write_table(join(output, "_runs", run_id, "plan.parquet"), plan)
+    record = {"run_id": run_id, "compacts": ids, "started_at": time.time(), **environment()}
+    write_document(output, run_id, "run.json", record)
+    target = PublishTarget(output, run_id, "", newest["model"], newest["model_fingerprint"], ())
+    files_before = sum(len(run["files"]) for run in group)
+    return (
+        Compacted(run_id, len(ids), kept, before - kept, files_before, len(files)),
+        manifest_of(target, newest["input"], files, counts, ids, compacts=True),
+    )
+
+
+def _plans(output: str, ids: Sequence[str]) -> pa.Table:
+    """Plans of all runs, with the column `run`."""
+    tables = []
+    for run_id in ids:
+        table = read_table(join(output, "_runs", run_id, "plan.parquet"))
+        tables.append(table.append_column("run", pa.array([run_id] * len(table), pa.string())))
+    return pa.concat_tables(tables)
+
+
+def _written(
+    connection: duckdb.DuckDBPyConnection, sql: str, schema: pa.Schema, output: str, folder: str
+) -> Iterator[PartFile]:
+    """The files of one table: rows come by ascending `part`, which ends where a file does.
+
+    Every part of `images` has one of `detections`, without rows if need be.
+    """
+    (last,) = connection.sql("SELECT coalesce(max(part), -1) FROM places").fetchall()[0]
+    rows = schema.empty_table()
+    part = 0
+    for batch in connection.sql(sql).to_arrow_reader(ROWS_AT_ONCE):
+        table = pa.Table.from_batches([batch])
+        while len(table):
+            same = table.filter(pc.equal(table["part"], part))
+            rows = pa.concat_tables([rows, same.select(schema.names).cast(schema)])
+            table = table.slice(len(same))
+            if len(table):
+                yield write_part(output, f"{folder}/part-{part:05d}.parquet", rows)
+                rows, part = schema.empty_table(), part + 1
+    while part <= last:
+        yield write_part(output, f"{folder}/part-{part:05d}.parquet", rows)
+        rows, part = schema.empty_table(), part + 1
+
+
+def _reconcile(files: Sequence[PartFile], images: int, boxes: int) -> None:
+    """ReconcileError unless the files hold as many rows as the views."""
+    found = [
+        sum(file.rows for file in files if file.path.startswith(f"{table}/")) for table in TABLES
+    ]
+    if found != [images, boxes]:
+        raise ReconcileError(
+            f"{found[0]} images and {found[1]} boxes were written where {images} and {boxes} "
+            "belong, so nothing was changed"
+        )

@@ -1,0 +1,154 @@
+"""`detr-batch runs`: what an OUTPUT is made of; delete a run, verify all."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.run_record import read_document
+from jobs.views import finished_runs
+from pipeline.lock import OutputLock
+from pipeline.publish import committed_runs, manifests, remove_tables, replaced_by
+from pipeline.schema import DETECTIONS, IMAGES, OK
+from pipeline.storage import InputError, join, open_location, open_object, remove_tree
+
+HASHED_AT_ONCE = 8 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a file of a run."""
+
+    run_id: str
+    path: str
+    what: str
+
+
+def listed(output: str) -> list[dict[str, Any]]:
+    """A line a run that counts, oldest first."""
+    return [
+        {
+            "run_id": run["run_id"],
+            "input": run["input"],
+            "model": run["model"],
+            "images": sum(run["images"].values()),
+            "failed": sum(run["images"].values()) - run["images"].get(OK, 0),
+            "detections": _rows(run, "detections"),
+            "files": len(run["files"]),
+            "bytes": sum(file["bytes"] for file in run["files"]),
+            "compacts": len(run["replaces"]) if run.get("compacts") else 0,
+        }
+        for run in finished_runs(output)
+    ]
+
+
+def as_text(runs: list[dict[str, Any]]) -> str:
+    """The list for people."""
+    lines = [
+        f"{'run':<24} {'images':>10} {'failed':>8} {'detections':>11} {'files':>6} {'MB':>9}  "
+        "model, INPUT"
+    ]
+    for run in runs:
+        made_of = f" (of {run['compacts']} runs)" if run["compacts"] else ""
+        lines.append(
+            f"{run['run_id']:<24} {run['images']:>10} {run['failed']:>8} {run['detections']:>11} "
+            f"{run['files']:>6} {run['bytes'] / 1e6:>9.1f}  {run['model']}, {run['input']}{made_of}"
+        )
+    return "\n".join(lines)
+
+
+def shown(output: str, run_id: str) -> dict[str, Any]:
+    """All that is written down of one run: its manifest, and run.json."""
+    manifest = _of(output, run_id)
+    return {"manifest": manifest, "run": read_document(output, run_id, "run.json")}
+
+
+def delete(output: str, run_id: str, confirm: Callable[[str], bool]) -> str | None:
+    """Remove a run's labels, so that the next `label` makes them anew; what was done, in words.
+
+    None where `confirm`, asked with what would be lost, says no. InputError for an unknown run.
+    """
+    with OutputLock(output) as lock:
+        manifest = _of(output, run_id)
+        images = sum(manifest["images"].values())
+        boxes = _rows(manifest, "detections")
+        lost = f"run {run_id} over {manifest['input']}: {images} images, {boxes} detections"
+        if not confirm(lost):
+            return None
+        lock.check()
+        # Runs that it took the place of first: they must not count again without it.
+        for one in [*replaced_by(manifest, manifests(output)), run_id]:
+            for name in ("manifest.json", ""):
+                fs, path = open_location(join(output, "_runs", one, name).rstrip("/"), "OUTPUT")
+                if name and fs.exists(path):
+                    fs.rm_file(path)
+                elif not name:
+                    remove_tree(fs, path)
+        remove_tables(output, [run_id])
+    return f"deleted {lost}"
+
+
+def verify(output: str) -> list[Problem]:
+    """What is wrong with files that count: absent, altered, or not what the manifest says."""
+    return [problem for run in committed_runs(output) for problem in _verify(output, run)]
+
+
+def _verify(output: str, run: dict[str, Any]) -> Iterator[Problem]:
+    statuses: dict[str, int] = {}
+    boxes = 0
+    for file in run["files"]:
+        schema = IMAGES if file["path"].startswith("images/") else DETECTIONS
+        try:
+            what, table = _checked(output, file, schema)
+        except FileNotFoundError:
+            what, table = "it is not there", None
+        except (pa.ArrowException, OSError) as error:
+            what, table = f"it cannot be read: {error}", None
+        if what:
+            yield Problem(run["run_id"], file["path"], what)
+        if table is not None and schema is IMAGES:
+            boxes += pc.sum(table["num_detections"]).as_py() or 0
+            for status in table["status"].value_counts().to_pylist():
+                name = status["values"]
+                statuses[name] = statuses.get(name, 0) + status["counts"]
+    if statuses != run["images"]:
+        yield Problem(run["run_id"], "images", f"rows by status are {statuses}")
+    if boxes != _rows(run, "detections"):
+        yield Problem(run["run_id"], "detections", f"`images` counts {boxes} boxes")
+
+
+def _checked(
+    output: str, file: dict[str, Any], schema: pa.Schema
+) -> tuple[str | None, pa.Table | None]:
+    """What is wrong with one file, and of `images` the columns that are counted."""
+    fs, path = open_location(join(output, file["path"]), "OUTPUT")
+    with open_object(fs, path) as content:
+        digest = hashlib.sha256()
+        while piece := content.read(HASHED_AT_ONCE):
+            digest.update(piece)
+        if digest.hexdigest() != file["sha256"]:
+            return "its bytes are not those that were written (sha256)", None
+        content.seek(0)
+        parquet = pq.ParquetFile(content)
+        rows = parquet.metadata.num_rows
+        if not parquet.schema_arrow.equals(schema):
+            return "its columns are not those of the table", None
+        if rows != file["rows"]:
+            return f"{rows} rows where {file['rows']} were written", None
+        counted = parquet.read(["status", "num_detections"]) if schema is IMAGES else None
+        return None, counted
+
+
+def _of(output: str, run_id: str) -> dict[str, Any]:
+    for run in finished_runs(output):
+        if run["run_id"] == run_id:
+            return run
+    raise InputError(f"{output} has no finished run {run_id}: `detr-batch runs` lists them")
+
+
+def _rows(run: dict[str, Any], table: str) -> int:
+    return sum(file["rows"] for file in run["files"] if file["path"].startswith(f"{table}/"))
