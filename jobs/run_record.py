@@ -54,6 +54,15 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
     return document
 
 
+def score_threshold(output: str, run_id: str) -> float:
+    """The score below which a run kept no box; 0 where it says nothing of one."""
+    try:
+        options = read_document(output, run_id, "run.json").get("options", {})
+    except FileNotFoundError:
+        return 0.0
+    return float(options.get("score_threshold") or 0.0)
+
+
 @dataclass
 class Tally:
     """Sums over receipts: all that the driver knows of a run under way."""
