@@ -8,7 +8,7 @@ from jobs.demo_data import write_lake
 from jobs.evaluate import evaluate
 from jobs.label import label
 from jobs.label_options import LabelOptions
-from jobs.report import as_text, last_report
+from jobs.report import as_text, report_of
 
 LAKE_SEED = 2_000_000  # neither training nor validation draws from it
 
@@ -26,10 +26,11 @@ def demo(folder: Path, images: int, usd_per_hour: float) -> int:
     if code:
         return code
     score = evaluate(output, str(truth))["metrics"]
-    print(as_text(last_report(output)))
+    summary = report_of(output)
+    print(as_text(summary))
     print(f"COCO AP        {score['AP']:.4f} (AP50 {score['AP50']:.4f}) against the known truth")
     print(f"tables         {output}/images, {output}/detections")
-    print(f"report         {output}/_runs/*/report.json")
+    print(f"report         {output}/_runs/{summary['run_id']}/report.html")
     return 0
 
 

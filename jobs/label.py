@@ -6,11 +6,13 @@ import shlex
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
 from jobs.label_options import LabelOptions
+from jobs.pictures import PictureReader, planned_now
 from jobs.progress import show
 from jobs.run_plan import (
     Run,
@@ -24,7 +26,7 @@ from jobs.run_plan import (
     write_down,
     write_table,
 )
-from jobs.run_record import Tally, fingerprint, report, write_document
+from jobs.run_record import Tally, fingerprint, report, write_document, write_text
 from model.config import DeformableDetrConfig
 from model.urls import mask
 from model.weights import file_sha256, find_weights
@@ -38,6 +40,7 @@ from pipeline.publish import (
     PublishTarget,
     ReconcileError,
     committed_runs,
+    manifest_of,
     parts,
     reconcile,
     remove_tables,
@@ -106,7 +109,7 @@ def carry_out(
     precision = options.resolved_precision()
     print(f"run {run.run_id}: {options.model} on {device}, {precision}", file=sys.stderr)
     try:
-        tally = flow(run, spec, settings)
+        tally = flow(run, spec, settings, Tally(cpus=measured_cpus(options)))
         return finish(options, run, target, tally, settings, lock)
     except (LockLost, ReconcileError):
         raise
@@ -133,6 +136,22 @@ def pool_sizes(device: str, num_gpus: int) -> tuple[int, int]:
     return num_gpus, max(1, cpus)
 
 
+def stage_workers(settings: FlowSettings) -> dict[str, int]:
+    """How many of each stage can work at once; readers and stagers hold a quarter of a CPU each."""
+    light = 4 * int(ray.cluster_resources().get("CPU", 1))
+    return {
+        "read": light,
+        "prepare": settings.preparers,
+        "detect": settings.detectors,
+        "stage": light,
+    }
+
+
+def measured_cpus(options: LabelOptions) -> int | None:
+    """CPUs of a run that is all on this machine; those of a cluster's machines are not measured."""
+    return None if options.address else int(ray.cluster_resources().get("CPU", 1))
+
+
 def start_ray(options: LabelOptions) -> None:
     """Connect to the cluster, or start a local one that ends with this process."""
     # Their news, and tracebacks of what `carry_out` says in a line, are for Ray's own log files.
@@ -153,13 +172,12 @@ def start_ray(options: LabelOptions) -> None:
         raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from error
 
 
-def flow(run: Run, spec: DetectorSpec, settings: FlowSettings) -> Tally:
-    """Label what is not staged yet, showing progress."""
+def flow(run: Run, spec: DetectorSpec, settings: FlowSettings, tally: Tally) -> Tally:
+    """Label what is not staged yet, showing progress; sums are added to `tally`."""
     before = staged(settings.staging)
     complete = before.complete()
     open_shards = [shard for shard in run.shards if shard.shard not in complete]
     done = {shard.shard: before.done(shard.shard) for shard in open_shards}
-    tally = Tally()
     if open_shards:
         receipts = label_shards(open_shards, done, spec, settings)
         size = sum(shard.size for shard in open_shards)
@@ -182,6 +200,7 @@ def finish(
     result = staged(target.staging)
     reconcile(planned, result)
     lock.check()
+    pictures = PictureReader()  # starts while the tables are written
     files = list(publish_parts(parts(planned, result), target))
     statuses = result.images.group_by("status").aggregate([("status", "count")]).to_pylist()
     counts = {row["status"]: row["status_count"] for row in statuses}
@@ -189,18 +208,38 @@ def finish(
     machines = sum(node["Alive"] for node in ray.nodes())
     tally.seconds["publish"] = time.time() - began
     price = options.price(machines)
-    summary = report(tally, counts, detections, settings.detectors, price)
+    summary = report(tally, counts, detections, stage_workers(settings), price)
     summary["reconciliation"] = {"planned": len(result.images), **counts}
-    write_document(options.output, run.run_id, "report.json", summary)
+    write_document(options.output, run.run_id, "report.json", dict(summary))
     labelled = to_table(without_secrets(run.shards))
     write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), labelled)
-    lock.check()
     replaced = replaced_runs(options, committed_runs(options.output))
-    write_manifest(target, canonical(options.input), files, counts, replaced)
+    document = manifest_of(target, canonical(options.input), files, counts, replaced)
+    show_page(options.output, document, dict(summary), run, pictures)
+    lock.check()
+    write_manifest(options.output, document)
     remove_tables(options.output, replaced)
     fs, path = open_location(staging_url(options.output, run.run_id), "OUTPUT")
     remove_tree(fs, path)
     return counts
+
+
+def show_page(
+    output: str,
+    document: dict[str, Any],
+    summary: dict[str, Any],
+    run: Run,
+    pictures: PictureReader,
+) -> None:
+    """Write report.html beside report.json. Labels are worth more: what goes wrong is said."""
+    try:
+        from jobs.page.page import write_page  # here, as matplotlib would delay the start
+
+        with pictures:
+            page = write_page(output, document, summary, planned_now(run.shards), pictures)
+        write_text(output, run.run_id, "report.html", page)
+    except Exception as error:  # of drawing, of storage and of tables: of many kinds
+        print(f"there is no report.html: {_reason(error)}", file=sys.stderr)
 
 
 def verdict(options: LabelOptions, counts: dict[str, int]) -> int:

@@ -10,6 +10,9 @@ from importlib.resources import files
 
 from pipeline.storage import InputError
 
+# What labelling 1,000 images is compared with.
+REFERENCE_USD_PER_1000 = 0.047
+
 
 @dataclass(frozen=True)
 class Price:

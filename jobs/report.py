@@ -1,27 +1,91 @@
-"""`detr-batch report`: what the last committed run did, and what it cost."""
+"""`detr-batch report`: what committed runs did, and what they cost."""
 
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import Any
 
+from jobs.page.words import compared, duration, number
 from jobs.run_record import read_document
-from pipeline.publish import committed_runs
+from jobs.views import finished_runs
 from pipeline.storage import InputError
 
+READ_AT_ONCE = 16  # reports fetched together: latency limits them
+SAME = 0.05  # a rate or cost this near to the earlier ones is told as the same
 
-def last_report(output: str) -> dict[str, Any]:
-    """report.json of the newest committed run, with its `run_id`. InputError without one."""
-    runs = committed_runs(output)
-    if not runs:
-        raise InputError(f"{output} holds no finished run: `detr-batch label` makes one")
-    run_id = runs[-1]["run_id"]
+
+def manifest_of(output: str, run_id: str | None = None) -> dict[str, Any]:
+    """The manifest of a run that counts, the newest unless it is named. InputError without it."""
+    runs = finished_runs(output)
+    if run_id is None:
+        return runs[-1]
+    for run in runs:
+        if run["run_id"] == run_id:
+            return run
+    known = ", ".join(run["run_id"] for run in runs[-5:])
+    raise InputError(f"--run {run_id}: {output} has no such finished run; its newest are {known}")
+
+
+def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
+    """report.json of one run (see `jobs.run_record.Report`), with its `run_id`."""
+    return _read(output, manifest_of(output, run_id)["run_id"])
+
+
+def _read(output: str, run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, **read_document(output, run_id, "report.json")}
 
 
+def overview(output: str) -> dict[str, Any]:
+    """All runs that count, oldest first, with the trends of rate and cost, and their totals.
+
+    A trend compares with the median of the earlier runs: `change` is 0.1 where it is a tenth more.
+    It is None where there is nothing to compare.
+    """
+    ids = [run["run_id"] for run in finished_runs(output)]
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        reports = list(pool.map(lambda run_id: _read(output, run_id), ids))
+    runs: list[dict[str, Any]] = []
+    for report in reports:
+        row = {
+            "run_id": report["run_id"],
+            "images": report["images"],
+            "failed": report["images"] - report["ok"],
+            "detections": report["detections"],
+            "wall_seconds": report["wall_seconds"],
+            "usd": report["usd"],
+        }
+        for name in ("images_per_second", "usd_per_1000_images"):
+            row[name] = report[name]
+            row[f"{name}_change"] = _change(report[name], [run[name] for run in runs])
+        runs.append(row)
+    known = [run["usd"] for run in runs if run["usd"] is not None]
+    totals = {
+        **{name: sum(run[name] for run in runs) for name in ("images", "failed", "detections")},
+        "wall_seconds": sum(run["wall_seconds"] for run in runs),
+        "usd": sum(known) if known else None,
+        "runs_without_price": len(runs) - len(known),
+    }
+    return {"runs": runs, "totals": totals}
+
+
+def _change(value: float | None, before: list[float | None]) -> float | None:
+    """By which share `value` is more than the median of those known `before`."""
+    known = [one for one in before if one]
+    return value / median(known) - 1 if value and known else None
+
+
 def as_text(report: dict[str, Any]) -> str:
-    """The report for people, a fact a line."""
+    """One run for people, a fact a line. What reports of earlier versions lack is left out."""
     steady = report["images_per_second_steady"]
-    cost = report["usd_per_1000_images"]
     before = report["labelled_before"]
-    stages = report["seconds_by_stage"].items()
+    use = report.get("stage_use") or {}
+    limits = report.get("limiting_stage")
+    cpu_use = report.get("cpu_use")
+    stages = [
+        f"  {stage:<12} {seconds:.1f} s of workers' time"
+        + (f", {use[stage]:.0%} busy" if stage in use else "")
+        + (": the limit" if stage == limits else "")
+        for stage, seconds in report["seconds_by_stage"].items()
+    ]
     lines = [
         f"run            {report['run_id']}",
         f"images         {report['images']} ({report['ok']} labelled)",
@@ -31,15 +95,80 @@ def as_text(report: dict[str, Any]) -> str:
         f"wall time      {report['wall_seconds']:.1f} s",
         f"throughput     {report['images_per_second']:.2f} images/s, start-up included",
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
-        *(f"  {stage:<12} {seconds:.1f} s of workers' time" for stage, seconds in stages),
+        *stages,
         f"retries        {report['storage_retries']} requests to stores were repeated",
         f"device use     {report['device_use']:.0%} of the wall time",
-        "cost           "
-        + (
-            "not known: give label --instance-type or --usd-per-hour"
-            if cost is None
-            else f"{cost:.4f} USD per 1,000 images at {report['usd_per_hour']:g} USD an hour "
-            f"({report['price_basis']})"
-        ),
+        *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
+        *_cost(report),
     ]
     return "\n".join(lines)
+
+
+def _cost(report: dict[str, Any]) -> list[str]:
+    cost = report["usd_per_1000_images"]
+    if cost is None:
+        return ["cost           not known: give label --instance-type or --usd-per-hour"]
+    return [
+        f"cost           {cost:.4f} USD per 1,000 images at {report['usd_per_hour']:g} USD an hour "
+        f"({report['price_basis']})",
+        f"  compared     {compared(cost)}",
+    ]
+
+
+def overview_as_text(document: dict[str, Any]) -> str:
+    """What `overview` says, for people: a line a run, then the totals."""
+    head = ("run", "images", "failed", "wall", "images/s", "", "USD per 1,000", "")
+    rows = [
+        (
+            run["run_id"],
+            number(run["images"]),
+            number(run["failed"]),
+            duration(run["wall_seconds"]),
+            f"{run['images_per_second']:.2f}",
+            _trend(run["images_per_second_change"], "faster", "slower"),
+            "not known" if (cost := run["usd_per_1000_images"]) is None else f"{cost:.4f}",
+            _trend(run["usd_per_1000_images_change"], "dearer", "cheaper"),
+        )
+        for run in document["runs"]
+    ]
+    totals = document["totals"]
+    last = (
+        f"{len(rows)} runs",
+        number(totals["images"]),
+        number(totals["failed"]),
+        duration(totals["wall_seconds"]),
+    )
+    table = [head, *rows, (*last, *[""] * (len(head) - len(last)))]
+    widths = [max(len(row[k]) for row in table) for k in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if k in (0, 5, 7) else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    missing = totals["runs_without_price"]
+    spent = "not known" if totals["usd"] is None else f"{totals['usd']:.4f} USD"
+    without = f", of {missing} runs no price is known" if missing and missing < len(rows) else ""
+    return "\n".join([*lines, f"cost of all: {spent}{without}; trends: against the earlier runs"])
+
+
+def _trend(change: float | None, more: str, less: str) -> str:
+    """A change in words: `12 % faster`."""
+    if change is None:
+        return ""
+    if abs(change) < SAME:
+        return "the same"
+    return f"{abs(change):.0%} {more if change > 0 else less}"
+
+
+def html(output: str, run_id: str | None = None) -> str:
+    """The page of a finished run, made anew from its tables and INPUT's pictures."""
+    from jobs.page.page import write_page
+    from jobs.pictures import PictureReader, planned_then
+
+    manifest = manifest_of(output, run_id)
+    report = _read(output, manifest["run_id"])
+    with PictureReader() as pictures:
+        planned = planned_then(output, manifest["run_id"])
+        return write_page(output, manifest, report, planned, pictures)

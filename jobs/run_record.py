@@ -6,11 +6,13 @@ import os
 import platform
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from jobs.prices import Price
+from jobs.timeline import CpuMeter, Point, Timeline
 from model.config import DeformableDetrConfig
 from pipeline import retries
 from pipeline.schema import OK, Receipt
@@ -43,8 +45,13 @@ def environment() -> dict[str, Any]:
 
 def write_document(output: str, run_id: str, name: str, document: dict[str, Any]) -> None:
     """Put a JSON document beside the run's manifest."""
+    write_text(output, run_id, name, json.dumps(document, indent=1))
+
+
+def write_text(output: str, run_id: str, name: str, text: str) -> None:
+    """Put a text beside the run's manifest."""
     fs, path = open_location(join(output, "_runs", run_id, name), "OUTPUT")
-    write_whole(fs, path, json.dumps(document, indent=1).encode())
+    write_whole(fs, path, text.encode())
 
 
 def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
@@ -63,6 +70,44 @@ def score_threshold(output: str, run_id: str) -> float:
     return float(options.get("score_threshold") or 0.0)
 
 
+STAGES = ("read", "prepare", "detect", "stage")  # those of the flow, whose workers run side by side
+
+
+class Report(TypedDict):
+    """report.json: what a run did, how fast, and at what cost.
+
+    Where a run took up a killed one, counts are of the whole run, and times, rates and costs of the
+    command that ended it. Runs of earlier versions lack some of it: absent is not known.
+    """
+
+    images: int
+    ok: int
+    failed: dict[str, int]  # images by reason, see pipeline/schema.py
+    labelled_before: int  # images of the killed run that was taken up
+    detections: int
+    wall_seconds: float  # from the start of the flow until the tables were written
+    startup_seconds: float | None  # until the first block was done; None where there was none
+    images_per_second: float  # start-up included
+    images_per_second_steady: float | None  # behind the first block; None where that is all
+    seconds_by_stage: dict[str, float]  # summed over its workers; "publish" is wall time
+    stage_workers: dict[str, int]  # how many of each can work at once
+    stage_use: dict[str, float] | None  # share of their time, behind the first block, that they did
+    limiting_stage: str | None  # whose workers were busiest; None where nothing tells
+    timeline: list[Point]  # at most 201, the first at 0
+    storage_retries: int  # requests that were repeated
+    batch_limit: int | None  # pictures at once, where memory did not hold --batch-size
+    device_use: float  # share of the wall time in which detectors computed
+    cpus: int | None  # of the machine; None on a cluster, where nobody measures the next
+    cpu_use: float | None  # share of their time that the run's processes took
+    usd_per_hour: (
+        float | None
+    )  # of all machines together; None: no price was given, as with the next
+    price_basis: str | None  # where the price is from
+    usd: float | None  # what the run cost
+    usd_per_1000_images: float | None
+    reconciliation: NotRequired[dict[str, int]]  # "planned", and rows by status
+
+
 @dataclass
 class Tally:
     """Sums over receipts: all that the driver knows of a run under way."""
@@ -78,14 +123,23 @@ class Tally:
     batch_limit: int | None = None  # pictures at once, where memory does not hold as many as asked
     first: Receipt | None = None
     last: float = 0.0
+    timeline: Timeline = field(default_factory=Timeline)
+    cpus: int | None = None  # of this machine, where all of the run is on it
+    meter: CpuMeter = field(default_factory=CpuMeter)
 
     def add(self, receipt: Receipt) -> None:
+        now = time.time()
+        # Clocks of a cluster's machines differ: nothing is done before the start or after now.
+        done = min(max(receipt.finished_at, self.started), now)
+        self.timeline.add(done - self.started, receipt.images)
+        if self.cpus is not None:
+            self.timeline.add_cpu(now - self.started, self.meter.seconds())
         self.images += receipt.images
         self.detections += receipt.detections
         self.encoded_bytes += receipt.encoded_bytes
         self.retries += receipt.retries
         self.failed.update(receipt.failed)
-        for stage in ("read", "prepare", "detect", "stage"):
+        for stage in STAGES:
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
         limits = [n for n in (self.batch_limit, receipt.batch_limit) if n is not None]
         self.batch_limit = min(limits, default=None)
@@ -99,6 +153,18 @@ class Tally:
             return None
         return (self.images - self.first.images) / (self.last - self.first.finished_at)
 
+    def startup_seconds(self) -> float | None:
+        """Until the first receipt; None before it."""
+        return None if self.first is None else max(0.0, self.first.finished_at - self.started)
+
+    def stage_use(self, workers: Mapping[str, int]) -> dict[str, float] | None:
+        """By stage: how much of their time `workers` were busy, behind the first receipt."""
+        if self.first is None or self.last <= self.first.finished_at:
+            return None
+        window = self.last - self.first.finished_at
+        busy = {s: self.seconds[s] - getattr(self.first, f"{s}_seconds") for s in STAGES}
+        return {stage: min(1.0, busy[stage] / (window * workers[stage])) for stage in STAGES}
+
     def seconds_left(self, encoded_bytes: int) -> float | None:
         """Until this many bytes of images are labelled, at the steady rate; None before it."""
         if self.first is None or self.last <= self.first.finished_at:
@@ -109,33 +175,42 @@ class Tally:
 
 
 def report(
-    tally: Tally, counts: dict[str, int], detections: int, detectors: int, price: Price | None
-) -> dict[str, Any]:
+    tally: Tally,
+    counts: dict[str, int],
+    detections: int,
+    workers: Mapping[str, int],
+    price: Price | None,
+) -> Report:
     """The figures of a finished run; money is null where no price was given.
 
-    `counts` are the images of the whole run by status, `detections` its boxes. `tally` is what this
-    command labelled, less than that where it took up a killed run; times, rates and costs are its
-    own. `device_use` is the share of the wall time, start-up included, in which the detectors
-    computed.
+    `counts` are the images of the whole run by status, `detections` its boxes, `workers` how many
+    of each stage can work at once. `tally` is what this command labelled.
     """
     wall = time.time() - tally.started
     cost = None if price is None else price.usd_per_hour * wall / 3600
-    failed = {status: count for status, count in counts.items() if status != OK}
+    use = tally.stage_use(workers)
     return {
         "images": sum(counts.values()),
         "ok": counts.get(OK, 0),
-        "failed": failed,
+        "failed": {status: count for status, count in counts.items() if status != OK},
         "labelled_before": sum(counts.values()) - tally.images,
         "detections": detections,
         "wall_seconds": wall,
+        "startup_seconds": tally.startup_seconds(),
         "images_per_second": tally.images / wall,
         "images_per_second_steady": tally.steady_rate(),
         "seconds_by_stage": dict(tally.seconds),
+        "stage_workers": dict(workers),
+        "stage_use": use,
+        "limiting_stage": None if use is None else max(use, key=use.__getitem__),
+        "timeline": tally.timeline.points(),
         "storage_retries": tally.retries + retries.repeated,
         "batch_limit": tally.batch_limit,
-        "device_use": tally.seconds["detect"] / (wall * detectors),
-        "usd_per_hour": price and price.usd_per_hour,
-        "price_basis": price and price.basis,
+        "device_use": tally.seconds["detect"] / (wall * workers["detect"]),
+        "cpus": tally.cpus,
+        "cpu_use": tally.cpus and tally.meter.seconds() / (wall * tally.cpus),
+        "usd_per_hour": None if price is None else price.usd_per_hour,
+        "price_basis": None if price is None else price.basis,
         "usd": cost,
         "usd_per_1000_images": cost * 1000 / tally.images if cost and tally.images else None,
     }

@@ -157,7 +157,7 @@ def _serve(pipe: Connection) -> None:
     while True:
         try:
             target, arguments = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         try:
             for item in pkgutil.resolve_name(target)(*arguments):

@@ -172,18 +172,15 @@ def _write(target: PublishTarget, name: str, table: pa.Table) -> PartFile:
     return PartFile(name, len(table), len(data), hashlib.sha256(data).hexdigest())
 
 
-def write_manifest(
+def manifest_of(
     target: PublishTarget,
     source: str,
     files: list[PartFile],
     counts: dict[str, int],
     replaces: Sequence[str] = (),
-) -> None:
-    """The last write of a run over INPUT `source`: from now on its files count.
-
-    Runs that it `replaces` count no more.
-    """
-    document: dict[str, Any] = {
+) -> dict[str, Any]:
+    """What a run over INPUT `source` wrote; runs that it `replaces` are to count no more."""
+    return {
         "run_id": target.run_id,
         "input": source,
         "model": target.model,
@@ -192,7 +189,12 @@ def write_manifest(
         "files": [asdict(file) for file in files],
         "replaces": list(replaces),
     }
-    fs, path = open_location(join(target.output, "_runs", target.run_id, "manifest.json"), "OUTPUT")
+
+
+def write_manifest(output: str, document: dict[str, Any]) -> None:
+    """The last write of a run: from now on the files of its manifest count."""
+    place = join(output, "_runs", document["run_id"], "manifest.json")
+    fs, path = open_location(place, "OUTPUT")
     write_whole(fs, path, json.dumps(document, indent=1).encode())
 
 

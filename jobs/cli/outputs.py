@@ -1,6 +1,7 @@
 """`detr-batch report` and `query`: what a run did, and what its tables say."""
 
 import json as json_format
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,18 @@ FORMATS = ("table", "csv", "json", "parquet")
 
 
 def add(commands: Any) -> None:
-    report = commands.add_parser("report", help="throughput and cost of the newest run")
-    report.add_argument("output", metavar="OUTPUT")
-    report.add_argument("--json", action="store_true", help="for programs")
+    report = commands.add_parser(
+        "report",
+        help="throughput and cost of a run, or of all of them",
+        description="What a finished run did, how fast, and at what cost.",
+    )
+    option = report.add_argument
+    option("output", metavar="OUTPUT")
+    which = report.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="RUN", dest="run_id", help="not the newest, but this one")
+    which.add_argument("--all", action="store_true", help="a line a run, with trends and totals")
+    option("--json", action="store_true", help="for programs")
+    option("--html", type=Path, metavar="FILE", help="write a page of its own, with pictures")
     report.set_defaults(run=_report)
     query = commands.add_parser(
         "query",
@@ -29,11 +39,19 @@ def add(commands: Any) -> None:
     query.set_defaults(run=_query)
 
 
-def _report(output: str, json: bool) -> int:
-    from jobs.report import as_text, last_report
+def _report(output: str, run_id: str | None, all: bool, json: bool, html: Path | None) -> int:
+    from jobs import report
 
-    report = last_report(output)
-    print(json_format.dumps(report, indent=1) if json else printable(as_text(report)))
+    if all and html is not None:
+        raise ValueError("--html shows one run: give --run RUN instead of --all")
+    if html is not None:
+        html.write_text(report.html(output, run_id), encoding="utf-8")
+        print(f"written to {printable(str(html))}", file=sys.stderr)
+        if not json:
+            return 0
+    document = report.overview(output) if all else report.report_of(output, run_id)
+    as_text = report.overview_as_text if all else report.as_text
+    print(json_format.dumps(document, indent=1) if json else printable(as_text(document)))
     return 0
 
 

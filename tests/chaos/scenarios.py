@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jobs.report import last_report
+from jobs.report import report_of
 from pipeline.publish import committed_runs
 from tests.chaos.harness import (
     LEASE_SECONDS,
@@ -246,7 +246,7 @@ def faulty_store(lab: Lab, times: int) -> Outcome:
             seconds = _seconds_to_end(lab, lab.start(f"s3://{BUCKET}/lake", output))
         finally:
             lab.store.rate, lab.lease = 0.0, LEASE_SECONDS
-        if lab.store.injected.total() > failed and not last_report(output)["storage_retries"]:
+        if lab.store.injected.total() > failed and not report_of(output)["storage_retries"]:
             raise AssertionError("requests failed, and the report counts no retries")
         return seconds
 

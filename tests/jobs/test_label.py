@@ -21,7 +21,7 @@ from PIL import Image
 from jobs.cli import main
 from jobs.label import label
 from jobs.label_options import LabelOptions
-from jobs.report import last_report
+from jobs.report import report_of
 from jobs.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
@@ -122,7 +122,7 @@ def test_run_killed_before_publishing_counts_what_it_had_labelled(
     output = tmp_path / "out"
     kill_before_publishing(source=photos, output=output, weights=weights)
     assert label(options(photos, output, weights, max_failed_fraction=0.2)) == 3
-    report = last_report(str(output))
+    report = report_of(str(output))
     assert report["failed"] == {"empty_file": 1, "undecodable": 1}
     figures = [report[name] for name in ("images", "ok", "labelled_before", "detections")]
     assert figures == [7, 5, 7, 500]

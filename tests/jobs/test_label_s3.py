@@ -12,7 +12,7 @@ from s3fs import S3FileSystem
 from jobs.cli import main
 from jobs.label import label
 from jobs.label_options import LabelOptions
-from jobs.report import last_report
+from jobs.report import report_of
 from jobs.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
@@ -76,7 +76,7 @@ def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -
             with pytest.raises(KeyboardInterrupt):
                 label(options(f"{bucket}/photos", output, weights))
     assert label(options(f"{bucket}/photos", output, weights)) == 0
-    report = last_report(output)
+    report = report_of(output)
     assert (report["images"], report["labelled_before"]) == (4, 4)
 
 

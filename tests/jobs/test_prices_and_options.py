@@ -64,16 +64,20 @@ def test_price_counts_every_machine() -> None:
         LabelOptions("a", "b", instance_type="abacus").price(1)
 
 
+WORKERS = {"read": 8, "prepare": 1, "detect": 1, "stage": 8}
+
+
 def test_report_turns_hours_into_usd_per_thousand_images() -> None:
     tally, counts = Tally(), {"ok": 35, "undecodable": 15}
     tally.add(Receipt("a", ("s",), images=40, detections=90, failed={"undecodable": 10}))
-    summary = report(tally, counts, 110, detectors=1, price=Price(7.2, "--usd-per-hour"))
+    summary = report(tally, counts, 110, workers=WORKERS, price=Price(7.2, "--usd-per-hour"))
     wall = summary["wall_seconds"]
     assert summary["usd"] == pytest.approx(7.2 * wall / 3600)
+    assert summary["usd"]
     assert summary["usd_per_1000_images"] == pytest.approx(summary["usd"] * 1000 / 40)
     text = as_text({"run_id": "r", **summary})
     assert "USD per 1,000 images at 7.2 USD an hour (--usd-per-hour)" in text
     assert "images         50 (35 labelled)" in text
     assert "  before       10 by a run that was killed" in text
-    free = as_text({"run_id": "r", **report(tally, counts, 110, detectors=1, price=None)})
+    free = as_text({"run_id": "r", **report(tally, counts, 110, workers=WORKERS, price=None)})
     assert "not known: give label --instance-type or --usd-per-hour" in free

@@ -13,6 +13,7 @@ from pipeline.publish import (
     PublishTarget,
     ReconcileError,
     committed_runs,
+    manifest_of,
     parts,
     publish_part,
     reconcile,
@@ -85,7 +86,7 @@ def test_published_rows_are_sorted_and_unique(tmp_path: Path) -> None:
     reconcile(["a", "b"], result)
     files = [f for part in parts(["b", "a"], result) for f in publish_part(part, goal)]
     assert committed_runs(str(tmp_path)) == []
-    write_manifest(goal, "s3://lake/photos", files, {"ok": 5})
+    write_manifest(goal.output, manifest_of(goal, "s3://lake/photos", files, {"ok": 5}))
     (manifest,) = committed_runs(str(tmp_path))
     assert manifest["input"] == "s3://lake/photos"
     tables = {f["path"].split("/")[0]: pq.read_table(tmp_path / f["path"], partitioning=None)
@@ -116,7 +117,8 @@ def test_a_run_that_was_replaced_counts_no_more(tmp_path: Path) -> None:
         stage(block("a", [0], 1), goal.staging)
         (part,) = parts(["a"], staged(goal.staging))
         replaced = [] if goal.run_id == "1" else ["1"]
-        write_manifest(goal, "in", publish_part(part, goal), {"ok": 1}, replaced)
+        document = manifest_of(goal, "in", publish_part(part, goal), {"ok": 1}, replaced)
+        write_manifest(goal.output, document)
     assert [run["run_id"] for run in committed_runs(str(tmp_path))] == ["2"]
     remove_tables(str(tmp_path), ["1"])
     assert [p.parent.name for p in sorted(tmp_path.glob("images/*/*"))] == ["run=2"]
