@@ -10,7 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.publish import PublishTarget, publish_part, parts, reconcile, write_manifest
+from pipeline.publish import (
+    PublishTarget,
+    manifest_of,
+    parts,
+    publish_part,
+    reconcile,
+    write_manifest,
+)
 from pipeline.schema import DETECTED, OK
 from pipeline.stage import stage, staged
 
@@ -54,7 +61,7 @@ def write_run(
     folder.mkdir(parents=True)
     options = {"score_threshold": score_threshold}
     (folder / "run.json").write_text(json.dumps({"run_id": run_id, "options": options}))
-    write_manifest(target, "in", files, dict(counts))
+    write_manifest(target.output, manifest_of(target, "in", files, dict(counts)))
     for file in (output / "_staging").iterdir():
         file.unlink()
     return str(output)

@@ -71,8 +71,8 @@ def test_no_two_boxes_overlap_more_than_each_does_its_partner(
 ) -> None:
     """Sides may be changed, and no pair is left that both would rather have."""
     left, right = (
-        boxes([(i, 0, *rest) for i, _, *rest in rows]) for rows in (left_rows, right_rows)
-    )  # type: ignore[misc]
+        boxes([(row[0], 0, *row[2:]) for row in rows]) for rows in (left_rows, right_rows)
+    )
     found = paired(left, right, least)
     assert sorted(paired(right, left, least).overlap) == pytest.approx(sorted(found.overlap))
     best_left = dict(zip(found.left.tolist(), found.overlap.tolist(), strict=True))
