@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.box_pairs import Boxes
+from jobs.changed_images import told_apart
 from jobs.changes import Changes, Side
 from jobs.query import asked
+from jobs.report import manifest_of
 from jobs.run_record import score_threshold
 from jobs.views import add_views, finished_runs
 from pipeline.storage import InputError
@@ -65,16 +67,24 @@ GROUP BY lower(label)
 """
 _BOXES = """
 WITH boxes AS (
-    SELECT pair, false AS in_b, run_b AS other_run, d.* FROM a.detections AS d JOIN pairs
+    SELECT pair, false AS in_b, run_b AS other_run, d.* FROM a.detections AS d JOIN {pairs}
         ON d.run = run_a AND d.shard = shard_a AND d.image_id = image_id_a AND status_b = 'ok'
     UNION ALL
-    SELECT pair, true AS in_b, run_a AS other_run, d.* FROM b.detections AS d JOIN pairs
+    SELECT pair, true AS in_b, run_a AS other_run, d.* FROM b.detections AS d JOIN {pairs}
         ON d.run = run_b AND d.shard = shard_b AND d.image_id = image_id_b AND status_a = 'ok'
 )
 SELECT pair, in_b, kind, score, x_min, y_min, x_max, y_max, score < threshold AS below
 FROM boxes JOIN kinds ON lower(coalesce(label, '')) = kinds.name
     JOIN thresholds ON thresholds.run = other_run AND thresholds.of_b <> in_b
 ORDER BY pair, in_b, detection
+"""
+_CHOSEN = """
+SELECT pair, image_id_a, image_id_b,
+    {'run': a.run, 'shard': a.shard, 'index': a.index_in_shard, 'size': [a.width, a.height]} AS a,
+    {'run': b.run, 'shard': b.shard, 'index': b.index_in_shard, 'size': [b.width, b.height]} AS b
+FROM chosen
+    JOIN a.images AS a ON a.run = run_a AND a.shard = shard_a AND a.image_id = image_id_a
+    JOIN b.images AS b ON b.run = run_b AND b.shard = shard_b AND b.image_id = image_id_b
 """
 # float32, as scores are: what a run kept is not below its own threshold
 THRESHOLDS = pa.schema([("of_b", pa.bool_()), ("run", pa.string()), ("threshold", pa.float32())])
@@ -91,6 +101,7 @@ class Comparison:
     iou: float = 0.5  # of boxes that are the same object
     by_name: bool = False  # images are known by the last part of their image_id, without suffix
     most: int = 20  # of the images that differ most
+    with_boxes: bool = False  # of those, and where they lie, to show them
 
     def __post_init__(self) -> None:
         if not 0 < self.iou <= 1:
@@ -114,19 +125,9 @@ def _connected(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnectio
     connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spilled})
     for side in SIDES:
         output, run = comparison.place(side)
-        add_views(connection, output, _runs(output, run), schema=side)
+        runs = finished_runs(output) if run is None else [manifest_of(output, run)]
+        add_views(connection, output, runs, schema=side)
     return connection
-
-
-def _runs(output: str, run: str | None) -> list[dict[str, Any]]:
-    runs = finished_runs(output)
-    if run is None:
-        return runs
-    chosen = [one for one in runs if one["run_id"] == run]
-    if not chosen:
-        known = ", ".join(one["run_id"] for one in runs[-5:])
-        raise InputError(f"{output} has no finished run {run}; its newest are {known}")
-    return chosen
 
 
 def _compared(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
@@ -140,7 +141,8 @@ def _compared(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> 
         for side in SIDES
         for run, threshold in sides[side]["score_thresholds"].items()
     ]
-    for left, right in _batches(connection, pa.Table.from_pylist(thresholds, THRESHOLDS)):
+    connection.register("thresholds", pa.Table.from_pylist(thresholds, THRESHOLDS))
+    for left, right in _batches(connection, "pairs"):
         changes.add(left, right)
     images["unchanged"] = images["compared"] - changes.images_changed
     return {
@@ -148,10 +150,7 @@ def _compared(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> 
         "iou": comparison.iou,
         "images": images,
         **changes.summary(names),
-        "most_different": [
-            {**_named(connection, one.pair), **vars(one)}
-            for one in sorted(changes.different, reverse=True)
-        ],
+        "most_different": _most_different(comparison, connection, changes, names),
     }
 
 
@@ -195,13 +194,10 @@ def _images(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> di
     return {**images, "examples": examples}
 
 
-def _batches(
-    connection: duckdb.DuckDBPyConnection, thresholds: pa.Table
-) -> Iterator[tuple[Side, Side]]:
-    """The boxes of both sides, whole images at a time."""
-    connection.register("thresholds", thresholds)
+def _batches(connection: duckdb.DuckDBPyConnection, pairs: str) -> Iterator[tuple[Side, Side]]:
+    """The boxes of both sides in a table of pairs, whole images at a time."""
     left_over: pa.Table | None = None
-    for batch in connection.sql(_BOXES).to_arrow_reader(ROWS):
+    for batch in connection.sql(_BOXES.format(pairs=pairs)).to_arrow_reader(ROWS):
         rows = pa.Table.from_batches([batch])
         if left_over is not None:
             rows = pa.concat_tables([left_over, rows])
@@ -228,8 +224,33 @@ def _sides(rows: pa.Table) -> tuple[Side, Side]:
     return side(~in_b), side(in_b)
 
 
-def _named(connection: duckdb.DuckDBPyConnection, pair: int) -> dict[str, str]:
-    a, b = connection.sql(
-        f"SELECT image_id_a, image_id_b FROM pairs WHERE pair = {pair}"
-    ).fetchall()[0]
-    return {"image_a": a, "image_b": b}
+def _most_different(
+    comparison: Comparison,
+    connection: duckdb.DuckDBPyConnection,
+    changes: Changes,
+    names: list[str],
+) -> list[dict[str, Any]]:
+    """The images that differ most; `with_boxes` as `jobs.page.comparison` draws them."""
+    different = sorted(changes.different, reverse=True)
+    connection.register(
+        "wanted", pa.table({"pair": pa.array([d.pair for d in different], "int64")})
+    )
+    connection.execute("CREATE TEMP TABLE chosen AS FROM pairs SEMI JOIN wanted USING (pair)")
+    rows = connection.sql(_CHOSEN if comparison.with_boxes else "FROM chosen").to_arrow_table()
+    by_pair = {row["pair"]: row for row in rows.to_pylist()}
+    found = [
+        {
+            "image_a": by_pair[d.pair]["image_id_a"],
+            "image_b": by_pair[d.pair]["image_id_b"],
+            **vars(d),
+        }
+        for d in different
+    ]
+    if comparison.with_boxes:
+        boxes: dict[int, list[dict[str, Any]]] = {}
+        for left, right in _batches(connection, "chosen"):
+            boxes.update(told_apart(left, right, comparison.iou, names))
+        for one in found:
+            one["boxes"] = boxes[one["pair"]]
+            one["places"] = {side: by_pair[one["pair"]][side] for side in SIDES}
+    return found

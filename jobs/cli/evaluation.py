@@ -1,6 +1,7 @@
 """`detr-batch evaluate` and `compare`: labels against the truth, and against other labels."""
 
 import json as json_format
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def _compare(json: bool, html: Path | None, **options: Any) -> int:
     from jobs.compare import Comparison, compare
     from jobs.compare_text import as_text
 
-    result = compare(Comparison(**options))
+    result = compare(Comparison(**options, with_boxes=html is not None))
+    if html is not None:
+        from jobs.page.comparison import write_page
+        from jobs.pictures import PictureReader
+
+        with PictureReader() as pictures:
+            html.write_text(write_page(result, pictures), encoding="utf-8")
+        print(f"written to {printable(str(html))}", file=sys.stderr)
+        if not json:
+            return 0
     print(json_format.dumps(result, indent=1) if json else printable(mask(as_text(result))))
     return 0
