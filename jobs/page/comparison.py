@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jobs.changed_images import MATCHED
@@ -14,7 +15,9 @@ from pipeline.schema import Shard
 COLOURS = {"a": "#ffb454", "b": "#7cc8ff", "both": "#f4f4f2"}
 MOVED = 0.1  # scores that moved by this much are written, and images that differ as much are shown
 BOXES_DRAWN = 80  # of an image, changes first
-CLASSES = 40  # told one by one: those with most changes
+READABLE = ("files", "tar", "parquet")  # kinds of shards that hold pictures
+WORDS = 8  # beside so many boxes of an image: more hide it
+CLASSES = 20  # told one by one: those with most changes
 CLASS_CHANGES = 12
 
 
@@ -62,6 +65,8 @@ def _tile(one: dict[str, Any], picture: Picture, side: str) -> dict[str, Any]:
         return {"image": one, "said": _said(one), "ratio": 1.5, "source": "", "why": picture.why}
     rows, columns = picture.pixels.shape[:2]
     boxes = [_box(box) for box in one["boxes"][:BOXES_DRAWN]]
+    worded = [i for i, box in enumerate(boxes) if box.text]
+    boxes = [replace(box, text="") if i in worded[WORDS:] else box for i, box in enumerate(boxes)]
     source = data_uri(drawn(picture.pixels, tuple(one["places"][side]["size"]), boxes))
     ratio = min(2.5, max(0.5, columns / rows))
     return {"image": one, "said": _said(one), "ratio": ratio, "source": source, "why": ""}
@@ -96,18 +101,18 @@ def _fetched(
     shards = _shards(result[side]["output"], places)
     known = [place for place in places if (place["run"], place["shard"]) in shards]
     found = iter(pictures.fetch([Place(shards[p["run"], p["shard"]], p["index"]) for p in known]))
-    unknown = Picture(None, "the plan of its run does not name it")
+    unknown = Picture(None, "no run that read it is on either side")
     return [next(found) if place in known else unknown for place in places]
 
 
 def _shards(output: str, places: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Shard]:
-    """What opens the shards of images, by run and name."""
+    """What opens the shards of images, by run and name; nothing does for labels of other tools."""
     found: dict[tuple[str, str], Shard] = {}
     for run in {place["run"] for place in places}:
         names = sorted({place["shard"] for place in places if place["run"] == run})
         try:
             shards = planned_then(output, run).find(names)
-        except FileNotFoundError:  # labels that were imported have none
+        except FileNotFoundError:
             continue
-        found.update({(run, name): shard for name, shard in shards.items()})
+        found.update({(run, name): s for name, s in shards.items() if s.kind in READABLE})
     return found
