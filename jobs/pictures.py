@@ -20,6 +20,7 @@ import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
 from model.resize import ResizeRule
+from model.urls import printable
 from pipeline.child import Child, ChildFailed, Row, each_row
 from pipeline.formats import read_rows
 from pipeline.plan import from_table
@@ -33,7 +34,9 @@ SECONDS = 10.0  # for all pictures; the last may take SECONDS_EACH on top. Sixte
 SECONDS_EACH = 5.0
 MOST_BYTES = 32 << 20  # of a loose file that is fetched for its picture
 JPEG_QUALITY = 82
+TEXT_SIGNS = 80  # of a box's text, at most
 PLAN_ROWS = 64  # shards of a plan looked at together, of up to 256 files each
+_BASIC = ImageFont.Layout.BASIC  # the other one fails on some texts
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -241,7 +244,7 @@ def drawn(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> Pixels
     draw = ImageDraw.Draw(picture)
     # By height: pages show pictures side by side at the same height.
     file = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    font = ImageFont.truetype(file, min(28, max(11, picture.height // 21)))
+    font = ImageFont.truetype(file, min(28, max(11, picture.height // 24)), layout_engine=_BASIC)
     line = max(1, round(picture.height / 160))
     scale = picture.width / size[0], picture.height / size[1]
     placed = [(box, tuple(c * scale[k % 2] for k, c in enumerate(box.corners))) for box in boxes]
@@ -258,11 +261,12 @@ def _write(
     draw: ImageDraw.ImageDraw, box: Box, corner: tuple[float, float], font: ImageFont.FreeTypeFont
 ) -> None:
     """A box's text on its colour, above `corner`, or where the picture has room for it."""
-    width, height = font.getlength(box.text) + 4, font.size + 4
+    text = printable(box.text).replace("\n", " ")[:TEXT_SIGNS]
+    width, height = font.getlength(text) + 4, font.size + 4
     left = max(0.0, min(corner[0], draw.im.size[0] - width))
     top = corner[1] - height if corner[1] >= height else corner[1]
     draw.rectangle((left, top, left + width, top + height), fill=box.colour)
-    draw.text((left + 2, top + height / 2), box.text, fill="black", font=font, anchor="lm")
+    draw.text((left + 2, top + height / 2), text, fill="black", font=font, anchor="lm")
 
 
 def data_uri(pixels: Pixels) -> str:

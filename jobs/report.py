@@ -133,7 +133,7 @@ def overview_as_text(document: dict[str, Any]) -> str:
     ]
     totals = document["totals"]
     last = (
-        f"{len(rows)} runs",
+        f"{len(rows)} run{'s' if len(rows) > 1 else ''}",
         number(totals["images"]),
         number(totals["failed"]),
         duration(totals["wall_seconds"]),

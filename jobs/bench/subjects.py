@@ -117,9 +117,7 @@ def launches(device: str, precision: str, seconds: float, table: Path | None) ->
 
 
 def plot(picture: Path, results: Path | None) -> None:
-    """Draw the results into a file. ValueError without matplotlib, or as `jobs.bench.plot.plot`."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("this draws with matplotlib: pip install 'detr-batch[bench]'")
+    """Draw the results into a file. ValueError as `jobs.bench.plot.plot`."""
     from jobs.bench.plot import plot
 
     plot(results or RESULTS, picture)

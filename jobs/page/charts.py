@@ -117,10 +117,11 @@ def scores(counts: list[int], threshold: float | None) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("score")
         axes.set_title("boxes", loc="left", fontsize=12, color=QUIET)
-        beyond = [count for count in counts[:cut] if count > top]
+        beyond = [part for part in range(cut) if counts[part] > top]
         if beyond:
-            text = f"up to {max(beyond):,} boxes\n(cut off)"
-            axes.annotate(text, (0.02, top), (0, -4), textcoords="offset points", va="top")
+            text = f"cut off: up to {max(counts):,} boxes"
+            place = (edges[max(beyond) + 1], axes.get_ylim()[1])
+            axes.annotate(text, place, (4, -4), textcoords="offset points", va="top")
         if threshold:
             axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(

@@ -52,7 +52,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Facts:
-    classes: list[ClassCount]  # most frequent first
+    classes: list[ClassCount]  # those with most sure boxes first
     other_classes: int
     other_boxes: int  # of those
     scores: list[int]  # boxes in each of BINS equal parts of 0 to 1
@@ -112,7 +112,7 @@ def _one(tables: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
 def _classes(tables: duckdb.DuckDBPyConnection) -> list[ClassCount]:
     rows = tables.sql(
         f"SELECT label, count(*), count(*) FILTER (score >= {SURE}) FROM detections "
-        "GROUP BY label ORDER BY 2 DESC, 1"
+        "GROUP BY label ORDER BY 3 DESC, 2 DESC, 1"
     ).fetchall()
     return [ClassCount(*row) for row in rows]
 

@@ -103,6 +103,8 @@ def phases(report: dict[str, Any]) -> list[tuple[str, float]]:
     if startup is None:
         return [("whole run", wall)]
     rest = max(0.0, wall - startup - publish)
+    if report.get("stage_use") is None:  # there was but one block
+        return [("start-up and labelling", startup + rest), ("publishing", publish)]
     return [
         ("start-up and first block", startup),
         ("labelling", rest),
