@@ -13,7 +13,8 @@ from jobs.changes import Spread
 from jobs.cli import main
 from jobs.compare import Comparison, compare
 from jobs.compare_text import as_text
-from pipeline.storage import InputError
+from jobs.evaluate import evaluate
+from pipeline.storage import InputError, open_location
 from tests.jobs.labelled import Box, Labelled, write_run
 
 LABELS = ("", "cat", "dog")
@@ -113,7 +114,7 @@ def test_two_runs_of_one_output(tmp_path: Path) -> None:
     result = compare(Comparison(output, output, *RUNS))
     assert (result["boxes"]["gone"], result["boxes"]["new"]) == (1, 1)
     assert result["images"]["other_content"] == 1
-    with pytest.raises(InputError, match=f"no finished run nothing; .* {RUNS[1]}"):
+    with pytest.raises(InputError, match=f"no such finished run; .* {RUNS[1]}"):
         compare(Comparison(output, output, run_b="nothing"))
 
 
@@ -190,3 +191,20 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["boxes"]["gone"] == 1
     assert main(["compare", *sides, "--iou", "0"]) == 2
     assert "--iou 0: give a number above 0" in capsys.readouterr().err
+
+
+def test_labels_in_a_bucket(tmp_path: Path, bucket: str) -> None:
+    """Beside labels on a disk."""
+    here = write_run(tmp_path / "a", [Labelled("x.jpg", [at(0), at(50)])], LABELS)
+    write_run(tmp_path / "b", [Labelled("x.jpg", [at(0)])], LABELS)
+    fs, path = open_location(bucket, "OUTPUT")
+    fs.put(str(tmp_path / "b"), path, recursive=True)
+    assert compare(Comparison(here, bucket))["boxes"]["gone"] == 1
+    assert compare(Comparison(bucket, bucket))["images"]["unchanged"] == 1
+    truth = {
+        "images": [{"id": 1, "file_name": "x.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}],
+    }
+    fs.pipe_file(f"{path}/truth.json", json.dumps(truth).encode())
+    assert evaluate(bucket, f"{bucket}/truth.json")["metrics"]["AP"] == pytest.approx(1)
