@@ -4,6 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,13 +77,22 @@ def answered(output: str, ask: Callable[[duckdb.DuckDBPyConnection], Answer]) ->
     of a second connection name those that took their place. InputError with DuckDB's words where
     the SQL has a mistake.
     """
+    return asked(partial(connect, output), ask, output)
+
+
+def asked(
+    connected: Callable[[], duckdb.DuckDBPyConnection],
+    ask: Callable[[duckdb.DuckDBPyConnection], Answer],
+    place: str,
+) -> Answer:
+    """`answered`, over a connection that the caller makes to what lies at `place`."""
     for again in (True, False):
         try:
-            with connect(output) as connection:
+            with connected() as connection:
                 return ask(connection)
         except (FileNotFoundError, duckdb.IOException, duckdb.HTTPException) as error:
             if not again:
-                raise RuntimeError(f"{output} cannot be read: {error}") from error
+                raise RuntimeError(f"{place} cannot be read: {error}") from error
         except duckdb.Error as error:
             raise InputError(str(error)) from error
     raise AssertionError("unreachable")

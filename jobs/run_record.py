@@ -61,6 +61,15 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
     return document
 
 
+def score_threshold(output: str, run_id: str) -> float:
+    """The score below which a run kept no box; 0 where it says nothing of one."""
+    try:
+        options = read_document(output, run_id, "run.json").get("options", {})
+    except FileNotFoundError:
+        return 0.0
+    return float(options.get("score_threshold") or 0.0)
+
+
 STAGES = ("read", "prepare", "detect", "stage")  # those of the flow, whose workers run side by side
 
 

@@ -7,17 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 
-from jobs.evaluate import average_precision
+from jobs.annotations import annotations_of
+from jobs.average_precision import Found, average_precision
 from jobs.train_data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
 from model.checkpoint import save_weights
 from model.criterion import criterion
 from model.deformable_detr import DeformableDetr
-from model.postprocess import postprocess
+from model.postprocess import Detections, postprocess
 from model.preprocess import batch_images
 from model.zoo import RANDOM, create_model, named_model
 
@@ -96,22 +98,20 @@ def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[
 def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str, float]:
     """COCO AP of `net`, one picture at a time, with the best 100 detections of each."""
     net.eval()
-    detections = []
+    image_ids: list[int] = []
+    found: list[Detections] = []
     with torch.inference_mode():
         for index in range(len(dataset)):
             sample = dataset[index]
-            found = postprocess(
-                net(*batch_images([sample.image], device)), torch.tensor([sample.size])
-            )
-            boxes = found.boxes[0].clone()
-            boxes[:, 2:] -= boxes[:, :2]
-            detections += [
-                {"image_id": sample.image_id, "category_id": label, "score": score, "bbox": box}
-                for label, score, box in zip(
-                    found.labels[0].tolist(), found.scores[0].tolist(), boxes.tolist(), strict=True
-                )
-            ]
-    return average_precision(dataset.truth(), detections)
+            output = net(*batch_images([sample.image], device))
+            found.append(postprocess(output, torch.tensor([sample.size])))
+            image_ids += [sample.image_id] * found[-1].scores.shape[1]
+    scores, labels, boxes = (
+        torch.cat([getattr(one, name)[0] for one in found]).cpu().numpy()
+        for name in ("scores", "labels", "boxes")
+    )
+    detections = Found(np.array(image_ids), labels, scores, boxes)
+    return average_precision(annotations_of(dataset.truth()), detections).metrics
 
 
 def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[int]:

@@ -38,21 +38,33 @@ def connect(output: str, runs: Sequence[dict[str, Any]] | None = None) -> duckdb
     InputError where there is none.
     """
     connection = duckdb.connect()
+    add_views(connection, output, finished_runs(output) if runs is None else runs)
+    return connection
+
+
+def add_views(
+    connection: duckdb.DuckDBPyConnection,
+    output: str,
+    runs: Sequence[dict[str, Any]],
+    schema: str = "main",
+) -> None:
+    """The views over `runs` of OUTPUT, in a schema of their own where a connection has several."""
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
     fs, _ = open_location(output, "OUTPUT")
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    if protocol not in ("file", "local"):
+    if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
         connection.register_filesystem(fs)
     for table in TABLES:
         files = [
             _literal(join(output, file["path"]))
-            for run in (finished_runs(output) if runs is None else runs)
+            for run in runs
             for file in run["files"]
             if file["path"].startswith(f"{table}/")
         ]
         relation = connection.read_parquet(files, hive_partitioning=True)
         relation.create_view(table)
     connection.execute(_LATEST)
-    return connection
+    connection.execute("USE main")
 
 
 def _literal(path: str) -> str:

@@ -46,15 +46,8 @@ def write_page(
     threshold = record["options"].get("score_threshold")
     facts = gather(output, manifest, planned.archives, threshold)
     tiles = _tiles(facts.shown, planned, pictures)
-    environment = Environment(
-        loader=PackageLoader("jobs.page", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    return environment.get_template("report.html.j2").render(
+    template = environment().get_template("report.html.j2")
+    return template.render(
         run_id=manifest["run_id"],
         manifest=manifest,
         record=record,
@@ -70,6 +63,19 @@ def write_page(
         stages=stages(report),
         made_at=time.time(),
     )
+
+
+def environment() -> Environment:
+    """The templates of this folder."""
+    made = Environment(
+        loader=PackageLoader("jobs.page", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(FILTERS)
+    return made
 
 
 def _charts(report: dict[str, Any], facts: Facts, threshold: float | None) -> dict[str, str]:

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
 from jobs.cli import main
 from jobs.demo_data import write_lake
@@ -15,6 +13,7 @@ from jobs.label import label
 from jobs.label_options import LabelOptions
 from jobs.run_record import Report
 from tests.conftest import TESTDATA
+from tests.jobs.browsing import look
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
 WIDTHS, SCHEMES = (400, 1600), ("light", "dark")
@@ -35,34 +34,6 @@ def output(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     )
     assert label(options) == 0
     return folder / "out"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium on this machine: pages are not looked at")
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-def look(browser: Browser, file: Path, width: int, scheme: str) -> tuple[Page, list[str]]:
-    """The page in a window of that width, and all that it complained of or asked for."""
-    context: Any = browser.new_context(
-        viewport={"width": width, "height": 900},
-        color_scheme=scheme,  # type: ignore[arg-type]
-    )
-    page: Page = context.new_page()
-    trouble: list[str] = []
-    page.on("console", lambda message: trouble.append(message.text))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("dialog", lambda dialog: trouble.append(dialog.message))
-    page.on("request", lambda request: trouble.append(request.url))
-    page.goto(file.as_uri())
-    own = {file.as_uri()}
-    return page, [said for said in trouble if said not in own and not said.startswith("data:")]
 
 
 def page_of(output: Path) -> Path:

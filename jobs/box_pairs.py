@@ -1,0 +1,113 @@
+"""Which box of one labelling is which box of another.
+
+Pairs are taken from the greatest overlap down, first among boxes of the same class, then among the
+rest: a box that did not move always finds itself. (An assignment with the greatest sum of overlaps
+would part two equal boxes to give each a neighbour.) Equal overlaps go to the nearest scores.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+AT_ONCE = 1 << 20  # pairs of boxes whose overlap is computed in one go: some 100 MB
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of some images."""
+
+    image: Ints  # (N,) ascending
+    kind: Ints  # (N,) classes by number
+    score: Floats  # (N,)
+    box: Floats  # (N, 4) x_min, y_min, x_max, y_max
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Boxes of the two sides that are one, by index; `same` where the class is too."""
+
+    left: Ints  # (P,)
+    right: Ints  # (P,)
+    overlap: Floats  # (P,) IoU
+    same: NDArray[np.bool_]  # (P,)
+
+    def chosen(self, rows: NDArray[Any]) -> "Pairs":
+        """Some of them, by index or mask."""
+        return Pairs(self.left[rows], self.right[rows], self.overlap[rows], self.same[rows])
+
+
+NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
+
+
+def paired(left: Boxes, right: Boxes, least: float) -> Pairs:
+    """The pairs among boxes of the same image whose IoU is `least` or more, each box in one."""
+    near = _candidates(left, right, least)
+    drift = np.abs(left.score[near.left] - right.score[near.right])
+    near = near.chosen(np.lexsort((near.right, near.left, drift, -near.overlap)))
+    same = _from_the_top(near.chosen(near.same))
+    taken = np.isin(near.left, same.left) | np.isin(near.right, same.right)
+    return _joined([same, _from_the_top(near.chosen(~near.same & ~taken))])
+
+
+def overlaps(a: Floats, b: Floats) -> Floats:
+    """IoU (N,) of boxes (N, 4) with boxes (N, 4); equal boxes have 1, empty ones too."""
+    width, height = (
+        np.maximum(np.minimum(a[:, i + 2], b[:, i + 2]) - np.maximum(a[:, i], b[:, i]), 0)
+        for i in (0, 1)
+    )
+    both = width * height
+    union = _area(a) + _area(b) - both
+    iou = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+    return np.where((a == b).all(axis=1), 1.0, iou)
+
+
+def _area(boxes: Floats) -> Floats:
+    area: Floats = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area
+
+
+def _candidates(left: Boxes, right: Boxes, least: float) -> Pairs:
+    """All pairs within an image that overlap enough, `AT_ONCE` at a time."""
+    starts = np.searchsorted(right.image, left.image, "left")
+    counts = np.searchsorted(right.image, left.image, "right") - starts  # partners of each box
+    ends = np.cumsum(counts)
+    parts: list[Pairs] = []
+    for begin in range(0, int(ends[-1]) if len(ends) else 0, AT_ONCE):
+        number = np.arange(begin, min(begin + AT_ONCE, int(ends[-1])))
+        i = np.searchsorted(ends, number, "right")
+        j = starts[i] + number - (ends[i] - counts[i])
+        overlap = overlaps(left.box[i], right.box[j])
+        all_pairs = Pairs(i, j, overlap, left.kind[i] == right.kind[j])
+        parts.append(all_pairs.chosen(overlap >= least))
+    return _joined(parts)
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    names = ("left", "right", "overlap", "same")
+    return Pairs(
+        *(np.concatenate([getattr(p, name) for p in (NO_PAIRS, *parts)]) for name in names)
+    )
+
+
+def _from_the_top(pairs: Pairs) -> Pairs:
+    """Of pairs in order, each whose boxes no pair before it has taken.
+
+    All at once: a pair that comes first for both of its boxes is taken, those that it rules out are
+    gone, and so on until none is left.
+    """
+    taken = [NO_PAIRS]
+    while len(pairs.left):
+        first = np.zeros(len(pairs.left), np.int64)
+        for side in (pairs.left, pairs.right):
+            first[np.unique(side, return_index=True)[1]] += 1
+        taken.append(pairs.chosen(first == 2))
+        gone = np.isin(pairs.left, taken[-1].left) | np.isin(pairs.right, taken[-1].right)
+        pairs = pairs.chosen(~gone)
+    return _joined(taken)

@@ -1,0 +1,123 @@
+"""What `detr-batch compare` found, for people."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.evaluate import some
+
+SHOWN = 10  # classes that changed into another, and images that differ most
+_COLUMNS = {
+    "a": "a",
+    "b": "b",
+    "matched": "matched",
+    "gone": "gone",
+    "new": "new",
+    "to_other_class": "class to",
+    "from_other_class": "class from",
+}
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The comparison, a fact a line."""
+    lines = [
+        *(line for name in ("a", "b") for line in side_lines(name, result[name])),
+        "",
+        *image_lines(result["images"]),
+        "",
+        *box_lines(result["boxes"], result["iou"]),
+        "",
+        *_table(result["by_class"]),
+    ]
+    changes = result["class_changes"]
+    if changes:
+        lines += ["", "classes that became another"]
+        lines += [f"  {c['boxes']:>8}  {c['from']} -> {c['to']}" for c in changes[:SHOWN]]
+        lines += [f"  and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
+    if result["most_different"]:
+        lines += ["", "images that differ most   new  gone  class changed"]
+        lines += [
+            f"  {one['difference']:>16.2f}  {one['new']:>9}  {one['gone']:>4}  "
+            f"{one['class_changed']:>13}  {one['image_b']}"
+            for one in result["most_different"][:SHOWN]
+        ]
+    return "\n".join(lines)
+
+
+def side_lines(name: str, side: dict[str, Any]) -> list[str]:
+    """Where the labels of one side are from."""
+    runs = side["runs"]
+    newest = runs[-1] if len(runs) == 1 else f"{len(runs)} runs, the newest {runs[-1]}"
+    return [
+        f"{name}              {side['output']}",
+        f"  labels       {newest}, of {', '.join(side['models'])}",
+        f"  threshold    {threshold_of(side)}",
+    ]
+
+
+def threshold_of(side: dict[str, Any]) -> str:
+    """The least scores that a side's runs kept."""
+    values = sorted(set(side["score_thresholds"].values()))
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def image_lines(images: dict[str, Any]) -> list[str]:
+    """Counts of images, with examples of those on one side."""
+    said = {
+        "failed_a": "failed in a alone",
+        "failed_b": "failed in b alone",
+        "failed_both": "failed in both",
+        "only_a": "only in a",
+        "only_b": "only in b",
+        "other_content": "are other files in b, by their ETag",
+    }
+    lines = [
+        f"images         {images['a']} in a, {images['b']} in b; {images['compared']} compared",
+        f"  unchanged    {images['unchanged']}: the same objects",
+    ]
+    for kind, words in said.items():
+        examples = images["examples"].get(kind)
+        more = f" ({some(examples, images[kind])})" if examples else ""
+        lines += [f"  {images[kind]:<12} {words}{more}"] if images[kind] else []
+    return lines
+
+
+def box_lines(boxes: dict[str, Any], iou: float) -> list[str]:
+    """Counts of boxes in the images compared, and how those on both sides moved."""
+    lines = [
+        f"boxes          {boxes['a']} in a, {boxes['b']} in b",
+        f"  matched      {boxes['matched']} of one class, with an IoU of {iou:g} or more",
+        f"  class        {boxes['class_changed']} in one place, of another class",
+        f"  gone         {boxes['gone']} only in a",
+        f"  new          {boxes['new']} only in b",
+    ]
+    for side, other, kind in (("a", "b", "gone"), ("b", "a", "new")):
+        if count := boxes[f"{kind}_below_threshold"]:
+            lines.append(
+                f"  not compared {count} only in {side}, below the threshold of {other}: "
+                f"{other} would not have kept them"
+            )
+    if boxes["matched"]:
+        lines += [
+            f"score, b - a   {spread(boxes['score_drift'], '+.4f')}",
+            f"IoU            {spread(boxes['iou'], '.4f')}",
+        ]
+    return lines
+
+
+def spread(values: dict[str, float], form: str) -> str:
+    """Mean and quantiles of a drift."""
+    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
+
+
+def _table(classes: Sequence[dict[str, Any]]) -> list[str]:
+    width = max([len(one["name"]) for one in classes] + [9])
+    head = "".join(f"{words:>11}" for words in _COLUMNS.values())
+    lines = [f"{'class':<{width}}{head}  score, b - a (p10, p50, p90)         IoU"]
+    for one in classes:
+        numbers = "".join(f"{one[name]:>11}" for name in _COLUMNS)
+        drift, iou = one["score_drift"], one["iou"]
+        if drift:
+            mean, *quantiles = (f"{value:+.4f}" for value in drift.values())
+            numbers += f"  {mean} ({', '.join(quantiles)})  {iou['mean']:.4f}"
+        lines.append(f"{one['name'] or '(no name)':<{width}}{numbers}")
+    return lines

@@ -1,0 +1,23 @@
+"""Pages in a real browser."""
+
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page
+
+
+def look(browser: Browser, file: Path, width: int, scheme: str) -> tuple[Page, list[str]]:
+    """The page in a window of that width, and all that it complained of or asked for."""
+    context: Any = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,  # type: ignore[arg-type]
+    )
+    page: Page = context.new_page()
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: trouble.append(dialog.message))
+    page.on("request", lambda request: trouble.append(request.url))
+    page.goto(file.as_uri())
+    own = {file.as_uri()}
+    return page, [said for said in trouble if said not in own and not said.startswith("data:")]

@@ -1,0 +1,105 @@
+"""Pairs of boxes, against the sequential formulation and against what defines them."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import tensor
+from torchvision.ops import box_iou
+
+from jobs import box_pairs
+from jobs.box_pairs import Boxes, overlaps, paired
+
+# image, class, score in tenths, x, y, width, height: few values, so that ties are common
+ROW = st.tuples(
+    *(st.integers(0, most) for most in (2, 1, 10, 6, 6)), st.integers(0, 5), st.integers(0, 5)
+)
+Row = tuple[int, int, int, int, int, int, int]
+LEAST = st.sampled_from([0.1, 0.5, 0.75, 1.0])
+
+
+def boxes(rows: list[Row]) -> Boxes:
+    rows = sorted(rows, key=lambda row: row[0])
+    flat = np.array(rows, float).reshape(-1, 7)
+    corners = np.concatenate([flat[:, 3:5], flat[:, 3:5] + flat[:, 5:7]], axis=1)
+    return Boxes(flat[:, 0].astype(int), flat[:, 1].astype(int), flat[:, 2] / 10, corners)
+
+
+def one_by_one(left: Boxes, right: Boxes, least: float) -> set[tuple[int, int]]:
+    """Of all pairs, again and again the best of those whose boxes are free."""
+    ranked = []
+    for i, j in product(range(len(left)), range(len(right))):
+        iou = float(overlaps(left.box[i : i + 1], right.box[j : j + 1])[0])
+        if left.image[i] == right.image[j] and iou >= least:
+            other = bool(left.kind[i] != right.kind[j])
+            ranked.append((other, -iou, abs(left.score[i] - right.score[j]), i, j))
+    taken: set[tuple[int, int]] = set()
+    for *_, i, j in sorted(ranked):
+        if all(i != a and j != b for a, b in taken):
+            taken.add((i, j))
+    return taken
+
+
+@given(st.lists(ROW, max_size=9), st.lists(ROW, max_size=9), LEAST)
+def test_pairs_are_those_of_taking_the_best_one_by_one(
+    left_rows: list[Row], right_rows: list[Row], least: float
+) -> None:
+    left, right = boxes(left_rows), boxes(right_rows)
+    found = paired(left, right, least)
+    pairs = list(zip(found.left.tolist(), found.right.tolist(), strict=True))
+    assert len(set(found.left.tolist())) == len(set(found.right.tolist())) == len(pairs)
+    assert set(pairs) == one_by_one(left, right, least)
+    assert found.same.tolist() == [left.kind[i] == right.kind[j] for i, j in pairs]
+
+
+@given(st.lists(ROW, max_size=9), LEAST)
+def test_what_did_not_change_is_paired_with_itself(rows: list[Row], least: float) -> None:
+    side = boxes(rows)
+    found = paired(side, side, least)
+    assert len(found.left) == len(side)
+    for columns in ("kind", "score", "box"):
+        values = getattr(side, columns)
+        assert np.array_equal(values[found.left], values[found.right])
+    assert found.same.all() and (found.overlap == 1).all()
+
+
+@given(st.lists(ROW, max_size=9), st.lists(ROW, max_size=9), LEAST)
+def test_no_two_boxes_overlap_more_than_each_does_its_partner(
+    left_rows: list[Row], right_rows: list[Row], least: float
+) -> None:
+    """Sides may be changed, and no pair is left that both would rather have."""
+    left, right = (
+        boxes([(row[0], 0, *row[2:]) for row in rows]) for rows in (left_rows, right_rows)
+    )
+    found = paired(left, right, least)
+    assert sorted(paired(right, left, least).overlap) == pytest.approx(sorted(found.overlap))
+    best_left = dict(zip(found.left.tolist(), found.overlap.tolist(), strict=True))
+    best_right = dict(zip(found.right.tolist(), found.overlap.tolist(), strict=True))
+    for i, j in product(range(len(left)), range(len(right))):
+        iou = float(overlaps(left.box[i : i + 1], right.box[j : j + 1])[0])
+        if left.image[i] == right.image[j] and iou >= least:
+            assert iou <= max(best_left.get(i, 0), best_right.get(j, 0))
+
+
+@given(st.lists(ROW, min_size=1, max_size=9))
+def test_overlaps_are_those_of_torchvision(rows: list[Row]) -> None:
+    rows = [(*row[:5], row[5] + 1, row[6] + 1) for row in rows]
+    side = boxes(rows)
+    expected = box_iou(tensor(side.box), tensor(side.box)).numpy()
+    for i in range(len(side)):
+        found = overlaps(np.repeat(side.box[i : i + 1], len(side), axis=0), side.box)
+        assert found == pytest.approx(expected[i])
+
+
+def test_many_boxes_in_one_image_are_compared_a_part_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(0, *rng.integers(0, 5, 6).tolist()) for _ in range(60)]
+    left, right = boxes(rows[:30]), boxes(rows[30:])
+    whole = paired(left, right, 0.3)
+    monkeypatch.setattr(box_pairs, "AT_ONCE", 7)
+    parts = paired(left, right, 0.3)
+    assert np.array_equal(whole.left, parts.left) and np.array_equal(whole.right, parts.right)
