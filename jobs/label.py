@@ -6,15 +6,19 @@ import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from jobs.cost import NodeMeter
+from jobs.estimate import RUNS, Estimate, estimate
 from jobs.known import canonical, known_objects, replaced_runs
 from jobs.label_options import LabelOptions
 from jobs.pictures import PictureReader, planned_now
 from jobs.progress import show
+from jobs.report import past_reports
 from jobs.run_plan import (
     Run,
     described,
@@ -25,7 +29,7 @@ from jobs.run_plan import (
     write_down,
     write_table,
 )
-from jobs.run_record import Tally, fingerprint, report, write_document, write_text
+from jobs.run_record import Tally, fingerprint, read_document, report, write_document, write_text
 from model.config import DeformableDetrConfig
 from model.urls import mask, printable
 from model.weights import file_sha256, find_weights
@@ -46,7 +50,7 @@ from pipeline.publish import (
     remove_tables,
     write_manifest,
 )
-from pipeline.schema import OK
+from pipeline.schema import OK, Shard
 from pipeline.stage import staged
 from pipeline.stall import unstalled
 from pipeline.storage import InputError, join, open_location, remove_tree
@@ -57,6 +61,7 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
 
 def label(options: LabelOptions) -> int:
     """Run to the end and return the exit code. InputError before anything is written."""
+    began = time.time()
     options.check()
     retries.person_waits = True
     source = options.weights or named_model(options.model).weights
@@ -65,7 +70,8 @@ def label(options: LabelOptions) -> int:
     config = create_model(options.model, options.weights, training=True).config
     mark = fingerprint(config, digest, options.score_threshold)
     if options.dry_run:
-        print(described(planned(options, known_objects(options, mark))))
+        found = planned(options, known_objects(options, mark))
+        print(described(found, expected(options, mark, found.shards)))
         return EXIT_OK
     counts: Counter[str] = Counter()  # images by status
     with OutputLock(options.output) as lock:
@@ -74,16 +80,17 @@ def label(options: LabelOptions) -> int:
         remove_remains(options.output, [run.run_id] if run else [])
         if run:
             start_ray(options)
-            counts.update(carry_out(options, run, config, mark, lock))
-            known = known_objects(options, mark)
+            counts.update(carry_out(options, run, config, mark, lock, began))
+            known, began = known_objects(options, mark), time.time()
         if not run or (options.limit is None and not options.relabel):
             found = planned(options, known)
             tell_gone(options, found)
             run = new_run(found)
             if run.shards:
                 start_ray(options)
-                write_down(options, mark, run, found.gone)
-                counts.update(carry_out(options, run, config, mark, lock))
+                estimated = expected(options, mark, run.shards)
+                write_down(options, mark, run, found.gone, estimated)
+                counts.update(carry_out(options, run, config, mark, lock, began))
     if not counts:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
     return verdict(options, counts)
@@ -101,10 +108,24 @@ def tell_gone(options: LabelOptions, found: Plan) -> None:
         )
 
 
+def expected(options: LabelOptions, mark: str, shards: Sequence[Shard]) -> Estimate | None:
+    """What labelling `shards` should take, by earlier runs of the same model."""
+    reports = past_reports(options.output, mark, RUNS)
+    return estimate(reports, sum(shard.size for shard in shards), options.rates())
+
+
 def carry_out(
-    options: LabelOptions, run: Run, config: DeformableDetrConfig, mark: str, lock: OutputLock
+    options: LabelOptions,
+    run: Run,
+    config: DeformableDetrConfig,
+    mark: str,
+    lock: OutputLock,
+    began: float,
 ) -> dict[str, int]:
-    """Label and publish a planned run: its images by status. RuntimeError where that fails."""
+    """Label and publish a planned run: its images by status. RuntimeError where that fails.
+
+    Nodes are paid for since `began`, in Unix time.
+    """
     device = options.resolved_device()
     spec = DetectorSpec(
         options.model,
@@ -124,8 +145,9 @@ def carry_out(
     precision = options.resolved_precision()
     print(f"run {run.run_id}: {options.model} on {device}, {precision}", file=sys.stderr)
     try:
-        tally = flow(run, spec, settings, Tally(cpus=measured_cpus(options)))
-        return finish(options, run, target, tally, settings, lock)
+        with NodeMeter(ray.nodes, began) as nodes:
+            tally = flow(run, spec, settings, Tally(cpus=measured_cpus(options)))
+            return finish(options, run, target, tally, settings, lock, nodes)
     except (LockLost, ReconcileError):
         raise
     except Exception as error:  # storage's and workers' are of many kinds
@@ -210,6 +232,7 @@ def finish(
     tally: Tally,
     settings: FlowSettings,
     lock: OutputLock,
+    nodes: NodeMeter,
 ) -> dict[str, int]:
     """Reconcile, publish, report, and only then let the run count: its images by status."""
     began = time.time()
@@ -223,11 +246,13 @@ def finish(
     statuses = result.images.group_by("status").aggregate([("status", "count")]).to_pylist()
     counts = {row["status"]: row["status_count"] for row in statuses}
     detections = sum(file.rows for file in files if file.path.startswith("detections/"))
-    machines = sum(node["Alive"] for node in ray.nodes())
     tally.seconds["publish"] = time.time() - began
-    price = options.price(machines)
-    summary = report(tally, counts, detections, stage_workers(settings), price)
+    workers = stage_workers(settings)
+    summary = report(tally, counts, detections, workers, *nodes.read(), options.rates())
     summary["reconciliation"] = {"planned": len(result.images), **counts}
+    if not summary["labelled_before"]:  # an estimate is of a whole run
+        record = read_document(options.output, run.run_id, "run.json")
+        summary["estimate"] = record.get("estimate")
     write_document(options.output, run.run_id, "report.json", dict(summary))
     labelled = to_table(without_secrets(run.shards))
     write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), labelled)

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 import ray
 import torch
 
-from jobs.prices import Price, price_of
+from jobs.cost import Rates
+from jobs.prices import machine
 from model.zoo import resolved_precision
 from pipeline.storage import InputError
 
@@ -33,6 +34,7 @@ class LabelOptions:
     max_failed_fraction: float = 1.0
     usd_per_hour: float | None = None
     instance_type: str | None = None
+    cpu_instance_type: str | None = None
     spot: bool = False
     relabel: bool = False
     dry_run: bool = False
@@ -45,8 +47,9 @@ class LabelOptions:
             raise InputError(f"--max-failed-fraction {self.max_failed_fraction}: give 0 to 1")
         if self.usd_per_hour is not None and self.instance_type:
             raise InputError("--usd-per-hour and --instance-type both name a price: give one")
-        if self.instance_type:
-            price_of(self.instance_type, self.spot)
+        if self.cpu_instance_type and not self.instance_type:
+            raise InputError("--cpu-instance-type names the nodes beside those of --instance-type")
+        self.rates()
         for name in ("batch_size", "num_gpus", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -79,14 +82,16 @@ class LabelOptions:
             return "the best precision of its GPUs"
         return resolved_precision(self.precision, device)
 
-    def price(self, machines: int) -> Price | None:
-        """Of all `machines` together; None where none was given."""
-        if self.usd_per_hour is not None:
-            return Price(self.usd_per_hour, "--usd-per-hour")
-        if self.instance_type is None:
-            return None
-        one = price_of(self.instance_type, self.spot)
-        return Price(machines * one.usd_per_hour, f"{machines} x {one.basis}")
+    def rates(self) -> Rates:
+        """What an hour costs; InputError for a machine that has no price."""
+        return Rates(
+            self.usd_per_hour,
+            machine(self.instance_type) if self.instance_type else None,
+            machine(self.cpu_instance_type, "--cpu-instance-type")
+            if self.cpu_instance_type
+            else None,
+            self.spot,
+        )
 
 
 def check_reachable(address: str) -> None:

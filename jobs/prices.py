@@ -6,6 +6,7 @@ read; the spot price is the median over the region's zones. Add rows for other m
 
 import csv
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 from pipeline.storage import InputError
@@ -15,23 +16,53 @@ REFERENCE_USD_PER_1000 = 0.047
 
 
 @dataclass(frozen=True)
-class Price:
-    """USD an hour of one machine, and where the figure is from."""
+class Machine:
+    """A row of the table; prices in USD an hour."""
 
-    usd_per_hour: float
-    basis: str
+    instance_type: str
+    devices: str
+    region: str
+    on_demand: float
+    spot: float
+    read_on: str
+    source: str
 
 
-def price_of(instance_type: str, spot: bool) -> Price:
-    """The table's price of a machine; InputError with the machines it has."""
+@cache
+def machines() -> dict[str, Machine]:
+    """The table, by instance type."""
     with (files("infra") / "prices.csv").open(encoding="utf-8") as file:
-        rows = {row["instance_type"]: row for row in csv.DictReader(file)}
-    if instance_type not in rows:
+        return {
+            row["instance_type"]: Machine(
+                row["instance_type"],
+                row["devices"],
+                row["region"],
+                float(row["on_demand"]),
+                float(row["spot"]),
+                row["read_on"],
+                row["source"],
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+def machine(instance_type: str, option: str = "--instance-type") -> Machine:
+    """A row of the table; InputError with the machines it has."""
+    if instance_type not in machines():
         raise InputError(
-            f"no price of --instance-type {instance_type}: the table has {', '.join(rows)}; give "
+            f"no price of {option} {instance_type}: the table has {', '.join(machines())}; give "
             "--usd-per-hour for another"
         )
-    row = rows[instance_type]
-    market = "spot" if spot else "on demand"
-    price = float(row["spot" if spot else "on_demand"])
-    return Price(price, f"{instance_type} {market} in {row['region']}, read on {row['read_on']}")
+    return machines()[instance_type]
+
+
+def as_text() -> str:
+    """The table for people."""
+    lines = [f"{'machine':<14} {'accelerators':<16} {'on demand':>10} {'spot':>8}  region, read on"]
+    lines += [
+        f"{m.instance_type:<14} {m.devices:<16} {m.on_demand:>10.4f} {m.spot:>8.4f}  "
+        f"{m.region}, {m.read_on}"
+        for m in machines().values()
+    ]
+    sources = sorted({m.source for m in machines().values()})
+    return "\n".join([*lines, "USD an hour; spot: median over the region's zones", *sources])

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
+from jobs.estimate import accuracy
 from jobs.page.words import compared, duration, number
 from jobs.run_record import read_document
 from jobs.views import finished_runs
@@ -37,6 +38,14 @@ def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
 
 def _read(output: str, run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, **read_document(output, run_id, "report.json")}
+
+
+def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, Any]]:
+    """Of the newest `count` runs of a model, oldest first."""
+    ids = [
+        run["run_id"] for run in labelling_runs(output) if run["model_fingerprint"] == fingerprint
+    ]
+    return [_read(output, run_id) for run_id in ids[-count:]]
 
 
 def overview(output: str) -> dict[str, Any]:
@@ -105,6 +114,7 @@ def as_text(report: dict[str, Any]) -> str:
         f"device use     {report['device_use']:.0%} of the wall time",
         *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
         *_cost(report),
+        *([] if (off := accuracy(report)) is None else [f"estimate       {off}"]),
     ]
     return "\n".join(lines)
 
@@ -117,7 +127,22 @@ def _cost(report: dict[str, Any]) -> list[str]:
         f"cost           {cost:.4f} USD per 1,000 images at {report['usd_per_hour']:g} USD an hour "
         f"({report['price_basis']})",
         f"  compared     {compared(cost)}",
+        *_by_market(report.get("cost")),
     ]
+
+
+def _by_market(cost: dict[str, Any] | None) -> list[str]:
+    """What the run cost on demand and on spot machines, by kind of node."""
+    if cost is None or cost["usd_spot"] is None:
+        return []
+    lines = [
+        f"  {node['kind'].upper() + ' nodes':<12} {node['node_hours']:.3f} h of "
+        f"{node['instance_type']}: {node['usd_on_demand']:.4f} USD on demand, "
+        f"{node['usd_spot']:.4f} spot"
+        for node in cost["nodes"]
+    ]
+    both = f"{cost['usd_on_demand']:.4f} USD on demand, {cost['usd_spot']:.4f} spot"
+    return [*lines, f"  {'all':<12} {both}"]
 
 
 def overview_as_text(document: dict[str, Any]) -> str:

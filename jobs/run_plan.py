@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from jobs.estimate import Estimate, as_text
 from jobs.known import canonical
 from jobs.label_options import LabelOptions
 from jobs.run_record import environment, read_document, write_document
@@ -41,8 +42,8 @@ def staging_url(output: str, run_id: str) -> str:
     return join(output, "_staging", run_id)
 
 
-def described(found: Plan) -> str:
-    """A plan for people."""
+def described(found: Plan, expected: Estimate | None) -> str:
+    """A plan for people, and what it is `expected` to take."""
     lines = []
     for kind, name in (("files", "image files"), ("tar", "tar shards"), ("parquet", "Parquet")):
         shards = [shard for shard in found.shards if shard.kind == kind]
@@ -54,6 +55,7 @@ def described(found: Plan) -> str:
         f"{'changed':<14} {found.changed} objects that OUTPUT holds an older version of",
         f"{'gone':<14} {len(found.gone)} objects that OUTPUT holds labels of and INPUT lost",
         f"{'ignored':<14} {found.ignored} files that are no images",
+        f"{'estimate':<14} {as_text(expected)}",
         "nothing was written",
     ]
     return "\n".join(lines)
@@ -138,14 +140,20 @@ def new_run(found: Plan) -> Run:
     return Run(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", found.shards)
 
 
-def write_down(options: LabelOptions, mark: str, run: Run, gone: pa.Array) -> None:
-    """Keep what a rerun will go by, the options and the plan; and which objects are `gone`."""
+def write_down(
+    options: LabelOptions, mark: str, run: Run, gone: pa.Array, expected: Estimate | None
+) -> None:
+    """Keep what a rerun will go by, the options and the plan.
+
+    Also which objects are `gone`, and what the run is `expected` to take.
+    """
     record: dict[str, Any] = {
         "run_id": run.run_id,
         "options": masked(options),
         "model_fingerprint": mark,
         "started_at": time.time(),
         "gone": len(gone),
+        "estimate": expected,
         **environment(),
     }
     if len(gone):

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, NotRequired, TypedDict
 
-from jobs.prices import Price
+from jobs.cost import Cost, Rates
+from jobs.estimate import Estimate
 from jobs.timeline import CpuMeter, Point, Timeline
 from model.config import DeformableDetrConfig
 from pipeline import retries
@@ -99,12 +100,14 @@ class Report(TypedDict):
     device_use: float  # share of the wall time in which detectors computed
     cpus: int | None  # of the machine; None on a cluster, where nobody measures the next
     cpu_use: float | None  # share of their time that the run's processes took
-    usd_per_hour: (
-        float | None
-    )  # of all machines together; None: no price was given, as with the next
+    encoded_bytes: int  # of the images that this command labelled
+    node_hours: dict[str, float]  # by kind of node, "gpu" or "cpu"; start-up included
+    cost: Cost | None  # by kind of node; None: no price was given, as with the next four
+    usd_per_hour: float | None  # of all machines together
     price_basis: str | None  # where the price is from
     usd: float | None  # what the run cost
     usd_per_1000_images: float | None
+    estimate: NotRequired[Estimate | None]  # what was expected before the run
     reconciliation: NotRequired[dict[str, int]]  # "planned", and rows by status
 
 
@@ -179,15 +182,19 @@ def report(
     counts: dict[str, int],
     detections: int,
     workers: Mapping[str, int],
-    price: Price | None,
+    node_hours: dict[str, float],
+    hours: float,
+    rates: Rates,
 ) -> Report:
     """The figures of a finished run; money is null where no price was given.
 
     `counts` are the images of the whole run by status, `detections` its boxes, `workers` how many
-    of each stage can work at once. `tally` is what this command labelled.
+    of each stage can work at once. `tally` is what this command labelled, in `hours`, by nodes of
+    so many `node_hours`.
     """
     wall = time.time() - tally.started
-    cost = None if price is None else price.usd_per_hour * wall / 3600
+    cost = rates.bill(node_hours, hours)
+    usd = None if cost is None else cost["usd"]
     use = tally.stage_use(workers)
     return {
         "images": sum(counts.values()),
@@ -209,8 +216,11 @@ def report(
         "device_use": tally.seconds["detect"] / (wall * workers["detect"]),
         "cpus": tally.cpus,
         "cpu_use": tally.cpus and tally.meter.seconds() / (wall * tally.cpus),
-        "usd_per_hour": None if price is None else price.usd_per_hour,
-        "price_basis": None if price is None else price.basis,
-        "usd": cost,
-        "usd_per_1000_images": cost * 1000 / tally.images if cost and tally.images else None,
+        "encoded_bytes": tally.encoded_bytes,
+        "node_hours": node_hours,
+        "cost": cost,
+        "usd_per_hour": None if usd is None else usd / hours,
+        "price_basis": None if cost is None else cost["basis"],
+        "usd": usd,
+        "usd_per_1000_images": usd * 1000 / tally.images if usd and tally.images else None,
     }

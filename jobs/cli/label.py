@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
         help="a Ray cluster (default: $RAY_ADDRESS, else a local one for this command alone)",
     )
     option("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
-    option("--instance-type", help="machines this runs on, for the report: see infra/prices.csv")
+    option("--instance-type", help="machines this runs on, for the report: see detr-batch prices")
+    option("--cpu-instance-type", help="those without a GPU, where a cluster has both")
     option("--spot", action="store_true", help="they cost the spot price")
     option("--usd-per-hour", type=float, help="price of all that runs this, instead")
     option("--relabel", action="store_true", help="replace the labels that OUTPUT has of INPUT")

@@ -1,4 +1,4 @@
-"""`detr-batch models`."""
+"""`detr-batch models` and `prices`: what the package knows."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ from typing import Any
 def add(commands: Any) -> None:
     models = commands.add_parser("models", help="the named models")
     models.set_defaults(run=_models)
+    prices = commands.add_parser("prices", help="what machines cost an hour, for --instance-type")
+    prices.set_defaults(run=_prices)
 
 
 def _models() -> int:
@@ -18,4 +20,11 @@ def _models() -> int:
         size = f"{millions:5.1f} M parameters {named.gmacs:6.1f} GMACs"
         weights = "packaged" if named.weights == str(PACKAGED) else named.weights
         print(f"{named.name:<42} {size}  weights: {weights}")
+    return 0
+
+
+def _prices() -> int:
+    from jobs.prices import as_text
+
+    print(as_text())
     return 0
