@@ -32,11 +32,8 @@ def known_objects(options: LabelOptions, mark: str) -> pa.Table:
     """
     runs = committed_runs(options.output)
     replaced = replaced_runs(options, runs)
-    source = canonical(options.input)
-    tables = [KNOWN.empty_table()]
-    for run in runs:
-        if run["run_id"] in replaced:
-            continue
+    stay = [run for run in runs if run["run_id"] not in replaced]
+    for run in stay:
         if run["model_fingerprint"] != mark:
             raise InputError(
                 f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
@@ -44,7 +41,13 @@ def known_objects(options: LabelOptions, mark: str) -> pa.Table:
                 f"({mark}): use the same model, weights and threshold, another OUTPUT, or, for "
                 "the same INPUT, --relabel"
             )
-        tables.append(_planned(options.output, run["run_id"], run["input"] == source))
+    return planned_objects(options.output, stay, canonical(options.input))
+
+
+def planned_objects(output: str, runs: list[dict[str, Any]], source: str) -> pa.Table:
+    """KNOWN of `runs`, oldest first; those over the INPUT `source` are of this one."""
+    tables = [_planned(output, run["run_id"], run["input"] == source) for run in runs]
+    tables.insert(0, KNOWN.empty_table())
     return _newest(pa.concat_tables(tables)) if len(tables) > 2 else tables[-1]
 
 

@@ -15,6 +15,7 @@ from model.urls import printable
 from pipeline.storage import InputError
 
 FILE_FORMATS = ("csv", "json", "parquet")
+ANSWERED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # DESCRIBE is a SELECT
 ROWS_SHOWN = 200  # of a table
 Answer = TypeVar("Answer")
 
@@ -105,9 +106,11 @@ def query(output: str, sql: str, form: str = "table", file: Path | None = None) 
     """
 
     def ask(connection: duckdb.DuckDBPyConnection) -> None:
-        relation = connection.sql(sql)
-        if relation is None:
+        statements = connection.extract_statements(sql)
+        if not statements or statements[-1].type not in ANSWERED:
             raise InputError("the statement returns nothing: give a SELECT")
+        relation = connection.sql(sql)
+        assert relation is not None
         if form == "table" and file is None:
             relation.show(max_rows=ROWS_SHOWN)  # DuckDB spells control characters out
             return

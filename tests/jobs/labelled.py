@@ -2,14 +2,16 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from pipeline.plan import to_table
 from pipeline.publish import (
     PublishTarget,
     manifest_of,
@@ -18,7 +20,7 @@ from pipeline.publish import (
     reconcile,
     write_manifest,
 )
-from pipeline.schema import DETECTED, OK
+from pipeline.schema import DETECTED, OK, Member, Shard
 from pipeline.stage import stage, staged
 
 Box = tuple[int, float, float, float, float, float]  # label_id, score, x_min, y_min, x_max, y_max
@@ -61,10 +63,21 @@ def write_run(
     folder.mkdir(parents=True)
     options = {"score_threshold": score_threshold}
     (folder / "run.json").write_text(json.dumps({"run_id": run_id, "options": options}))
+    pq.write_table(to_table(_plan(by_shard)), folder / "plan.parquet")
     write_manifest(target.output, manifest_of(target, "in", files, dict(counts)))
     for file in (output / "_staging").iterdir():
         file.unlink()
     return str(output)
+
+
+def _plan(by_shard: Mapping[str, Sequence[Labelled]]) -> list[Shard]:
+    """Loose files, or archives where images have a `uri` other than their image_id."""
+    shards = []
+    for shard, images in by_shard.items():
+        members = dict.fromkeys(Member(i.uri or i.image_id, i.etag, 1) for i in images)
+        kind = "tar" if images[0].uri else "files"
+        shards.append(Shard(shard, kind, tuple(members)))
+    return shards
 
 
 def _row(shard: str, index: int, size: int, image: Labelled) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""compact and runs: labels stay what they were, whatever is killed or read meanwhile."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import compact as compact_module
+from jobs.cli import main
+from jobs.compact import compact
+from jobs.known import planned_objects
+from jobs.query import answered
+from jobs.views import connect
+from pipeline.plan import from_table
+from pipeline.publish import committed_runs, labelling_runs
+from tests.jobs.labelled import Labelled, write_run
+
+LABELS = ("", "circle", "star")
+NIGHTS = [f"2026010{night}T000000Z-aaaaaa" for night in (1, 2, 3)]
+ARCHIVE = "file:///lake/a.tar"
+
+
+def photo(name: str, boxes: int, etag: str = "1") -> Labelled:
+    found = [(1 + k % 2, 0.9 - 0.1 * k, 10.0 * k, 5.0, 10.0 * k + 8, 30.0) for k in range(boxes)]
+    return Labelled(f"file:///lake/{name}", found, etag=etag)
+
+
+def member(key: str, boxes: int, etag: str = "1") -> Labelled:
+    one = photo(key, boxes, etag)
+    return Labelled(f"{ARCHIVE}#{key}", one.boxes, shard=ARCHIVE, uri=ARCHIVE, etag=etag)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    """Three nights: b.jpg changes, and the archive, which loses a member; c.jpg fails."""
+    labels = tmp_path / "labels"
+    first = [photo("a.jpg", 3), photo("b.jpg", 2), member("x", 1), member("y", 2)]
+    second = [photo("b.jpg", 1, "2"), Labelled("file:///lake/c.jpg", status="undecodable")]
+    third = [photo("d [1].jpg", 4), member("x", 3, "2")]
+    for run_id, images in zip(NIGHTS, (first, second, third), strict=True):
+        write_run(labels, images, LABELS, run_id)
+    return str(labels)
+
+
+def rows(output: str, sql: str) -> list[tuple[Any, ...]]:
+    with connect(output) as connection:
+        return connection.sql(sql).fetchall()
+
+
+NEWEST = (
+    "SELECT image_id, uri, status, num_detections, max_score, etag FROM latest_images ORDER BY ALL",
+    "SELECT image_id, detection, label, score, x_min FROM latest ORDER BY ALL",
+)
+
+
+def newest(output: str) -> list[list[tuple[Any, ...]]]:
+    return [rows(output, sql) for sql in NEWEST]
+
+
+def test_latest_are_the_newest_labels_of_each_object(output: str) -> None:
+    images, boxes = newest(output)
+    assert [(row[0].rsplit("/", 1)[1], row[3]) for row in images] == [
+        ("a.jpg", 3), ("a.tar#x", 3), ("b.jpg", 1), ("c.jpg", 0), ("d [1].jpg", 4),
+    ]  # fmt: skip
+    assert len(boxes) == 3 + 3 + 1 + 4
+    assert rows(output, "SELECT count(*) FROM images") == [(8,)]
+
+
+@pytest.mark.parametrize("images_per_file", [100, 2])
+def test_compacting_keeps_what_latest_shows_in_few_files(output: str, images_per_file: int) -> None:
+    before = newest(output)
+    (done,) = compact(output, images_per_file)
+    assert newest(output) == before
+    assert (done.runs, done.images, done.superseded) == (3, 5, 3)
+    (run,) = committed_runs(output)
+    assert len(run["files"]) == 2 * -(-5 // images_per_file)
+    for number in range(len(run["files"]) // 2):  # part files hold the same images
+        name = f"run={run['run_id']}/part-{number:05d}.parquet"
+        images, boxes = (pq.read_table(Path(output, t, name)) for t in ("images", "detections"))
+        counted = dict(
+            zip(*(images[n].to_pylist() for n in ("image_id", "num_detections")), strict=True)
+        )
+        assert {n for n, count in counted.items() if count} == set(boxes["image_id"].to_pylist())
+    assert [path.name for path in Path(output, "images").iterdir()] == [f"run={run['run_id']}"]
+    assert main(["runs", output, "--verify"]) == 0
+
+
+def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(output: str) -> None:
+    (done,) = compact(output)
+    plan = from_table(pq.read_table(Path(output, "_runs", done.run_id, "plan.parquet")))
+    by_name = {shard.shard: shard for shard in plan}
+    for uri, shard, index, etag in rows(
+        output, "SELECT uri, shard, index_in_shard, etag FROM images"
+    ):
+        of_files = by_name[shard].kind == "files"
+        place = by_name[shard].members[index if of_files else 0]
+        assert (place.uri, place.etag) == (uri, etag)
+    known = planned_objects(output, committed_runs(output), "in").to_pydict()
+    assert dict(zip(known["uri"], known["etag"], strict=True))["file:///lake/b.jpg"] == "2"
+
+
+def test_compacting_twice_and_alone_does_nothing(output: str) -> None:
+    compact(output)
+    assert compact(output) == []
+
+
+def test_runs_that_were_compacted_keep_their_reports(output: str) -> None:
+    compact(output)
+    assert [run["run_id"] for run in labelling_runs(output)] == NIGHTS
+    write_run(Path(output), [photo("e.jpg", 1)], LABELS, "20990101T000000Z-aaaaaa")
+    compact(output)
+    assert len(labelling_runs(output)) == 4
+    assert len(committed_runs(output)) == 1
+
+
+@pytest.mark.parametrize("at", ["write_manifest", "remove_tables"])
+def test_killed_it_leaves_the_labels_as_they_were(
+    output: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = newest(output)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(compact_module, at, killed)
+        compact(output)
+    assert newest(output) == before
+    compact(output)
+    assert newest(output) == before
+    (run,) = committed_runs(output)
+    assert [path.name for path in Path(output, "images").iterdir()] == [f"run={run['run_id']}"]
+
+
+def test_readers_are_undisturbed(output: str) -> None:
+    """Queries that go on while runs are compacted all give the same answer."""
+    expected, wrong, stop = newest(output)[1], [], threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            found = answered(output, lambda c: c.sql(NEWEST[1]).fetchall())
+            if found != expected:
+                wrong.append(found)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for night in range(4):
+        compact(output)
+        write_run(Path(output), [], LABELS, f"2098010{night + 1}T000000Z-aaaaaa")
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+
+
+def test_deleting_a_run_takes_those_with_it_that_it_replaced(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", output, "--delete", NIGHTS[1]]) == 2  # nobody is there to be asked
+    assert "pass --yes" in capsys.readouterr().err
+    assert main(["runs", output, "--delete", NIGHTS[1], "--yes"]) == 0
+    assert rows(output, "SELECT etag FROM latest_images WHERE uri LIKE '%b.jpg'") == [("1",)]
+    (done,) = compact(output)
+    assert main(["runs", output, "--delete", done.run_id, "--yes"]) == 0
+    assert committed_runs(output) == []
+    assert not [path for path in Path(output).rglob("*") if path.is_file()]
+    assert main(["runs", output, "--delete", "nothing", "--yes"]) == 2
+
+
+def test_verify_finds_what_was_altered(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", output, "--verify"]) == 0
+    assert "as they were written" in capsys.readouterr().out
+    first = Path(output, "detections", f"run={NIGHTS[0]}", "part-00000.parquet")
+    content = bytearray(first.read_bytes())
+    content[100] ^= 1
+    first.write_bytes(content)
+    Path(output, "images", f"run={NIGHTS[1]}", "part-00000.parquet").unlink()
+    assert main(["runs", output, "--verify"]) == 1
+    said = capsys.readouterr().out
+    assert f"{NIGHTS[0]} detections/run={NIGHTS[0]}/part-00000.parquet: its bytes" in said
+    assert "it is not there" in said
+
+
+def test_runs_are_listed_and_shown(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", output, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(run["images"], run["failed"], run["detections"]) for run in listed] == [
+        (4, 0, 8), (2, 1, 1), (2, 0, 7),
+    ]  # fmt: skip
+    assert main(["runs", output, "--show", NIGHTS[0]]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest"]["run_id"] == NIGHTS[0]
+    assert main(["compact", output]) == 0
+    assert "3 runs are run" in capsys.readouterr().out
+    assert main(["runs", output]) == 0
+    assert "(of 3 runs)" in capsys.readouterr().out
