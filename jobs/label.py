@@ -282,7 +282,11 @@ def show_page(
             page = write_page(output, document, summary, planned_now(run.shards), pictures)
         write_text(output, run.run_id, "report.html", page)
     except Exception as error:  # of drawing, of storage and of tables: of many kinds
-        print(f"there is no report.html: {_reason(error)}", file=sys.stderr)
+        print(
+            f"there is no report.html ({_reason(error)}): `detr-batch report {mask(output)} --html "
+            "FILE` makes one",
+            file=sys.stderr,
+        )
 
 
 def verdict(options: LabelOptions, counts: dict[str, int]) -> int:

@@ -242,9 +242,10 @@ def drawn(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> Pixels
 
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    # By height: pages show pictures side by side at the same height.
+    # By height, as pages show pictures side by side at the same height; narrow ones by width.
     file = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    font = ImageFont.truetype(file, min(28, max(11, picture.height // 24)), layout_engine=_BASIC)
+    signs = min(28, max(11, picture.height // 24, picture.width // 40))
+    font = ImageFont.truetype(file, signs, layout_engine=_BASIC)
     line = max(1, round(picture.height / 160))
     scale = picture.width / size[0], picture.height / size[1]
     placed = [(box, tuple(c * scale[k % 2] for k, c in enumerate(box.corners))) for box in boxes]
