@@ -40,7 +40,7 @@ def annotations_of(document: Any) -> Annotations:
     An object without `area` has that of its box.
     """
     images = {
-        _field(image, "images", "id", int | str): image.get("file_name")
+        _field(image, "images", "id", int | str): _file_name(image)
         for image in _entries(document, "images")
     }
     classes = {
@@ -73,6 +73,11 @@ def _field(entry: Any, table: str, name: str, kind: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"an entry of `{table}` has no valid `{name}`: {str(entry)[:100]}")
     return value
+
+
+def _file_name(image: dict[str, Any]) -> str | None:
+    name = image.get("file_name")
+    return None if name is None else str(name)
 
 
 def _object(entry: Any) -> dict[str, Any]:

@@ -69,8 +69,9 @@ def average_precision(
             objects[entry["category_id"]].append(entry)
     classes, precision, recall = [], [], []
     order = np.argsort(found.class_ids, kind="stable")
+    class_ids = found.class_ids[order]
     for class_id, name in sorted(truth.classes.items()):
-        first, end = np.searchsorted(found.class_ids[order], [class_id, class_id + 1])
+        first, end = np.searchsorted(class_ids, [class_id, class_id + 1])
         boxes = [b for b in _entries(found, order[first:end]) if b["image_id"] in wanted]
         accumulated = _evaluated(objects[class_id], boxes)
         precision.append(accumulated["precision"])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.evaluate import some
+from jobs.page.words import some
 
 SHOWN = 10  # classes that changed into another, and images that differ most
 _COLUMNS = {

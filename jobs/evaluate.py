@@ -11,6 +11,7 @@ import pyarrow as pa
 from jobs.annotated import RULES, MatchedClasses, MatchedImages, matched_classes, matched_images
 from jobs.annotations import Annotations, read_annotations
 from jobs.average_precision import UNKNOWN, Found, Score, average_precision
+from jobs.page.words import some
 from jobs.query import answered
 from jobs.run_record import score_threshold
 from pipeline.schema import OK
@@ -102,7 +103,7 @@ def _images(
     absent = [name for at, name in enumerate(names) if at not in status]
     more = "FROM latest_images ANTI JOIN matched USING (run, shard, image_id)"
     ((unknown,),) = connection.sql(f"SELECT count(*) {more}").fetchall()
-    some = connection.sql(f"SELECT image_id {more} ORDER BY ALL LIMIT {NAMED}").fetchall()
+    extra = connection.sql(f"SELECT image_id {more} ORDER BY ALL LIMIT {NAMED}").fetchall()
     return {
         "annotated": len(names),
         "labelled": labelled,
@@ -112,7 +113,7 @@ def _images(
         "examples": {
             "failed": failed[:NAMED],
             "not_labelled": absent[:NAMED],
-            "not_annotated": [name for (name,) in some],
+            "not_annotated": [name for (name,) in extra],
         },
         "matched_by": images.by_rule,
     }
@@ -166,11 +167,6 @@ def _missing(images: dict[str, Any], only_labelled: bool) -> list[str]:
         for kind, said in kinds.items()
         if images[kind]
     ]
-
-
-def some(examples: Sequence[str], count: int) -> str:
-    """The first of `count` names."""
-    return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
 
 
 def _listed(title: str, names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Figures of report.json in words, for the page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -68,6 +68,11 @@ def day(unix_time: float | None) -> str:
 def short(image_id: str) -> str:
     """The end of a name, by which people know it."""
     return printable(image_id).rstrip("/").rsplit("/", 1)[-1]
+
+
+def some(examples: Sequence[str], count: int) -> str:
+    """The first of `count` names."""
+    return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
 
 
 FILTERS: dict[str, Callable[..., str]] = {
