@@ -10,6 +10,7 @@ from collections import Counter
 import ray
 from ray.exceptions import RayTaskError
 
+from jobs.commit import Finished, commit
 from jobs.label_options import LabelOptions
 from jobs.progress import show
 from jobs.run_plan import (
@@ -22,9 +23,8 @@ from jobs.run_plan import (
     staging_url,
     unfinished,
     write_down,
-    write_table,
 )
-from jobs.run_record import Tally, fingerprint, report, write_document
+from jobs.run_record import Tally, fingerprint, report
 from model.config import DeformableDetrConfig
 from model.urls import mask
 from model.weights import file_sha256, find_weights
@@ -33,19 +33,17 @@ from pipeline import retries
 from pipeline.dataflow import FlowSettings, label_shards, publish_parts
 from pipeline.detect import DetectorSpec
 from pipeline.lock import LockLost, OutputLock
-from pipeline.plan import plan, to_table, without_secrets
+from pipeline.plan import plan
 from pipeline.publish import (
     PublishTarget,
     ReconcileError,
     committed_runs,
     parts,
     reconcile,
-    remove_tables,
-    write_manifest,
 )
 from pipeline.schema import OK
 from pipeline.stage import staged
-from pipeline.storage import InputError, join, open_location, remove_tree
+from pipeline.storage import InputError, join
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
 
@@ -191,15 +189,9 @@ def finish(
     price = options.price(machines)
     summary = report(tally, counts, detections, settings.detectors, price)
     summary["reconciliation"] = {"planned": len(result.images), **counts}
-    write_document(options.output, run.run_id, "report.json", summary)
-    labelled = to_table(without_secrets(run.shards))
-    write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), labelled)
-    lock.check()
     replaced = replaced_runs(options, committed_runs(options.output))
-    write_manifest(target, canonical(options.input), files, counts, replaced)
-    remove_tables(options.output, replaced)
-    fs, path = open_location(staging_url(options.output, run.run_id), "OUTPUT")
-    remove_tree(fs, path)
+    source = canonical(options.input)
+    commit(Finished(target, source, run.shards, files, counts, summary, replaced), lock)
     return counts
 
 

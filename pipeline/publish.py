@@ -188,6 +188,7 @@ def write_manifest(
         "input": source,
         "model": target.model,
         "model_fingerprint": target.fingerprint,
+        "labels": list(target.labels),  # by label_id
         "images": counts,  # by status
         "files": [asdict(file) for file in files],
         "replaces": list(replaces),

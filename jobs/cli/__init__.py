@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import bench, label, models, outputs, train
+from jobs.cli import bench, exchange, label, models, outputs, train
 from model.urls import mask, printable
 from pipeline.storage import InputError
 
@@ -44,6 +44,6 @@ def parser() -> argparse.ArgumentParser:
         prog="detr-batch", description="Label image lakes with Deformable DETR."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for room in (label, outputs, train, bench, models):
+    for room in (label, outputs, exchange, train, bench, models):
         room.add(commands)
     return top
