@@ -13,7 +13,7 @@ from jobs.views import finished_runs
 from pipeline.schema import OK
 from pipeline.storage import InputError
 
-MEMORY = "512MB"  # of DuckDB, which sorts on disk what does not fit; 10 million boxes pass in it
+MEMORY = "256MB"  # of DuckDB, which sorts on disk what does not fit
 ROWS_AT_ONCE = 10_000
 
 
