@@ -44,10 +44,12 @@ def one_file(url: str) -> Iterator[TextIO]:
     """A file to write, which appears at `url` whole when the block ends, or not at all."""
     fs, path = open_location(url, "FILE")
     if isinstance(fs, LocalFileSystem):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = _hidden(path)
+        with explained("FILE", url):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            made = temporary.open("x", encoding="utf-8", newline="")
         try:
-            with open(temporary, "x", encoding="utf-8", newline="") as file:
+            with made as file:
                 yield file
             os.replace(temporary, path)
         except BaseException:
@@ -116,9 +118,9 @@ def folder(url: str, entries: Sequence[str], table: str) -> Iterator[Folder]:
 @contextmanager
 def _local_folder(path: Path, entries: Sequence[str]) -> Iterator[Path]:
     """A hidden folder beside `path` that takes its place when the block ends, or its entries do."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     made = _hidden(str(path))
-    made.mkdir()
+    with explained("FILE", str(path)):
+        made.mkdir(parents=True)
     try:
         yield made
         if not path.exists() or not any(path.iterdir()):

@@ -45,7 +45,7 @@ class ImportOptions:
     images: str | None = None
 
     def model_name(self) -> str:
-        return self.model or Path(self.detections).stem
+        return self.model or Path(mask(self.detections)).stem
 
 
 def import_results(options: ImportOptions) -> None:

@@ -30,7 +30,7 @@ def labels_of(annotations: Path) -> tuple[str, ...]:
             raise InputError(f"{place} has no name")
         if key in names:
             raise InputError(f"{place} has the id {key}, as one before it")
-        names[key] = _utf8(name)
+        names[key] = name
     if not names:
         raise InputError("--annotations: the file has no categories")
     return tuple(names.get(key, "") for key in range(max(names) + 1))
@@ -54,8 +54,8 @@ def images_of(annotations: Path, base: str | None) -> Iterator[dict[str, Any]]:
             raise InputError(f"{place} ({name}) is {width} x {height}: give width and height")
         yield {
             "number": number,
-            "id": _utf8(str(key)),
-            "image_id": _utf8(name if root is None else _below(root, name, place)),
+            "id": str(key),
+            "image_id": name if root is None else _below(root, name, place),
             "width": width,
             "height": height,
         }
@@ -83,8 +83,3 @@ def _below(root: str, name: str, place: str) -> str:
 def _is_count(value: object) -> TypeGuard[int]:
     """Whether a JSON value is a whole number from 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _utf8(text: str) -> str:
-    """`text` with halves of surrogate pairs, which JSON may hold, spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,7 @@
 """What `export` writes is read by the tools that it is for, and is what the tables hold."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from jobs.cli import main
+from jobs.cli.exchange import FORMATS
 from jobs.exports import EXPORTS
 from jobs.exports.labelstudio import labeling_config
 from pipeline.storage import open_location
@@ -224,6 +226,10 @@ def test_to_and_from_a_bucket(to: str, bucket: str, tmp_path: Path) -> None:
     assert found == content(tmp_path / "made")
 
 
+def test_the_command_line_names_every_format() -> None:
+    assert tuple(EXPORTS) == FORMATS
+
+
 REFUSED: list[tuple[list[str], str]] = [
     (["--to", "coco", "--min-score", "2"], "--min-score 2.0: give 0 to 1"),
     (["--to", "csv", "--labels", "dog"], "--labels dog: the labels are circle, tea cup, star"),
@@ -258,6 +264,7 @@ def test_an_export_that_fails_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no files")
 def test_places_that_cannot_be_written(
     output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +273,8 @@ def test_places_that_cannot_be_written(
     for file, to, message in (
         (tmp_path / "folder", "coco", "is a folder, and this format is a file"),
         (tmp_path / "folder" / "mine", "voc", "is a file, and this format is a folder"),
+        ("/proc/labels", "csv", "FILE /proc/labels does not exist"),
+        ("/proc/labels", "yolo", "FILE /proc/labels does not exist"),
         ("https://example.com/labels.json", "coco", "web addresses cannot be written to"),
     ):
         assert export(output, file, to, "--overwrite") == 2
