@@ -1,7 +1,8 @@
 """Pascal VOC: an XML file an image."""
 
 import csv
-from xml.etree.ElementTree import Element, SubElement, indent, tostring
+from functools import lru_cache
+from xml.sax.saxutils import escape
 
 from jobs.exports.place import Folder
 from jobs.exports.reader import MAPPING, Box, LabelledImage, Labels, mapped
@@ -22,31 +23,30 @@ def write(labels: Labels, folder: Folder) -> None:
 
 
 def _document(image: LabelledImage) -> str:
-    root = Element("annotation")
-    _text(root, "filename", image.name)
-    _text(root, "path", image.image_id)
-    size = SubElement(root, "size")
-    for name, value in (("width", image.width), ("height", image.height), ("depth", 3)):
-        _text(size, name, str(value))
-    _text(root, "segmented", "0")
-    for box in image.boxes:
-        _object(root, image, box.inside(image.width, image.height))
-    indent(root)
-    return tostring(root, encoding="unicode") + "\n"
+    """Written as text: elements, a dozen a box, would take five times as long."""
+    objects = "".join(_object(image, box.inside(image.width, image.height)) for box in image.boxes)
+    return f"""<annotation>
+  <filename>{_text(image.name)}</filename>
+  <path>{_text(image.image_id)}</path>
+  <size><width>{image.width}</width><height>{image.height}</height><depth>3</depth></size>
+  <segmented>0</segmented>
+{objects}</annotation>
+"""
 
 
-def _object(root: Element, image: LabelledImage, box: Box) -> None:
+def _object(image: LabelledImage, box: Box) -> str:
     """Whole pixels that the box covers, counted from 1, the last one included, as VOC has them."""
-    found = SubElement(root, "object")
-    _text(found, "name", box.label)
-    for name, value in (("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
-        _text(found, name, value)
     left, right = _pixels(box.x_min, box.x_max, image.width)
     top, bottom = _pixels(box.y_min, box.y_max, image.height)
-    place = SubElement(found, "bndbox")
-    for name, pixel in (("xmin", left), ("ymin", top), ("xmax", right), ("ymax", bottom)):
-        _text(place, name, str(pixel))
-    _text(found, "confidence", f"{box.score:.8f}")
+    return f"""  <object>
+    <name>{_text(box.label)}</name>
+    <pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
+    <bndbox>
+      <xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>
+    </bndbox>
+    <confidence>{box.score:.8f}</confidence>
+  </object>
+"""
 
 
 def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
@@ -55,6 +55,7 @@ def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
     return first, max(first, min(round(high), size))
 
 
-def _text(parent: Element, name: str, text: str) -> None:
-    """An element; what XML cannot hold is spelled out, as it would be for a terminal."""
-    SubElement(parent, name).text = printable(text)
+@lru_cache(maxsize=10_000)
+def _text(text: str) -> str:
+    """`text` in XML; what that cannot hold is spelled out, as it would be for a terminal."""
+    return escape(printable(text))
