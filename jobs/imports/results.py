@@ -83,6 +83,7 @@ class CocoResults:
         InputError, naming the image or the entry, where a file is not what it should be.
         """
         self._database = duckdb.connect(str(scratch / "results.duckdb"))
+        self._database.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout
         self._database.execute(f"SET memory_limit = '{MEMORY}'")
         self.labels = tuple(labels)
         self.images = self._take_images(images)
