@@ -6,19 +6,17 @@ that a later run labelled again are left out. DuckDB sorts, on disk where memory
 files are written as its rows come.
 """
 
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.run_plan import read_table, write_table
+from jobs.run_plan import new_run_id, read_table, write_table
 from jobs.run_record import environment, write_document
 from jobs.views import TABLES, connect
 from pipeline.lock import OutputLock
@@ -142,7 +140,7 @@ def _compacted(
 ) -> tuple[Compacted, dict[str, Any]]:
     """Write tables and documents of a run in the place of `group`, and make its manifest."""
     newest = group[-1]
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    run_id = new_run_id()
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         connection.execute(f"SET memory_limit = '{MEMORY}'")
@@ -165,7 +163,8 @@ def _compacted(
     write_table(join(output, "_runs", run_id, "plan.parquet"), plan)
     record = {"run_id": run_id, "compacts": ids, "started_at": time.time(), **environment()}
     write_document(output, run_id, "run.json", record)
-    target = PublishTarget(output, run_id, "", newest["model"], newest["model_fingerprint"], ())
+    labels = tuple(newest.get("labels", ()))
+    target = PublishTarget(output, run_id, "", newest["model"], newest["model_fingerprint"], labels)
     files_before = sum(len(run["files"]) for run in group)
     return (
         Compacted(run_id, len(ids), kept, before - kept, files_before, len(files)),

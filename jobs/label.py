@@ -1,17 +1,17 @@
 """`detr-batch label`: everything under INPUT that OUTPUT does not hold yet."""
 
-import logging
 import secrets
 import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from jobs.cluster import measured_cpus, pool_sizes, stage_workers, start_ray
+from jobs.commit import Finished, commit
 from jobs.cost import NodeMeter
 from jobs.estimate import RUNS, Estimate, estimate
 from jobs.known import canonical, known_objects, replaced_runs
@@ -27,9 +27,8 @@ from jobs.run_plan import (
     staging_url,
     unfinished,
     write_down,
-    write_table,
 )
-from jobs.run_record import Tally, fingerprint, read_document, report, write_document, write_text
+from jobs.run_record import Tally, fingerprint, read_document, report, write_text
 from model.config import DeformableDetrConfig
 from model.urls import mask, printable
 from model.weights import file_sha256, find_weights
@@ -38,22 +37,19 @@ from pipeline import retries
 from pipeline.dataflow import FlowSettings, label_shards, publish_parts
 from pipeline.detect import DetectorSpec
 from pipeline.lock import LockLost, OutputLock
-from pipeline.plan import Plan, to_table, without_secrets
+from pipeline.plan import Plan
 from pipeline.publish import (
     PublishTarget,
     ReconcileError,
     committed_runs,
-    manifest_of,
     parts,
     reconcile,
     remove_remains,
-    remove_tables,
-    write_manifest,
 )
 from pipeline.schema import OK, Shard
 from pipeline.stage import staged
 from pipeline.stall import unstalled
-from pipeline.storage import InputError, join, open_location, remove_tree
+from pipeline.storage import join
 
 GONE_SHOWN = 3
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
@@ -165,53 +161,6 @@ def _reason(error: BaseException) -> str:
     return mask(lines[-1] if isinstance(error, RayTaskError) else lines[0])
 
 
-def pool_sizes(device: str, num_gpus: int) -> tuple[int, int]:
-    """Detectors, and preparers at most. On CPUs a detector takes all cores of its machine."""
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    if device == "cpu":
-        return sum(node["Alive"] for node in ray.nodes()), max(1, cpus // 2)
-    return num_gpus, max(1, cpus)
-
-
-def stage_workers(settings: FlowSettings) -> dict[str, int]:
-    """How many of each stage can work at once; readers and stagers hold a quarter of a CPU each."""
-    light = 4 * int(ray.cluster_resources().get("CPU", 1))
-    return {
-        "read": light,
-        "prepare": settings.preparers,
-        "detect": settings.detectors,
-        "stage": light,
-    }
-
-
-def measured_cpus(options: LabelOptions) -> int | None:
-    """CPUs of a run that is all on this machine; those of a cluster's machines are not measured."""
-    return None if options.address else int(ray.cluster_resources().get("CPU", 1))
-
-
-def start_ray(options: LabelOptions) -> None:
-    """Connect to the cluster, or start a local one that ends with this process."""
-    # Their news, and tracebacks of what `carry_out` says in a line, are for Ray's own log files.
-    for name, level in (("ray", logging.WARNING), ("ray.data", logging.CRITICAL)):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(level)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown
-    if ray.is_initialized():
-        return
-    address = options.address or "local"  # not one that was left running
-    try:
-        ray.init(
-            address=address, log_to_driver=False, include_dashboard=False, configure_logging=False
-        )
-    except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--address {address}: no Ray cluster answers there, or it takes another token "
-            f"(RAY_AUTH_TOKEN, RAY_AUTH_MODE): {reason}"
-        ) from error
-
-
 def flow(run: Run, spec: DetectorSpec, settings: FlowSettings, tally: Tally) -> Tally:
     """Label what is not staged yet, showing progress; sums are added to `tally`."""
     before = staged(settings.staging)
@@ -253,33 +202,22 @@ def finish(
     if not summary["labelled_before"]:  # an estimate is of a whole run
         record = read_document(options.output, run.run_id, "run.json")
         summary["estimate"] = record.get("estimate")
-    write_document(options.output, run.run_id, "report.json", dict(summary))
-    labelled = to_table(without_secrets(run.shards))
-    write_table(join(options.output, "_runs", run.run_id, "plan.parquet"), labelled)
     replaced = replaced_runs(options, committed_runs(options.output))
-    document = manifest_of(target, canonical(options.input), files, counts, replaced)
-    show_page(options.output, document, dict(summary), run, pictures)
-    lock.check()
-    write_manifest(options.output, document)
-    remove_tables(options.output, replaced)
-    fs, path = open_location(staging_url(options.output, run.run_id), "OUTPUT")
-    remove_tree(fs, path)
+    source = canonical(options.input)
+    done = Finished(target, source, run.shards, files, counts, dict(summary), replaced)
+    show_page(options.output, done, run, pictures)
+    commit(done, lock)
     return counts
 
 
-def show_page(
-    output: str,
-    document: dict[str, Any],
-    summary: dict[str, Any],
-    run: Run,
-    pictures: PictureReader,
-) -> None:
+def show_page(output: str, done: Finished, run: Run, pictures: PictureReader) -> None:
     """Write report.html beside report.json. Labels are worth more: what goes wrong is said."""
     try:
         from jobs.page.page import write_page  # here, as matplotlib would delay the start
 
         with pictures:
-            page = write_page(output, document, summary, planned_now(run.shards), pictures)
+            planned = planned_now(run.shards)
+            page = write_page(output, done.manifest(), done.report, planned, pictures)
         write_text(output, run.run_id, "report.html", page)
     except Exception as error:  # of drawing, of storage and of tables: of many kinds
         print(

@@ -5,19 +5,17 @@ import secrets
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
 
 from jobs.estimate import Estimate, as_text
 from jobs.known import canonical
-from jobs.label_options import LabelOptions
 from jobs.run_record import environment, read_document, write_document
 from model.urls import mask
 from pipeline.plan import Plan, from_table, plan, to_table
-from pipeline.publish import committed_runs, remove_tables
+from pipeline.publish import committed_runs
 from pipeline.schema import Shard
 from pipeline.storage import (
     InputError,
@@ -28,6 +26,9 @@ from pipeline.storage import (
     remove_tree,
     write_whole,
 )
+
+if TYPE_CHECKING:  # it loads torch and Ray, which `import` does without
+    from jobs.label_options import LabelOptions
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,16 @@ def described(found: Plan, expected: Estimate | None) -> str:
     return "\n".join(lines)
 
 
-def unfinished(options: LabelOptions, mark: str) -> Run | None:
+def unfinished(options: "LabelOptions", mark: str) -> Run | None:
     """The run that a killed command left behind, if it was this command.
 
     --relabel drops that of another command; without it that is an InputError.
     """
-    fs, path = open_location(join(options.output, "_staging"), "OUTPUT")
-    found = list(find(fs, path))
-    plans = [name for name in found if name.endswith("/plan.parquet")]
-    _remove_remains(fs, path, found, plans)
-    committed = {run["run_id"]: run for run in committed_runs(options.output)}
-    for name in plans:
-        run_id = name.split("/")[-2]
-        folder = name.rsplit("/", 1)[0]
+    committed = {run["run_id"] for run in committed_runs(options.output)}
+    fs, _ = open_location(options.output, "OUTPUT")
+    for folder in begun(options.output):
+        run_id = folder.rsplit("/", 1)[-1]
         if run_id in committed:  # published, but killed before it had tidied up
-            remove_tables(options.output, committed[run_id]["replaces"])
             remove_tree(fs, folder)
             continue
         record = read_document(options.output, run_id, "run.json")
@@ -93,20 +89,26 @@ def unfinished(options: LabelOptions, mark: str) -> Run | None:
     return None
 
 
-def _remove_remains(
-    fs: AbstractFileSystem, staging: str, found: list[str], plans: list[str]
-) -> None:
-    """Delete the folders of runs that were killed while they tidied up: their plan is gone."""
-    begun = {name.rsplit("/", 1)[0] for name in plans}
+def begun(output: str) -> list[str]:
+    """Staging folders of runs that were planned, and may not be finished.
+
+    Folders without a plan are removed: of runs that were killed while they tidied up, and of
+    imports.
+    """
+    fs, staging = open_location(join(output, "_staging"), "OUTPUT")
+    found = list(find(fs, staging))
+    plans = [name for name in found if name.endswith("/plan.parquet")]
+    planned = {name.rsplit("/", 1)[0] for name in plans}
     folders = {f"{staging}/{name[len(staging) :].strip('/').split('/')[0]}" for name in found}
-    for folder in sorted(folders - begun):
+    for folder in sorted(folders - planned):
         remove_tree(fs, folder)
+    return sorted(planned)
 
 
 _WORK = ("input", "format", "limit", "relabel")  # options that decide which images are labelled
 
 
-def _same_work(recorded: dict[str, Any], options: LabelOptions) -> bool:
+def _same_work(recorded: dict[str, Any], options: "LabelOptions") -> bool:
     """Whether options that were written down ask for the same images."""
     asked = masked(options)
     return all(recorded[name] == asked[name] for name in _WORK)
@@ -123,25 +125,30 @@ def _words(record: dict[str, Any]) -> str:
     return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])
 
 
-def masked(options: LabelOptions) -> dict[str, Any]:
+def masked(options: "LabelOptions") -> dict[str, Any]:
     """The options without secrets that URLs may hold, and INPUT by its one name."""
     fields = asdict(options)
     urls = {name: fields[name] and mask(fields[name]) for name in ("output", "weights", "address")}
     return {**fields, **urls, "input": canonical(options.input)}
 
 
-def planned(options: LabelOptions, known: pa.Table) -> Plan:
+def planned(options: "LabelOptions", known: pa.Table) -> Plan:
     """What there is to do under INPUT; nothing is written."""
     return plan(options.input, options.format, options.limit, known, options.output)
 
 
 def new_run(found: Plan) -> Run:
     """A run over what is planned; nothing is written."""
-    return Run(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", found.shards)
+    return Run(new_run_id(), found.shards)
+
+
+def new_run_id() -> str:
+    """A name that sorts by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def write_down(
-    options: LabelOptions, mark: str, run: Run, gone: pa.Array, expected: Estimate | None
+    options: "LabelOptions", mark: str, run: Run, gone: pa.Array, expected: Estimate | None
 ) -> None:
     """Keep what a rerun will go by, the options and the plan.
 

@@ -214,6 +214,7 @@ def manifest_of(
         "input": source,
         "model": target.model,
         "model_fingerprint": target.fingerprint,
+        "labels": list(target.labels),  # by label_id
         "images": counts,  # by status
         "files": [asdict(file) for file in files],
         "replaces": list(replaces),

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import bench, evaluation, label, models, outputs, train, upkeep
+from jobs.cli import bench, evaluation, exchange, label, models, outputs, train, upkeep
 from model.urls import mask, printable
 from pipeline.storage import InputError
 
@@ -44,6 +44,6 @@ def parser() -> argparse.ArgumentParser:
         prog="detr-batch", description="Label image lakes with Deformable DETR."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for room in (label, outputs, evaluation, upkeep, train, bench, models):
+    for room in (label, outputs, evaluation, exchange, upkeep, train, bench, models):
         room.add(commands)
     return top

@@ -1,0 +1,62 @@
+"""Label Studio: one JSON list of tasks, the boxes as predictions to correct."""
+
+import json
+from typing import Any, TextIO
+from xml.sax.saxutils import quoteattr
+
+from jobs.exports.reader import Box, LabelledImage, Labels
+
+DECIMALS = 6  # of percents: a hundredth of a pixel of pictures a million wide
+
+
+def write(labels: Labels, file: TextIO) -> None:
+    file.write("[")
+    for image in labels.images():
+        file.write(("," if image.number > 1 else "") + "\n" + json.dumps(_task(image)))
+    file.write("\n]\n")
+
+
+def labeling_config(classes: dict[int, str]) -> str:
+    """The interface that the tasks belong to, to be pasted into a project's settings."""
+    names = "".join(f"<Label value={quoteattr(name)}/>" for name in dict.fromkeys(classes.values()))
+    return (
+        f'<View><Image name="image" value="$image"/>'
+        f'<RectangleLabels name="label" toName="image">{names}</RectangleLabels></View>'
+    )
+
+
+def _task(image: LabelledImage) -> dict[str, Any]:
+    """The picture is found by its image_id: its URL, where it is a file of its own."""
+    prediction = {
+        "model_version": image.model,
+        "score": round(max((box.score for box in image.boxes), default=0.0), 8),
+        "result": [_region(image, number, box) for number, box in enumerate(image.boxes)],
+    }
+    data = {"image": image.image_id, "file_name": image.name, "shard": image.shard}
+    return {"id": image.number, "data": data, "predictions": [prediction]}
+
+
+def _region(image: LabelledImage, number: int, box: Box) -> dict[str, Any]:
+    """Places and sizes are percents of the picture."""
+    box = box.inside(image.width, image.height)
+    value = {
+        "x": 100 * box.x_min / image.width,
+        "y": 100 * box.y_min / image.height,
+        "width": 100 * (box.x_max - box.x_min) / image.width,
+        "height": 100 * (box.y_max - box.y_min) / image.height,
+    }
+    return {
+        "id": f"{image.number}-{number}",
+        "type": "rectanglelabels",
+        "from_name": "label",
+        "to_name": "image",
+        "original_width": image.width,
+        "original_height": image.height,
+        "image_rotation": 0,
+        "score": round(box.score, 8),
+        "value": {
+            **{name: round(percent, DECIMALS) for name, percent in value.items()},
+            "rotation": 0,
+            "rectanglelabels": [box.label],
+        },
+    }
