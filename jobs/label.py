@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from jobs.cluster import measured_cpus, pool_sizes, stage_workers, start_ray
 from jobs.commit import Finished, commit
 from jobs.cost import NodeMeter
-from jobs.estimate import RUNS, Estimate, estimate
+from jobs.cost.estimate import RUNS, Estimate, estimate
 from jobs.known import canonical, known_objects, replaced_runs
 from jobs.label_options import LabelOptions
 from jobs.pictures import PictureReader, planned_now

@@ -8,7 +8,7 @@ import ray
 import torch
 
 from jobs.cost import Rates
-from jobs.prices import machine
+from jobs.cost.prices import machine
 from model.zoo import resolved_precision
 from pipeline.storage import InputError
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
-from jobs.estimate import accuracy
+from jobs.cost.estimate import accuracy
 from jobs.page.words import compared, duration, number
 from jobs.run_record import read_document
 from jobs.views import finished_runs

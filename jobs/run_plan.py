@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.estimate import Estimate, as_text
+from jobs.cost.estimate import Estimate, as_text
 from jobs.known import canonical
 from jobs.run_record import environment, read_document, write_document
 from model.urls import mask

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any, NotRequired, TypedDict
 
 from jobs.cost import Cost, Rates
-from jobs.estimate import Estimate
+from jobs.cost.estimate import Estimate
 from jobs.timeline import CpuMeter, Point, Timeline
 from model.config import DeformableDetrConfig
 from pipeline import retries

@@ -13,8 +13,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 
-from jobs.annotations import annotations_of
-from jobs.average_precision import Found, average_precision
+from jobs.evaluate.annotations import annotations_of
+from jobs.evaluate.average_precision import Found, average_precision
 from jobs.train_data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
 from model.checkpoint import save_weights
 from model.criterion import criterion

@@ -38,6 +38,7 @@ def connect(output: str, runs: Sequence[dict[str, Any]] | None = None) -> duckdb
     InputError where there is none.
     """
     connection = duckdb.connect()
+    connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
     add_views(connection, output, finished_runs(output) if runs is None else runs)
     return connection
 

@@ -65,7 +65,7 @@ def _evaluate(output: str, annotations: str, only_labelled: bool, json: bool) ->
 
 def _compare(json: bool, html: Path | None, **options: Any) -> int:
     from jobs.compare import Comparison, compare
-    from jobs.compare_text import as_text
+    from jobs.compare.text import as_text
 
     result = compare(Comparison(**options, with_boxes=html is not None))
     if html is not None:

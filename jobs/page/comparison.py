@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from jobs.changed_images import MATCHED
-from jobs.compare_text import threshold_of
+from jobs.compare.changed_images import MATCHED
+from jobs.compare.text import threshold_of
 from jobs.page.page import environment
 from jobs.pictures import Box, Picture, PictureReader, Place, data_uri, drawn, planned_then
 from pipeline.schema import Shard

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.prices import REFERENCE_USD_PER_1000
+from jobs.cost.prices import REFERENCE_USD_PER_1000
 from model.urls import printable
 from pipeline import schema
 

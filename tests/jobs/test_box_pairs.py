@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import tensor
 from torchvision.ops import box_iou
 
-from jobs import box_pairs
-from jobs.box_pairs import Boxes, overlaps, paired
+from jobs.compare import box_pairs
+from jobs.compare.box_pairs import Boxes, overlaps, paired
 
 # image, class, score in tenths, x, y, width, height: few values, so that ties are common
 ROW = st.tuples(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jobs import compare as module
-from jobs.changes import Spread
 from jobs.cli import main
 from jobs.compare import Comparison, compare
-from jobs.compare_text import as_text
+from jobs.compare.changes import Spread
+from jobs.compare.text import as_text
 from jobs.evaluate import evaluate
 from pipeline.storage import InputError, open_location
 from tests.jobs.labelled import Box, Labelled, write_run

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from jobs.annotations import annotations_of
-from jobs.average_precision import METRICS
 from jobs.cli import main
 from jobs.evaluate import as_text, evaluate
+from jobs.evaluate.annotations import annotations_of
+from jobs.evaluate.average_precision import METRICS
 from pipeline.storage import InputError
 from tests.jobs.labelled import Labelled, from_coco, write_run
 

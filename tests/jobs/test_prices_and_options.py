@@ -10,9 +10,9 @@ import pytest
 
 from jobs.cli import main
 from jobs.cost import NodeMeter, Rates
-from jobs.estimate import accuracy, estimate
+from jobs.cost.estimate import accuracy, estimate
+from jobs.cost.prices import machines
 from jobs.label_options import LabelOptions
-from jobs.prices import machines
 from jobs.report import as_text
 from jobs.run_record import Tally, report
 from pipeline.schema import Receipt

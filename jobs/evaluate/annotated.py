@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from jobs.annotations import Annotations, ImageId
+from jobs.evaluate.annotations import Annotations, ImageId
 from pipeline.storage import InputError
 
 # How an image of OUTPUT is known by its annotations, the surest way first.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.box_pairs import Boxes, paired
-from jobs.changes import Side
+from jobs.compare.box_pairs import Boxes, paired
+from jobs.compare.changes import Side
 
 MATCHED, CLASS_CHANGED, GONE, NEW = "matched", "class_changed", "gone", "new"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypedDict
 
-from jobs.prices import Machine
+from jobs.cost.prices import Machine
 
 SAMPLE_SECONDS = 10.0  # between two looks at a cluster's nodes
 GPU, CPU = "gpu", "cpu"  # nodes with an accelerator, and without

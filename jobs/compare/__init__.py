@@ -1,7 +1,7 @@
 """`detr-batch compare`: what changed between two OUTPUTs, or two runs of one.
 
 Images are joined by DuckDB, which spills to disk; their boxes come from it sorted by image, some
-hundred thousand at a time. What is held of them is sums (`jobs/changes.py`).
+hundred thousand at a time. What is held of them is sums (`jobs/compare/changes.py`).
 """
 
 import tempfile
@@ -14,9 +14,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from jobs.box_pairs import Boxes
-from jobs.changed_images import told_apart
-from jobs.changes import Changes, Side
+from jobs.compare.box_pairs import Boxes
+from jobs.compare.changed_images import told_apart
+from jobs.compare.changes import Changes, Side
 from jobs.query import asked
 from jobs.report import manifest_of
 from jobs.run_record import score_threshold

@@ -8,9 +8,15 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from jobs.annotated import RULES, MatchedClasses, MatchedImages, matched_classes, matched_images
-from jobs.annotations import Annotations, read_annotations
-from jobs.average_precision import UNKNOWN, Found, Score, average_precision
+from jobs.evaluate.annotated import (
+    RULES,
+    MatchedClasses,
+    MatchedImages,
+    matched_classes,
+    matched_images,
+)
+from jobs.evaluate.annotations import Annotations, read_annotations
+from jobs.evaluate.average_precision import UNKNOWN, Found, Score, average_precision
 from jobs.page.words import some
 from jobs.query import answered
 from jobs.run_record import score_threshold

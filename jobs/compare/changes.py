@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.box_pairs import Boxes, Ints, Pairs, paired
+from jobs.compare.box_pairs import Boxes, Ints, Pairs, paired
 
 STEPS = 10_000  # to 1: as finely as drifts are known
 QUANTILES = (0.1, 0.5, 0.9)

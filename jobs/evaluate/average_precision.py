@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from jobs.annotations import Annotations, ImageId
+from jobs.evaluate.annotations import Annotations, ImageId
 
 METRICS = tuple("AP AP50 AP75 AP_S AP_M AP_L AR_1 AR_10 AR_100 AR_S AR_M AR_L".split())
 # Of a pixel: what float32 holds of coordinates in the thousands. Without, an overlap that is just
