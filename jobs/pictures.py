@@ -26,7 +26,7 @@ from pipeline.formats import read_rows
 from pipeline.plan import from_table
 from pipeline.prepare import DECODE, Preparer
 from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
-from pipeline.storage import join, open_location, open_object
+from pipeline.storage import StorageUnavailable, join, open_location, open_object
 
 SMALL = ResizeRule(shorter=400, longest=600)  # pixels: sharp on a fine screen at half of that
 START_SECONDS = 20.0  # until both processes have imported what they need: 4 on two idle cores
@@ -119,6 +119,7 @@ class PictureReader:
 
     def __init__(self, resize: ResizeRule = SMALL, seconds: float = SECONDS):
         self.resize, self.seconds = resize, seconds
+        self._late = Picture(None, f"left out: all together took more than {seconds:g} s")
         self._reading = Child(preload="jobs.pictures")
         self._reading.start()
         self._preparer = Preparer(resize, seconds=min(seconds, SECONDS_EACH))
@@ -146,15 +147,18 @@ class PictureReader:
             seconds = min(SECONDS_EACH, deadline - time.monotonic())
             if seconds <= 0:
                 break
-            # Rows first: a stream that is left unfinished ends its process.
-            for row, key in zip(self._rows(shard, wanted, seconds), wanted, strict=False):
-                found[key] = self._decoded(row, deadline)
-                if time.monotonic() > deadline:
-                    break
-            else:
-                found.update((key, _GONE) for key in wanted if key not in found)
-        late = Picture(None, f"left out: all together took more than {self.seconds:g} s")
-        return [found.get((place.shard.shard, place.index), late) for place in places]
+            missing = _GONE
+            try:
+                # Rows first: a stream that is left unfinished ends its process.
+                for row, key in zip(self._rows(shard, wanted, seconds), wanted, strict=False):
+                    found[key] = self._decoded(row, deadline)
+                    if time.monotonic() > deadline:
+                        missing = self._late
+                        break
+            except StorageUnavailable as error:
+                missing = Picture(None, f"{UNREADABLE}: {error}")
+            found.update((key, missing) for key in wanted if key not in found)
+        return [found.get((place.shard.shard, place.index), self._late) for place in places]
 
     def _wait(self) -> None:
         """Until both processes have started, for START_SECONDS: that is no picture's fault."""

@@ -127,6 +127,19 @@ def test_a_source_that_stands_still_costs_a_bounded_time(tmp_path: Path) -> None
     assert time.monotonic() - began < 5.0
 
 
+def test_a_store_that_is_gone_is_said_and_others_still_give_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETR_BATCH_STORE_PATIENCE", "0.5")  # seconds
+    write_lake(tmp_path)
+    (tar,) = [shard for shard in plan(str(tmp_path)).shards if shard.kind == "tar"]
+    away = Shard("s", "files", (Member("http://127.0.0.1:9/a.jpg", "", 100),))  # nobody listens
+    with PictureReader(SIZE, seconds=60) as reader:
+        found = reader.fetch([Place(away, 0), Place(tar, 1)])
+    assert "cannot be reached" in found[0].why
+    assert shades(found) == [None, 120]
+
+
 def test_boxes_are_drawn_where_they_are_and_texts_stay_within() -> None:
     pixels = np.zeros((200, 300, 3), np.uint8)
     box = Box((200.0, 100.0, 400.0, 300.0), "", "#ff0000")
