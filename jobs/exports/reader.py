@@ -99,7 +99,6 @@ class Labels:
 
         `classes` maps the ids of all labels that may come to their names, in order of ids.
         """
-        connection.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout
         connection.execute(f"SET memory_limit = '{MEMORY}'")
         connection.execute("SET temp_directory = $folder", {"folder": scratch})
         self._connection = connection
