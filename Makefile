@@ -24,7 +24,7 @@ test-all: setup  ## the slow ones too
 
 chaos: setup  ## break runs on purpose and open ten thousand broken files, for an hour; prints a table
 	$(BIN)/python -m tests.chaos
-	DETR_BATCH_FUZZ_CASES=1100 $(BIN)/python -m pytest tests/chaos/test_fuzz.py
+	DETR_BATCH_FUZZ_CASES=1200 $(BIN)/python -m pytest tests/chaos/test_fuzz.py
 
 audit: setup  ## known weaknesses of what the lock installs; needs a network
 	timeout 120 $(BIN)/uv tool run pip-audit==2.10.1 --requirement requirements.lock --no-deps --disable-pip

@@ -114,7 +114,11 @@ def as_text(report: dict[str, Any]) -> str:
         f"device use     {report['device_use']:.0%} of the wall time",
         *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
         *_cost(report),
-        *([] if (off := accuracy(report)) is None else [f"estimate       {off}"]),
+        *(
+            []
+            if (off := accuracy(report)) is None
+            else [f"estimate       {report['estimate']['seconds']:.0f} s: {off}"]
+        ),
     ]
     return "\n".join(lines)
 
@@ -129,6 +133,11 @@ def _cost(report: dict[str, Any]) -> list[str]:
         f"  compared     {compared(cost)}",
         *_by_market(report.get("cost")),
     ]
+
+
+def _estimate(report: dict[str, Any]) -> list[str]:
+    off = accuracy(report)
+    return [f"estimate       {report['estimate']['seconds']:.0f} s: {off}"] if off else []
 
 
 def _by_market(cost: dict[str, Any] | None) -> list[str]:

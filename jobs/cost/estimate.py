@@ -68,7 +68,4 @@ def accuracy(report: dict[str, Any]) -> str | None:
     if not found:
         return None
     off = report["wall_seconds"] / found["seconds"] - 1
-    return (
-        f"{found['seconds']:.0f} s were estimated: it took {abs(off):.0%} "
-        f"{'more' if off > 0 else 'less'}"
-    )
+    return f"it took {abs(off):.0%} {'more' if off > 0 else 'less'}"

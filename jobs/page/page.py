@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from jobs.cost.estimate import accuracy
 from jobs.page import charts
 from jobs.page.facts import DRAWN, KINDS, SURE, Facts, Shown, gather
 from jobs.page.words import FILTERS, compared, phases, stages
@@ -59,6 +60,8 @@ def write_page(
         sure=SURE,
         drawn=DRAWN if threshold is None else max(DRAWN, threshold),
         comparison=compared(report.get("usd_per_1000_images")),
+        nodes=(report.get("cost") or {}).get("nodes"),
+        off=accuracy(report),
         phases=phases(report),
         stages=stages(report),
         made_at=time.time(),
