@@ -71,6 +71,7 @@ def score_threshold(output: str, run_id: str) -> float:
     return float(options.get("score_threshold") or 0.0)
 
 
+STEADY_SHARE = 0.1  # of the time so far, from which what follows the first block tells a rate
 STAGES = ("read", "prepare", "detect", "stage")  # those of the flow, whose workers run side by side
 
 
@@ -150,31 +151,41 @@ class Tally:
         if self.first is None:
             self.first = receipt
 
-    def steady_rate(self) -> float | None:
-        """Images/s after the first receipt, so without start-up; None before the second."""
-        if self.first is None or self.last <= self.first.finished_at:
+    def steady_seconds(self) -> float | None:
+        """Behind the first receipt, so without start-up; None where that is too short to tell."""
+        if self.first is None:
             return None
-        return (self.images - self.first.images) / (self.last - self.first.finished_at)
+        seconds = self.last - self.first.finished_at
+        enough = seconds > 0 and seconds >= STEADY_SHARE * (self.last - self.started)
+        return seconds if enough else None
+
+    def steady_rate(self) -> float | None:
+        """Images/s without start-up; None where `steady_seconds` is."""
+        seconds = self.steady_seconds()
+        if seconds is None or self.first is None:
+            return None
+        return (self.images - self.first.images) / seconds
 
     def startup_seconds(self) -> float | None:
         """Until the first receipt; None before it."""
         return None if self.first is None else max(0.0, self.first.finished_at - self.started)
 
     def stage_use(self, workers: Mapping[str, int]) -> dict[str, float] | None:
-        """By stage: how much of their time `workers` were busy, behind the first receipt."""
-        if self.first is None or self.last <= self.first.finished_at:
+        """By stage: how much of their time `workers` were busy, without start-up."""
+        window = self.steady_seconds()
+        if window is None or self.first is None:
             return None
-        window = self.last - self.first.finished_at
         busy = {s: self.seconds[s] - getattr(self.first, f"{s}_seconds") for s in STAGES}
         return {stage: min(1.0, busy[stage] / (window * workers[stage])) for stage in STAGES}
 
     def seconds_left(self, encoded_bytes: int) -> float | None:
         """Until this many bytes of images are labelled, at the steady rate; None before it."""
-        if self.first is None or self.last <= self.first.finished_at:
+        seconds = self.steady_seconds()
+        if seconds is None or self.first is None:
             return None
         done = self.encoded_bytes - self.first.encoded_bytes
         left = max(0, encoded_bytes - self.encoded_bytes)
-        return left * (self.last - self.first.finished_at) / done if done else None
+        return left * seconds / done if done else None
 
 
 def report(
