@@ -302,7 +302,7 @@ def _store_fails(lab: Lab, times: int, fault: str, way: str, words: str) -> Outc
         assert lab.until(lab.staged, run)
         setattr(lab.store, way, True)
         try:
-            _, said = run.communicate(timeout=PATIENCE_SECONDS + 90)
+            _, said = run.communicate(timeout=PATIENCE_SECONDS + 180)
         finally:
             setattr(lab.store, way, False)
         clear = "run the same command again" in said and "Traceback" not in said
