@@ -36,7 +36,7 @@ from pipeline.publish import (
 from pipeline.schema import DETECTIONS, IMAGES
 from pipeline.storage import InputError, find, join, open_location
 
-MEMORY = "1GB"  # for DuckDB to sort in
+MEMORY = "512MB"  # for DuckDB to sort in; it spills to disk beyond
 ROWS_AT_ONCE = 1 << 16
 
 # `members`: of each object of these runs the newest plan. Loose files get new shards, which the

@@ -1,16 +1,18 @@
 """What an OUTPUT holds labels of, read from the plans of its runs: nothing else is opened."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.label_options import LabelOptions
 from model.urls import mask
 from pipeline.plan import KNOWN
 from pipeline.publish import committed_runs
 from pipeline.storage import InputError, join, open_location, open_object, uri
+
+if TYPE_CHECKING:  # it loads torch and Ray, which `import` and `compact` do without
+    from jobs.label_options import LabelOptions
 
 
 def canonical(url: str) -> str:
@@ -18,13 +20,13 @@ def canonical(url: str) -> str:
     return mask(uri(*open_location(url, "INPUT")))
 
 
-def replaced_runs(options: LabelOptions, runs: list[dict[str, Any]]) -> list[str]:
+def replaced_runs(options: "LabelOptions", runs: list[dict[str, Any]]) -> list[str]:
     """Which of the committed `runs` --relabel takes the place of: those over the same INPUT."""
     source = canonical(options.input)
     return [run["run_id"] for run in runs if options.relabel and run["input"] == source]
 
 
-def known_objects(options: LabelOptions, mark: str) -> pa.Table:
+def known_objects(options: "LabelOptions", mark: str) -> pa.Table:
     """What need not be labelled again: schema KNOWN, a row a uri, as it was labelled last.
 
     InputError where labels were made otherwise, or where an archive was read in part: this run

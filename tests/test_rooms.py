@@ -46,3 +46,9 @@ def test_stages_do_not_import_one_another(stage: str) -> None:
 def test_workers_without_a_detector_do_not_load_torch(module: str) -> None:
     check = f"import sys, pipeline.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["report", "query", "evaluate", "compare", "exports", "runs"])
+def test_commands_over_tables_start_without_torch_and_ray(command: str) -> None:
+    check = f"import sys, jobs.{command}; sys.exit(not {{'torch', 'ray'}}.isdisjoint(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
