@@ -14,11 +14,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from jobs.cli import main
+from jobs.compact import compact
+from jobs.report import report_of
 from jobs.run_record import fingerprint
+from jobs.views import connect
 from model.weights import file_sha256
 from model.zoo import PACKAGED, named_model
 from pipeline.plan import PLAN
+from pipeline.publish import committed_runs
 from tests.pipeline.listed_store import listed_store
 from tests.pipeline.samples import jpeg
 
@@ -92,6 +98,59 @@ def write_known(output: Path) -> None:
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "report.json").write_text("{}")  # as of a version that told nothing for an estimate
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, output = tmp_path / "photos", str(tmp_path / "labels")
+    photos.mkdir()
+    command = ["label", str(photos), output, "--model", "shapes-tiny", "--usd-per-hour", "3.6"]
+    for name in ("a", "b", "c"):
+        (photos / f"{name}.jpg").write_bytes(jpeg(ord(name)))
+    old = (photos / "b.jpg").stat()
+    assert main(command) == 0
+
+    Image.new("RGB", (80, 60)).save(photos / "b.jpg")
+    (photos / "c.jpg").unlink()
+    (photos / "d.jpg").write_bytes(jpeg(4))
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "known          1 objects" in said
+    assert "changed        1 objects" in said
+    assert "gone           1 objects" in said
+    assert "(by the last run)" in said
+    assert main(command) == 0
+    assert "not under INPUT any more; their labels stay" in (told := capsys.readouterr().err)
+    assert "c.jpg" in told
+
+    first, second = committed_runs(output)
+    assert second["images"] == {"ok": 2}  # b and d alone
+    (gone,) = pq.read_table(Path(output, "_runs", second["run_id"], "gone.parquet")).to_pylist()
+    assert gone["uri"].endswith("c.jpg")
+    with connect(output) as connection:
+        newest = "SELECT uri[-5:], width, run FROM latest_images ORDER BY uri"
+        assert connection.sql(newest).fetchall() == [
+            ("a.jpg", 120, first["run_id"]),
+            ("b.jpg", 80, second["run_id"]),
+            ("c.jpg", 120, first["run_id"]),
+            ("d.jpg", 120, second["run_id"]),
+        ]
+    assert report_of(output)["estimate"]["runs"] == 1
+
+    # The version of the first night is back: its labels are not those of the second.
+    (photos / "b.jpg").write_bytes(jpeg(ord("b")))
+    os.utime(photos / "b.jpg", ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert main(command) == 0
+    with connect(output) as connection:
+        widths = connection.sql("SELECT width FROM latest_images WHERE uri LIKE '%b.jpg'")
+        assert widths.fetchall() == [(120,)]
+    assert len(compact(output)) == 1
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "nothing new" in capsys.readouterr().out
 
 
 def planned(source: str, output: Path, environment: dict[str, str]) -> tuple[str, float, float]:

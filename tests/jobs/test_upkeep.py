@@ -16,6 +16,8 @@ from jobs.query import answered
 from jobs.views import connect
 from pipeline.plan import from_table
 from pipeline.publish import committed_runs, labelling_runs
+from pipeline.storage import open_location
+from pipeline.walk import walk
 from tests.jobs.labelled import Labelled, write_run
 
 LABELS = ("", "circle", "star")
@@ -197,3 +199,18 @@ def test_runs_are_listed_and_shown(output: str, capsys: pytest.CaptureFixture[st
     assert "3 runs are run" in capsys.readouterr().out
     assert main(["runs", output]) == 0
     assert "(of 3 runs)" in capsys.readouterr().out
+
+
+def test_all_of_it_works_on_s3(output: str, bucket: str) -> None:
+    expected = newest(output)
+    fs, path = open_location(f"{bucket}/labels", "OUTPUT")
+    fs.put(output, path, recursive=True)
+    labels = f"{bucket}/labels"
+    assert newest(labels) == expected
+    assert len(compact(labels)) == 1
+    assert newest(labels) == expected
+    assert main(["runs", labels, "--verify"]) == 0
+    (run,) = committed_runs(labels)
+    assert len(fs.find(f"{path}/images")) == 1
+    assert main(["runs", labels, "--delete", run["run_id"], "--yes"]) == 0
+    assert list(walk(fs, path)) == []
