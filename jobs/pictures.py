@@ -40,6 +40,8 @@ _BASIC = ImageFont.Layout.BASIC  # the other one fails on some texts
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+READABLE = ("files", "tar", "parquet")  # kinds of shards that hold pictures
+
 
 @dataclass(frozen=True)
 class Place:
@@ -96,7 +98,10 @@ def planned_then(output: str, run_id: str) -> Planned:
 
 
 def _found(output: str, run_id: str, names: Sequence[str]) -> dict[str, Shard]:
-    """Shards of a finished run by their names, as far as its plan has them."""
+    """Shards of a finished run by their names, as far as its plan has them and they hold pictures.
+
+    Detections of other tools, which `import` takes in, do not.
+    """
     fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
     found: dict[str, Shard] = {}
     wanted = pa.array(sorted(set(names)), pa.string())
@@ -104,7 +109,8 @@ def _found(output: str, run_id: str, names: Sequence[str]) -> dict[str, Shard]:
         plan = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         for batch in plan.iter_batches(batch_size=PLAN_ROWS):
             table = pa.Table.from_batches([batch])
-            rows = table.filter(pc.is_in(table["shard"], wanted))
+            readable = pc.is_in(table["kind"], pa.array(READABLE))
+            rows = table.filter(pc.and_(pc.is_in(table["shard"], wanted), readable))
             found.update((shard.shard, shard) for shard in from_table(rows))
             if len(found) == len(wanted):
                 break

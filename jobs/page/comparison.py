@@ -15,7 +15,6 @@ from pipeline.schema import Shard
 COLOURS = {"a": "#ffb454", "b": "#7cc8ff", "both": "#f4f4f2"}
 MOVED = 0.1  # scores that moved by this much are written, and images that differ as much are shown
 BOXES_DRAWN = 80  # of an image, changes first
-READABLE = ("files", "tar", "parquet")  # kinds of shards that hold pictures
 WORDS = 8  # beside so many boxes of an image: more hide it
 CLASSES = 20  # told one by one: those with most changes
 CLASS_CHANGES = 12
@@ -114,5 +113,5 @@ def _shards(output: str, places: Sequence[dict[str, Any]]) -> dict[tuple[str, st
             shards = planned_then(output, run).find(names)
         except FileNotFoundError:
             continue
-        found.update({(run, name): s for name, s in shards.items() if s.kind in READABLE})
+        found.update({(run, name): shard for name, shard in shards.items()})
     return found

@@ -97,7 +97,7 @@ def _tiles(shown: Sequence[Shown], planned: Planned, pictures: PictureReader) ->
     shards = planned.find(sorted({one.shard for one in shown}))
     places = [Place(shards[one.shard], one.index) for one in shown if one.shard in shards]
     fetched = iter(pictures.fetch(places))
-    unknown = Picture(None, "the plan of its run does not name it")
+    unknown = Picture(None, "no run that read it is known")
     tiles = []
     for one in shown:
         picture = next(fetched) if one.shard in shards else unknown

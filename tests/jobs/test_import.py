@@ -282,6 +282,9 @@ def test_detections_of_a_published_model_keep_their_figures(testdata: Path, tmp_
     for one, other in zip(sorted(found, key=order), sorted(wanted, key=order), strict=True):
         assert [one[name] for name in kept] == pytest.approx([other[name] for name in kept])
         assert one["bbox"] == pytest.approx(other["bbox"], abs=2e-4)
+    page = tmp_path / "page.html"
+    assert main(["report", str(output), "--html", str(page)]) == 0
+    assert "no run that read it is known" in page.read_text()
     score = evaluate(str(output), str(annotations))["metrics"]
     assert [round(score[name], 4) for name in ("AP", "AP50", "AP75")] == [0.2649, 0.3923, 0.2760]
 
