@@ -140,7 +140,7 @@ def _compacted(
 ) -> tuple[Compacted, dict[str, Any]]:
     """Write tables and documents of a run in the place of `group`, and make its manifest."""
     newest = group[-1]
-    run_id = new_run_id()
+    run_id = new_run_id(output)
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         connection.execute(f"SET memory_limit = '{MEMORY}'")

@@ -81,7 +81,7 @@ def label(options: LabelOptions) -> int:
         if not run or (options.limit is None and not options.relabel):
             found = planned(options, known)
             tell_gone(options, found)
-            run = new_run(found)
+            run = new_run(options.output, found)
             if run.shards:
                 start_ray(options)
                 estimated = expected(options, mark, run.shards)

@@ -1,10 +1,11 @@
 """What a run is to label: planned anew, or taken up where a killed one left it."""
 
 import io
+import re
 import secrets
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,6 +30,9 @@ from pipeline.storage import (
 
 if TYPE_CHECKING:  # it loads torch and Ray, which `import` does without
     from jobs.label_options import LabelOptions
+
+RUN_TIME = "%Y%m%dT%H%M%SZ"  # with which the name of a run begins
+RUN_NAME = re.compile(r"\d{8}T\d{6}Z-")
 
 
 @dataclass(frozen=True)
@@ -137,14 +141,21 @@ def planned(options: "LabelOptions", known: pa.Table) -> Plan:
     return plan(options.input, options.format, options.limit, known, options.output)
 
 
-def new_run(found: Plan) -> Run:
+def new_run(output: str, found: Plan) -> Run:
     """A run over what is planned; nothing is written."""
-    return Run(new_run_id(), found.shards)
+    return Run(new_run_id(output), found.shards)
 
 
-def new_run_id() -> str:
-    """A name that sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+def new_run_id(output: str) -> str:
+    """A name that sorts behind those of all runs of OUTPUT, also where a clock was ahead."""
+    fs, path = open_location(join(output, "_runs"), "OUTPUT")
+    folders = {name[len(path) :].strip("/").split("/")[0] for name in find(fs, path)}
+    names = [name for name in folders if RUN_NAME.match(name)]
+    now = datetime.now(UTC).replace(microsecond=0)
+    if names:
+        newest = datetime.strptime(max(names)[:16], RUN_TIME).replace(tzinfo=UTC)
+        now = max(now, newest + timedelta(seconds=1))
+    return f"{now:{RUN_TIME}}-{secrets.token_hex(3)}"
 
 
 def write_down(

@@ -140,7 +140,7 @@ def _publish(
     lock: OutputLock,
 ) -> None:
     """Stage and publish part by part, as `label` does, then commit."""
-    run_id, name = new_run_id(), options.model_name()
+    run_id, name = new_run_id(options.output), options.model_name()
     mark = fingerprint(name, results.labels)
     blocks = join(staging_url(options.output, run_id), "blocks")
     target = PublishTarget(options.output, run_id, blocks, name, mark, results.labels)

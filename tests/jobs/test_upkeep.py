@@ -13,6 +13,7 @@ from jobs.cli import main
 from jobs.compact import compact
 from jobs.known import planned_objects
 from jobs.query import answered
+from jobs.run_plan import new_run_id
 from jobs.views import connect
 from pipeline.plan import from_table
 from pipeline.publish import committed_runs, labelling_runs
@@ -102,6 +103,14 @@ def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(o
         assert (place.uri, place.etag) == (uri, etag)
     known = planned_objects(output, committed_runs(output), "in").to_pydict()
     assert dict(zip(known["uri"], known["etag"], strict=True))["file:///lake/b.jpg"] == "2"
+
+
+def test_runs_sort_by_their_order_whatever_clocks_say(output: str) -> None:
+    write_run(Path(output), [photo("b.jpg", 4, "3")], LABELS, "20990101T000000Z-ffffff")
+    assert new_run_id(output)[:16] == "20990101T000001Z"
+    (done,) = compact(output)
+    assert done.run_id[:16] == "20990101T000001Z"
+    assert new_run_id(output) > done.run_id
 
 
 def test_compacting_twice_and_alone_does_nothing(output: str) -> None:
