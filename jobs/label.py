@@ -190,7 +190,7 @@ def finish(
     result = staged(target.staging)
     reconcile(planned, result)
     lock.check()
-    pictures = PictureReader()  # starts while the tables are written
+    pictures = PictureReader() if options.page else None  # starts while the tables are written
     files = list(publish_parts(parts(planned, result), target))
     statuses = result.images.group_by("status").aggregate([("status", "count")]).to_pylist()
     counts = {row["status"]: row["status_count"] for row in statuses}
@@ -205,7 +205,8 @@ def finish(
     replaced = replaced_runs(options, committed_runs(options.output))
     source = canonical(options.input)
     done = Finished(target, source, run.shards, files, counts, dict(summary), replaced)
-    show_page(options.output, done, run, pictures)
+    if pictures is not None:
+        show_page(options.output, done, run, pictures)
     commit(done, lock)
     return counts
 

@@ -36,6 +36,7 @@ class LabelOptions:
     instance_type: str | None = None
     cpu_instance_type: str | None = None
     spot: bool = False
+    page: bool = True
     relabel: bool = False
     dry_run: bool = False
 

@@ -34,6 +34,9 @@ def add(commands: Any) -> None:
     option("--cpu-instance-type", help="those without a GPU, where a cluster has both")
     option("--spot", action="store_true", help="they cost the spot price")
     option("--usd-per-hour", type=float, help="price of all that runs this, instead")
+    option(
+        "--no-page", dest="page", action="store_false", help="leave report.html out: 3 s of a CPU"
+    )
     option("--relabel", action="store_true", help="replace the labels that OUTPUT has of INPUT")
     option("--dry-run", action="store_true", help="print the plan; touch nothing")
     label.set_defaults(run=_label, again="; the same command takes it up again")

@@ -106,7 +106,16 @@ def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
 ) -> None:
     photos, output = tmp_path / "photos", str(tmp_path / "labels")
     photos.mkdir()
-    command = ["label", str(photos), output, "--model", "shapes-tiny", "--usd-per-hour", "3.6"]
+    command = [
+        "label",
+        str(photos),
+        output,
+        "--model",
+        "shapes-tiny",
+        "--usd-per-hour",
+        "3.6",
+        "--no-page",
+    ]
     for name in ("a", "b", "c"):
         (photos / f"{name}.jpg").write_bytes(jpeg(ord(name)))
     old = (photos / "b.jpg").stat()

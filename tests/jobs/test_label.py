@@ -56,14 +56,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def options(source: Path | str, output: Path | str, weights: str, **other: Any) -> LabelOptions:
+    defaults: dict[str, Any] = {"score_threshold": 0.0, "precision": "fp32", "page": False}
     return LabelOptions(
-        str(source),
-        str(output),
-        model="shapes-tiny",
-        weights=weights,
-        score_threshold=0.0,
-        precision="fp32",
-        **other,
+        str(source), str(output), model="shapes-tiny", weights=weights, **(defaults | other)
     )
 
 
@@ -98,7 +93,7 @@ def test_killed_run_is_taken_up_and_ends_the_same(
 ) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     assert label(options(photos, calm, weights)) == 0
-    command = [sys.executable, "-m", "jobs.cli", "label", str(photos), str(killed)]
+    command = [sys.executable, "-m", "jobs.cli", "label", str(photos), str(killed), "--no-page"]
     command += ["--model", "shapes-tiny", "--weights", weights, "--score-threshold", "0"]
     command += ["--precision", "fp32"]
     process = subprocess.Popen(command, start_new_session=True)
@@ -227,7 +222,7 @@ def test_secrets_of_urls_reach_no_artefact(
     query = f"X-Amz-Signature={secret}"
     (tmp_path / "list.txt").write_text("\n".join(f"{base}/{n}?{query}" for n in names))
     output = tmp_path / "out"
-    assert label(options(tmp_path / "list.txt", output, weights)) == 0
+    assert label(options(tmp_path / "list.txt", output, weights, page=True)) == 0
     signed_again = (tmp_path / "list.txt").read_text().replace(query, f"{query}&X-Amz-Date=1")
     (tmp_path / "list.txt").write_text(signed_again)
     assert label(options(tmp_path / "list.txt", output, weights)) == 0  # nothing new

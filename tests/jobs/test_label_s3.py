@@ -41,18 +41,24 @@ def fill(url: str) -> None:
 
 
 def options(source: str, output: str, weights: str, **other: Any) -> LabelOptions:
-    names = {"model": "shapes-tiny", "score_threshold": 0.0, "precision": "fp32"}
+    names: dict[str, Any] = {
+        "model": "shapes-tiny",
+        "score_threshold": 0.0,
+        "precision": "fp32",
+        "page": False,
+    }
     return LabelOptions(source, output, weights=weights, **{**names, **other})
 
 
 def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> None:
     fill(f"{bucket}/photos")
     output = f"{bucket}/labels"
-    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    assert label(options(f"{bucket}/photos", output, weights, page=True)) == 0
     sql = "SELECT status, count(*) FROM images GROUP BY 1 ORDER BY 1"
     assert connect(output).sql(sql).fetchall() == [("ok", 3), ("undecodable", 1)]
     fs, path = open_location(output, "OUTPUT")
     assert not [name for name in fs.find(path) if "/_staging/" in name]
+    assert any(name.endswith("/report.html") for name in fs.find(path))
     photos = f"{path.removesuffix('labels')}photos"
     fs.copy(f"{photos}/deep/er/0.png", f"{photos}/new.png")
     assert label(options(f"{bucket}/photos", output, weights)) == 0
