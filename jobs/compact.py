@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.run_plan import new_run_id, read_table, write_table
-from jobs.run_record import environment, write_document
-from jobs.views import TABLES, connect
+from jobs.run_record import environment, read_document, write_document
+from jobs.views import TABLES, connect, told
 from pipeline.lock import OutputLock
 from pipeline.plan import FILES_PER_SHARD, PLAN
 from pipeline.publish import (
@@ -45,6 +45,7 @@ _PLACES = f"""
 CREATE TABLE members AS
     SELECT member.uri, member.etag, member.size, kind, shard, "limit"
     FROM (SELECT unnest(members) AS member, kind, shard, "limit", run FROM plans)
+    WHERE kind = 'results' OR member.uri IN (SELECT uri FROM latest_images WHERE run IN $ids)
     QUALIFY row_number() OVER (PARTITION BY member.uri ORDER BY run DESC) = 1;
 CREATE TABLE loose AS
     SELECT uri, etag, size, n % {FILES_PER_SHARD} AS index_in_shard,
@@ -114,9 +115,16 @@ def compact(output: str, images_per_file: int = IMAGES_PER_FILE) -> list[Compact
             group = [run for run in runs if run["input"] == source]
             if len(group) < 2:
                 continue
-            with connect(output, runs) as connection:
-                result, manifest = _compacted(connection, output, group, images_per_file)
-            lock.check()
+            run_id = new_run_id(output)
+            try:
+                with told(output), connect(output, runs) as connection:
+                    result, manifest = _compacted(
+                        connection, output, run_id, group, images_per_file
+                    )
+                lock.check()
+            except BaseException:
+                remove_tables(output, [run_id])
+                raise
             write_manifest(output, manifest)
             remove_tables(output, manifest["replaces"])
             runs = [run for run in runs if run not in group] + [manifest]
@@ -135,12 +143,12 @@ def _check_finished(output: str) -> None:
 def _compacted(
     connection: duckdb.DuckDBPyConnection,
     output: str,
+    run_id: str,
     group: list[dict[str, Any]],
     images_per_file: int,
 ) -> tuple[Compacted, dict[str, Any]]:
     """Write tables and documents of a run in the place of `group`, and make its manifest."""
     newest = group[-1]
-    run_id = new_run_id(output)
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         connection.execute(f"SET memory_limit = '{MEMORY}'")
@@ -161,7 +169,13 @@ def _compacted(
         counts = dict(by_status.fetchall())
         plan = connection.sql(_PLAN).to_arrow_table().select(PLAN.names).cast(PLAN)
     write_table(join(output, "_runs", run_id, "plan.parquet"), plan)
-    record = {"run_id": run_id, "compacts": ids, "started_at": time.time(), **environment()}
+    record = {
+        "run_id": run_id,
+        "compacts": ids,
+        "options": read_document(output, newest["run_id"], "run.json")["options"],
+        "started_at": time.time(),
+        **environment(),
+    }
     write_document(output, run_id, "run.json", record)
     labels = tuple(newest.get("labels", ()))
     target = PublishTarget(output, run_id, "", newest["model"], newest["model_fingerprint"], labels)
@@ -186,9 +200,10 @@ def _written(
 ) -> Iterator[PartFile]:
     """The files of one table: rows come by ascending `part`, which ends where a file does.
 
-    Every part of `images` has one of `detections`, without rows if need be.
+    There is one at least, and every part of `images` has one of `detections`, without rows if need
+    be.
     """
-    (last,) = connection.sql("SELECT coalesce(max(part), -1) FROM places").fetchall()[0]
+    (last,) = connection.sql("SELECT coalesce(max(part), 0) FROM places").fetchall()[0]
     rows = schema.empty_table()
     part = 0
     for batch in connection.sql(sql).to_arrow_reader(ROWS_AT_ONCE):

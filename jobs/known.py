@@ -1,14 +1,15 @@
 """What an OUTPUT holds labels of, read from the plans of its runs: nothing else is opened."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.urls import mask
+from model.urls import identity, mask
 from pipeline.plan import KNOWN
-from pipeline.publish import committed_runs
+from pipeline.publish import READ_AT_ONCE, committed_runs
 from pipeline.storage import InputError, join, open_location, open_object, uri
 
 if TYPE_CHECKING:  # it loads torch and Ray, which `import` and `compact` do without
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # it loads torch and Ray, which `import` and `compact` do wit
 
 def canonical(url: str) -> str:
     """One name of a place, however it was spelled, without secrets."""
-    return mask(uri(*open_location(url, "INPUT")))
+    return identity(uri(*open_location(url, "INPUT")))
 
 
 def replaced_runs(options: "LabelOptions", runs: list[dict[str, Any]]) -> list[str]:
@@ -43,26 +44,35 @@ def known_objects(options: "LabelOptions", mark: str) -> pa.Table:
                 f"({mark}): use the same model, weights and threshold, another OUTPUT, or, for "
                 "the same INPUT, --relabel"
             )
-    return planned_objects(options.output, stay, canonical(options.input))
+    source = canonical(options.input)
+    known = planned_objects(options.output, stay, source)
+    # What the runs that are replaced held is not known, but may be gone.
+    old = [run for run in runs if run["run_id"] in replaced]
+    before = planned_objects(options.output, old, source)
+    nothing = pa.nulls(len(before), pa.string())
+    before = before.set_column(1, KNOWN.field("etag"), nothing)
+    return _newest(pa.concat_tables([before, known])) if len(before) else known
 
 
 def planned_objects(output: str, runs: list[dict[str, Any]], source: str) -> pa.Table:
     """KNOWN of `runs`, oldest first; those over the INPUT `source` are of this one."""
-    tables = [_planned(output, run["run_id"], run["input"] == source) for run in runs]
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        tables = list(pool.map(lambda run: _planned(output, run, run["input"] == source), runs))
     tables.insert(0, KNOWN.empty_table())
     return _newest(pa.concat_tables(tables)) if len(tables) > 2 else tables[-1]
 
 
-def _planned(output: str, run_id: str, of_input: bool) -> pa.Table:
+def _planned(output: str, run: dict[str, Any], of_input: bool) -> pa.Table:
     """KNOWN of one run. InputError where --limit ended within an archive."""
-    fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
+    fs, path = open_location(join(output, "_runs", run["run_id"], "plan.parquet"), "OUTPUT")
     with open_object(fs, path) as file:
         plan = pq.read_table(file, columns=["shard", "limit", "members"])
     cut = plan.filter(pc.is_valid(plan["limit"]))
     if len(cut):
         raise InputError(
-            f"{mask(output)} holds a run in which --limit cut {cut['shard'][0]} short: label it "
-            "whole into another OUTPUT, or pass --relabel"
+            f"{mask(output)} holds a run over {run['input']} in which --limit cut "
+            f"{cut['shard'][0]} short: label it whole into another OUTPUT, or that INPUT again "
+            "with --relabel"
         )
     members = pc.list_flatten(plan["members"])
     columns = [pc.struct_field(members, name) for name in ("uri", "etag")]

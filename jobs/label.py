@@ -74,7 +74,7 @@ def label(options: LabelOptions) -> int:
         known = known_objects(options, mark)
         run = unfinished(options, mark)
         remove_remains(options.output, [run.run_id] if run else [])
-        if run:
+        if run and run.shards:
             start_ray(options)
             counts.update(carry_out(options, run, config, mark, lock, began))
             known, began = known_objects(options, mark), time.time()
@@ -97,9 +97,10 @@ def tell_gone(options: LabelOptions, found: Plan) -> None:
     if len(found.gone):
         first = ", ".join(found.gone[:GONE_SHOWN].to_pylist())
         more = ", ..." if len(found.gone) > GONE_SHOWN else ""
+        fate = "go, as --relabel replaces their runs" if options.relabel else "stay"
         print(
             f"{len(found.gone)} objects that {mask(options.output)} holds labels of are not under "
-            f"INPUT any more; their labels stay: {printable(first)}{more}",
+            f"INPUT any more; their labels {fate}: {printable(first)}{more}",
             file=sys.stderr,
         )
 
@@ -166,7 +167,8 @@ def flow(run: Run, spec: DetectorSpec, settings: FlowSettings, tally: Tally) -> 
     before = staged(settings.staging)
     complete = before.complete()
     open_shards = [shard for shard in run.shards if shard.shard not in complete]
-    done = {shard.shard: before.done(shard.shard) for shard in open_shards}
+    begun = [shard.shard for shard in open_shards if shard.shard in before.files]
+    done = {shard: before.done(shard) for shard in begun}
     if open_shards:
         receipts = unstalled(label_shards(open_shards, done, spec, settings))
         size = sum(shard.size for shard in open_shards)

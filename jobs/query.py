@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from jobs.views import connect
+from jobs.views import connect, told
 from model.urls import printable
 from pipeline.storage import InputError
 
@@ -89,13 +89,11 @@ def asked(
     """`answered`, over a connection that the caller makes to what lies at `place`."""
     for again in (True, False):
         try:
-            with connected() as connection:
+            with told(place), connected() as connection:
                 return ask(connection)
-        except (FileNotFoundError, duckdb.IOException, duckdb.HTTPException) as error:
+        except (FileNotFoundError, RuntimeError):
             if not again:
-                raise RuntimeError(f"{place} cannot be read: {error}") from error
-        except duckdb.Error as error:
-            raise InputError(str(error)) from error
+                raise
     raise AssertionError("unreachable")
 
 

@@ -8,7 +8,7 @@ from jobs.cost.estimate import accuracy
 from jobs.page.words import compared, duration, number
 from jobs.run_record import read_document
 from jobs.views import finished_runs
-from pipeline.publish import labelling_runs
+from pipeline.publish import committed_runs, labelling_runs
 from pipeline.storage import InputError
 
 READ_AT_ONCE = 16  # reports fetched together: latency limits them
@@ -25,6 +25,18 @@ def manifest_of(output: str, run_id: str | None = None) -> dict[str, Any]:
             return run
     known = ", ".join(run["run_id"] for run in runs[-5:])
     raise InputError(f"--run {run_id}: {output} has no such finished run; its newest are {known}")
+
+
+def with_tables(output: str, run_id: str | None = None) -> dict[str, Any]:
+    """As `manifest_of`; InputError where `compact` has merged the run's tables into another's."""
+    manifest = manifest_of(output, run_id)
+    if all(run["run_id"] != manifest["run_id"] for run in committed_runs(output)):
+        run_id = manifest["run_id"]
+        raise InputError(
+            f"the tables of run {run_id} were merged by `compact`: `detr-batch runs` names those "
+            f"that are left, and its page of old is {output}/_runs/{run_id}/report.html"
+        )
+    return manifest
 
 
 def _runs(output: str) -> list[dict[str, Any]]:
@@ -206,7 +218,7 @@ def html(output: str, run_id: str | None = None) -> str:
     from jobs.page.page import write_page
     from jobs.pictures import PictureReader, planned_then
 
-    manifest = manifest_of(output, run_id)
+    manifest = with_tables(output, run_id)
     report = _read(output, manifest["run_id"])
     with PictureReader() as pictures:
         planned = planned_then(output, manifest["run_id"])

@@ -4,7 +4,7 @@ import io
 import re
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 from jobs.cost.estimate import Estimate, as_text
 from jobs.known import canonical
 from jobs.run_record import environment, read_document, write_document
-from model.urls import mask
+from model.urls import identity, mask
+from pipeline.listing import listing
 from pipeline.plan import Plan, from_table, plan, to_table
 from pipeline.publish import committed_runs
 from pipeline.schema import Shard
 from pipeline.storage import (
     InputError,
+    explained,
     find,
     join,
     open_location,
@@ -67,7 +69,7 @@ def described(found: Plan, expected: Estimate | None) -> str:
 
 
 def unfinished(options: "LabelOptions", mark: str) -> Run | None:
-    """The run that a killed command left behind, if it was this command.
+    """The run that a killed command left behind, if it was this command; without shards if done.
 
     --relabel drops that of another command; without it that is an InputError.
     """
@@ -75,15 +77,16 @@ def unfinished(options: "LabelOptions", mark: str) -> Run | None:
     fs, _ = open_location(options.output, "OUTPUT")
     for folder in begun(options.output):
         run_id = folder.rsplit("/", 1)[-1]
+        record = read_document(options.output, run_id, "run.json")
+        same = record["model_fingerprint"] == mark and _same_work(record["options"], options)
         if run_id in committed:  # published, but killed before it had tidied up
             remove_tree(fs, folder)
+            if same and (options.relabel or options.limit is not None):
+                return Run(run_id, [])  # which is finished: it is not to be done again
             continue
-        record = read_document(options.output, run_id, "run.json")
-        if record["model_fingerprint"] == mark and _same_work(record["options"], options):
-            return Run(
-                run_id,
-                from_table(read_table(join(staging_url(options.output, run_id), "plan.parquet"))),
-            )
+        if same:
+            plan_url = join(staging_url(options.output, run_id), "plan.parquet")
+            return Run(run_id, _signed_anew(options, from_table(read_table(plan_url))))
         if not options.relabel:
             raise InputError(
                 f"{mask(options.output)} holds an unfinished run, `label {_words(record)}`: run "
@@ -91,6 +94,25 @@ def unfinished(options: "LabelOptions", mark: str) -> Run | None:
             )
         remove_tree(fs, folder)
     return None
+
+
+def _signed_anew(options: "LabelOptions", shards: list[Shard]) -> list[Shard]:
+    """Shards whose URLs carry secrets, with those that INPUT gives them now: the old ones end."""
+    if all(member.uri == identity(member.uri) for shard in shards for member in shard.members):
+        return shards
+    with explained("INPUT", options.input):
+        listed = listing(options.input, options.format, options.output)
+        now = {identity(member.uri): member.uri for member, _ in listed}
+    return [
+        replace(
+            shard,
+            members=tuple(
+                replace(member, uri=now.get(identity(member.uri), member.uri))
+                for member in shard.members
+            ),
+        )
+        for shard in shards
+    ]
 
 
 def begun(output: str) -> list[str]:

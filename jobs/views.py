@@ -6,15 +6,18 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
 
+from model.urls import mask
 from pipeline.publish import committed_runs
-from pipeline.storage import InputError, join, open_location
+from pipeline.storage import InputError, for_other_readers, join
 
 TABLES = ("images", "detections")
+_RUN = "* EXCLUDE (filename), regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1) AS run"
 _LATEST = """
 CREATE VIEW latest_images AS
     SELECT * FROM images
@@ -51,7 +54,7 @@ def add_views(
 ) -> None:
     """The views over `runs` of OUTPUT, in a schema of their own where a connection has several."""
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
-    fs, _ = open_location(output, "OUTPUT")
+    fs = for_other_readers(output)
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
         connection.register_filesystem(fs)
@@ -62,10 +65,23 @@ def add_views(
             for file in run["files"]
             if file["path"].startswith(f"{table}/")
         ]
-        relation = connection.read_parquet(files, hive_partitioning=True)
-        relation.create_view(table)
+        # Not as Hive partitions: folders above OUTPUT may be called `label=...` as well.
+        relation = connection.read_parquet(files, hive_partitioning=False, filename=True)
+        relation.project(_RUN).create_view(table)
     connection.execute(_LATEST)
     connection.execute("USE main")
+
+
+@contextmanager
+def told(output: str) -> Iterator[None]:
+    """Errors of DuckDB inside: InputError for a mistake in SQL, else RuntimeError, a line."""
+    try:
+        yield
+    except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
+        raise InputError(str(error)) from error
+    except duckdb.Error as error:  # of reading: those of Python's file systems come as pages
+        last = str(error).strip().splitlines()[-1]
+        raise RuntimeError(f"{mask(output)} cannot be read: {mask(last)}") from error
 
 
 def _literal(path: str) -> str:

@@ -15,11 +15,13 @@ def mask(text: str) -> str:
     return re.sub(r"(https?://[^\s?]*)\?[^\s'\")]*", r"\1", text)
 
 
-_SECRET_PARAMETERS = re.compile(
-    r"(x-amz-.*|x-goog-.*|awsaccesskeyid|signature|sig|se|sp|sv|sr|st|expires|key-pair-id|policy"
-    r"|token|access_token|password|key|api_key)",
+_SECRET = re.compile(
+    r"x-amz-.*|x-goog-.*|awsaccesskeyid|signature|sig|key-pair-id|token|access_token|password"
+    r"|api_key",
     re.IGNORECASE,
 )
+_BESIDE_SIGNATURES = re.compile(r"se|sp|sv|sr|st|expires|policy|key", re.IGNORECASE)
+_USER = re.compile(r"^([a-z0-9+.-]+://)[^/@\s]*@", re.IGNORECASE)
 
 
 def identity(url: str) -> str:
@@ -30,16 +32,19 @@ def identity(url: str) -> str:
     """
     if "@" not in url and "?" not in url:
         return url
-    url = re.sub(r"//[^/@\s]*@", "//", url)
+    url = _USER.sub(r"\1", url)
     if not url.startswith(("http://", "https://")):
         return url
     parts = urlsplit(url)
-    kept = [
-        pair
-        for pair in parts.query.split("&")
-        if pair and not _SECRET_PARAMETERS.fullmatch(pair.partition("=")[0])
-    ]
+    pairs = [pair for pair in parts.query.split("&") if pair]
+    kept = [pair for pair in pairs if not _SECRET.fullmatch(_name(pair))]
+    if len(kept) < len(pairs):
+        kept = [pair for pair in kept if not _BESIDE_SIGNATURES.fullmatch(_name(pair))]
     return urlunsplit(parts._replace(query="&".join(kept)))
+
+
+def _name(pair: str) -> str:
+    return pair.partition("=")[0]
 
 
 def printable(text: str) -> str:

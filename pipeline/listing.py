@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from model.urls import identity
 from pipeline.retries import is_passing, retried
 from pipeline.schema import Member
 from pipeline.storage import (
@@ -147,8 +148,8 @@ def _listed(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
     seen: set[str] = set()
     with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
         for member in pool.map(_looked_up, dict.fromkeys(urls)):
-            if member.uri not in seen:
-                seen.add(member.uri)
+            if identity(member.uri) not in seen:
+                seen.add(identity(member.uri))
                 yield member
 
 

@@ -57,8 +57,9 @@ def plan(
 ) -> Plan:
     """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
 
-    `known` is a table of schema KNOWN, one row a uri. `limit` caps the images: loose files first,
-    then archives, of which it counts the images. What lies under `output` is no input.
+    `known` is a table of schema KNOWN, one row a uri; without an etag it is to be labelled anew.
+    `limit` caps the images: loose files first, then archives, of which it counts the images. What
+    lies under `output` is no input.
 
     InputError where INPUT is missing, forbidden or holds nothing to label.
     """
@@ -99,9 +100,10 @@ class _Comparison:
         uris = pa.array([identity(member.uri) for member, _ in rows], pa.string())
         etags = pa.array([member.etag for member, _ in rows], pa.string())
         places = pc.index_in(uris, self.known["uri"])
-        same = pc.fill_null(pc.equal(etags, self.known["etag"].take(places)), False)
+        labelled = self.known["etag"].take(places)
+        same = pc.fill_null(pc.equal(etags, labelled), False)
         self._seen[pc.drop_null(places).to_numpy()] = True
-        self.changed += len(rows) - places.null_count - pc.sum(same).as_py()
+        self.changed += len(rows) - labelled.null_count - (pc.sum(same).as_py() or 0)
         new = pc.indices_nonzero(pc.invert(same)).to_pylist()
         self.new += [rows[place] for place in new]
 

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 
 from pipeline.schema import DETECTED, DETECTIONS, IMAGES
 from pipeline.stage import Staged
@@ -36,6 +38,7 @@ IMAGES_PER_FILE = 100_000
 # `label = 'x' AND score > 0.8` read 1.3 % of the bytes (all columns: 7 %) where groups of a million
 # rows, in the order of their images, had 22 % (100 %) read, 2026-11-25.
 ROWS_PER_GROUP = 1 << 15
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 READ_AT_ONCE = 16  # manifests fetched together: latency limits them
 
 
@@ -139,10 +142,11 @@ def _first_of_each(rows: pa.Table) -> pa.Table:
 
 def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
     """DETECTED -> IMAGES."""
-    scores = [boxes[0]["score"] if boxes else None for boxes in rows["boxes"].to_pylist()]
+    flat, starts, lengths = _boxes(rows)
+    best = pa.array(starts, mask=lengths == 0)  # boxes come best first
     columns = {
-        "num_detections": pc.fill_null(pc.list_value_length(rows["boxes"]), 0).cast(pa.int32()),
-        "max_score": pa.array(scores, pa.float32()),
+        "num_detections": pa.array(lengths, pa.int32()),
+        "max_score": pc.struct_field(flat, "score").take(best),
         "model": pa.array([target.model] * len(rows), pa.string()),
         "model_fingerprint": pa.array([target.fingerprint] * len(rows), pa.string()),
     }
@@ -153,18 +157,23 @@ def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
     return pa.table(arrays, schema=IMAGES)
 
 
+def _boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
+    """All boxes (N,) of a DETECTED table, and where each image's begin and how many they are."""
+    boxes = rows["boxes"].combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy().astype(np.int64)
+    return pc.list_flatten(boxes), np.cumsum(lengths) - lengths, lengths
+
+
 def detections_table(rows: pa.Table, labels: tuple[str, ...]) -> pa.Table:
     """DETECTED -> DETECTIONS: one row a box, by label and, best first, by score."""
-    boxes = rows["boxes"].combine_chunks()
-    parent = pc.list_parent_indices(boxes)
-    flat = pc.list_flatten(boxes)
-    lengths = pc.fill_null(pc.list_value_length(boxes), 0).to_pylist()
+    flat, starts, lengths = _boxes(rows)
+    parent = pa.array(np.repeat(np.arange(len(rows)), lengths))
     fields = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
     columns = {
         **fields,
         "image_id": rows["image_id"].take(parent),
         "shard": rows["shard"].take(parent),
-        "detection": pa.array([k for n in lengths for k in range(n)], pa.int32()),
+        "detection": pa.array(np.arange(len(flat)) - np.repeat(starts, lengths), pa.int32()),
         "label": pa.array(labels, pa.string()).take(fields["label_id"]),
     }
     return by_label(pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS))
@@ -172,7 +181,7 @@ def detections_table(rows: pa.Table, labels: tuple[str, ...]) -> pa.Table:
 
 def by_label(detections: pa.Table) -> pa.Table:
     """Sorted as the files are; images keep their order among equals."""
-    place = pa.array(range(len(detections)), pa.int64())
+    place = pa.array(np.arange(len(detections)))
     order = pc.sort_indices(
         detections.select(["label", "score"]).append_column("place", place),
         [("label", "ascending"), ("score", "descending"), ("place", "ascending")],
@@ -234,7 +243,16 @@ def manifests(output: str) -> list[dict[str, Any]]:
     fs, path = open_location(join(output, "_runs"), "OUTPUT")
     with explained("OUTPUT", output), ThreadPoolExecutor(READ_AT_ONCE) as pool:
         found = [name for name in find(fs, path) if name.endswith("/manifest.json")]
-        return [json.loads(text) for text in pool.map(partial(read_object, fs), found)]
+        texts = pool.map(partial(_manifest, fs), found)
+        return [json.loads(text) for text in texts if text is not None]
+
+
+def _manifest(fs: AbstractFileSystem, name: str) -> bytes | None:
+    """A manifest; None where its run was deleted since the listing."""
+    try:
+        return read_object(fs, name)
+    except FileNotFoundError:
+        return None
 
 
 def committed_runs(output: str) -> list[dict[str, Any]]:
@@ -245,13 +263,16 @@ def committed_runs(output: str) -> list[dict[str, Any]]:
 
 
 def replaced_by(run: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
-    """Runs whose place a run took, oldest first, and before each those whose place it had taken."""
+    """Runs whose place a run took, itself or through others: those before that were first."""
     by_id = {one["run_id"]: one for one in runs}
     found: list[str] = []
-    for run_id in run["replaces"]:
+    open_runs = list(run["replaces"])
+    while open_runs:
+        run_id = open_runs.pop()
         if run_id in by_id:
-            found += [*replaced_by(by_id[run_id], runs), run_id]
-    return found
+            found.append(run_id)
+            open_runs += by_id[run_id]["replaces"]
+    return found[::-1]
 
 
 def labelling_runs(output: str) -> list[dict[str, Any]]:

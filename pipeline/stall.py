@@ -5,8 +5,8 @@ under Ray's session folder, seen on 2026-11-25; no node of the kind that is aske
 hang without a word.
 """
 
-import _thread
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -22,29 +22,32 @@ class Stalled(RuntimeError):
 
 
 def unstalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> Iterator[Item]:
-    """`items` as they come, on the main thread; Stalled where one takes longer than `seconds`."""
-    late = threading.Event()
+    """`items` as they come; Stalled where one takes longer than `seconds`.
 
-    def interrupt() -> None:
-        late.set()
-        _thread.interrupt_main()  # as Ctrl-C does, to which Ray's waiting answers
+    On the main thread alone, whose waiting an alarm interrupts as Ctrl-C does; elsewhere nobody
+    watches.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield from items
+        return
 
+    def interrupt(*_: object) -> None:
+        raise Stalled(
+            f"nothing was labelled for {seconds:.0f} s (DETR_BATCH_STALL_SECONDS): is there a "
+            "node that detectors fit on, and room on its disks? Ray's own logs tell"
+        )
+
+    before = signal.signal(signal.SIGALRM, interrupt)
     iterator = iter(items)
-    while True:
-        timer = threading.Timer(seconds, interrupt)
-        timer.daemon = True
-        timer.start()
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        except KeyboardInterrupt:
-            if not late.is_set():
-                raise
-            raise Stalled(
-                f"nothing was labelled for {seconds:.0f} s (DETR_BATCH_STALL_SECONDS): is there a "
-                "node that detectors fit on, and room on its disks? Ray's own logs tell"
-            ) from None
-        finally:
-            timer.cancel()
-        yield item
+    try:
+        while True:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            yield item
+    finally:
+        signal.signal(signal.SIGALRM, before)

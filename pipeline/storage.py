@@ -61,6 +61,19 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     return fs, path
 
 
+def for_other_readers(url: str) -> AbstractFileSystem:
+    """The file system of a URL for a library that reads through it, and does not repeat requests.
+
+    Ours are repeated by retries.py; this one repeats them itself, as s3fs and botocore do.
+    """
+    if not url.startswith(("s3://", "s3a://")):
+        return open_location(url, "OUTPUT")[0]
+    config = {**S3_OPTIONS["config_kwargs"], "retries": {"total_max_attempts": 8}}
+    fs, _ = url_to_fs(url, **{**S3_OPTIONS, "config_kwargs": config})
+    fs.retries = 8
+    return fs
+
+
 def _session(options: dict[str, Any]) -> Any:
     """What s3fs would make, but for dates: botocore takes 40 us for each that a listing names."""
     from aiobotocore.session import AioSession  # slow to import, and for S3 alone

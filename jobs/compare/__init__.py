@@ -18,7 +18,7 @@ from jobs.compare.box_pairs import Boxes
 from jobs.compare.changed_images import told_apart
 from jobs.compare.changes import Changes, Side
 from jobs.query import asked
-from jobs.report import manifest_of
+from jobs.report import with_tables
 from jobs.run_record import score_threshold
 from jobs.views import add_views, finished_runs
 from pipeline.storage import InputError
@@ -125,7 +125,7 @@ def _connected(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnectio
     connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spilled})
     for side in SIDES:
         output, run = comparison.place(side)
-        runs = finished_runs(output) if run is None else [manifest_of(output, run)]
+        runs = finished_runs(output) if run is None else [with_tables(output, run)]
         add_views(connection, output, runs, schema=side)
     return connection
 

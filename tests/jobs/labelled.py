@@ -44,6 +44,7 @@ def write_run(
     labels: Sequence[str],
     run_id: str = "20260101T000000Z-aaaaaa",
     score_threshold: float = 0.0,
+    source: str = "in",
 ) -> str:
     """Publish `images` as a run of `output`, with its run.json; return OUTPUT."""
     target = PublishTarget(
@@ -64,7 +65,7 @@ def write_run(
     options = {"score_threshold": score_threshold}
     (folder / "run.json").write_text(json.dumps({"run_id": run_id, "options": options}))
     pq.write_table(to_table(_plan(by_shard)), folder / "plan.parquet")
-    write_manifest(target.output, manifest_of(target, "in", files, dict(counts)))
+    write_manifest(target.output, manifest_of(target, source, files, dict(counts)))
     for file in (output / "_staging").iterdir():
         file.unlink()
     return str(output)

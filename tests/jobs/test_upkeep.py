@@ -1,6 +1,7 @@
 """compact and runs: labels stay what they were, whatever is killed or read meanwhile."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jobs.query import answered
 from jobs.run_plan import new_run_id
 from jobs.views import connect
 from pipeline.plan import from_table
-from pipeline.publish import committed_runs, labelling_runs
+from pipeline.publish import committed_runs, labelling_runs, replaced_by
 from pipeline.storage import open_location
 from pipeline.walk import walk
 from tests.jobs.labelled import Labelled, write_run
@@ -223,3 +224,63 @@ def test_all_of_it_works_on_s3(output: str, bucket: str) -> None:
     assert len(fs.find(f"{path}/images")) == 1
     assert main(["runs", labels, "--delete", run["run_id"], "--yes"]) == 0
     assert list(walk(fs, path)) == []
+
+
+@pytest.mark.parametrize("folder", ["label=weekly", "score=1", "run=7"])
+def test_folders_above_an_output_are_no_columns(output: str, folder: str, tmp_path: Path) -> None:
+    expected = newest(output)
+    inside = str(shutil.copytree(output, tmp_path / folder / "labels"))
+    assert newest(inside) == expected
+    compact(inside)
+    assert newest(inside) == expected
+
+
+def test_compacting_knows_no_object_of_which_it_keeps_no_row(tmp_path: Path) -> None:
+    """Two INPUTs that overlap: the newest labels of an object are another INPUT's."""
+    output = str(tmp_path)
+    write_run(tmp_path, [photo("sub/x.jpg", 1, "1")], LABELS, NIGHTS[0])
+    write_run(tmp_path, [photo("sub/x.jpg", 2, "2")], LABELS, NIGHTS[1], source="in/sub")
+    write_run(tmp_path, [photo("y.jpg", 1)], LABELS, NIGHTS[2])
+    expected = newest(output)
+    compact(output)
+    assert newest(output) == expected
+    known = planned_objects(output, committed_runs(output), "in").to_pydict()
+    assert dict(zip(known["uri"], known["etag"], strict=True))["file:///lake/sub/x.jpg"] == "2"
+
+
+def test_runs_of_which_nothing_is_newest_are_compacted_too(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    for night in NIGHTS[:2]:
+        write_run(tmp_path, [photo("x.jpg", 1, night)], LABELS, night)
+    write_run(tmp_path, [photo("x.jpg", 2, "3")], LABELS, NIGHTS[2], source="other")
+    compact(output)
+    assert main(["runs", output, "--delete", NIGHTS[2], "--yes"]) == 0
+    assert newest(output) == [[], []]
+
+
+def test_compacting_that_fails_leaves_nothing(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(compact_module, "write_table", full)
+        compact(output)
+    assert sorted(path.name for path in Path(output, "images").iterdir()) == [
+        f"run={night}" for night in NIGHTS
+    ]
+
+
+def test_pages_of_runs_that_were_compacted_are_pointed_to(
+    output: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    compact(output)
+    for night in NIGHTS:
+        Path(output, "_runs", night, "report.json").write_text("{}")
+    page = ["report", output, "--run", NIGHTS[0], "--html", str(tmp_path / "page.html")]
+    assert main(page) == 2
+    assert f"_runs/{NIGHTS[0]}/report.html" in capsys.readouterr().err
+
+
+def test_years_of_compacting_are_no_matter() -> None:
+    runs = [{"run_id": str(i), "replaces": [str(i - 1)] if i else []} for i in range(5000)]
+    assert replaced_by(runs[-1], runs) == [str(i) for i in range(4999)]

@@ -34,6 +34,9 @@ def test_names_cannot_drive_a_terminal() -> None:
         ("https://lake/image?id=5&token=x", "https://lake/image?id=5"),
         ("https://lake/image?id=6", "https://lake/image?id=6"),
         ("file:///a/b@c.jpg", "file:///a/b@c.jpg"),
+        ("s3://lake/a//me@x/1.jpg", "s3://lake/a//me@x/1.jpg"),
+        ("https://lake/image?key=1.jpg", "https://lake/image?key=1.jpg"),
+        ("https://lake/a.jpg?se=2026&sp=r&sig=x", "https://lake/a.jpg"),
     ],
 )
 def test_identity_keeps_what_tells_pictures_apart(url: str, name: str) -> None:

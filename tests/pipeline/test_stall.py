@@ -1,5 +1,6 @@
 """A flow from which nothing comes ends by itself."""
 
+import signal
 import time
 from collections.abc import Iterator
 
@@ -46,3 +47,13 @@ def test_rays_waiting_is_interrupted() -> None:
     with pytest.raises(Stalled):
         list(unstalled(flow.iter_batches(), 5))
     assert time.monotonic() - began < 60
+
+
+def test_it_ends_where_interrupts_are_ignored() -> None:
+    """As in commands that a shell starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(Stalled):
+            list(unstalled(slowly([60]), 0.3))
+    finally:
+        signal.signal(signal.SIGINT, before)
