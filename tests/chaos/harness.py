@@ -4,12 +4,13 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from model.checkpoint import save_weights
 from model.zoo import create_model
 from pipeline.storage import open_location
 from tests.chaos.faulty_store import FaultyStore
-from tests.s3_server import BUCKET, s3_server
+from tests.s3_server import BUCKET, free_ports, s3_server
 
 INJECTED = Path(__file__).parent / "injected"
 LEASE_SECONDS = 3
@@ -54,6 +55,43 @@ class Outcome:
         for name in ("injected", "lost", "twice", "differing", "again"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.recovery += other.recovery
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[Path]:
+    """A disk of a megabyte without room, mounted at `folder`. AssertionError where none may be."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"only root can mount a disk to fill: {done.stderr}"
+    try:
+        with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def small_ray(spill: Path) -> Iterator[str]:
+    """Address of a Ray of two CPUs with 75 MiB for objects, which spills to the folder `spill`."""
+    (port,) = free_ports(1)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    command += ["--port", str(port), "--num-cpus", "2", "--object-store-memory", str(75 << 20)]
+    command += ["--object-spilling-directory", str(spill), "--include-dashboard=false"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert server.poll() is None, "Ray did not start"
+            assert time.monotonic() < deadline, "Ray did not answer"
+            time.sleep(0.5)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def picture(seed: int, kind: str = "PNG") -> bytes:
@@ -191,16 +229,21 @@ class Lab:
         return url
 
     def start(
-        self, source: Path | str, output: str, *options: str, own_ray: bool = False
+        self,
+        source: Path | str,
+        output: str,
+        *options: str,
+        own_ray: bool = False,
+        address: str = "",
     ) -> subprocess.Popen[str]:
         """`detr-batch label`, which must not be waited for with its output unread for long.
 
-        `own_ray`: on a Ray that it starts itself, not on the lab's.
+        `own_ray`: on a Ray that it starts itself, not on the lab's; `address`: on another.
         """
         command = [sys.executable, "-m", "jobs.cli", "label", str(source), output]
         command += ["--model", "shapes-tiny", "--weights", str(self.weights)]
         command += ["--score-threshold", "0.02", "--precision", "fp32", "--batch-size", "2"]
-        command += [] if own_ray else ["--address", self.ray.address]
+        command += [] if own_ray else ["--address", address or self.ray.address]
         command += ["--device", "cpu", *options]
         process = subprocess.Popen(
             command,

@@ -3,6 +3,7 @@
 After each the tables must equal, row for row, those of an undisturbed run.
 """
 
+import os
 import random
 import signal
 import subprocess
@@ -24,8 +25,10 @@ from tests.chaos.harness import (
     Outcome,
     Tables,
     compare,
+    full_disk,
     of_one_colour,
     picture,
+    small_ray,
     tables,
 )
 from tests.s3_server import BUCKET
@@ -170,6 +173,24 @@ def ray_killed(lab: Lab, times: int) -> Outcome:
         return lab.label(lab.lake, output)
 
     return _repeated(lab, "Ray's own servers killed", times, once, expected)
+
+
+def spill_disk_full(lab: Lab, times: int) -> Outcome:
+    """No room for objects that Ray would spill, and little memory for them: none are."""
+    expected = undisturbed(lab)
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    try:
+        with full_disk(lab.folder / "spill") as spill, small_ray(spill) as address:
+
+            def once(output: str) -> float:
+                return _seconds_to_end(lab, lab.start(lab.lake, output, address=address))
+
+            return _repeated(lab, "full disk for spilled objects", times, once, expected)
+    finally:
+        os.environ.pop("RAY_AUTH_MODE")
+        if before is not None:
+            os.environ["RAY_AUTH_MODE"] = before
 
 
 @dataclass(frozen=True)
@@ -330,6 +351,7 @@ CASES = [
     Case(decoder_killed, 0, 3),
     Case(node_taken_away, 0, 3),
     Case(ray_killed, 0, 2),
+    Case(spill_disk_full, 0, 1),
     Case(harmful_pictures, 1, 2),
     Case(faulty_store, 0, 3),
     Case(store_gone, 0, 2),
