@@ -40,7 +40,7 @@ def show(
             if time.monotonic() - said > LOG_SECONDS:
                 said = time.monotonic()
                 console.print(describe(tally, already, encoded_bytes), highlight=False)
-        console.print(describe(tally, already, encoded_bytes), highlight=False)
+        console.print(describe(tally, already, encoded_bytes=0), highlight=False)
         return
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("starting Ray's workers", total=None)

@@ -1,6 +1,7 @@
 """compact and runs: labels stay what they were, whatever is killed or read meanwhile."""
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from s3fs import S3FileSystem
 
 from jobs import compact as compact_module
 from jobs.cli import main
@@ -20,6 +22,7 @@ from pipeline.plan import from_table
 from pipeline.publish import committed_runs, labelling_runs, replaced_by
 from pipeline.storage import open_location
 from pipeline.walk import walk
+from tests.chaos.faulty_store import FaultyStore
 from tests.jobs.labelled import Labelled, write_run
 
 LABELS = ("", "circle", "star")
@@ -284,3 +287,24 @@ def test_pages_of_runs_that_were_compacted_are_pointed_to(
 def test_years_of_compacting_are_no_matter() -> None:
     runs = [{"run_id": str(i), "replaces": [str(i - 1)] if i else []} for i in range(5000)]
     assert replaced_by(runs[-1], runs) == [str(i) for i in range(4999)]
+
+
+def test_questions_are_answered_where_requests_fail(
+    output: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = newest(output)
+    fs, path = open_location(f"{bucket}/labels", "OUTPUT")
+    fs.put(output, path, recursive=True)
+    store = FaultyStore(os.environ["AWS_ENDPOINT_URL"], 1)
+    store.kinds = ("slow_down", "error", "reset")
+    with store.running(), monkeypatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL", store.url)
+        S3FileSystem.clear_instance_cache()
+        store.rate = 0.05
+        for _ in range(5):
+            assert newest(f"{bucket}/labels") == expected
+        assert store.injected.total() > 0
+        assert len(compact(f"{bucket}/labels")) == 1
+        store.rate = 0.0
+        assert newest(f"{bucket}/labels") == expected
+    S3FileSystem.clear_instance_cache()
