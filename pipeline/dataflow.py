@@ -50,6 +50,8 @@ def label_shards(
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
+    # Else Ray Data 2.60 says of every error that "UDF failed to process a data block".
+    context.raise_original_map_exception = True
     on_gpu = spec.device != "cpu"
     with warnings.catch_warnings():
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
@@ -95,6 +97,7 @@ def publish_parts(parts: list[Part], target: PublishTarget) -> Iterator[PartFile
     """Write all output files, one Ray task a part."""
     if not parts:
         return
+    DataContext.get_current().raise_original_map_exception = True  # as above
     items = [part_item(part) for part in parts]
     flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         publish_block, fn_args=(target,), batch_size=1, batch_format="pyarrow", num_cpus=0.5
