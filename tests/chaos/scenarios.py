@@ -352,7 +352,7 @@ CASES = [
     Case(node_taken_away, 0, 3),
     Case(ray_killed, 0, 2),
     Case(spill_disk_full, 0, 1),
-    Case(harmful_pictures, 0, 2),  # `make test` has them in test_isolation.py
+    Case(harmful_pictures, 1, 2),
     Case(faulty_store, 0, 3),
     Case(store_gone, 0, 2),
     Case(writes_forbidden, 0, 2),
