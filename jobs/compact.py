@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from jobs.run_plan import new_run_id, read_table, write_table
 from jobs.run_record import environment, read_document, write_document
-from jobs.views import TABLES, connect, told
+from jobs.views import TABLES, connect, limit_memory, told
 from pipeline.lock import OutputLock
 from pipeline.plan import FILES_PER_SHARD, PLAN
 from pipeline.publish import (
@@ -151,8 +151,7 @@ def _compacted(
     newest = group[-1]
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
-        connection.execute(f"SET memory_limit = '{MEMORY}'")
-        connection.execute("SET temp_directory = ?", [folder])
+        limit_memory(connection, MEMORY, folder)
         connection.register("plans", _plans(output, ids))
         source = newest["input"].rstrip("/")
         given = {"source": source, "images_per_file": images_per_file, "ids": ids}

@@ -216,11 +216,11 @@ def finish(
 def show_page(output: str, done: Finished, run: Run, pictures: PictureReader) -> None:
     """Write report.html beside report.json. Labels are worth more: what goes wrong is said."""
     try:
-        from jobs.page.page import write_page  # here, as matplotlib would delay the start
+        from jobs.page.page import page_of  # here, as matplotlib would delay the start
 
         with pictures:
             planned = planned_now(run.shards)
-            page = write_page(output, done.manifest(), done.report, planned, pictures)
+            page = page_of(output, done.manifest(), done.report, planned, pictures)
         write_text(output, run.run_id, "report.html", page)
     except Exception as error:  # of drawing, of storage and of tables: of many kinds
         print(

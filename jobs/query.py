@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from jobs.views import connect, told
+from jobs.views import CannotRead, connect, told
 from model.urls import printable
 from pipeline.storage import InputError
 
@@ -91,7 +91,7 @@ def asked(
         try:
             with told(place), connected() as connection:
                 return ask(connection)
-        except (FileNotFoundError, RuntimeError):
+        except (FileNotFoundError, CannotRead):
             if not again:
                 raise
     raise AssertionError("unreachable")

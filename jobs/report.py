@@ -215,11 +215,11 @@ def _trend(change: float | None, more: str, less: str) -> str:
 
 def html(output: str, run_id: str | None = None) -> str:
     """The page of a finished run, made anew from its tables and INPUT's pictures."""
-    from jobs.page.page import write_page
+    from jobs.page.page import page_of
     from jobs.pictures import PictureReader, planned_then
 
     manifest = with_tables(output, run_id)
     report = _read(output, manifest["run_id"])
     with PictureReader() as pictures:
         planned = planned_then(output, manifest["run_id"])
-        return write_page(output, manifest, report, planned, pictures)
+        return page_of(output, manifest, report, planned, pictures)

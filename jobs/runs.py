@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,12 +18,11 @@ from pipeline.storage import InputError, join, open_location, open_object, remov
 HASHED_AT_ONCE = 8 << 20  # bytes
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(TypedDict):
     """What is wrong with a file of a run."""
 
     run_id: str
-    path: str
+    path: str  # below OUTPUT; a table's name where it is the sum of its files
     what: str
 
 
@@ -59,6 +57,13 @@ def as_text(runs: list[dict[str, Any]]) -> str:
             f"{run['files']:>6} {run['bytes'] / 1e6:>9.1f}  {run['model']}, {run['input']}{made_of}"
         )
     return "\n".join(lines)
+
+
+def problems_as_text(problems: list[Problem]) -> str:
+    """What `verify` found, for people."""
+    lines = [f"{one['run_id']} {one['path']}: {one['what']}" for one in problems]
+    said = f"{len(lines)} problems" if lines else "all files are as they were written"
+    return "\n".join([*lines, said])
 
 
 def shown(output: str, run_id: str) -> dict[str, Any]:
@@ -109,16 +114,18 @@ def _verify(output: str, run: dict[str, Any]) -> Iterator[Problem]:
         except (pa.ArrowException, OSError) as error:
             what, table = f"it cannot be read: {error}", None
         if what:
-            yield Problem(run["run_id"], file["path"], what)
+            yield Problem(run_id=run["run_id"], path=file["path"], what=what)
         if table is not None and schema is IMAGES:
             boxes += pc.sum(table["num_detections"]).as_py() or 0
             for status in table["status"].value_counts().to_pylist():
                 name = status["values"]
                 statuses[name] = statuses.get(name, 0) + status["counts"]
     if statuses != run["images"]:
-        yield Problem(run["run_id"], "images", f"rows by status are {statuses}")
+        yield Problem(run_id=run["run_id"], path="images", what=f"rows by status are {statuses}")
     if boxes != _rows(run, "detections"):
-        yield Problem(run["run_id"], "detections", f"`images` counts {boxes} boxes")
+        yield Problem(
+            run_id=run["run_id"], path="detections", what=f"`images` counts {boxes} boxes"
+        )
 
 
 def _checked(

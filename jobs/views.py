@@ -41,7 +41,6 @@ def connect(output: str, runs: Sequence[dict[str, Any]] | None = None) -> duckdb
     InputError where there is none.
     """
     connection = duckdb.connect()
-    connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
     add_views(connection, output, finished_runs(output) if runs is None else runs)
     return connection
 
@@ -53,6 +52,7 @@ def add_views(
     schema: str = "main",
 ) -> None:
     """The views over `runs` of OUTPUT, in a schema of their own where a connection has several."""
+    connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
     fs = for_other_readers(output)
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
@@ -72,16 +72,26 @@ def add_views(
     connection.execute("USE main")
 
 
+def limit_memory(connection: duckdb.DuckDBPyConnection, memory: str, scratch: str) -> None:
+    """Let DuckDB hold `memory` ("1GB") at most, and put the rest in files below `scratch`."""
+    connection.execute("SET memory_limit = $memory", {"memory": memory})
+    connection.execute("SET temp_directory = $folder", {"folder": scratch})
+
+
+class CannotRead(RuntimeError):
+    """Tables of an OUTPUT that are not to be had, for the moment or for good."""
+
+
 @contextmanager
 def told(output: str) -> Iterator[None]:
-    """Errors of DuckDB inside: InputError for a mistake in SQL, else RuntimeError, a line."""
+    """Errors of DuckDB inside: InputError for a mistake in SQL, else CannotRead, a line."""
     try:
         yield
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
         raise InputError(str(error)) from error
     except duckdb.Error as error:  # of reading: those of Python's file systems come as pages
         last = str(error).strip().splitlines()[-1]
-        raise RuntimeError(f"{mask(output)} cannot be read: {mask(last)}") from error
+        raise CannotRead(f"{mask(output)} cannot be read: {mask(last)}") from error
 
 
 def _literal(path: str) -> str:

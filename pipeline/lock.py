@@ -18,7 +18,6 @@ import socket
 import threading
 import time
 import uuid
-from types import TracebackType
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -99,12 +98,7 @@ class OutputLock:
                 return bool(seen)
         return False
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         try:

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -57,7 +56,9 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     elif options:
         fs.retries = 1  # of s3fs, on top of botocore's
         if fs.session is None:
-            fs.session = _session(fs.kwargs)
+            from pipeline.s3_session import s3_session  # slow to import, and for S3 alone
+
+            fs.session = s3_session(fs.kwargs)
     return fs, path
 
 
@@ -72,26 +73,6 @@ def for_other_readers(url: str) -> AbstractFileSystem:
     fs, _ = url_to_fs(url, **{**S3_OPTIONS, "config_kwargs": config})
     fs.retries = 8
     return fs
-
-
-def _session(options: dict[str, Any]) -> Any:
-    """What s3fs would make, but for dates: botocore takes 40 us for each that a listing names."""
-    from aiobotocore.session import AioSession  # slow to import, and for S3 alone
-
-    session = AioSession(**options)
-    factory = session.get_component("response_parser_factory")
-    factory.set_parser_defaults(timestamp_parser=_timestamp)
-    return session
-
-
-def _timestamp(text: str) -> datetime:
-    """A date of S3's, in its own format nearly always."""
-    try:
-        return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        from botocore.utils import parse_timestamp
-
-        return cast(datetime, parse_timestamp(text))
 
 
 def find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:

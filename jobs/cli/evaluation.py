@@ -1,11 +1,9 @@
 """`detr-batch evaluate` and `compare`: labels against the truth, and against other labels."""
 
-import json as json_format
-import sys
 from pathlib import Path
 from typing import Any
 
-from model.urls import mask, printable
+from jobs.cli.answers import show, write_page
 
 
 def add(commands: Any) -> None:
@@ -58,8 +56,7 @@ def add(commands: Any) -> None:
 def _evaluate(output: str, annotations: str, only_labelled: bool, json: bool) -> int:
     from jobs.evaluate import as_text, evaluate
 
-    result = evaluate(output, annotations, only_labelled)
-    print(json_format.dumps(result, indent=1) if json else printable(as_text(result)))
+    show(evaluate(output, annotations, only_labelled), as_text, json)
     return 0
 
 
@@ -69,13 +66,11 @@ def _compare(json: bool, html: Path | None, **options: Any) -> int:
 
     result = compare(Comparison(**options, with_boxes=html is not None))
     if html is not None:
-        from jobs.page.comparison import write_page
+        from jobs.page.comparison import page_of
         from jobs.pictures import PictureReader
 
         with PictureReader() as pictures:
-            html.write_text(write_page(result, pictures), encoding="utf-8")
-        print(f"written to {printable(str(html))}", file=sys.stderr)
-        if not json:
-            return 0
-    print(json_format.dumps(result, indent=1) if json else printable(mask(as_text(result))))
+            write_page(page_of(result, pictures), html)
+    if json or html is None:
+        show(result, as_text, json)
     return 0

@@ -1,11 +1,9 @@
 """`detr-batch report` and `query`: what a run did, and what its tables say."""
 
-import json as json_format
-import sys
 from pathlib import Path
 from typing import Any
 
-from model.urls import printable
+from jobs.cli.answers import show, write_page
 
 FORMATS = ("table", "csv", "json", "parquet")
 
@@ -45,13 +43,13 @@ def _report(output: str, run_id: str | None, all: bool, json: bool, html: Path |
     if all and html is not None:
         raise ValueError("--html shows one run: give --run RUN instead of --all")
     if html is not None:
-        html.write_text(report.html(output, run_id), encoding="utf-8")
-        print(f"written to {printable(str(html))}", file=sys.stderr)
+        write_page(report.html(output, run_id), html)
         if not json:
             return 0
-    document = report.overview(output) if all else report.report_of(output, run_id)
-    as_text = report.overview_as_text if all else report.as_text
-    print(json_format.dumps(document, indent=1) if json else printable(as_text(document)))
+    if all:
+        show(report.overview(output), report.overview_as_text, json)
+    else:
+        show(report.report_of(output, run_id), report.as_text, json)
     return 0
 
 

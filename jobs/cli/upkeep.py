@@ -1,9 +1,9 @@
 """`detr-batch runs` and `compact`: keep an OUTPUT tidy."""
 
-import json as json_format
 import sys
 from typing import Any
 
+from jobs.cli.answers import show
 from model.urls import printable
 
 
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     option = runs.add_argument
     option("output", metavar="OUTPUT")
     what = runs.add_mutually_exclusive_group()
-    what.add_argument("--show", metavar="RUN", help="all that is written down of one")
+    what.add_argument("--show", metavar="RUN", dest="shown", help="all that is written down of one")
     what.add_argument("--delete", metavar="RUN", help="remove one's labels")
     what.add_argument(
         "--verify", action="store_true", help="read all files again: rows and checksums"
@@ -36,12 +36,12 @@ def add(commands: Any) -> None:
 
 
 def _runs(
-    output: str, show: str | None, delete: str | None, verify: bool, yes: bool, json: bool
+    output: str, shown: str | None, delete: str | None, verify: bool, yes: bool, json: bool
 ) -> int:
     from jobs import runs
 
-    if show:
-        print(json_format.dumps(runs.shown(output, show), indent=1))
+    if shown:
+        show(runs.shown(output, shown), str, for_programs=True)
         return 0
     if delete:
         done = runs.delete(output, delete, lambda lost: yes or _agreed(lost))
@@ -49,12 +49,9 @@ def _runs(
         return 0 if done else 1
     if verify:
         problems = runs.verify(output)
-        for problem in problems:
-            print(printable(f"{problem.run_id} {problem.path}: {problem.what}"))
-        print(f"{len(problems)} problems" if problems else "all files are as they were written")
+        show(problems, runs.problems_as_text, json)
         return int(bool(problems))
-    listed = runs.listed(output)
-    print(json_format.dumps(listed, indent=1) if json else printable(runs.as_text(listed)))
+    show(runs.listed(output), runs.as_text, json)
     return 0
 
 

@@ -20,7 +20,7 @@ from jobs.compare.changes import Changes, Side
 from jobs.query import asked
 from jobs.report import with_tables
 from jobs.run_record import score_threshold
-from jobs.views import add_views, finished_runs
+from jobs.views import add_views, finished_runs, limit_memory
 from pipeline.storage import InputError
 
 ROWS = 200_000  # boxes at a time
@@ -122,7 +122,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 def _connected(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnection:
     """A connection with the views of both sides, in the schemas a and b."""
-    connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spilled})
+    connection = duckdb.connect()
+    limit_memory(connection, MEMORY, spilled)
     for side in SIDES:
         output, run = comparison.place(side)
         runs = finished_runs(output) if run is None else [with_tables(output, run)]

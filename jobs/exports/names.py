@@ -4,7 +4,6 @@ import hashlib
 import re
 import sqlite3
 import unicodedata
-from types import TracebackType
 
 from pipeline.listing import IMAGE_SUFFIXES
 
@@ -51,12 +50,7 @@ class SafeNames:
     def __enter__(self) -> "SafeNames":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._given.close()
 
     def name(self, image_id: str, shard: str, source: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from jobs.exports.names import SafeNames
-from jobs.views import finished_runs
+from jobs.views import finished_runs, limit_memory
 from pipeline.schema import OK
 from pipeline.storage import InputError
 
@@ -99,8 +99,7 @@ class Labels:
 
         `classes` maps the ids of all labels that may come to their names, in order of ids.
         """
-        connection.execute(f"SET memory_limit = '{MEMORY}'")
-        connection.execute("SET temp_directory = $folder", {"folder": scratch})
+        limit_memory(connection, MEMORY, scratch)
         self._connection = connection
         self._choice = choice
         runs = finished_runs(output)

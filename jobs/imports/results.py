@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from jobs.views import limit_memory
 from pipeline.publish import IMAGES_PER_FILE
 from pipeline.schema import DETECTED, OK
 from pipeline.storage import InputError
@@ -84,7 +85,7 @@ class CocoResults:
         """
         self._database = duckdb.connect(str(scratch / "results.duckdb"))
         self._database.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout
-        self._database.execute(f"SET memory_limit = '{MEMORY}'")
+        limit_memory(self._database, MEMORY, str(scratch))
         self.labels = tuple(labels)
         self.images = self._take_images(images)
         self._take_entries(detections, scratch)

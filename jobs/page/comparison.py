@@ -20,7 +20,7 @@ CLASSES = 20  # told one by one: those with most changes
 CLASS_CHANGES = 12
 
 
-def write_page(result: dict[str, Any], pictures: PictureReader) -> str:
+def page_of(result: dict[str, Any], pictures: PictureReader) -> str:
     """The page of a comparison `with_boxes`, as HTML that needs nothing else."""
     classes = sorted(
         result["by_class"],

@@ -31,7 +31,7 @@ class Tile:
     why: str
 
 
-def write_page(
+def page_of(
     output: str,
     manifest: dict[str, Any],
     report: dict[str, Any],

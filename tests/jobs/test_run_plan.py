@@ -1,0 +1,99 @@
+"""What a run is to label, planned anew or taken up: without a detector."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.known import canonical, known_objects
+from jobs.label_options import LabelOptions
+from jobs.run_plan import Run, planned, staging_url, unfinished, write_down
+from pipeline.plan import plan, to_table
+from pipeline.publish import PublishTarget, manifest_of, write_manifest
+from tests.jobs.labelled import Labelled, write_run
+from tests.pipeline.samples import jpeg
+
+MARK = "f00d"  # of the labels that `write_run` makes
+NO_URIS = pa.array([], pa.string())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "photos" / f"{name}.jpg").write_bytes(jpeg(ord(name)))
+    return tmp_path / "photos"
+
+
+def begin(options: LabelOptions, run_id: str) -> Run:
+    """A run that was planned and written down, as a killed command leaves it."""
+    run = Run(run_id, plan(options.input).shards)
+    write_down(options, MARK, run, NO_URIS, None)
+    return run
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(photos: Path) -> Iterator[str]:
+    """The address at which `photos` are served."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_list_of_signed_addresses_is_taken_up_with_the_signatures_that_it_has_now(
+    served: str, tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{served}/a.jpg?token=old\n{served}/b.jpg?token=old\n")
+    options = LabelOptions(str(listed), str(tmp_path / "out"))
+    begin(options, "20260101T000000Z-aaaaaa")
+    listed.write_text(f"{served}/b.jpg?token=new\n")  # a.jpg is not asked for any more
+    run = unfinished(options, MARK)
+    assert run is not None
+    uris = [member.uri for shard in run.shards for member in shard.members]
+    assert uris == [f"{served}/a.jpg?token=old", f"{served}/b.jpg?token=new"]
+
+
+@pytest.mark.parametrize(("relabel", "limit"), [(True, None), (False, 1)])
+def test_a_run_killed_while_it_tidied_up_is_not_done_again(
+    relabel: bool, limit: int | None, photos: Path, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    options = LabelOptions(str(photos), output, relabel=relabel, limit=limit)
+    run = begin(options, "20260101T000000Z-aaaaaa")
+    target = PublishTarget(output, run.run_id, "", "m", MARK, ())
+    write_manifest(output, manifest_of(target, canonical(str(photos)), [], {"ok": 2}))
+    taken_up = unfinished(options, MARK)
+    assert taken_up == Run(run.run_id, [])
+    assert not Path(staging_url(output, run.run_id)).exists()
+    assert unfinished(options, MARK) is None  # the same command again is another run
+
+
+def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    known = [f"file://{photos}/{name}.jpg" for name in ("a", "b", "left")]
+    write_run(output, [Labelled(uri) for uri in known], ("",), source=canonical(str(photos)))
+    # What lies there now is what was labelled.
+    shards = plan(str(photos)).shards
+    pq.write_table(to_table(shards), output / "_runs/20260101T000000Z-aaaaaa/plan.parquet")
+    options = LabelOptions(str(photos), str(output))
+    found = planned(options, known_objects(options, MARK))
+    assert (len(found.shards), found.known, found.changed) == (0, 2, 0)
+    again = LabelOptions(str(photos), str(output), relabel=True)
+    (photos / "b.jpg").unlink()
+    found = planned(again, known_objects(again, "another model"))
+    assert [len(shard.members) for shard in found.shards] == [1]
+    assert (found.known, found.changed) == (0, 0)
+    assert found.gone.to_pylist() == [f"file://{photos}/b.jpg"]
