@@ -22,6 +22,7 @@ from jobs.views import TABLES, connect, limit_memory, told
 from pipeline.lock import OutputLock
 from pipeline.plan import FILES_PER_SHARD, PLAN
 from pipeline.publish import (
+    BOXES_PER_FILE,
     IMAGES_PER_FILE,
     PartFile,
     PublishTarget,
@@ -52,13 +53,18 @@ CREATE TABLE loose AS
         $source || format('#files-{{:05d}}', n // {FILES_PER_SHARD}) AS shard
     FROM (SELECT *, row_number() OVER (ORDER BY uri) - 1 AS n FROM members WHERE kind = 'files');
 CREATE TABLE places AS
-    SELECT *, (row_number() OVER (ORDER BY shard, index_in_shard) - 1) // $images_per_file AS part
-    FROM (
-        SELECT run, old.shard AS old_shard, image_id, status,
+    WITH moved AS (
+        SELECT run, old.shard AS old_shard, image_id, status, num_detections,
             coalesce(loose.shard, old.shard) AS shard,
             coalesce(loose.index_in_shard, old.index_in_shard) AS index_in_shard
         FROM latest_images AS old LEFT JOIN loose USING (uri) WHERE run IN $ids
-    );
+    ), counted AS (
+        SELECT *, row_number() OVER places - 1 AS images, sum(num_detections) OVER places AS boxes
+        FROM moved WINDOW places AS (ORDER BY shard, index_in_shard)
+    )
+    SELECT *, dense_rank() OVER (
+        ORDER BY images // $images_per_file + boxes // $boxes_per_file) - 1 AS part
+    FROM counted;
 """
 _IMAGES = """
 SELECT part, old.* REPLACE (place.shard AS shard, place.index_in_shard AS index_in_shard)
@@ -100,7 +106,9 @@ class Compacted:
     files: int
 
 
-def compact(output: str, images_per_file: int = IMAGES_PER_FILE) -> list[Compacted]:
+def compact(
+    output: str, images_per_file: int = IMAGES_PER_FILE, boxes_per_file: int = BOXES_PER_FILE
+) -> list[Compacted]:
     """Make one run of all over the same INPUT, for each INPUT that has several.
 
     InputError where an unfinished run is to be taken up first; ReconcileError, with nothing
@@ -119,7 +127,7 @@ def compact(output: str, images_per_file: int = IMAGES_PER_FILE) -> list[Compact
             try:
                 with told(output), connect(output, runs) as connection:
                     result, manifest = _compacted(
-                        connection, output, run_id, group, images_per_file
+                        connection, output, run_id, group, (images_per_file, boxes_per_file)
                     )
                 lock.check()
             except BaseException:
@@ -145,16 +153,20 @@ def _compacted(
     output: str,
     run_id: str,
     group: list[dict[str, Any]],
-    images_per_file: int,
+    most: tuple[int, int],
 ) -> tuple[Compacted, dict[str, Any]]:
-    """Write tables and documents of a run in the place of `group`, and make its manifest."""
+    """Write tables and documents of a run in the place of `group`, and make its manifest.
+
+    `most` are images and boxes of a file.
+    """
     newest = group[-1]
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         limit_memory(connection, MEMORY, folder)
         connection.register("plans", _plans(output, ids))
         source = newest["input"].rstrip("/")
-        given = {"source": source, "images_per_file": images_per_file, "ids": ids}
+        limits = {"images_per_file": most[0], "boxes_per_file": most[1]}
+        given = {"source": source, "ids": ids, **limits}
         for statement in filter(str.strip, _PLACES.split(";")):
             used = {name: value for name, value in given.items() if f"${name}" in statement}
             connection.execute(statement, used)

@@ -42,6 +42,7 @@ from pipeline.publish import (
     PublishTarget,
     ReconcileError,
     committed_runs,
+    fitting_images,
     parts,
     reconcile,
     remove_remains,
@@ -192,8 +193,9 @@ def finish(
     result = staged(target.staging)
     reconcile(planned, result)
     lock.check()
+    grouped = parts(planned, result, fitting_images(options.score_threshold))
     pictures = PictureReader() if options.page else None  # starts while the tables are written
-    files = list(publish_parts(parts(planned, result), target))
+    files = list(publish_parts(grouped, target))
     statuses = result.images.group_by("status").aggregate([("status", "count")]).to_pylist()
     counts = {row["status"]: row["status_count"] for row in statuses}
     detections = sum(file.rows for file in files if file.path.startswith("detections/"))

@@ -34,6 +34,10 @@ from pipeline.storage import (
 
 # Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
 IMAGES_PER_FILE = 100_000
+# A task takes some 300 bytes a box while it writes them (2 million: 550 MiB, 2026-11-25).
+BOXES_PER_FILE = 1_000_000
+BOXES_PER_IMAGE = 100  # at most, and about so many where low scores are kept
+LOW_SCORE = 0.1
 # Small groups, of which statistics let engines leave most unread: of three million synthetic boxes
 # `label = 'x' AND score > 0.8` read 1.3 % of the bytes (all columns: 7 %) where groups of a million
 # rows, in the order of their images, had 22 % (100 %) read, 2026-11-25.
@@ -92,6 +96,12 @@ def reconcile(planned: list[str], staged: Staged) -> None:
             f"images are missing, so nothing was published ({'; '.join(wrong[:3])}{more}). "
             "Run the same command again: it labels those that are missing."
         )
+
+
+def fitting_images(score_threshold: float) -> int:
+    """How many images one task may publish of a run that kept boxes from this score up."""
+    low = score_threshold < LOW_SCORE
+    return BOXES_PER_FILE // BOXES_PER_IMAGE if low else IMAGES_PER_FILE
 
 
 def parts(planned: list[str], staged: Staged, images_per_file: int = IMAGES_PER_FILE) -> list[Part]:

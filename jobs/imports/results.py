@@ -11,12 +11,11 @@ import duckdb
 import pyarrow as pa
 
 from jobs.views import limit_memory
-from pipeline.publish import IMAGES_PER_FILE
+from pipeline.publish import BOXES_PER_FILE, IMAGES_PER_FILE
 from pipeline.schema import DETECTED, OK
 from pipeline.storage import InputError
 
 MEMORY = "512MB"  # of DuckDB
-BOXES_PER_FILE = 400_000  # publishing holds the boxes of a file as Python objects
 _ROWS_AT_ONCE = 20_000
 
 _IMAGES = pa.schema(

@@ -76,14 +76,18 @@ def test_latest_are_the_newest_labels_of_each_object(output: str) -> None:
     assert rows(output, "SELECT count(*) FROM images") == [(8,)]
 
 
-@pytest.mark.parametrize("images_per_file", [100, 2])
-def test_compacting_keeps_what_latest_shows_in_few_files(output: str, images_per_file: int) -> None:
+@pytest.mark.parametrize(
+    ("images_a_file", "boxes_a_file", "parts"), [(99, 99, 1), (2, 99, 3), (99, 4, 3)]
+)
+def test_compacting_keeps_what_latest_shows_in_few_files(
+    output: str, images_a_file: int, boxes_a_file: int, parts: int
+) -> None:
     before = newest(output)
-    (done,) = compact(output, images_per_file)
+    (done,) = compact(output, images_a_file, boxes_a_file)
     assert newest(output) == before
     assert (done.runs, done.images, done.superseded) == (3, 5, 3)
     (run,) = committed_runs(output)
-    assert len(run["files"]) == 2 * -(-5 // images_per_file)
+    assert len(run["files"]) == 2 * parts
     for number in range(len(run["files"]) // 2):  # part files hold the same images
         name = f"run={run['run_id']}/part-{number:05d}.parquet"
         images, boxes = (pq.read_table(Path(output, t, name)) for t in ("images", "detections"))
