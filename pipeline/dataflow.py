@@ -39,6 +39,15 @@ class FlowSettings:
     images_per_call: int  # pictures handed to a detector at once, from which it forms batches
 
 
+def _set_context() -> None:
+    """What Ray Data goes by in this process."""
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False  # ours is shown
+    # Else Ray Data 2.60 says of every error that "UDF failed to process a data block".
+    context.raise_original_map_exception = True
+
+
 def label_shards(
     shards: list[Shard], done: dict[str, Done], spec: DetectorSpec, settings: FlowSettings
 ) -> Iterator[Receipt]:
@@ -47,11 +56,7 @@ def label_shards(
     Fractions of a CPU: with whole ones the actors of a 2-CPU machine would hold all of it and
     reading would wait for ever. `num_gpus` is 1 a detector on accelerators.
     """
-    context = DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    # Else Ray Data 2.60 says of every error that "UDF failed to process a data block".
-    context.raise_original_map_exception = True
+    _set_context()
     on_gpu = spec.device != "cpu"
     with warnings.catch_warnings():
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
@@ -97,7 +102,7 @@ def publish_parts(parts: list[Part], target: PublishTarget) -> Iterator[PartFile
     """Write all output files, one Ray task a part."""
     if not parts:
         return
-    DataContext.get_current().raise_original_map_exception = True  # as above
+    _set_context()
     items = [part_item(part) for part in parts]
     flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         publish_block, fn_args=(target,), batch_size=1, batch_format="pyarrow", num_cpus=0.5
