@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -57,7 +57,7 @@ def one_file(url: str) -> Iterator[TextIO]:
             raise
         return
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="") as file:
-        yield file  # type: ignore[misc]
+        yield cast(TextIO, file)
         file.flush()
         with explained("FILE", url):
             retried(fs.put_file, file.name, path)

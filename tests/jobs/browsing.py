@@ -1,16 +1,18 @@
 """Pages in a real browser."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from playwright.sync_api import Browser, Page
 
+Scheme = Literal["light", "dark"]
 
-def look(browser: Browser, file: Path, width: int, scheme: str) -> tuple[Page, list[str]]:
+
+def look(browser: Browser, file: Path, width: int, scheme: Scheme) -> tuple[Page, list[str]]:
     """The page in a window of that width, and all that it complained of or asked for."""
     context: Any = browser.new_context(
         viewport={"width": width, "height": 900},
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
     )
     page: Page = context.new_page()
     trouble: list[str] = []

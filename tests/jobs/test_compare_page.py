@@ -10,7 +10,7 @@ from jobs.cli import main
 from jobs.demo_data import write_lake
 from jobs.run_plan import write_table
 from pipeline.plan import plan, to_table
-from tests.jobs.browsing import look
+from tests.jobs.browsing import Scheme, look
 from tests.jobs.labelled import Labelled, write_run
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
@@ -38,7 +38,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
 def test_the_page_reads_well_without_a_network(
-    browser: Browser, sides: tuple[str, str], width: int, scheme: str, tmp_path: Path
+    browser: Browser, sides: tuple[str, str], width: int, scheme: Scheme, tmp_path: Path
 ) -> None:
     file = tmp_path / "page.html"
     assert main(["compare", *sides, "--html", str(file)]) == 0

@@ -13,7 +13,7 @@ from jobs.label import label
 from jobs.label_options import LabelOptions
 from jobs.run_record import Report
 from tests.conftest import TESTDATA
-from tests.jobs.browsing import look
+from tests.jobs.browsing import Scheme, look
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
 WIDTHS, SCHEMES = (400, 1600), ("light", "dark")
@@ -44,7 +44,7 @@ def page_of(output: Path) -> Path:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_page_reads_well_without_a_network(
-    browser: Browser, output: Path, width: int, scheme: str
+    browser: Browser, output: Path, width: int, scheme: Scheme
 ) -> None:
     page, trouble = look(browser, page_of(output), width, scheme)
     assert not trouble
