@@ -12,6 +12,7 @@ from pipeline.publish import committed_runs, labelling_runs
 from pipeline.storage import InputError
 
 READ_AT_ONCE = 16  # reports fetched together: latency limits them
+LIKE = 0.5  # of the images of earlier runs: one of fewer is not compared with them
 SAME = 0.05  # a rate or cost this near to the earlier ones is told as the same
 
 
@@ -64,7 +65,7 @@ def overview(output: str) -> dict[str, Any]:
     """All runs that count, oldest first, with the trends of rate and cost, and their totals.
 
     A trend compares with the median of the earlier runs: `change` is 0.1 where it is a tenth more.
-    It is None where there is nothing to compare.
+    It is None where there is nothing to compare, or the run is far smaller.
     """
     ids = [run["run_id"] for run in _runs(output)]
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
@@ -79,9 +80,12 @@ def overview(output: str) -> dict[str, Any]:
             "wall_seconds": report["wall_seconds"],
             "usd": report["usd"],
         }
+        # Of a run that is mostly start-up neither says anything beside those of large ones.
+        usual = median(run["images"] for run in runs) if runs else 0
+        like = runs if report["images"] >= LIKE * usual else []
         for name in ("images_per_second", "usd_per_1000_images"):
             row[name] = report[name]
-            row[f"{name}_change"] = _change(report[name], [run[name] for run in runs])
+            row[f"{name}_change"] = _change(report[name], [run[name] for run in like])
         runs.append(row)
     known = [run["usd"] for run in runs if run["usd"] is not None]
     totals = {

@@ -54,7 +54,7 @@ def as_text(runs: list[dict[str, Any]]) -> str:
         made_of = f" (of {run['compacts']} runs)" if run["compacts"] else ""
         lines.append(
             f"{run['run_id']:<24} {run['images']:>10} {run['failed']:>8} {run['detections']:>11} "
-            f"{run['files']:>6} {run['bytes'] / 1e6:>9.1f}  {run['model']}, {run['input']}{made_of}"
+            f"{run['files']:>6} {run['bytes'] / 1e6:>9.2f}  {run['model']}, {run['input']}{made_of}"
         )
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.page.words import compared, duration, figure
-from jobs.report import as_text
+from jobs.report import as_text, overview
 from jobs.run_record import write_document
 from pipeline.publish import write_manifest
 
@@ -69,6 +69,17 @@ def test_all_runs_with_trends_and_totals(output: Path, capsys: pytest.CaptureFix
     assert "7% dearer" in lines[4]
     assert lines[5].startswith("4 runs")
     assert lines[6].startswith("cost of all: 0.0230 USD, of 1 runs no price is known")
+
+
+def test_a_night_of_few_images_has_no_trend(tmp_path: Path) -> None:
+    for night in ("1", "2"):
+        write_run(tmp_path, night, 10.0, 0.02)
+    write_run(tmp_path, "3", 0.5, 0.3, images=5, ok=5)  # mostly start-up
+    write_run(tmp_path, "4", 11.0, 0.02)
+    runs = overview(str(tmp_path))["runs"]
+    assert [run["images_per_second_change"] for run in runs] == [
+        None, pytest.approx(0.0), None, pytest.approx(0.1),
+    ]  # fmt: skip
 
 
 def test_a_run_is_named_and_others_are_refused(
