@@ -14,6 +14,8 @@ from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from model.urls import mask
+from pipeline.errors import InputError as InputError
+from pipeline.errors import StorageUnavailable as StorageUnavailable
 from pipeline.retries import retried
 
 READ_AHEAD = 4 << 20  # bytes of an archive fetched by one request
@@ -26,14 +28,6 @@ S3_OPTIONS: dict[str, Any] = {
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     },
 }
-
-
-class InputError(ValueError):
-    """A mistake of the user's: one line that says what to do."""
-
-
-class StorageUnavailable(RuntimeError):
-    """A store that fails for a time, or for good: the run ends, and the next takes it up."""
 
 
 def join(url: str, *parts: str) -> str:

@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from jobs.cli import bench, evaluation, exchange, label, models, outputs, train, upkeep
+from jobs.cli import bench, evaluation, exchange, label, models, outputs, submit, train, upkeep
 from model.urls import mask, printable
-from pipeline.storage import InputError
+from pipeline.errors import InputError
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
@@ -29,12 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"detr-batch: interrupted{again}", file=sys.stderr)
         return EXIT_FAILED
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:  # as Ray (2.60) ends a process that gets one
+            raise
+        print(f"detr-batch: ended{again}", file=sys.stderr)
+        return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        _say(
+            f"this Python has no package {error.name}: install detr-batch with all that it needs "
+            "(on clusters, infra/Dockerfile does)"
+        )
+        return EXIT_BAD_INPUT
     except (RuntimeError, OSError) as error:
         _say(error)
         return EXIT_FAILED
 
 
-def _say(error: Exception) -> None:
+def _say(error: Exception | str) -> None:
     print(f"detr-batch: {printable(mask(str(error)))}", file=sys.stderr)
 
 
@@ -44,6 +56,6 @@ def parser() -> argparse.ArgumentParser:
         prog="detr-batch", description="Label image lakes with Deformable DETR."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for room in (label, outputs, evaluation, exchange, upkeep, train, bench, models):
+    for room in (label, submit, outputs, evaluation, exchange, upkeep, train, bench, models):
         room.add(commands)
     return top
