@@ -1,36 +1,30 @@
-"""The Ray that a run is on: started or joined, and how many workers of each stage fit on it."""
+"""The Ray that a run is on: started or joined, and looked at before anything is computed."""
 
 import logging
+import os
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
 
+import psutil
 import ray
+from ray.autoscaler.v2.sdk import request_cluster_resources
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
+from ray.exceptions import GetTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.label_options import LabelOptions
-from pipeline.dataflow import FlowSettings
+from jobs.placement import Node, Placement, placed
+from model.urls import mask
+from pipeline.dataflow import ACTOR_CPUS
+from pipeline.probe import PACKAGES, probe
+from pipeline.schema import Member
 from pipeline.storage import InputError
 
-
-def pool_sizes(device: str, num_gpus: int) -> tuple[int, int]:
-    """Detectors, and preparers at most. On CPUs a detector takes all cores of its machine."""
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    if device == "cpu":
-        return sum(node["Alive"] for node in ray.nodes()), max(1, cpus // 2)
-    return num_gpus, max(1, cpus)
-
-
-def stage_workers(settings: FlowSettings) -> dict[str, int]:
-    """How many of each stage can work at once; readers and stagers hold a quarter of a CPU each."""
-    light = 4 * int(ray.cluster_resources().get("CPU", 1))
-    return {
-        "read": light,
-        "prepare": settings.preparers,
-        "detect": settings.detectors,
-        "stage": light,
-    }
-
-
-def measured_cpus(options: LabelOptions) -> int | None:
-    """CPUs of a run that is all on this machine; those of a cluster's machines are not measured."""
-    return None if options.address else int(ray.cluster_resources().get("CPU", 1))
+JOIN_SECONDS = 30.0  # for nodes that are about to join, and for an autoscaler's word
+LOOK_SECONDS = 1.0
+PROBE_SECONDS = 120.0  # for all nodes: a worker starts, and fetches the job's code
 
 
 def start_ray(options: LabelOptions) -> None:
@@ -54,3 +48,145 @@ def start_ray(options: LabelOptions) -> None:
             f"--address {address}: no Ray cluster answers there, or it takes another token "
             f"(RAY_AUTH_TOKEN, RAY_AUTH_MODE): {reason}"
         ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise InputError(
+            f"--address {address}: {' '.join(str(error).split())}. Use the image of "
+            "infra/Dockerfile on all nodes, or install the cluster's versions here"
+        ) from error
+
+
+def alive() -> dict[str, Node]:
+    """Nodes of the cluster by their ids."""
+    return {
+        node["NodeID"]: Node(node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def this_machine() -> Node:
+    """What a Ray of its own would count of it, but for what Ray keeps for itself."""
+    available = psutil.virtual_memory().available
+    return Node({"CPU": os.cpu_count() or 1, "memory": available}, {})
+
+
+def placed_here(options: LabelOptions) -> Placement:
+    """Where a run would go. Connects to a cluster where one is named, and starts none."""
+    if not options.address:
+        return placed(options, [this_machine()], cluster=False)
+    start_ray(options)
+    return placed(options, list(alive().values()), cluster=True)
+
+
+def ready(options: LabelOptions, lock_url: str, first: Member) -> Placement:
+    """Start or join Ray, and make sure that the run can go on it. InputError where it cannot.
+
+    On a cluster its workers are asked too: for what runs there, and whether they see OUTPUT (the
+    lock at `lock_url`) and INPUT (its `first` object).
+    """
+    start_ray(options)
+    if not options.address:
+        placement = placed(options, list(alive().values()), cluster=False)
+        lacks = placement.lacks(list(alive().values()))
+        if lacks:
+            raise InputError(f"this machine is too small: {lacks}")
+        return placement
+    placement = until_it_fits(options)
+    check_workers(lock_url, first)
+    return placement
+
+
+def until_it_fits(options: LabelOptions, seconds: float = JOIN_SECONDS) -> Placement:
+    """Where the run goes. InputError within `seconds` where the cluster can never hold it.
+
+    Nodes that are about to join are waited for; an autoscaler is asked whether it could make them.
+    """
+    placement, lacks = _looked(options)
+    if lacks is None:
+        return placement
+    seen = _autoscaler().autoscaler_state_version
+    gcs = ray.get_runtime_context().gcs_address
+    request_cluster_resources(gcs, placement.demand())
+    try:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            placement, lacks = _looked(options)
+            if lacks is None or _can_be_made(_autoscaler(), seen):
+                return placement
+    finally:
+        request_cluster_resources(gcs, [])  # from now on the actors that wait ask
+    has = _described(list(alive().values()))
+    raise InputError(
+        f"the cluster cannot hold the run: {lacks}. {has} Give other "
+        "--num-gpus, --device, --detect-on or --prepare-on, or a larger cluster"
+    )
+
+
+def _looked(options: LabelOptions) -> tuple[Placement, str | None]:
+    """Where the run would go now, and what is lacking."""
+    nodes = list(alive().values())
+    placement = placed(options, nodes, cluster=True)
+    return placement, placement.lacks(nodes)
+
+
+def _autoscaler() -> AutoscalingState:
+    """What the autoscaler last said; its version is 0 where there is none."""
+    gcs = ray.get_runtime_context().gcs_address
+    reply = GetClusterStatusReply.FromString(ray._raylet.GcsClient(gcs).get_cluster_status())
+    return reply.autoscaling_state
+
+
+def _can_be_made(state: AutoscalingState, seen: int) -> bool:
+    """Whether an autoscaler has looked twice since version `seen`, and makes what is asked for."""
+    looked = state.autoscaler_state_version > seen + 1
+    return looked and not state.infeasible_cluster_resource_constraints
+
+
+def _described(nodes: Sequence[Node]) -> str:
+    """What there is, in a sentence."""
+    resources = {name: sum(n.resources.get(name, 0) for n in nodes) for name in ("CPU", "GPU")}
+    memory = max((node.resources.get("memory", 0) for node in nodes), default=0) / (1 << 30)
+    return (
+        f"It has {len(nodes)} nodes with {resources['CPU']:g} CPUs and {resources['GPU']:g} GPUs, "
+        f"and {memory:.1f} GiB of memory at most."
+    )
+
+
+def check_workers(lock_url: str, first: Member) -> None:
+    """InputError where a node runs other versions, or cannot write OUTPUT or read INPUT."""
+    versions = {name: version(name) for name in PACKAGES}
+    asked: dict[Any, str] = {}
+    for node_id in alive():
+        there = NodeAffinitySchedulingStrategy(node_id, soft=True)
+        task = ray.remote(probe).options(num_cpus=0, scheduling_strategy=there, max_retries=1)
+        asked[task.remote(versions, lock_url, first)] = node_id
+    try:
+        answers = ray.get(list(asked), timeout=PROBE_SECONDS)
+    except GetTimeoutError as error:
+        raise InputError(f"no worker of Ray started within {PROBE_SECONDS:.0f} s") from error
+    except ray.exceptions.RayError as error:
+        reason = mask(str(error).strip().splitlines()[-1])
+        raise InputError(f"workers of the cluster cannot run detr-batch: {reason}") from error
+    problems = sorted({answer for answer in answers if answer})
+    if problems:
+        raise InputError(problems[0])
+
+
+def stage_workers(placement: Placement) -> dict[str, int]:
+    """How many of each stage can work at once, by what the cluster is now."""
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    fit = max(1, int(cpus / ACTOR_CPUS))
+    return {
+        "read": placement.tasks,
+        "prepare": min(placement.preparers or fit, fit),
+        "detect": placement.most,
+        "stage": placement.tasks,
+    }
+
+
+def measured_cpus(options: LabelOptions) -> int | None:
+    """CPUs of a run that is all on this machine; those of a cluster's machines are not measured."""
+    return None if options.address else int(ray.cluster_resources().get("CPU", 1))

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import ray
 from ray.exceptions import RayTaskError
 
-from jobs.cluster import measured_cpus, pool_sizes, stage_workers, start_ray
+from jobs.cluster import measured_cpus, placed_here, ready, stage_workers
 from jobs.commit import Finished, commit
 from jobs.cost import NodeMeter
 from jobs.cost.estimate import RUNS, Estimate, estimate
 from jobs.known import canonical, known_objects, replaced_runs
 from jobs.label_options import LabelOptions
 from jobs.pictures import PictureReader, planned_now
+from jobs.placement import Placement
 from jobs.progress import show
 from jobs.report import past_reports
 from jobs.run_plan import (
@@ -34,9 +35,9 @@ from model.urls import mask, printable
 from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, named_model
 from pipeline import retries
-from pipeline.dataflow import FlowSettings, label_shards, publish_parts
-from pipeline.detect import DetectorSpec
-from pipeline.lock import LockLost, OutputLock
+from pipeline.dataflow import Detectors, FlowSettings, label_shards, publish_parts
+from pipeline.detect import Detector, DetectorSpec
+from pipeline.lock import LOCK_NAME, LockLost, OutputLock
 from pipeline.plan import Plan
 from pipeline.publish import (
     PublishTarget,
@@ -68,7 +69,7 @@ def label(options: LabelOptions) -> int:
     mark = fingerprint(config, digest, options.score_threshold)
     if options.dry_run:
         found = planned(options, known_objects(options, mark))
-        print(described(found, expected(options, mark, found.shards)))
+        print(described(found, expected(options, mark, found.shards), placed_here(options)))
         return EXIT_OK
     counts: Counter[str] = Counter()  # images by status
     with OutputLock(options.output) as lock:
@@ -76,21 +77,26 @@ def label(options: LabelOptions) -> int:
         run = unfinished(options, mark)
         remove_remains(options.output, [run.run_id] if run else [])
         if run and run.shards:
-            start_ray(options)
-            counts.update(carry_out(options, run, config, mark, lock, began))
+            place = placement(options, run)
+            counts.update(carry_out(options, run, place, config, mark, lock, began))
             known, began = known_objects(options, mark), time.time()
         if not run or (options.limit is None and not options.relabel):
             found = planned(options, known)
             tell_gone(options, found)
             run = new_run(options.output, found)
             if run.shards:
-                start_ray(options)
+                place = placement(options, run)
                 estimated = expected(options, mark, run.shards)
                 write_down(options, mark, run, found.gone, estimated)
-                counts.update(carry_out(options, run, config, mark, lock, began))
+                counts.update(carry_out(options, run, place, config, mark, lock, began))
     if not counts:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
     return verdict(options, counts)
+
+
+def placement(options: LabelOptions, run: Run) -> Placement:
+    """Ray, started or joined, and where on it the run goes. InputError where it cannot."""
+    return ready(options, join(options.output, LOCK_NAME), run.shards[0].members[0])
 
 
 def tell_gone(options: LabelOptions, found: Plan) -> None:
@@ -115,6 +121,7 @@ def expected(options: LabelOptions, mark: str, shards: Sequence[Shard]) -> Estim
 def carry_out(
     options: LabelOptions,
     run: Run,
+    place: Placement,
     config: DeformableDetrConfig,
     mark: str,
     lock: OutputLock,
@@ -124,11 +131,10 @@ def carry_out(
 
     Nodes are paid for since `began`, in Unix time.
     """
-    device = options.resolved_device()
     spec = DetectorSpec(
         options.model,
         options.weights,
-        device,
+        place.device,
         options.precision,
         options.score_threshold,
         options.batch_size,
@@ -136,16 +142,26 @@ def carry_out(
     )
     blocks = join(staging_url(options.output, run.run_id), "blocks")
     target = PublishTarget(options.output, run.run_id, blocks, options.model, mark, config.labels)
-    detectors, preparers = pool_sizes(device, options.num_gpus)
-    settings = FlowSettings(
-        blocks, config.resize, detectors, preparers, images_per_call=4 * options.batch_size
+    detectors = Detectors(
+        Detector,
+        (spec,),
+        place.fewest,
+        place.most,
+        place.detector_cpus,
+        place.detector_gpus,
+        images_per_call=4 * options.batch_size,
+        memory=place.memory,
+        nodes=place.detect_on,
     )
-    precision = options.resolved_precision()
-    print(f"run {run.run_id}: {options.model} on {device}, {precision}", file=sys.stderr)
+    settings = FlowSettings(
+        blocks, config.resize, detectors, place.preparers, place.tasks, place.prepare_on
+    )
+    precision = options.resolved_precision(place.device)
+    print(f"run {run.run_id}: {options.model} on {place.device}, {precision}", file=sys.stderr)
     try:
         with NodeMeter(ray.nodes, began) as nodes:
-            tally = flow(run, spec, settings, Tally(cpus=measured_cpus(options)))
-            return finish(options, run, target, tally, settings, lock, nodes)
+            tally = flow(run, settings, Tally(cpus=measured_cpus(options)))
+            return finish(options, run, target, tally, place, lock, nodes)
     except (LockLost, ReconcileError):
         raise
     except Exception as error:  # storage's and workers' are of many kinds
@@ -163,7 +179,7 @@ def _reason(error: BaseException) -> str:
     return mask(lines[-1] if isinstance(error, RayTaskError) else lines[0])
 
 
-def flow(run: Run, spec: DetectorSpec, settings: FlowSettings, tally: Tally) -> Tally:
+def flow(run: Run, settings: FlowSettings, tally: Tally) -> Tally:
     """Label what is not staged yet, showing progress; sums are added to `tally`."""
     before = staged(settings.staging)
     complete = before.complete()
@@ -171,7 +187,7 @@ def flow(run: Run, spec: DetectorSpec, settings: FlowSettings, tally: Tally) -> 
     begun = [shard.shard for shard in open_shards if shard.shard in before.files]
     done = {shard: before.done(shard) for shard in begun}
     if open_shards:
-        receipts = unstalled(label_shards(open_shards, done, spec, settings))
+        receipts = unstalled(label_shards(open_shards, done, settings))
         size = sum(shard.size for shard in open_shards)
         show(receipts, tally, already=len(before.images), encoded_bytes=size)
     return tally
@@ -182,7 +198,7 @@ def finish(
     run: Run,
     target: PublishTarget,
     tally: Tally,
-    settings: FlowSettings,
+    place: Placement,
     lock: OutputLock,
     nodes: NodeMeter,
 ) -> dict[str, int]:
@@ -195,12 +211,12 @@ def finish(
     lock.check()
     grouped = parts(planned, result, fitting_images(options.score_threshold))
     pictures = PictureReader() if options.page else None  # starts while the tables are written
-    files = list(publish_parts(grouped, target))
+    files = list(publish_parts(grouped, target, place.prepare_on))
     statuses = result.images.group_by("status").aggregate([("status", "count")]).to_pylist()
     counts = {row["status"]: row["status_count"] for row in statuses}
     detections = sum(file.rows for file in files if file.path.startswith("detections/"))
     tally.seconds["publish"] = time.time() - began
-    workers = stage_workers(settings)
+    workers = stage_workers(place)
     summary = report(tally, counts, detections, workers, *nodes.read(), options.rates())
     summary["reconciliation"] = {"planned": len(result.images), **counts}
     if not summary["labelled_before"]:  # an estimate is of a whole run

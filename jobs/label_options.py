@@ -1,10 +1,10 @@
 """The options of `detr-batch label`: what they mean, and which make no sense."""
 
+import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from urllib.parse import urlsplit
 
-import ray
 import torch
 
 from jobs.cost import Rates
@@ -29,7 +29,9 @@ class LabelOptions:
     batch_size: int = 8
     precision: str = "auto"
     device: str = "auto"
-    num_gpus: int = 1
+    num_gpus: str = "1"
+    detect_on: str | None = None
+    prepare_on: str | None = None
     address: str | None = None
     max_failed_fraction: float = 1.0
     usd_per_hour: float | None = None
@@ -51,7 +53,7 @@ class LabelOptions:
         if self.cpu_instance_type and not self.instance_type:
             raise InputError("--cpu-instance-type names the nodes beside those of --instance-type")
         self.rates()
-        for name in ("batch_size", "num_gpus", "limit"):
+        for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
@@ -63,22 +65,45 @@ class LabelOptions:
                 "--device cuda: this machine has no GPU that torch can use; "
                 "pass --device cpu, or --address of a cluster that has one"
             )
-        if self.device != "cpu" and not self.address and 0 < gpus < self.num_gpus:
+        fewest, _ = self.gpus()
+        if self.device != "cpu" and not self.address and 0 < gpus < fewest:
             raise InputError(f"--num-gpus {self.num_gpus}: this machine has {gpus}")
 
-    def resolved_device(self) -> str:
-        """Where detectors run; ask when Ray runs. "auto": on GPUs where there are any.
+    def words(self, address: str) -> list[str]:
+        """The arguments that `label` is given on the cluster at `address`: what is not default."""
+        words = [self.input, self.output, "--address", address]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("input", "output", "address") or value == field.default:
+                continue
+            option = f"--{field.name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words.append(option if value else f"--no-{field.name}")
+            else:
+                words += [option, str(value)]
+        return words
+
+    def gpus(self) -> tuple[int, int]:
+        """Fewest and most detectors on GPUs: "4", or "2-8"."""
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(self.num_gpus))
+        fewest = int(found[1]) if found else 0
+        most = int(found[2] or fewest) if found else 0
+        if not 1 <= fewest <= most:
+            raise InputError(f"--num-gpus {self.num_gpus}: give a number, or a range like 2-8")
+        return fewest, most
+
+    def resolved_device(self, cluster_has_gpus: bool) -> str:
+        """Where detectors run. "auto": on GPUs where there are any.
 
         A cluster that makes its GPU nodes on demand has none yet: name "cuda" there.
         """
         if self.device != "auto":
             return self.device
-        resources = ray.cluster_resources() if self.address else {}
-        return "cuda" if resources.get("GPU") or torch.cuda.is_available() else "cpu"
+        here = not self.address and torch.cuda.is_available()
+        return "cuda" if cluster_has_gpus or here else "cpu"
 
-    def resolved_precision(self) -> str:
+    def resolved_precision(self, device: str) -> str:
         """What detectors compute in, as far as this machine can tell for them."""
-        device = self.resolved_device()
         if self.precision == "auto" and device == "cuda" and not torch.cuda.is_available():
             return "the best precision of its GPUs"
         return resolved_precision(self.precision, device)

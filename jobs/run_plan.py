@@ -32,6 +32,7 @@ from pipeline.storage import (
 
 if TYPE_CHECKING:  # it loads torch and Ray, which `import` does without
     from jobs.label_options import LabelOptions
+    from jobs.placement import Placement
 
 RUN_TIME = "%Y%m%dT%H%M%SZ"  # with which the name of a run begins
 RUN_NAME = re.compile(r"\d{8}T\d{6}Z-")
@@ -49,8 +50,8 @@ def staging_url(output: str, run_id: str) -> str:
     return join(output, "_staging", run_id)
 
 
-def described(found: Plan, expected: Estimate | None) -> str:
-    """A plan for people, and what it is `expected` to take."""
+def described(found: Plan, expected: Estimate | None, place: "Placement") -> str:
+    """A plan for people, what it is `expected` to take, and where it would run."""
     lines = []
     for kind, name in (("files", "image files"), ("tar", "tar shards"), ("parquet", "Parquet")):
         shards = [shard for shard in found.shards if shard.kind == kind]
@@ -63,6 +64,7 @@ def described(found: Plan, expected: Estimate | None) -> str:
         f"{'gone':<14} {len(found.gone)} objects that OUTPUT holds labels of and INPUT lost",
         f"{'ignored':<14} {found.ignored} files that are no images",
         f"{'estimate':<14} {as_text(expected)}",
+        place.as_text(),
         "nothing was written",
     ]
     return "\n".join(lines)

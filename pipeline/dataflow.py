@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from model.resize import ResizeRule
@@ -18,7 +19,6 @@ from pipeline.blocks import (
     shard_block,
     stage_block,
 )
-from pipeline.detect import Detector, DetectorSpec
 from pipeline.prepare import Preparer
 from pipeline.publish import Part, PartFile, PublishTarget
 from pipeline.schema import Done, Receipt, Shard
@@ -26,17 +26,40 @@ from pipeline.schema import Done, Receipt, Shard
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
 # 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then).
 BLOCK_BYTES = 16 << 20
+# What one of each holds of a CPU in Ray's count. Two actors leave room for two tasks on every CPU:
+# else a pool without bounds would fill its nodes, keep readers and stagers out, and wait for them
+# for ever (seen on 2026-11-25). How many of these run at once, `tasks` bounds.
+ACTOR_CPUS, TASK_CPUS, PUBLISHER_CPUS = 0.499, 0.001, 0.5
+
+# Of Ray's nodes: a label, and what it must be ("A10G", "!spot", "in(A10G, L4)").
+Labels = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """The pool of actors that detect."""
+
+    actor: type  # a callable PREPARED -> DETECTED
+    arguments: tuple[Any, ...]
+    fewest: int
+    most: int
+    num_cpus: float  # of each
+    num_gpus: float
+    images_per_call: int  # from which an actor forms its batches
+    memory: int  # bytes of a node's logical memory
+    nodes: Labels = field(default_factory=dict)  # where they may be
 
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """What the flow needs beside the detector."""
+    """What the flow needs."""
 
     staging: str
     resize: ResizeRule
-    detectors: int  # actors in the detector pool
-    preparers: int  # actors that decode, at most
-    images_per_call: int  # pictures handed to a detector at once, from which it forms batches
+    detectors: Detectors
+    preparers: int | None  # actors that decode, at most; None: as many as are needed and fit
+    tasks: int  # that read, at most, and as many that stage
+    nodes: Labels = field(default_factory=dict)  # where all but the detectors may be
 
 
 def _set_context() -> None:
@@ -46,18 +69,17 @@ def _set_context() -> None:
     context.enable_progress_bars = False  # ours is shown
     # Else Ray Data 2.60 says of every error that "UDF failed to process a data block".
     context.raise_original_map_exception = True
+    # It is no mistake to allow more readers than there are shards.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
 
 
 def label_shards(
-    shards: list[Shard], done: dict[str, Done], spec: DetectorSpec, settings: FlowSettings
+    shards: list[Shard], done: dict[str, Done], settings: FlowSettings
 ) -> Iterator[Receipt]:
-    """Label all images of `shards` but those that are `done`: one receipt a staged block.
-
-    Fractions of a CPU: with whole ones the actors of a 2-CPU machine would hold all of it and
-    reading would wait for ever. `num_gpus` is 1 a detector on accelerators.
-    """
+    """Label all images of `shards` but those that are `done`: one receipt a staged block."""
     _set_context()
-    on_gpu = spec.device != "cpu"
+    detectors = settings.detectors
+    nodes = settings.nodes or None
     with warnings.catch_warnings():
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -65,47 +87,65 @@ def label_shards(
             ray.data.from_arrow(
                 [shard_block(shard, done.get(shard.shard, Done())) for shard in shards]
             )
-            # Reading waits for the network and needs little of a CPU.
-            .map_batches(read_block, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+            .map_batches(
+                read_block,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=TASK_CPUS,
+                label_selector=nodes,
+                compute=TaskPoolStrategy(settings.tasks),
+            )
             .map_batches(
                 Preparer,
                 fn_constructor_args=(settings.resize,),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=0.5,
+                num_cpus=ACTOR_CPUS,
+                label_selector=nodes,
                 compute=ActorPoolStrategy(min_size=1, max_size=settings.preparers),
             )
-            # A fixed pool: growing one GPU at a time costs minutes, and models load slowly.
+            # Fixed, or from the fewest up: growing one GPU at a time costs minutes.
             .map_batches(
-                Detector,
-                fn_constructor_args=(spec,),
-                batch_size=settings.images_per_call,
+                detectors.actor,
+                fn_constructor_args=detectors.arguments,
+                batch_size=detectors.images_per_call,
                 batch_format="pyarrow",
-                num_cpus=0 if on_gpu else 0.5,
-                num_gpus=1 if on_gpu else 0,
+                num_cpus=detectors.num_cpus,
+                num_gpus=detectors.num_gpus,
+                memory=detectors.memory,
+                label_selector=detectors.nodes or None,
                 scheduling_strategy="SPREAD",
-                compute=ActorPoolStrategy(size=settings.detectors),
+                compute=ActorPoolStrategy(min_size=detectors.fewest, max_size=detectors.most),
             )
             .map_batches(
                 stage_block,
                 fn_args=(settings.staging,),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=0.25,
+                num_cpus=TASK_CPUS,
+                label_selector=nodes,
+                compute=TaskPoolStrategy(settings.tasks),
             )
         )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from receipts(batch)
 
 
-def publish_parts(parts: list[Part], target: PublishTarget) -> Iterator[PartFile]:
-    """Write all output files, one Ray task a part."""
+def publish_parts(
+    parts: list[Part], target: PublishTarget, nodes: Labels | None = None
+) -> Iterator[PartFile]:
+    """Write all output files, one Ray task a part, on nodes of these labels."""
     if not parts:
         return
     _set_context()
     items = [part_item(part) for part in parts]
     flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        publish_block, fn_args=(target,), batch_size=1, batch_format="pyarrow", num_cpus=0.5
+        publish_block,
+        fn_args=(target,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=PUBLISHER_CPUS,
+        label_selector=nodes or None,
     )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from part_files(batch)

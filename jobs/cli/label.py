@@ -1,5 +1,6 @@
 """`detr-batch label`."""
 
+import argparse
 import os
 from typing import Any
 
@@ -12,7 +13,25 @@ def add(commands: Any) -> None:
         "paths or URLs (s3://bucket/prefix). The same command, run again, labels what is new; "
         "after a crash or Ctrl-C it finishes what was begun.",
     )
-    option = label.add_argument
+    label.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="a Ray cluster (default: $RAY_ADDRESS, else a local one for this command alone)",
+    )
+    add_options(label)
+    label.set_defaults(run=_label, again="; the same command takes it up again")
+
+
+def _label(**options: Any) -> int:
+    from jobs.label import label
+    from jobs.label_options import LabelOptions
+
+    return label(LabelOptions(**options))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `label` and `submit` have in common: the fields of LabelOptions, but for the address."""
+    option = parser.add_argument
     option("input", metavar="INPUT", help="images, .tar shards, Parquet files, or a list of URLs")
     option("output", metavar="OUTPUT", help="folder for the tables")
     option("--model", default="deformable-detr", help="a name of `detr-batch models`")
@@ -23,11 +42,13 @@ def add(commands: Any) -> None:
     option("--batch-size", type=int, default=8, help="images in one forward pass (default: 8)")
     option("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     option("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    option("--num-gpus", type=int, default=1, help="detectors on GPUs (default: 1)")
+    option("--num-gpus", default="1", help="detectors on GPUs, or a range like 2-8 (default: 1)")
+    option("--detect-on", metavar="KEY=VALUE", help="label of the nodes of Ray that detect")
     option(
-        "--address",
-        default=os.environ.get("RAY_ADDRESS"),
-        help="a Ray cluster (default: $RAY_ADDRESS, else a local one for this command alone)",
+        "--prepare-on",
+        metavar="KEY=VALUE",
+        help="label of those that do all else (default: any without an accelerator, where there "
+        "are such)",
     )
     option("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
     option("--instance-type", help="machines this runs on, for the report: see detr-batch prices")
@@ -39,11 +60,3 @@ def add(commands: Any) -> None:
     )
     option("--relabel", action="store_true", help="replace the labels that OUTPUT has of INPUT")
     option("--dry-run", action="store_true", help="print the plan; touch nothing")
-    label.set_defaults(run=_label, again="; the same command takes it up again")
-
-
-def _label(**options: Any) -> int:
-    from jobs.label import label
-    from jobs.label_options import LabelOptions
-
-    return label(LabelOptions(**options))
