@@ -1,0 +1,166 @@
+"""`detr-batch submit`: `label` as a job on a Ray cluster, through its job server."""
+
+import hashlib
+import re
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from jobs import job_server
+from jobs.job_server import connect, follow, jobs_named, number
+from jobs.known import canonical
+from jobs.label_options import LabelOptions
+from jobs.shipped import ship
+from model.urls import identity, mask
+from pipeline.storage import InputError
+
+SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY|CREDENTIAL", re.IGNORECASE)
+STOP_SECONDS = 60.0  # Ray itself kills a job some seconds after it asked it to end
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What goes where."""
+
+    options: LabelOptions  # whose `address` is the job server's
+    environment: Mapping[str, str]  # variables of the job; no secrets
+
+    @property
+    def server(self) -> str:
+        """The URL of the job server."""
+        address = self.options.address or ""
+        return address if "://" in address else f"http://{address}"
+
+    def check(self) -> None:
+        """InputError for what cannot work on a cluster, or would show a secret there."""
+        if not self.options.address:
+            raise InputError("--address: name the cluster's job server, as http://head:8265")
+        if not self.server.startswith(("http://", "https://")):
+            raise InputError(
+                f"--address {self.options.address}: submit talks to the job server, as "
+                "http://head:8265; `label --address` joins a cluster from within"
+            )
+        for name in ("input", "output", "weights"):
+            place = getattr(self.options, name)
+            if place and identity(place) != place:
+                raise InputError(
+                    f"{name.upper()} {mask(place)} carries a secret, which the cluster would show "
+                    "to all who see its jobs: let the cluster's role read and write it"
+                )
+        for name in ("input", "output"):
+            place = getattr(self.options, name)
+            if "://" not in place and not Path(place).is_absolute():
+                raise InputError(
+                    f"{name.upper()} {place} is a path of this machine: give a bucket, or an "
+                    "absolute path that all nodes of the cluster share"
+                )
+        for name in self.environment:
+            if SECRET.search(name):
+                raise InputError(
+                    f"--env {name}: the cluster would show it to all who see its jobs: give its "
+                    "nodes a role, or the secret to its image or pods"
+                )
+
+    def command(self) -> str:
+        """What runs on the cluster."""
+        return shlex.join(["python", "-m", "jobs.cli", "label", *self.options.words("auto")])
+
+    def name(self) -> str:
+        """By which Ray knows the jobs over this OUTPUT, all but their number."""
+        output = canonical(self.options.output)
+        return f"detr-batch-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
+
+
+def submit(given: Submission, wait: bool = True) -> int:
+    """Start the job; where it is waited for, show its log and return its own exit code.
+
+    InputError where the cluster does not answer, or runs a job over this OUTPUT already.
+    """
+    given.check()
+    client = connect(given.server)
+    job_id = start(client, given)
+    print(f"job {job_id} on {mask(given.server)}", file=sys.stderr)
+    return follow(client, job_id) if wait else 0
+
+
+def start(client: JobSubmissionClient, given: Submission) -> str:
+    """The new job's name: the next one over this OUTPUT, which Ray itself refuses to give twice.
+
+    A dry run is no job over it, and has a name of its own.
+    """
+    name = given.name()
+    if given.options.dry_run:
+        job_id = f"{name}-dry-run-{secrets.token_hex(4)}"
+    else:
+        before = jobs_named(client, name)
+        ended = not before or before[-1].status.is_terminal()
+        job_id = f"{name}-{(number(before[-1]) if before else 0) + ended}"
+    with TemporaryDirectory() as folder:
+        ship(Path(folder))
+        try:
+            started: str = client.submit_job(
+                entrypoint=given.command(),
+                submission_id=job_id,
+                runtime_env={"working_dir": folder, "env_vars": dict(given.environment)},
+                metadata={"input": given.options.input, "output": given.options.output},
+            )
+            return started
+        except RuntimeError as error:
+            if "already" not in str(error):
+                raise RuntimeError(f"Ray takes no job: {mask(str(error))}") from error
+            raise InputError(
+                f"job {job_id} labels into {mask(given.options.output)} already: wait for it, see "
+                "--status, or end it with --stop"
+            ) from error
+
+
+def status(given: Submission) -> dict[str, Any]:
+    """The newest job over this OUTPUT. InputError where there is none."""
+    job = _newest(connect(given.server), given)
+    return {
+        "job": job.submission_id,
+        "status": str(job.status.value),
+        "message": job.message,
+        "exit_code": job.driver_exit_code,
+        "started_at": _time(job.start_time),
+        "ended_at": _time(job.end_time),
+        "command": job.entrypoint,
+    }
+
+
+def stop(given: Submission) -> str:
+    """End the newest job over this OUTPUT, and say so; what it labelled is kept."""
+    client = connect(given.server)
+    job = _newest(client, given)
+    if job.status.is_terminal():
+        return f"job {job.submission_id} had ended already: {job.status.value}"
+    ended = job_server.stop(client, job, STOP_SECONDS)
+    return f"job {ended.submission_id} is {ended.status.value}; submit it again to go on"
+
+
+def status_as_text(document: Mapping[str, Any]) -> str:
+    """For people."""
+    return "\n".join(f"{name:<12} {value}" for name, value in document.items() if value is not None)
+
+
+def _newest(client: JobSubmissionClient, given: Submission) -> JobDetails:
+    found = jobs_named(client, given.name())
+    if not found:
+        output = mask(given.options.output)
+        raise InputError(f"{mask(given.server)} knows no job that labels into {output}")
+    return found[-1]
+
+
+def _time(milliseconds: int | None) -> str | None:
+    """Of Ray's Unix time."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
