@@ -223,6 +223,10 @@ def test_autoscaler_of_ray_understands_the_cluster(name: str) -> None:
 
 def test_workers_may_be_on_spot_and_the_head_is_not() -> None:
     templates = dict(pod_templates({"kind": "RayJob", "spec": ray_job("overlays/eks")}))
+    for template in templates.values():
+        for toleration in template["spec"].get("tolerations", []):  # no schema knows these words
+            assert toleration["operator"] == "Exists"
+            assert toleration["effect"] == "NoSchedule"
     tolerated = {
         name: {toleration["key"] for toleration in template["spec"].get("tolerations", [])}
         for name, template in templates.items()
