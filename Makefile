@@ -38,9 +38,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: setup  ## newest versions that fit pyproject.toml, for every platform
+lock: setup  ## newest versions that fit pyproject.toml, for every platform; of them, the image's
 	$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --constraint requirements.lock --universal --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	  --output-file infra/requirements.lock
 
 clean:
 	rm -rf $(VENV) demo
