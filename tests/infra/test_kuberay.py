@@ -15,6 +15,7 @@ from ray.autoscaler._private.kuberay import autoscaling_config
 
 from jobs.cli import parser
 from jobs.label_options import LabelOptions
+from jobs.placement import Node, matches, placed
 from tests.infra.manifests import (
     KUBERAY,
     RENDERED,
@@ -219,6 +220,23 @@ def test_autoscaler_of_ray_understands_the_cluster(name: str) -> None:
     for kind, most in (("cpu", "cpu-nodes"), ("gpu", "gpus")):
         assert kinds[kind]["min_workers"] == 0, "a night with nothing new starts none"
         assert kinds[kind]["max_workers"] == int(settings()[most])
+
+
+@pytest.mark.parametrize("name", ["base", "overlays/eks"])
+def test_the_run_fits_what_the_autoscaler_may_make(name: str) -> None:
+    """With GPU nodes for the detectors alone, also before the first of them exists."""
+    job = ray_job(name)
+    cluster = {"metadata": {"name": "run", "namespace": "d"}, "spec": job["rayClusterSpec"]}
+    derived = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
+    kinds = derived["available_node_types"]
+    groups = {k: Node(kinds[k]["resources"], kinds[k]["labels"]) for k in ("cpu", "gpu")}
+    options = vars(parser().parse_args(shlex.split(job["entrypoint"])[1:]))
+    del options["run"], options["again"]
+    place = placed(LabelOptions(**options), [], cluster=True)
+    nodes = [node for kind, node in groups.items() for _ in range(kinds[kind]["max_workers"])]
+    assert place.lacks(nodes) is None
+    assert matches(groups["cpu"].labels, place.prepare_on)
+    assert not matches(groups["gpu"].labels, place.prepare_on)
 
 
 def test_workers_may_be_on_spot_and_the_head_is_not() -> None:
