@@ -16,6 +16,7 @@ from jobs.cost import NodeMeter
 from jobs.cost.estimate import RUNS, Estimate, estimate
 from jobs.known import canonical, known_objects, replaced_runs
 from jobs.label_options import LabelOptions
+from jobs.metrics import RunMetrics
 from jobs.pictures import PictureReader, planned_now
 from jobs.progress import show
 from jobs.report import past_reports
@@ -143,8 +144,10 @@ def carry_out(
     precision = options.resolved_precision()
     print(f"run {run.run_id}: {options.model} on {device}, {precision}", file=sys.stderr)
     try:
-        with NodeMeter(ray.nodes, began) as nodes:
-            tally = flow(run, spec, settings, Tally(cpus=measured_cpus(options)))
+        tally = Tally(cpus=measured_cpus(options))
+        nodes = NodeMeter(ray.nodes, began)
+        with nodes, RunMetrics(options, run, tally, nodes, detectors):
+            flow(run, spec, settings, tally)
             return finish(options, run, target, tally, settings, lock, nodes)
     except (LockLost, ReconcileError):
         raise
