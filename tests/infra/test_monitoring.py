@@ -114,6 +114,28 @@ def test_dashboard_is_one_of_grafanas() -> None:
         assert len(set(references)) == len(references)
 
 
+def test_grafanas_own_model_loses_nothing_of_the_dashboard() -> None:
+    reason = "no grafana-foundation-sdk on this machine"
+    model = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason=reason)
+    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins")
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder")
+    plugins.register_default_plugins()
+    understood = encoder.JSONEncoder().encode(model.Dashboard.from_json(dashboard()))
+    assert not list(lost(dashboard(), json.loads(understood)))
+
+
+def lost(given: Any, kept: Any, place: str = "") -> Iterator[str]:
+    """Where `kept` lacks something of `given`, or has another value."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            yield from lost(value, kept.get(key), f"{place}/{key}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, pair in enumerate(zip(given, kept, strict=True)):
+            yield from lost(*pair, f"{place}/{index}")
+    elif given != kept:
+        yield place
+
+
 def test_panels_have_places_of_their_own() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
