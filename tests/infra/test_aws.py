@@ -257,3 +257,24 @@ def test_the_policy_names_two_places_and_no_more() -> None:
 def test_the_night_is_a_sound_script() -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
     subprocess.run([shellcheck, "--severity=style", str(AWS / "nightly.sh")], check=True)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_night_ends_its_cluster_however_it_went(code: int, tmp_path: Path) -> None:
+    stand_in = tmp_path / "ray"
+    stand_in.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/said\n[ "$1" != exec ] || exit {code}\n'
+    )
+    stand_in.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    night = [str(AWS / "nightly.sh"), "s3://lake/my photos", "s3://lake/labels", "--spot"]
+    done = subprocess.run(night, env=environment, check=False)
+    assert done.returncode == code
+    file = f"{AWS}/cluster.yaml"
+    assert (tmp_path / "said").read_text().splitlines() == [
+        f"up --yes {file}",
+        f"exec {file} detr-batch submit s3://lake/my\\ photos s3://lake/labels --spot  "
+        "--address http://127.0.0.1:8265",
+        f"down --yes {file}",
+    ]
+    assert subprocess.run(night[:2], env=environment, check=False).returncode == 2
