@@ -16,6 +16,7 @@ from jobs.cost import NodeMeter
 from jobs.cost.estimate import RUNS, Estimate, estimate
 from jobs.known import canonical, known_objects, replaced_runs
 from jobs.label_options import LabelOptions
+from jobs.metrics import RunMetrics
 from jobs.pictures import PictureReader, planned_now
 from jobs.placement import Placement
 from jobs.progress import show
@@ -159,8 +160,10 @@ def carry_out(
     precision = options.resolved_precision(place.device)
     print(f"run {run.run_id}: {options.model} on {place.device}, {precision}", file=sys.stderr)
     try:
-        with NodeMeter(ray.nodes, began) as nodes:
-            tally = flow(run, settings, Tally(cpus=measured_cpus(options)))
+        tally = Tally(cpus=measured_cpus(options))
+        nodes = NodeMeter(ray.nodes, began)
+        with nodes, RunMetrics(options, run, tally, nodes, place.most):
+            flow(run, settings, tally)
             return finish(options, run, target, tally, place, lock, nodes)
     except (LockLost, ReconcileError):
         raise
@@ -179,7 +182,7 @@ def _reason(error: BaseException) -> str:
     return mask(lines[-1] if isinstance(error, RayTaskError) else lines[0])
 
 
-def flow(run: Run, settings: FlowSettings, tally: Tally) -> Tally:
+def flow(run: Run, settings: FlowSettings, tally: Tally) -> None:
     """Label what is not staged yet, showing progress; sums are added to `tally`."""
     before = staged(settings.staging)
     complete = before.complete()
@@ -190,7 +193,6 @@ def flow(run: Run, settings: FlowSettings, tally: Tally) -> Tally:
         receipts = unstalled(label_shards(open_shards, done, settings))
         size = sum(shard.size for shard in open_shards)
         show(receipts, tally, already=len(before.images), encoded_bytes=size)
-    return tally
 
 
 def finish(

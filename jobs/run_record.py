@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, NotRequired, TypedDict
@@ -130,6 +130,7 @@ class Tally:
     timeline: Timeline = field(default_factory=Timeline)
     cpus: int | None = None  # of this machine, where all of the run is on it
     meter: CpuMeter = field(default_factory=CpuMeter)
+    listener: Callable[[Receipt], None] | None = None  # hears of each receipt
 
     def add(self, receipt: Receipt) -> None:
         now = time.time()
@@ -150,6 +151,8 @@ class Tally:
         self.last = max(self.last, receipt.finished_at)
         if self.first is None:
             self.first = receipt
+        if self.listener is not None:
+            self.listener(receipt)
 
     def steady_seconds(self) -> float | None:
         """Behind the first receipt, so without start-up; None where that is too short to tell."""

@@ -55,6 +55,7 @@ def s3_server() -> Iterator[dict[str, str]]:
             f"-s3.config={config}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
+            "-s3.iam.readOnly=false",
         ]
         for index, name in enumerate(names):
             command += [f"-{name}.port={ports[2 * index]}"]

@@ -1,13 +1,14 @@
-"""What machines cost: `infra/prices.csv`, a dated table, or a price that the user gives.
+"""What machines cost: `infra/prices.yaml`, a dated table, or a price that the user gives.
 
-A row holds USD per machine-hour of Linux in one region, as its source had it on the day it was
-read; the spot price is the median over the region's zones. Add rows for other machines.
+It holds USD per machine-hour of Linux in one region, as a source had it on the day it was read;
+the spot price is the median over the region's zones. Add entries for other machines.
 """
 
-import csv
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+
+import yaml
 
 from pipeline.storage import InputError
 
@@ -17,7 +18,7 @@ REFERENCE_USD_PER_1000 = 0.047
 
 @dataclass(frozen=True)
 class Machine:
-    """A row of the table; prices in USD an hour."""
+    """An entry of the table; prices in USD an hour."""
 
     instance_type: str
     devices: str
@@ -31,23 +32,24 @@ class Machine:
 @cache
 def machines() -> dict[str, Machine]:
     """The table, by instance type."""
-    with (files("infra") / "prices.csv").open(encoding="utf-8") as file:
-        return {
-            row["instance_type"]: Machine(
-                row["instance_type"],
-                row["devices"],
-                row["region"],
-                float(row["on_demand"]),
-                float(row["spot"]),
-                row["read_on"],
-                row["source"],
-            )
-            for row in csv.DictReader(file)
-        }
+    readings = yaml.safe_load((files("infra") / "prices.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Machine(
+            instance_type=name,
+            devices=prices["devices"],
+            region=reading["region"],
+            on_demand=prices["on_demand"],
+            spot=prices["spot"],
+            read_on=str(reading["read_on"]),
+            source=reading["source"],
+        )
+        for reading in readings
+        for name, prices in reading["machines"].items()
+    }
 
 
 def machine(instance_type: str, option: str = "--instance-type") -> Machine:
-    """A row of the table; InputError with the machines it has."""
+    """An entry of the table; InputError with the machines it has."""
     if instance_type not in machines():
         raise InputError(
             f"no price of {option} {instance_type}: the table has {', '.join(machines())}; give "

@@ -1,9 +1,6 @@
-"""Options that are refused, the price table, and what a report makes of it."""
+"""Options that are refused, and what a report makes of prices."""
 
-import csv
 import time
-from datetime import date
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -11,29 +8,10 @@ import pytest
 from jobs.cli import main
 from jobs.cost import NodeMeter, Rates
 from jobs.cost.estimate import accuracy, estimate
-from jobs.cost.prices import machines
 from jobs.label_options import LabelOptions
 from jobs.report import as_text
 from jobs.run_record import Tally, report
 from pipeline.schema import Receipt
-
-
-def test_every_row_of_the_table_is_whole() -> None:
-    with (files("infra") / "prices.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len({row["instance_type"] for row in rows}) == len(rows) >= 5
-    for row in rows:
-        assert 0 < float(row["spot"]) < float(row["on_demand"])
-        assert date.fromisoformat(row["read_on"]) <= date.today()
-        assert row["source"]
-        assert row["region"]
-
-
-def test_prices_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prices"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in machines())
-    assert "skypilot-catalog" in printed
 
 
 def test_unknown_machine_is_refused_before_anything_runs(
