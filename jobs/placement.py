@@ -69,20 +69,21 @@ class Placement:
 
     def lacks(self, nodes: Sequence[Node]) -> str | None:
         """What `nodes`, were they empty, do not hold of the run; None where they hold it."""
+        lacking = []
         wanted = self.detector()
         there = sum(node.holds(wanted) for node in nodes if matches(node.labels, self.detect_on))
         if there < self.fewest:
-            return (
-                f"{self.fewest} detectors want {_amounts(wanted)} each"
-                f"{_where(self.detect_on)}, and {there} fit"
+            lacking.append(
+                f"{self.fewest} detectors want {_amounts(wanted)} each{_where(self.detect_on)}, "
+                f"and {there} fit"
             )
         others = self.demand()[-1]["resources"]
         if not any(n.holds(others) for n in nodes if matches(n.labels, self.prepare_on)):
-            return (
+            lacking.append(
                 f"reading and preparing want {_amounts(others)}{_where(self.prepare_on)}, and no "
                 "node has it"
             )
-        return None
+        return "; ".join(lacking) or None
 
     def as_text(self) -> str:
         """For --dry-run."""
