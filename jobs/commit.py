@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.run_plan import staging_url, write_table
+from jobs.run_plan import staging_url
 from jobs.run_record import write_document
 from pipeline.lock import OutputLock
-from pipeline.plan import to_table, without_secrets
 from pipeline.publish import (
     PartFile,
     PublishTarget,
@@ -15,7 +14,7 @@ from pipeline.publish import (
     remove_tables,
     write_manifest,
 )
-from pipeline.schema import Shard
+from pipeline.shards import Shards
 from pipeline.storage import join, open_location, remove_tree
 
 
@@ -25,7 +24,7 @@ class Finished:
 
     target: PublishTarget
     source: str  # canonical INPUT
-    shards: Sequence[Shard]
+    shards: Shards
     files: list[PartFile]
     counts: dict[str, int]  # images by status
     report: dict[str, Any]
@@ -40,8 +39,7 @@ def commit(run: Finished, lock: OutputLock) -> None:
     """Let the run count. LockLost, and it does not, where another holds the lock by now."""
     output, run_id = run.target.output, run.target.run_id
     write_document(output, run_id, "report.json", run.report)
-    labelled = to_table(without_secrets(run.shards))
-    write_table(join(output, "_runs", run_id, "plan.parquet"), labelled)
+    run.shards.without_secrets().put(join(output, "_runs", run_id, "plan.parquet"))
     lock.check()
     write_manifest(output, run.manifest())
     remove_tables(output, run.replaces)

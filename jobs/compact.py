@@ -20,7 +20,7 @@ from jobs.run_plan import new_run_id, read_table, write_table
 from jobs.run_record import environment, read_document, write_document
 from jobs.views import TABLES, connect, limit_memory, told
 from pipeline.lock import OutputLock
-from pipeline.plan import FILES_PER_SHARD, PLAN
+from pipeline.plan import FILES_PER_SHARD
 from pipeline.publish import (
     BOXES_PER_FILE,
     IMAGES_PER_FILE,
@@ -35,6 +35,7 @@ from pipeline.publish import (
     write_part,
 )
 from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.shards import PLAN
 from pipeline.storage import InputError, find, join, open_location
 
 MEMORY = "512MB"  # for DuckDB to sort in; it spills to disk beyond

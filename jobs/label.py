@@ -5,7 +5,6 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 import ray
 from ray.exceptions import RayTaskError
@@ -25,6 +24,7 @@ from jobs.run_plan import (
     Run,
     described,
     new_run,
+    plan_url,
     planned,
     staging_url,
     unfinished,
@@ -36,7 +36,8 @@ from model.urls import mask, printable
 from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, named_model
 from pipeline import retries
-from pipeline.dataflow import Detectors, FlowSettings, label_shards, publish_parts
+from pipeline.blocks import open_work
+from pipeline.dataflow import Detectors, FlowSettings, label_shards, publish_parts, read_back
 from pipeline.detect import Detector, DetectorSpec
 from pipeline.lock import LOCK_NAME, LockLost, OutputLock
 from pipeline.plan import Plan
@@ -49,8 +50,8 @@ from pipeline.publish import (
     reconcile,
     remove_remains,
 )
-from pipeline.schema import OK, Shard
-from pipeline.stage import staged
+from pipeline.schema import OK
+from pipeline.shards import Shards
 from pipeline.stall import unstalled
 from pipeline.storage import join
 
@@ -97,7 +98,7 @@ def label(options: LabelOptions) -> int:
 
 def placement(options: LabelOptions, run: Run) -> Placement:
     """Ray, started or joined, and where on it the run goes. InputError where it cannot."""
-    return ready(options, join(options.output, LOCK_NAME), run.shards[0].members[0])
+    return ready(options, join(options.output, LOCK_NAME), run.shards.first())
 
 
 def tell_gone(options: LabelOptions, found: Plan) -> None:
@@ -113,10 +114,10 @@ def tell_gone(options: LabelOptions, found: Plan) -> None:
         )
 
 
-def expected(options: LabelOptions, mark: str, shards: Sequence[Shard]) -> Estimate | None:
+def expected(options: LabelOptions, mark: str, shards: Shards) -> Estimate | None:
     """What labelling `shards` should take, by earlier runs of the same model."""
     reports = past_reports(options.output, mark, RUNS)
-    return estimate(reports, sum(shard.size for shard in shards), options.rates())
+    return estimate(reports, shards.size, options.rates())
 
 
 def carry_out(
@@ -154,8 +155,9 @@ def carry_out(
         memory=place.memory,
         nodes=place.detect_on,
     )
+    plan = plan_url(options.output, run.run_id)
     settings = FlowSettings(
-        blocks, config.resize, detectors, place.preparers, place.tasks, place.prepare_on
+        plan, blocks, config.resize, detectors, place.preparers, place.tasks, place.prepare_on
     )
     precision = options.resolved_precision(place.device)
     print(f"run {run.run_id}: {options.model} on {place.device}, {precision}", file=sys.stderr)
@@ -184,15 +186,11 @@ def _reason(error: BaseException) -> str:
 
 def flow(run: Run, settings: FlowSettings, tally: Tally) -> None:
     """Label what is not staged yet, showing progress; sums are added to `tally`."""
-    before = staged(settings.staging)
-    complete = before.complete()
-    open_shards = [shard for shard in run.shards if shard.shard not in complete]
-    begun = [shard.shard for shard in open_shards if shard.shard in before.files]
-    done = {shard: before.done(shard) for shard in begun}
-    if open_shards:
-        receipts = unstalled(label_shards(open_shards, done, settings))
-        size = sum(shard.size for shard in open_shards)
-        show(receipts, tally, already=len(before.images), encoded_bytes=size)
+    before = read_back(settings.staging, settings.nodes)
+    work, size = open_work(run.shards, before)
+    if work:
+        receipts = unstalled(label_shards(work, settings))
+        show(receipts, tally, already=before.images, encoded_bytes=size)
 
 
 def finish(
@@ -206,21 +204,20 @@ def finish(
 ) -> dict[str, int]:
     """Reconcile, publish, report, and only then let the run count: its images by status."""
     began = time.time()
-    planned = [shard.shard for shard in run.shards]
+    planned = run.shards.names()
     lock.check()  # first: who takes a lost lock over removes what was staged
-    result = staged(target.staging)
+    result = read_back(target.staging, place.prepare_on)
     reconcile(planned, result)
     lock.check()
     grouped = parts(planned, result, fitting_images(options.score_threshold))
     pictures = PictureReader() if options.page else None  # starts while the tables are written
     files = list(publish_parts(grouped, target, place.prepare_on))
-    statuses = result.images.group_by("status").aggregate([("status", "count")]).to_pylist()
-    counts = {row["status"]: row["status_count"] for row in statuses}
+    counts = result.counts()
     detections = sum(file.rows for file in files if file.path.startswith("detections/"))
     tally.seconds["publish"] = time.time() - began
     workers = stage_workers(place)
     summary = report(tally, counts, detections, workers, *nodes.read(), options.rates())
-    summary["reconciliation"] = {"planned": len(result.images), **counts}
+    summary["reconciliation"] = {"planned": result.images, **counts}
     if not summary["labelled_before"]:  # an estimate is of a whole run
         record = read_document(options.output, run.run_id, "run.json")
         summary["estimate"] = record.get("estimate")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,10 +22,10 @@ from model.resize import ResizeRule
 from model.urls import printable
 from pipeline.child import Child, ChildFailed, Row, each_row
 from pipeline.formats import read_rows
-from pipeline.plan import from_table
 from pipeline.prepare import DECODE, Preparer
 from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
-from pipeline.storage import StorageUnavailable, join, open_location, open_object
+from pipeline.shards import Shards, from_table, plan_tables
+from pipeline.storage import StorageUnavailable, join
 
 SMALL = ResizeRule(shorter=400, longest=600)  # pixels: sharp on a fine screen at half of that
 START_SECONDS = 20.0  # until both processes have imported what they need: 4 on two idle cores
@@ -35,7 +34,6 @@ SECONDS_EACH = 5.0
 MOST_BYTES = 32 << 20  # of a loose file that is fetched for its picture
 JPEG_QUALITY = 82
 TEXT_SIGNS = 80  # of a box's text, at most
-PLAN_ROWS = 64  # shards of a plan looked at together, of up to 256 files each
 _BASIC = ImageFont.Layout.BASIC  # the other one fails on some texts
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -76,13 +74,9 @@ class Planned:
     find: Callable[[Sequence[str]], dict[str, Shard]]
 
 
-def planned_now(shards: Sequence[Shard]) -> Planned:
+def planned_now(shards: Shards) -> Planned:
     """Of a run under way, whose shards hold what opens them."""
-    by_name = {shard.shard: shard for shard in shards}
-    return Planned(
-        [shard.shard for shard in shards if shard.kind != "files"],
-        lambda names: {name: by_name[name] for name in names if name in by_name},
-    )
+    return _planned(str(shards.path))
 
 
 def planned_then(output: str, run_id: str) -> Planned:
@@ -90,30 +84,29 @@ def planned_then(output: str, run_id: str) -> Planned:
 
     Secrets of signed URLs are no part of it: their pictures cannot be had again.
     """
-    fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
-    with open_object(fs, path) as file:
-        kinds = pq.read_table(file, columns=["shard", "kind"])
-    archives = kinds.filter(pc.not_equal(kinds["kind"], "files"))["shard"].to_pylist()
-    return Planned(archives, lambda names: _found(output, run_id, names))
+    return _planned(join(output, "_runs", run_id, "plan.parquet"))
 
 
-def _found(output: str, run_id: str, names: Sequence[str]) -> dict[str, Shard]:
-    """Shards of a finished run by their names, as far as its plan has them and they hold pictures.
+def _planned(url: str) -> Planned:
+    archives: list[str] = []
+    for table in plan_tables(url, ["shard", "kind"]):
+        archives += table.filter(pc.not_equal(table["kind"], "files"))["shard"].to_pylist()
+    return Planned(archives, lambda names: _found(url, names))
+
+
+def _found(url: str, names: Sequence[str]) -> dict[str, Shard]:
+    """Shards of a plan by their names, as far as it has them and they hold pictures.
 
     Detections of other tools, which `import` takes in, do not.
     """
-    fs, path = open_location(join(output, "_runs", run_id, "plan.parquet"), "OUTPUT")
     found: dict[str, Shard] = {}
     wanted = pa.array(sorted(set(names)), pa.string())
-    with open_object(fs, path) as file:
-        plan = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-        for batch in plan.iter_batches(batch_size=PLAN_ROWS):
-            table = pa.Table.from_batches([batch])
-            readable = pc.is_in(table["kind"], pa.array(READABLE))
-            rows = table.filter(pc.and_(pc.is_in(table["shard"], wanted), readable))
-            found.update((shard.shard, shard) for shard in from_table(rows))
-            if len(found) == len(wanted):
-                break
+    for table in plan_tables(url):
+        readable = pc.is_in(table["kind"], pa.array(READABLE))
+        rows = table.filter(pc.and_(pc.is_in(table["shard"], wanted), readable))
+        found.update((shard.shard, shard) for shard in from_table(rows))
+        if len(found) == len(wanted):
+            break
     return found
 
 

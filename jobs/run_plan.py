@@ -4,11 +4,12 @@ import io
 import re
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.cost.estimate import Estimate, as_text
@@ -16,9 +17,9 @@ from jobs.known import canonical
 from jobs.run_record import environment, read_document, write_document
 from model.urls import identity, mask
 from pipeline.listing import listing
-from pipeline.plan import Plan, from_table, plan, to_table
+from pipeline.plan import Plan, plan
 from pipeline.publish import committed_runs
-from pipeline.schema import Shard
+from pipeline.shards import Shards, kept, plan_tables
 from pipeline.storage import (
     InputError,
     explained,
@@ -29,6 +30,7 @@ from pipeline.storage import (
     remove_tree,
     write_whole,
 )
+from pipeline.versions import Known
 
 if TYPE_CHECKING:  # it loads torch and Ray, which `import` does without
     from jobs.label_options import LabelOptions
@@ -43,21 +45,26 @@ class Run:
     """A run that has been planned, new or taken up again."""
 
     run_id: str
-    shards: list[Shard]
+    shards: Shards
 
 
 def staging_url(output: str, run_id: str) -> str:
     return join(output, "_staging", run_id)
 
 
+def plan_url(output: str, run_id: str) -> str:
+    """Where the plan of a run under way is; once it is finished, one beside its manifest stays."""
+    return join(staging_url(output, run_id), "plan.parquet")
+
+
 def described(found: Plan, expected: Estimate | None, place: "Placement") -> str:
     """A plan for people, what it is `expected` to take, and where it would run."""
     lines = []
     for kind, name in (("files", "image files"), ("tar", "tar shards"), ("parquet", "Parquet")):
-        shards = [shard for shard in found.shards if shard.kind == kind]
-        objects = sum(len(shard.members) for shard in shards)
-        size = sum(shard.size for shard in shards) / 1e6
-        lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size:.1f} MB")
+        outline = found.shards.outline
+        shards = outline.filter(pc.equal(outline["kind"], kind))
+        objects, size = (pc.sum(shards[column]).as_py() or 0 for column in ("objects", "size"))
+        lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size / 1e6:.1f} MB")
     lines += [
         f"{'known':<14} {found.known} objects that OUTPUT holds already",
         f"{'changed':<14} {found.changed} objects that OUTPUT holds an older version of",
@@ -84,11 +91,10 @@ def unfinished(options: "LabelOptions", mark: str) -> Run | None:
         if run_id in committed:  # published, but killed before it had tidied up
             remove_tree(fs, folder)
             if same and (options.relabel or options.limit is not None):
-                return Run(run_id, [])  # which is finished: it is not to be done again
+                return Run(run_id, kept([]))  # which is finished: it is not to be done again
             continue
         if same:
-            plan_url = join(staging_url(options.output, run_id), "plan.parquet")
-            return Run(run_id, _signed_anew(options, from_table(read_table(plan_url))))
+            return Run(run_id, _taken_up(options, plan_url(options.output, run_id)))
         if not options.relabel:
             raise InputError(
                 f"{mask(options.output)} holds an unfinished run, `label {_words(record)}`: run "
@@ -98,23 +104,19 @@ def unfinished(options: "LabelOptions", mark: str) -> Run | None:
     return None
 
 
-def _signed_anew(options: "LabelOptions", shards: list[Shard]) -> list[Shard]:
-    """Shards whose URLs carry secrets, with those that INPUT gives them now: the old ones end."""
-    if all(member.uri == identity(member.uri) for shard in shards for member in shard.members):
-        return shards
-    with explained("INPUT", options.input):
-        listed = listing(options.input, options.format, options.output)
-        now = {identity(member.uri): member.uri for member, _ in listed}
-    return [
-        replace(
-            shard,
-            members=tuple(
-                replace(member, uri=now.get(identity(member.uri), member.uri))
-                for member in shard.members
-            ),
-        )
-        for shard in shards
-    ]
+def _taken_up(options: "LabelOptions", url: str) -> Shards:
+    """Shards of the plan at `url`, which is as this version reads it from then on.
+
+    Where addresses carry secrets, with those that INPUT gives them now: the old ones end.
+    """
+    shards = kept(plan_tables(url))
+    if shards.signed:
+        with explained("INPUT", options.input):
+            listed = listing(options.input, options.format, options.output)
+            now = {identity(member.uri): member.uri for member, _ in listed}
+        shards = shards.renamed(lambda uri: now.get(identity(uri), uri))
+    shards.put(url)
+    return shards
 
 
 def begun(output: str) -> list[str]:
@@ -160,7 +162,7 @@ def masked(options: "LabelOptions") -> dict[str, Any]:
     return {**fields, **urls, "input": canonical(options.input)}
 
 
-def planned(options: "LabelOptions", known: pa.Table) -> Plan:
+def planned(options: "LabelOptions", known: Known) -> Plan:
     """What there is to do under INPUT; nothing is written."""
     return plan(options.input, options.format, options.limit, known, options.output)
 
@@ -202,8 +204,7 @@ def write_down(
         url = join(options.output, "_runs", run.run_id, "gone.parquet")
         write_table(url, pa.table({"uri": gone}))
     write_document(options.output, run.run_id, "run.json", record)
-    url = join(staging_url(options.output, run.run_id), "plan.parquet")
-    write_table(url, to_table(run.shards))
+    run.shards.put(plan_url(options.output, run.run_id))
 
 
 def read_table(url: str) -> pa.Table:

@@ -6,31 +6,61 @@ torch and all that the detector needs take seconds of a CPU in each.
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.plan import from_table, to_table
 from pipeline.publish import Part, PartFile, PublishTarget, publish_part
 from pipeline.read import read_shard
-from pipeline.schema import Done, Receipt, Shard
-from pipeline.stage import stage
+from pipeline.schema import Done, Receipt, Work
+from pipeline.shards import Shards, shards_of_group
+from pipeline.stage import Staged, ranges_in, stage
 
 
-def shard_block(shard: Shard, done: Done) -> pa.Table:
-    """A shard and what is finished of it as a block of one row."""
-    positions = pa.array([done.positions], pa.list_(pa.int64()))
-    work = to_table([shard]).append_column("done", positions)
-    return work.append_column("ended", pa.array([done.ended]))
+def open_work(shards: Shards, staged: Staged) -> tuple[list[Work], int]:
+    """What is left to read, a row group of the plan each, and its bytes; the largest come first."""
+    outline = shards.outline
+    places = staged.places(outline["shard"])
+    found, sizes = (np.append(column, -2)[places] for column in (staged.found, staged.sizes))
+    rest = np.flatnonzero((found != sizes) | (places < 0))
+    work: dict[int, Work] = {}
+    rows = (outline[name].to_numpy()[rest].tolist() for name in ("group", "row"))
+    for group, row, place in zip(*rows, places[rest].tolist(), strict=True):
+        one = work.setdefault(group, Work(group, [], [], []))
+        one.rows.append(row)
+        one.done.append(staged.done(place) if place >= 0 else [])
+        one.ended.append(place >= 0 and bool(staged.sizes[place] >= 0))
+    in_order = sorted(work.values(), key=lambda one: -len(one.rows))
+    return in_order, int(outline["size"].to_numpy()[rest].sum())
 
 
-def read_block(batch: pa.Table) -> Iterator[pa.Table]:
-    """Blocks of `shard_block` -> ENCODED."""
-    done = batch.select(["done", "ended"]).to_pylist()
-    shards = from_table(batch.drop_columns(["done", "ended"]))
-    for shard, finished in zip(shards, done, strict=True):
-        yield from read_shard(shard, Done(tuple(finished["done"]), finished["ended"]))
+def work_item(work: Work) -> dict[str, str]:
+    """Work as a row."""
+    return {"work": json.dumps(dataclasses.asdict(work))}
+
+
+def read_block(batch: pa.Table, plan: str) -> Iterator[pa.Table]:
+    """Rows of `work_item` -> ENCODED, of shards of the plan at this URL."""
+    for document in batch["work"].to_pylist():
+        work = Work(**json.loads(document))
+        shards = shards_of_group(plan, work.group, work.rows)
+        for shard, ranges, ended in zip(shards, work.done, work.ended, strict=True):
+            positions = tuple(chain.from_iterable(range(*bounds) for bounds in ranges))
+            yield from read_shard(shard, Done(positions, ended))
+
+
+def files_item(files: Sequence[str]) -> dict[str, str]:
+    """Names of staged files as a row."""
+    return {"files": json.dumps(files)}
+
+
+def ranges_block(batch: pa.Table, staging: str) -> Iterator[pa.Table]:
+    """Rows of `files_item` -> RANGES."""
+    for document in batch["files"].to_pylist():
+        yield ranges_in(staging, json.loads(document))
 
 
 def stage_block(table: pa.Table, staging: str) -> pa.Table:

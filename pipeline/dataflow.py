@@ -11,17 +11,20 @@ from ray.util.annotations import RayDeprecationWarning
 
 from model.resize import ResizeRule
 from pipeline.blocks import (
+    files_item,
     part_files,
     part_item,
     publish_block,
+    ranges_block,
     read_block,
     receipts,
-    shard_block,
     stage_block,
+    work_item,
 )
 from pipeline.prepare import Preparer
 from pipeline.publish import Part, PartFile, PublishTarget
-from pipeline.schema import Done, Receipt, Shard
+from pipeline.schema import Receipt, Work
+from pipeline.stage import Staged, merged, ranges_in, staged_files
 
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
 # 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then).
@@ -30,6 +33,7 @@ BLOCK_BYTES = 16 << 20
 # else a pool without bounds would fill its nodes, keep readers and stagers out, and wait for them
 # for ever (seen on 2026-11-25). How many of these run at once, `tasks` bounds.
 ACTOR_CPUS, TASK_CPUS, PUBLISHER_CPUS = 0.499, 0.001, 0.5
+FILES_PER_TASK = 256  # staged files that one task reads back, which takes it about a second
 
 # Of Ray's nodes: a label, and what it must be ("A10G", "!spot", "in(A10G, L4)").
 Labels = dict[str, str]
@@ -54,6 +58,7 @@ class Detectors:
 class FlowSettings:
     """What the flow needs."""
 
+    plan: str  # the URL of its file
     staging: str
     resize: ResizeRule
     detectors: Detectors
@@ -73,10 +78,8 @@ def _set_context() -> None:
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
 
 
-def label_shards(
-    shards: list[Shard], done: dict[str, Done], settings: FlowSettings
-) -> Iterator[Receipt]:
-    """Label all images of `shards` but those that are `done`: one receipt a staged block."""
+def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
+    """Label what is left of a plan's shards: one receipt a staged block."""
     _set_context()
     detectors = settings.detectors
     nodes = settings.nodes or None
@@ -84,11 +87,10 @@ def label_shards(
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         flow = (
-            ray.data.from_arrow(
-                [shard_block(shard, done.get(shard.shard, Done())) for shard in shards]
-            )
+            ray.data.from_items([work_item(one) for one in work], override_num_blocks=len(work))
             .map_batches(
                 read_block,
+                fn_args=(settings.plan,),
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=TASK_CPUS,
@@ -129,6 +131,25 @@ def label_shards(
         )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from receipts(batch)
+
+
+def read_back(staging: str, nodes: Labels | None = None) -> Staged:
+    """What is staged: read here where it is little, else by Ray tasks on nodes of these labels."""
+    names = staged_files(staging)
+    groups = [names[i : i + FILES_PER_TASK] for i in range(0, len(names), FILES_PER_TASK)]
+    if len(groups) < 2:
+        return merged(ranges_in(staging, group) for group in groups)
+    _set_context()
+    items = [files_item(group) for group in groups]
+    flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        ranges_block,
+        fn_args=(staging,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=PUBLISHER_CPUS,
+        label_selector=nodes or None,
+    )
+    return merged(flow.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 def publish_parts(

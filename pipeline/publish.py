@@ -81,19 +81,21 @@ class PartFile:
     sha256: str
 
 
-def reconcile(planned: list[str], staged: Staged) -> None:
+def reconcile(planned: Sequence[str], staged: Staged) -> None:
     """ReconcileError unless every planned shard is staged to its last image."""
-    sizes = staged.sizes()
-    wrong = []
-    for shard in planned:
-        found, size = sizes.get(shard, (0, None))
-        if found != size:
-            wanted = "an unknown number" if size is None else str(size)
-            wrong.append(f"{shard}: {found} of {wanted}")
-    if wrong:
+    places = staged.places(pa.array(planned, pa.string()))
+    found, sizes = (
+        np.append(column, none)[places] for column, none in ((staged.found, 0), (staged.sizes, -1))
+    )
+    wrong = np.flatnonzero(found != sizes)
+    if len(wrong):
+        said = [
+            f"{planned[i]}: {found[i]} of {'an unknown number' if sizes[i] < 0 else sizes[i]}"
+            for i in wrong[:3]
+        ]
         more = f" and {len(wrong) - 3} more shards" if len(wrong) > 3 else ""
         raise ReconcileError(
-            f"images are missing, so nothing was published ({'; '.join(wrong[:3])}{more}). "
+            f"images are missing, so nothing was published ({'; '.join(said)}{more}). "
             "Run the same command again: it labels those that are missing."
         )
 
@@ -104,22 +106,26 @@ def fitting_images(score_threshold: float) -> int:
     return BOXES_PER_FILE // BOXES_PER_IMAGE if low else IMAGES_PER_FILE
 
 
-def parts(planned: list[str], staged: Staged, images_per_file: int = IMAGES_PER_FILE) -> list[Part]:
+def parts(
+    planned: Sequence[str], staged: Staged, images_per_file: int = IMAGES_PER_FILE
+) -> list[Part]:
     """Planned shards, sorted, in groups of about `images_per_file` images."""
-    sizes = staged.sizes()
-    groups: list[list[str]] = [[]]
-    count = 0
-    for shard in sorted(planned):
-        if count and count + sizes[shard][0] > images_per_file:
-            groups.append([])
+    if not planned:
+        return []
+    names = sorted(planned)
+    places = staged.places(pa.array(names, pa.string()))
+    starts, count = [0], 0
+    for row, images in enumerate(staged.found[places].tolist()):
+        if count and count + images > images_per_file:
+            starts.append(row)
             count = 0
-        groups[-1].append(shard)
-        count += sizes[shard][0]
-    return [
-        Part(i, tuple(group), tuple(sorted({f for shard in group for f in staged.files[shard]})))
-        for i, group in enumerate(groups)
-        if group
-    ]
+        count += images
+    found: list[Part] = []
+    for first, stop in zip(starts, [*starts[1:], len(names)], strict=True):
+        files = np.unique(staged.file[staged.ranges(places[first], places[stop - 1])])
+        files_of_part = staged.files.take(pa.array(files)).to_pylist()
+        found.append(Part(len(found), tuple(names[first:stop]), tuple(files_of_part)))
+    return found
 
 
 def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:

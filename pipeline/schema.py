@@ -76,6 +76,16 @@ class Done:
 NOTHING_DONE = Done()
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one task reads: shards of a row group of the plan, and what is finished of each."""
+
+    group: int
+    rows: list[int]  # of the group
+    done: list[list[tuple[int, int]]]  # of each shard, positions from `start` to before `stop`
+    ended: list[bool]  # of each shard, whether its last image is among them
+
+
 # Columns that name an image from the first stage to the last.
 _IDENTITY = [
     pa.field("image_id", pa.string()),

@@ -8,15 +8,21 @@ import hashlib
 import io
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import retries
-from pipeline.schema import DETECTED, OK, Done, Receipt
+from pipeline.schema import DETECTED, OK, Receipt
 from pipeline.storage import find, join, open_location, open_object, write_whole
+
+READ_AT_ONCE = 16  # files fetched together: latency limits them
 
 
 def block_name(table: pa.Table) -> str:
@@ -59,54 +65,153 @@ def stage(table: pa.Table, staging: str) -> Receipt:
     )
 
 
+# What staged files hold: positions of a shard that follow on one another in one file and have one
+# status, from `start` to before `stop`; `shard_size` where one of them tells it.
+RANGES = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("file", pa.string()),
+        ("status", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("shard_size", pa.int64()),
+    ]
+)
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
 @dataclass(frozen=True)
 class Staged:
-    """What is under a staging folder: one row per image, and the files that hold each shard."""
+    """What is under a staging folder: each image once, in ranges sorted by shard and position."""
 
-    images: pa.Table  # shard, index_in_shard, shard_size, status, error: repeats dropped
-    files: dict[str, list[str]]  # shard -> names of staged files
+    shards: pa.Array  # names, sorted
+    files: pa.Array  # names, sorted
+    found: Numbers  # images of each shard
+    sizes: Numbers  # images that each shard has in all; -1 where its end was not reached
+    status: pa.Array  # of each range, as the next
+    shard: Numbers  # place in `shards`
+    file: Numbers  # place in `files`: the first that holds the images
+    start: Numbers
+    stop: Numbers
 
-    def done(self, shard: str) -> Done:
-        """What of the shard is staged."""
-        rows = self.images.filter(pc.equal(self.images["shard"], shard))
-        ended = len(rows) > rows["shard_size"].null_count
-        return Done(tuple(sorted(rows["index_in_shard"].to_pylist())), ended)
+    @property
+    def images(self) -> int:
+        return int(self.found.sum())
 
-    def sizes(self) -> dict[str, tuple[int, int | None]]:
-        """Shard -> (images staged, images it has in all; None where its end was not reached)."""
-        grouped = self.images.group_by("shard").aggregate(
-            [("index_in_shard", "count"), ("shard_size", "max")]
-        )
-        return {
-            row["shard"]: (row["index_in_shard_count"], row["shard_size_max"])
-            for row in grouped.to_pylist()
-        }
+    def counts(self) -> dict[str, int]:
+        """Images by status."""
+        table = pa.table({"status": self.status, "images": self.stop - self.start})
+        rows = table.group_by("status").aggregate([("images", "sum")]).to_pylist()
+        return {row["status"]: row["images_sum"] for row in rows}
+
+    def places(self, shards: pa.Array) -> Numbers:
+        """Where each shard is in `shards`; -1 where nothing of it is staged."""
+        found: Numbers = pc.fill_null(pc.index_in(shards, self.shards), -1).to_numpy()
+        return found.astype(np.int64)
+
+    def ranges(self, first: int, last: int) -> slice:
+        """Which ranges are of the shards at places from `first` to `last`."""
+        left = np.searchsorted(self.shard, first)
+        return slice(int(left), int(np.searchsorted(self.shard, last, "right")))
+
+    def done(self, place: int) -> list[tuple[int, int]]:
+        """What of the shard at a place is staged, from `start` to before `stop`."""
+        of_shard = self.ranges(place, place)
+        bounds = self.start[of_shard].tolist(), self.stop[of_shard].tolist()
+        return list(zip(*bounds, strict=True))
 
     def complete(self) -> set[str]:
         """Shards of which every image is staged."""
-        return {shard for shard, (found, size) in self.sizes().items() if found == size}
-
-
-_COLUMNS = ["shard", "index_in_shard", "shard_size", "status", "error"]
+        return set(self.shards.filter(pa.array(self.found == self.sizes)).to_pylist())
 
 
 def staged(staging: str) -> Staged:
     """Read back what blocks under the URL `staging` hold; nothing where the folder is absent."""
+    return merged([ranges_in(staging, staged_files(staging))])
+
+
+def staged_files(staging: str) -> list[str]:
+    """Names of the blocks' files under the URL `staging`, sorted."""
     fs, path = open_location(staging, "staging")
-    names = [name for name in find(fs, path) if name.rsplit("/", 1)[-1].startswith("block-")]
-    tables = []
-    files: dict[str, list[str]] = {}
-    for name in names:
-        with open_object(fs, name) as file:
-            table = pq.read_table(file, columns=_COLUMNS)
-        for shard in table["shard"].unique().to_pylist():
-            files.setdefault(shard, []).append(name.rsplit("/", 1)[-1])
-        tables.append(table)
+    names = (name.rsplit("/", 1)[-1] for name in find(fs, path))
+    return sorted(name for name in names if name.startswith("block-"))
+
+
+_COLUMNS = ["shard", "index_in_shard", "shard_size", "status"]
+
+
+def ranges_in(staging: str, files: Sequence[str]) -> pa.Table:
+    """RANGES of some files under the URL `staging`, each opened once."""
+    fs, path = open_location(staging, "staging")
+
+    def rows_of(name: str) -> pa.Table:
+        with open_object(fs, f"{path}/{name}") as file:
+            return pq.read_table(file, columns=_COLUMNS)
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        tables = list(pool.map(rows_of, files))
+    file = np.repeat(np.arange(len(files)), [len(table) for table in tables])
     empty = pa.schema([DETECTED.field(name) for name in _COLUMNS]).empty_table()
-    merged = pa.concat_tables([empty, *tables])
-    keys = ["shard", "index_in_shard"]
-    unique = merged.group_by(keys, use_threads=False).aggregate(
-        [("shard_size", "max"), ("status", "first"), ("error", "first")]
-    )
-    unique = unique.rename_columns([*keys, "shard_size", "status", "error"])
-    return Staged(unique, files)
+    rows = pa.concat_tables([empty, *tables]).combine_chunks()
+    if not len(rows):
+        return RANGES.empty_table()
+    index = rows["index_in_shard"].to_numpy()
+    codes = [rows[name].combine_chunks().dictionary_encode().indices for name in _COLUMNS[::3]]
+    shard, status = (code.to_numpy() for code in codes)
+    order = np.lexsort((index, file, shard))
+    same = np.ones(len(rows) - 1, bool)
+    for column, step in ((shard, 0), (file, 0), (status, 0), (index, 1)):
+        same &= np.diff(column[order]) == step
+    starts = np.flatnonzero(np.append(True, ~same))
+    first, last = order[starts], order[np.append(starts[1:], len(order)) - 1]
+    sizes = np.maximum.reduceat(pc.fill_null(rows["shard_size"], -1).to_numpy()[order], starts)
+    columns = [
+        rows["shard"].take(pa.array(first)),
+        pa.array(files, pa.string()).take(pa.array(file[first])),
+        rows["status"].take(pa.array(first)),
+        pa.array(index[first]),
+        pa.array(index[last] + 1),
+        pa.array(sizes, mask=sizes < 0),
+    ]
+    return pa.table(columns, schema=RANGES)
+
+
+def merged(tables: Iterable[pa.Table]) -> Staged:
+    """What tables of schema RANGES tell together.
+
+    An image that several files hold, as after a task that ran again, counts in the first of them.
+    """
+    found = pa.concat_tables([RANGES.empty_table(), *tables]).combine_chunks()
+    shards, files = (pc.unique(found[name]).sort() for name in ("shard", "file"))
+    sizes = np.full(len(shards), -1)
+    columns = [pc.index_in(found["shard"], shards), pc.index_in(found["file"], files)]
+    columns += [found["start"], found["stop"], pa.array(np.arange(len(found)))]
+    ranges = np.stack([column.to_numpy().astype(np.int64) for column in columns])
+    np.maximum.at(sizes, ranges[0], pc.fill_null(found["shard_size"], -1).to_numpy())
+    ranges = _in_order(ranges)
+    shard, _, start, stop, _ = ranges
+    again = (shard[1:] == shard[:-1]) & (start[1:] < stop[:-1])
+    if again.any():
+        twice = np.isin(shard, shard[1:][again])
+        once = _each_once(ranges[:, twice])
+        ranges = _in_order(np.concatenate([ranges[:, ~twice], once], axis=1))
+    shard, file, start, stop, row = ranges
+    counts = np.bincount(shard, stop - start, len(shards)).astype(np.int64)
+    status = found["status"].take(pa.array(row))
+    return Staged(shards, files, counts, sizes, status, shard, file, start, stop)
+
+
+def _in_order(ranges: Numbers) -> Numbers:
+    """(shard, file, start, stop, row) of each, sorted by shard and start, then by file."""
+    return ranges[:, np.lexsort((ranges[1], ranges[2], ranges[0]))]
+
+
+def _each_once(ranges: Numbers) -> Numbers:
+    """Their positions one by one, of which each shard has each in its first file alone."""
+    lengths = ranges[3] - ranges[2]
+    each = np.repeat(ranges, lengths, axis=1)
+    each[2] += np.arange(each.shape[1]) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    each[3] = each[2] + 1
+    each = _in_order(each)
+    new = (np.diff(each[0]) != 0) | (np.diff(each[2]) != 0)
+    return each[:, np.append(True, new)]

@@ -199,17 +199,27 @@ def remove_tree(fs: AbstractFileSystem, path: str) -> None:
         retried(fs.rm, list(files))
 
 
-def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Make an object appear whole or not at all: one put, or a rename of a hidden local file."""
+def write_whole(fs: AbstractFileSystem, path: str, data: bytes | Path) -> None:
+    """Make an object appear whole or not at all: one put, or a rename of a hidden local file.
+
+    `data` are its bytes, or a local file of them.
+    """
     if not isinstance(fs, LocalFileSystem):
-        retried(fs.pipe_file, path, data)
+        if isinstance(data, Path):
+            retried(fs.put_file, str(data), path)
+        else:
+            retried(fs.pipe_file, path, data)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            if isinstance(data, Path):
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+            else:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

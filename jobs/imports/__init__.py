@@ -16,12 +16,11 @@ from jobs.cost import Rates
 from jobs.imports.annotations import images_of, labels_of
 from jobs.imports.results import CocoResults
 from jobs.known import canonical
-from jobs.run_plan import begun, new_run_id, read_table, staging_url
+from jobs.run_plan import begun, new_run_id, staging_url
 from jobs.run_record import Tally, environment, report, write_document
 from model.urls import mask
 from pipeline import retries
 from pipeline.lock import OutputLock
-from pipeline.plan import from_table
 from pipeline.publish import (
     Part,
     PartFile,
@@ -33,6 +32,7 @@ from pipeline.publish import (
 )
 from pipeline.retries import retried
 from pipeline.schema import OK, Member, Shard
+from pipeline.shards import in_tables, kept, members, plan_tables
 from pipeline.stage import stage, staged
 from pipeline.storage import InputError, explained, join, open_location
 
@@ -121,8 +121,8 @@ def _is_known(options: ImportOptions, source: Member, mark: str) -> bool:
                 f"{options.model_name()} ({mark}): import them into another OUTPUT, or, if they "
                 "are of the same model and categories, give its name as --model"
             )
-        plan = read_table(join(options.output, "_runs", run_id, "plan.parquet"))
-        known.update(member.etag for shard in from_table(plan) for member in shard.members)
+        for table in plan_tables(join(options.output, "_runs", run_id, "plan.parquet")):
+            known.update(members(table, "etag").to_pylist())
     if begun(options.output):
         raise InputError(
             f"{mask(options.output)} holds an unfinished run of `label`: finish it by the same "
@@ -160,7 +160,7 @@ def _publish(
     hours = (time.time() - tally.started) / 3600
     summary = report(tally, counts, results.boxes, WORKERS, {}, hours, Rates())
     summary["reconciliation"] = {"planned": results.images, **counts}
-    planned = [Shard(shard, "results", (source,)) for shard in shards]
+    planned = kept(in_tables(Shard(shard, "results", (source,)) for shard in shards))
     commit(Finished(target, source.uri, planned, files, counts, dict(summary)), lock)
 
 

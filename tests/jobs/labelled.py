@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.plan import to_table
 from pipeline.publish import (
     PublishTarget,
     manifest_of,
@@ -21,6 +20,7 @@ from pipeline.publish import (
     write_manifest,
 )
 from pipeline.schema import DETECTED, OK, Member, Shard
+from pipeline.shards import to_table
 from pipeline.stage import stage, staged
 
 Box = tuple[int, float, float, float, float, float]  # label_id, score, x_min, y_min, x_max, y_max

@@ -8,8 +8,7 @@ from playwright.sync_api import Browser
 
 from jobs.cli import main
 from jobs.demo_data import write_lake
-from jobs.run_plan import write_table
-from pipeline.plan import plan, to_table
+from pipeline.plan import plan
 from tests.jobs.browsing import Scheme, look
 from tests.jobs.labelled import Labelled, write_run
 
@@ -32,7 +31,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     for name, images in (("a", a), ("b", [*b, Labelled(f"only {HOSTILE}")])):
         write_run(folder / name, images, LABELS, score_threshold=0.3)
         (run,) = (folder / name / "_runs").iterdir()
-        write_table(str(run / "plan.parquet"), to_table(shards))
+        shards.put(str(run / "plan.parquet"))
     return str(folder / "a"), str(folder / "b")
 
 

@@ -23,8 +23,8 @@ from jobs.run_record import fingerprint
 from jobs.views import connect
 from model.weights import file_sha256
 from model.zoo import PACKAGED, named_model
-from pipeline.plan import PLAN
 from pipeline.publish import committed_runs
+from pipeline.shards import PLAN
 from tests.pipeline.listed_store import listed_store
 from tests.pipeline.samples import jpeg
 

@@ -13,9 +13,8 @@ from PIL import Image
 
 from jobs import pictures
 from jobs.pictures import Box, PictureReader, Place, data_uri, drawn, planned_now, planned_then
-from jobs.run_plan import write_table
 from model.resize import ResizeRule
-from pipeline.plan import plan, to_table
+from pipeline.plan import plan
 from pipeline.schema import Member, Shard
 from pipeline.storage import join, open_location
 
@@ -75,7 +74,7 @@ def check(found: list[pictures.Picture], shards: list[Shard]) -> None:
 
 def test_pictures_of_files_and_archives_come_in_the_order_asked_for(tmp_path: Path) -> None:
     write_lake(tmp_path)
-    shards = plan(str(tmp_path)).shards
+    shards = list(plan(str(tmp_path)).shards)
     with PictureReader(SIZE, seconds=60) as reader:
         check(reader.fetch(places_of(shards)), shards)
         again = reader.fetch(places_of(shards)[::-1])  # the same processes serve once more
@@ -87,10 +86,11 @@ def test_pictures_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, buc
     fs, path = open_location(bucket, "INPUT")
     for file in tmp_path.iterdir():
         fs.put_file(str(file), f"{path}/lake/{file.name}")
-    shards = plan(f"{bucket}/lake").shards
-    write_table(join(bucket, "out/_runs/1/plan.parquet"), to_table(shards))
+    found_now = plan(f"{bucket}/lake").shards
+    found_now.put(join(bucket, "out/_runs/1/plan.parquet"))
+    shards = list(found_now)
     planned = planned_then(f"{bucket}/out", "1")
-    assert sorted(planned.archives) == sorted(planned_now(shards).archives)
+    assert sorted(planned.archives) == sorted(planned_now(found_now).archives)
     found = planned.find([shard.shard for shard in shards])
     assert list(found.values()) == shards
     with PictureReader(SIZE, seconds=60) as reader:

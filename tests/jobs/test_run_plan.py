@@ -7,13 +7,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from jobs.known import canonical, known_objects
 from jobs.label_options import LabelOptions
 from jobs.run_plan import Run, planned, staging_url, unfinished, write_down
-from pipeline.plan import plan, to_table
+from pipeline.plan import plan
 from pipeline.publish import PublishTarget, manifest_of, write_manifest
 from tests.jobs.labelled import Labelled, write_run
 from tests.pipeline.samples import jpeg
@@ -76,7 +75,8 @@ def test_a_run_killed_while_it_tidied_up_is_not_done_again(
     target = PublishTarget(output, run.run_id, "", "m", MARK, ())
     write_manifest(output, manifest_of(target, canonical(str(photos)), [], {"ok": 2}))
     taken_up = unfinished(options, MARK)
-    assert taken_up == Run(run.run_id, [])
+    assert taken_up is not None
+    assert (taken_up.run_id, len(taken_up.shards)) == (run.run_id, 0)
     assert not Path(staging_url(output, run.run_id)).exists()
     assert unfinished(options, MARK) is None  # the same command again is another run
 
@@ -87,7 +87,7 @@ def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Pat
     write_run(output, [Labelled(uri) for uri in known], ("",), source=canonical(str(photos)))
     # What lies there now is what was labelled.
     shards = plan(str(photos)).shards
-    pq.write_table(to_table(shards), output / "_runs/20260101T000000Z-aaaaaa/plan.parquet")
+    shards.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     options = LabelOptions(str(photos), str(output))
     found = planned(options, known_objects(options, MARK))
     assert (len(found.shards), found.known, found.changed) == (0, 2, 0)

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.plan import KNOWN, from_table, plan, to_table
+from pipeline.plan import plan
 from pipeline.schema import Member, Shard
+from pipeline.shards import kept, plan_tables
 from pipeline.storage import InputError
+from pipeline.versions import known, newest
 from tests.pipeline.samples import encoded, jpeg, prepared, write_tar
 
 
@@ -56,14 +58,17 @@ def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jpeg())
     whole = plan(str(tmp_path))
-    members = whole.shards[0].members
+    (shard,) = whole.shards
+    members = shard.members
     names = [member.uri.removeprefix(f"file://{tmp_path}/") for member in members]
     assert names == ["a.jpg", "misnamed", "sub/b.png"]
     assert whole.ignored == 1
-    assert from_table(to_table(whole.shards)) == whole.shards
-    seen = pa.table([[members[0].uri], [members[0].etag], [True]], schema=KNOWN)
-    rest = plan(str(tmp_path), known=seen)
-    assert len(rest.shards[0].members) == 2
+    whole.shards.put(str(tmp_path / "kept" / "plan.parquet"))
+    again = kept(plan_tables(str(tmp_path / "kept" / "plan.parquet")))
+    assert list(again) == [shard]
+    seen = newest([known([members[0].uri], [members[0].etag])], lambda: iter([]))
+    (rest,) = plan(str(tmp_path), known=seen, output=str(tmp_path / "kept")).shards
+    assert len(rest.members) == 2
 
 
 def test_missing_and_empty_input_are_said(tmp_path: Path) -> None:
