@@ -156,8 +156,10 @@ def ranges_in(staging: str, files: Sequence[str]) -> pa.Table:
     if not len(rows):
         return RANGES.empty_table()
     index = rows["index_in_shard"].to_numpy()
-    codes = [rows[name].combine_chunks().dictionary_encode().indices for name in _COLUMNS[::3]]
-    shard, status = (code.to_numpy() for code in codes)
+    shard, status = (
+        rows[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        for name in ("shard", "status")
+    )
     order = np.lexsort((index, file, shard))
     same = np.ones(len(rows) - 1, bool)
     for column, step in ((shard, 0), (file, 0), (status, 0), (index, 1)):

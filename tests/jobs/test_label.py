@@ -25,6 +25,7 @@ from jobs.report import report_of
 from jobs.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
+from pipeline import dataflow, shards
 from pipeline.lock import OutputLock
 from pipeline.storage import InputError
 
@@ -133,6 +134,34 @@ def kill_before_publishing(**given: Any) -> None:
         patch.setattr("jobs.label.finish", die)
         with pytest.raises(KeyboardInterrupt):
             label(options(**given))
+
+
+def test_tasks_that_read_several_shards_leave_out_what_is_done(
+    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of tens of thousands of shards."""
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    for number in range(9):
+        with tarfile.open(lake / f"{number}.tar", "w") as archive:
+            archive.add(photos, "photos")
+    assert label(options(lake, tmp_path / "calm", weights)) == 0
+    monkeypatch.setattr(shards, "GROUP_SHARE", 1)
+    monkeypatch.setattr(dataflow, "FILES_PER_TASK", 2)
+    output = tmp_path / "out"
+    kill_before_publishing(source=lake, output=output, weights=weights)
+    (plan,) = output.glob("_staging/*/plan.parquet")
+    assert pq.read_metadata(plan).num_row_groups == 5  # of 1, 1, 2, 4 and 1 shards
+    blocks = sorted(output.glob("_staging/*/blocks/*"))
+    for block in blocks[::2]:
+        block.unlink()
+    kept = {block: block.stat().st_mtime_ns for block in blocks[1::2]}
+    kill_before_publishing(source=lake, output=output, weights=weights)
+    assert {block: block.stat().st_mtime_ns for block in kept} == kept
+    assert label(options(lake, output, weights)) == 0
+    sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
+    assert rows(tmp_path / "calm", sql) == rows(output, sql)
+    assert rows(output, "SELECT count(*) FROM images") == [(63,)]
 
 
 def test_resumed_run_is_that_of_the_same_command_and_what_is_new_follows(

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,9 +12,20 @@ import pytest
 
 from jobs.known import canonical, known_objects
 from jobs.label_options import LabelOptions
-from jobs.run_plan import Run, planned, staging_url, unfinished, write_down
+from jobs.run_plan import (
+    Run,
+    plan_url,
+    planned,
+    staging_url,
+    unfinished,
+    write_down,
+    write_table,
+)
+from pipeline.blocks import open_work
 from pipeline.plan import plan
 from pipeline.publish import PublishTarget, manifest_of, write_manifest
+from pipeline.shards import shards_of_group, to_table
+from pipeline.stage import merged
 from tests.jobs.labelled import Labelled, write_run
 from tests.pipeline.samples import jpeg
 
@@ -63,6 +75,22 @@ def test_a_list_of_signed_addresses_is_taken_up_with_the_signatures_that_it_has_
     assert run is not None
     uris = [member.uri for shard in run.shards for member in shard.members]
     assert uris == [f"{served}/a.jpg?token=old", f"{served}/b.jpg?token=new"]
+
+
+def test_a_plan_that_an_earlier_version_wrote_is_taken_up(photos: Path, tmp_path: Path) -> None:
+    options = LabelOptions(str(photos), str(tmp_path / "out"))
+    run = begin(options, "20260101T000000Z-aaaaaa")
+    (shard,) = run.shards
+    shards = [replace(shard, shard=f"files-{number:04}") for number in range(700)]
+    place = plan_url(options.output, run.run_id)
+    write_table(place, to_table(shards))  # all in one row group
+    taken_up = unfinished(options, MARK)
+    assert taken_up is not None
+    work, size = open_work(taken_up.shards, merged([]))
+    assert size == 700 * shard.size
+    assert [len(one.rows) for one in work] == [2] * 94 + [1] * 512
+    read = [one for w in work for one in shards_of_group(place, w.group, w.rows)]
+    assert sorted(read, key=lambda one: one.shard) == shards
 
 
 @pytest.mark.parametrize(("relabel", "limit"), [(True, None), (False, 1)])

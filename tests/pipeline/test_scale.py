@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,7 @@ def peak() -> float:
 def measure(step: str, kind: str, count: int, folder: Path) -> dict[str, float]:
     """A step in this process, which has done nothing else."""
     (function,) = [one for one in STEPS if one.__name__ == step]
+    import_module("jobs.label")  # the detector too, as a driver does
     if function in ON_RAY:
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     before, began = peak(), time.monotonic()

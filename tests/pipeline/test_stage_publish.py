@@ -1,10 +1,12 @@
 """Staged blocks: nothing overwrites another's work, and what is published is whole and in order."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +103,32 @@ def test_published_rows_are_sorted_and_unique(tmp_path: Path) -> None:
     scores = tables["detections"]["score"].to_pylist()
     assert scores == sorted(scores, reverse=True)  # of one label
     assert set(tables["detections"]["label"].to_pylist()) == {"circle"}
+
+
+def test_images_of_several_files_count_once_as_they_are_published(tmp_path: Path) -> None:
+    """Blocks that a task cut otherwise when it ran again, and one that another copied."""
+    goal = target(tmp_path)
+    random = np.random.default_rng(0)
+    for _ in range(12):
+        chosen = sorted(random.choice(20, 6, replace=False).tolist())
+        rows = block("a", chosen, 20 if chosen[-1] == 19 else None)
+        status = pa.array(random.choice(["ok", "truncated", "undecodable"], 6))
+        stage(rows.set_column(rows.column_names.index("status"), "status", status), goal.staging)
+    stage(block("a", list(range(20)), 20), goal.staging)
+    stage(block("b", [0, 1, 3], 4), goal.staging)
+    result = staged(goal.staging)
+    assert result.complete() == {"a"}
+    assert result.images == 23
+    (b,) = result.places(pa.array(["b"]))
+    assert result.done(b) == [(0, 2), (3, 4)]
+    stage(block("b", [2]), goal.staging)
+    result = staged(goal.staging)
+    reconcile(["a", "b"], result)
+    (part,) = parts(["a", "b"], result)
+    images = pq.read_table(tmp_path / publish_part(part, goal)[0].path, partitioning=None)
+    counts = Counter(images["status"].to_pylist())
+    assert counts.total() == 24
+    assert result.counts() == dict(counts)
 
 
 def test_a_run_without_one_box_has_tables_of_the_same_types(tmp_path: Path) -> None:
