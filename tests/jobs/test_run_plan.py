@@ -24,8 +24,9 @@ from jobs.run_plan import (
 from pipeline.blocks import open_work
 from pipeline.plan import plan
 from pipeline.publish import PublishTarget, manifest_of, write_manifest
-from pipeline.shards import shards_of_group, to_table
+from pipeline.shards import in_tables, kept, shards_of_group, to_table
 from pipeline.stage import merged
+from pipeline.storage import InputError
 from tests.jobs.labelled import Labelled, write_run
 from tests.pipeline.samples import jpeg
 
@@ -120,6 +121,10 @@ def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Pat
     found = planned(options, known_objects(options, MARK))
     assert (len(found.shards), found.known, found.changed) == (0, 2, 0)
     again = LabelOptions(str(photos), str(output), relabel=True)
+    cut = kept(in_tables(replace(shard, limit=1) for shard in shards))
+    cut.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
+    with pytest.raises(InputError, match="--relabel"):
+        known_objects(options, MARK)
     (photos / "b.jpg").unlink()
     found = planned(again, known_objects(again, "another model"))
     assert [len(shard.members) for shard in found.shards] == [1]
