@@ -75,20 +75,19 @@ def newest(parts: list[Known], names: Names) -> Known:
 
     `parts` is empty then: they are not to be held beside what is made of them.
     """
-    fields = [NOTHING, *parts]
     uris, etags, labelled, of_input = (
-        np.concatenate([getattr(part, name) for part in fields])
+        np.concatenate([getattr(part, name) for part in (NOTHING, *parts)])
         for name in ("uris", "etags", "labelled", "of_input")
     )
     parts.clear()
-    fields.clear()
     order = np.lexsort((uris[:, 1], uris[:, 0]))  # which leaves equals in their order
     uris = uris[order]
     first = np.append(True, (uris[1:] != uris[:-1]).any(axis=1))[: len(uris)]
-    starts = np.flatnonzero(first)
-    last = order[np.append(starts[1:], len(order))[: len(starts)] - 1]
-    of_any = np.logical_or.reduceat(of_input[order], starts) if len(starts) else of_input
-    return Known(uris[starts], etags[last], labelled[last], of_any, names)
+    if len(uris):
+        of_input = np.logical_or.reduceat(of_input[order], np.flatnonzero(first))
+    uris = uris[first]
+    last = order[np.append(first[1:], True)[: len(first)]]
+    return Known(uris, etags[last], labelled[last], of_input, names)
 
 
 def named(wanted: Digests, names: Names) -> pa.Array:
@@ -101,6 +100,7 @@ def named(wanted: Digests, names: Names) -> pa.Array:
         place = places(digests(texts.to_pylist()), wanted)
         rows = np.flatnonzero(place >= 0)
         rows = rows[missing[place[rows]]]
+        rows = rows[np.sort(np.unique(place[rows], return_index=True)[1])]
         found.append(texts.take(pa.array(rows)))
         missing[place[rows]] = False
     return pa.concat_arrays(found)

@@ -83,7 +83,7 @@ def test_the_last_labels_of_an_object_are_known_and_the_names_of_those_that_left
 ) -> None:
     nights = [known(["x", "y", "z"], "112"), known("yx", "31", of_input=False)]
     nights.append(known(["z"], ["2"], labelled=False))
-    night = newest(nights, lambda: iter([pa.array(["x", "y"]), pa.array(["y", "z"])]))
+    night = newest(nights, lambda: iter([pa.array(["x", "y", "x"]), pa.array(["y", "z"])]))
     at = places(digests("xyz"), night.uris)
     assert (night.etags[at] == digests("131")).all(axis=1).tolist() == [True, True, False]
     assert night.labelled[at].tolist() == [True, True, False]
