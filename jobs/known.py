@@ -13,7 +13,7 @@ from model.urls import identity, mask
 from pipeline.publish import READ_AT_ONCE, committed_runs
 from pipeline.shards import members, plan_tables
 from pipeline.storage import InputError, join, open_location, uri
-from pipeline.versions import Known, known, newest
+from pipeline.versions import Known, Objects, newest, versions
 
 if TYPE_CHECKING:  # it loads torch and Ray, which `import` and `compact` do without
     from jobs.label_options import LabelOptions
@@ -59,21 +59,17 @@ def planned_objects(
     """
     runs = sorted(runs, key=lambda run: run["run_id"] not in replaced)
 
-    def objects(run: dict[str, Any]) -> list[Known]:
-        stays, of_input = run["run_id"] not in replaced, run["input"] == source
-        return [
-            known(
-                members(table, "uri").to_pylist(),
-                members(table, "etag").to_pylist(),
-                stays,
-                of_input,
-            )
-            for table in _plan(output, run, whole=stays)
-        ]
+    def objects(run: dict[str, Any]) -> Objects:
+        stays = run["run_id"] not in replaced
+        tables = _plan(output, run, whole=stays)
+        pairs = (
+            zip(*(members(table, name).to_pylist() for name in ("uri", "etag")), strict=True)
+            for table in tables
+        )
+        return Objects(versions(chain.from_iterable(pairs)), stays, run["input"] == source)
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        parts = list(chain.from_iterable(pool.map(objects, runs)))
-    return newest(parts, partial(_uris, output, runs))
+        return newest(list(pool.map(objects, runs)), partial(_uris, output, runs))
 
 
 def _uris(output: str, runs: list[dict[str, Any]]) -> Iterator[pa.Array]:

@@ -81,7 +81,7 @@ class _Comparison:
     def __init__(self, known: Known):
         self.known = known
         self.wanted = self.planned = self.ignored = self.changed = 0
-        self._seen = np.zeros(len(known.uris), bool)
+        self._seen = np.zeros(known.uris.shape[1], bool)
 
     def new(self, listed: Iterable[Sequence[Found]]) -> Iterator[tuple[Member, str]]:
         """What is to be planned."""
@@ -89,7 +89,7 @@ class _Comparison:
             rows = [(member, kind) for member, kind in found if kind]
             self.wanted += len(rows)
             self.ignored += len(found) - len(rows)
-            if len(self.known.uris):
+            if len(self._seen):
                 rows = self._compared(rows)
             self.planned += len(rows)
             yield from rows
@@ -100,13 +100,13 @@ class _Comparison:
         self._seen[place[there]] = True
         etags = digests(member.etag for member, _ in rows)
         labelled = there & self.known.labelled[place]
-        same = labelled & (etags == self.known.etags[place]).all(axis=1)
+        same = labelled & (etags == self.known.etags[:, place]).all(axis=0)
         self.changed += int(labelled.sum() - same.sum())
         return [rows[row] for row in np.flatnonzero(~same)]
 
     def gone(self) -> pa.Array:
         """Uris of this INPUT that are known and did not come."""
-        return named(self.known.uris[~self._seen & self.known.of_input], self.known.names)
+        return named(self.known.uris[:, ~self._seen & self.known.of_input], self.known.names)
 
 
 def _grouped(base: str, found: Iterable[tuple[Member, str]]) -> Iterator[Shard]:

@@ -11,32 +11,50 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-Digests = np.ndarray[Any, np.dtype[np.uint64]]  # (N, 2)
+Digests = np.ndarray[Any, np.dtype[np.uint64]]  # (2, N): of each text two halves
 Flags = np.ndarray[Any, np.dtype[np.bool_]]  # (N,)
 Places = np.ndarray[Any, np.dtype[np.int64]]  # (N,)
 Names = Callable[[], Iterator[pa.Array]]  # reads uris again, some at a time
 
 
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
 def digests(texts: Iterable[str]) -> Digests:
     """Of each text 128 bits."""
-    joined = b"".join([blake2b(text.encode(), digest_size=16).digest() for text in texts])
-    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
+    joined = b"".join([_digest(text) for text in texts])
+    return np.frombuffer(joined, np.uint64).reshape(-1, 2).T
 
 
 def places(wanted: Digests, among: Digests) -> Places:
     """Where each digest is `among` others, which are sorted and differ; -1 where it is not."""
-    found = np.searchsorted(among[:, 0], wanted[:, 0])
-    open_ones = np.arange(len(wanted))
-    result = np.full(len(wanted), -1)
-    while len(open_ones):  # once, but for digests of which one half is the same
-        open_ones = open_ones[found[open_ones] < len(among)]
-        there = among[found[open_ones]]
-        open_ones, there = (x[there[:, 0] == wanted[open_ones, 0]] for x in (open_ones, there))
-        same = there[:, 1] == wanted[open_ones, 1]
-        result[open_ones[same]] = found[open_ones[same]]
-        open_ones = open_ones[~same]
-        found[open_ones] += 1
+    found = np.searchsorted(among[0], wanted[0])
+    result = np.full(len(found), -1)
+    rest = np.arange(len(found))
+    while len(rest):  # once, but for digests whose first halves are the same
+        rest = rest[found[rest] < among.shape[1]]
+        rest = rest[among[0, found[rest]] == wanted[0, rest]]
+        same = among[1, found[rest]] == wanted[1, rest]
+        result[rest[same]] = found[rest[same]]
+        rest = rest[~same]
+        found[rest] += 1
     return result
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects of one run."""
+
+    versions: "np.ndarray[Any, np.dtype[np.uint64]]"  # (N, 4): digests of uris, then of etags
+    labelled: bool = True  # False: to be labelled anew
+    of_input: bool = True  # whether it is a run over this INPUT
+
+
+def versions(objects: Iterable[tuple[str, str]]) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    """Of (uri, etag) of each, as Objects hold them: in one piece of memory that grows."""
+    pairs = np.fromiter((_digest(uri) + _digest(etag) for uri, etag in objects), "S32")
+    return pairs.view(np.uint64).reshape(-1, 4)
 
 
 @dataclass(frozen=True)
@@ -45,56 +63,43 @@ class Known:
 
     uris: Digests
     etags: Digests
-    labelled: Flags  # False: to be labelled anew
-    of_input: Flags  # whether a run over this INPUT made the labels
+    labelled: Flags  # see Objects
+    of_input: Flags
     names: Names  # to look for those that left
 
 
-def _nothing() -> Iterator[pa.Array]:
-    yield from ()
-
-
-NOTHING = Known(digests([]), digests([]), np.zeros(0, bool), np.zeros(0, bool), _nothing)
-
-
-def known(
-    uris: Iterable[str],
-    etags: Iterable[str],
-    labelled: bool = True,
-    of_input: bool = True,
-) -> Known:
-    """Objects that are alike in what is known of them, in any order: see `newest`."""
-    found = digests(uris)
-    count = len(found)
-    flags = np.full(count, labelled), np.full(count, of_input)
-    return Known(found, digests(etags), *flags, _nothing)
-
-
-def newest(parts: list[Known], names: Names) -> Known:
+def newest(runs: list[Objects], names: Names) -> Known:
     """Of each uri the last version; it is of this INPUT where any of them was.
 
-    `parts` is empty then: they are not to be held beside what is made of them.
+    `runs` is empty then: they are not to be held beside what is made of them.
     """
-    uris, etags, labelled, of_input = (
-        np.concatenate([getattr(part, name) for part in (NOTHING, *parts)])
-        for name in ("uris", "etags", "labelled", "of_input")
-    )
-    parts.clear()
-    order = np.lexsort((uris[:, 1], uris[:, 0]))  # which leaves equals in their order
-    uris = uris[order]
-    first = np.append(True, (uris[1:] != uris[:-1]).any(axis=1))[: len(uris)]
-    if len(uris):
-        of_input = np.logical_or.reduceat(of_input[order], np.flatnonzero(first))
-    uris = uris[first]
-    last = order[np.append(first[1:], True)[: len(first)]]
-    return Known(uris, etags[last], labelled[last], of_input, names)
+    counts = [len(run.versions) for run in runs]
+    labelled = np.repeat(np.array([run.labelled for run in runs], bool), counts)
+    of_input = np.repeat(np.array([run.of_input for run in runs], bool), counts)
+    found = np.empty((4, sum(counts)), np.uint64)
+    for stop in np.cumsum(counts)[::-1]:
+        versions_of_run = runs.pop().versions
+        found[:, stop - len(versions_of_run) : stop] = versions_of_run.T
+    order = np.lexsort((found[1], found[0]))  # which leaves equals in their order
+    for column in found:
+        column[:] = column[order]
+    labelled, of_input = labelled[order], of_input[order]
+    differ = (found[:2, 1:] != found[:2, :-1]).any(axis=0)
+    if not differ.all():
+        of_input = np.logical_or.reduceat(of_input, np.flatnonzero(np.append(True, differ)))
+        last = np.append(differ, True)
+        found, labelled = found[:, last], labelled[last]
+    return Known(found[:2], found[2:], labelled, of_input, names)
+
+
+NOTHING = newest([], lambda: iter(()))
 
 
 def named(wanted: Digests, names: Names) -> pa.Array:
-    """The texts, among all `names`, that sorted digests were made of."""
+    """The texts, among all `names`, that sorted digests were made of: each once."""
     found = [pa.array([], pa.string())]
-    missing = np.ones(len(wanted), bool)
-    for texts in names() if len(wanted) else ():
+    missing = np.ones(wanted.shape[1], bool)
+    for texts in names() if len(missing) else ():
         if not missing.any():
             break
         place = places(digests(texts.to_pylist()), wanted)

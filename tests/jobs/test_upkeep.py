@@ -104,7 +104,7 @@ def knows(output: str, uri: str, etag: str) -> bool:
     """Whether the newest labels of an object are those of this version."""
     known = planned_objects(output, committed_runs(output), "in")
     (place,) = places(digests([uri]), known.uris)
-    return bool(place >= 0 and (known.etags[place] == digests([etag])[0]).all())
+    return bool(place >= 0 and (known.etags[:, place] == digests([etag])[:, 0]).all())
 
 
 def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(output: str) -> None:

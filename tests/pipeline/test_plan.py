@@ -15,7 +15,7 @@ from pipeline.plan import plan
 from pipeline.schema import Member, Shard
 from pipeline.shards import kept, plan_tables
 from pipeline.storage import InputError
-from pipeline.versions import digests, known, named, newest, places
+from pipeline.versions import Objects, digests, named, newest, places, versions
 from tests.pipeline.samples import encoded, jpeg, prepared, write_tar
 
 
@@ -67,25 +67,28 @@ def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> N
     whole.shards.put(str(tmp_path / "kept" / "plan.parquet"))
     again = kept(plan_tables(str(tmp_path / "kept" / "plan.parquet")))
     assert list(again) == [shard]
-    seen = newest([known([members[0].uri], [members[0].etag])], lambda: iter([]))
+    seen = newest([Objects(versions([(members[0].uri, members[0].etag)]))], lambda: iter([]))
     (rest,) = plan(str(tmp_path), known=seen, output=str(tmp_path / "kept")).shards
     assert len(rest.members) == 2
 
 
 def test_objects_are_known_by_both_halves_of_their_digests() -> None:
-    among = np.array([[1, 5], [2, 1], [2, 3], [2, 8], [9, 0]], np.uint64)
-    wanted = np.array([[2, 8], [2, 4], [9, 0], [9, 1], [0, 5], [1, 5], [2, 1], [7, 7]], np.uint64)
+    among = np.array([[1, 5], [2, 1], [2, 3], [2, 8], [9, 0]], np.uint64).T
+    wanted = np.array([[2, 8], [2, 4], [9, 0], [9, 1], [0, 5], [1, 5], [2, 1], [7, 7]], np.uint64).T
     assert places(wanted, among).tolist() == [3, -1, 4, -1, -1, 0, 1, -1]
 
 
 def test_the_last_labels_of_an_object_are_known_and_the_names_of_those_that_left(
     tmp_path: Path,
 ) -> None:
-    nights = [known(["x", "y", "z"], "112"), known("yx", "31", of_input=False)]
-    nights.append(known(["z"], ["2"], labelled=False))
+    nights = [
+        Objects(versions([("x", "1"), ("y", "1"), ("z", "2")])),
+        Objects(versions([("y", "3"), ("x", "1")]), of_input=False),
+        Objects(versions([("z", "2")]), labelled=False),
+    ]
     night = newest(nights, lambda: iter([pa.array(["x", "y", "x"]), pa.array(["y", "z"])]))
     at = places(digests("xyz"), night.uris)
-    assert (night.etags[at] == digests("131")).all(axis=1).tolist() == [True, True, False]
+    assert (night.etags[:, at] == digests(["1", "3", "2"])).all()
     assert night.labelled[at].tolist() == [True, True, False]
     assert night.of_input.all()
     assert named(night.uris, night.names).to_pylist() == ["x", "y", "z"]

@@ -1,6 +1,6 @@
 """What planning and publishing cost a driver as the lake grows, by lakes that are made up.
 
-`python -m tests.pipeline.test_scale` prints the table, up to ten million images. Left out are the
+`python -m tests.jobs.test_scale` prints the table, up to ten million images. Left out are the
 parsing of a store's listing (tests/jobs/test_growth.py has it), a store's latency, boxes, and the
 flow between plan and publishing.
 """
@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from jobs.known import planned_objects
 from pipeline import dataflow
 from pipeline import plan as planning
 from pipeline.blocks import open_work
 from pipeline.publish import parts, reconcile
 from pipeline.schema import DETECTED, OK, Member
-from pipeline.shards import kept, members, plan_tables
+from pipeline.shards import kept, plan_tables
 from pipeline.stage import block_name, merged
-from pipeline.versions import NOTHING, Known, known, newest
+from pipeline.versions import NOTHING, Known
 
 BLOCK = 250  # images of a staged file; real ones hold as many as a detector takes in a call
 IMAGES = {"files": 1, "tar": 1000}  # of an object
@@ -54,11 +55,16 @@ def planned(kind: str, count: int, known_before: Known = NOTHING) -> planning.Pl
         return planning.plan("s3://lake", known=known_before)
 
 
+def plan_in(folder: Path) -> str:
+    """Where the plan of the first night is."""
+    return str(folder / "_runs" / "1" / "plan.parquet")
+
+
 def first_night(kind: str, count: int, folder: Path) -> None:
-    """All is new. Its plan is left in `folder`."""
+    """All is new."""
     found = planned(kind, count)
     assert len(found.shards) == -(-count // PER_SHARD[kind])
-    found.shards.put(str(folder / "plan.parquet"))
+    found.shards.put(plan_in(folder))
     work, size = open_work(found.shards, merged([]))
     assert size == 150_000 * count
     assert sum(len(one.rows) for one in work) == len(found.shards)
@@ -67,14 +73,8 @@ def first_night(kind: str, count: int, folder: Path) -> None:
 
 def second_night(kind: str, count: int, folder: Path) -> None:
     """All is known, and one object left."""
-    url = str(folder / "plan.parquet")
-    night = newest(
-        [
-            known(members(table, "uri").to_pylist(), members(table, "etag").to_pylist())
-            for table in plan_tables(url)
-        ],
-        lambda: (members(table, "uri") for table in plan_tables(url)),
-    )
+    run = {"run_id": "1", "input": "s3://lake"}
+    night = planned_objects(str(folder), [run], "s3://lake")
     found = planned(kind, count - IMAGES[kind], night)
     assert (len(found.shards), found.changed, len(found.gone)) == (0, 0, 1)
 
@@ -82,7 +82,7 @@ def second_night(kind: str, count: int, folder: Path) -> None:
 def stage_all(kind: str, count: int, folder: Path) -> None:
     """Blocks of images without boxes, of all shards in their order."""
     (folder / "blocks").mkdir()
-    names, per = pa.array(kept(plan_tables(str(folder / "plan.parquet"))).names()), PER_SHARD[kind]
+    names, per = pa.array(kept(plan_tables(plan_in(folder))).names()), PER_SHARD[kind]
     for first in range(0, count, BLOCK):
         image = np.arange(first, min(first + BLOCK, count))
         shard, index = image // per, image % per
@@ -100,7 +100,7 @@ def stage_all(kind: str, count: int, folder: Path) -> None:
 
 def publish(kind: str, count: int, folder: Path) -> None:
     """Read back, reconcile and share out; the parts' own tasks grow with the cluster."""
-    shards = kept(plan_tables(str(folder / "plan.parquet")))
+    shards = kept(plan_tables(plan_in(folder)))
     staged = dataflow.read_back(str(folder / "blocks"))
     reconcile(shards.names(), staged)
     assert staged.counts() == {OK: count}
@@ -114,7 +114,7 @@ def resume(kind: str, count: int, folder: Path) -> None:
     blocks = sorted((folder / "blocks").iterdir())
     for block in blocks[::3]:
         block.unlink()
-    shards = kept(plan_tables(str(folder / "plan.parquet")))
+    shards = kept(plan_tables(plan_in(folder)))
     staged = dataflow.read_back(str(folder / "blocks"))
     work, _ = open_work(shards, staged)
     assert sum(len(one.rows) for one in work) == len(shards) - len(staged.complete())
