@@ -79,11 +79,13 @@ def label(options: LabelOptions) -> int:
         run = unfinished(options, mark)
         remove_remains(options.output, [run.run_id] if run else [])
         if run and run.shards:
+            del known  # of ten million objects it takes a third of a gigabyte
             place = placement(options, run)
             counts.update(carry_out(options, run, place, config, mark, lock, began))
             known, began = known_objects(options, mark), time.time()
         if not run or (options.limit is None and not options.relabel):
             found = planned(options, known)
+            del known
             tell_gone(options, found)
             run = new_run(options.output, found)
             if run.shards:
