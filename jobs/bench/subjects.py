@@ -105,6 +105,25 @@ def pipeline(options: BenchOptions, model: str, images: int) -> None:
     options.say(measured, PLAIN, {"report": report}, "\n" + stages_as_text(report))
 
 
+def scale(
+    detectors: str, device_seconds: float, seconds: float, results: Path | None, for_programs: bool
+) -> None:
+    """Run the pipeline with simulated devices. ValueError for numbers that make no sense."""
+    from jobs.bench.scale import as_text, bench_scale
+
+    counts = detectors.split(",")
+    if not all(count.isdigit() and int(count) for count in counts):
+        raise ValueError("--detectors must be at least 1, or several such with commas between")
+    if device_seconds <= 0 or seconds < 4 * device_seconds:
+        raise ValueError("--seconds must be several times --device-seconds, and that above 0")
+    found, measured = bench_scale([int(count) for count in counts], device_seconds, seconds)
+    append(measured, "cpu", results or RESULTS)
+    if for_programs:
+        print(json.dumps([asdict(scaled) for scaled in found], indent=1))
+    else:
+        print(as_text(found, device_seconds))
+
+
 def launches(device: str, precision: str, seconds: float, table: Path | None) -> str:
     """Tune the Triton kernel; what was chosen, for people. ValueError without a GPU and Triton."""
     if find_spec("triton") is None:

@@ -32,7 +32,18 @@ def add(commands: Any) -> None:
         option("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
         option("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
         option("--seconds", type=float, default=60.0, help="to time each case for (default: 60)")
-    for subject in (op, model, pipeline):
+    scale = subjects.add_parser("scale", help="the pipeline with more and more simulated devices")
+    scale.add_argument(
+        "--detectors", default="1,2,4,8", help="with commas between (default: 1,2,4,8)"
+    )
+    scale.add_argument(
+        "--device-seconds", type=float, default=0.25, help="that each takes an image (default: 0.25)"
+    )
+    scale.add_argument(
+        "--seconds", type=float, default=30.0, help="of each run, three a number (default: 30)"
+    )
+    scale.set_defaults(run=_scale)
+    for subject in (op, model, pipeline, scale):
         option = subject.add_argument
         option("--results", type=Path, help="CSV file to add to (default: the project's)")
         option("--json", action="store_true", help="for programs")
@@ -70,4 +81,13 @@ def _plot(picture: Path, results: Path | None) -> int:
     from jobs.bench.subjects import plot
 
     plot(picture, results)
+    return 0
+
+
+def _scale(
+    detectors: str, device_seconds: float, seconds: float, results: Path | None, json: bool
+) -> int:
+    from jobs.bench.subjects import scale
+
+    scale(detectors, device_seconds, seconds, results, json)
     return 0

@@ -1,0 +1,24 @@
+"""A detector without a model: it takes a fixed time an image, as a device does, and no CPU."""
+
+import time
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from pipeline.schema import DETECTED, OK
+
+
+class SimulatedDetector:
+    """PREPARED -> DETECTED without boxes, in `seconds` of waiting for each picture."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = table.drop_columns(["pixels", "rows", "columns"]).to_pylist()
+        now = datetime.now(UTC)
+        for row in rows:
+            took = self.seconds if row["status"] == OK else 0.0
+            time.sleep(took)
+            row.update(boxes=[], detect_seconds=took, batch_limit=None, processed_at=now)
+        return pa.Table.from_pylist(rows, schema=DETECTED)
