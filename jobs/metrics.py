@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import pyarrow.compute as pc
 from ray.util.metrics import Counter, Gauge
 
 from jobs.cost import NodeMeter
@@ -100,9 +101,9 @@ class RunMetrics:
         for name, description in GAUGES.items():
             self._gauges[name] = Gauge(PREFIX + name, description, TAGS)
         shards = self._run.shards
-        self._planned["planned_bytes"] = sum(shard.size for shard in shards)
-        if all(shard.kind == "files" for shard in shards):
-            self._planned["planned_images"] = sum(len(shard.members) for shard in shards)
+        self._planned["planned_bytes"] = shards.size
+        if set(shards.outline["kind"].unique().to_pylist()) == {"files"}:
+            self._planned["planned_images"] = pc.sum(shards.outline["objects"]).as_py()
         self._update()
 
     def _watch(self) -> None:

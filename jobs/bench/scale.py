@@ -5,6 +5,7 @@ and not this machine's arithmetic: what they hold back of what the devices could
 """
 
 import io
+import math
 import os
 import random
 import tarfile
@@ -35,7 +36,7 @@ from pipeline.plan import plan
 from pipeline.schema import Receipt
 
 SIZE = (400, 288)  # width and height of the pictures, which shapes-tiny takes as they are
-IMAGES_PER_SHARD = 16
+IMAGES_PER_SHARD = 8  # two seconds of a device, so that blocks tell rates
 SKIPPED = 0.15  # of the images at either end: pools fill and drain there
 SAMPLE_SECONDS = 0.25
 
@@ -121,7 +122,8 @@ def bench_scale(
     found = [Scaled(count) for count in detectors]
     with TemporaryDirectory() as name:
         for scaled in found:
-            images = round(seconds * scaled.detectors / device_seconds)
+            shards = math.ceil(seconds / (device_seconds * IMAGES_PER_SHARD)) * scaled.detectors
+            images = shards * IMAGES_PER_SHARD
             write_shards(Path(name) / f"in-{scaled.detectors}", images)
         for turn in range(FEWEST_ROUNDS):
             for scaled in random.sample(found, len(found)):

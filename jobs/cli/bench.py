@@ -37,7 +37,10 @@ def add(commands: Any) -> None:
         "--detectors", default="1,2,4,8", help="with commas between (default: 1,2,4,8)"
     )
     scale.add_argument(
-        "--device-seconds", type=float, default=0.25, help="that each takes an image (default: 0.25)"
+        "--device-seconds",
+        type=float,
+        default=0.25,
+        help="that each takes an image (default: 0.25)",
     )
     scale.add_argument(
         "--seconds", type=float, default=30.0, help="of each run, three a number (default: 30)"

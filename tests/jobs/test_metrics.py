@@ -22,7 +22,7 @@ from jobs.metrics import COUNTERS, GAUGES, PREFIX, TAGS, RunMetrics, exported_na
 from jobs.report import report_of
 from jobs.run_plan import Run
 from jobs.run_record import Tally
-from pipeline import retries
+from pipeline import retries, shards
 from pipeline.schema import Member, Receipt, Shard
 from tests.jobs.scraped import MetricsNode, metrics_node
 
@@ -163,7 +163,7 @@ def a_run(kind: str = "files", **options: Any) -> tuple[LabelOptions, Run, Tally
     members = (Member("a", "e", 700), Member("b", "e", 300))
     return (
         LabelOptions("in", "s3://user:secret@bucket/labels", **options),
-        Run("20260101T000000Z-aaaaaa", [Shard("s", kind, members)]),
+        Run("20260101T000000Z-aaaaaa", shards.kept([shards.to_table([Shard("s", kind, members)])])),
         Tally(started=time.time() - 100),
         NodeMeter(lambda: [{"Alive": True, "Resources": {"CPU": 2}}], time.time() - 3600),
     )
