@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -94,7 +94,7 @@ def ready(options: LabelOptions, lock_url: str, first: Member) -> Placement:
             raise InputError(f"this machine is too small: {lacks}")
         return placement
     placement = until_it_fits(options)
-    check_workers(lock_url, first)
+    check_workers(placement, lock_url, first)
     return placement
 
 
@@ -114,7 +114,7 @@ def until_it_fits(options: LabelOptions, seconds: float = JOIN_SECONDS) -> Place
         while time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
             placement, lacks = _looked(options)
-            if lacks is None or _can_be_made(_autoscaler(), seen):
+            if lacks is None or _can_be_made(_autoscaler(), seen, placement):
                 return placement
     finally:
         request_cluster_resources(gcs, [])  # from now on the actors that wait ask
@@ -139,10 +139,19 @@ def _autoscaler() -> AutoscalingState:
     return reply.autoscaling_state
 
 
-def _can_be_made(state: AutoscalingState, seen: int) -> bool:
+def _can_be_made(state: AutoscalingState, seen: int, placement: Placement) -> bool:
     """Whether an autoscaler has looked twice since version `seen`, and makes what is asked for."""
-    looked = state.autoscaler_state_version > seen + 1
-    return looked and not state.infeasible_cluster_resource_constraints
+    ours = _amounts(one["resources"] for one in placement.demand())
+    refused = [
+        _amounts(request.request.resources_bundle for request in constraint.resource_requests)
+        for constraint in state.infeasible_cluster_resource_constraints
+    ]
+    return state.autoscaler_state_version > seen + 1 and ours not in refused
+
+
+def _amounts(bundles: Iterable[Mapping[str, float]]) -> set[tuple[tuple[str, float], ...]]:
+    """What is asked for, to be compared: a request of another job is no word about this one."""
+    return {tuple(sorted(bundle.items())) for bundle in bundles}
 
 
 def _described(nodes: Sequence[Node]) -> str:
@@ -155,11 +164,13 @@ def _described(nodes: Sequence[Node]) -> str:
     )
 
 
-def check_workers(lock_url: str, first: Member) -> None:
-    """InputError where a node runs other versions, or cannot write OUTPUT or read INPUT."""
+def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
+    """InputError where a node of the run has other versions, or cannot use OUTPUT or INPUT."""
     versions = {name: version(name) for name in PACKAGES}
     asked: dict[Any, str] = {}
-    for node_id in alive():
+    for node_id, node in alive().items():
+        if not placement.uses(node):
+            continue
         there = NodeAffinitySchedulingStrategy(node_id, soft=True)
         task = ray.remote(probe).options(num_cpus=0, scheduling_strategy=there, max_retries=1)
         asked[task.remote(versions, lock_url, first)] = node_id

@@ -9,6 +9,7 @@ import torch
 
 from jobs.cost import Rates
 from jobs.cost.prices import machine
+from jobs.node_labels import selector
 from model.zoo import resolved_precision
 from pipeline.storage import InputError
 
@@ -43,7 +44,22 @@ class LabelOptions:
     dry_run: bool = False
 
     def check(self) -> None:
-        """InputError for values that cannot be meant."""
+        """InputError for values that cannot be meant, or not on this machine."""
+        self.check_values()
+        if self.address and self.address != "auto":
+            check_reachable(self.address)
+        gpus = torch.cuda.device_count()
+        if self.device == "cuda" and not self.address and not gpus:
+            raise InputError(
+                "--device cuda: this machine has no GPU that torch can use; "
+                "pass --device cpu, or --address of a cluster that has one"
+            )
+        fewest, _ = self.gpus()
+        if self.device != "cpu" and not self.address and 0 < gpus < fewest:
+            raise InputError(f"--num-gpus {self.num_gpus}: this machine has {gpus}")
+
+    def check_values(self) -> None:
+        """InputError for values that cannot be meant on any machine."""
         if not 0 <= self.score_threshold < 1:
             raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
         if not 0 <= self.max_failed_fraction <= 1:
@@ -57,17 +73,9 @@ class LabelOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.address and self.address != "auto":
-            check_reachable(self.address)
-        gpus = torch.cuda.device_count()
-        if self.device == "cuda" and not self.address and not gpus:
-            raise InputError(
-                "--device cuda: this machine has no GPU that torch can use; "
-                "pass --device cpu, or --address of a cluster that has one"
-            )
-        fewest, _ = self.gpus()
-        if self.device != "cpu" and not self.address and 0 < gpus < fewest:
-            raise InputError(f"--num-gpus {self.num_gpus}: this machine has {gpus}")
+        self.gpus()
+        selector(self.detect_on)
+        selector(self.prepare_on)
 
     def words(self, address: str) -> list[str]:
         """The arguments that `label` is given on the cluster at `address`: what is not default."""

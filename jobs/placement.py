@@ -1,16 +1,15 @@
 """Where the stages of a run go on a cluster, and whether they fit there."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.label_options import LabelOptions
+from jobs.node_labels import matches, selector
 from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Labels
-from pipeline.storage import InputError
 
 ACCELERATOR = "ray.io/accelerator-type"  # what Ray labels nodes with whose GPUs it knows
-LEAST_TASKS = 8  # of a cluster, whose CPUs may come later
+LEAST_TASKS = 8  # a detector, on a cluster whose CPUs may come later
 # Of the logical memory of a node. A detector of the largest model takes 1.3 GiB on a CPU for one
 # picture (`bench model`, 2026-11-24), and as much of the host for loading where it is on a GPU.
 MEMORY, TINY_MEMORY = 2 << 30, 512 << 20
@@ -67,6 +66,12 @@ class Placement:
             {"resources": others, "label_selector": self.prepare_on}
         ]
 
+    def uses(self, node: Node) -> bool:
+        """Whether a stage may be on it."""
+        counts = node.resources.get("CPU") or node.resources.get("GPU")
+        chosen = any(matches(node.labels, rule) for rule in (self.detect_on, self.prepare_on))
+        return bool(counts and chosen)
+
     def lacks(self, nodes: Sequence[Node]) -> str | None:
         """What `nodes`, were they empty, do not hold of the run; None where they hold it."""
         lacking = []
@@ -101,7 +106,7 @@ class Placement:
 def placed(options: LabelOptions, nodes: Sequence[Node], cluster: bool) -> Placement:
     """Where a run goes, on the `nodes` that are there; those of a `cluster` may become more.
 
-    On CPUs a detector takes all cores of its machine, so there is one on each.
+    On CPUs a detector takes all cores of its machine, so there is one on each that is there.
     """
     device = options.resolved_device(any(node.resources.get("GPU") for node in nodes))
     detect_on, chosen = selector(options.detect_on), selector(options.prepare_on)
@@ -118,45 +123,20 @@ def placed(options: LabelOptions, nodes: Sequence[Node], cluster: bool) -> Place
         most,
         memory,
         detect_on,
-        chosen or _off_accelerators(nodes),
+        chosen or _off_accelerators(nodes, most),
         preparers=None if cluster else max(1, int(share)),
-        tasks=max(LEAST_TASKS, int(4 * cpus)) if cluster else max(2, int(2 * cpus)),
+        tasks=max(LEAST_TASKS * most, int(4 * cpus)) if cluster else max(2, int(2 * cpus)),
     )
 
 
-def _off_accelerators(nodes: Sequence[Node]) -> Labels:
-    """Keeps CPU stages off nodes with accelerators, whose CPUs feed these, where others exist."""
+def _off_accelerators(nodes: Sequence[Node], detectors: int) -> Labels:
+    """Keeps CPU stages off nodes with accelerators, whose CPUs feed these.
+
+    Only where other nodes have a CPU for each detector: fewer would starve them.
+    """
     kinds = sorted({node.labels[ACCELERATOR] for node in nodes if node.labels.get(ACCELERATOR)})
-    plain = any(n.resources.get("CPU", 0) >= 1 and ACCELERATOR not in n.labels for n in nodes)
-    return {ACCELERATOR: f"!in({', '.join(kinds)})"} if kinds and plain else {}
-
-
-def selector(text: str | None) -> Labels:
-    """Labels from `key=value`, several with commas between. InputError where Ray knows no such."""
-    from ray._private.label_utils import validate_label_selector
-
-    labels: Labels = {}
-    for part in re.split(r",(?![^(]*\))", text or ""):
-        key, equals, value = part.partition("=")
-        if part.strip() and not equals:
-            raise InputError(f"{part}: give KEY=VALUE, the label of a node of Ray")
-        if part.strip():
-            labels[key.strip()] = value.strip()
-    problem = validate_label_selector(labels)
-    if problem:
-        raise InputError(f"{text}: {problem}")
-    return labels
-
-
-def matches(labels: Mapping[str, str], wanted: Labels) -> bool:
-    """Whether Ray would choose a node of these `labels`: "a", "!a", "in(a, b)", "!in(a, b)"."""
-    for key, rule in wanted.items():
-        positive = rule.removeprefix("!")
-        listed = re.fullmatch(r"in\((.*)\)", positive)
-        values = [v.strip() for v in listed[1].split(",")] if listed else [positive]
-        if (labels.get(key) in values) == rule.startswith("!"):
-            return False
-    return True
+    others = sum(n.resources.get("CPU", 0) for n in nodes if ACCELERATOR not in n.labels)
+    return {ACCELERATOR: f"!in({', '.join(kinds)})"} if kinds and others >= detectors else {}
 
 
 def _where(labels: Labels) -> str:

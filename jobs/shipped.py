@@ -5,9 +5,13 @@ from importlib.metadata import Distribution, distribution
 from importlib.resources import as_file, files
 from pathlib import Path
 
-ROOMS = ("model", "pipeline", "jobs", "infra")
-CODE = ("*.py", "*.json", "*.css", "*.j2", "*.yaml", "*.csv", "*.safetensors")
-LEFT_OUT = ("__pycache__", "results")
+# As the wheel has them: what else lies in a checkout, or in infra/, is its owner's.
+CODE = {
+    "model": ("**/*.py", "shapes_tiny.safetensors", "ops/*.json"),
+    "pipeline": ("**/*.py",),
+    "jobs": ("**/*.py", "page/*.j2", "page/*.css"),
+    "infra": ("__init__.py", "prices.yaml"),
+}
 
 
 def ship(folder: Path) -> None:
@@ -16,15 +20,13 @@ def ship(folder: Path) -> None:
     A process that has it on its path runs this code, whether or not the cluster has the
     distribution installed. The content is the same for the same code, so that Ray uploads it once.
     """
-    for room in ROOMS:
+    for room, patterns in CODE.items():
         with as_file(files(room)) as source:
-            for pattern in CODE:
-                for file in sorted(source.rglob(pattern)):
-                    below = file.relative_to(source)
-                    if not set(below.parts) & set(LEFT_OUT):
-                        target = folder / room / below
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(file, target)
+            for pattern in patterns:
+                for file in sorted(source.glob(pattern)):
+                    target = folder / room / file.relative_to(source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
     _name(distribution("detr-batch"), folder)
 
 

@@ -5,6 +5,7 @@ import re
 import secrets
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,17 +13,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobDetails
 
 from jobs import job_server
-from jobs.job_server import connect, follow, jobs_named, number
+from jobs.job_server import Client, connect, follow, jobs_named, number
 from jobs.known import canonical
 from jobs.label_options import LabelOptions
 from jobs.shipped import ship
 from model.urls import identity, mask
 from pipeline.storage import InputError
 
-SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(
+    r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY|_KEY$|_SAS$|CONNECTION_STRING", re.IGNORECASE
+)
+AGENT_SECONDS = 60.0  # for a cluster that has just started to find a place for jobs
 STOP_SECONDS = 60.0  # Ray itself kills a job some seconds after it asked it to end
 
 
@@ -48,6 +52,7 @@ class Submission:
                 f"--address {self.options.address}: submit talks to the job server, as "
                 "http://head:8265; `label --address` joins a cluster from within"
             )
+        self.options.check_values()
         for name in ("input", "output", "weights"):
             place = getattr(self.options, name)
             if place and identity(place) != place:
@@ -62,8 +67,14 @@ class Submission:
                     f"{name.upper()} {place} is a path of this machine: give a bucket, or an "
                     "absolute path that all nodes of the cluster share"
                 )
-        for name in self.environment:
-            if SECRET.search(name):
+        weights = self.options.weights
+        if weights and not Path(weights).is_absolute() and Path(weights).exists():
+            raise InputError(
+                f"WEIGHTS {weights} is a path of this machine: give a URL, or an absolute path "
+                "that all nodes of the cluster share"
+            )
+        for name, value in self.environment.items():
+            if SECRET.search(name) or identity(value) != value:
                 raise InputError(
                     f"--env {name}: the cluster would show it to all who see its jobs: give its "
                     "nodes a role, or the secret to its image or pods"
@@ -79,19 +90,21 @@ class Submission:
         return f"detr-batch-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
 
 
-def submit(given: Submission, wait: bool = True) -> int:
+def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
     """Start the job; where it is waited for, show its log and return its own exit code.
 
-    InputError where the cluster does not answer, or runs a job over this OUTPUT already.
+    `join`: follow the job that labels into this OUTPUT, where one runs. InputError where the
+    cluster does not answer, or runs such a job and this is not to join it.
     """
     given.check()
     client = connect(given.server)
-    job_id = start(client, given)
+    running = [job for job in jobs_named(client, given.name())[-1:] if not job.status.is_terminal()]
+    job_id = running[0].submission_id if join and running else start(client, given)
     print(f"job {job_id} on {mask(given.server)}", file=sys.stderr)
     return follow(client, job_id) if wait else 0
 
 
-def start(client: JobSubmissionClient, given: Submission) -> str:
+def start(client: Client, given: Submission) -> str:
     """The new job's name: the next one over this OUTPUT, which Ray itself refuses to give twice.
 
     A dry run is no job over it, and has a name of its own.
@@ -106,6 +119,21 @@ def start(client: JobSubmissionClient, given: Submission) -> str:
     with TemporaryDirectory() as folder:
         ship(Path(folder))
         try:
+            return _started(client, given, job_id, folder)
+        except job_server.TROUBLES as error:
+            if "already" not in str(error):
+                raise RuntimeError(f"Ray takes no job: {mask(str(error))}") from error
+            raise InputError(
+                f"job {job_id} labels into {mask(given.options.output)} already: see --status, "
+                "follow it with --follow, or end it with --stop"
+            ) from error
+
+
+def _started(client: Client, given: Submission, job_id: str, folder: str) -> str:
+    """Submit, again where a cluster is so new that nothing on it runs jobs yet."""
+    until = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
             started: str = client.submit_job(
                 entrypoint=given.command(),
                 submission_id=job_id,
@@ -114,12 +142,9 @@ def start(client: JobSubmissionClient, given: Submission) -> str:
             )
             return started
         except RuntimeError as error:
-            if "already" not in str(error):
-                raise RuntimeError(f"Ray takes no job: {mask(str(error))}") from error
-            raise InputError(
-                f"job {job_id} labels into {mask(given.options.output)} already: wait for it, see "
-                "--status, or end it with --stop"
-            ) from error
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(job_server.LOOK_SECONDS)
 
 
 def status(given: Submission) -> dict[str, Any]:
@@ -151,7 +176,7 @@ def status_as_text(document: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<12} {value}" for name, value in document.items() if value is not None)
 
 
-def _newest(client: JobSubmissionClient, given: Submission) -> JobDetails:
+def _newest(client: Client, given: Submission) -> JobDetails:
     found = jobs_named(client, given.name())
     if not found:
         output = mask(given.options.output)

@@ -50,7 +50,8 @@ def detr_batch_nightly() -> None:
     def label(params: dict[str, Any] | None = None) -> None:
         assert params is not None  # Airflow gives them
         command = ["detr-batch", "submit", params["input"], params["output"]]
-        command += ["--address", params["address"], *params["options"]]
+        # A try that was given up may have left its job running: the next one follows that.
+        command += ["--address", params["address"], "--follow", *params["options"]]
         code = subprocess.run(command, check=False).returncode
         if code in LASTING:
             raise AirflowFailException(f"{LASTING[code]} (exit code {code})")

@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"detr-batch: ended{again}", file=sys.stderr)
         return EXIT_FAILED
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # also of a name that an older Python does not have
         _say(
-            f"this Python has no package {error.name}: install detr-batch with all that it needs "
-            "(on clusters, infra/Dockerfile does)"
+            f"this Python ({sys.version.split()[0]}) cannot run detr-batch: {error}. It takes "
+            "Python 3.11 or newer with all packages that infra/Dockerfile installs"
         )
         return EXIT_BAD_INPUT
     except (RuntimeError, OSError) as error:

@@ -32,11 +32,14 @@ def add(commands: Any) -> None:
     )
     what = submit.add_mutually_exclusive_group()
     what.add_argument("--no-wait", dest="wait", action="store_false", help="only start the job")
+    what.add_argument(
+        "--follow", action="store_true", help="follow the job over this OUTPUT, where one runs"
+    )
     what.add_argument("--status", action="store_true", help="of the last job over this OUTPUT")
     what.add_argument("--stop", action="store_true", help="end the job over this OUTPUT")
     option("--json", action="store_true", help="--status for programs")
     add_options(submit)
-    submit.set_defaults(run=_submit, again="; the job goes on: see --status and --stop")
+    submit.set_defaults(run=_submit, again="; the job goes on: see --follow, --status and --stop")
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -47,7 +50,13 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _submit(
-    env: list[tuple[str, str]], wait: bool, status: bool, stop: bool, json: bool, **options: Any
+    env: list[tuple[str, str]],
+    wait: bool,
+    follow: bool,
+    status: bool,
+    stop: bool,
+    json: bool,
+    **options: Any,
 ) -> int:
     from jobs import submit as jobs
     from jobs.label_options import LabelOptions
@@ -59,4 +68,4 @@ def _submit(
     if stop:
         print(jobs.stop(given))
         return 0
-    return jobs.submit(given, wait)
+    return jobs.submit(given, wait, follow)

@@ -103,3 +103,13 @@ def test_build_gets_the_packages_and_nothing_private() -> None:
     for private in (".git/config", ".env", "demo/labels/x.parquet", ".venv/bin/python"):
         assert not sent(private), private
     assert not sent("jobs/__pycache__/cli.cpython-311.pyc")
+
+
+def test_login_shells_find_the_programs() -> None:
+    """Ray's launcher for EC2 has no other, and copies with rsync."""
+    text = (ROOT / "infra" / "Dockerfile").read_text()
+    for program in ("ray", "detr-batch", "python"):
+        assert re.search(rf"ln -sf.*/opt/detr-batch/bin/{program}\b.*\\?\s", text), program
+    assert re.search(r"apt-get install .*\brsync\b", text)
+    lock = (ROOT / "infra" / "requirements.lock").read_text()
+    assert re.search(r"^boto3==", lock, re.MULTILINE)

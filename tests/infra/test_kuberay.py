@@ -15,7 +15,8 @@ from ray.autoscaler._private.kuberay import autoscaling_config
 
 from jobs.cli import parser
 from jobs.label_options import LabelOptions
-from jobs.placement import Node, matches, placed
+from jobs.node_labels import matches
+from jobs.placement import Node, placed
 from tests.infra.manifests import (
     KUBERAY,
     RENDERED,

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from jobs.label_options import LabelOptions
-from jobs.placement import Node, matches, placed, selector
+from jobs.node_labels import matches, selector
+from jobs.placement import Node, placed
 from pipeline.storage import InputError
 
 GIB = 1 << 30
@@ -30,6 +31,16 @@ def test_where_there_is_no_other_node_they_share_it() -> None:
     place = placed(options(), [HEAD, GPUS], cluster=True)
     assert place.prepare_on == {}
     assert place.lacks([HEAD, GPUS]) is None
+
+
+def test_a_small_node_does_not_starve_many_gpus() -> None:
+    small = Node({"CPU": 2.0, "memory": 8.0 * GIB}, {})
+    place = placed(options(num_gpus="4"), [small, *[GPUS] * 4], cluster=True)
+    assert place.prepare_on == {}
+
+
+def test_a_cluster_that_has_no_workers_yet_may_read_as_much_as_it_will_detect() -> None:
+    assert placed(options(device="cuda", num_gpus="8"), [HEAD], cluster=True).tasks == 64
 
 
 def test_on_cpus_each_node_that_has_some_detects() -> None:

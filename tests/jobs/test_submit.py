@@ -5,10 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +178,16 @@ def test_output_that_the_cluster_may_not_write_is_refused(cluster: Lake, bucket:
         (["./photos", "s3://b/out"], "absolute path"),
         (["s3://b/in", "https://b.com/out?X-Amz-Signature=abc"], "carries a secret"),
         (["s3://b/in", "s3://b/out", "--env", "AWS_SECRET_ACCESS_KEY=a"], "would show it"),
+        (["s3://b/in", "s3://b/out", "--env", "AZURE_STORAGE_KEY=a"], "would show it"),
+        (["s3://b/in", "s3://b/out", "--env", "AWS_ENDPOINT_URL=http://u:p@h"], "would show it"),
+        (["s3://b/in", "s3://b/out", "--num-gpus", "4-2"], "--num-gpus 4-2"),
+        (["s3://b/in", "s3://b/out", "--detect-on", "moon"], "KEY=VALUE"),
+        (["s3://b/in", "s3://b/out", "--weights", "pyproject.toml"], "a path of this machine"),
         (["s3://b/in", "s3://b/out", "--address", "ray://head:10001"], "http://head:8265"),
-        (["s3://b/in", "s3://b/out", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
+        (
+            ["s3://b/in", "s3://b/out", "--address", "http://127.0.0.1:1"],
+            "no job server of Ray answers",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
@@ -190,27 +196,6 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
     words = words if "--address" in words else [*words, "--address", "http://127.0.0.1:1"]
     assert main(["submit", *words]) == 2
     assert said in capsys.readouterr().err
-
-
-class _OldRay(BaseHTTPRequestHandler):
-    """The job server of another Ray."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"version": "4", "ray_version": "2.40.0"}).encode())
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-def test_cluster_of_another_ray_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    server = HTTPServer(("127.0.0.1", 0), _OldRay)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    assert main(["submit", "s3://b/in", "s3://b/out", "--address", address]) == 2
-    server.shutdown()
-    assert "runs Ray 2.40.0, and detr-batch needs" in capsys.readouterr().err
 
 
 def test_job_is_given_the_same_options() -> None:
@@ -234,4 +219,5 @@ def test_python_without_the_packages_is_said_in_a_line(package: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"detr-batch: this Python has no package {package}")
+    assert done.stderr.startswith("detr-batch: this Python (")
+    assert package in done.stderr
