@@ -16,10 +16,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: setup  ## render scenes, label them, compare with the truth
 	$(BIN)/python -m jobs.demo demo
 
-test: setup  ## all tests but the slow ones
-	$(BIN)/python -m pytest
+test: setup  ## all tests but the slow ones, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-all: setup  ## the slow ones too
+test-all: setup  ## the slow ones too, which measure times and memory: one by one
 	$(BIN)/python -m pytest -m "not network"
 
 chaos: setup  ## break runs on purpose and open ten thousand broken files, for an hour; prints a table

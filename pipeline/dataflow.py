@@ -29,6 +29,9 @@ from pipeline.stage import Staged, merged, ranges_in, staged_files
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
 # 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then).
 BLOCK_BYTES = 16 << 20
+# Many detectors make many blocks, and a driver takes some 10 ms of a CPU for each (`bench scale`,
+# 2026-11-25): blocks grow with the pool, up to Ray Data's own size.
+DETECTORS_PER_BLOCK_SIZE, MOST_BLOCK_BYTES = 4, 128 << 20
 # What one of each holds of a CPU in Ray's count. Two actors leave room for two tasks on every CPU:
 # else a pool without bounds would fill its nodes, keep readers and stagers out, and wait for them
 # for ever (seen on 2026-11-25). How many of these run at once, `tasks` bounds.
@@ -67,10 +70,15 @@ class FlowSettings:
     nodes: Labels = field(default_factory=dict)  # where all but the detectors may be
 
 
-def _set_context() -> None:
+def block_bytes(detectors: int) -> int:
+    """How much is handed on and committed at once, in a flow with so many detectors."""
+    return min(MOST_BLOCK_BYTES, BLOCK_BYTES * max(1, detectors // DETECTORS_PER_BLOCK_SIZE))
+
+
+def _set_context(detectors: int = 1) -> None:
     """What Ray Data goes by in this process."""
     context = DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = block_bytes(detectors)
     context.enable_progress_bars = False  # ours is shown
     # Else Ray Data 2.60 says of every error that "UDF failed to process a data block".
     context.raise_original_map_exception = True
@@ -80,8 +88,8 @@ def _set_context() -> None:
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
     """Label what is left of a plan's shards: one receipt a staged block."""
-    _set_context()
     detectors = settings.detectors
+    _set_context(detectors.most)
     nodes = settings.nodes or None
     with warnings.catch_warnings():
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.

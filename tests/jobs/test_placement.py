@@ -7,6 +7,7 @@ import pytest
 from jobs.label_options import LabelOptions
 from jobs.node_labels import matches, selector
 from jobs.placement import Node, placed
+from pipeline.dataflow import block_bytes
 from pipeline.storage import InputError
 
 GIB = 1 << 30
@@ -48,6 +49,11 @@ def test_on_cpus_each_node_that_has_some_detects() -> None:
     assert (place.fewest, place.most) == (2, 2)
     # With a detector on it, half a CPU is not enough for the other stages.
     assert place.lacks([Node({"CPU": 0.5, "memory": 8.0 * GIB}, {})] * 2) is not None
+
+
+def test_blocks_grow_with_the_pool_up_to_a_bound() -> None:
+    mib = [block_bytes(detectors) >> 20 for detectors in (1, 7, 8, 32, 64)]
+    assert mib == [16, 16, 32, 128, 128]
 
 
 @pytest.mark.parametrize(
