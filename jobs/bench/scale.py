@@ -118,6 +118,8 @@ def bench_scale(
 
     RuntimeError where an image is lost or comes twice: nothing is reported then.
     """
+    cpus = max(os.cpu_count() or 1, *detectors) + 2  # Ray warns where many processes share few
+    ray.init("local", num_cpus=cpus, log_to_driver=False, include_dashboard=False)
     start_ray(LabelOptions("", ""))
     found = [Scaled(count) for count in detectors]
     with TemporaryDirectory() as name:
@@ -172,12 +174,17 @@ def _reconcile(receipts: list[Receipt], staged: int) -> None:
 
 
 def _steady(receipts: list[Receipt]) -> float:
-    """Images a second, without those at either end."""
+    """Images a second, without those at either end: the slope of what was done over time.
+
+    Devices that began together end their blocks together: from one block to another one would
+    count steps of a stair.
+    """
     receipts = sorted(receipts, key=lambda receipt: receipt.finished_at)
     done = np.cumsum([receipt.images for receipt in receipts])
     times = np.array([receipt.finished_at for receipt in receipts])
-    first, last = (int(np.searchsorted(done, share * done[-1])) for share in (SKIPPED, 1 - SKIPPED))
-    return float((done[last] - done[first]) / (times[last] - times[first]))
+    middle = (done >= SKIPPED * done[-1]) & (done <= (1 - SKIPPED) * done[-1])
+    slope, _ = np.polyfit(times[middle] - times[0], done[middle], 1)
+    return float(slope)
 
 
 def _measurement(scaled: Scaled, device_seconds: float) -> Measurement:
