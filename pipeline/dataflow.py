@@ -29,8 +29,8 @@ from pipeline.stage import Staged, merged, ranges_in, staged_files
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
 # 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then).
 BLOCK_BYTES = 16 << 20
-# Many detectors make many blocks, and a driver takes some 10 ms of a CPU for each (`bench scale`,
-# 2026-11-25): blocks grow with the pool, up to Ray Data's own size.
+# Many detectors make many blocks, and a driver takes 5 to 8 ms of a CPU for each (`bench scale`,
+# 2026-11-26): blocks grow with the pool, up to Ray Data's own size.
 DETECTORS_PER_BLOCK_SIZE, MOST_BLOCK_BYTES = 4, 128 << 20
 # What one of each holds of a CPU in Ray's count. Two actors leave room for two tasks on every CPU:
 # else a pool without bounds would fill its nodes, keep readers and stagers out, and wait for them
