@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.run_record import score_threshold
 from model.urls import identity, mask
 from pipeline.publish import READ_AT_ONCE, committed_runs
 from pipeline.shards import members, plan_tables
@@ -41,11 +42,12 @@ def known_objects(options: "LabelOptions", mark: str) -> Known:
     stay = [run for run in runs if run["run_id"] not in replaced]
     for run in stay:
         if run["model_fingerprint"] != mark:
+            kept = score_threshold(options.output, run["run_id"])
             raise InputError(
-                f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
-                f"(fingerprint {run['model_fingerprint']}), and this run would be {options.model} "
-                f"({mark}): use the same model, weights and threshold, another OUTPUT, or, for "
-                "the same INPUT, --relabel"
+                f"{mask(options.output)} holds labels of {run['model']} over {run['input']} from a "
+                f"score of {kept:g} up (fingerprint {run['model_fingerprint']}), and this would be "
+                f"{options.model} from {options.score_threshold:g} up ({mark}): use the same "
+                "model, weights and threshold, another OUTPUT, or, for the same INPUT, --relabel"
             )
     return planned_objects(options.output, runs, canonical(options.input), replaced)
 

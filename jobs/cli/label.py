@@ -50,7 +50,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="label of those that do all else (default: any without an accelerator, where there "
         "are such)",
     )
-    option("--max-failed-fraction", type=float, default=1.0, help="more failed images: exit code 3")
+    option(
+        "--max-failed-fraction",
+        type=float,
+        default=1.0,
+        help="a larger share of failed images is exit code 3 (default: 1, so never)",
+    )
     option("--instance-type", help="machines this runs on, for the report: see detr-batch prices")
     option("--cpu-instance-type", help="those without a GPU, where a cluster has both")
     option("--spot", action="store_true", help="they cost the spot price")

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -82,15 +83,21 @@ def running(server: Server) -> Iterator[str]:
         port: int = runner.addresses[0][1]
         return port
 
-    port = loop.run_until_complete(begin())
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    port = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+def followed(client: job_server.Client) -> int:
+    """In a thread of its own: the browser of other tests holds an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(job_server.follow, client, "job-1").result()
 
 
 def test_cluster_of_another_ray_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +123,7 @@ def test_the_address_that_is_named_is_the_one_that_is_asked(
 def test_a_log_goes_on_where_its_connection_broke_off(capsys: pytest.CaptureFixture[str]) -> None:
     server = Server()
     with running(server) as address:
-        assert job_server.follow(job_server.connect(address), "job-1") == 3
+        assert followed(job_server.connect(address)) == 3
     assert capsys.readouterr().out == LOG
 
 
@@ -128,7 +135,7 @@ def test_a_reader_that_has_seen_enough_ends_the_following(monkeypatch: pytest.Mo
         client = job_server.connect(address)
         monkeypatch.setattr("builtins.print", closed)
         with pytest.raises(BrokenPipeError):
-            job_server.follow(client, "job-1")
+            followed(client)
 
 
 def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +143,7 @@ def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.Mon
     with running(Server()) as address:
         client = job_server.connect(address)
     with pytest.raises(RuntimeError, match="does not answer any more"):
-        job_server.follow(client, "job-1")
+        followed(client)
 
 
 def test_a_server_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
