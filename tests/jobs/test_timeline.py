@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_rates_leave_the_start_up_empty_and_add_up() -> None:
 
 
 def test_cpu_seconds_of_children_count_while_they_run_and_when_they_ended() -> None:
+    """In a process of its own: workers of other tests' Ray that end take theirs with them."""
+    check = "from tests.jobs.test_timeline import check_children; check_children()"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
+
+
+def check_children() -> None:
     meter = CpuMeter()
     work = "import time\nwhile time.process_time() < 0.5: pass"
     subprocess.run([sys.executable, "-c", work], check=True)
