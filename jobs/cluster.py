@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import psutil
 import ray
@@ -17,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.label_options import LabelOptions
 from jobs.placement import Node, Placement, placed
 from model.urls import mask
-from pipeline.dataflow import ACTOR_CPUS
+from pipeline.dataflow import ACTOR_CPUS, Layout
 from pipeline.probe import PACKAGES, probe
 from pipeline.schema import Member
 from pipeline.storage import InputError
@@ -27,8 +26,8 @@ LOOK_SECONDS = 1.0
 PROBE_SECONDS = 120.0  # for all nodes: a worker starts, and fetches the job's code
 
 
-def start_ray(options: LabelOptions) -> None:
-    """Connect to the cluster, or start a local one that ends with this process."""
+def start_ray(address: str | None) -> None:
+    """Connect to the cluster at an address, or start a local one that ends with this process."""
     # Their news, and tracebacks of what `carry_out` says in a line, are for Ray's own log files.
     for name, level in (("ray", logging.WARNING), ("ray.data", logging.CRITICAL)):
         for handler in logging.getLogger(name).handlers:
@@ -37,7 +36,7 @@ def start_ray(options: LabelOptions) -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown
     if ray.is_initialized():
         return
-    address = options.address or "local"  # not one that was left running
+    address = address or "local"  # not one that was left running
     try:
         ray.init(
             address=address, log_to_driver=False, include_dashboard=False, configure_logging=False
@@ -76,7 +75,7 @@ def placed_here(options: LabelOptions) -> Placement:
     """Where a run would go. Connects to a cluster where one is named, and starts none."""
     if not options.address:
         return placed(options, [this_machine()], cluster=False)
-    start_ray(options)
+    start_ray(options.address)
     return placed(options, list(alive().values()), cluster=True)
 
 
@@ -86,11 +85,11 @@ def ready(options: LabelOptions, lock_url: str, first: Member) -> Placement:
     On a cluster its workers are asked too: for what runs there, and whether they see OUTPUT (the
     lock at `lock_url`) and INPUT (its `first` object).
     """
-    start_ray(options)
+    start_ray(options.address)
     if not options.address:
-        placement = placed(options, list(alive().values()), cluster=False)
-        lacks = placement.lacks(list(alive().values()))
-        if lacks:
+        nodes = list(alive().values())
+        placement = placed(options, nodes, cluster=False)
+        if lacks := placement.lacks(nodes):
             raise InputError(f"this machine is too small: {lacks}")
         return placement
     placement = until_it_fits(options)
@@ -167,34 +166,34 @@ def _described(nodes: Sequence[Node]) -> str:
 def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
     """InputError where a node of the run has other versions, or cannot use OUTPUT or INPUT."""
     versions = {name: version(name) for name in PACKAGES}
-    asked: dict[Any, str] = {}
-    for node_id, node in alive().items():
-        if not placement.uses(node):
-            continue
-        there = NodeAffinitySchedulingStrategy(node_id, soft=True)
-        task = ray.remote(probe).options(num_cpus=0, scheduling_strategy=there, max_retries=1)
-        asked[task.remote(versions, lock_url, first)] = node_id
+    task = ray.remote(probe).options(num_cpus=0, max_retries=1)
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True)).remote(
+            versions, lock_url, first
+        )
+        for node_id, node in alive().items()
+        if placement.uses(node)
+    ]
     try:
-        answers = ray.get(list(asked), timeout=PROBE_SECONDS)
+        answers = ray.get(asked, timeout=PROBE_SECONDS)
     except GetTimeoutError as error:
         raise InputError(f"no worker of Ray started within {PROBE_SECONDS:.0f} s") from error
     except ray.exceptions.RayError as error:
         reason = mask(str(error).strip().splitlines()[-1])
         raise InputError(f"workers of the cluster cannot run detr-batch: {reason}") from error
-    problems = sorted({answer for answer in answers if answer})
-    if problems:
+    if problems := [answer for answer in answers if answer]:
         raise InputError(problems[0])
 
 
-def stage_workers(placement: Placement) -> dict[str, int]:
+def stage_workers(layout: Layout) -> dict[str, int]:
     """How many of each stage can work at once, by what the cluster is now."""
     cpus = ray.cluster_resources().get("CPU", 1.0)
     fit = max(1, int(cpus / ACTOR_CPUS))
     return {
-        "read": placement.tasks,
-        "prepare": min(placement.preparers or fit, fit),
-        "detect": placement.most,
-        "stage": placement.tasks,
+        "read": layout.tasks,
+        "prepare": min(layout.preparers or fit, fit),
+        "detect": layout.detectors.most,
+        "stage": layout.tasks,
     }
 
 

@@ -27,16 +27,14 @@ QUIET_SECONDS = 60.0  # of a log, after which a new connection tells whether the
 PATIENCE = 180.0  # seconds without an answer: a head that starts anew takes so long
 LOOK_SECONDS = 1.0
 EXIT_FAILED = 1
-TROUBLES = (
-    *(ConnectionError, RuntimeError, OSError, TimeoutError),
-    *(requests.RequestException, ClientError, AuthenticationError),
-)
+# Of the network, of Ray's answers, and of a token that is refused; requests' own are OSErrors.
+TROUBLES = (OSError, RuntimeError, ClientError, AuthenticationError)
 # With which Ray overrides the address that a client is given.
 OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 NEWS = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env")
 
 
-class Client(JobSubmissionClient):  # type: ignore[misc]  # of Ray, which is not followed
+class Client(JobSubmissionClient):
     """Ray's own, which would wait for ever for a server that stands still."""
 
     def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:

@@ -37,7 +37,7 @@ from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, named_model
 from pipeline import retries
 from pipeline.blocks import open_work
-from pipeline.dataflow import Detectors, FlowSettings, label_shards, publish_parts, read_back
+from pipeline.dataflow import FlowSettings, label_shards, publish_parts, read_back
 from pipeline.detect import Detector, DetectorSpec
 from pipeline.lock import LOCK_NAME, LockLost, OutputLock
 from pipeline.plan import Plan
@@ -146,27 +146,15 @@ def carry_out(
     )
     blocks = join(staging_url(options.output, run.run_id), "blocks")
     target = PublishTarget(options.output, run.run_id, blocks, options.model, mark, config.labels)
-    detectors = Detectors(
-        Detector,
-        (spec,),
-        place.fewest,
-        place.most,
-        place.detector_cpus,
-        place.detector_gpus,
-        images_per_call=4 * options.batch_size,
-        memory=place.memory,
-        nodes=place.detect_on,
-    )
     plan = plan_url(options.output, run.run_id)
-    settings = FlowSettings(
-        plan, blocks, config.resize, detectors, place.preparers, place.tasks, place.prepare_on
-    )
+    per_call = 4 * options.batch_size
+    settings = FlowSettings(plan, blocks, config.resize, Detector, (spec,), per_call, place.layout)
     precision = options.resolved_precision(place.device)
     print(f"run {run.run_id}: {options.model} on {place.device}, {precision}", file=sys.stderr)
     try:
         tally = Tally(cpus=measured_cpus(options))
         nodes = NodeMeter(ray.nodes, began)
-        with nodes, RunMetrics(options, run, tally, nodes, place.most):
+        with nodes, RunMetrics(options, run, tally, nodes, place.layout.detectors.most):
             flow(run, settings, tally)
             return finish(options, run, target, tally, place, lock, nodes)
     except (LockLost, ReconcileError):
@@ -188,7 +176,7 @@ def _reason(error: BaseException) -> str:
 
 def flow(run: Run, settings: FlowSettings, tally: Tally) -> None:
     """Label what is not staged yet, showing progress; sums are added to `tally`."""
-    before = read_back(settings.staging, settings.nodes)
+    before = read_back(settings.staging, settings.layout.nodes)
     work, size = open_work(run.shards, before)
     if work:
         receipts = unstalled(label_shards(work, settings))
@@ -208,16 +196,16 @@ def finish(
     began = time.time()
     planned = run.shards.names()
     lock.check()  # first: who takes a lost lock over removes what was staged
-    result = read_back(target.staging, place.prepare_on)
+    result = read_back(target.staging, place.layout.nodes)
     reconcile(planned, result)
     lock.check()
     grouped = parts(planned, result, fitting_images(options.score_threshold))
     pictures = PictureReader() if options.page else None  # starts while the tables are written
-    files = list(publish_parts(grouped, target, place.prepare_on))
+    files = list(publish_parts(grouped, target, place.layout.nodes))
     counts = result.counts()
     detections = sum(file.rows for file in files if file.path.startswith("detections/"))
     tally.seconds["publish"] = time.time() - began
-    workers = stage_workers(place)
+    workers = stage_workers(place.layout)
     summary = report(tally, counts, detections, workers, *nodes.read(), options.rates())
     summary["reconciliation"] = {"planned": result.images, **counts}
     if not summary["labelled_before"]:  # an estimate is of a whole run

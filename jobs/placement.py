@@ -6,10 +6,10 @@ from typing import Any
 
 from jobs.label_options import LabelOptions
 from jobs.node_labels import matches, selector
-from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Labels
+from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Labels, Layout, Pool
 
 ACCELERATOR = "ray.io/accelerator-type"  # what Ray labels nodes with whose GPUs it knows
-LEAST_TASKS = 8  # a detector, on a cluster whose CPUs may come later
+TASKS_PER_DETECTOR = 8  # at least, on a cluster whose CPUs may come later
 # Of the logical memory of a node. A detector of the largest model takes 1.3 GiB on a CPU for one
 # picture (`bench model`, 2026-11-24), and as much of the host for loading where it is on a GPU.
 MEMORY, TINY_MEMORY = 2 << 30, 512 << 20
@@ -32,74 +32,64 @@ class Placement:
     """What runs where: `label` goes by it, and `--dry-run` prints it."""
 
     device: str  # "cpu" or "cuda"
-    fewest: int  # detectors
-    most: int
-    memory: int  # bytes of a detector
-    detect_on: Labels
-    prepare_on: Labels
-    preparers: int | None  # at most; None: as many as are needed and fit
-    tasks: int  # readers, and stagers, at most
-
-    @property
-    def detector_cpus(self) -> float:
-        """What a detector holds of a node's CPUs, in Ray's count: on CPUs it takes all of them."""
-        return ACTOR_CPUS if self.device == "cpu" else 0
-
-    @property
-    def detector_gpus(self) -> float:
-        return 0 if self.device == "cpu" else 1
+    layout: Layout
 
     def detector(self) -> dict[str, float]:
         """What one detector takes of a node."""
-        kinds = {"CPU": self.detector_cpus, "GPU": self.detector_gpus, "memory": self.memory}
+        pool = self.layout.detectors
+        kinds = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, "memory": pool.memory}
         return {name: float(amount) for name, amount in kinds.items() if amount}
 
-    @property
-    def _beside(self) -> float:
-        """What detectors may hold of the CPUs of a node that prepares."""
-        return self.detector_cpus if self.detect_on in ({}, self.prepare_on) else 0
+    def others(self) -> dict[str, float]:
+        """What the other stages want at least of one node, beside a detector that may be there."""
+        pool = self.layout.detectors
+        beside = pool.num_cpus if pool.nodes in ({}, self.layout.nodes) else 0
+        return {"CPU": ACTOR_CPUS + 2 * TASK_CPUS + beside}
 
     def demand(self) -> list[dict[str, Any]]:
         """What the run needs at least, as Ray's autoscaler takes it."""
-        others = {"CPU": ACTOR_CPUS + 2 * TASK_CPUS + self._beside}
-        return [{"resources": self.detector(), "label_selector": self.detect_on}] * self.fewest + [
-            {"resources": others, "label_selector": self.prepare_on}
+        pool = self.layout.detectors
+        return [
+            *[{"resources": self.detector(), "label_selector": pool.nodes}] * pool.fewest,
+            {"resources": self.others(), "label_selector": self.layout.nodes},
         ]
 
     def uses(self, node: Node) -> bool:
         """Whether a stage may be on it."""
         counts = node.resources.get("CPU") or node.resources.get("GPU")
-        chosen = any(matches(node.labels, rule) for rule in (self.detect_on, self.prepare_on))
-        return bool(counts and chosen)
+        rules = (self.layout.detectors.nodes, self.layout.nodes)
+        return bool(counts and any(matches(node.labels, rule) for rule in rules))
 
     def lacks(self, nodes: Sequence[Node]) -> str | None:
         """What `nodes`, were they empty, do not hold of the run; None where they hold it."""
         lacking = []
-        wanted = self.detector()
-        there = sum(node.holds(wanted) for node in nodes if matches(node.labels, self.detect_on))
-        if there < self.fewest:
+        pool, wanted = self.layout.detectors, self.detector()
+        there = sum(node.holds(wanted) for node in nodes if matches(node.labels, pool.nodes))
+        if there < pool.fewest:
             lacking.append(
-                f"{self.fewest} detectors want {_amounts(wanted)} each{_where(self.detect_on)}, "
-                f"and {there} fit"
+                f"{pool.fewest} detectors want {_amounts(wanted)} each{_where(pool.nodes)}, and "
+                f"{there} fit"
             )
-        others = self.demand()[-1]["resources"]
-        if not any(n.holds(others) for n in nodes if matches(n.labels, self.prepare_on)):
+        others = self.others()
+        if not any(n.holds(others) for n in nodes if matches(n.labels, self.layout.nodes)):
             lacking.append(
-                f"reading and preparing want {_amounts(others)}{_where(self.prepare_on)}, and no "
+                f"reading and preparing want {_amounts(others)}{_where(self.layout.nodes)}, and no "
                 "node has it"
             )
         return "; ".join(lacking) or None
 
     def as_text(self) -> str:
         """For --dry-run."""
-        detector = _amounts(self.detector())
-        range_ = f"{self.fewest} to {self.most}" if self.most > self.fewest else str(self.fewest)
-        most = "as demand and CPUs allow" if self.preparers is None else f"up to {self.preparers}"
-        tasks = f"up to {self.tasks} readers and {self.tasks} stagers"
+        layout, pool = self.layout, self.layout.detectors
+        count = f"{pool.fewest} to {pool.most}" if pool.most > pool.fewest else str(pool.fewest)
+        most = (
+            "as demand and CPUs allow" if layout.preparers is None else f"up to {layout.preparers}"
+        )
+        tasks = f"up to {layout.tasks} readers and {layout.tasks} stagers"
         return (
-            f"{'detectors':<14} {range_} of {detector}{_where(self.detect_on)}\n"
+            f"{'detectors':<14} {count} of {_amounts(self.detector())}{_where(pool.nodes)}\n"
             f"{'other stages':<14} preparers {most}, {ACTOR_CPUS:.2g} CPU each; {tasks}"
-            f"{_where(self.prepare_on)}"
+            f"{_where(layout.nodes)}"
         )
 
 
@@ -109,24 +99,21 @@ def placed(options: LabelOptions, nodes: Sequence[Node], cluster: bool) -> Place
     On CPUs a detector takes all cores of its machine, so there is one on each that is there.
     """
     device = options.resolved_device(any(node.resources.get("GPU") for node in nodes))
-    detect_on, chosen = selector(options.detect_on), selector(options.prepare_on)
+    on_cpu = device == "cpu"
+    detect_on, prepare_on = selector(options.detect_on), selector(options.prepare_on)
     memory = TINY_MEMORY if options.model == "shapes-tiny" else MEMORY
     fewest, most = options.gpus()
-    if device == "cpu":
+    if on_cpu:
         fits = [n for n in nodes if n.holds({"CPU": ACTOR_CPUS, "memory": memory})]
         fewest = most = max(1, sum(matches(node.labels, detect_on) for node in fits))
-    cpus = sum(node.resources.get("CPU", 0) for node in nodes)
-    share = cpus if device != "cpu" else cpus // 2
-    return Placement(
-        device,
-        fewest,
-        most,
-        memory,
-        detect_on,
-        chosen or _off_accelerators(nodes, most),
-        preparers=None if cluster else max(1, int(share)),
-        tasks=max(LEAST_TASKS * most, int(4 * cpus)) if cluster else max(2, int(2 * cpus)),
-    )
+    pool = Pool(fewest, most, ACTOR_CPUS if on_cpu else 0, 0 if on_cpu else 1, memory, detect_on)
+    cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
+    if cluster:  # whose CPUs may become more
+        preparers, tasks = None, max(TASKS_PER_DETECTOR * most, 4 * cpus)
+    else:
+        preparers, tasks = max(1, cpus // 2 if on_cpu else cpus), max(2, 2 * cpus)
+    nodes_of_others = prepare_on or _off_accelerators(nodes, most)
+    return Placement(device, Layout(pool, preparers, tasks, nodes_of_others))
 
 
 def _off_accelerators(nodes: Sequence[Node], detectors: int) -> Labels:

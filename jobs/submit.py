@@ -98,16 +98,16 @@ def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
     """
     given.check()
     client = connect(given.server)
-    running = [job for job in jobs_named(client, given.name())[-1:] if not job.status.is_terminal()]
-    job_id = running[0].submission_id if join and running else start(client, given)
+    job_id = start(client, given, join)
     print(f"job {job_id} on {mask(given.server)}", file=sys.stderr)
     return follow(client, job_id) if wait else 0
 
 
-def start(client: Client, given: Submission) -> str:
-    """The new job's name: the next one over this OUTPUT, which Ray itself refuses to give twice.
+def start(client: Client, given: Submission, join: bool) -> str:
+    """The job's name: the next one over this OUTPUT, which Ray itself refuses to give twice.
 
-    A dry run is no job over it, and has a name of its own.
+    That of the one that runs, where this is to `join` it. A dry run is no job over OUTPUT, and has
+    a name of its own.
     """
     name = given.name()
     if given.options.dry_run:
@@ -116,6 +116,8 @@ def start(client: Client, given: Submission) -> str:
         before = jobs_named(client, name)
         ended = not before or before[-1].status.is_terminal()
         job_id = f"{name}-{(number(before[-1]) if before else 0) + ended}"
+        if join and not ended:
+            return job_id
     with TemporaryDirectory() as folder:
         ship(Path(folder))
         try:

@@ -1,10 +1,11 @@
 """The dataflow on Ray Data: shards -> encoded -> prepared -> detected -> staged, then published."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
@@ -43,18 +44,25 @@ Labels = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Detectors:
-    """The pool of actors that detect."""
+class Pool:
+    """The actors that detect: how many there are, and what each takes of what nodes."""
 
-    actor: type  # a callable PREPARED -> DETECTED
-    arguments: tuple[Any, ...]
     fewest: int
     most: int
-    num_cpus: float  # of each
+    num_cpus: float
     num_gpus: float
-    images_per_call: int  # from which an actor forms its batches
     memory: int  # bytes of a node's logical memory
     nodes: Labels = field(default_factory=dict)  # where they may be
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many of each stage there may be, and where."""
+
+    detectors: Pool
+    preparers: int | None  # actors that decode, at most; None: as many as are needed and fit
+    tasks: int  # that read, at most, and as many that stage
+    nodes: Labels = field(default_factory=dict)  # where all but the detectors may be
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,10 @@ class FlowSettings:
     plan: str  # the URL of its file
     staging: str
     resize: ResizeRule
-    detectors: Detectors
-    preparers: int | None  # actors that decode, at most; None: as many as are needed and fit
-    tasks: int  # that read, at most, and as many that stage
-    nodes: Labels = field(default_factory=dict)  # where all but the detectors may be
+    detector: type  # a callable PREPARED -> DETECTED, and what it is made with
+    arguments: tuple[Any, ...]
+    images_per_call: int  # from which a detector forms its batches
+    layout: Layout
 
 
 def block_bytes(detectors: int) -> int:
@@ -88,9 +96,9 @@ def _set_context(detectors: int = 1) -> None:
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
     """Label what is left of a plan's shards: one receipt a staged block."""
-    detectors = settings.detectors
+    layout, detectors = settings.layout, settings.layout.detectors
     _set_context(detectors.most)
-    nodes = settings.nodes or None
+    nodes = layout.nodes or None
     with warnings.catch_warnings():
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -103,7 +111,7 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
                 batch_format="pyarrow",
                 num_cpus=TASK_CPUS,
                 label_selector=nodes,
-                compute=TaskPoolStrategy(settings.tasks),
+                compute=TaskPoolStrategy(layout.tasks),
             )
             .map_batches(
                 Preparer,
@@ -112,13 +120,13 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
                 batch_format="pyarrow",
                 num_cpus=ACTOR_CPUS,
                 label_selector=nodes,
-                compute=ActorPoolStrategy(min_size=1, max_size=settings.preparers),
+                compute=ActorPoolStrategy(min_size=1, max_size=layout.preparers),
             )
             # Fixed, or from the fewest up: growing one GPU at a time costs minutes.
             .map_batches(
-                detectors.actor,
-                fn_constructor_args=detectors.arguments,
-                batch_size=detectors.images_per_call,
+                settings.detector,
+                fn_constructor_args=settings.arguments,
+                batch_size=settings.images_per_call,
                 batch_format="pyarrow",
                 num_cpus=detectors.num_cpus,
                 num_gpus=detectors.num_gpus,
@@ -134,7 +142,7 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
                 batch_format="pyarrow",
                 num_cpus=TASK_CPUS,
                 label_selector=nodes,
-                compute=TaskPoolStrategy(settings.tasks),
+                compute=TaskPoolStrategy(layout.tasks),
             )
         )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -147,34 +155,29 @@ def read_back(staging: str, nodes: Labels | None = None) -> Staged:
     groups = [names[i : i + FILES_PER_TASK] for i in range(0, len(names), FILES_PER_TASK)]
     if len(groups) < 2:
         return merged(ranges_in(staging, group) for group in groups)
-    _set_context()
-    items = [files_item(group) for group in groups]
-    flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        ranges_block,
-        fn_args=(staging,),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=PUBLISHER_CPUS,
-        label_selector=nodes or None,
-    )
-    return merged(flow.iter_batches(batch_size=None, batch_format="pyarrow"))
+    return merged(_by_tasks(ranges_block, [files_item(group) for group in groups], staging, nodes))
 
 
 def publish_parts(
     parts: list[Part], target: PublishTarget, nodes: Labels | None = None
 ) -> Iterator[PartFile]:
     """Write all output files, one Ray task a part, on nodes of these labels."""
-    if not parts:
-        return
+    if parts:
+        for batch in _by_tasks(publish_block, [part_item(part) for part in parts], target, nodes):
+            yield from part_files(batch)
+
+
+def _by_tasks(
+    function: Callable[..., Any], items: list[dict[str, str]], argument: Any, nodes: Labels | None
+) -> Iterator[pa.Table]:
+    """What `function` of each item and the `argument` gives, a Ray task an item."""
     _set_context()
-    items = [part_item(part) for part in parts]
     flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        publish_block,
-        fn_args=(target,),
+        function,
+        fn_args=(argument,),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=PUBLISHER_CPUS,
         label_selector=nodes or None,
     )
-    for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from part_files(batch)
+    yield from flow.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -1,7 +1,7 @@
 """stage: DETECTED blocks -> one Parquet file each under `_staging`, and a receipt for the driver.
 
 A staged file is named by the images it holds, so that a task that is run again overwrites its own
-work. What is staged is done: a rerun reads `staged()` and leaves those images out.
+work. What is staged is done: a rerun reads it back and leaves those images out.
 """
 
 import hashlib
@@ -119,10 +119,6 @@ class Staged:
         of_shard = self.ranges(place, place)
         bounds = self.start[of_shard].tolist(), self.stop[of_shard].tolist()
         return list(zip(*bounds, strict=True))
-
-    def complete(self) -> set[str]:
-        """Shards of which every image is staged."""
-        return set(self.shards.filter(pa.array(self.found == self.sizes)).to_pylist())
 
 
 def staged(staging: str) -> Staged:

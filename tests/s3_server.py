@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError
 from s3fs import S3FileSystem
 
 KEY, SECRET, REGION = "test-key", "test-secret", "us-east-1"
+READER = "reader-key"  # may write nothing
 ADMIN = "admin-key"  # may make buckets, which a write alone would otherwise do
 BUCKET = "lake"
 START_SECONDS = 60
@@ -43,9 +44,9 @@ def s3_server() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "identities.json")
         user = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List", "Tagging")]
-        config.write_text(
-            json.dumps({"identities": [_identity(ADMIN, ["Admin"]), _identity(KEY, user)]})
-        )
+        reader = [action for action in user if action.startswith(("Read", "List"))]
+        rights = {ADMIN: ["Admin"], KEY: user, READER: reader}
+        config.write_text(json.dumps({"identities": [_identity(*one) for one in rights.items()]}))
         command = [str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=20"]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,16 +28,16 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from jobs.bench.measure import FEWEST_ROUNDS, Measurement, milliseconds
 from jobs.bench.simulated import SimulatedDetector
 from jobs.cluster import start_ray
-from jobs.label_options import LabelOptions
 from jobs.scenes import render_scene
 from model.zoo import named_model
 from pipeline.blocks import open_work
-from pipeline.dataflow import Detectors, FlowSettings, label_shards, read_back
+from pipeline.dataflow import FlowSettings, Layout, Pool, label_shards, read_back
 from pipeline.plan import plan
 from pipeline.schema import Receipt
 
 SIZE = (400, 288)  # width and height of the pictures, which shapes-tiny takes as they are
 IMAGES_PER_SHARD = 8  # two seconds of a device, so that blocks tell rates
+FEWEST_BLOCKS = 5  # of a device, to tell its rate
 SKIPPED = 0.15  # of the images at either end: pools fill and drain there
 SAMPLE_SECONDS = 0.25
 
@@ -64,8 +65,8 @@ class Scaled:
         return float(median(getattr(sample, figure) for sample in self.samples))
 
 
-def write_shards(folder: Path, images: int) -> None:
-    """Tar shards of JPEG pictures; all are the same twenty, which decode alike."""
+def write_shards(folder: Path, shards: int) -> None:
+    """Tar shards of IMAGES_PER_SHARD JPEG pictures, twenty unlike ones over and over."""
     pictures = []
     for seed in range(20):
         data = io.BytesIO()
@@ -73,12 +74,13 @@ def write_shards(folder: Path, images: int) -> None:
         Image.fromarray(pixels).save(data, "JPEG", quality=90)
         pictures.append(data.getvalue())
     folder.mkdir()
-    for start in range(0, images, IMAGES_PER_SHARD):
-        with tarfile.open(folder / f"{start:07}.tar", "w") as archive:
-            for index in range(start, min(start + IMAGES_PER_SHARD, images)):
+    endless = enumerate(cycle(pictures))
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:07}.tar", "w") as archive:
+            for index, picture in islice(endless, IMAGES_PER_SHARD):
                 entry = tarfile.TarInfo(f"{index:07}.jpg")
-                entry.size = len(pictures[index % len(pictures)])
-                archive.addfile(entry, io.BytesIO(pictures[index % len(pictures)]))
+                entry.size = len(picture)
+                archive.addfile(entry, io.BytesIO(picture))
 
 
 class _Watch:
@@ -91,11 +93,11 @@ class _Watch:
         self._stop = threading.Event()
 
     @contextmanager
-    def running(self) -> Iterator["_Watch"]:
+    def running(self) -> Iterator[None]:
         thread = threading.Thread(target=self._look, daemon=True)
         thread.start()
         try:
-            yield self
+            yield
         finally:
             self._stop.set()
             thread.join()
@@ -118,15 +120,14 @@ def bench_scale(
 
     RuntimeError where an image is lost or comes twice: nothing is reported then.
     """
-    cpus = max(os.cpu_count() or 1, *detectors) + 2  # Ray warns where many processes share few
-    ray.init("local", num_cpus=cpus, log_to_driver=False, include_dashboard=False)
-    start_ray(LabelOptions("", ""))
+    # Else Ray warns, on stdout, of more processes than there are CPUs.
+    os.environ["RAY_worker_maximum_startup_concurrency"] = "64"  # noqa: SIM112
+    start_ray(None)
     found = [Scaled(count) for count in detectors]
     with TemporaryDirectory() as name:
         for scaled in found:
             shards = math.ceil(seconds / (device_seconds * IMAGES_PER_SHARD)) * scaled.detectors
-            images = shards * IMAGES_PER_SHARD
-            write_shards(Path(name) / f"in-{scaled.detectors}", images)
+            write_shards(Path(name) / f"in-{scaled.detectors}", shards)
         for turn in range(FEWEST_ROUNDS):
             for scaled in random.sample(found, len(found)):
                 source = Path(name) / f"in-{scaled.detectors}"
@@ -141,18 +142,16 @@ def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> S
     shards.put(plan_url)
     work, _ = open_work(shards, read_back(staging))
     cpus = os.cpu_count() or 1
-    pool = Detectors(
+    pool = Pool(detectors, detectors, num_cpus=0, num_gpus=0, memory=0)
+    settings = FlowSettings(
+        plan_url,
+        staging,
+        named_model("shapes-tiny").config().resize,
         SimulatedDetector,
         (device_seconds,),
-        fewest=detectors,
-        most=detectors,
-        num_cpus=0,
-        num_gpus=0,
-        images_per_call=IMAGES_PER_SHARD,
-        memory=0,
+        IMAGES_PER_SHARD,
+        Layout(pool, preparers=cpus, tasks=2 * cpus),
     )
-    resize = named_model("shapes-tiny").config().resize
-    settings = FlowSettings(plan_url, staging, resize, pool, preparers=cpus, tasks=2 * cpus)
     receipts: list[Receipt] = []
     watch = _Watch()
     with watch.running():
@@ -162,18 +161,21 @@ def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> S
         wall = time.perf_counter() - began
         machine = psutil.cpu_percent() / 100
         driver = (watch.cpu_seconds() - used) / wall
-    _reconcile(receipts, read_back(staging).images)
-    return Sample(_steady(receipts), driver, watch.rss / 2**20, watch.store / 2**20, machine)
+    check_whole(receipts, read_back(staging).images, len(shards) * IMAGES_PER_SHARD)
+    return Sample(steady(receipts), driver, watch.rss / 2**20, watch.store / 2**20, machine)
 
 
-def _reconcile(receipts: list[Receipt], staged: int) -> None:
+def check_whole(receipts: list[Receipt], staged: int, planned: int) -> None:
+    """RuntimeError unless each image was told of once, is staged, and did not fail."""
     told = sum(receipt.images for receipt in receipts)
     failed = sum(sum(receipt.failed.values()) for receipt in receipts)
-    if told != staged or failed:
-        raise RuntimeError(f"{told} images were told of, {staged} are staged, {failed} failed")
+    if not planned == told == staged or failed:
+        raise RuntimeError(
+            f"of {planned} images {told} were told of, {staged} are staged, and {failed} failed"
+        )
 
 
-def _steady(receipts: list[Receipt]) -> float:
+def steady(receipts: list[Receipt]) -> float:
     """Images a second, without those at either end: the slope of what was done over time.
 
     Devices that began together end their blocks together: from one block to another one would
@@ -199,7 +201,7 @@ def _measurement(scaled: Scaled, device_seconds: float) -> Measurement:
         **milliseconds(took),
         images_per_second=rate,
         peak_memory_mib=round(scaled.middle("driver_mib")),
-        error=0.0,
+        error=0.0,  # of images: `check_whole` lets no other pass
     )
 
 

@@ -109,13 +109,14 @@ def scale(
     detectors: str, device_seconds: float, seconds: float, results: Path | None, for_programs: bool
 ) -> None:
     """Run the pipeline with simulated devices. ValueError for numbers that make no sense."""
-    from jobs.bench.scale import as_text, bench_scale
+    from jobs.bench.scale import FEWEST_BLOCKS, IMAGES_PER_SHARD, as_text, bench_scale
 
     counts = detectors.split(",")
     if not all(count.isdigit() and int(count) for count in counts):
         raise ValueError("--detectors must be at least 1, or several such with commas between")
-    if device_seconds <= 0 or seconds < 4 * device_seconds:
-        raise ValueError("--seconds must be several times --device-seconds, and that above 0")
+    images = FEWEST_BLOCKS * IMAGES_PER_SHARD
+    if device_seconds <= 0 or seconds < images * device_seconds:
+        raise ValueError(f"--seconds must be at least {images} times --device-seconds, above 0")
     found, measured = bench_scale([int(count) for count in counts], device_seconds, seconds)
     append(measured, "cpu", results or RESULTS)
     if for_programs:

@@ -236,8 +236,8 @@ def test_the_run_fits_what_the_autoscaler_may_make(name: str) -> None:
     place = placed(LabelOptions(**options), [], cluster=True)
     nodes = [node for kind, node in groups.items() for _ in range(kinds[kind]["max_workers"])]
     assert place.lacks(nodes) is None
-    assert matches(groups["cpu"].labels, place.prepare_on)
-    assert not matches(groups["gpu"].labels, place.prepare_on)
+    assert matches(groups["cpu"].labels, place.layout.nodes)
+    assert not matches(groups["gpu"].labels, place.layout.nodes)
 
 
 def test_workers_may_be_on_spot_and_the_head_is_not() -> None:

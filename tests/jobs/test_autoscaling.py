@@ -68,8 +68,8 @@ address, gpus, role = sys.argv[1:]
 options = LabelOptions(
     "in", "out", address=address, device="cuda", num_gpus=gpus, prepare_on=f"role={role}"
 )
-start_ray(options)
-print(until_it_fits(options, seconds=15).fewest)
+start_ray(address)
+print(until_it_fits(options, seconds=15).layout.detectors.fewest)
 """
 
 

@@ -22,31 +22,32 @@ def options(**given: Any) -> LabelOptions:
 
 def test_cpu_stages_keep_off_nodes_whose_cpus_feed_a_gpu() -> None:
     place = placed(options(num_gpus="1-2"), [HEAD, CPUS, GPUS], cluster=True)
-    assert (place.device, place.fewest, place.most) == ("cuda", 1, 2)
-    assert place.prepare_on == {"ray.io/accelerator-type": "!in(A10G)"}
+    pool = place.layout.detectors
+    assert (place.device, pool.fewest, pool.most) == ("cuda", 1, 2)
+    assert place.layout.nodes == {"ray.io/accelerator-type": "!in(A10G)"}
     assert place.lacks([HEAD, CPUS, GPUS]) is None
     assert "1 to 2 of 1 GPU and 2.0 GiB of memory" in place.as_text()
 
 
 def test_where_there_is_no_other_node_they_share_it() -> None:
     place = placed(options(), [HEAD, GPUS], cluster=True)
-    assert place.prepare_on == {}
+    assert place.layout.nodes == {}
     assert place.lacks([HEAD, GPUS]) is None
 
 
 def test_a_small_node_does_not_starve_many_gpus() -> None:
     small = Node({"CPU": 2.0, "memory": 8.0 * GIB}, {})
     place = placed(options(num_gpus="4"), [small, *[GPUS] * 4], cluster=True)
-    assert place.prepare_on == {}
+    assert place.layout.nodes == {}
 
 
 def test_a_cluster_that_has_no_workers_yet_may_read_as_much_as_it_will_detect() -> None:
-    assert placed(options(device="cuda", num_gpus="8"), [HEAD], cluster=True).tasks == 64
+    assert placed(options(device="cuda", num_gpus="8"), [HEAD], cluster=True).layout.tasks == 64
 
 
 def test_on_cpus_each_node_that_has_some_detects() -> None:
     place = placed(options(device="cpu"), [HEAD, CPUS, CPUS], cluster=True)
-    assert (place.fewest, place.most) == (2, 2)
+    assert (place.layout.detectors.fewest, place.layout.detectors.most) == (2, 2)
     # With a detector on it, half a CPU is not enough for the other stages.
     assert place.lacks([Node({"CPU": 0.5, "memory": 8.0 * GIB}, {})] * 2) is not None
 

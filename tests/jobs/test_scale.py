@@ -117,7 +117,7 @@ def resume(kind: str, count: int, folder: Path) -> None:
     shards = kept(plan_tables(plan_in(folder)))
     staged = dataflow.read_back(str(folder / "blocks"))
     work, _ = open_work(shards, staged)
-    assert sum(len(one.rows) for one in work) == len(shards) - len(staged.complete())
+    assert sum(len(one.rows) for one in work) == len(shards) - (staged.found == staged.sizes).sum()
     begun = sum(stop - start for one in work for done in one.done for start, stop in done)
     assert begun + staged.found[staged.found == staged.sizes].sum() == staged.images
     assert 0 <= staged.images - (count - len(blocks[::3]) * BLOCK) < BLOCK

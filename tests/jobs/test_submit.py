@@ -20,7 +20,7 @@ from jobs.cli import main, parser
 from jobs.label_options import LabelOptions
 from jobs.views import connect
 from pipeline.storage import open_location
-from tests.s3_server import free_ports
+from tests.s3_server import READER, free_ports
 
 ACCELERATOR = {"ray.io/accelerator-type": "A10G"}
 OPTIONS = ["--model", "shapes-tiny", "--device", "cpu", "--no-page"]
@@ -172,6 +172,22 @@ def test_output_that_the_cluster_may_not_write_is_refused(cluster: Lake, bucket:
     done = cluster.submit(f"{bucket}/in", "s3://not-theirs/out", *OPTIONS)
     assert done.returncode == 2
     assert "OUTPUT s3://not-theirs/out" in done.stdout
+
+
+@pytest.mark.slow
+def test_node_whose_role_is_another_is_said_before_anything_is_computed(
+    cluster: Lake, bucket: str
+) -> None:
+    fill(f"{bucket}/in", 1)
+    node = cluster.ray.add_node(num_cpus=1, env_vars={"AWS_ACCESS_KEY_ID": READER})
+    try:
+        done = cluster.submit(f"{bucket}/in", f"{bucket}/out", *OPTIONS)
+    finally:
+        cluster.ray.remove_node(node)
+    assert done.returncode == 2, done
+    assert f"cannot write OUTPUT: {bucket}/out is forbidden" in done.stdout
+    fs, path = open_location(f"{bucket}/out", "OUTPUT")
+    assert not fs.find(path)
 
 
 @pytest.mark.parametrize(
