@@ -1,7 +1,8 @@
 """Layers for inference: batch norms folded in, sums and ReLUs taken in the same pass.
 
-On CPUs the passes over memory that this saves are as dear as the products themselves; oneDNN, which
-torch brings, does them while it writes the result.
+The passes over memory that this saves are as dear as the products themselves. On CPUs oneDNN, which
+torch brings, does them while it writes the result; on GPUs one kernel (ops/epilogue.py) does what
+torch has several for.
 """
 
 from typing import TypeAlias
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
+
+from model.ops import lacking_for_triton
 
 BatchNorm: TypeAlias = nn.BatchNorm2d | FrozenBatchNorm2d
 
@@ -20,6 +23,10 @@ def _by_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (
         dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def _by_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and not lacking_for_triton()
 
 
 def folded(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -42,7 +49,8 @@ class FusedConv2d(nn.Module):
         weight, bias = folded(conv, norm)
         assert not isinstance(conv.padding, str)
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self.bias = bias.to(dtype)
+        self.triton = _by_triton(weight.device)
+        self.bias = bias if self.triton else bias.to(dtype)
         # Not reordered for oneDNN beforehand: without the size of the picture that made 1x1
         # convolutions of many channels three to eight times slower, and with it, which differs
         # from batch to batch, up to a sixth faster (one shared machine, medians of nine).
@@ -61,6 +69,12 @@ class FusedConv2d(nn.Module):
             return torch.ops.mkldnn._convolution_pointwise(
                 x, self.weight, self.bias, *self.geometry, unary or "none", [], None
             )
+        if self.triton:
+            from model.ops.epilogue import finish_
+
+            y = F.conv2d(x, self.weight, None, stride, padding, dilation, groups)
+            finish_(y, self.bias, residual, relu)
+            return y
         y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
         if residual is not None:
             y = y.add_(residual)
@@ -75,6 +89,7 @@ class FusedLinear(nn.Module):
         self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
         self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
         self.onednn = _by_onednn(self.weight.device, dtype)
+        self.triton = _by_triton(self.weight.device)
         if self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
@@ -83,16 +98,26 @@ class FusedLinear(nn.Module):
         if self.onednn:
             kind = "relu" if relu else "none"
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], None)
+        if relu and self.weight.device.type == "cuda":  # cuBLAS takes both in the same pass
+            rows = x.reshape(-1, x.shape[-1])
+            return torch._addmm_activation(self.bias, rows, self.weight.t()).view(*x.shape[:-1], -1)
         y = F.linear(x, self.weight, self.bias)
         return y.relu_() if relu else y
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`x` (..., C) and `residual` (..., D) -> the layer of `x` plus `residual`."""
+    def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """`x` (..., C) and `residual` (..., D) -> `norm` of the layer of `x` plus `residual`."""
         if self.onednn:
-            return torch.ops.mkldnn._linear_pointwise.binary(
-                x, residual, self.weight, self.bias, "add"
+            return norm(
+                torch.ops.mkldnn._linear_pointwise.binary(
+                    x, residual, self.weight, self.bias, "add"
+                )
             )
-        return F.linear(x, self.weight, self.bias).add_(residual)
+        y = F.linear(x, self.weight, self.bias)
+        if self.triton:
+            from model.ops.epilogue import add_norm
+
+            return add_norm(y, residual, norm.weight, norm.bias, norm.eps)
+        return norm(y.add_(residual))
 
 
 Linear: TypeAlias = nn.Linear | FusedLinear
@@ -113,8 +138,10 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x, relu=True) if isinstance(layer, FusedLinear) else F.relu(layer(x))
 
 
-def add_linear(layer: nn.Module, x: Tensor, residual: Tensor, dropout: float = 0.0) -> Tensor:
-    """residual + dropout(layer(x)); `dropout` is the share that is set to 0, while training."""
+def add_linear_norm(
+    layer: nn.Module, norm: nn.LayerNorm, x: Tensor, residual: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """norm(residual + dropout(layer(x))); `dropout` is the share set to 0, while training."""
     if isinstance(layer, FusedLinear):
-        return layer.add(x, residual)
-    return residual + F.dropout(layer(x), dropout, layer.training)
+        return layer.add_norm(x, residual, norm)
+    return norm(residual + F.dropout(layer(x), dropout, layer.training))

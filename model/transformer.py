@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from model.config import DeformableDetrConfig
 from model.feature_levels import FeatureLevels, cell_centres
-from model.fused_layers import FusedLinear, Linear, add_linear, linear_relu
+from model.fused_layers import FusedLinear, Linear, add_linear_norm, linear_relu
 from model.ms_deform_attn import MSDeformAttn
 from model.position_encoding import proposal_position_encoding
 
@@ -34,9 +34,9 @@ class EncoderLayer(nn.Module):
         """`x` (B, S, C), `reference_points` (B, S, 2) -> (B, S, C)."""
         value = self.self_attn.value(x)
         y = self.self_attn(x + levels.position, reference_points, value, levels)
-        x = self.norm1(add_linear(self.self_attn.output_proj, y, x, self.dropout))
+        x = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
-        return self.norm2(add_linear(self.linear2, y, x, self.dropout))
+        return add_linear_norm(self.linear2, self.norm2, y, x, self.dropout)
 
 
 class Encoder(nn.Module):
@@ -85,9 +85,9 @@ class DecoderLayer(nn.Module):
         `value` (B, S, M, D) is `cross_attn.value` of the encoder's output.
         """
         y = self.cross_attn(x + position, reference_points, value, levels)
-        x = self.norm1(add_linear(self.cross_attn.output_proj, y, x, self.dropout))
+        x = add_linear_norm(self.cross_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
-        return self.norm3(add_linear(self.linear2, y, x, self.dropout))
+        return add_linear_norm(self.linear2, self.norm3, y, x, self.dropout)
 
 
 class Decoder(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from jobs.bench import op as bench_op
-from jobs.bench.measure import interleaved
-from jobs.bench.op import Inputs, inputs, timed, tolerated
+from jobs.bench.measure import interleaved, timer
+from jobs.bench.op import Inputs, inputs, tolerated
 from model.ops import fused_ms_deform_attn
 from model.ops.launches import CANDIDATES, FEW, MANY, TABLE, Launch, add_to_table
 from model.ops.triton import capability_of, fused_ms_deform_attn_triton
@@ -38,7 +38,7 @@ def fastest(
 
     RuntimeError, and no times, where one is wrong.
     """
-    batch, queries = bench_op.CASES[case]
+    batch, queries = bench_op.cases(device)[case]
     tensors = inputs(batch, queries, DTYPES[precision], device)
     precise = {name: tensor.float() for name, tensor in tensors.items()}
     expected = fused_ms_deform_attn(
@@ -47,7 +47,7 @@ def fastest(
     subjects = {}
     for launch in candidates:
         tolerated(str(launch), run(tensors, launch), expected, precision)
-        subjects[launch] = partial(timed, partial(run, launch=launch), tensors, device)
+        subjects[launch] = timer(partial(run, tensors, launch), device)
     took = interleaved(subjects, seconds)
     medians = {launch: float(torch.tensor(times).median()) for launch, times in took.items()}
     return min(medians, key=medians.__getitem__), medians

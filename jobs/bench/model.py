@@ -23,6 +23,7 @@ from jobs.bench.measure import Measurement, interleaved, milliseconds
 from jobs.bench.peers import VARIANTS, peer, save_peer
 from jobs.train import evaluate
 from jobs.train_data import HeldOutScenes
+from model.cuda_graphs import RECORD_AT, Graphed
 from model.host_memory import keep_freed_memory
 from model.zoo import create_model, named_model
 
@@ -30,6 +31,7 @@ Answer = tuple[Tensor, Tensor]  # logits and boxes
 Way = tuple[str, str]  # a name of BUILDERS, and a precision
 OURS, PEER, COMPILED = "detr-batch", "transformers", "transformers, compiled"
 AP_SCENES = 100
+WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # requests
 # On random weights, as a share of the largest logit: bf16 has 8 bits.
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 
@@ -53,9 +55,16 @@ def _ours(subject: Subject) -> Callable[[Tensor], Answer]:
     weights = None if subject.weights is None else str(subject.weights)
     net = create_model(subject.model, weights, subject.device, subject.precision)
 
-    def run(pictures: Tensor) -> Answer:
+    def forward(pictures: Tensor) -> Tensor:
         out = net(pictures)
-        return out.pred_logits, out.pred_boxes
+        return torch.cat((out.pred_logits, out.pred_boxes), dim=-1)
+
+    on_gpu = subject.device != "cpu"
+    recorded = Graphed(forward, net.kept_positions) if on_gpu else forward  # as detectors do
+
+    def run(pictures: Tensor) -> Answer:
+        both = recorded(pictures)
+        return both[..., :-4], both[..., -4:]
 
     return run
 
@@ -71,7 +80,8 @@ def _transformers(subject: Subject, compiled: bool = False) -> Callable[[Tensor]
         from torch._inductor import config
 
         config.compile_threads = 1  # no processes that this one would leave behind
-    forward: Any = torch.compile(net) if compiled else net
+    mode = "default" if subject.device == "cpu" else "reduce-overhead"  # CUDA graphs, as ours
+    forward: Any = torch.compile(net, mode=mode) if compiled else net
 
     def run(pictures: Tensor) -> Answer:
         autocast = subject.precision == "bf16 autocast"
@@ -143,7 +153,7 @@ def _peak_memory(device: str) -> int | None:
 
 
 class Worker:
-    """A subject's process, warmed up. RuntimeError where it ends."""
+    """A subject's process. RuntimeError where it ends."""
 
     def __init__(self, subject: Subject):
         context = multiprocessing.get_context("spawn")
@@ -152,9 +162,12 @@ class Worker:
         self.process = context.Process(target=_serve, args=(subject, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        for _ in range(2):
+
+    def warm_up(self) -> Answer:
+        """Wait until it is ready, with all that it compiles and records; its answer."""
+        for _ in range(WARM_UP if self.subject.device == "cpu" else GPU_WARM_UP):
             _, logits, boxes, _ = self.request()
-        self.answer = torch.from_numpy(logits), torch.from_numpy(boxes)
+        return torch.from_numpy(logits), torch.from_numpy(boxes)
 
     def request(self) -> tuple[float, Any, Any, int | None]:
         try:
@@ -215,9 +228,10 @@ def bench_model(
                 save_peer(model, weights)
             for way in chosen:
                 workers[way] = Worker(Subject(*way, model, weights, size, batch, device))
-        expected = workers[chosen[0]].answer
+            answers = {way: worker.warm_up() for way, worker in workers.items()}
+        expected = answers[chosen[0]]
         matched = named_model(model).config().two_stage
-        errors = {way: _error(w.answer, expected, matched) for way, w in workers.items()}
+        errors = {way: _error(answer, expected, matched) for way, answer in answers.items()}
         wrong = errors[OURS, precision]
         if not wrong <= TOLERANCES[precision]:
             raise RuntimeError(f"{OURS} is wrong by {wrong:.2g}: nothing is timed")

@@ -1,15 +1,14 @@
 """`detr-batch bench op`: every implementation of the attention, beside transformers' own."""
 
-import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from jobs.bench.measure import Measurement, interleaved, milliseconds
+from jobs.bench.measure import Measurement, interleaved, milliseconds, timer
 from model.ops import Implementation, fused_ms_deform_attn
 from model.ops.sampling import sampling_locations
 from model.zoo import DTYPES
@@ -18,6 +17,7 @@ LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))  # of 800 x 1066 pixels
 HEADS, CHANNELS, POINTS = 8, 32, 4
 ROWS = sum(height * width for height, width in LEVELS)
 CASES = {"encoder": (1, ROWS), "decoder": (4, 300)}  # pictures and queries
+GPU_CASES = {"encoder": (8, ROWS), "decoder": (8, 300)}  # a GPU is filled by several pictures
 PEER = "transformers"
 # Of the output's size; what bf16 and fp16 round away of sums of 16 samples.
 TOLERANCES = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
@@ -51,6 +51,17 @@ def inputs(batch: int, queries: int, dtype: torch.dtype, device: str) -> Inputs:
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
+def cases(device: str) -> dict[str, tuple[int, int]]:
+    """Pictures and queries of each case."""
+    return CASES if device == "cpu" else GPU_CASES
+
+
+@cache
+def _shapes(levels: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(L, 2), copied once: a copy would make a GPU wait."""
+    return torch.tensor(levels, device=device)
+
+
 def transformers_op(tensors: Inputs) -> Tensor:
     """What transformers computes between its linear layers."""
     from transformers.models.deformable_detr.modeling_deformable_detr import (
@@ -66,9 +77,8 @@ def transformers_op(tensors: Inputs) -> Tensor:
         LEVELS,
     )
     weights = logits.view(*split[:3], -1).softmax(-1).view(split)
-    shapes = torch.tensor(LEVELS, device=value.device)
     out: Tensor = MultiScaleDeformableAttention()(
-        value, shapes, LEVELS, None, locations.to(value.dtype), weights, 64
+        value, _shapes(LEVELS, value.device), LEVELS, None, locations.to(value.dtype), weights, 64
     )
     return out
 
@@ -98,7 +108,7 @@ def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
     RuntimeError, and no times, where one is wrong. (transformers' own is not ours to judge.)
     """
     measurements = []
-    for case, (batch, queries) in CASES.items():
+    for case, (batch, queries) in cases(device).items():
         tensors = inputs(batch, queries, DTYPES[precision], device)
         precise = {name: tensor.float() for name, tensor in tensors.items()}
         expected = _ours(precise, "reference")
@@ -109,7 +119,7 @@ def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
                 errors[name] = error_of(found, expected)
             else:
                 errors[name] = tolerated(name, found, expected, precision)
-            runs[name] = partial(timed, subject, tensors, device)
+            runs[name] = timer(partial(subject, tensors), device)
         for name, took in interleaved(runs, seconds).items():
             spread = milliseconds(took)
             rate = 1e3 * batch / spread["p50_ms"]
@@ -139,12 +149,3 @@ def tolerated(name: str, found: Tensor, expected: Tensor, precision: str) -> flo
     if not error <= TOLERANCES[precision]:
         raise RuntimeError(f"{name} is wrong by {error:.2g}: nothing is timed")
     return error
-
-
-def timed(subject: Callable[[Inputs], Tensor], tensors: Inputs, device: str) -> float:
-    """Seconds until the result is there."""
-    began = time.perf_counter()
-    subject(tensors)
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began

@@ -76,6 +76,7 @@ def test_a_gpu_never_waits_for_the_host(
 ) -> None:
     """Run on tensors that have shapes alone: whoever looks into one raises, copies are seen."""
     monkeypatch.setattr(fused_layers, "_by_onednn", lambda device, dtype: False)  # as on GPUs
+    monkeypatch.setattr(fused_layers, "_by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")
     predictor = Predictor(net, "cpu")
     with FakeTensorMode() as mode, torch.inference_mode():
