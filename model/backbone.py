@@ -5,26 +5,11 @@ convolution that looks sideways the padding is set to zero, which is what that c
 have met beyond the border of the unpadded picture.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.fused_layers import conv_norm_relu
-
-
-def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
-    """`x` (B, C, H, W) with all beyond each picture's valid (height, width) (B, 2) set to 0."""
-    if valid is None:
-        return x
-    rows = torch.arange(x.shape[2], device=x.device) >= valid[:, :1]
-    columns = torch.arange(x.shape[3], device=x.device) >= valid[:, 1:]
-    return x.masked_fill((rows[:, :, None] | columns[:, None, :])[:, None], 0.0)
-
-
-def halve(valid: Tensor | None, stride: int = 2) -> Tensor | None:
-    """The valid area after a convolution of this stride: every partly covered cell counts."""
-    return valid if valid is None or stride == 1 else (valid + 1) // 2
+from model.fused_layers import conv_norm_relu, conv_norm_relu_pool
+from model.padding import halve, zero_padding
 
 
 class Bottleneck(nn.Module):
@@ -49,8 +34,8 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        y = conv_norm_relu(self.conv1, self.bn1, x)
-        y = conv_norm_relu(self.conv2, self.bn2, zero_padding(y, valid))
+        y = conv_norm_relu(self.conv1, self.bn1, x, valid=valid)
+        y = conv_norm_relu(self.conv2, self.bn2, y)
         shortcut = x if self.downsample is None else self.downsample(x)
         return conv_norm_relu(self.conv3, self.bn3, y, shortcut)
 
@@ -87,9 +72,8 @@ class ResNet50(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
         """`x` (B, 3, H, W) -> C3, C4, C5: (B, 512, H/8, W/8), (B, 1024, ...), (B, 2048, ...)."""
-        x = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid))
         valid = halve(valid)
-        x = F.max_pool2d(zero_padding(x, valid), 3, 2, 1)
+        x = conv_norm_relu_pool(self.conv1, self.bn1, x, valid)
         valid = halve(valid)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -118,8 +102,8 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        y = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid))
-        y = zero_padding(y, halve(valid, self.stride))
+        area = halve(valid, self.stride)
+        y = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid), valid=area)
         shortcut = x if self.downsample is None else self.downsample(x)
         return conv_norm_relu(self.conv2, self.bn2, y, shortcut)
 
@@ -143,7 +127,7 @@ class CompactResNet(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
         """`x` (B, 3, H, W) -> (B, 64, H/8, W/8), (B, 128, H/16, W/16), (B, 160, H/32, W/32)."""
-        x = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid))
+        x = conv_norm_relu(self.conv1, self.bn1, x)
         valid = halve(valid)
         features = []
         for stage in self.stages:

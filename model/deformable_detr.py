@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backbone import Backbone, zero_padding
+from model.backbone import Backbone
 from model.config import DeformableDetrConfig
 from model.feature_levels import FeatureLevels
+from model.padding import group_norm_of_valid, valid_at, valid_mask, zero_padding
 from model.position_encoding import sine_position_encoding
 from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
@@ -228,11 +229,11 @@ class DeformableDetr(nn.Module):
                 resized = F.interpolate(pixel_mask[None].float(), size=x.shape[-2:])[0]
                 masks.append(resized.bool())
             else:
-                area = _valid_at(valid, size, source.shape[2:])
+                area = valid_at(valid, size, source.shape[2:])
                 x = conv(zero_padding(source, area) if extra >= 0 else source)
-                area = _valid_at(valid, size, x.shape[2:])
-                x = _group_norm_of_valid(x, norm, area).to(self.dtype)
-                masks.append(_mask_of(area, x))
+                area = valid_at(valid, size, x.shape[2:])
+                x = group_norm_of_valid(x, norm, area).to(self.dtype)
+                masks.append(valid_mask(area, x))
             maps.append(x)
         return maps, masks
 
@@ -292,33 +293,3 @@ class DeformableDetr(nn.Module):
         reference = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
         everything = Predictions(logits, boxes.sigmoid()) if self.training else None
         return everything, reference
-
-
-def _valid_at(valid: Tensor, size: Sequence[int], level: Sequence[int]) -> Tensor:
-    """The valid (height, width) (B, 2) of pictures at a level: halved as often as the level was.
-
-    `size` and `level` are height and width of the padded batch and of the level.
-    """
-    while size[0] > level[0] or size[1] > level[1]:
-        size, valid = [(side + 1) // 2 for side in size], (valid + 1) // 2
-    return valid
-
-
-def _mask_of(area: Tensor, x: Tensor) -> Tensor:
-    """(B, H, W) bool, True within each picture's valid (height, width) (B, 2)."""
-    rows = torch.arange(x.shape[2], device=x.device) < area[:, :1]
-    columns = torch.arange(x.shape[3], device=x.device) < area[:, 1:]
-    return rows[:, :, None] & columns[:, None]
-
-
-def _group_norm_of_valid(x: Tensor, norm: nn.GroupNorm, area: Tensor) -> Tensor:
-    """GroupNorm whose mean and variance are those of the valid area alone. Returns fp32."""
-    batch, channels = x.shape[:2]
-    mask = _mask_of(area, x)[:, None, None]  # (B, 1, 1, H, W)
-    groups = x.float().view(batch, norm.num_groups, -1, *x.shape[2:])
-    count = (area.prod(1) * groups.shape[2]).view(-1, 1, 1, 1, 1)
-    mean = (groups * mask).sum((2, 3, 4), keepdim=True) / count
-    centred = (groups - mean) * mask
-    variance = centred.square().sum((2, 3, 4), keepdim=True) / count
-    normal = (centred * (variance + norm.eps).rsqrt()).view_as(x)
-    return normal * norm.weight.view(1, channels, 1, 1) + norm.bias.view(1, channels, 1, 1)

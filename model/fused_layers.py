@@ -1,18 +1,20 @@
 """Layers for inference: batch norms folded in, sums and ReLUs taken in the same pass.
 
 The passes over memory that this saves are as dear as the products themselves. On CPUs oneDNN, which
-torch brings, does them while it writes the result; on GPUs one kernel (ops/epilogue.py) does what
+torch brings, does them while it writes the result; on GPUs one kernel (ops/pointwise.py) does what
 torch has several for.
 """
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.ops import lacking_for_triton
+from model.ops import by_triton
+from model.padding import zero_padding
 
 BatchNorm: TypeAlias = nn.BatchNorm2d | FrozenBatchNorm2d
 
@@ -23,10 +25,6 @@ def _by_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (
         dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-
-
-def _by_triton(device: torch.device) -> bool:
-    return device.type == "cuda" and not lacking_for_triton()
 
 
 def folded(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -41,6 +39,30 @@ def folded(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return (conv.weight * scale[:, None, None, None]).detach(), bias.detach()
 
 
+@torch.library.custom_op("detr_batch::conv_relu", mutates_args=())
+def conv_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """relu(conv(x) + residual), which cuDNN takes in one pass in half precision."""
+    geometry = (stride, padding, dilation, groups)
+    if residual is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+
+
+@conv_relu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, residual: object, *geometry: Any) -> Tensor:
+    padding, stride, dilation, groups = geometry
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
 class FusedConv2d(nn.Module):
     """`conv` and the batch norm behind it, folded in fp32 and then cast to `dtype`."""
 
@@ -49,36 +71,59 @@ class FusedConv2d(nn.Module):
         weight, bias = folded(conv, norm)
         assert not isinstance(conv.padding, str)
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self.triton = _by_triton(weight.device)
-        self.bias = bias if self.triton else bias.to(dtype)
+        self.triton = by_triton(weight.device)
+        self.cudnn = self.triton and dtype != torch.float32 and torch.backends.cudnn.is_available()
+        self.bias = bias.to(dtype)
         # Not reordered for oneDNN beforehand: without the size of the picture that made 1x1
         # convolutions of many channels three to eight times slower, and with it, which differs
         # from batch to batch, up to a sixth faster (one shared machine, medians of nine).
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
         self.onednn = _by_onednn(weight.device, dtype)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """`x` (B, C, H, W) -> (B, D, H', W'), plus `residual`, alike, which it overwrites."""
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """`x` (B, C, H, W) -> (B, D, H', W'), plus `residual`, alike, which it overwrites.
+
+        All beyond `valid` (B, 2) is 0.
+        """
         padding, stride, dilation, groups = self.geometry
-        unary = "relu" if relu else None
-        if self.onednn and residual is not None:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(
-                residual, x, self.weight, self.bias, *self.geometry, "add", 1, unary, [], None
-            )
-        if self.onednn:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.geometry, unary or "none", [], None
-            )
+        if self.cudnn and relu and valid is None:
+            return conv_relu(x, self.weight, self.bias, residual, *self.geometry)
         if self.triton:
-            from model.ops.epilogue import finish_
+            from model.ops.pointwise import finish_
 
             y = F.conv2d(x, self.weight, None, stride, padding, dilation, groups)
-            finish_(y, self.bias, residual, relu)
+            finish_(y, self.bias, residual, relu, valid)
             return y
-        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-        if residual is not None:
-            y = y.add_(residual)
-        return y.relu_() if relu else y
+        unary = "relu" if relu else None
+        if self.onednn and residual is not None:
+            y = torch.ops.mkldnn._convolution_pointwise_.binary(
+                residual, x, self.weight, self.bias, *self.geometry, "add", 1, unary, [], None
+            )
+        elif self.onednn:
+            y = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, unary or "none", [], None
+            )
+        else:
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+            y = y if residual is None else y.add_(residual)
+            y = y.relu_() if relu else y
+        return zero_padding(y, valid)
+
+    def relu_pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """The max-pool, 3x3 of stride 2, of relu(conv(x)) with all beyond `valid` set to 0."""
+        if self.triton:
+            from model.ops.pointwise import finish_pool
+
+            padding, stride, dilation, groups = self.geometry
+            y = F.conv2d(x, self.weight, None, stride, padding, dilation, groups)
+            return finish_pool(y, self.bias, valid)
+        return F.max_pool2d(self(x, relu=True, valid=valid), 3, 2, 1)
 
 
 class FusedLinear(nn.Module):
@@ -89,7 +134,7 @@ class FusedLinear(nn.Module):
         self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
         self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
         self.onednn = _by_onednn(self.weight.device, dtype)
-        self.triton = _by_triton(self.weight.device)
+        self.triton = by_triton(self.weight.device)
         if self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
@@ -104,33 +149,54 @@ class FusedLinear(nn.Module):
         y = F.linear(x, self.weight, self.bias)
         return y.relu_() if relu else y
 
-    def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """`x` (..., C) and `residual` (..., D) -> `norm` of the layer of `x` plus `residual`."""
-        if self.onednn:
-            return norm(
-                torch.ops.mkldnn._linear_pointwise.binary(
-                    x, residual, self.weight, self.bias, "add"
-                )
-            )
-        y = F.linear(x, self.weight, self.bias)
-        if self.triton:
-            from model.ops.epilogue import add_norm
+    def add_norm(
+        self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`x` (..., C) and `residual` (..., D) -> `norm` of the layer of `x` plus `residual`.
 
-            return add_norm(y, residual, norm.weight, norm.bias, norm.eps)
-        return norm(y.add_(residual))
+        Beside it, that plus `position`, where given.
+        """
+        if self.triton:
+            from model.ops.pointwise import add_norm, add_norm_place
+
+            y = F.linear(x, self.weight, self.bias)
+            if position is not None:
+                return add_norm_place(y, residual, norm.weight, norm.bias, norm.eps, position)
+            y = add_norm(y, residual, norm.weight, norm.bias, norm.eps)
+            return y, y
+        if self.onednn:
+            y = torch.ops.mkldnn._linear_pointwise.binary(
+                x, residual, self.weight, self.bias, "add"
+            )
+        else:
+            y = F.linear(x, self.weight, self.bias).add_(residual)
+        return _placed(norm(y), position)
 
 
 Linear: TypeAlias = nn.Linear | FusedLinear
 
 
 def conv_norm_relu(
-    conv: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None
+    conv: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    residual: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """relu(norm(conv(x)) + residual), where `conv` may have its norm folded in."""
+    """relu(norm(conv(x)) + residual), 0 beyond `valid`; `conv` may have its norm folded in."""
     if isinstance(conv, FusedConv2d):
-        return conv(x, residual, relu=True)
+        return conv(x, residual, relu=True, valid=valid)
     y = norm(conv(x))
-    return F.relu(y if residual is None else y + residual)
+    return zero_padding(F.relu(y if residual is None else y + residual), valid)
+
+
+def conv_norm_relu_pool(
+    conv: nn.Module, norm: nn.Module, x: Tensor, valid: Tensor | None
+) -> Tensor:
+    """The max-pool, 3x3 of stride 2, of `conv_norm_relu`."""
+    if isinstance(conv, FusedConv2d):
+        return conv.relu_pool(x, valid)
+    return F.max_pool2d(conv_norm_relu(conv, norm, x, valid=valid), 3, 2, 1)
 
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
@@ -139,9 +205,22 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def add_linear_norm(
-    layer: nn.Module, norm: nn.LayerNorm, x: Tensor, residual: Tensor, dropout: float = 0.0
-) -> Tensor:
-    """norm(residual + dropout(layer(x))); `dropout` is the share set to 0, while training."""
+    layer: nn.Module,
+    norm: nn.LayerNorm,
+    x: Tensor,
+    residual: Tensor,
+    dropout: float = 0.0,
+    position: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """norm(residual + dropout(layer(x))), and that plus `position`, where given.
+
+    `dropout` is the share that is set to 0, while training.
+    """
     if isinstance(layer, FusedLinear):
-        return layer.add_norm(x, residual, norm)
-    return norm(residual + F.dropout(layer(x), dropout, layer.training))
+        return layer.add_norm(x, residual, norm, position)
+    y = norm(residual + F.dropout(layer(x), dropout, layer.training))
+    return _placed(y, position)
+
+
+def _placed(x: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x, x if position is None else x + position

@@ -80,7 +80,7 @@ class Predictor:
 
     def _detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
         """(B, N, 6) fp32: score, label and corners, packed for one copy to the host."""
-        found = postprocess(self.net(*normalize(pixels, valid)), sizes, self.top)
+        found = postprocess(self.net(*normalize(pixels, valid, self.net.dtype)), sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)
 

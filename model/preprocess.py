@@ -6,6 +6,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from model.ops import by_triton
+from model.padding import valid_mask, zero_padding
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -46,19 +49,23 @@ def stack_images(
     return pixels, valid.pin_memory() if pin else valid
 
 
-def normalize(pixels: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def normalize(
+    pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor | None]:
     """What `stack_images` gives, on any device, as `pixel_values` and `pixel_mask` of the network.
 
-    (B, H, W, 3) uint8 -> (B, 3, H, W) fp32 in channels-last order, and (B, H, W) bool.
+    (B, H, W, 3) uint8 -> (B, 3, H, W) in channels-last order, and (B, H, W) bool.
     """
     mean, std = _mean_and_std(pixels.device)
-    values = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+    if by_triton(pixels.device):
+        from model.ops.pointwise import normalize_pixels
+
+        values = normalize_pixels(pixels, mean, std, valid, dtype)
+        return values, None if valid is None else valid_mask(valid, values)
+    values = ((pixels.float() - mean) / std).permute(0, 3, 1, 2).to(dtype)
     if valid is None:
         return values, None
-    rows = torch.arange(pixels.shape[1], device=pixels.device) < valid[:, :1]
-    columns = torch.arange(pixels.shape[2], device=pixels.device) < valid[:, 1:]
-    mask = rows[:, :, None] & columns[:, None]
-    return values.masked_fill(~mask[:, None], 0.0), mask
+    return zero_padding(values, valid), valid_mask(valid, values)
 
 
 @cache

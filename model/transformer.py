@@ -30,13 +30,22 @@ class EncoderLayer(nn.Module):
         self.linear2: Linear = nn.Linear(config.dim_feedforward, d)
         self.norm2 = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, reference_points: Tensor, levels: FeatureLevels) -> Tensor:
-        """`x` (B, S, C), `reference_points` (B, S, 2) -> (B, S, C)."""
-        value = self.self_attn.value(x)
-        y = self.self_attn(x + levels.position, reference_points, value, levels)
-        x = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
+    def forward(
+        self,
+        x: Tensor,
+        query: Tensor,
+        reference_points: Tensor,
+        levels: FeatureLevels,
+        position: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`x` (B, S, C), and as `query` with its position added, -> the same of the next layer.
+
+        `reference_points` (B, S, 2). Without a `position` no query is made.
+        """
+        y = self.self_attn(query, reference_points, self.self_attn.value(x), levels)
+        x, _ = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
-        return add_linear_norm(self.linear2, self.norm2, y, x, self.dropout)
+        return add_linear_norm(self.linear2, self.norm2, y, x, self.dropout, position)
 
 
 class Encoder(nn.Module):
@@ -47,9 +56,10 @@ class Encoder(nn.Module):
     def forward(self, levels: FeatureLevels) -> Tensor:
         """`levels.memory` (B, S, C), every cell attending around its own centre -> (B, S, C)."""
         reference_points = torch.cat(cell_centres(levels), 1)
-        x = levels.memory
+        x, query = levels.memory, levels.memory + levels.position
         for layer in self.layers:
-            x = layer(x, reference_points, levels)
+            position = None if layer is self.layers[-1] else levels.position
+            x, query = layer(x, query, reference_points, levels, position)
         return x
 
 
@@ -85,9 +95,9 @@ class DecoderLayer(nn.Module):
         `value` (B, S, M, D) is `cross_attn.value` of the encoder's output.
         """
         y = self.cross_attn(x + position, reference_points, value, levels)
-        x = add_linear_norm(self.cross_attn.output_proj, self.norm1, y, x, self.dropout)
+        x, _ = add_linear_norm(self.cross_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
-        return add_linear_norm(self.linear2, self.norm3, y, x, self.dropout)
+        return add_linear_norm(self.linear2, self.norm3, y, x, self.dropout)[0]
 
 
 class Decoder(nn.Module):

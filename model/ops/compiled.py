@@ -44,6 +44,7 @@ def compile_for(capability: int, dtype: str, launch: Launch, reference: int) -> 
         "CHANNELS_2": 32,
         "LEVELS": 4,
         "POINTS": 4,
+        "POINTS_2": 4,
         "SAMPLES_2": 16,
         "REFERENCE": reference,
         "PADDED": True,

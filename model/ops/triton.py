@@ -39,6 +39,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     CHANNELS_2: tl.constexpr,  # the next power of two
     LEVELS: tl.constexpr,
     POINTS: tl.constexpr,
+    POINTS_2: tl.constexpr,
     SAMPLES_2: tl.constexpr,  # LEVELS * POINTS, to the next power of two
     REFERENCE: tl.constexpr,  # 2 or 4; 0: offsets are locations, and logits are weights
     PADDED: tl.constexpr,
@@ -50,76 +51,84 @@ def msda_forward(  # type: ignore[no-untyped-def]
     live = query < queries
     row = image * queries + query
     channel = tl.arange(0, CHANNELS_2)
-    present = channel < CHANNELS
     samples: tl.constexpr = LEVELS * POINTS
-    logits = logits_ptr + row * logits_stride + head * samples
-    offsets = offsets_ptr + row * offsets_stride + head * (2 * samples)
+    logits = logits_ptr + (row * logits_stride + head * samples)[None, :]
+    offsets = offsets_ptr + (row * offsets_stride + head * 2 * samples)[None, :]
     values = value_ptr + image * length * value_stride + head * CHANNELS
+    values += channel[None, None, :]
 
+    total = tl.full((BLOCK,), 1.0, tl.float32)  # of the softmax
     if REFERENCE:
-        sample = tl.arange(0, SAMPLES_2)
-        wanted = live[:, None] & (sample < samples)[None, :]
-        every = tl.load(logits[:, None] + sample[None, :], mask=wanted, other=float("-inf"))
-        top = tl.where(live, tl.max(every.to(tl.float32), axis=1), 0.0)
-        total = tl.sum(tl.exp(every.to(tl.float32) - top[:, None]), axis=1)
-        total = tl.where(live, total, 1.0)
-        reference_x = tl.load(reference_ptr + row * REFERENCE, mask=live, other=0.0)
-        reference_y = tl.load(reference_ptr + row * REFERENCE + 1, mask=live, other=0.0)
+        sample = tl.arange(0, SAMPLES_2)[:, None]
+        every = tl.load(
+            logits + sample, mask=(sample < samples) & live[None, :], other=float("-inf")
+        ).to(tl.float32)
+        largest = tl.where(live, tl.max(every, axis=0), 0.0)
+        total = tl.where(live, tl.sum(tl.exp(every - largest[None, :]), axis=0), 1.0)
+        reference = reference_ptr + row * REFERENCE
+        reference_x = tl.load(reference, mask=live, other=0.0)
+        reference_y = tl.load(reference + 1, mask=live, other=0.0)
         if REFERENCE == 4:
-            extent_x = tl.load(reference_ptr + row * REFERENCE + 2, mask=live, other=0.0)
-            extent_y = tl.load(reference_ptr + row * REFERENCE + 3, mask=live, other=0.0)
+            extent_x = tl.load(reference + 2, mask=live, other=0.0) * (0.5 / POINTS)
+            extent_y = tl.load(reference + 3, mask=live, other=0.0) * (0.5 / POINTS)
 
-    total_of_values = tl.zeros((BLOCK, CHANNELS_2), tl.float32)
+    point = tl.arange(0, POINTS_2)[:, None]
+    wanted = (point < POINTS) & live[None, :]
+    weighted = tl.zeros((POINTS_2, BLOCK, CHANNELS_2), tl.float32)
     for level in range(LEVELS):
         height = tl.load(levels_ptr + level * 3)
         width = tl.load(levels_ptr + level * 3 + 1)
         start = tl.load(levels_ptr + level * 3 + 2)
-        if REFERENCE:
+
+        # Points x queries: where to look, and how much it counts.
+        at = level * POINTS + point
+        weight = tl.load(logits + at, mask=wanted, other=0.0).to(tl.float32)
+        x = tl.load(offsets + at * 2, mask=wanted, other=0.0).to(tl.float32)
+        y = tl.load(offsets + at * 2 + 1, mask=wanted, other=0.0).to(tl.float32)
+        if REFERENCE == 0:
+            x, y = x * width - 0.5, y * height - 0.5
+        else:
+            weight = tl.exp(weight - largest[None, :])
             valid_x = width * tl.load(ratios_ptr + (image * LEVELS + level) * 2)
             valid_y = height * tl.load(ratios_ptr + (image * LEVELS + level) * 2 + 1)
-            centre_x, centre_y = reference_x * valid_x - 0.5, reference_y * valid_y - 0.5
-        for point in tl.static_range(POINTS):
-            at = level * POINTS + point
-            weight = tl.load(logits + at, mask=live, other=0.0).to(tl.float32)
-            x = tl.load(offsets + at * 2, mask=live, other=0.0).to(tl.float32)
-            y = tl.load(offsets + at * 2 + 1, mask=live, other=0.0).to(tl.float32)
-            if REFERENCE == 0:
-                x, y = x * width - 0.5, y * height - 0.5
-            else:
-                weight = tl.exp(weight - top) / total
-                if BIASED:
-                    bias = bias_ptr + (head * samples + at) * 2
-                    x, y = x + tl.load(bias), y + tl.load(bias + 1)
-                if REFERENCE == 4:
-                    x, y = (
-                        x * (0.5 / POINTS) * extent_x * valid_x,
-                        y * (0.5 / POINTS) * extent_y * valid_y,
-                    )
-                x, y = centre_x + x, centre_y + y
-            near = live & (x > -1) & (x < width) & (y > -1) & (y < height)  # not so for NaN
-            x, y = tl.where(near, x, 0.0), tl.where(near, y, 0.0)
-            left, top_row = tl.floor(x), tl.floor(y)
-            for corner in tl.static_range(4):
-                column, line = left.to(tl.int32) + corner % 2, top_row.to(tl.int32) + corner // 2
-                inside = near & (column >= 0) & (column < width) & (line >= 0) & (line < height)
-                cell = start + line * width + column
-                if PADDED:
-                    padding = tl.load(padding_ptr + image * length + cell, mask=inside, other=1)
-                    inside = inside & (padding == 0)
-                share = weight * (1.0 - tl.abs(x - column)) * (1.0 - tl.abs(y - line))
-                share = tl.where(inside, share, 0.0)
-                loaded = tl.load(
-                    values + cell[:, None].to(tl.int64) * value_stride + channel[None, :],
-                    mask=inside[:, None] & present[None, :],
-                    other=0.0,
-                )
-                total_of_values += loaded.to(tl.float32) * share[:, None]
+            if BIASED:
+                bias = bias_ptr + (head * samples + at) * 2
+                x += tl.load(bias, mask=point < POINTS, other=0.0)
+                y += tl.load(bias + 1, mask=point < POINTS, other=0.0)
+            if REFERENCE == 4:
+                x, y = x * (extent_x * valid_x)[None, :], y * (extent_y * valid_y)[None, :]
+            x += (reference_x * valid_x - 0.5)[None, :]
+            y += (reference_y * valid_y - 0.5)[None, :]
+        near = wanted & (x > -1) & (x < width) & (y > -1) & (y < height)  # not so for NaN
+        x, y = tl.where(near, x, 0.0), tl.where(near, y, 0.0)
+        left, top = tl.floor(x), tl.floor(y)
+        right_share, lower_share = x - left, y - top
+        column, line = left.to(tl.int32), top.to(tl.int32)
+        first = start + line * width + column
+
+        # Points x queries x channels: each thread has all points of its query and channels.
+        for corner in tl.static_range(4):
+            inside = near & ((column + 1 < width) if corner % 2 else (column >= 0))
+            inside = inside & ((line + 1 < height) if corner // 2 else (line >= 0))
+            cell = first + corner % 2 + (corner // 2) * width
+            if PADDED:
+                padding = tl.load(padding_ptr + image * length + cell, mask=inside, other=1)
+                inside = inside & (padding == 0)
+            share = weight * (right_share if corner % 2 else 1.0 - right_share)
+            share = share * (lower_share if corner // 2 else 1.0 - lower_share)
+            share = tl.where(inside, share, 0.0)[:, :, None]
+            here = share != 0
+            if CHANNELS != CHANNELS_2:
+                here = here & (channel < CHANNELS)[None, None, :]
+            rows = values + (tl.where(inside, cell, 0) * value_stride)[:, :, None]
+            loaded = tl.load(rows, mask=here, other=0.0)
+            weighted += loaded.to(tl.float32) * share
 
     out = out_ptr + (row * HEADS + head)[:, None] * CHANNELS + channel[None, :]
     tl.store(
         out,
-        total_of_values.to(out_ptr.dtype.element_ty),
-        mask=live[:, None] & present[None, :],
+        (tl.sum(weighted, axis=0) / total[:, None]).to(out_ptr.dtype.element_ty),
+        mask=live[:, None] & (channel < CHANNELS)[None, :],
     )
 
 
@@ -176,6 +185,7 @@ def msda(
             CHANNELS_2=triton.next_power_of_2(channels),
             LEVELS=count,
             POINTS=points,
+            POINTS_2=triton.next_power_of_2(points),
             SAMPLES_2=triton.next_power_of_2(count * points),
             REFERENCE=reference.shape[-1] if raw else 0,
             PADDED=padding is not None,

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import fused_layers
+from model import fused_layers, preprocess
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
 from model.predictor import Predictor
@@ -76,7 +76,8 @@ def test_a_gpu_never_waits_for_the_host(
 ) -> None:
     """Run on tensors that have shapes alone: whoever looks into one raises, copies are seen."""
     monkeypatch.setattr(fused_layers, "_by_onednn", lambda device, dtype: False)  # as on GPUs
-    monkeypatch.setattr(fused_layers, "_by_triton", lambda device: True)
+    for module in (fused_layers, preprocess):
+        monkeypatch.setattr(module, "by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")
     predictor = Predictor(net, "cpu")
     with FakeTensorMode() as mode, torch.inference_mode():

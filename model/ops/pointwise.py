@@ -1,0 +1,310 @@
+"""What surrounds the products on GPUs, each a single pass over memory.
+
+torch runs a kernel for every bias, sum, ReLU, norm and mask, and at the trunk's resolutions each
+such pass costs about as much as the convolution beside it. Sums are fp32 in every dtype. Pictures
+have their channels last in memory; `valid` (B, 2) int64 is the height and width of each picture
+that is no padding.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK, WARPS = 2048, 4  # 16 half-precision numbers a thread: two wide loads
+ROWS, ROW_WARPS = 8, 4  # of a layer norm
+POOLED, POOL_WARPS = 32, 4  # cells of a max-pool
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def finish_forward(  # type: ignore[no-untyped-def]
+    x_ptr,  # (B, H, W, C), overwritten
+    bias_ptr,  # (C,)
+    residual_ptr,  # (B, H, W, C)
+    valid_ptr,  # (B, 2) int64
+    count,  # B * H * W * C
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < count
+    x = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32)
+    x += tl.load(bias_ptr + at % CHANNELS, mask=live, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        x += tl.load(residual_ptr + at, mask=live, other=0.0).to(tl.float32)
+    if RELU:
+        x = tl.where(x < 0, 0.0, x)  # NaN stays
+    if MASKED:
+        cell = (at // CHANNELS).to(tl.int32)
+        line = cell // width
+        image = line // height
+        inside = cell % width < tl.load(valid_ptr + image * 2 + 1, mask=live, other=0)
+        inside = inside & (line % height < tl.load(valid_ptr + image * 2, mask=live, other=0))
+        x = tl.where(inside, x, 0.0)
+    tl.store(x_ptr + at, x.to(x_ptr.dtype.element_ty), mask=live)
+
+
+@torch.library.custom_op("detr_batch::finish_", mutates_args=("x",))
+def finish_(
+    x: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, valid: Tensor | None
+) -> None:
+    """x += bias + residual, then its ReLU, then 0 beyond what is valid.
+
+    `x` (B, C, H, W), `residual` alike, `bias` (C,).
+    """
+    rows = channels_last(x)
+    with torch.cuda.device_of(x):
+        finish_forward[(triton.cdiv(rows.numel(), BLOCK),)](
+            rows,
+            bias,
+            rows if residual is None else channels_last(residual),
+            bias if valid is None else valid,
+            rows.numel(),
+            rows.shape[1],
+            rows.shape[2],
+            CHANNELS=rows.shape[3],
+            RESIDUAL=residual is not None,
+            RELU=relu,
+            MASKED=valid is not None,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) as the (B, H, W, C) that it is in memory. ValueError where it is not."""
+    rows = x.permute(0, 2, 3, 1)
+    if not rows.is_contiguous():
+        raise ValueError(f"channels are not last in memory: {tuple(x.shape)}, {x.stride()}")
+    return rows
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def finish_pool_forward(  # type: ignore[no-untyped-def]
+    x_ptr,  # (B, H, W, C)
+    bias_ptr,  # (C,)
+    valid_ptr,  # (B, 2) int64
+    out_ptr,  # (B, H2, W2, C)
+    cells,  # B * H2 * W2
+    height,
+    width,
+    height_2,
+    width_2,
+    CHANNELS: tl.constexpr,  # a power of two
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = cell < cells
+    channel = tl.arange(0, CHANNELS)
+    line, column = cell // width_2, cell % width_2 * 2
+    image = line // height_2
+    line = line % height_2 * 2
+    bottom, right = height, width
+    if MASKED:
+        bottom = tl.load(valid_ptr + image * 2, mask=live, other=0).to(tl.int32)
+        right = tl.load(valid_ptr + image * 2 + 1, mask=live, other=0).to(tl.int32)
+    largest = tl.full((BLOCK, CHANNELS), float("-inf"), tl.float32)
+    for neighbour in tl.static_range(9):
+        y, x = line + neighbour // 3 - 1, column + neighbour % 3 - 1
+        inside = live & (y >= 0) & (y < bottom) & (x >= 0) & (x < right)
+        at = (image.to(tl.int64) * height + y) * width + x
+        loaded = tl.load(
+            x_ptr + at[:, None] * CHANNELS + channel[None, :],
+            mask=inside[:, None],
+            other=float("-inf"),
+        )
+        largest = tl.maximum(largest, loaded.to(tl.float32), tl.PropagateNan.ALL)
+    largest += tl.load(bias_ptr + channel).to(tl.float32)[None, :]
+    largest = tl.where(largest < 0, 0.0, largest)
+    out = out_ptr + cell.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
+    tl.store(out, largest.to(out_ptr.dtype.element_ty), mask=live[:, None])
+
+
+@torch.library.custom_op("detr_batch::finish_pool", mutates_args=())
+def finish_pool(x: Tensor, bias: Tensor, valid: Tensor | None) -> Tensor:
+    """The 3x3 max-pool of stride 2 of relu(x + bias), whose padding counts as 0.
+
+    `x` (B, C, H, W), C a power of two -> (B, C, (H + 1) // 2, (W + 1) // 2).
+    """
+    rows = channels_last(x)
+    batch, height, width, channels = rows.shape
+    out = rows.new_empty(batch, (height + 1) // 2, (width + 1) // 2, channels)
+    cells = out.numel() // channels
+    with torch.cuda.device_of(x):
+        finish_pool_forward[(triton.cdiv(cells, POOLED),)](
+            rows,
+            bias,
+            bias if valid is None else valid,
+            out,
+            cells,
+            height,
+            width,
+            out.shape[1],
+            out.shape[2],
+            CHANNELS=channels,
+            MASKED=valid is not None,
+            BLOCK=POOLED,
+            num_warps=POOL_WARPS,
+        )
+    return out.permute(0, 3, 1, 2)
+
+
+@finish_pool.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    batch, channels, height, width = x.shape
+    out = x.new_empty(batch, (height + 1) // 2, (width + 1) // 2, channels)
+    return out.permute(0, 3, 1, 2)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def add_norm_forward(  # type: ignore[no-untyped-def]
+    x_ptr,  # (N, C)
+    residual_ptr,  # (N, C)
+    weight_ptr,  # (C,)
+    bias_ptr,  # (C,)
+    position_ptr,  # (PERIOD, C)
+    out_ptr,  # (N, C)
+    placed_ptr,  # (N, C)
+    count,  # N
+    period,
+    eps,
+    CHANNELS: tl.constexpr,
+    CHANNELS_2: tl.constexpr,  # the next power of two
+    PLACED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, CHANNELS_2)
+    present = channel < CHANNELS
+    at = row[:, None] * CHANNELS + channel[None, :]
+    live = (row < count)[:, None] & present[None, :]
+    x = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32)
+    x += tl.load(residual_ptr + at, mask=live, other=0.0).to(tl.float32)
+    mean = tl.sum(x, axis=1) / CHANNELS
+    centred = tl.where(present[None, :], x - mean[:, None], 0.0)
+    deviation = tl.sqrt(tl.sum(centred * centred, axis=1) / CHANNELS + eps)
+    weight = tl.load(weight_ptr + channel, mask=present, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + channel, mask=present, other=0.0).to(tl.float32)
+    normal = centred / deviation[:, None] * weight[None, :] + bias[None, :]
+    tl.store(out_ptr + at, normal.to(out_ptr.dtype.element_ty), mask=live)
+    if PLACED:
+        where = (row % period)[:, None] * CHANNELS + channel[None, :]
+        normal += tl.load(position_ptr + where, mask=live, other=0.0).to(tl.float32)
+        tl.store(placed_ptr + at, normal.to(out_ptr.dtype.element_ty), mask=live)
+
+
+def _add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, position: Tensor | None
+) -> list[Tensor]:
+    x, residual = x.contiguous(), residual.contiguous()
+    channels = x.shape[-1]
+    count = x.numel() // channels
+    outputs = [torch.empty_like(x) for _ in range(1 if position is None else 2)]
+    with torch.cuda.device_of(x):
+        add_norm_forward[(triton.cdiv(count, ROWS),)](
+            x,
+            residual,
+            weight,
+            bias,
+            weight if position is None else position.contiguous(),
+            outputs[0],
+            outputs[-1],
+            count,
+            1 if position is None else position.numel() // channels,
+            eps,
+            CHANNELS=channels,
+            CHANNELS_2=triton.next_power_of_2(channels),
+            PLACED=position is not None,
+            ROWS=ROWS,
+            num_warps=ROW_WARPS,
+        )
+    return outputs
+
+
+@torch.library.custom_op("detr_batch::add_norm", mutates_args=())
+def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The layer norm of `x` (..., C) plus `residual`, alike."""
+    return _add_norm(x, residual, weight, bias, eps, None)[0]
+
+
+@add_norm.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("detr_batch::add_norm_place", mutates_args=())
+def add_norm_place(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`add_norm` of (B, S, C), and that plus `position`, alike or (1, S, C)."""
+    out, placed = _add_norm(x, residual, weight, bias, eps, position)
+    return out, placed
+
+
+@add_norm_place.register_fake
+def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, torch.empty_like(out)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def normalize_forward(  # type: ignore[no-untyped-def]
+    pixels_ptr,  # (B, H, W, 3) uint8
+    mean_ptr,  # (3,) fp32
+    deviation_ptr,  # (3,) fp32
+    valid_ptr,  # (B, 2) int64
+    out_ptr,  # (B, H, W, 3)
+    count,  # B * H * W * 3
+    height,
+    width,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < count
+    channel = at % 3
+    x = tl.load(pixels_ptr + at, mask=live, other=0).to(tl.float32)
+    x = (x - tl.load(mean_ptr + channel)) / tl.load(deviation_ptr + channel)
+    if MASKED:
+        cell = (at // 3).to(tl.int32)
+        line = cell // width
+        image = line // height
+        inside = cell % width < tl.load(valid_ptr + image * 2 + 1, mask=live, other=0)
+        inside = inside & (line % height < tl.load(valid_ptr + image * 2, mask=live, other=0))
+        x = tl.where(inside, x, 0.0)
+    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=live)
+
+
+@torch.library.custom_op("detr_batch::normalize_pixels", mutates_args=())
+def normalize_pixels(
+    pixels: Tensor, mean: Tensor, deviation: Tensor, valid: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """(pixels - mean) / deviation, 0 beyond what is valid: (B, H, W, 3) uint8 -> (B, 3, H, W)."""
+    pixels = pixels.contiguous()
+    out = torch.empty_like(pixels, dtype=dtype)
+    with torch.cuda.device_of(pixels):
+        normalize_forward[(triton.cdiv(out.numel(), BLOCK),)](
+            pixels,
+            mean,
+            deviation,
+            mean if valid is None else valid,
+            out,
+            out.numel(),
+            pixels.shape[1],
+            pixels.shape[2],
+            MASKED=valid is not None,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
+    return out.permute(0, 3, 1, 2)
+
+
+@normalize_pixels.register_fake
+def _(pixels: Tensor, mean: Tensor, deviation: Tensor, valid: object, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(pixels, dtype=dtype).permute(0, 3, 1, 2)
