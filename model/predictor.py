@@ -8,6 +8,7 @@
 asking for the `result` of the last one keeps the device busy.
 """
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +38,10 @@ class Pending:
 
 
 class Predictor:
-    """Runs `net`, prepared for inference, where it lies. Keeps `top` detections of a picture."""
+    """Runs `net`, prepared for inference, where it lies. Keeps `top` detections of a picture.
+
+    Several threads may use it.
+    """
 
     def __init__(self, net: DeformableDetr, device: str, top: int = 100):
         self.net, self.top = net, top
@@ -45,6 +49,7 @@ class Predictor:
         self.on_gpu = self.device.type == "cuda"
         self.detect = Graphed(self._detect, net.kept_positions) if self.on_gpu else self._detect
         self.copies = torch.cuda.Stream(self.device) if self.on_gpu else None
+        self._lock = threading.Lock()
 
     @property
     def ahead(self) -> int:
@@ -61,7 +66,7 @@ class Predictor:
         pixels, valid = stack_images(images, MULTIPLE if self.on_gpu else 1, pin=self.on_gpu)
         if self.copies is None:
             return Pending(self._detect(pixels, valid, sizes), None)
-        with torch.cuda.device(self.device):
+        with self._lock, torch.cuda.device(self.device):
             computing = torch.cuda.current_stream()
             with torch.cuda.stream(self.copies):
                 pixels = pixels.to(self.device, non_blocking=True)
@@ -87,4 +92,5 @@ class Predictor:
     def give_memory_back(self) -> None:
         """After the device had too little: forget what was kept for speed alone."""
         if isinstance(self.detect, Graphed):
-            self.detect.forget()
+            with self._lock:
+                self.detect.forget()

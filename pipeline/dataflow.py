@@ -28,8 +28,9 @@ from pipeline.schema import Receipt, Work
 from pipeline.stage import Staged, merged, ranges_in, staged_files
 
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
-# 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then).
-BLOCK_BYTES = 16 << 20
+# 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then). GPUs take
+# hundreds of these a second.
+BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 32 << 20
 # Many detectors make many blocks, and a driver takes 5 to 8 ms of a CPU for each (`bench scale`,
 # 2026-11-26): blocks grow with the pool, up to Ray Data's own size.
 DETECTORS_PER_BLOCK_SIZE, MOST_BLOCK_BYTES = 4, 128 << 20
@@ -52,6 +53,7 @@ class Pool:
     num_cpus: float
     num_gpus: float
     memory: int  # bytes of a node's logical memory
+    calls: int = 1  # of one detector at a time, in threads
     nodes: Labels = field(default_factory=dict)  # where they may be
 
 
@@ -78,15 +80,16 @@ class FlowSettings:
     layout: Layout
 
 
-def block_bytes(detectors: int) -> int:
-    """How much is handed on and committed at once, in a flow with so many detectors."""
-    return min(MOST_BLOCK_BYTES, BLOCK_BYTES * max(1, detectors // DETECTORS_PER_BLOCK_SIZE))
+def block_bytes(detectors: Pool) -> int:
+    """How much is handed on and committed at once, in a flow with such detectors."""
+    one = GPU_BLOCK_BYTES if detectors.num_gpus else BLOCK_BYTES
+    return min(MOST_BLOCK_BYTES, one * max(1, detectors.most // DETECTORS_PER_BLOCK_SIZE))
 
 
-def _set_context(detectors: int = 1) -> None:
+def _set_context(block: int = BLOCK_BYTES) -> None:
     """What Ray Data goes by in this process."""
     context = DataContext.get_current()
-    context.target_max_block_size = block_bytes(detectors)
+    context.target_max_block_size = block
     context.enable_progress_bars = False  # ours is shown
     # Else Ray Data 2.60 says of every error that "UDF failed to process a data block".
     context.raise_original_map_exception = True
@@ -97,7 +100,7 @@ def _set_context(detectors: int = 1) -> None:
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
     """Label what is left of a plan's shards: one receipt a staged block."""
     layout, detectors = settings.layout, settings.layout.detectors
-    _set_context(detectors.most)
+    _set_context(block_bytes(detectors))
     nodes = layout.nodes or None
     with warnings.catch_warnings():
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
@@ -133,7 +136,12 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
                 memory=detectors.memory,
                 label_selector=detectors.nodes or None,
                 scheduling_strategy="SPREAD",
-                compute=ActorPoolStrategy(min_size=detectors.fewest, max_size=detectors.most),
+                compute=ActorPoolStrategy(
+                    min_size=detectors.fewest,
+                    max_size=detectors.most,
+                    max_concurrent_calls_per_actor=detectors.calls,
+                    enable_true_multi_threading=detectors.calls > 1,
+                ),
             )
             .map_batches(
                 stage_block,

@@ -19,6 +19,7 @@ from model.zoo import create_model
 from pipeline.attempts import Attempts, Batch
 from pipeline.notes import Notes
 from pipeline.schema import DETECTED, OK
+from pipeline.turns import Turns
 
 # Pictures whose sides round up to the same multiple of this travel in one batch: at 800 x 1066 the
 # padding is then at most 1/13 of either side.
@@ -41,7 +42,11 @@ class DetectorSpec:
 
 
 class Detector:
-    """Labels tables of prepared pictures; failed rows pass through."""
+    """Labels tables of prepared pictures; failed rows pass through.
+
+    Where it is on a GPU two calls may run at once: one computes while the other takes its first
+    pictures in and hands its last boxes on.
+    """
 
     def __init__(self, spec: DetectorSpec):
         if spec.device == "cpu":  # Ray allows an actor with a share of a CPU one thread
@@ -53,10 +58,16 @@ class Detector:
         )
         self.predictor = Predictor(net, spec.device, TOP)
         notes = Notes(spec.session, DETECT_SECONDS)
+        self.turns = Turns()
+        self.last_finished = 0.0
         self.attempts = Attempts(self.predictor, notes, spec.score_threshold, spec.batch_size)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """PREPARED -> DETECTED, row for row."""
+        with self.turns.beside():
+            return self._labelled(table)
+
+    def _labelled(self, table: pa.Table) -> pa.Table:
         rows = table.drop_columns(["pixels", "rows", "columns"]).to_pylist()
         for row in rows:
             row.update(boxes=[], detect_seconds=0.0)
@@ -66,11 +77,15 @@ class Detector:
         began = time.perf_counter()
         for group in self._groups(pictures):
             images = [_image(table, i, sizes[i]) for i in group]
-            under_way.append(self.attempts.submit([rows[i] for i in group], images))
-            # What may end this process again is computed alone, so that nothing else is blamed.
-            ahead = 0 if under_way[-1].pending is None else self.predictor.ahead
-            while len(under_way) > ahead:
+            batch = self.attempts.submit([rows[i] for i in group], images)
+            if batch.pending is not None:
+                under_way.append(batch)
+            while len(under_way) > (0 if batch.pending is None else self.predictor.ahead):
                 began = self._finished(under_way.popleft(), began)
+            if batch.pending is None:
+                # It may end this process again, and nothing else shall be blamed.
+                with self.turns.alone():
+                    began = self._finished(batch, began)
         while under_way:
             began = self._finished(under_way.popleft(), began)
         now = datetime.now(UTC)
@@ -94,11 +109,15 @@ class Detector:
                 start += len(group)
 
     def _finished(self, batch: Batch, began: float) -> float:
-        """Label a batch and share out the seconds since `began`; the time now."""
+        """Label a batch and share out its seconds; the time now.
+
+        They are those since `began`, and since any call finished one before it.
+        """
         self.attempts.finish(batch)
         now = time.perf_counter()
+        took, self.last_finished = now - max(began, self.last_finished), now
         for row in batch.rows:
-            row["detect_seconds"] = (now - began) / len(batch.rows)
+            row["detect_seconds"] = took / len(batch.rows)
         return now
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs import placement
 from jobs.cli import main
 from jobs.label import label
 from jobs.label_options import LabelOptions
@@ -87,6 +88,24 @@ def test_label_then_only_what_is_new(
         label(options(photos, output, "random"))
     assert main(["report", str(output)]) == 0
     assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
+
+
+def test_detectors_that_take_two_calls_at_once_answer_alike(
+    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of GPUs do."""
+    for path in list(photos.glob("*.png")):
+        for copy in range(5):
+            shutil.copy(path, photos / f"{path.stem}-{copy}.png")
+    monkeypatch.setattr(dataflow, "BLOCK_BYTES", 1 << 16)
+    for calls in (1, 2):
+        monkeypatch.setattr(placement, "CPU_CALLS", calls)
+        assert label(options(photos, tmp_path / f"by {calls}", weights, batch_size=1)) == 0
+    one, two = (
+        rows(tmp_path / f"by {calls}", f"SELECT {COLUMNS} FROM detections ORDER BY ALL")
+        for calls in (1, 2)
+    )
+    assert len(one) == 3000 and one == two
 
 
 def test_killed_run_is_taken_up_and_ends_the_same(

@@ -7,7 +7,7 @@ import pytest
 from jobs.label_options import LabelOptions
 from jobs.node_labels import matches, selector
 from jobs.placement import Node, placed
-from pipeline.dataflow import block_bytes
+from pipeline.dataflow import Pool, block_bytes
 from pipeline.storage import InputError
 
 GIB = 1 << 30
@@ -53,8 +53,11 @@ def test_on_cpus_each_node_that_has_some_detects() -> None:
 
 
 def test_blocks_grow_with_the_pool_up_to_a_bound() -> None:
-    mib = [block_bytes(detectors) >> 20 for detectors in (1, 7, 8, 32, 64)]
-    assert mib == [16, 16, 32, 128, 128]
+    def mib(detectors: int, gpus: int) -> int:
+        return block_bytes(Pool(detectors, detectors, 0, gpus, 0)) >> 20
+
+    assert [mib(detectors, gpus=0) for detectors in (1, 7, 8, 32, 64)] == [16, 16, 32, 128, 128]
+    assert [mib(detectors, gpus=1) for detectors in (1, 7, 8, 16)] == [32, 32, 64, 128]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from jobs.progress import show
 from jobs.run_record import Tally
-from pipeline.schema import Receipt
+from pipeline.detect import Detector, DetectorSpec
+from pipeline.schema import PREPARED, Receipt
 from tests.chaos.harness import INJECTED
 
 CONFINED = """
@@ -56,6 +62,41 @@ def test_a_batch_larger_than_memory_is_halved_and_stays_so() -> None:
     assert found["statuses"] == ["ok"] and found["same"]
     (limit,) = found["limits"]
     assert limit in (1, 2, 4, 8)
+
+
+def test_two_calls_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    spec = DetectorSpec("shapes-tiny", "random", device, "fp32", 0.0, 2, "two calls")
+    detector = Detector(spec)
+    random = np.random.default_rng(0)
+    sides = [(96, 128), (96, 128), (64, 160), (96, 128), (90, 70)]
+    tables = []
+    for name in ("a", "b"):
+        rows = [
+            {
+                "image_id": f"{name}{i}",
+                "shard": name,
+                "index_in_shard": i,
+                "status": "ok",
+                "width": side[1],
+                "height": side[0],
+                "rows": side[0],
+                "columns": side[1],
+                "pixels": random.integers(0, 255, (*side, 3), np.uint8).tobytes(),
+            }
+            for i, side in enumerate(sides)
+        ]
+        tables.append(pa.Table.from_pylist(rows, schema=PREPARED))
+    kept = ["image_id", "status", "boxes"]
+    expected = [detector(table).select(kept) for table in tables]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(detector, tables * 3))
+    took = time.perf_counter() - began
+    for table, theirs in zip(found, expected * 3, strict=True):
+        assert table.select(kept).equals(theirs)
+    counted = sum(sum(table["detect_seconds"].to_pylist()) for table in found)
+    assert 0 < counted <= took  # no moment counts for both
 
 
 STANDING_STILL = """
