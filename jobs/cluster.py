@@ -166,13 +166,14 @@ def _described(nodes: Sequence[Node]) -> str:
 def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
     """InputError where a node of the run has other versions, or cannot use OUTPUT or INPUT."""
     versions = {name: version(name) for name in PACKAGES}
-    task = ray.remote(probe).options(num_cpus=0, max_retries=1)
-    asked = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True)).remote(
-            versions, lock_url, first
-        )
+    task = ray.remote(num_cpus=0, max_retries=1)(probe)
+    there = [
+        NodeAffinitySchedulingStrategy(node_id, soft=True)
         for node_id, node in alive().items()
         if placement.uses(node)
+    ]
+    asked = [
+        task.options(scheduling_strategy=node).remote(versions, lock_url, first) for node in there
     ]
     try:
         answers = ray.get(asked, timeout=PROBE_SECONDS)

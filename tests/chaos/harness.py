@@ -182,6 +182,7 @@ class Lab:
             "DETR_BATCH_STORE_PATIENCE": str(PATIENCE_SECONDS),
         }
         self.lease = LEASE_SECONDS
+        self.calls = 1  # of a detector at once; those on GPUs take two
         self.outputs = 0
         self.calm_steps = 0  # of a run that nothing disturbed
         self.clear()
@@ -245,12 +246,13 @@ class Lab:
         command += ["--score-threshold", "0.02", "--precision", "fp32", "--batch-size", "2"]
         command += [] if own_ray else ["--address", address or self.ray.address]
         command += ["--device", "cpu", *options]
+        calls = {"DETR_BATCH_CALLS": str(self.calls)} if self.calls > 1 else {}
         process = subprocess.Popen(
             command,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "DETR_BATCH_LEASE_SECONDS": str(self.lease)},
+            env={**os.environ, "DETR_BATCH_LEASE_SECONDS": str(self.lease), **calls},
         )
         (self.faults / "driver").write_text(str(process.pid))
         return process

@@ -202,6 +202,7 @@ class Planted:
     status: str
 
 
+GOOD = 24  # pictures beside them
 HARMFUL = (
     Planted("crash.jpg", b"FAULT-CRASH", "worker_crash"),  # the decoder
     Planted("leave.jpg", b"FAULT-LEAVE", "worker_crash"),
@@ -211,21 +212,26 @@ HARMFUL = (
 
 
 def harmful_pictures(lab: Lab, times: int) -> Outcome:
-    """Files that harm among good ones: each is one row, and all others are labelled."""
+    """Files that harm among good ones: each is one row, and all others are labelled.
+
+    By detectors that take two calls at once, and in every other turn one.
+    """
     total = Outcome("pictures that crash the decoder or end the detector")
     for number in range(times):
         lab.clear()
+        lab.calls = 2 - number % 2
         folder = lab.folder / f"planted-{lab.outputs}"
         folder.mkdir()
-        for index in range(12):
+        for index in range(GOOD):
             (folder / f"{index:02}.png").write_bytes(picture(index + 100 * number))
         for file in HARMFUL:
             (folder / file.name).write_bytes(file.content)
         output = lab.new_output()
         seconds = lab.label(folder, output)
+        lab.calls = 1
         rows, _ = tables(output)
         statuses = {Path(row["uri"]).name: row["status"] for row in rows}
-        expected = {f"{i:02}.png": "ok" for i in range(12)} | {f.name: f.status for f in HARMFUL}
+        expected = {f"{i:02}.png": "ok" for i in range(GOOD)} | {f.name: f.status for f in HARMFUL}
         wrong = [name for name in expected.keys() & statuses if statuses[name] != expected[name]]
         total.add(
             Outcome(

@@ -137,6 +137,17 @@ def add_steps(storage: Any) -> None:
     stepped("remove_tree")
 
 
+def add_calls(placement: Any) -> None:
+    """Detectors take as many calls at once as DETR_BATCH_CALLS says, as those on GPUs do."""
+    placement.CPU_CALLS = int(os.environ.get("DETR_BATCH_CALLS", placement.CPU_CALLS))
+
+
+def add_small_blocks(dataflow: Any) -> None:
+    """Three pictures a block where there are several calls at once, so that there are several."""
+    if "DETR_BATCH_CALLS" in os.environ:
+        dataflow.BLOCK_BYTES = 1 << 20
+
+
 class Patching(importlib.abc.MetaPathFinder):
     """Changes a module when it is first imported."""
 
@@ -166,7 +177,9 @@ if FOLDER:
         Patching(
             {
                 "PIL.Image": add_decoder,
+                "jobs.placement": add_calls,
                 "model.predictor": add_faulty_device,
+                "pipeline.dataflow": add_small_blocks,
                 "pipeline.storage": add_steps,
             }
         ),
