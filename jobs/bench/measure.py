@@ -55,14 +55,14 @@ def interleaved(
     return took
 
 
-def timer(run: Callable[[], object], device: str) -> Callable[[], float]:
-    """What times one `run`, in seconds.
+def timer(run: Callable[[], object], device: str, recorded: bool = False) -> Callable[[], float]:
+    """What times one `run` until its result is there, in seconds.
 
-    On GPUs it is the device's own time of a CUDA graph of `run`, as detectors use it: launching a
-    kernel takes the host longer than a small one runs. `run` must not wait for the device.
+    `recorded`, on GPUs: the device's own time of a CUDA graph of it, as detectors use it. Launching
+    a small kernel takes the host longer than it runs. `run` must not wait for the device then.
     """
-    if device == "cpu":
-        return partial(_by_the_clock, run)
+    if device == "cpu" or not recorded:
+        return partial(_by_the_clock, run, device)
     beside = torch.cuda.Stream(device)
     beside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(beside):
@@ -74,9 +74,11 @@ def timer(run: Callable[[], object], device: str) -> Callable[[], float]:
     return partial(_by_the_gpu, graph)
 
 
-def _by_the_clock(run: Callable[[], object]) -> float:
+def _by_the_clock(run: Callable[[], object], device: str) -> float:
     began = time.perf_counter()
     run()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
 

@@ -1,7 +1,7 @@
 """`detr-batch bench op`: every implementation of the attention, beside transformers' own."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from typing import get_args
 
@@ -56,12 +56,6 @@ def cases(device: str) -> dict[str, tuple[int, int]]:
     return CASES if device == "cpu" else GPU_CASES
 
 
-@cache
-def _shapes(levels: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(L, 2), copied once: a copy would make a GPU wait."""
-    return torch.tensor(levels, device=device)
-
-
 def transformers_op(tensors: Inputs) -> Tensor:
     """What transformers computes between its linear layers."""
     from transformers.models.deformable_detr.modeling_deformable_detr import (
@@ -77,8 +71,9 @@ def transformers_op(tensors: Inputs) -> Tensor:
         LEVELS,
     )
     weights = logits.view(*split[:3], -1).softmax(-1).view(split)
+    shapes = torch.tensor(LEVELS, device=value.device)
     out: Tensor = MultiScaleDeformableAttention()(
-        value, _shapes(LEVELS, value.device), LEVELS, None, locations.to(value.dtype), weights, 64
+        value, shapes, LEVELS, None, locations.to(value.dtype), weights, 64
     )
     return out
 
@@ -119,7 +114,7 @@ def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
                 errors[name] = error_of(found, expected)
             else:
                 errors[name] = tolerated(name, found, expected, precision)
-            runs[name] = timer(partial(subject, tensors), device)
+            runs[name] = timer(partial(subject, tensors), device, recorded=name == "triton")
         for name, took in interleaved(runs, seconds).items():
             spread = milliseconds(took)
             rate = 1e3 * batch / spread["p50_ms"]
