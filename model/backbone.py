@@ -6,8 +6,8 @@ have met beyond the border of the unpadded picture.
 """
 
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
+from model.batch_norm import FrozenBatchNorm2d
 from model.fused_layers import conv_norm_relu, conv_norm_relu_pool
 from model.padding import halve, zero_padding
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FrozenBatchNorm2d
 
+from model.batch_norm import FrozenBatchNorm2d
 from model.ops import by_triton
 from model.padding import zero_padding
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
+from model.batch_norm import FrozenBatchNorm2d
 from model.deformable_detr import DeformableDetr
 from model.fused_layers import FusedConv2d, FusedLinear
 from model.ms_deform_attn import MSDeformAttn
