@@ -2,7 +2,7 @@
 
 Both take an optional valid area, so that a padded picture can give what it gives alone: before each
 convolution that looks sideways the padding is set to zero, which is what that convolution would
-have met beyond the border of the unpadded picture.
+have met beyond the border of the unpadded picture. (Their input comes padded with zeros.)
 """
 
 from torch import Tensor, nn

@@ -22,13 +22,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.bias: Tensor
         self.running_mean: Tensor
         self.running_var: Tensor
-        for name, value in {
-            "weight": 1.0,
-            "bias": 0.0,
-            "running_mean": 0.0,
-            "running_var": 1.0,
-        }.items():
-            self.register_buffer(name, torch.full((channels,), value))
+        for name, make in _BUFFERS.items():
+            self.register_buffer(name, make(channels))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any

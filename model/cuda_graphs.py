@@ -40,7 +40,7 @@ class Graphed:
     """A function of tensors on one GPU, replayed from recordings where its shapes come again.
 
     The function must neither wait for the device nor depend on what tensors hold. Its result is
-    valid until the next call on the same stream; use from one thread. `held` gives the tensors that
+    valid until the next call on the same stream; one call at a time. `held` gives the tensors that
     the function keeps between calls: a graph knows memory by address alone.
     """
 
@@ -79,7 +79,8 @@ class Graphed:
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Another thread may stack pictures in page-locked memory, or wait for boxes, meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             result = self.function(*own)
         recording = self.recordings[key] = Recording(graph, own, result, self.held())
         return recording

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.batch_norm import FrozenBatchNorm2d
-from model.ops import by_triton
+from model.ops import by_triton, warn_once
 from model.padding import zero_padding
 
 BatchNorm: TypeAlias = nn.BatchNorm2d | FrozenBatchNorm2d
@@ -39,25 +39,27 @@ def folded(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return (conv.weight * scale[:, None, None, None]).detach(), bias.detach()
 
 
-@torch.library.custom_op("detr_batch::conv_relu", mutates_args=())
-def conv_relu(
+@torch.library.custom_op("detr_batch::conv_add_relu", mutates_args=())
+def conv_add_relu(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    residual: Tensor | None,
+    residual: Tensor,
     padding: Sequence[int],
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """relu(conv(x) + residual), which cuDNN takes in one pass in half precision."""
+    """relu(conv(x) + residual), which cuDNN takes in one pass in half precision.
+
+    RuntimeError where it has no such kernel. (Its sister without a residual, as torch calls it, may
+    add 0 times memory that nobody wrote, which is not 0 where that is no number.)
+    """
     geometry = (stride, padding, dilation, groups)
-    if residual is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
     return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
 
 
-@conv_relu.register_fake
+@conv_add_relu.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, residual: object, *geometry: Any) -> Tensor:
     padding, stride, dilation, groups = geometry
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -87,19 +89,25 @@ class FusedConv2d(nn.Module):
         relu: bool = False,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """`x` (B, C, H, W) -> (B, D, H', W'), plus `residual`, alike, which it overwrites.
+        """`x` (B, C, H, W) -> (B, D, H', W'), plus `residual`, alike, which it may overwrite.
 
         All beyond `valid` (B, 2) is 0.
         """
-        padding, stride, dilation, groups = self.geometry
-        if self.cudnn and relu and valid is None:
-            return conv_relu(x, self.weight, self.bias, residual, *self.geometry)
+        if self.cudnn and residual is not None and relu and valid is None:
+            try:
+                return conv_add_relu(x, self.weight, self.bias, residual, *self.geometry)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+                    raise
+                warn_once(f"cuDNN cannot add and clip behind a convolution here ({error}): slower")
+                self.cudnn = False
         if self.triton:
             from model.ops.pointwise import finish_
 
-            y = F.conv2d(x, self.weight, None, stride, padding, dilation, groups)
+            y = self._convolved(x)
             finish_(y, self.bias, residual, relu, valid)
             return y
+        padding, stride, dilation, groups = self.geometry
         unary = "relu" if relu else None
         if self.onednn and residual is not None:
             y = torch.ops.mkldnn._convolution_pointwise_.binary(
@@ -120,10 +128,14 @@ class FusedConv2d(nn.Module):
         if self.triton:
             from model.ops.pointwise import finish_pool
 
-            padding, stride, dilation, groups = self.geometry
-            y = F.conv2d(x, self.weight, None, stride, padding, dilation, groups)
-            return finish_pool(y, self.bias, valid)
+            return finish_pool(self._convolved(x), self.bias, valid)
         return F.max_pool2d(self(x, relu=True, valid=valid), 3, 2, 1)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """Without the bias, channels last in memory."""
+        padding, stride, dilation, groups = self.geometry
+        y = F.conv2d(x, self.weight, None, stride, padding, dilation, groups)
+        return y.contiguous(memory_format=torch.channels_last)
 
 
 class FusedLinear(nn.Module):

@@ -65,7 +65,8 @@ class Predictor:
         """
         pixels, valid = stack_images(images, MULTIPLE if self.on_gpu else 1, pin=self.on_gpu)
         if self.copies is None:
-            return Pending(self._detect(pixels, valid, sizes), None)
+            with self._lock:
+                return Pending(self._detect(pixels, valid, sizes), None)
         with self._lock, torch.cuda.device(self.device):
             computing = torch.cuda.current_stream()
             with torch.cuda.stream(self.copies):

@@ -18,6 +18,7 @@ from model.postprocess import Detections
 from model.predictor import Pending, Predictor
 from pipeline.notes import Notes
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
+from pipeline.turns import Turns
 
 ATTEMPTS = 2  # at a single picture over which the process ended: it may not have been the cause
 
@@ -40,6 +41,7 @@ class Attempts:
     def __init__(self, predictor: Predictor, notes: Notes, score_threshold: float, most: int):
         self.predictor, self.notes = predictor, notes
         self.score_threshold = score_threshold
+        self.turns = Turns()  # of calls of the detector
         self.most = most  # pictures at once; less where memory does not hold as many
 
     def submit(self, rows: list[Row], images: list[Tensor], again: bool = False) -> Batch:
@@ -89,10 +91,12 @@ class Attempts:
         """Pictures over which a process ended, in this command: that of a single one is told."""
         if len(batch.rows) > 1:
             for row, image in zip(batch.rows, batch.images, strict=True):
-                self.finish(self.submit([row], [image]))
+                with self.turns.alone():
+                    self.finish(self.submit([row], [image]))
             self.notes.end(batch.key)
         elif self.notes.unfinished(batch.key) < ATTEMPTS:
-            self.finish(self.submit(batch.rows, batch.images, again=True))
+            with self.turns.alone():
+                self.finish(self.submit(batch.rows, batch.images, again=True))
         else:
             stuck = self.notes.stood_still(batch.key)
             reason = f"took more than {self.notes.seconds:g} s" if stuck else "ended its process"

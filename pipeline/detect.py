@@ -1,6 +1,7 @@
 """detect: PREPARED -> DETECTED, in an actor that holds the model on its device."""
 
 import os
+import threading
 import time
 import warnings
 from collections import deque
@@ -19,7 +20,6 @@ from model.zoo import create_model
 from pipeline.attempts import Attempts, Batch
 from pipeline.notes import Notes
 from pipeline.schema import DETECTED, OK
-from pipeline.turns import Turns
 
 # Pictures whose sides round up to the same multiple of this travel in one batch: at 800 x 1066 the
 # padding is then at most 1/13 of either side.
@@ -58,13 +58,12 @@ class Detector:
         )
         self.predictor = Predictor(net, spec.device, TOP)
         notes = Notes(spec.session, DETECT_SECONDS)
-        self.turns = Turns()
-        self.last_finished = 0.0
+        self.clock, self.last_finished = threading.Lock(), 0.0
         self.attempts = Attempts(self.predictor, notes, spec.score_threshold, spec.batch_size)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """PREPARED -> DETECTED, row for row."""
-        with self.turns.beside():
+        with self.attempts.turns.beside():
             return self._labelled(table)
 
     def _labelled(self, table: pa.Table) -> pa.Table:
@@ -77,15 +76,11 @@ class Detector:
         began = time.perf_counter()
         for group in self._groups(pictures):
             images = [_image(table, i, sizes[i]) for i in group]
-            batch = self.attempts.submit([rows[i] for i in group], images)
-            if batch.pending is not None:
-                under_way.append(batch)
-            while len(under_way) > (0 if batch.pending is None else self.predictor.ahead):
+            under_way.append(self.attempts.submit([rows[i] for i in group], images))
+            # What may end this process again is computed alone, so that nothing else is blamed.
+            ahead = 0 if under_way[-1].pending is None else self.predictor.ahead
+            while len(under_way) > ahead:
                 began = self._finished(under_way.popleft(), began)
-            if batch.pending is None:
-                # It may end this process again, and nothing else shall be blamed.
-                with self.turns.alone():
-                    began = self._finished(batch, began)
         while under_way:
             began = self._finished(under_way.popleft(), began)
         now = datetime.now(UTC)
@@ -114,8 +109,9 @@ class Detector:
         They are those since `began`, and since any call finished one before it.
         """
         self.attempts.finish(batch)
-        now = time.perf_counter()
-        took, self.last_finished = now - max(began, self.last_finished), now
+        with self.clock:
+            now = time.perf_counter()
+            took, self.last_finished = now - max(began, self.last_finished), now
         for row in batch.rows:
             row["detect_seconds"] = took / len(batch.rows)
         return now

@@ -11,11 +11,14 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._calls = 0
+        self._waiting = 0  # to be alone
+        self._alone: int | None = None  # the thread that is
 
     @contextmanager
     def beside(self) -> Iterator[None]:
         """A call, beside others."""
         with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
             self._calls += 1
         try:
             yield
@@ -26,12 +29,23 @@ class Turns:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within `beside`: once all other calls are over or wait here too; none begins then."""
+        """Within `beside`: once all other calls are over or wait here too; none begins then.
+
+        It may be entered again from within.
+        """
+        if self._alone == threading.get_ident():
+            yield
+            return
         with self._changed:
             self._calls -= 1
+            self._waiting += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._calls == 0)
+            self._alone = threading.get_ident()
             try:
                 yield
             finally:
+                self._alone = None
+                self._waiting -= 1
                 self._calls += 1
+                self._changed.notify_all()

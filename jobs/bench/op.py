@@ -100,6 +100,9 @@ def _ours(tensors: Inputs, implementation: Implementation) -> Tensor:
 def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
     """Check each implementation against the reference, then time them in turn.
 
+    By the clock, launches included; on GPUs Triton's kernel by the device, in a CUDA graph, as
+    detectors run it.
+
     RuntimeError, and no times, where one is wrong. (transformers' own is not ours to judge.)
     """
     measurements = []

@@ -12,7 +12,12 @@ def add(commands: Any) -> None:
         "to the results. Peers are those that are installed: transformers, openvino.",
     )
     subjects = bench.add_subparsers(required=True, metavar="SUBJECT")
-    op = subjects.add_parser("op", help="implementations of the attention")
+    op = subjects.add_parser(
+        "op",
+        help="implementations of the attention",
+        description="Times are the clock's, launches included; on GPUs that of Triton's kernel is "
+        "the device's own, in a CUDA graph, as detectors run it.",
+    )
     model = subjects.add_parser("model", help="whole detectors, of random weights")
     model.add_argument(
         "--model", default="deformable-detr", help="one, several with commas between, or 'all'"

@@ -179,7 +179,7 @@ def _chosen(implementation: Implementation, *tensors: Tensor) -> Implementation:
             return "embedding_bag"
         lacking = _lacking_for_triton()
         if lacking:
-            _warn_once(f"{lacking}: the attention takes a slower path")
+            warn_once(f"{lacking}: the attention takes a slower path")
         return "embedding_bag" if lacking else "triton"
     if implementation == "fused_cpu" and device.type != "cpu":
         raise ValueError(f"implementation='fused_cpu' needs CPU tensors, not {device}")
@@ -210,7 +210,8 @@ def _lacking_for_triton() -> str:
 
 
 @cache
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """A warning, the first time in this process."""
     warnings.warn(text, stacklevel=4)
 
 

@@ -211,6 +211,11 @@ def _checked(value: Tensor, *others: Tensor) -> None:
         )
     if value.dtype not in DTYPES:
         raise ValueError(f"implementation='triton' takes {DTYPES}, not {value.dtype}")
+    if value.shape[1] * value.stride(1) >= 2**31:
+        raise ValueError(
+            f"implementation='triton' counts places in 32 bits: {value.shape[1]} rows of "
+            f"{value.stride(1)} numbers are too many for a picture"
+        )
     if any(other.device != value.device for other in others):
         raise ValueError("all tensors of the op must be on one device")
 

@@ -1,6 +1,7 @@
 """Layers with their norms, sums and ReLUs folded in equal those without."""
 
 import copy
+import importlib.util
 from typing import Any
 
 import pytest
@@ -73,6 +74,25 @@ def test_convolutions(
     found = fused(x.to(DEVICE), there[0], relu, there[1])
     assert_near(found, expected)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or DEVICE == "cuda",
+    reason="it takes Triton's interpreter, which is on where there is no GPU",
+)
+def test_where_cudnn_cannot_the_kernel_does(generator: torch.Generator) -> None:
+    """It cannot on a CPU."""
+    conv, norm = with_norm({"kernel_size": 1}, generator)
+    x = drawn((2, 16, 18, 22), generator, torch.bfloat16)
+    residual = drawn((2, 64, 18, 22), generator, torch.bfloat16)
+    expected = (exact(nn.Sequential(conv, norm), x) + residual.double()).relu()
+    fused = FusedConv2d(conv, norm, torch.bfloat16)
+    fused.onednn, fused.cudnn, fused.triton = False, True, True
+    with pytest.warns(UserWarning, match="cuDNN cannot add and clip"):
+        assert_near(fused(x, residual, relu=True), expected)
+    assert not fused.cudnn
+    assert_near(fused(x, residual, relu=True), expected)
 
 
 @torch.inference_mode()
