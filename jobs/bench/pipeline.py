@@ -58,7 +58,7 @@ def _ours(photos: Path, output: Path, options: list[str]) -> tuple[float, Scores
 def _plain(photos: Path, output: Path, model: str, device: str) -> tuple[float, Scores]:
     took = _run("jobs.bench.plain_pipeline", str(photos), str(output), model, device)
     rows = pq.read_table(output, columns=["path", "scores"]).to_pylist()
-    return took, {Path(row["path"]).name: max(row["scores"]) for row in rows}
+    return took, {Path(row["path"]).name: float(max(row["scores"])) for row in rows}
 
 
 def bench_pipeline(

@@ -47,7 +47,7 @@ class Labeller:
 
 
 def main(images: str, output: str, model: str, device: str) -> None:
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     on_gpu = device != "cpu"
     pictures = ray.data.read_images(images, include_paths=True, mode="RGB")
     pictures.map_batches(

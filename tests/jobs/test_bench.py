@@ -221,7 +221,7 @@ def test_runs_that_lose_or_double_an_image_tell_no_rate(staged: int, planned: in
 @pytest.mark.slow
 def test_the_pipeline_follows_its_devices(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.cli", "bench", "scale", "--detectors", "1,2", "--json"]
-    command += ["--device-seconds", "0.1", "--seconds", "6", "--results", str(tmp_path / "r.csv")]
+    command += ["--device-seconds", "0.1", "--seconds", "12", "--results", str(tmp_path / "r.csv")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rates = [
         median(sample["images_per_second"] for sample in scaled["samples"])
