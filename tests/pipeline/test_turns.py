@@ -69,3 +69,36 @@ def test_two_that_want_to_be_alone_take_turns() -> None:
             done.result(LONG)
     with turns.beside(), turns.alone():
         pass
+
+
+def test_who_waits_to_be_alone_is_next() -> None:
+    turns, there, release = Turns(), threading.Barrier(2), threading.Event()
+    events: list[str] = []
+
+    def long() -> None:
+        with turns.beside():
+            there.wait(LONG)
+            release.wait(LONG)
+
+    def suspicious() -> None:
+        with turns.beside():
+            there.wait(LONG)
+            with turns.alone(), turns.alone():  # it may be entered again
+                events.append("alone")
+
+    def late() -> None:
+        with turns.beside():
+            events.append("late")
+
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(call) for call in (long, suspicious)]
+        deadline = time.monotonic() + LONG
+        while not turns._waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waiting.append(pool.submit(late))
+        time.sleep(0.1)
+        assert not events
+        release.set()
+        for done in waiting:
+            done.result(LONG)
+    assert events == ["alone", "late"]
