@@ -8,7 +8,7 @@ and memory, so shapes are recorded when they come again, and few are kept.
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ RECORD_AT = 3  # the time that a shape comes
 KEPT = 24  # recordings; all share one pool of memory
 WARM_UP = 2  # passes before a recording: libraries choose their algorithms, caches fill
 
+T = TypeVar("T")
 Arguments = tuple[Tensor | None, ...]
 Key = tuple[Any, ...]
 
@@ -24,6 +25,24 @@ Key = tuple[Any, ...]
 def key_of(arguments: Arguments) -> Key:
     """Shapes and dtypes: what a recording holds for."""
     return tuple(None if a is None else (tuple(a.shape), a.dtype) for a in arguments)
+
+
+def record(function: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
+    """What `function` asks of the current GPU, and its result, which each replay writes anew.
+
+    The memory is that of a `pool` of torch's, or of one for this graph alone.
+    """
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    # Another thread may stack pictures in page-locked memory, or wait for boxes, meanwhile.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = function()
+    return graph, result
 
 
 @dataclass(frozen=True)
@@ -70,18 +89,9 @@ class Graphed:
         while len(self.recordings) >= KEPT:
             self.recordings.popitem(last=False)
         own = tuple(None if argument is None else argument.clone() for argument in arguments)
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UP):
-                self.function(*own)
-        torch.cuda.current_stream().wait_stream(beside)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # Another thread may stack pictures in page-locked memory, or wait for boxes, meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            result = self.function(*own)
+        graph, result = record(lambda: self.function(*own), self.pool)
         recording = self.recordings[key] = Recording(graph, own, result, self.held())
         return recording
 

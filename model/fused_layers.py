@@ -161,28 +161,32 @@ class FusedLinear(nn.Module):
         y = F.linear(x, self.weight, self.bias)
         return y.relu_() if relu else y
 
-    def add_norm(
-        self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, position: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`x` (..., C) and `residual` (..., D) -> `norm` of the layer of `x` plus `residual`.
-
-        Beside it, that plus `position`, where given.
-        """
+    def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """`x` (..., C) and `residual` (..., D) -> `norm` of the layer of `x` plus `residual`."""
         if self.triton:
-            from model.ops.pointwise import add_norm, add_norm_place
+            from model.ops.pointwise import add_norm
 
             y = F.linear(x, self.weight, self.bias)
-            if position is not None:
-                return add_norm_place(y, residual, norm.weight, norm.bias, norm.eps, position)
-            y = add_norm(y, residual, norm.weight, norm.bias, norm.eps)
-            return y, y
+            return add_norm(y, residual, norm.weight, norm.bias, norm.eps)
         if self.onednn:
             y = torch.ops.mkldnn._linear_pointwise.binary(
                 x, residual, self.weight, self.bias, "add"
             )
         else:
             y = F.linear(x, self.weight, self.bias).add_(residual)
-        return _placed(norm(y), position)
+        return norm(y)
+
+    def add_norm_place(
+        self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`add_norm` of (B, S, C), and that plus `position`, (B, S, D) or (1, S, D)."""
+        if self.triton:
+            from model.ops.pointwise import add_norm_place
+
+            y = F.linear(x, self.weight, self.bias)
+            return add_norm_place(y, residual, norm.weight, norm.bias, norm.eps, position)
+        y = self.add_norm(x, residual, norm)
+        return y, y + position
 
 
 Linear: TypeAlias = nn.Linear | FusedLinear
@@ -217,22 +221,25 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def add_linear_norm(
+    layer: nn.Module, norm: nn.LayerNorm, x: Tensor, residual: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """norm(residual + dropout(layer(x))); `dropout` is the share set to 0, while training."""
+    if isinstance(layer, FusedLinear):
+        return layer.add_norm(x, residual, norm)
+    y: Tensor = norm(residual + F.dropout(layer(x), dropout, layer.training))
+    return y
+
+
+def add_linear_norm_place(
     layer: nn.Module,
     norm: nn.LayerNorm,
     x: Tensor,
     residual: Tensor,
+    position: Tensor,
     dropout: float = 0.0,
-    position: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """norm(residual + dropout(layer(x))), and that plus `position`, where given.
-
-    `dropout` is the share that is set to 0, while training.
-    """
+    """`add_linear_norm`, and that plus `position`."""
     if isinstance(layer, FusedLinear):
-        return layer.add_norm(x, residual, norm, position)
-    y = norm(residual + F.dropout(layer(x), dropout, layer.training))
-    return _placed(y, position)
-
-
-def _placed(x: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
-    return x, x if position is None else x + position
+        return layer.add_norm_place(x, residual, norm, position)
+    y = add_linear_norm(layer, norm, x, residual, dropout)
+    return y, y + position

@@ -8,7 +8,13 @@ from torch.nn import functional as F
 
 from model.config import DeformableDetrConfig
 from model.feature_levels import FeatureLevels, cell_centres
-from model.fused_layers import FusedLinear, Linear, add_linear_norm, linear_relu
+from model.fused_layers import (
+    FusedLinear,
+    Linear,
+    add_linear_norm,
+    add_linear_norm_place,
+    linear_relu,
+)
 from model.ms_deform_attn import MSDeformAttn
 from model.position_encoding import proposal_position_encoding
 
@@ -31,21 +37,16 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(d)
 
     def forward(
-        self,
-        x: Tensor,
-        query: Tensor,
-        reference_points: Tensor,
-        levels: FeatureLevels,
-        position: Tensor | None,
+        self, x: Tensor, query: Tensor, reference_points: Tensor, levels: FeatureLevels
     ) -> tuple[Tensor, Tensor]:
-        """`x` (B, S, C), and as `query` with its position added, -> the same of the next layer.
+        """`x` and `query`, which is `x` plus its position, of this layer -> those of the next.
 
-        `reference_points` (B, S, 2). Without a `position` no query is made.
+        Both (B, S, C); `reference_points` (B, S, 2).
         """
         y = self.self_attn(query, reference_points, self.self_attn.value(x), levels)
-        x, _ = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
+        x = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
-        return add_linear_norm(self.linear2, self.norm2, y, x, self.dropout, position)
+        return add_linear_norm_place(self.linear2, self.norm2, y, x, levels.position, self.dropout)
 
 
 class Encoder(nn.Module):
@@ -58,8 +59,7 @@ class Encoder(nn.Module):
         reference_points = torch.cat(cell_centres(levels), 1)
         x, query = levels.memory, levels.memory + levels.position
         for layer in self.layers:
-            position = None if layer is self.layers[-1] else levels.position
-            x, query = layer(x, query, reference_points, levels, position)
+            x, query = layer(x, query, reference_points, levels)
         return x
 
 
@@ -95,9 +95,9 @@ class DecoderLayer(nn.Module):
         `value` (B, S, M, D) is `cross_attn.value` of the encoder's output.
         """
         y = self.cross_attn(x + position, reference_points, value, levels)
-        x, _ = add_linear_norm(self.cross_attn.output_proj, self.norm1, y, x, self.dropout)
+        x = add_linear_norm(self.cross_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
-        return add_linear_norm(self.linear2, self.norm3, y, x, self.dropout)[0]
+        return add_linear_norm(self.linear2, self.norm3, y, x, self.dropout)
 
 
 class Decoder(nn.Module):

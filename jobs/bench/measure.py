@@ -15,6 +15,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from model.cuda_graphs import record
+
 RESULTS = Path(__file__).parents[1] / "results" / "measurements.csv"
 FEWEST_ROUNDS = 3
 Name = TypeVar("Name", bound=Hashable)
@@ -63,15 +65,9 @@ def timer(run: Callable[[], object], device: str, recorded: bool = False) -> Cal
     """
     if device == "cpu" or not recorded:
         return partial(_by_the_clock, run, device)
-    beside = torch.cuda.Stream(device)
-    beside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(beside):
-        run()  # compiles what it needs
-    torch.cuda.current_stream(device).wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return partial(_by_the_gpu, graph)
+    with torch.cuda.device(device):
+        graph, _ = record(run)
+    return partial(_by_the_gpu, graph, device)
 
 
 def _by_the_clock(run: Callable[[], object], device: str) -> float:
@@ -82,13 +78,14 @@ def _by_the_clock(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - began
 
 
-def _by_the_gpu(graph: torch.cuda.CUDAGraph) -> float:
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    graph.replay()  # so that the device is busy while the host asks for the next
-    began.record()
-    graph.replay()
-    ended.record()
-    ended.synchronize()
+def _by_the_gpu(graph: torch.cuda.CUDAGraph, device: str) -> float:
+    with torch.cuda.device(device):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.replay()  # so that the device is busy while the host asks for the next
+        began.record()
+        graph.replay()
+        ended.record()
+        ended.synchronize()
     return began.elapsed_time(ended) / 1e3
 
 

@@ -16,6 +16,22 @@ ROWS, ROW_WARPS = 8, 4  # of a layer norm
 POOLED, POOL_WARPS = 32, 4  # cells of a max-pool
 
 
+@triton.jit
+def _is_valid(  # type: ignore[no-untyped-def]
+    cell,  # of (B, H, W), int64
+    live,
+    valid_ptr,  # (B, 2) int64
+    height,
+    width,
+):
+    """Whether each `live` cell is within its picture's valid area."""
+    cell = cell.to(tl.int32)
+    line = cell // width
+    area = valid_ptr + line // height * 2
+    rows, columns = tl.load(area, mask=live, other=0), tl.load(area + 1, mask=live, other=0)
+    return (line % height < rows) & (cell % width < columns)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def finish_forward(  # type: ignore[no-untyped-def]
     x_ptr,  # (B, H, W, C), overwritten
@@ -40,12 +56,7 @@ def finish_forward(  # type: ignore[no-untyped-def]
     if RELU:
         x = tl.where(x < 0, 0.0, x)  # NaN stays
     if MASKED:
-        cell = (at // CHANNELS).to(tl.int32)
-        line = cell // width
-        image = line // height
-        inside = cell % width < tl.load(valid_ptr + image * 2 + 1, mask=live, other=0)
-        inside = inside & (line % height < tl.load(valid_ptr + image * 2, mask=live, other=0))
-        x = tl.where(inside, x, 0.0)
+        x = tl.where(_is_valid(at // CHANNELS, live, valid_ptr, height, width), x, 0.0)
     tl.store(x_ptr + at, x.to(x_ptr.dtype.element_ty), mask=live)
 
 
@@ -109,13 +120,14 @@ def finish_pool_forward(  # type: ignore[no-untyped-def]
     if MASKED:
         bottom = tl.load(valid_ptr + image * 2, mask=live, other=0).to(tl.int32)
         right = tl.load(valid_ptr + image * 2 + 1, mask=live, other=0).to(tl.int32)
+    picture = x_ptr + image.to(tl.int64) * (height * width * CHANNELS)
     largest = tl.full((BLOCK, CHANNELS), float("-inf"), tl.float32)
     for neighbour in tl.static_range(9):
         y, x = line + neighbour // 3 - 1, column + neighbour % 3 - 1
         inside = live & (y >= 0) & (y < bottom) & (x >= 0) & (x < right)
-        at = (image.to(tl.int64) * height + y) * width + x
+        at = (y * width + x) * CHANNELS
         loaded = tl.load(
-            x_ptr + at[:, None] * CHANNELS + channel[None, :],
+            picture[:, None] + (at[:, None] + channel[None, :]),
             mask=inside[:, None],
             other=float("-inf"),
         )
@@ -272,12 +284,7 @@ def normalize_forward(  # type: ignore[no-untyped-def]
     x = tl.load(pixels_ptr + at, mask=live, other=0).to(tl.float32)
     x = (x - tl.load(mean_ptr + channel)) / tl.load(deviation_ptr + channel)
     if MASKED:
-        cell = (at // 3).to(tl.int32)
-        line = cell // width
-        image = line // height
-        inside = cell % width < tl.load(valid_ptr + image * 2 + 1, mask=live, other=0)
-        inside = inside & (line % height < tl.load(valid_ptr + image * 2, mask=live, other=0))
-        x = tl.where(inside, x, 0.0)
+        x = tl.where(_is_valid(at // 3, live, valid_ptr, height, width), x, 0.0)
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=live)
 
 
