@@ -15,6 +15,7 @@ from model.config import DeformableDetrConfig
 from model.feature_levels import FeatureLevels
 from model.padding import group_norm_of_valid, valid_at, valid_mask, zero_padding
 from model.position_encoding import sine_position_encoding
+from model.ranking import largest
 from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
 POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
@@ -289,7 +290,7 @@ class DeformableDetr(nn.Module):
         rank = logits[..., 0]
         if self.padding == "invariant" and levels.padding is not None:
             rank = rank.masked_fill(levels.padding, float("-inf"))
-        best = rank.topk(min(self.config.num_queries, rank.shape[1]), dim=1).indices
+        best = largest(rank, min(self.config.num_queries, rank.shape[1]))
         reference = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
         everything = Predictions(logits, boxes.sigmoid()) if self.training else None
         return everything, reference

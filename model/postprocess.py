@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.deformable_detr import Predictions
+from model.ranking import largest
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,16 @@ class Detections:
 def postprocess(output: Predictions, sizes: Tensor, top: int = 100) -> Detections:
     """The `top` best (query, class) pairs of each picture; a query may appear under two classes.
 
+    Of equal scores the pair of the lower query, then of the lower class, comes first.
     `sizes` (B, 2) are heights and widths in pixels of the pictures that boxes shall refer to.
     Source: `PostProcess` of the original implementation.
     """
     _, queries, classes = output.pred_logits.shape
     probability = output.pred_logits.float().sigmoid().flatten(1)
-    scores, index = probability.topk(min(top, queries * classes), dim=1)
+    index = largest(probability, min(top, queries * classes))
     centre, extent = output.pred_boxes.float().split(2, dim=-1)
     corners = torch.cat((centre - extent / 2, centre + extent / 2), dim=-1)
     query = torch.div(index, classes, rounding_mode="floor")
     boxes = corners.gather(1, query[..., None].expand(-1, -1, 4))
     scale = sizes.to(boxes).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4): W, H, W, H
-    return Detections(scores, index % classes, (boxes.clamp(0, 1) * scale))
+    return Detections(probability.gather(1, index), index % classes, (boxes.clamp(0, 1) * scale))
