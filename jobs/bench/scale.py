@@ -21,7 +21,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 from PIL import Image
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
@@ -34,19 +37,21 @@ from pipeline.blocks import open_work
 from pipeline.dataflow import FlowSettings, Layout, Pool, label_shards, read_back
 from pipeline.plan import plan
 from pipeline.schema import Receipt
+from pipeline.stage import staged_files
 
 SIZE = (400, 288)  # width and height of the pictures, which shapes-tiny takes as they are
 IMAGES_PER_SHARD = 8  # two seconds of a device, so that blocks tell rates
 FEWEST_BLOCKS = 5  # of a device, to tell its rate
 SKIPPED = 0.15  # of the images at either end: pools fill and drain there
 SAMPLE_SECONDS = 0.25
+Times = NDArray[np.float64]
 
 
 @dataclass
 class Sample:
     """One run: what came out, and what it took of this machine."""
 
-    images_per_second: float  # between the first and the last images
+    images_per_second: float  # of the devices, between the first and the last images
     driver_cpu: float  # of one core
     driver_mib: float  # at most
     store_mib: float  # bytes in Ray's object store, at most
@@ -162,7 +167,8 @@ def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> S
         machine = psutil.cpu_percent() / 100
         driver = (watch.cpu_seconds() - used) / wall
     check_whole(receipts, read_back(staging).images, len(shards) * IMAGES_PER_SHARD)
-    return Sample(steady(receipts), driver, watch.rss / 2**20, watch.store / 2**20, machine)
+    rate = steady(computed_at(staging))
+    return Sample(rate, driver, watch.rss / 2**20, watch.store / 2**20, machine)
 
 
 def check_whole(receipts: list[Receipt], staged: int, planned: int) -> None:
@@ -175,16 +181,22 @@ def check_whole(receipts: list[Receipt], staged: int, planned: int) -> None:
         )
 
 
-def steady(receipts: list[Receipt]) -> float:
-    """Images a second, without those at either end: the slope of what was done over time.
+def computed_at(staging: str) -> Times:
+    """When the devices were done with each image that is staged: (N,), seconds of Unix time."""
+    files = [Path(staging) / name for name in staged_files(staging)]
+    column = pa.concat_tables([pq.read_table(file, columns=["processed_at"]) for file in files])
+    return np.asarray(column["processed_at"].cast(pa.int64())) / 1e6
 
-    Devices that began together end their blocks together: from one block to another one would
-    count steps of a stair.
+
+def steady(times: Times) -> float:
+    """Images a second, without those at either end: the slope of what was done over `times`.
+
+    Of the devices' own times: what is staged comes in jolts, which made a pool faster than its
+    devices can be.
     """
-    receipts = sorted(receipts, key=lambda receipt: receipt.finished_at)
-    done = np.cumsum([receipt.images for receipt in receipts])
-    times = np.array([receipt.finished_at for receipt in receipts])
-    middle = (done >= SKIPPED * done[-1]) & (done <= (1 - SKIPPED) * done[-1])
+    times = np.sort(times)
+    done = np.arange(1, len(times) + 1)
+    middle = (done >= SKIPPED * len(times)) & (done <= (1 - SKIPPED) * len(times))
     slope, _ = np.polyfit(times[middle] - times[0], done[middle], 1)
     return float(slope)
 

@@ -16,9 +16,9 @@ class SimulatedDetector:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.drop_columns(["pixels", "rows", "columns"]).to_pylist()
-        now = datetime.now(UTC)
         for row in rows:
             took = self.seconds if row["status"] == OK else 0.0
             time.sleep(took)
+            now = datetime.now(UTC)
             row.update(boxes=[], detect_seconds=took, batch_limit=None, processed_at=now)
         return pa.Table.from_pylist(rows, schema=DETECTED)

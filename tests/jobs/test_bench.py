@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
@@ -195,24 +196,16 @@ def test_model_beside_transformers(tmp_path: Path) -> None:
     assert int(rows["detr-batch"]["peak_memory_mib"]) > 100
 
 
-def receipts_of(devices: int, blocks: int, seconds: float) -> list[Receipt]:
-    """Of devices that begin together and take so long for each block of eight images."""
-    return [
-        Receipt("b", ("s",), images=8, detections=0, finished_at=1e9 + (block + 1) * seconds)
-        for block in range(blocks)
-        for _ in range(devices)
-    ]
-
-
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_the_rate_of_devices_that_end_together_is_theirs(devices: int) -> None:
-    rate = scale.steady(receipts_of(devices, blocks=20, seconds=2.0))
+    ends = np.repeat(np.arange(160) * 0.25, devices)
+    rate = scale.steady(np.random.default_rng(0).permutation(ends))
     assert rate == pytest.approx(devices * 8 / 2.0, rel=0.02)
 
 
 @pytest.mark.parametrize(("staged", "planned"), [(80, 88), (88, 80), (72, 80)])
 def test_runs_that_lose_or_double_an_image_tell_no_rate(staged: int, planned: int) -> None:
-    found = receipts_of(1, blocks=10, seconds=2.0)
+    found = [Receipt("b", ("s",), images=8, detections=0) for _ in range(10)]
     scale.check_whole(found, 80, 80)
     with pytest.raises(RuntimeError, match=f"of {planned} images 80 were told of"):
         scale.check_whole(found, staged, planned)
@@ -227,6 +220,6 @@ def test_the_pipeline_follows_its_devices(tmp_path: Path) -> None:
         median(sample["images_per_second"] for sample in scaled["samples"])
         for scaled in json.loads(done.stdout)
     ]
-    assert 8 < rates[0] < 10.5  # ten a second are what a device can do
-    assert rates[0] * 1.6 < rates[1] < 21
+    assert 8 < rates[0] < 10.1  # ten a second are what a device can do
+    assert rates[0] * 1.6 < rates[1] < 20.2
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 3
