@@ -1,4 +1,7 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several rooms share.
+
+Fixtures import what they need: tests of `model/` run where neither Ray nor a browser is.
+"""
 
 import os
 import random
@@ -6,13 +9,13 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import ray
 import torch
-from playwright.sync_api import Browser, sync_playwright
 
-from tests.s3_server import BUCKET, s3_server
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 if not torch.cuda.is_available():  # Triton reads this when it is imported: kernels run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
@@ -49,6 +52,8 @@ def testdata() -> Path:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[None]:
     """An S3 server on loopback, which this process's environment names."""
+    from tests.s3_server import s3_server
+
     with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -58,19 +63,25 @@ def s3() -> Iterator[None]:
 @pytest.fixture
 def bucket(s3: None) -> str:
     """An empty prefix of its bucket: `s3://...`."""
+    from tests.s3_server import BUCKET
+
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")
 def local_ray(s3: None) -> Iterator[None]:
     """A Ray of two CPUs for all tests; its workers can reach the S3 server."""
+    import ray
+
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
+    from playwright.sync_api import sync_playwright
+
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no chromium on this machine: pages are not looked at")
