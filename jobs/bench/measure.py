@@ -1,16 +1,18 @@
 """Timings that hold on shared machines, and the file that keeps them."""
 
 import csv
+import io
+import json
 import platform
 import random
 import subprocess
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -34,10 +36,11 @@ class Measurement:
     p20_ms: float
     p50_ms: float
     p80_ms: float
-    images_per_second: float  # at the median
+    images_per_second: float | None  # at the median; None: of no images
     peak_memory_mib: int | None  # of a process of its own; None: not measured
     error: float  # largest difference from the reference, as a share of its largest number
     ap: float | None = None  # COCO's average precision, in [0, 1]; None: not known
+    details: dict[str, Any] = field(default_factory=dict)  # what else was measured, as JSON
 
 
 def interleaved(
@@ -89,8 +92,16 @@ def _by_the_gpu(graph: torch.cuda.CUDAGraph, device: str) -> float:
     return began.elapsed_time(ended) / 1e3
 
 
-def milliseconds(took: list[float]) -> dict[str, float]:
-    """The 20th, 50th and 80th percentile, as fields of Measurement."""
+class Spread(TypedDict):
+    """Fields of Measurement."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+
+
+def milliseconds(took: list[float]) -> Spread:
+    """The 20th, 50th and 80th percentile of seconds."""
     p20, p50, p80 = (1e3 * float(value) for value in np.percentile(took, (20, 50, 80)))
     return {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80}
 
@@ -109,35 +120,57 @@ def device_name(device: str) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
-    """Add rows, each with the date, the commit, the device and the versions that it holds for.
-
-    ValueError for a file of other columns.
-    """
-    environment = {
+def environment(device: str) -> dict[str, str]:
+    """What a row holds for: the date, the commit, the device and the versions."""
+    return {
         "date": datetime.now(UTC).date().isoformat(),
-        "git_sha": _commit(),
+        "git_sha": commit(),
         "device": device_name(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    names = [*environment, *(field.name for field in fields(Measurement))]
+
+
+def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
+    """Add rows that were measured here and now. ValueError for a file of other columns."""
+    append_rows([environment(device) | asdict(row) for row in measurements], path)
+
+
+def append_rows(rows: list[dict[str, Any]], path: Path = RESULTS) -> int:
+    """Add rows of `environment` and `Measurement`, but for those that are there; how many.
+
+    ValueError for a file of other columns.
+    """
+    names = [*environment("cpu"), *(column.name for column in fields(Measurement))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    if not fresh:
-        with path.open(newline="") as file:
-            if next(csv.reader(file), None) != names:
-                raise ValueError(f"{path} has other columns than these rows: name another file")
+    known = path.read_text(newline="").splitlines() if path.exists() else []
+    if known and next(csv.reader(known[:1])) != names:
+        raise ValueError(f"{path} has other columns than these rows: name another file")
+    lines = [_csv_line(names)] + [
+        _csv_line([_as_text(row[name]) for name in names]) for row in rows
+    ]
+    fresh = [line for line in dict.fromkeys(lines) if line not in set(known)]
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for measurement in measurements:
-            row = environment | asdict(measurement)
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+        file.writelines(line + "\n" for line in fresh)
+    return len(fresh) - (not known)
 
 
-def _commit() -> str:
+def _csv_line(values: list[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(values)
+    return buffer.getvalue()
+
+
+def _as_text(value: Any) -> str:
+    """A number with four digits, a dictionary as JSON, and nothing for what is not known."""
+    if isinstance(value, dict):
+        return json.dumps(value, separators=(",", ":")) if value else ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def commit() -> str:
     """The commit of this checkout, with a + where files differ from it."""
     here = Path(__file__).parent
 

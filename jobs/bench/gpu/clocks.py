@@ -1,0 +1,42 @@
+"""Clocks, power and use of a GPU, as the driver tells them."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+
+def read_clocks(device: str) -> dict[str, float] | None:
+    """MHz of processors and memory, watts and degrees; None on CPUs or without nvidia-ml-py."""
+    handle = _handle(device)
+    if handle is None:
+        return None
+    import pynvml as nvml
+
+    return {
+        "processors_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "memory_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+        "watts": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        "degrees": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+    }
+
+
+def read_use(device: str) -> float | None:
+    """The share of the last moments in which some kernel ran; None as in `read_clocks`."""
+    handle = _handle(device)
+    if handle is None:
+        return None
+    import pynvml as nvml
+
+    return float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+
+
+def _handle(device: str) -> Any:
+    if device == "cpu" or find_spec("pynvml") is None:
+        return None
+    import pynvml as nvml
+
+    nvml.nvmlInit()
+    # By its name, as the driver may count devices that this process does not see.
+    uuid = torch.cuda.get_device_properties(device).uuid
+    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

@@ -1,0 +1,131 @@
+"""What each step of a bench of a GPU is given: the device, its time, and where results go."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.bench.gpu.journal import BEGUN, FAILED, LEFT_OUT, REFUSED, TIMING, Journal
+from jobs.bench.measure import Measurement, milliseconds, timer
+
+
+class Wrong(Exception):
+    """A result is not what it must be, and is not timed."""
+
+
+class Absent(Exception):
+    """This machine lacks what a case needs."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One step on one device.
+
+    `tiny` asks for small shapes and few cases, so that all steps run on a CPU in minutes.
+    """
+
+    step: str
+    folder: Path
+    device: str
+    tiny: bool
+    deadline: float  # in seconds of time.monotonic()
+    journal: Journal = field(init=False)
+    finished: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "journal", Journal(self.folder))
+        object.__setattr__(self, "finished", self.journal.finished_cases(self.step))
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    def seconds_left(self) -> float:
+        """Until the step is ended; 0 where that is now."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def left_to_do(self, cases: Iterable[str]) -> Iterator[str]:
+        """Cases that the journal does not have yet."""
+        return (case for case in cases if case not in self.finished)
+
+    def write(self, case: str, kind: str, **fields: Any) -> None:
+        """Add a record of this step."""
+        self.journal.write(self.step, case, kind, **fields)
+
+    @contextmanager
+    def case(self, name: str) -> Iterator[None]:
+        """Run a case; an error ends this case alone, and stands in the journal with its reason."""
+        began = time.monotonic()
+        self.write(name, BEGUN)
+        try:
+            yield
+        except Wrong as error:
+            self.write(name, REFUSED, reason=str(error))
+        except Absent as error:
+            self.write(name, LEFT_OUT, reason=str(error))
+        except Exception as error:  # of torch, Triton, peers and drivers: of many kinds
+            if isinstance(error, torch.AcceleratorError) and not _is_of_memory(error):
+                raise  # CUDA answers every later call of this process with the same error
+            lines = str(error).strip().splitlines() or [""]
+            seconds = time.monotonic() - began
+            self.write(name, FAILED, reason=f"{type(error).__name__}: {lines[0]}", seconds=seconds)
+        finally:
+            if self.on_gpu:
+                torch.cuda.empty_cache()
+
+    def time(
+        self, run: Callable[[], object], seconds: float, recorded: bool = False, fewest: int = 3
+    ) -> list[float]:
+        """The seconds of each of `fewest` or more runs, for about `seconds`, warmed up before.
+
+        `recorded` as in `jobs.bench.measure.timer`.
+        """
+        for _ in range(1 if self.tiny else 2):
+            run()
+        timed = timer(run, self.device, recorded)
+        took: list[float] = []
+        while len(took) < fewest or sum(took) < seconds:
+            took.append(timed())
+        return took
+
+    def write_timing(
+        self,
+        case: str,
+        subject: str,
+        batch: int,
+        precision: str,
+        took: list[float],
+        *,
+        images: int | None = None,
+        row_case: str | None = None,
+        memory: int | None = None,
+        error: float = 0.0,
+        **details: Any,
+    ) -> None:
+        """Add a timing as a row of the results has it.
+
+        `took` are seconds, each of so many `images` (None: of something else). `row_case` is the
+        row's case where several subjects share one. `details` go into the row as they are.
+        """
+        spread = milliseconds(took)
+        row = Measurement(
+            benchmark=f"gpu {self.step}",
+            case=row_case or case,
+            subject=subject,
+            batch=batch,
+            precision=precision,
+            **spread,
+            images_per_second=None if images is None else 1e3 * images / spread["p50_ms"],
+            peak_memory_mib=memory,
+            error=error,
+            details=details,
+        )
+        self.write(case, TIMING, row=asdict(row))
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return "out of memory" in str(error)

@@ -1,0 +1,176 @@
+"""All steps of a bench of a GPU, one after the other, each a process with a deadline of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jobs.bench.gpu.environment import code_digest
+from jobs.bench.gpu.journal import CRASHED, CUT, ENVIRONMENT, FAILED, Journal
+from jobs.bench.gpu.step import STEPS
+from jobs.bench.measure import device_name
+
+# Shares of the time; what a step leaves goes to those behind it.
+SHARES = {
+    "ceilings": 2,
+    "gates": 9,
+    "bits": 7,
+    "rates": 10,
+    "mix": 5,
+    "peers": 13,
+    "choices": 7,
+    "flow": 10,
+}
+GRACE_SECONDS = 5.0  # from the request to end to the end
+LOG = "gpu.log"  # what the steps print, beside their journal
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """What `detr-batch bench gpu` takes."""
+
+    out: Path
+    seconds: float = 560.0
+    steps: tuple[str, ...] = STEPS
+    device: str = "cuda"
+    tiny: bool = False
+
+    def check(self) -> None:
+        """ValueError for what cannot be meant, or not here."""
+        if unknown := sorted(set(self.steps) - set(STEPS)):
+            raise ValueError(f"--steps {','.join(unknown)}: choose from {','.join(STEPS)}")
+        if self.seconds <= 0:
+            raise ValueError(f"--seconds {self.seconds:g}: give more than 0")
+        try:
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"--device {self.device}: it cannot be used here ({reason}). To see that all "
+                "works without a GPU: --device cpu --tiny"
+            ) from error
+        self._check_folder()
+
+    def _check_folder(self) -> None:
+        """ValueError for a folder with results of another device, code or size."""
+        here = (device_name(self.device), code_digest(), self.tiny)
+        for record in Journal(self.out).records():
+            if record["kind"] == ENVIRONMENT:
+                there = (record["row"]["device"], record["code"], record["tiny"])
+                if there != here:
+                    raise ValueError(
+                        f"--out {self.out} has results of another device, version or size "
+                        f"({there[0]}): give another folder"
+                    )
+
+
+def run_steps(options: GpuOptions) -> bool:
+    """Run the steps that the folder does not have yet; whether all of them came to their end.
+
+    ValueError for bad options, before anything is written.
+    """
+    options.check()
+    options.out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(options.out)
+    finished = journal.finished_steps()
+    todo = [step for step in STEPS if step in options.steps and step not in finished]
+    for step in sorted(set(options.steps) & finished, key=STEPS.index):
+        _say(f"{step}: {options.out} has it already")
+    end = time.monotonic() + options.seconds
+    for index, step in enumerate(todo):
+        left = end - time.monotonic()
+        seconds = left * SHARES[step] / sum(SHARES[later] for later in todo[index:])
+        began = time.monotonic()
+        reason = run_step(options, step, max(seconds, 0.0))
+        took = time.monotonic() - began
+        _say(f"{step}: {reason or 'done'} after {took:.0f} of {seconds:.0f} s")
+    unfinished = [step for step in todo if step not in journal.finished_steps()]
+    if unfinished:
+        _say(f"to go on, with the same --out or another one: --steps {','.join(unfinished)}")
+    return not unfinished
+
+
+def run_step(options: GpuOptions, step: str, seconds: float) -> str:
+    """Run one step for at most `seconds`; why it did not come to its end, or nothing.
+
+    A case that ends the process is marked, and a new process goes on behind it.
+    """
+    journal = Journal(options.out)
+    end = time.monotonic() + seconds
+    while True:
+        code = _run_process(options, step, max(0.0, end - time.monotonic()))
+        if code == 0:
+            return ""
+        if code is None:
+            journal.write(step, "", CUT, seconds=seconds)
+            return "its time was over"
+        reason = f"its process ended with {code}, see {options.out / LOG}"
+        case = journal.case_under_way(step)
+        if case is None:
+            journal.write(step, "", FAILED, reason=reason)
+            return reason
+        journal.write(step, case, CRASHED, reason=reason)
+
+
+def _run_process(options: GpuOptions, step: str, seconds: float) -> int | None:
+    """The exit code of a step's process; None where its time was over."""
+    command = [sys.executable, "-m", "jobs.bench.gpu.step", step, "--out", str(options.out)]
+    command += ["--device", options.device, "--seconds", str(seconds)]
+    command += ["--tiny"] if options.tiny else []
+    with (options.out / LOG).open("ab") as log:
+        log.write(f"--- {step}\n".encode())
+        log.flush()
+        # A session of its own, so that what it starts can be ended with it.
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end_session(process)
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started, at first by asking."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        _wait_for_group(process)
+    process.wait()
+
+
+def _wait_for_group(process: subprocess.Popen[bytes]) -> None:
+    """Until nothing of the session is left, GRACE_SECONDS at most."""
+    end = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < end:
+        process.poll()
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+
+
+def steps_named(names: str) -> tuple[str, ...]:
+    """Steps with commas between them, in any order; "all" are all."""
+    return STEPS if names == "all" else tuple(dict.fromkeys(names.split(",")))
+
+
+def summary_of(options: GpuOptions, finished: bool) -> Sequence[str]:
+    """What to do with the results."""
+    folder = options.out
+    return [
+        f"{'All' if finished else 'Some'} steps are done: detr-batch bench gpu --collect {folder}"
+    ]
+
+
+def _say(text: str) -> None:
+    print(f"bench gpu: {text}", file=sys.stderr, flush=True)

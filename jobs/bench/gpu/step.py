@@ -1,0 +1,35 @@
+"""One step of a bench of a GPU, as a process: `python -m jobs.bench.gpu.step NAME ...`."""
+
+import argparse
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from jobs.bench.gpu.context import Context
+from jobs.bench.gpu.environment import describe_environment
+from jobs.bench.gpu.journal import END, ENVIRONMENT
+
+# Each is a module here with `run(context)`. The most valuable come first.
+STEPS = ("ceilings", "gates", "bits", "rates", "mix", "peers", "choices", "flow")
+
+
+def main() -> None:
+    """Run the step's cases that are not in the journal yet."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    deadline = time.monotonic() + given.seconds
+    context = Context(given.step, given.out, given.device, given.tiny, deadline)
+    context.write("", ENVIRONMENT, **describe_environment(given.device), tiny=given.tiny)
+    import_module(f"jobs.bench.gpu.{given.step}").run(context)
+    context.write("", END)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
