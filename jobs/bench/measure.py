@@ -143,7 +143,7 @@ def append_rows(rows: list[dict[str, Any]], path: Path = RESULTS) -> int:
     """
     names = [*environment("cpu"), *(column.name for column in fields(Measurement))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = path.read_text(newline="").splitlines() if path.exists() else []
+    known = path.read_text().splitlines() if path.exists() else []
     if known and next(csv.reader(known[:1])) != names:
         raise ValueError(f"{path} has other columns than these rows: name another file")
     lines = [_csv_line(names)] + [
