@@ -10,6 +10,7 @@ asking for the `result` of the last one keeps the device busy.
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,18 +24,44 @@ from model.preprocess import normalize, stack_images
 MULTIPLE = 64
 
 
+@dataclass(frozen=True)
+class Events:
+    """Points in the work of a GPU, in their order. Each is recorded on the computing stream."""
+
+    began: torch.cuda.Event  # the pictures are there
+    computed: torch.cuda.Event
+    ready: torch.cuda.Event  # the boxes are on the host
+
+    @classmethod
+    def create(cls) -> "Events":
+        """Whoever waits for `ready` sleeps: spinning would take a core from those who decode."""
+        began, computed = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        return cls(began, computed, torch.cuda.Event(blocking=True))
+
+
 class Pending:
     """Boxes that a device may still be computing."""
 
-    def __init__(self, packed: Tensor, ready: torch.cuda.Event | None):
-        self._packed, self._ready = packed, ready
+    def __init__(self, packed: Tensor, events: Events | None):
+        self._packed, self._events = packed, events
 
     def result(self) -> Detections:
         """On the host. RuntimeError where the device failed."""
-        if self._ready is not None:
-            self._ready.synchronize()
+        if self._events is not None:
+            self._events.ready.synchronize()
         scores, labels, boxes = self._packed.split((1, 1, 4), dim=-1)
         return Detections(scores[..., 0], labels[..., 0].long(), boxes)
+
+    @property
+    def device_seconds(self) -> float | None:
+        """How long the device computed, without the copies. None on CPUs. Ask after `result`.
+
+        Where the host starts each kernel, what the device waits for that counts too; where the pass
+        was recorded, so does recording it.
+        """
+        if self._events is None:
+            return None
+        return self._events.began.elapsed_time(self._events.computed) / 1e3
 
 
 class Predictor:
@@ -77,12 +104,14 @@ class Predictor:
             computing.wait_stream(self.copies)
             for tensor in (pixels, sizes, *(() if valid is None else (valid,))):
                 tensor.record_stream(computing)  # it was made on the other stream
+            events = Events.create()
+            events.began.record(computing)
             packed = self.detect(pixels, valid, sizes)
+            events.computed.record(computing)
             back = torch.empty(packed.shape, pin_memory=True)
             back.copy_(packed, non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record(computing)
-        return Pending(back, ready)
+            events.ready.record(computing)
+        return Pending(back, events)
 
     def _detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
         """(B, N, 6) fp32: score, label and corners, packed for one copy to the host."""

@@ -33,6 +33,11 @@ def test_zeros_infinities_and_nan(device: str) -> None:
     assert found.tolist() == [[3, 4, 6, 0, 1, 7, 5, 2]]
 
 
+def test_half_precision_is_ranked_too() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        assert largest(torch.tensor([[1.0, 3.0, 2.0, 3.0]], dtype=dtype), 3).tolist() == [[1, 3, 2]]
+
+
 def test_scores_that_learn_are_ranked_as_they_are() -> None:
     scores = torch.tensor([[1.0, 3.0, 2.0]], requires_grad=True)
     assert largest(scores, 2).tolist() == [[1, 2]]

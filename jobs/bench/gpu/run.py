@@ -13,6 +13,7 @@ import torch
 
 from jobs.bench.gpu.environment import code_digest
 from jobs.bench.gpu.journal import CRASHED, CUT, ENVIRONMENT, FAILED, Journal
+from jobs.bench.gpu.poison import CPU_POISON
 from jobs.bench.gpu.step import STEPS
 from jobs.bench.measure import device_name
 
@@ -126,8 +127,14 @@ def _run_process(options: GpuOptions, step: str, seconds: float) -> int | None:
     with (options.out / LOG).open("ab") as log:
         log.write(f"--- {step}\n".encode())
         log.flush()
-        # A session of its own, so that what it starts can be ended with it.
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        poisoned = step == "gates" and options.device == "cpu"
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # so that what it starts can be ended with it
+            env=os.environ | (CPU_POISON if poisoned else {}),
+        )
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:

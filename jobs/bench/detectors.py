@@ -1,0 +1,283 @@
+"""Detectors that are timed, ours and its peers, each in a process of its own."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.bench.peers import VARIANTS, peer
+from model.cuda_graphs import RECORD_AT, Graphed, record
+from model.host_memory import keep_freed_memory
+from model.zoo import create_model, named_model
+
+Answer = tuple[Tensor, Tensor]  # logits and boxes
+Forward = Callable[[Tensor], Answer]  # of (B, 3, H, W) fp32
+OURS, PEER, OPENVINO = "detr-batch", "transformers", "openvino"
+GRAPH = "transformers, CUDA graph"
+# By how torch compiles them: "compiled" is its default mode.
+COMPILED, REDUCE_OVERHEAD, MAX_AUTOTUNE = (
+    f"transformers, {how}" for how in ("compiled", "reduce-overhead", "max-autotune")
+)
+FASTER_RCNN = "torchvision's Faster R-CNN R50-FPN"  # another model, so its answers are not compared
+WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # requests
+# On random weights, as a share of the largest logit: bf16 has 8 bits, and TF32 10.
+TOLERANCES = {"fp32": 1e-3, "TF32": 2e-2, "bf16": 0.1, "fp16": 0.1}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One way to run a model, in a process of its own."""
+
+    name: str  # as in BUILDERS
+    precision: str  # "fp32", "bf16", "fp16", or of peers also "TF32" and "bf16 autocast"
+    model: str
+    weights: Path | None  # transformers' layout; None: the model's own
+    size: tuple[int, int]  # rows and columns of the pictures
+    batch: int
+    device: str
+    compile_threads: int = 1  # more of them are processes that stay behind
+
+
+def _ours(subject: Subject) -> Forward:
+    if subject.device == "cpu":
+        keep_freed_memory()  # as detectors do
+    weights = None if subject.weights is None else str(subject.weights)
+    net = create_model(subject.model, weights, subject.device, subject.precision)
+
+    def forward(pictures: Tensor) -> Tensor:
+        out = net(pictures)
+        return torch.cat((out.pred_logits, out.pred_boxes), dim=-1)
+
+    on_gpu = subject.device != "cpu"
+    recorded = Graphed(forward, net.kept_positions) if on_gpu else forward  # as detectors do
+
+    def run(pictures: Tensor) -> Answer:
+        both = recorded(pictures)
+        return both[..., :-4], both[..., -4:]
+
+    return run
+
+
+def _allow_tf32(subject: Subject) -> None:
+    """Let a peer multiply fp32 as TF32, unless its precision is fp32."""
+    allowed = subject.precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _transformers(subject: Subject, mode: str | None = None) -> Forward:
+    """As it comes for fp32 and TF32; else with channels last, in bf16 weights or under autocast.
+
+    `mode` is torch.compile's; None does not compile.
+    """
+    _allow_tf32(subject)
+    net: Any = peer(subject.model).to(subject.device)
+    faster = subject.precision not in ("fp32", "TF32")
+    dtype = torch.bfloat16 if subject.precision == "bf16" else torch.float32
+    order = torch.channels_last if faster else torch.contiguous_format
+    net = net.to(dtype, memory_format=order)
+    if mode is not None:
+        from torch._inductor import config
+
+        config.compile_threads = subject.compile_threads
+    forward: Any = net if mode is None else torch.compile(net, mode=mode)
+
+    def run(pictures: Tensor) -> Answer:
+        autocast = subject.precision == "bf16 autocast"
+        with torch.autocast(subject.device, torch.bfloat16, enabled=autocast):
+            out = forward(pixel_values=pictures.to(dtype, memory_format=order))
+        return out.logits.float(), out.pred_boxes.float()
+
+    return run
+
+
+def _transformers_graph(subject: Subject) -> Forward:
+    """The same, recorded as a CUDA graph. RuntimeError where it waits for the host."""
+    forward = _transformers(subject)
+    own = torch.zeros(subject.batch, 3, *subject.size, device=subject.device)
+    graph, answer = record(lambda: forward(own))
+
+    def run(pictures: Tensor) -> Answer:
+        own.copy_(pictures)
+        graph.replay()
+        return answer
+
+    return run
+
+
+def _openvino(subject: Subject) -> Forward:
+    """transformers' model, converted; its precision as the hardware has it."""
+    import openvino
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net: Any = peer(subject.model)
+
+        def forward(self, pictures: Tensor) -> Answer:
+            out = self.net(pixel_values=pictures)
+            return out.logits, out.pred_boxes
+
+    example = torch.zeros(subject.batch, 3, *subject.size)
+    converted = openvino.convert_model(Plain().eval(), example_input=example)
+    compiled = openvino.compile_model(
+        converted, "CPU", {"INFERENCE_PRECISION_HINT": subject.precision.replace("fp", "f")}
+    )
+
+    def run(pictures: Tensor) -> Answer:
+        logits, boxes = compiled(pictures.numpy()).values()
+        return torch.from_numpy(logits), torch.from_numpy(boxes)
+
+    return run
+
+
+def _faster_rcnn(subject: Subject) -> Forward:
+    """Random weights: hardly any box passes its threshold, so that its last step is cheap."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    _allow_tf32(subject)
+    sides = {"min_size": min(subject.size), "max_size": max(subject.size)}
+    net: Any = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, **sides)
+    net = net.eval().to(subject.device, memory_format=torch.channels_last)
+
+    def run(pictures: Tensor) -> Answer:
+        autocast = subject.precision == "bf16 autocast"
+        with torch.autocast(subject.device, torch.bfloat16, enabled=autocast):
+            found = net(list(pictures.sigmoid()))
+        boxes = torch.cat([one["boxes"] for one in found])
+        return torch.cat([one["scores"] for one in found]), boxes
+
+    return run
+
+
+BUILDERS: dict[str, Callable[[Subject], Forward]] = {
+    OURS: _ours,
+    PEER: _transformers,
+    GRAPH: _transformers_graph,
+    COMPILED: partial(_transformers, mode="default"),
+    REDUCE_OVERHEAD: partial(_transformers, mode="reduce-overhead"),
+    MAX_AUTOTUNE: partial(_transformers, mode="max-autotune"),
+    OPENVINO: _openvino,
+    FASTER_RCNN: _faster_rcnn,
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a subject's process says of one request."""
+
+    seconds: float
+    answer: tuple[Any, Any]  # arrays of logits and boxes
+    memory: int | None  # its peak in MiB
+
+
+def _serve(subject: Subject, pipe: Connection) -> None:
+    """Build the subject; then answer each request with a `Reply`, or once with a reason."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(subject.batch, 3, *subject.size, generator=generator)
+    pictures = pictures.to(subject.device)
+    try:
+        with torch.inference_mode():
+            run = BUILDERS[subject.name](subject)
+            while pipe.recv():
+                began = time.perf_counter()
+                logits, boxes = (tensor.cpu() for tensor in run(pictures))
+                took = time.perf_counter() - began
+                answer = logits.numpy(), boxes.numpy()
+                pipe.send(Reply(took, answer, _peak_memory(subject.device)))
+    except Exception as error:  # of torch, compilers and peers: of many kinds
+        lines = str(error).strip().splitlines() or [""]
+        pipe.send(f"{type(error).__name__}: {lines[0]}")
+
+
+def _peak_memory(device: str) -> int | None:
+    """MiB of the GPU, or of this process where the system says so.
+
+    (`getrusage` would count what the parent held when it started this process.)
+    """
+    if device != "cpu":
+        return torch.cuda.max_memory_reserved() // 2**20
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) // 2**10 for line in lines if "VmHWM" in line), None)
+
+
+class Worker:
+    """A subject's process. RuntimeError where it fails, TimeoutError where it takes too long."""
+
+    def __init__(self, subject: Subject):
+        context = multiprocessing.get_context("spawn")
+        self.subject = subject
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(subject, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def warm_up(self, limit: float | None = None) -> Answer:
+        """Wait until it is ready, with all that it compiles and records; its answer.
+
+        TimeoutError after `limit` seconds.
+        """
+        end = None if limit is None else time.monotonic() + limit
+        for _ in range(WARM_UP if self.subject.device == "cpu" else GPU_WARM_UP):
+            reply = self.request(None if end is None else end - time.monotonic())
+        logits, boxes = map(torch.from_numpy, reply.answer)
+        return logits, boxes
+
+    def request(self, limit: float | None = None) -> Reply:
+        """One run."""
+        name = f"{self.subject.name} ({self.subject.precision})"
+        try:
+            self.pipe.send(True)
+            if limit is not None and not self.pipe.poll(max(limit, 0.0)):
+                raise TimeoutError(f"{name} was not ready in time")
+            reply = self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError(f"the process of {name} ended") from error
+        if isinstance(reply, str):
+            raise RuntimeError(f"{name} failed: {reply}")
+        assert isinstance(reply, Reply)
+        return reply
+
+    def seconds(self) -> float:
+        return self.request().seconds
+
+    def memory(self) -> int | None:
+        """Its peak in MiB, after one more run."""
+        return self.request().memory
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def has_peer(model: str) -> bool:
+    """Whether transformers has this model too."""
+    return model in VARIANTS
+
+
+def error_of_answer(found: Answer, expected: Answer, model: str) -> float:
+    """The largest difference of logits or of boxes, as a share of the largest of them.
+
+    Of two stages each expected query is compared with the found one that is nearest to it, and the
+    median of their differences counts: rounding changes which proposals become queries, and in
+    which order, where they score nearly alike.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in found):
+        return float("nan")
+    if not named_model(model).config().two_stage:
+        pairs = zip(found, expected, strict=True)
+        return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    ours, theirs = (
+        torch.cat([a / b.abs().max() for a, b in zip(answer, expected, strict=True)], dim=-1)
+        for answer in (found, expected)
+    )
+    distances = torch.cdist(theirs, ours, p=float("inf"))  # (B, Q, Q)
+    return float(distances.amin(dim=2).median())

@@ -1,0 +1,196 @@
+"""Whether the detector is right on this device. What is not is not timed, by any step."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.bench.detectors import TOLERANCES, Answer, error_of_answer, has_peer
+from jobs.bench.gpu.context import Absent, Context, Wrong
+from jobs.bench.gpu.journal import VERDICT
+from jobs.bench.gpu.poison import CPU_POISON, poison_memory
+from model.ms_deform_attn import MSDeformAttn
+from model.preprocess import normalize, stack_images
+from model.zoo import DTYPES, MODELS, create_model
+
+TESTS = "tests of the model"
+Sizes = tuple[tuple[int, int], ...]
+EXACT: Sizes = ((224, 320), (224, 320))
+PADDED: Sizes = ((224, 320), (320, 192), (97, 223))
+TIMES_TORCH = 3.0  # how much more than torch's own operations ours may round away
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A way to run a detector that has to be right before it is timed."""
+
+    model: str
+    precision: str
+    padded: bool
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.precision}, {'padded' if self.padded else 'exact'}"
+
+
+def run(context: Context) -> None:
+    """Run the tests that need a device, then check each variant in each precision."""
+    for name in context.left_to_do([TESTS]):
+        with context.case(name):
+            _run_tests(context)
+    models = ["shapes-tiny", "deformable-detr-single-scale"] if context.tiny else list(MODELS)
+    precisions = ("fp32", "bf16") if context.tiny else ("bf16", "fp16", "fp32")
+    gates = [Gate(m, p, padded) for m in models for p in precisions for padded in (False, True)]
+    for gate in gates:
+        if str(gate) not in context.finished:
+            with context.case(str(gate)):
+                _check(context, gate)
+
+
+def _run_tests(context: Context) -> None:
+    """Those files of tests/model/ that speak of CUDA, beside memory full of NaN."""
+    top = Path(__file__).parents[3]
+    files = [str(f) for f in sorted((top / "tests/model").glob("*.py")) if '"cuda' in f.read_text()]
+    if not files or find_spec("pytest") is None:
+        raise Absent("the tests or pytest are not here: run this in a checkout of the project")
+    if context.tiny:
+        files = [file for file in files if file.endswith(("test_ranking.py", "test_predictor.py"))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "jobs.bench.gpu.poison",
+        "-p",
+        "no:cacheprovider",
+    ]
+    environment = os.environ | ({} if context.on_gpu else CPU_POISON)
+    done = subprocess.run(
+        [*command, *files], cwd=top, env=environment, capture_output=True, text=True
+    )
+    print(done.stdout, done.stderr, flush=True)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    summary = next((line for line in reversed(lines) if "passed" in line), "")
+    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    context.write(TESTS, VERDICT, right=done.returncode == 0, summary=summary, failures=failures)
+
+
+def refuse_wrong(context: Context, gate: Gate) -> None:
+    """Wrong unless the detector is right in this way, by the journal or by a check now."""
+    own = Context("gates", context.folder, context.device, context.tiny, context.deadline)
+    verdicts = [r for r in own.journal.records() if r["kind"] == VERDICT and r["step"] == "gates"]
+    known = {record["case"]: record for record in verdicts}
+    if str(gate) not in known:
+        known[str(gate)] = _check(own, gate)
+    if not known[str(gate)]["right"]:
+        raise Wrong(f"{gate}: wrong by {known[str(gate)]['error']:.2g}, so nothing is timed")
+
+
+def _check(context: Context, gate: Gate) -> dict[str, Any]:
+    """Compare with the truth, and write the verdict down."""
+    sizes = PADDED if gate.padded else EXACT
+    poison_memory(context.device)
+    with torch.inference_mode():
+        found = _answer_in_batch(context, gate, sizes)
+        poison_memory(context.device)
+        truth = _peers_answers(gate.model, sizes, context.device, "fp32")
+        error = _largest_error([_one(found, at) for at in range(len(sizes))], truth, gate.model)
+        tolerance = _tolerance(context, gate, sizes, truth)
+    verdict = {"right": bool(error <= tolerance), "error": error, "tolerance": tolerance}
+    context.write(str(gate), VERDICT, **verdict)
+    return verdict
+
+
+def _largest_error(found: list[Answer], truth: list[Answer], model: str) -> float:
+    """NaN where one is NaN."""
+    errors = [error_of_answer(*pair, model) for pair in zip(found, truth, strict=True)]
+    return float(torch.tensor(errors).max())
+
+
+def _tolerance(context: Context, gate: Gate, sizes: Sizes, truth: list[Answer]) -> float:
+    """A few times what torch itself rounds away in that precision, in the same model."""
+    if gate.precision == "fp32":
+        as_tf32 = context.on_gpu and torch.backends.cudnn.allow_tf32
+        return TOLERANCES["TF32" if as_tf32 else "fp32"]
+    rounded = _peers_answers(gate.model, sizes, context.device, gate.precision)
+    return TIMES_TORCH * _largest_error(rounded, truth, gate.model)
+
+
+def _one(answer: Answer, index: int) -> Answer:
+    logits, boxes = answer
+    return logits[index : index + 1], boxes[index : index + 1]
+
+
+def _pictures(sizes: Sizes) -> list[Tensor]:
+    """Smooth random pictures, as neighbouring pixels of photos are alike: (h, w, 3) uint8."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(len(sizes), 3, 12, 12, generator=generator)
+    return [
+        (torch.nn.functional.interpolate(one[None], size, mode="bilinear")[0] * 255)
+        .byte()
+        .permute(1, 2, 0)
+        .contiguous()
+        for one, size in zip(coarse, sizes, strict=True)
+    ]
+
+
+def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
+    """What the detector says of a batch, as the pipeline runs it."""
+    with TemporaryDirectory() as folder:
+        weights = weights_of(gate.model, Path(folder))
+        net = create_model(gate.model, weights, context.device, gate.precision, padding="invariant")
+    pixels, valid = stack_images(_pictures(sizes), 64 if gate.padded else 1)
+    there = None if valid is None else valid.to(context.device)
+    out = net(*normalize(pixels.to(context.device), there, net.dtype))
+    return out.pred_logits.float().cpu(), out.pred_boxes.float().cpu()
+
+
+def weights_of(model: str, folder: Path) -> str | None:
+    """Random weights of the peer as a file; None where the model has its own."""
+    if not has_peer(model):
+        return None
+    from jobs.bench.peers import save_peer
+
+    save_peer(model, folder / "peer.safetensors")
+    return str(folder / "peer.safetensors")
+
+
+@cache
+def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> list[Answer]:
+    """What torch's own operations say of each picture alone, in fp32 or under autocast.
+
+    In fp32 it is the truth: without TF32. The model is transformers', or where it has none our own
+    as it is trained, with the attention's formula.
+    """
+    dtype = DTYPES[precision]
+    net = _peer(model).to(device) if has_peer(model) else _plain_model(model).to(device)
+    answers = []
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for picture in _pictures(sizes):
+            values = normalize(picture[None].to(device), None)[0].contiguous()
+            with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+                out = net(pixel_values=values)
+            logits = out.logits if has_peer(model) else out.pred_logits
+            answers.append((logits.float().cpu(), out.pred_boxes.float().cpu()))
+    return answers
+
+
+def _peer(model: str) -> torch.nn.Module:
+    from jobs.bench.peers import peer
+
+    return peer(model)
+
+
+def _plain_model(model: str) -> torch.nn.Module:
+    net = create_model(model, training=True)
+    for module in net.modules():
+        if isinstance(module, MSDeformAttn):
+            module.implementation = "reference"
+    return net
