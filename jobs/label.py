@@ -31,6 +31,7 @@ from jobs.run_plan import (
     write_down,
 )
 from jobs.run_record import Tally, fingerprint, read_document, report, write_text
+from jobs.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from model.config import DeformableDetrConfig
 from model.urls import mask, printable
 from model.weights import file_sha256, find_weights
@@ -38,7 +39,7 @@ from model.zoo import RANDOM, create_model, named_model
 from pipeline import retries
 from pipeline.blocks import open_work
 from pipeline.dataflow import FlowSettings, label_shards, publish_parts, read_back
-from pipeline.detect import Detector, DetectorSpec
+from pipeline.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.lock import LOCK_NAME, LockLost, OutputLock
 from pipeline.plan import Plan
 from pipeline.publish import (
@@ -59,9 +60,12 @@ GONE_SHOWN = 3
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
 
 
-def label(options: LabelOptions) -> int:
-    """Run to the end and return the exit code. InputError before anything is written."""
-    began = time.time()
+def label(options: LabelOptions, startup: Startup | None = None) -> int:
+    """Run to the end and return the exit code. InputError before anything is written.
+
+    `startup` knows what this process did before; without it nothing is known of that.
+    """
+    startup = startup or Startup()
     options.check()
     retries.person_waits = True
     source = options.weights or named_model(options.model).weights
@@ -69,6 +73,7 @@ def label(options: LabelOptions) -> int:
     # On the driver too, so that weights that do not fit are refused at once; it does not run here.
     config = create_model(options.model, options.weights, training=True).config
     mark = fingerprint(config, digest, options.score_threshold)
+    startup.end(WEIGHTS)
     if options.dry_run:
         found = planned(options, known_objects(options, mark))
         print(described(found, expected(options, mark, found.shards), placed_here(options)))
@@ -78,29 +83,36 @@ def label(options: LabelOptions) -> int:
         known = known_objects(options, mark)
         run = unfinished(options, mark)
         remove_remains(options.output, [run.run_id] if run else [])
+        startup.end(CATALOGUE)
         if run and run.shards:
             del known  # of ten million objects it takes a third of a gigabyte
-            place = placement(options, run)
-            counts.update(carry_out(options, run, place, config, mark, lock, began))
-            known, began = known_objects(options, mark), time.time()
+            place = placement(options, run, startup)
+            counts.update(carry_out(options, run, place, config, mark, lock, startup))
+            startup = Startup()  # of the run that may follow
+            known = known_objects(options, mark)
+            startup.end(CATALOGUE)
         if not run or (options.limit is None and not options.relabel):
             found = planned(options, known)
             del known
             tell_gone(options, found)
             run = new_run(options.output, found)
+            startup.end(LISTING)
             if run.shards:
-                place = placement(options, run)
+                place = placement(options, run, startup)
                 estimated = expected(options, mark, run.shards)
                 write_down(options, mark, run, found.gone, estimated)
-                counts.update(carry_out(options, run, place, config, mark, lock, began))
+                startup.end(LISTING)
+                counts.update(carry_out(options, run, place, config, mark, lock, startup))
     if not counts:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
     return verdict(options, counts)
 
 
-def placement(options: LabelOptions, run: Run) -> Placement:
+def placement(options: LabelOptions, run: Run, startup: Startup) -> Placement:
     """Ray, started or joined, and where on it the run goes. InputError where it cannot."""
-    return ready(options, join(options.output, LOCK_NAME), run.shards.first())
+    place = ready(options, join(options.output, LOCK_NAME), run.shards.first())
+    startup.end(RAY)
+    return place
 
 
 def tell_gone(options: LabelOptions, found: Plan) -> None:
@@ -129,11 +141,11 @@ def carry_out(
     config: DeformableDetrConfig,
     mark: str,
     lock: OutputLock,
-    began: float,
+    startup: Startup,
 ) -> dict[str, int]:
     """Label and publish a planned run: its images by status. RuntimeError where that fails.
 
-    Nodes are paid for since `began`, in Unix time.
+    Nodes are paid for since the `startup` began.
     """
     spec = DetectorSpec(
         options.model,
@@ -147,13 +159,13 @@ def carry_out(
     blocks = join(staging_url(options.output, run.run_id), "blocks")
     target = PublishTarget(options.output, run.run_id, blocks, options.model, mark, config.labels)
     plan = plan_url(options.output, run.run_id)
-    per_call = 4 * options.batch_size
+    per_call = BATCHES_PER_CALL * options.batch_size
     settings = FlowSettings(plan, blocks, config.resize, Detector, (spec,), per_call, place.layout)
     precision = options.resolved_precision(place.device)
     print(f"run {run.run_id}: {options.model} on {place.device}, {precision}", file=sys.stderr)
     try:
-        tally = Tally(cpus=measured_cpus(options))
-        nodes = NodeMeter(ray.nodes, began)
+        tally = Tally(cpus=measured_cpus(options), startup=startup)
+        nodes = NodeMeter(ray.nodes, startup.began)
         with nodes, RunMetrics(options, run, tally, nodes, place.layout.detectors.most):
             flow(run, settings, tally)
             return finish(options, run, target, tally, place, lock, nodes)

@@ -7,12 +7,10 @@ from typing import Any
 from jobs.label_options import LabelOptions
 from jobs.node_labels import matches, selector
 from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Labels, Layout, Pool
+from pipeline.detect import CPU_CALLS, GPU_CALLS
 
 ACCELERATOR = "ray.io/accelerator-type"  # what Ray labels nodes with whose GPUs it knows
 TASKS_PER_DETECTOR = 8  # at least, on a cluster whose CPUs may come later
-# Of one detector at a time. With one, an H100 labelled 313 images/s of the 534 that it computes
-# (2026-11-26): it stood still from the end of a call to the first pictures of the next.
-CPU_CALLS, GPU_CALLS = 1, 2
 # Of the logical memory of a node. A detector of the largest model takes 1.3 GiB on a CPU for one
 # picture (`bench model`, 2026-11-24), and as much of the host for loading where it is on a GPU.
 MEMORY, TINY_MEMORY = 2 << 30, 512 << 20

@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 from jobs.cost import Cost, Rates
 from jobs.cost.estimate import Estimate
+from jobs.startup import FIRST_BLOCK, Startup
 from jobs.timeline import CpuMeter, Point, Timeline
 from model.config import DeformableDetrConfig
 from pipeline import retries
@@ -89,6 +90,9 @@ class Report(TypedDict):
     detections: int
     wall_seconds: float  # from the start of the flow until the tables were written
     startup_seconds: float | None  # until the first block was done; None where there was none
+    # By part, in order, from the start of the process; see jobs/startup.py. "first block" is the
+    # last of them, and `startup_seconds` lies within it. A part that did not happen is absent.
+    startup_parts: NotRequired[dict[str, float]]
     images_per_second: float  # start-up included
     images_per_second_steady: float | None  # behind the first block; None where that is all
     seconds_by_stage: dict[str, float]  # summed over its workers; "publish" is wall time
@@ -98,7 +102,8 @@ class Report(TypedDict):
     timeline: list[Point]  # at most 201, the first at 0
     storage_retries: int  # requests that were repeated
     batch_limit: int | None  # pictures at once, where memory did not hold --batch-size
-    device_use: float  # share of the wall time in which detectors computed
+    # Share of the wall time in which detectors computed: GPUs tell it by events of their own.
+    device_use: float
     cpus: int | None  # of the machine; None on a cluster, where nobody measures the next
     cpu_use: float | None  # share of their time that the run's processes took
     encoded_bytes: int  # of the images that this command labelled
@@ -130,6 +135,7 @@ class Tally:
     timeline: Timeline = field(default_factory=Timeline)
     cpus: int | None = None  # of this machine, where all of the run is on it
     meter: CpuMeter = field(default_factory=CpuMeter)
+    startup: Startup = field(default_factory=Startup)
     listener: Callable[[Receipt], None] | None = None  # hears of each receipt
 
     def add(self, receipt: Receipt) -> None:
@@ -151,6 +157,7 @@ class Tally:
         self.last = max(self.last, receipt.finished_at)
         if self.first is None:
             self.first = receipt
+            self.startup.end(FIRST_BLOCK, done)
         if self.listener is not None:
             self.listener(receipt)
 
@@ -218,6 +225,7 @@ def report(
         "detections": detections,
         "wall_seconds": wall,
         "startup_seconds": tally.startup_seconds(),
+        "startup_parts": dict(tally.startup.seconds),
         "images_per_second": tally.images / wall,
         "images_per_second_steady": tally.steady_rate(),
         "seconds_by_stage": dict(tally.seconds),

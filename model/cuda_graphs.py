@@ -15,6 +15,7 @@ from torch import Tensor
 
 RECORD_AT = 3  # the time that a shape comes
 KEPT = 24  # recordings; all share one pool of memory
+EAGER, RECORDED, REPLAYED = "eager", "recorded", "replayed"  # kinds of passes
 WARM_UP = 2  # passes before a recording: libraries choose their algorithms, caches fill
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Graphed:
         self.seen: Counter[Key] = Counter()
         self.recordings: OrderedDict[Key, Recording] = OrderedDict()
         self.pool: Any = None
+        self.passes: Counter[str] = Counter()  # EAGER, RECORDED and REPLAYED ones so far
 
     def __call__(self, *arguments: Tensor | None) -> Tensor:
         """The function's result."""
@@ -76,8 +78,12 @@ class Graphed:
         if recording is None:
             self.seen[key] += 1
             if self.seen[key] < RECORD_AT:
+                self.passes[EAGER] += 1
                 return self.function(*arguments)
             recording = self._record(key, arguments)
+            self.passes[RECORDED] += 1
+        else:
+            self.passes[REPLAYED] += 1
         self.recordings.move_to_end(key)
         for theirs, given in zip(recording.arguments, arguments, strict=True):
             if theirs is not None and given is not None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.batch_norm import FrozenBatchNorm2d
-from model.ops import by_triton, warn_once
+from model.ops import by_triton, capability_of, warn_once
+from model.ops.ways import CUDNN, RESIDUAL, way_of
 from model.padding import zero_padding
 
 BatchNorm: TypeAlias = nn.BatchNorm2d | FrozenBatchNorm2d
@@ -74,7 +75,12 @@ class FusedConv2d(nn.Module):
         assert not isinstance(conv.padding, str)
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.triton = by_triton(weight.device)
-        self.cudnn = self.triton and dtype != torch.float32 and torch.backends.cudnn.is_available()
+        self.cudnn = (
+            self.triton
+            and dtype != torch.float32
+            and torch.backends.cudnn.is_available()
+            and way_of(RESIDUAL, capability_of(weight.device)) == CUDNN
+        )
         self.bias = bias.to(dtype)
         # Not reordered for oneDNN beforehand: without the size of the picture that made 1x1
         # convolutions of many channels three to eight times slower, and with it, which differs

@@ -26,15 +26,15 @@ MULTIPLE = 64
 
 @dataclass(frozen=True)
 class Events:
-    """Points in the work of a GPU, in their order. Each is recorded on the computing stream."""
+    """Points in the queue of a GPU, in their order; all are recorded on the computing stream."""
 
-    began: torch.cuda.Event  # the pictures are there
-    computed: torch.cuda.Event
+    began: torch.cuda.Event  # the pictures are on the device
+    computed: torch.cuda.Event  # so are the boxes
     ready: torch.cuda.Event  # the boxes are on the host
 
     @classmethod
     def create(cls) -> "Events":
-        """Whoever waits for `ready` sleeps: spinning would take a core from those who decode."""
+        """New ones. Who waits for `ready` sleeps, as spinning would take a core from decoders."""
         began, computed = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         return cls(began, computed, torch.cuda.Event(blocking=True))
 
@@ -54,10 +54,10 @@ class Pending:
 
     @property
     def device_seconds(self) -> float | None:
-        """How long the device computed, without the copies. None on CPUs. Ask after `result`.
+        """How long the device computed, copies excluded; None on CPUs. Known after `result`.
 
-        Where the host starts each kernel, what the device waits for that counts too; where the pass
-        was recorded, so does recording it.
+        It includes the gaps between kernels where the host starts each of them, and the recording
+        of a CUDA graph where the batch caused one.
         """
         if self._events is None:
             return None

@@ -7,9 +7,9 @@ from torch import Tensor
 def largest(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` largest scores of each image, largest first: (B, N) -> (B, count).
 
-    `scores` are of any floating dtype up to fp32. `Tensor.topk` leaves the order of equal scores to chance: it differs between
-    devices, versions and batches. Here the lower position comes first. NaN counts as the largest.
-    The result is int64.
+    `scores` are of any floating dtype up to fp32, the result is int64. `Tensor.topk` leaves the
+    order of equal scores to chance: it differs between devices, versions and batches. Here the
+    lower position comes first. NaN counts as the largest.
     """
     length = scores.shape[1]
     bits = (scores.detach().float() + 0.0).view(torch.int32)  # -0.0 equals 0.0, and becomes it

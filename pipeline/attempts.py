@@ -58,20 +58,20 @@ class Attempts:
             # Its traceback holds on to the tensors of the attempt.
             return Batch(key, rows, images, error.with_traceback(None))
 
-    def finish(self, batch: Batch) -> None:
+    def finish(self, batch: Batch) -> float | None:
         """Fill in each row's boxes. A batch that fails is halved until the culprit is alone.
 
-        Where it was too large for the memory, later ones are no larger than its halves.
+        Where it was too large for the memory, later ones are no larger than its halves. Returns the
+        seconds that the device computed for what has boxes now, None where it does not tell.
         """
         if batch.pending is None:
-            self._one_by_one(batch)
-            return
+            return self._one_by_one(batch)
         rows, images, error = batch.rows, batch.images, batch.pending
         if isinstance(error, Pending):
             try:
                 self._fill(rows, error.result())
                 self.notes.end(batch.key)
-                return
+                return error.device_seconds
             except RuntimeError as late:
                 _end_where_lasting(late)
                 error = late.with_traceback(None)
@@ -83,27 +83,32 @@ class Attempts:
         if not half:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             rows[0].update(status=DETECTOR_ERROR, error=reason)
-            return
-        self.finish(self.submit(rows[:half], images[:half]))
-        self.finish(self.submit(rows[half:], images[half:]))
+            return None
+        took = [
+            self.finish(self.submit(rows[part], images[part]))
+            for part in (slice(half), slice(half, None))
+        ]
+        return _sum_of_known(took)
 
-    def _one_by_one(self, batch: Batch) -> None:
+    def _one_by_one(self, batch: Batch) -> float | None:
         """Pictures over which a process ended, in this command: that of a single one is told."""
         if len(batch.rows) > 1:
+            took = []
             for row, image in zip(batch.rows, batch.images, strict=True):
                 with self.turns.alone():
-                    self.finish(self.submit([row], [image]))
+                    took.append(self.finish(self.submit([row], [image])))
             self.notes.end(batch.key)
-        elif self.notes.unfinished(batch.key) < ATTEMPTS:
+            return _sum_of_known(took)
+        if self.notes.unfinished(batch.key) < ATTEMPTS:
             with self.turns.alone():
-                self.finish(self.submit(batch.rows, batch.images, again=True))
-        else:
-            stuck = self.notes.stood_still(batch.key)
-            reason = f"took more than {self.notes.seconds:g} s" if stuck else "ended its process"
-            batch.rows[0].update(
-                status=TIMED_OUT if stuck else WORKER_CRASH,
-                error=f"the detector {reason}, {ATTEMPTS} times",
-            )
+                return self.finish(self.submit(batch.rows, batch.images, again=True))
+        stuck = self.notes.stood_still(batch.key)
+        reason = f"took more than {self.notes.seconds:g} s" if stuck else "ended its process"
+        batch.rows[0].update(
+            status=TIMED_OUT if stuck else WORKER_CRASH,
+            error=f"the detector {reason}, {ATTEMPTS} times",
+        )
+        return None
 
     def _fill(self, rows: list[Row], found: Detections) -> None:
         """Boxes from the threshold up (at 0: the best TOP) into their rows."""
@@ -118,6 +123,12 @@ class Attempts:
                 }
                 for k in keep
             ]
+
+
+def _sum_of_known(seconds: list[float | None]) -> float | None:
+    """None where none is known."""
+    known = [one for one in seconds if one is not None]
+    return sum(known) if known else None
 
 
 def _key(rows: list[Row]) -> str:

@@ -10,9 +10,9 @@ from torch import Tensor
 from jobs.bench import op as bench_op
 from jobs.bench.measure import interleaved, timer
 from jobs.bench.op import Inputs, inputs, tolerated
-from model.ops import fused_ms_deform_attn
+from model.ops import capability_of, fused_ms_deform_attn
 from model.ops.launches import CANDIDATES, FEW, MANY, TABLE, Launch, add_to_table
-from model.ops.triton import capability_of, fused_ms_deform_attn_triton
+from model.ops.triton import fused_ms_deform_attn_triton
 from model.zoo import DTYPES
 
 CASE_OF = {"decoder": FEW, "encoder": MANY}
@@ -36,7 +36,7 @@ def fastest(
 ) -> tuple[Launch, dict[Launch, float]]:
     """The launch of the least median time, and the median seconds of each of them.
 
-    RuntimeError, and no times, where one is wrong.
+    Wrong, and no times, where one is wrong.
     """
     batch, queries = bench_op.cases(device)[case]
     tensors = inputs(batch, queries, DTYPES[precision], device)

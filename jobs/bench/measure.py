@@ -21,7 +21,12 @@ from model.cuda_graphs import record
 
 RESULTS = Path(__file__).parents[1] / "results" / "measurements.csv"
 FEWEST_ROUNDS = 3
+NO_COMMIT = "not a checkout"
 Name = TypeVar("Name", bound=Hashable)
+
+
+class Wrong(RuntimeError):
+    """A result is not what it must be, and is not timed."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +183,9 @@ def commit() -> str:
         done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    commit = git("rev-parse", "--short", "HEAD")
+    found = git("rev-parse", "--short", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no")
-    return (commit + "+" * bool(changed)) or "not a checkout"
+    return (found + "+" * bool(changed)) or NO_COMMIT
 
 
 def as_table(measurements: list[Measurement], baseline: str) -> str:

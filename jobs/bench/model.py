@@ -21,7 +21,7 @@ from jobs.bench.detectors import (
     error_of_answer,
     has_peer,
 )
-from jobs.bench.measure import Measurement, interleaved, milliseconds
+from jobs.bench.measure import Measurement, Wrong, interleaved, milliseconds
 from jobs.bench.peers import save_peer
 from model.zoo import create_model
 
@@ -55,7 +55,7 @@ def bench_model(
 ) -> list[Measurement]:
     """Compare answers with the reference's, then time all subjects in turn.
 
-    `size` is rows and columns, `precision` "fp32", "bf16" or "fp16". RuntimeError, and no times,
+    `size` is rows and columns, `precision` "fp32", "bf16" or "fp16". Wrong, and no times,
     where ours differ.
     """
     chosen = ways(model, precision, device)
@@ -72,7 +72,7 @@ def bench_model(
         errors = {way: error_of_answer(answer, expected, model) for way, answer in answers.items()}
         wrong = errors[OURS, precision]
         if not wrong <= TOLERANCES[precision]:
-            raise RuntimeError(f"{OURS} is wrong by {wrong:.2g}: nothing is timed")
+            raise Wrong(f"{OURS} is wrong by {wrong:.2g}: nothing is timed")
         took = interleaved({way: worker.seconds for way, worker in workers.items()}, seconds)
         memory = {way: worker.memory() for way, worker in workers.items()}
     finally:

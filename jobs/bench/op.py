@@ -1,6 +1,6 @@
 """`detr-batch bench op`: every implementation of the attention, beside transformers' own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import get_args
@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from jobs.bench.measure import Measurement, interleaved, milliseconds, timer
+from jobs.bench.measure import Measurement, Wrong, interleaved, milliseconds, timer
 from model.ops import Implementation, fused_ms_deform_attn
 from model.ops.sampling import sampling_locations
 from model.zoo import DTYPES
@@ -97,16 +97,20 @@ def _ours(tensors: Inputs, implementation: Implementation) -> Tensor:
 
 
 @torch.inference_mode()
-def bench_op(device: str, precision: str, seconds: float) -> list[Measurement]:
+def bench_op(
+    device: str, precision: str, seconds: float, names: Sequence[str] = tuple(CASES)
+) -> list[Measurement]:
     """Check each implementation against the reference, then time them in turn.
 
     By the clock, launches included; on GPUs Triton's kernel by the device, in a CUDA graph, as
     detectors run it.
 
-    RuntimeError, and no times, where one is wrong. (transformers' own is not ours to judge.)
+    `names` are those of the cases. Wrong, and no times, where one is wrong. (transformers' own is
+    not ours to judge.)
     """
     measurements = []
-    for case, (batch, queries) in cases(device).items():
+    for case in names:
+        batch, queries = cases(device)[case]
         tensors = inputs(batch, queries, DTYPES[precision], device)
         precise = {name: tensor.float() for name, tensor in tensors.items()}
         expected = _ours(precise, "reference")
@@ -142,8 +146,8 @@ def error_of(found: Tensor, expected: Tensor) -> float:
 
 
 def tolerated(name: str, found: Tensor, expected: Tensor, precision: str) -> float:
-    """`error_of`; RuntimeError where it is more than this precision explains."""
+    """`error_of`; Wrong where it is more than this precision explains."""
     error = error_of(found, expected)
     if not error <= TOLERANCES[precision]:
-        raise RuntimeError(f"{name} is wrong by {error:.2g}: nothing is timed")
+        raise Wrong(f"{name} is wrong by {error:.2g}: nothing is timed")
     return error

@@ -1,7 +1,10 @@
 """`detr-batch bench`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
+
+from jobs.bench.gpu import STEPS
 
 
 def add(commands: Any) -> None:
@@ -55,6 +58,28 @@ def add(commands: Any) -> None:
         option = subject.add_argument
         option("--results", type=Path, help="CSV file to add to (default: the project's)")
         option("--json", action="store_true", help="for programs")
+    gpu = subjects.add_parser(
+        "gpu",
+        help="all that a GPU can tell, in one command",
+        description="Each step is a process with a deadline of its own; results are JSON lines in "
+        "DIR, so that nothing is lost when time runs out. --collect adds them to the results and "
+        "prints them.",
+    )
+    gpu.add_argument("--out", metavar="DIR", type=Path, help="folder for the results")
+    gpu.add_argument(
+        "--collect",
+        metavar="DIR",
+        type=Path,
+        help="add what is in DIR to the results and tables, and print it; runs nothing",
+    )
+    gpu.add_argument("--seconds", type=float, default=560.0, help="for all steps (default: 560)")
+    gpu.add_argument("--steps", default="all", help=f"with commas between: {','.join(STEPS)}")
+    gpu.add_argument("--device", default="cuda", help="cuda, cuda:1, ... (default: cuda)")
+    gpu.add_argument(
+        "--tiny", action="store_true", help="few small shapes, to see that all works on a CPU"
+    )
+    gpu.add_argument("--results", type=Path, help="CSV file to add to (default: the project's)")
+    gpu.set_defaults(run=_gpu)
     plot = subjects.add_parser("plot", help="the newest measurements as bars")
     plot.add_argument("picture", metavar="FILE", type=Path, help=".svg, .png or .pdf")
     plot.add_argument("--results", type=Path, help="CSV file to read (default: the project's)")
@@ -83,6 +108,30 @@ def _launches(device: str, precision: str, seconds: float, table: Path | None) -
 
     print(launches(device, precision, seconds, table))
     return 0
+
+
+def _gpu(
+    out: Path | None,
+    collect: Path | None,
+    seconds: float,
+    steps: str,
+    device: str,
+    tiny: bool,
+    results: Path | None,
+) -> int:
+    from jobs.bench.gpu.collect import Tables
+    from jobs.bench.gpu.collect import collect as collect_results
+    from jobs.bench.gpu.run import GpuOptions, run_steps, steps_named
+
+    if (out is None) == (collect is None):
+        raise ValueError("give either --out DIR, to measure, or --collect DIR, to keep and print")
+    if collect is not None:
+        print(collect_results(collect, Tables(results)))
+        return 0
+    assert out is not None
+    finished = run_steps(GpuOptions(out, seconds, steps_named(steps), device, tiny))
+    print(f"detr-batch bench gpu --collect {shlex.quote(str(out))}")
+    return 0 if finished else 1
 
 
 def _plot(picture: Path, results: Path | None) -> int:

@@ -25,8 +25,9 @@ def add(commands: Any) -> None:
 def _label(**options: Any) -> int:
     from jobs.label import label
     from jobs.label_options import LabelOptions
+    from jobs.startup import Startup, seconds_of_process
 
-    return label(LabelOptions(**options))
+    return label(LabelOptions(**options), Startup(imports=seconds_of_process()))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -200,6 +200,14 @@ def by_triton(device: torch.device) -> bool:
 
 
 @cache
+def capability_of(device: torch.device) -> str:
+    """The compute capability of a GPU ("9.0"); empty for a CPU."""
+    if device.type != "cuda":
+        return ""
+    return "{}.{}".format(*torch.cuda.get_device_capability(device))
+
+
+@cache
 def _lacking_for_triton() -> str:
     """What this machine lacks to run Triton's kernels; empty where nothing."""
     if find_spec("triton") is None:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.ops import capability_of
 from model.ops.launches import Launch, launch_of
 from model.ops.sampling import level_rows
 
@@ -218,14 +219,6 @@ def _checked(value: Tensor, *others: Tensor) -> None:
         )
     if any(other.device != value.device for other in others):
         raise ValueError("all tensors of the op must be on one device")
-
-
-@cache
-def capability_of(device: torch.device) -> str:
-    """The compute capability of a GPU ("9.0"); empty where Triton interprets on the CPU."""
-    if device.type != "cuda":
-        return ""
-    return "{}.{}".format(*torch.cuda.get_device_capability(device))
 
 
 def _rows(tensor: Tensor) -> Tensor:

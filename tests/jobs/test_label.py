@@ -72,7 +72,12 @@ def test_label_then_only_what_is_new(
     photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "the labels"
+    began = time.perf_counter()
     assert label(options(photos, output, weights)) == 0
+    took = time.perf_counter() - began
+    parts = report_of(str(output))["startup_parts"]
+    assert list(parts) == ["weights", "catalogue", "listing", "ray", "first block"]
+    assert min(parts.values()) > 0 and sum(parts.values()) < took
     said = capsys.readouterr().err
     assert "5 images labelled, 2 failed" in said
     assert f"`detr-batch report '{output}'`" in said
@@ -141,6 +146,7 @@ def test_run_killed_before_publishing_counts_what_it_had_labelled(
     assert report["failed"] == {"empty_file": 1, "undecodable": 1}
     figures = [report[name] for name in ("images", "ok", "labelled_before", "detections")]
     assert figures == [7, 5, 7, 500]
+    assert list(report["startup_parts"]) == ["weights", "catalogue", "ray"]
 
 
 def kill_before_publishing(**given: Any) -> None:
@@ -176,7 +182,9 @@ def test_tasks_that_read_several_shards_leave_out_what_is_done(
         block.unlink()
     kept = sum(pq.read_metadata(block).num_rows for block in blocks[1::2])
     assert label(options(lake, output, weights)) == 0
-    assert report_of(str(output))["labelled_before"] == kept
+    report = report_of(str(output))
+    assert report["labelled_before"] == kept
+    assert list(report["startup_parts"]) == ["weights", "catalogue", "ray", "first block"]
     sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
     assert rows(tmp_path / "calm", sql) == rows(output, sql)
     assert rows(output, "SELECT count(*) FROM images") == [(63,)]
@@ -195,6 +203,8 @@ def test_resumed_run_is_that_of_the_same_command_and_what_is_new_follows(
     shutil.copy(photos / "0.png", photos / "new.png")
     assert label(options(photos, output, weights)) == 0
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
+    parts = report_of(str(output))["startup_parts"]  # of the new run alone
+    assert list(parts) == ["catalogue", "listing", "ray", "first block"]
 
 
 def test_relabel_takes_the_place_of_what_was_there(

@@ -1,5 +1,6 @@
 """What detectors run: equal to the network alone, and on GPUs without a wait."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,9 @@ def test_results_are_the_networks(sizes: list[tuple[int, int]], generator: torch
     net = create_model("shapes-tiny", padding="invariant")
     images = pictures(sizes, generator)
     shown = torch.tensor(sizes) * 2
-    found = Predictor(net, "cpu", top=20).submit(images, shown).result()
+    pending = Predictor(net, "cpu", top=20).submit(images, shown)
+    found = pending.result()
+    assert pending.device_seconds is None
     with torch.inference_mode():
         expected = postprocess(net(*batch_images(images, "cpu")), shown, 20)
     assert torch.equal(found.scores, expected.scores)
@@ -105,6 +108,7 @@ def test_recordings_repeat_the_function(generator: torch.Generator) -> None:
         for sizes in ([(96, 128)] * 3, [(96, 128), (64, 160)], [(64, 64)]):
             images = pictures(sizes, generator)
             shown = torch.tensor(sizes)
+            began = time.perf_counter()
             waiting = [predictor.submit(images, shown) for _ in range(2)]
             with torch.inference_mode():
                 expected = postprocess(net(*batch_images(images, "cuda")), shown.cuda(), 20)
@@ -112,3 +116,6 @@ def test_recordings_repeat_the_function(generator: torch.Generator) -> None:
                 found = pending.result()
                 assert torch.allclose(found.scores, expected.scores.cpu(), atol=1e-4)
                 assert torch.allclose(found.boxes, expected.boxes.cpu(), atol=0.05)
+            took = time.perf_counter() - began
+            computed = [pending.device_seconds or 0.0 for pending in waiting]
+            assert min(computed) > 0 and sum(computed) < took

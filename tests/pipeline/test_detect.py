@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from jobs.progress import show
 from jobs.run_record import Tally
+from model.predictor import Pending, Predictor
 from pipeline.detect import Detector, DetectorSpec
 from pipeline.schema import PREPARED, Receipt
 from tests.chaos.harness import INJECTED
@@ -97,6 +100,28 @@ def test_two_calls_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
         assert table.select(kept).equals(theirs)
     counted = sum(sum(table["detect_seconds"].to_pylist()) for table in found)
     assert 0 < counted <= took  # no moment counts for both
+
+
+def test_seconds_are_the_devices_where_it_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch that was too large, those of its halves."""
+    monkeypatch.setattr(Pending, "device_seconds", property(lambda self: 6.0))
+    submit = Predictor.submit
+
+    def submit_few(self: Predictor, images: Sequence[Tensor], sizes: Tensor) -> Pending:
+        if len(images) > 2:
+            raise MemoryError("more than two images")
+        return submit(self, images, sizes)
+
+    monkeypatch.setattr(Predictor, "submit", submit_few)
+    detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 3, "seconds"))
+    pixels = np.zeros((64, 64, 3), np.uint8).tobytes()
+    common = {"shard": "s", "status": "ok", "pixels": pixels}
+    sides = dict.fromkeys(("width", "height", "rows", "columns"), 64)
+    rows = [{"image_id": str(i), "index_in_shard": i, **common, **sides} for i in range(5)]
+    found = detector(pa.Table.from_pylist(rows, schema=PREPARED))
+    assert found["status"].to_pylist() == ["ok"] * 5
+    # Three, as one and two; from then on one at a time.
+    assert found["detect_seconds"].to_pylist() == [4.0, 4.0, 4.0, 6.0, 6.0]
 
 
 STANDING_STILL = """

@@ -5,16 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from jobs.bench.gpu import STEPS
 from jobs.bench.gpu.environment import code_digest
 from jobs.bench.gpu.journal import CRASHED, CUT, ENVIRONMENT, FAILED, Journal
 from jobs.bench.gpu.poison import CPU_POISON
-from jobs.bench.gpu.step import STEPS
 from jobs.bench.measure import device_name
 
 # Shares of the time; what a step leaves goes to those behind it.
@@ -169,14 +168,6 @@ def _wait_for_group(process: subprocess.Popen[bytes]) -> None:
 def steps_named(names: str) -> tuple[str, ...]:
     """Steps with commas between them, in any order; "all" are all."""
     return STEPS if names == "all" else tuple(dict.fromkeys(names.split(",")))
-
-
-def summary_of(options: GpuOptions, finished: bool) -> Sequence[str]:
-    """What to do with the results."""
-    folder = options.out
-    return [
-        f"{'All' if finished else 'Some'} steps are done: detr-batch bench gpu --collect {folder}"
-    ]
 
 
 def _say(text: str) -> None:

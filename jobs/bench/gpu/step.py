@@ -1,17 +1,16 @@
 """One step of a bench of a GPU, as a process: `python -m jobs.bench.gpu.step NAME ...`."""
 
 import argparse
+import signal
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 
+from jobs.bench.gpu import STEPS
 from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.environment import describe_environment
 from jobs.bench.gpu.journal import END, ENVIRONMENT
-
-# Each is a module here with `run(context)`. The most valuable come first.
-STEPS = ("ceilings", "gates", "bits", "rates", "mix", "peers", "choices", "flow")
 
 
 def main() -> None:
@@ -23,6 +22,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary folders go
     deadline = time.monotonic() + given.seconds
     context = Context(given.step, given.out, given.device, given.tiny, deadline)
     context.write("", ENVIRONMENT, **describe_environment(given.device), tiny=given.tiny)

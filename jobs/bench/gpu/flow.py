@@ -1,0 +1,166 @@
+"""`label` as users run it, from JPEG files to tables: how near it comes to the detector alone."""
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from jobs.bench.gpu.context import Absent, Context, Wrong
+from jobs.bench.gpu.labelling import Labelled, Watch, run_label
+from jobs.bench.gpu.sizes import Size, draw_sizes
+from model.zoo import resolved_precision
+
+ONE_SIZE, MIX = "one size", "mix"
+# By name: the photos, and the calls that a detector takes at once. The most valuable come first.
+CASES = {
+    "one size, two calls": (ONE_SIZE, 2),
+    "mix, two calls": (MIX, 2),
+    "one size, one call": (ONE_SIZE, 1),
+    "mix, one call": (MIX, 1),
+}
+TINY_CASES = ("one size, two calls", "mix, one call")
+NEEDED = ("ray", "duckdb", "s3fs", "simplejpeg", "scipy")  # beside what a machine with torch has
+MODEL, TINY_MODEL = "deformable-detr", "shapes-tiny"
+SIZE, TINY_SIZE = (800, 1066), (288, 400)  # height and width that these models take as they are
+DISTINCT, TINY_DISTINCT = 16, 4  # images among the photos
+BATCH = 8
+OPTIONS = ["--weights", "random", "--score-threshold", "0.3", "--no-page"]
+OPTIONS += ["--batch-size", str(BATCH)]
+# Images/s and seconds of start-up by which the number of photos is chosen, and its bounds.
+RATE, START_SECONDS, FEWEST, MOST = 400, 25, 2_000, 10_000
+TINY_IMAGES = 24  # and on CPUs
+FIGURES = (
+    "images_per_second",  # from the flow's start: without imports, listing and the start of Ray
+    "images_per_second_steady",
+    "wall_seconds",
+    "startup_seconds",
+    "startup_parts",
+    "limiting_stage",
+    "stage_use",
+    "stage_workers",
+    "seconds_by_stage",
+    "cpus",
+    "cpu_use",
+)
+
+
+def run(context: Context) -> None:
+    """Label photos of one size and of many, by one call of the detector at a time and by two."""
+    cases = list(context.left_to_do(TINY_CASES if context.tiny else CASES))
+    images = count_images(context, len(cases))
+    with TemporaryDirectory(prefix="detr-batch-flow-") as folder:
+        for name in cases:
+            with context.case(name):
+                check_packages(context.device)
+                load, calls = CASES[name]
+                photos = provide_photos(Path(folder) / load, load, images, context.tiny)
+                _measure(context, name, photos, images, calls)
+
+
+def check_packages(device: str) -> None:
+    """Absent where `label` cannot run here, or not on that device."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise Absent(
+            f"`label` needs {', '.join(missing)}: `python -m jobs.bench.wheels DIR`, run where a "
+            "package index is, gathers what to install here"
+        )
+    if torch.device(device).index:
+        raise Absent(
+            f"`label` takes the first GPU, not {device}: set CUDA_VISIBLE_DEVICES, and give "
+            "--device cuda"
+        )
+
+
+def count_images(context: Context, cases: int) -> int:
+    """As many for each of `cases` as the time allows."""
+    if context.tiny or not context.on_gpu:
+        return TINY_IMAGES
+    seconds = context.seconds_left() / max(1, cases) - START_SECONDS
+    return min(MOST, max(FEWEST, int(RATE * seconds)))
+
+
+def provide_photos(folder: Path, load: str, images: int, tiny: bool) -> Path:
+    """The folder with the photos of a load, which are written unless they are there."""
+    from jobs.bench.gpu.photos import write_photos  # here, as it needs scipy
+
+    if not folder.exists():
+        sizes: list[Size] = [TINY_SIZE if tiny else SIZE] * images
+        write_photos(
+            folder,
+            draw_sizes(images) if load == MIX else sizes,
+            TINY_DISTINCT if tiny else DISTINCT,
+        )
+    return folder
+
+
+def _measure(context: Context, name: str, photos: Path, images: int, calls: int) -> None:
+    model = TINY_MODEL if context.tiny else MODEL
+    device = "cuda" if context.on_gpu else "cpu"
+    with TemporaryDirectory(prefix="detr-batch-labels-") as folder:
+        output = Path(folder) / "labels"
+        arguments = [str(photos), str(output), "--model", model, "--device", device, *OPTIONS]
+        labelled = run_label(arguments, calls, output, context.device)
+        report = read_report(output, images)
+    context.write_timing(
+        name,
+        f"label, {calls} {'call' if calls == 1 else 'calls'} at once",
+        BATCH,
+        resolved_precision("auto", device),
+        [labelled.seconds],
+        images=images,
+        row_case=f"{model}, {images} photos, {CASES[name][0]}",
+        **describe(report, labelled, images),
+    )
+
+
+def read_report(output: Path, images: int) -> dict[str, Any]:
+    """What the run says of itself. Wrong where it did not label all `images`."""
+    (file,) = output.glob("_runs/*/report.json")
+    report: dict[str, Any] = json.loads(file.read_text())
+    if (report["images"], report["ok"]) != (images, images):
+        raise Wrong(f"{report['ok']} of {images} images were labelled; failed: {report['failed']}")
+    return report
+
+
+def describe(report: dict[str, Any], labelled: Labelled, images: int) -> dict[str, Any]:
+    """What a row says beside its time. What a run is too short to tell is None."""
+    use, watch = report["stage_use"], labelled.watch
+    cpu = {kind: 1e3 * seconds / images for kind, seconds in watch.cpu_seconds().items()}
+    figures = {
+        **{name: report[name] for name in FIGURES},
+        "device_share": report["device_use"],  # of the wall time; by events, where it is a GPU
+        "device_share_steady": None if use is None else use["detect"],
+        **describe_steady(watch),
+        "cpu_seconds_per_1000_images": cpu,  # of the whole command
+        "kb_per_image": report["encoded_bytes"] / images / 1e3,
+        "detections_per_image": report["detections"] / images,
+    }
+    return dict(_rounded(figures))
+
+
+def describe_steady(watch: Watch) -> dict[str, Any]:
+    """Between the first block and the last: in which share of the time a kernel ran, and CPUs."""
+    steady = watch.steady()
+    if steady is None:
+        return {"device_share_steady_nvml": None, "cores_steady": None}
+    first, last = steady
+    seconds = watch.samples[last].seconds - watch.samples[first].seconds
+    known = [one.device_use for one in watch.samples[first:last] if one.device_use is not None]
+    return {
+        "device_share_steady_nvml": sum(known) / len(known) if known else None,
+        "cores_steady": {kind: cpu / seconds for kind, cpu in watch.cpu_seconds(steady).items()},
+    }
+
+
+def _rounded(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Figures with four digits, as the other columns of the results have."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield name, dict(_rounded(value))
+        else:
+            yield name, float(f"{value:.4g}") if isinstance(value, float) else value

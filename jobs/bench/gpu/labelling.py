@@ -1,0 +1,173 @@
+"""`label` as a process of its own, and what its processes take of the machine meanwhile.
+
+`python -m jobs.bench.gpu.labelling CALLS label ...` is `detr-batch label ...` whose detectors take
+so many calls at once.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import escape, glob
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import psutil
+
+from jobs.bench.gpu.clocks import read_use
+
+# Kinds of processes.
+DRIVER = "driver"  # the command itself
+DETECTORS, PREPARERS = "detectors", "preparers"
+OTHERS = "others"  # other workers of Ray: readers, stagers, idle ones
+RAY = "Ray"  # its own servers
+# By what of the title a kind is known; decoders are children of preparers.
+TITLES = {"Detector)": DETECTORS, "Preparer)": PREPARERS, "pipeline.decode": PREPARERS}
+
+SAMPLE_SECONDS = 0.5
+GRACE_SECONDS = 10.0  # from the request to end to the end
+
+
+def kind_of(title: str) -> str:
+    """The kind of a process that the driver started, by its title or command line."""
+    for part, kind in TITLES.items():
+        if part in title:
+            return kind
+    is_worker = title.startswith("ray::") and not title.endswith("Agent")
+    return OTHERS if is_worker or "pipeline.child" in title else RAY
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A moment of a run."""
+
+    seconds: float  # of time.monotonic()
+    cpu_seconds: dict[int, float]  # by process, until now, those that ended included
+    blocks: int  # that were staged until now
+    device_use: float | None  # of the device, as its driver tells it
+
+
+class Watch:
+    """Looks at a run every so often."""
+
+    def __init__(self, driver: int, output: Path, device: str):
+        self._driver = psutil.Process(driver)
+        self._blocks = f"{escape(str(output))}/_staging/*/blocks/block-*"
+        self._device = device
+        self._cpu_seconds: dict[int, float] = {}
+        self._kinds: dict[int, str] = {driver: DRIVER}
+        self.samples: list[Sample] = []
+
+    def look(self) -> None:
+        """Add a sample. A process that ended keeps what it had taken when it was last seen."""
+        try:
+            processes = [self._driver, *self._driver.children(recursive=True)]
+        except psutil.Error:  # the driver has just ended
+            processes = []
+        for process in processes:
+            try:
+                self._read(process)
+            except psutil.Error:  # it ended meanwhile
+                continue
+        blocks, use = len(glob(self._blocks)), self._device_use()
+        self.samples.append(Sample(time.monotonic(), dict(self._cpu_seconds), blocks, use))
+
+    def _device_use(self) -> float | None:
+        try:
+            return read_use(self._device)
+        except Exception:  # of NVML, which does not tell it of all devices
+            return None
+
+    def _read(self, process: psutil.Process) -> None:
+        times, title = process.cpu_times(), " ".join(process.cmdline())
+        before = self._cpu_seconds.get(process.pid, 0.0)
+        self._cpu_seconds[process.pid] = max(before, float(times.user + times.system))
+        # A worker is called idle before it becomes an actor, and stays one.
+        if self._kinds.get(process.pid, OTHERS) in (OTHERS, RAY):
+            self._kinds[process.pid] = kind_of(title)
+
+    def cpu_seconds(self, between: tuple[int, int] | None = None) -> dict[str, float]:
+        """CPU seconds by kind between two samples, or of the whole run."""
+        before = self.samples[between[0]].cpu_seconds if between else {}
+        after = self.samples[between[1] if between else -1].cpu_seconds
+        taken = dict.fromkeys((DRIVER, DETECTORS, PREPARERS, OTHERS, RAY), 0.0)
+        for process, seconds in after.items():
+            taken[self._kinds[process]] += seconds - before.get(process, 0.0)
+        return taken
+
+    def steady(self) -> tuple[int, int] | None:
+        """The samples with the first blocks and the last; None where all came at once."""
+        blocks = [sample.blocks for sample in self.samples]
+        grew = [index for index in range(1, len(blocks)) if blocks[index] > blocks[index - 1]]
+        return (grew[0], grew[-1]) if len(grew) > 1 else None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A `label` that came to its end."""
+
+    seconds: float  # of the whole command
+    watch: Watch
+
+
+def run_label(arguments: Sequence[str], calls: int, output: Path, device: str) -> Labelled:
+    """Run `label` with these arguments to its end, and watch it.
+
+    `output` is its OUTPUT, and `device` the one of its detector, as torch names it. RuntimeError
+    with the last line that it said where it fails.
+    """
+    command = [sys.executable, "-m", "jobs.bench.gpu.labelling", str(calls), "label", *arguments]
+    # Not on a cluster that this machine may know.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with TemporaryFile() as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        watch = Watch(process.pid, output, device)
+        try:
+            code = _wait(process, watch)
+            seconds = time.perf_counter() - began
+        finally:
+            _end(process)
+        log.seek(0)
+        said = log.read().decode(errors="replace")
+    if code:
+        print(said, file=sys.stderr)
+        raise RuntimeError(f"label failed: {(said.strip().splitlines() or ['no word of why'])[-1]}")
+    return Labelled(seconds, watch)
+
+
+def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
+    """The exit code, once it is there; samples are taken until then."""
+    while True:
+        watch.look()
+        try:
+            return process.wait(SAMPLE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that may still run, at first by asking: Ray then ends its own."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main() -> int:
+    """Run a command of detr-batch whose detectors take so many calls at once."""
+    from jobs import placement
+    from jobs.cli import main as run_command
+
+    calls = int(sys.argv[1])
+    vars(placement).update(CPU_CALLS=calls, GPU_CALLS=calls)  # the names that `placed` looks up
+    return run_command(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

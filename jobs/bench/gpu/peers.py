@@ -1,0 +1,154 @@
+"""Our detector in turn with what else runs the same model, and with another model."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from jobs.bench.detectors import (
+    COMPILED,
+    FASTER_RCNN,
+    GRAPH,
+    MAX_AUTOTUNE,
+    OURS,
+    PEER,
+    REDUCE_OVERHEAD,
+    Answer,
+    Subject,
+    Worker,
+    error_of_answer,
+)
+from jobs.bench.gpu.context import Absent, Context
+from jobs.bench.gpu.gates import Gate, refuse_wrong, weights_of
+from jobs.bench.gpu.rates import SIZE, TINY_SIZE
+from jobs.bench.measure import interleaved
+
+SECONDS = 2.0  # of a peer and ours together, in turn
+AUTOCAST = "bf16 autocast"
+# Each with the share of the time that is left at which it is given up before it is ready.
+PEERS = (
+    (PEER, AUTOCAST, 0.2),
+    (PEER, "TF32", 0.2),
+    (PEER, "fp32", 0.2),
+    (GRAPH, AUTOCAST, 0.2),
+    (FASTER_RCNN, AUTOCAST, 0.2),
+    (FASTER_RCNN, "TF32", 0.2),
+    (COMPILED, AUTOCAST, 0.5),
+    (REDUCE_OVERHEAD, AUTOCAST, 0.6),
+    (MAX_AUTOTUNE, AUTOCAST, 1.0),
+)
+TINY_PEERS = ((PEER, AUTOCAST), (FASTER_RCNN, "TF32"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a count of pictures, at which ours and its peers are timed."""
+
+    model: str
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, batch {self.batch}"
+
+
+def run(context: Context) -> None:
+    """Time each peer in turn with ours, which stays ready for the next."""
+    chosen = [Case("deformable-detr-single-scale", 1)] if context.tiny else [
+        Case("deformable-detr", 8),
+        Case("deformable-detr-single-scale", 8),
+    ]  # fmt: skip
+    for case in chosen:
+        wanted = [one for one in PEERS if not context.tiny or one[:2] in TINY_PEERS]
+        if all(_name(case, *one[:2]) in context.finished for one in wanted):
+            continue
+        with context.case(f"{case}, {OURS}"):
+            refuse_wrong(context, Gate(case.model, "bf16", False))
+            with TemporaryDirectory() as folder:
+                _time_peers(context, case, wanted, Path(folder))
+
+
+def _name(case: Case, name: str, precision: str) -> str:
+    return f"{case}, {name}, {precision}"
+
+
+def _time_peers(
+    context: Context, case: Case, wanted: list[tuple[str, str, float]], folder: Path
+) -> None:
+    if find_spec("transformers") is None or find_spec("timm") is None:
+        raise Absent("transformers or timm is not installed: pip install 'detr-batch[bench]'")
+    weights = weights_of(case.model, folder)
+    assert weights is not None
+    ours = Subject(
+        OURS,
+        "bf16",
+        case.model,
+        Path(weights),
+        TINY_SIZE if context.tiny else SIZE,
+        case.batch,
+        context.device,
+        compile_threads=os.cpu_count() or 1,
+    )
+    expected = _truth(ours)
+    with _ready(ours, context.seconds_left()) as (worker, answer):
+        error = error_of_answer(answer, expected, case.model)
+        for name, precision, share in wanted:
+            if _name(case, name, precision) in context.finished:
+                continue
+            limit = share * context.seconds_left()
+            with context.case(_name(case, name, precision)):
+                peer = replace(ours, name=name, precision=precision)
+                _time_one(context, case, (worker, error), (peer, limit), expected)
+
+
+def _truth(ours: Subject) -> Answer:
+    """What transformers says in fp32."""
+    with _ready(replace(ours, name=PEER, precision="fp32"), None) as (_, answer):
+        return answer
+
+
+@contextmanager
+def _ready(subject: Subject, limit: float | None) -> Iterator[tuple[Worker, Answer]]:
+    """A subject's process, and what it says. TimeoutError where it takes more than `limit`."""
+    worker = Worker(subject)
+    try:
+        yield worker, worker.warm_up(limit)
+    finally:
+        worker.stop()
+
+
+def _time_one(
+    context: Context,
+    case: Case,
+    ours: tuple[Worker, float],
+    wanted: tuple[Subject, float],
+    expected: Answer,
+) -> None:
+    """Time a peer in turn with ours; both have a row."""
+    subject, limit = wanted
+    with _ready(subject, limit) as (peer, answer):
+        error = 0.0
+        if subject.name != FASTER_RCNN:
+            error = error_of_answer(answer, expected, case.model)
+        workers = {OURS: ours[0], subject.name: peer}
+        seconds = 0.0 if context.tiny else SECONDS
+        took = interleaved({name: one.seconds for name, one in workers.items()}, seconds)
+        for name, worker, precision, wrong in (
+            (OURS, ours[0], "bf16", ours[1]),
+            (subject.name, peer, subject.precision, error),
+        ):
+            label = _name(case, subject.name, subject.precision)
+            context.write_timing(
+                f"{label}: ours" if name == OURS else label,
+                name,
+                case.batch,
+                precision,
+                took[name],
+                images=case.batch,
+                row_case=f"{case}, {subject.size[0]} x {subject.size[1]}",
+                memory=worker.memory(),
+                error=wrong,
+                beside=f"{subject.name}, {subject.precision}",
+            )

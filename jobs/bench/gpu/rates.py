@@ -1,0 +1,130 @@
+"""How fast the detector is, from bytes to boxes, and where its time goes."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.bench.gpu.ceilings import known_ceilings
+from jobs.bench.gpu.context import Context
+from jobs.bench.gpu.gates import Gate, refuse_wrong
+from jobs.bench.gpu.parts import Part, measure_parts
+from model.predictor import MULTIPLE, Predictor
+from model.zoo import create_model
+
+SECONDS = 0.5  # of each case: 30 replays of the slowest
+SIZE, TINY_SIZE = (800, 1066), (96, 130)
+MODELS = (
+    "deformable-detr",
+    "deformable-detr-single-scale",
+    "deformable-detr-with-box-refine-two-stage",
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A case: a detector, and the form of its batches."""
+
+    gate: Gate
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.gate}, batch {self.batch}"
+
+
+def cases(tiny: bool) -> list[Rate]:
+    """Those of one detector together; the most wanted first."""
+    if tiny:
+        gates = [Gate("deformable-detr-single-scale", "bf16", padded) for padded in (False, True)]
+        return [Rate(gate, batch) for gate in gates for batch in (1, 2)]
+    return [
+        Rate(Gate(model, precision, padded), batch)
+        for precision in ("bf16", "fp16")
+        for model in MODELS
+        for padded in (False, True)
+        for batch in (8, 32, 1, 16)
+    ]
+
+
+def run(context: Context) -> None:
+    """Time each case, and its parts."""
+    ceilings = known_ceilings(context)
+    predictor: Predictor | None = None
+    made_for = None
+    for rate in cases(context.tiny):
+        if str(rate) in context.finished:
+            continue
+        with context.case(str(rate)):
+            refuse_wrong(context, rate.gate)
+            if made_for != (rate.gate.model, rate.gate.precision):
+                predictor = make_predictor(context, rate.gate)
+                made_for = (rate.gate.model, rate.gate.precision)
+            assert predictor is not None
+            with torch.inference_mode():
+                _measure(context, rate, predictor, ceilings)
+
+
+def make_predictor(context: Context, gate: Gate) -> Predictor:
+    """A detector with random weights."""
+    net = create_model(gate.model, "random", context.device, gate.precision, padding="invariant")
+    return Predictor(net, context.device)
+
+
+def _measure(
+    context: Context, rate: Rate, predictor: Predictor, ceilings: dict[str, float]
+) -> None:
+    inputs = make_inputs(context, rate)
+    detect = partial(predictor._detect, *inputs)
+    if context.on_gpu:
+        torch.cuda.reset_peak_memory_stats(context.device)
+    took = context.time(detect, 0.0 if context.tiny else SECONDS, recorded=True)
+    memory = torch.cuda.max_memory_reserved(context.device) >> 20 if context.on_gpu else None
+    parts = measure_parts(predictor.net, detect, context.device, ceilings)
+    details = describe_parts(parts, sorted(took)[len(took) // 2] * 1e3)
+    context.write_timing(
+        str(rate),
+        "detr-batch",
+        rate.batch,
+        rate.gate.precision,
+        took,
+        images=rate.batch,
+        memory=memory,
+        **details,
+    )
+
+
+def make_inputs(context: Context, rate: Rate) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Pixels (B, H, W, 3), valid sizes (B, 2) where padded, and the sizes of the pictures."""
+    height, width = TINY_SIZE if context.tiny else SIZE
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([[height, width]] * rate.batch)
+    valid = None
+    if rate.gate.padded:
+        less = torch.randint(0, MULTIPLE // 2, (rate.batch, 2), generator=generator)
+        valid = (sizes - less).to(context.device)
+        height, width = (-(-side // MULTIPLE) * MULTIPLE for side in (height, width))
+    shape = (rate.batch, height, width, 3)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return pixels.to(context.device), valid, sizes.to(context.device)
+
+
+def describe_parts(parts: dict[str, Part], whole_ms: float) -> dict[str, Any]:
+    """Shares of the parts, each beside its bounds in ms, and of the whole beside its bound."""
+    counted = sum(part.milliseconds for part in parts.values())
+    bound = sum(part.bound_ms for part in parts.values())
+    return {
+        "bound_ms": round(bound, 4),
+        "share_of_bound": round(bound / whole_ms, 4),
+        "parts": {
+            name: {
+                "share": round(part.milliseconds / counted, 4),
+                "ms": round(part.milliseconds, 4),
+                "compute_ms": round(part.compute_ms, 4),
+                "memory_ms": round(part.memory_ms, 4),
+                "bound_ms": round(part.bound_ms, 4),
+            }
+            for name, part in parts.items()
+        },
+    }

@@ -1,0 +1,162 @@
+"""What a bench of a GPU found, as text for people."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jobs.bench.detectors import OURS
+from jobs.bench.gpu.journal import (
+    CHOICE,
+    CRASHED,
+    CUT,
+    ENVIRONMENT,
+    FAILED,
+    LEFT_OUT,
+    REFUSED,
+    TIMING,
+    VALUE,
+    VERDICT,
+    Record,
+)
+
+REASONS = {
+    REFUSED: "wrong, so not timed",
+    LEFT_OUT: "left out",
+    FAILED: "failed",
+    CRASHED: "crashed",
+    CUT: "ended when its time was over",
+}
+
+
+def describe_results(records: list[Record]) -> str:
+    """A paragraph a step, and one of what was not measured."""
+    paragraphs = [_header(records)]
+    for step, describe in DESCRIBE.items():
+        lines = list(describe([record for record in records if record["step"] == step]))
+        if lines:
+            paragraphs.append("\n".join([step.upper(), *(f"  {line}" for line in lines)]))
+    if missing := list(_missing(records)):
+        paragraphs.append("\n".join(["NOT MEASURED", *(f"  {line}" for line in missing)]))
+    return "\n\n".join(paragraphs)
+
+
+def _header(records: list[Record]) -> str:
+    """The device and the versions, of the last process."""
+    found = next(r for r in reversed(records) if r["kind"] == ENVIRONMENT)
+    row = found["row"]
+    versions = {"torch": row["torch"], **found["versions"]}
+    known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return f"{row['device']}, {row['date']}, commit {row['git_sha']}\n{known}"
+
+
+def _timings(records: list[Record]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rows and their details."""
+    for record in records:
+        if record["kind"] == TIMING:
+            yield record["row"], record["row"]["details"]
+
+
+def _ceilings(records: list[Record]) -> Iterator[str]:
+    for record in records:
+        if record["kind"] == VALUE:
+            clocks = record["clocks"]
+            beside = f"   {clocks['processors_mhz']} MHz, {clocks['watts']:.0f} W" if clocks else ""
+            yield f"{record['case']:<6} {record['value']:>10,.4g} {record['unit']}{beside}"
+
+
+def _gates(records: list[Record]) -> Iterator[str]:
+    for record in records:
+        if record["kind"] == VERDICT:
+            word = "right" if record["right"] else "WRONG"
+            if "error" in record:
+                beside = f"error {record['error']:.2g} of at most {record['tolerance']:.2g}"
+            else:
+                beside = "; ".join([record["summary"], *record["failures"]])
+            yield f"{word}  {record['case']}: {beside}"
+
+
+def _bits(records: list[Record]) -> Iterator[str]:
+    for record in records:
+        if record["kind"] == VERDICT:
+            yield f"{record['case']}: {record['summary']}"
+
+
+def _rates(records: list[Record]) -> Iterator[str]:
+    for row, details in _timings(records):
+        memory = f"{row['peak_memory_mib']:>7,} MiB" if row["peak_memory_mib"] else ""
+        yield (
+            f"{row['case']:<64} {row['images_per_second']:>8.1f} images/s "
+            f"{row['p50_ms']:>8.2f} ms, {details['share_of_bound']:.0%} of the bound {memory}"
+        )
+    for row, details in _timings(records):
+        if row["batch"] in (2, 8):
+            yield f"parts of {row['case']}:"
+            yield from _parts(details["parts"])
+
+
+def _parts(parts: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Milliseconds of each part beside its bounds."""
+    for name, part in parts.items():
+        yield (
+            f"  {name:<20} {part['share']:>6.1%} {part['ms']:>9.3f} ms   bound "
+            f"{part['bound_ms']:>8.3f} (compute {part['compute_ms']:.3f}, memory "
+            f"{part['memory_ms']:.3f})"
+        )
+
+
+def _mix(records: list[Record]) -> Iterator[str]:
+    for row, details in _timings(records):
+        passes = ", ".join(f"{count} {kind}" for kind, count in details["passes"].items())
+        yield (
+            f"{row['case']}: {row['images_per_second']:.1f} images/s, fill "
+            f"{details['mean_fill']:.0%}, {details['canvas_per_pixel']:.3f} of the images' pixels, "
+            f"{details['batches']} batches of {details['forms']} forms ({passes or 'all eager'})"
+        )
+
+
+def _peers(records: list[Record]) -> Iterator[str]:
+    rows = [row for row, _ in _timings(records)]
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=False):
+        assert ours["subject"] == OURS
+        yield (
+            f"{theirs['case']}, batch {theirs['batch']}: {theirs['subject']} "
+            f"({theirs['precision']}) {theirs['images_per_second']:.1f} images/s, ours in turn "
+            f"{ours['images_per_second']:.1f}: {theirs['p50_ms'] / ours['p50_ms']:.2f} times"
+        )
+
+
+def _choices(records: list[Record]) -> Iterator[str]:
+    for record in records:
+        if record["kind"] == CHOICE:
+            yield f"{record['what']}: {record['chosen']}"
+            for name, took in sorted(record["seconds"].items(), key=lambda item: float(item[1])):
+                yield f"  {name:<24} {took * 1e6:>10.1f} us"
+    for row, _ in _timings(records):
+        yield f"{row['case']}, {row['precision']}, {row['subject']}: {row['p50_ms']:.3f} ms"
+
+
+def _flow(records: list[Record]) -> Iterator[str]:
+    for row, details in _timings(records):
+        yield f"{row['case']}: {row['images_per_second']:.1f} images/s, start-up included"
+        for name, value in details.items():
+            yield f"  {name}: {value}"
+
+
+def _missing(records: list[Record]) -> Iterator[str]:
+    """Cases that have no figure yet, and why."""
+    known = {(r["step"], r["case"]) for r in records if r["kind"] in (VALUE, VERDICT, TIMING)}
+    for record in records:
+        if record["kind"] in REASONS and (record["step"], record["case"]) not in known:
+            name = ", ".join(filter(None, (record["step"], record["case"])))
+            yield f"{name}: {REASONS[record['kind']]}. {record.get('reason', '')}".rstrip()
+
+
+DESCRIBE: dict[str, Callable[[list[Record]], Iterator[str]]] = {
+    "ceilings": _ceilings,
+    "gates": _gates,
+    "bits": _bits,
+    "rates": _rates,
+    "mix": _mix,
+    "peers": _peers,
+    "choices": _choices,
+    "flow": _flow,
+}

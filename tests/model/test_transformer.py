@@ -1,0 +1,19 @@
+"""The decoder's self-attention equals torch's own module, whose parameters it takes."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.transformer import self_attention
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_self_attention_is_that_of_the_module(batch: int, generator: torch.Generator) -> None:
+    attention = nn.MultiheadAttention(64, 4, batch_first=True).eval()
+    for parameter in attention.parameters():
+        parameter.data.normal_(generator=generator)
+    query, value = (torch.randn(batch, 50, 64, generator=generator) for _ in range(2))
+    with torch.inference_mode():
+        expected, _ = attention(query, query, value, need_weights=False)
+        found = self_attention(attention, query, value)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
