@@ -18,7 +18,7 @@ from model.fused_layers import FusedConv2d
 from model.ops import capability_of
 from model.ops.ways import CUDNN, RESIDUAL, WAYS
 
-SECONDS = 8.0  # of each choice
+SECONDS = 5.0  # of each choice
 PRECISIONS = ("bf16", "fp16")
 # The last convolutions of ResNet-50's blocks at 800 x 1066: blocks, channels in and out, rows and
 # columns of the map.

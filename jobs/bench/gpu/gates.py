@@ -1,10 +1,11 @@
 """Whether the detector is right on this device. What is not is not timed, by any step."""
 
+import atexit
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +18,23 @@ from jobs.bench.detectors import TOLERANCES, Answer, error_of_answer, has_peer
 from jobs.bench.gpu.context import Absent, Context, Wrong
 from jobs.bench.gpu.journal import VERDICT
 from jobs.bench.gpu.poison import CPU_POISON, poison_memory
+from model.deformable_detr import DeformableDetr
 from model.ms_deform_attn import MSDeformAttn
+from model.predictor import MULTIPLE
 from model.preprocess import normalize, stack_images
-from model.zoo import DTYPES, MODELS, create_model
+from model.zoo import DTYPES, create_model
 
 TESTS = "tests of the model"
+# The most wanted first.
+MODELS = (
+    "deformable-detr",
+    "deformable-detr-single-scale",
+    "deformable-detr-with-box-refine-two-stage",
+    "shapes-tiny",
+    "deformable-detr-with-box-refine",
+    "deformable-detr-single-scale-dc5",
+)
+TINY_MODELS = ("shapes-tiny", "deformable-detr-single-scale")
 Sizes = tuple[tuple[int, int], ...]
 EXACT: Sizes = ((224, 320), (224, 320))
 PADDED: Sizes = ((224, 320), (320, 192), (97, 223))
@@ -41,17 +54,19 @@ class Gate:
 
 
 def run(context: Context) -> None:
-    """Run the tests that need a device, then check each variant in each precision."""
+    """Check each variant in each precision, those of one model together; then run the tests."""
+    precisions = ("fp32", "bf16") if context.tiny else ("bf16", "fp16", "fp32")
+    for model in TINY_MODELS if context.tiny else MODELS:
+        gates = [
+            Gate(model, precision, padded) for precision in precisions for padded in (False, True)
+        ]
+        for gate in gates:
+            if str(gate) not in context.finished:
+                with context.case(str(gate)):
+                    _check(context, gate)
     for name in context.left_to_do([TESTS]):
         with context.case(name):
             _run_tests(context)
-    models = ["shapes-tiny", "deformable-detr-single-scale"] if context.tiny else list(MODELS)
-    precisions = ("fp32", "bf16") if context.tiny else ("bf16", "fp16", "fp32")
-    gates = [Gate(m, p, padded) for m in models for p in precisions for padded in (False, True)]
-    for gate in gates:
-        if str(gate) not in context.finished:
-            with context.case(str(gate)):
-                _check(context, gate)
 
 
 def _run_tests(context: Context) -> None:
@@ -62,15 +77,10 @@ def _run_tests(context: Context) -> None:
         raise Absent("the tests or pytest are not here: run this in a checkout of the project")
     if context.tiny:
         files = [file for file in files if file.endswith(("test_ranking.py", "test_predictor.py"))]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "jobs.bench.gpu.poison",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "jobs.bench.gpu.poison"]
+    command += ["-p", "no:cacheprovider"]
+    if context.on_gpu and find_spec("xdist") is not None:
+        command += ["--numprocesses", "4"]  # kernels are compiled side by side
     environment = os.environ | ({} if context.on_gpu else CPU_POISON)
     done = subprocess.run(
         [*command, *files], cwd=top, env=environment, capture_output=True, text=True
@@ -143,13 +153,24 @@ def _pictures(sizes: Sizes) -> list[Tensor]:
 
 def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
     """What the detector says of a batch, as the pipeline runs it."""
-    with TemporaryDirectory() as folder:
-        weights = weights_of(gate.model, Path(folder))
-        net = create_model(gate.model, weights, context.device, gate.precision, padding="invariant")
-    pixels, valid = stack_images(_pictures(sizes), 64 if gate.padded else 1)
+    net = _ours(gate.model, gate.precision, context.device)
+    pixels, valid = stack_images(_pictures(sizes), MULTIPLE if gate.padded else 1)
     there = None if valid is None else valid.to(context.device)
     out = net(*normalize(pixels.to(context.device), there, net.dtype))
     return out.pred_logits.float().cpu(), out.pred_boxes.float().cpu()
+
+
+@lru_cache(maxsize=1)
+def _ours(model: str, precision: str, device: str) -> DeformableDetr:
+    return create_model(model, _weights(model), device, precision, padding="invariant")
+
+
+@lru_cache(maxsize=1)
+def _weights(model: str) -> str | None:
+    """The file of `weights_of`, which goes with this process."""
+    folder = TemporaryDirectory(prefix="detr-batch-weights-")
+    atexit.register(folder.cleanup)
+    return weights_of(model, Path(folder.name))
 
 
 def weights_of(model: str, folder: Path) -> str | None:
@@ -170,7 +191,7 @@ def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> lis
     as it is trained, with the attention's formula.
     """
     dtype = DTYPES[precision]
-    net = _peer(model).to(device) if has_peer(model) else _plain_model(model).to(device)
+    net = _peer(model, device)
     answers = []
     with torch.backends.cudnn.flags(allow_tf32=False):
         for picture in _pictures(sizes):
@@ -182,15 +203,14 @@ def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> lis
     return answers
 
 
-def _peer(model: str) -> torch.nn.Module:
-    from jobs.bench.peers import peer
+@lru_cache(maxsize=1)
+def _peer(model: str, device: str) -> torch.nn.Module:
+    if has_peer(model):
+        from jobs.bench.peers import peer
 
-    return peer(model)
-
-
-def _plain_model(model: str) -> torch.nn.Module:
+        return peer(model).to(device)
     net = create_model(model, training=True)
     for module in net.modules():
         if isinstance(module, MSDeformAttn):
             module.implementation = "reference"
-    return net
+    return net.to(device)

@@ -45,15 +45,19 @@ class Part:
 
 
 def measure_parts(
-    net: DeformableDetr, run: Callable[[], object], device: str, ceilings: dict[str, float]
+    net: DeformableDetr,
+    run: Callable[[], object],
+    device: str,
+    ceilings: dict[str, float],
+    timed: bool = True,
 ) -> dict[Name, Part]:
-    """Run twice: once under the profiler, once counting what each operation computes and moves.
+    """Count what each operation of a run computes and moves; where `timed`, profile another run.
 
     `ceilings` are TFLOP/s by precision, and GB/s as "copy".
     """
     parts = {name: Part() for name in PARTS}
     with _labelled(net) as labels:
-        for name, seconds in _profiled(run, device):
+        for name, seconds in _profiled(run, device) if timed else ():
             parts[name].milliseconds += seconds * 1e3
         with Traffic(labels) as traffic:
             run()

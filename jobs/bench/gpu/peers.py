@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,64 +91,60 @@ def _time_peers(
         context.device,
         compile_threads=os.cpu_count() or 1,
     )
-    expected = _truth(ours)
-    with _ready(ours, context.seconds_left()) as (worker, answer):
-        error = error_of_answer(answer, expected, case.model)
-        for name, precision, share in wanted:
-            if _name(case, name, precision) in context.finished:
-                continue
-            limit = share * context.seconds_left()
+    left = [one for one in wanted if _name(case, *one[:2]) not in context.finished]
+    with ExitStack() as stack:
+        # All load at once, and do nothing on the device before they are asked.
+        truth, own, *peers = (
+            stack.enter_context(_started(replace(ours, name=name, precision=precision)))
+            for name, precision in [(PEER, "fp32"), (OURS, "bf16"), *(one[:2] for one in left)]
+        )
+        expected = truth.warm_up(context.seconds_left())
+        truth.stop()
+        error = error_of_answer(own.warm_up(context.seconds_left()), expected, case.model)
+        for peer, (name, precision, share) in zip(peers, left, strict=True):
             with context.case(_name(case, name, precision)):
-                peer = replace(ours, name=name, precision=precision)
-                _time_one(context, case, (worker, error), (peer, limit), expected)
-
-
-def _truth(ours: Subject) -> Answer:
-    """What transformers says in fp32."""
-    with _ready(replace(ours, name=PEER, precision="fp32"), None) as (_, answer):
-        return answer
+                answer = peer.warm_up(share * context.seconds_left())
+                _time_in_turn(context, case, (own, error), peer, answer, expected)
+            peer.stop()
 
 
 @contextmanager
-def _ready(subject: Subject, limit: float | None) -> Iterator[tuple[Worker, Answer]]:
-    """A subject's process, and what it says. TimeoutError where it takes more than `limit`."""
+def _started(subject: Subject) -> Iterator[Worker]:
+    """A subject's process, which ends with the block if not before."""
     worker = Worker(subject)
     try:
-        yield worker, worker.warm_up(limit)
+        yield worker
     finally:
         worker.stop()
 
 
-def _time_one(
+def _time_in_turn(
     context: Context,
     case: Case,
     ours: tuple[Worker, float],
-    wanted: tuple[Subject, float],
+    peer: Worker,
+    answer: Answer,
     expected: Answer,
 ) -> None:
-    """Time a peer in turn with ours; both have a row."""
-    subject, limit = wanted
-    with _ready(subject, limit) as (peer, answer):
-        error = 0.0
-        if subject.name != FASTER_RCNN:
-            error = error_of_answer(answer, expected, case.model)
-        workers = {OURS: ours[0], subject.name: peer}
-        seconds = 0.0 if context.tiny else SECONDS
-        took = interleaved({name: one.seconds for name, one in workers.items()}, seconds)
-        for name, worker, precision, wrong in (
-            (OURS, ours[0], "bf16", ours[1]),
-            (subject.name, peer, subject.precision, error),
-        ):
-            label = _name(case, subject.name, subject.precision)
-            context.write_timing(
-                f"{label}: ours" if name == OURS else label,
-                name,
-                case.batch,
-                precision,
-                took[name],
-                images=case.batch,
-                row_case=f"{case}, {subject.size[0]} x {subject.size[1]}",
-                memory=worker.memory(),
-                error=wrong,
-                beside=f"{subject.name}, {subject.precision}",
-            )
+    """Time a peer in turn with ours, which comes with its error; both have a row."""
+    subject = peer.subject
+    error = 0.0
+    if subject.name != FASTER_RCNN:
+        error = error_of_answer(answer, expected, case.model)
+    workers = {OURS: ours[0], subject.name: peer}
+    seconds = 0.0 if context.tiny else SECONDS
+    took = interleaved({name: one.seconds for name, one in workers.items()}, seconds)
+    label = _name(case, subject.name, subject.precision)
+    for key, worker, wrong in ((f"{label}: ours", ours[0], ours[1]), (label, peer, error)):
+        context.write_timing(
+            key,
+            worker.subject.name,
+            case.batch,
+            worker.subject.precision,
+            took[worker.subject.name],
+            images=case.batch,
+            row_case=f"{case.model}, {subject.size[0]} x {subject.size[1]}",
+            memory=worker.memory(),
+            error=wrong,
+            beside=f"{subject.name}, {subject.precision}",
+        )

@@ -19,12 +19,12 @@ from jobs.bench.measure import device_name
 # Shares of the time; what a step leaves goes to those behind it.
 SHARES = {
     "ceilings": 2,
-    "gates": 9,
-    "bits": 7,
+    "gates": 11,
+    "bits": 8,
     "rates": 10,
     "mix": 5,
-    "peers": 13,
-    "choices": 7,
+    "peers": 14,
+    "choices": 6,
     "flow": 10,
 }
 GRACE_SECONDS = 5.0  # from the request to end to the end

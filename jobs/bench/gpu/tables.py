@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jobs.bench.detectors import OURS
+from jobs.bench.detectors import FASTER_RCNN, OURS
 from jobs.bench.gpu.journal import (
     CHOICE,
     CRASHED,
@@ -18,6 +18,8 @@ from jobs.bench.gpu.journal import (
     Record,
 )
 
+Rates = dict[str, dict[str, Any]]  # rows by case
+
 REASONS = {
     REFUSED: "wrong, so not timed",
     LEFT_OUT: "left out",
@@ -30,8 +32,9 @@ REASONS = {
 def describe_results(records: list[Record]) -> str:
     """A paragraph a step, and one of what was not measured."""
     paragraphs = [_header(records)]
+    known = _known_rates(records)
     for step, describe in DESCRIBE.items():
-        lines = list(describe([record for record in records if record["step"] == step]))
+        lines = list(describe([record for record in records if record["step"] == step], known))
         if lines:
             paragraphs.append("\n".join([step.upper(), *(f"  {line}" for line in lines)]))
     if missing := list(_missing(records)):
@@ -48,6 +51,22 @@ def _header(records: list[Record]) -> str:
     return f"{row['device']}, {row['date']}, commit {row['git_sha']}\n{known}"
 
 
+def _known_rates(records: list[Record]) -> Rates:
+    """The step "rates", by model, precision, form and batch."""
+    return {
+        record["case"]: record["row"]
+        for record in records
+        if record["step"] == "rates" and record["kind"] == TIMING
+    }
+
+
+def _share(rate: float, known: Rates, case: str) -> str:
+    """How much a rate is of the detector's alone, where that was measured."""
+    if case not in known:
+        return ""
+    return f", {rate / known[case]['images_per_second']:.0%} of the detector's rate on one size"
+
+
 def _timings(records: list[Record]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Rows and their details."""
     for record in records:
@@ -55,7 +74,7 @@ def _timings(records: list[Record]) -> Iterator[tuple[dict[str, Any], dict[str, 
             yield record["row"], record["row"]["details"]
 
 
-def _ceilings(records: list[Record]) -> Iterator[str]:
+def _ceilings(records: list[Record], _: Rates) -> Iterator[str]:
     for record in records:
         if record["kind"] == VALUE:
             clocks = record["clocks"]
@@ -63,7 +82,7 @@ def _ceilings(records: list[Record]) -> Iterator[str]:
             yield f"{record['case']:<6} {record['value']:>10,.4g} {record['unit']}{beside}"
 
 
-def _gates(records: list[Record]) -> Iterator[str]:
+def _gates(records: list[Record], _: Rates) -> Iterator[str]:
     for record in records:
         if record["kind"] == VERDICT:
             word = "right" if record["right"] else "WRONG"
@@ -74,13 +93,13 @@ def _gates(records: list[Record]) -> Iterator[str]:
             yield f"{word}  {record['case']}: {beside}"
 
 
-def _bits(records: list[Record]) -> Iterator[str]:
+def _bits(records: list[Record], _: Rates) -> Iterator[str]:
     for record in records:
         if record["kind"] == VERDICT:
             yield f"{record['case']}: {record['summary']}"
 
 
-def _rates(records: list[Record]) -> Iterator[str]:
+def _rates(records: list[Record], _: Rates) -> Iterator[str]:
     for row, details in _timings(records):
         memory = f"{row['peak_memory_mib']:>7,} MiB" if row["peak_memory_mib"] else ""
         yield (
@@ -88,7 +107,7 @@ def _rates(records: list[Record]) -> Iterator[str]:
             f"{row['p50_ms']:>8.2f} ms, {details['share_of_bound']:.0%} of the bound {memory}"
         )
     for row, details in _timings(records):
-        if row["batch"] in (2, 8):
+        if "parts" in details:
             yield f"parts of {row['case']}:"
             yield from _parts(details["parts"])
 
@@ -103,17 +122,19 @@ def _parts(parts: dict[str, dict[str, float]]) -> Iterator[str]:
         )
 
 
-def _mix(records: list[Record]) -> Iterator[str]:
+def _mix(records: list[Record], known: Rates) -> Iterator[str]:
     for row, details in _timings(records):
         passes = ", ".join(f"{count} {kind}" for kind, count in details["passes"].items())
+        rate = row["images_per_second"]
+        alone = f"{row['case'].partition(',')[0]}, {row['precision']}, exact, batch {row['batch']}"
         yield (
-            f"{row['case']}: {row['images_per_second']:.1f} images/s, fill "
+            f"{row['case']}: {rate:.1f} images/s{_share(rate, known, alone)}, fill "
             f"{details['mean_fill']:.0%}, {details['canvas_per_pixel']:.3f} of the images' pixels, "
             f"{details['batches']} batches of {details['forms']} forms ({passes or 'all eager'})"
         )
 
 
-def _peers(records: list[Record]) -> Iterator[str]:
+def _peers(records: list[Record], known: Rates) -> Iterator[str]:
     rows = [row for row, _ in _timings(records)]
     for ours, theirs in zip(rows[::2], rows[1::2], strict=False):
         assert ours["subject"] == OURS
@@ -121,10 +142,21 @@ def _peers(records: list[Record]) -> Iterator[str]:
             f"{theirs['case']}, batch {theirs['batch']}: {theirs['subject']} "
             f"({theirs['precision']}) {theirs['images_per_second']:.1f} images/s, ours in turn "
             f"{ours['images_per_second']:.1f}: {theirs['p50_ms'] / ours['p50_ms']:.2f} times"
+            f"{_bound_of(ours, theirs, known)}"
         )
 
 
-def _choices(records: list[Record]) -> Iterator[str]:
+def _bound_of(ours: dict[str, Any], theirs: dict[str, Any], known: Rates) -> str:
+    """Shares of the bound that ours has, of both; another model has another."""
+    model = ours["case"].partition(",")[0]
+    rate = known.get(f"{model}, {ours['precision']}, exact, batch {ours['batch']}")
+    if rate is None or theirs["subject"] == FASTER_RCNN:
+        return ""
+    bound = rate["details"]["bound_ms"]
+    return f" ({bound / theirs['p50_ms']:.0%} and {bound / ours['p50_ms']:.0%} of the bound)"
+
+
+def _choices(records: list[Record], _: Rates) -> Iterator[str]:
     for record in records:
         if record["kind"] == CHOICE:
             yield f"{record['what']}: {record['chosen']}"
@@ -134,9 +166,14 @@ def _choices(records: list[Record]) -> Iterator[str]:
         yield f"{row['case']}, {row['precision']}, {row['subject']}: {row['p50_ms']:.3f} ms"
 
 
-def _flow(records: list[Record]) -> Iterator[str]:
+def _flow(records: list[Record], known: Rates) -> Iterator[str]:
     for row, details in _timings(records):
-        yield f"{row['case']}: {row['images_per_second']:.1f} images/s, start-up included"
+        rate = details["images_per_second_steady"] or row["images_per_second"]
+        alone = f"{row['case'].partition(',')[0]}, {row['precision']}, exact, batch {row['batch']}"
+        yield (
+            f"{row['case']}, {row['subject']}: {row['images_per_second']:.1f} images/s with the "
+            f"start-up, {rate:.1f} steady{_share(rate, known, alone)}"
+        )
         for name, value in details.items():
             yield f"  {name}: {value}"
 
@@ -150,7 +187,7 @@ def _missing(records: list[Record]) -> Iterator[str]:
             yield f"{name}: {REASONS[record['kind']]}. {record.get('reason', '')}".rstrip()
 
 
-DESCRIBE: dict[str, Callable[[list[Record]], Iterator[str]]] = {
+DESCRIBE: dict[str, Callable[[list[Record], Rates], Iterator[str]]] = {
     "ceilings": _ceilings,
     "gates": _gates,
     "bits": _bits,
