@@ -14,12 +14,17 @@ Case = tuple[str, ...]  # device, benchmark, case, batch
 
 
 def newest(results: Path) -> dict[Case, list[Row]]:
-    """The last row of each subject and precision, by case, fastest first. ValueError: no rows."""
+    """The last row of each subject and precision, by case, fastest first. ValueError: no rows.
+
+    Of `bench gpu` only what is beside peers.
+    """
     if not results.exists():
         raise ValueError(f"{results} does not exist: run another `detr-batch bench` first")
     last: dict[Case, dict[tuple[str, str], Row]] = {}
     with results.open(newline="") as file:
         for row in csv.DictReader(file):
+            if row["benchmark"].startswith("gpu ") and row["benchmark"] != "gpu peers":
+                continue
             case = tuple(row[name] for name in ("device", "benchmark", "case", "batch"))
             last.setdefault(case, {})[row["subject"], row["precision"]] = row
     if not last:
