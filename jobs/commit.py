@@ -1,19 +1,14 @@
-"""The end of every run, labelled or imported: its record, then its manifest, then tidying up."""
+"""The end of every run, labelled or imported: its record and its plan, then its commit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.run_plan import staging_url
+from jobs.output import paths
+from jobs.output.manifest import Manifest, make_manifest
+from jobs.output.writing import OutputWriter
 from jobs.run_record import write_document
-from pipeline.lock import OutputLock
-from pipeline.publish import (
-    PartFile,
-    PublishTarget,
-    manifest_of,
-    remove_tables,
-    write_manifest,
-)
+from pipeline.publish import PartFile, PublishTarget
 from pipeline.shards import Shards
 from pipeline.storage import join, open_location, remove_tree
 
@@ -30,18 +25,18 @@ class Finished:
     report: dict[str, Any]
     replaces: Sequence[str] = ()  # runs that count no more
 
-    def manifest(self) -> dict[str, Any]:
-        """Its manifest, written or not."""
-        return manifest_of(self.target, self.source, self.files, self.counts, self.replaces)
+    def manifest(self, token: str) -> Manifest:
+        """Its manifest by the writer of that token, written or not."""
+        plan = paths.plan(self.target.run_id, token)
+        return make_manifest(self.target, plan, self.source, self.files, self.counts, self.replaces)
 
 
-def commit(run: Finished, lock: OutputLock) -> None:
-    """Let the run count. LockLost, and it does not, where another holds the lock by now."""
+def commit(run: Finished, writer: OutputWriter) -> None:
+    """Let the run count. LockLost, and it does not, where another has OUTPUT by now."""
     output, run_id = run.target.output, run.target.run_id
+    manifest = run.manifest(writer.token)
     write_document(output, run_id, "report.json", run.report)
-    run.shards.without_secrets().put(join(output, "_runs", run_id, "plan.parquet"))
-    lock.check()
-    write_manifest(output, run.manifest())
-    remove_tables(output, run.replaces)
-    fs, path = open_location(staging_url(output, run_id), "OUTPUT")
+    run.shards.without_secrets().put(join(output, manifest["plan"]))
+    writer.commit(manifest, run.replaces)
+    fs, path = open_location(join(output, paths.staging(run_id)), "OUTPUT")
     remove_tree(fs, path)

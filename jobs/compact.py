@@ -10,16 +10,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.output import paths
+from jobs.output.errors import CommitLost
+from jobs.output.manifest import Manifest, make_manifest
+from jobs.output.paths import TABLES
+from jobs.output.writing import OutputWriter
 from jobs.run_plan import new_run_id, read_table, write_table
 from jobs.run_record import environment, read_document, write_document
-from jobs.views import TABLES, connect, limit_memory, told
-from pipeline.lock import OutputLock
+from jobs.views import connect, limit_memory, told
 from pipeline.plan import FILES_PER_SHARD
 from pipeline.publish import (
     BOXES_PER_FILE,
@@ -27,11 +30,6 @@ from pipeline.publish import (
     PartFile,
     PublishTarget,
     ReconcileError,
-    committed_runs,
-    manifest_of,
-    remove_remains,
-    remove_tables,
-    write_manifest,
     write_part,
 )
 from pipeline.schema import DETECTIONS, IMAGES
@@ -108,41 +106,47 @@ class Compacted:
 
 
 def compact(
-    output: str, images_per_file: int = IMAGES_PER_FILE, boxes_per_file: int = BOXES_PER_FILE
+    output: str,
+    images_per_file: int = IMAGES_PER_FILE,
+    boxes_per_file: int = BOXES_PER_FILE,
+    single_writer: bool = False,
+    keep_replaced: float = 0.0,
 ) -> list[Compacted]:
     """Make one run of all over the same INPUT, for each INPUT that has several.
 
     InputError where an unfinished run is to be taken up first; ReconcileError, with nothing
     changed, where rows would be lost.
     """
-    with OutputLock(output) as lock:
-        runs = committed_runs(output)
+    with OutputWriter(output, single_writer, keep_replaced) as writer:
+        runs = writer.catalog.committed()
         _check_finished(output)
-        remove_remains(output, [])
         done = []
         for source in sorted({run["input"] for run in runs}):
             group = [run for run in runs if run["input"] == source]
             if len(group) < 2:
                 continue
+            writer.begin()
             run_id = new_run_id(output)
             try:
                 with told(output), connect(output, runs) as connection:
                     result, manifest = _compacted(
-                        connection, output, run_id, group, (images_per_file, boxes_per_file)
+                        connection, writer, run_id, group, (images_per_file, boxes_per_file)
                     )
-                lock.check()
             except BaseException:
-                remove_tables(output, [run_id])
+                writer.discard(run_id)
                 raise
-            write_manifest(output, manifest)
-            remove_tables(output, manifest["replaces"])
+            try:
+                writer.commit(manifest, manifest["replaces"], "compacted")
+            except CommitLost:
+                writer.discard(run_id)
+                raise
             runs = [run for run in runs if run not in group] + [manifest]
             done.append(result)
     return done
 
 
 def _check_finished(output: str) -> None:
-    fs, path = open_location(join(output, "_staging"), "OUTPUT")
+    fs, path = open_location(join(output, paths.STAGING), "OUTPUT")
     if any(name.endswith("/plan.parquet") for name in find(fs, path)):
         raise InputError(
             f"{output} holds an unfinished run: run its `detr-batch label` again, then compact"
@@ -151,20 +155,21 @@ def _check_finished(output: str) -> None:
 
 def _compacted(
     connection: duckdb.DuckDBPyConnection,
-    output: str,
+    writer: OutputWriter,
     run_id: str,
-    group: list[dict[str, Any]],
+    group: list[Manifest],
     most: tuple[int, int],
-) -> tuple[Compacted, dict[str, Any]]:
+) -> tuple[Compacted, Manifest]:
     """Write tables and documents of a run in the place of `group`, and make its manifest.
 
     `most` are images and boxes of a file.
     """
-    newest = group[-1]
+    newest, output = group[-1], writer.output
+    target = writer.target(run_id, newest["model"], newest["model_fingerprint"], newest["labels"])
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         limit_memory(connection, MEMORY, folder)
-        connection.register("plans", _plans(output, ids))
+        connection.register("plans", _plans(output, group))
         source = newest["input"].rstrip("/")
         limits = {"images_per_file": most[0], "boxes_per_file": most[1]}
         given = {"source": source, "ids": ids, **limits}
@@ -172,15 +177,16 @@ def _compacted(
             used = {name: value for name, value in given.items() if f"${name}" in statement}
             connection.execute(statement, used)
         files = [
-            *_written(connection, _IMAGES, IMAGES, output, f"images/run={run_id}"),
-            *_written(connection, _DETECTIONS, DETECTIONS, output, f"detections/run={run_id}"),
+            *_written(connection, _IMAGES, IMAGES, target, "images"),
+            *_written(connection, _DETECTIONS, DETECTIONS, target, "detections"),
         ]
         before, kept, boxes = connection.execute(_COUNTS, {"ids": ids}).fetchall()[0]
         _reconcile(files, kept, boxes)
         by_status = connection.sql("SELECT status, count(*) FROM places GROUP BY 1 ORDER BY 1")
         counts = dict(by_status.fetchall())
         plan = connection.sql(_PLAN).to_arrow_table().select(PLAN.names).cast(PLAN)
-    write_table(join(output, "_runs", run_id, "plan.parquet"), plan)
+    plan_name = paths.plan(run_id, writer.token)
+    write_table(join(output, plan_name), plan)
     record = {
         "run_id": run_id,
         "compacts": ids,
@@ -189,26 +195,28 @@ def _compacted(
         **environment(),
     }
     write_document(output, run_id, "run.json", record)
-    labels = tuple(newest.get("labels", ()))
-    target = PublishTarget(output, run_id, "", newest["model"], newest["model_fingerprint"], labels)
     files_before = sum(len(run["files"]) for run in group)
     return (
         Compacted(run_id, len(ids), kept, before - kept, files_before, len(files)),
-        manifest_of(target, newest["input"], files, counts, ids, compacts=True),
+        make_manifest(target, plan_name, newest["input"], files, counts, ids, compacts=True),
     )
 
 
-def _plans(output: str, ids: Sequence[str]) -> pa.Table:
+def _plans(output: str, runs: Sequence[Manifest]) -> pa.Table:
     """Plans of all runs, with the column `run`."""
     tables = []
-    for run_id in ids:
-        table = read_table(join(output, "_runs", run_id, "plan.parquet"))
+    for run in runs:
+        table, run_id = read_table(join(output, run["plan"])), run["run_id"]
         tables.append(table.append_column("run", pa.array([run_id] * len(table), pa.string())))
     return pa.concat_tables(tables)
 
 
 def _written(
-    connection: duckdb.DuckDBPyConnection, sql: str, schema: pa.Schema, output: str, folder: str
+    connection: duckdb.DuckDBPyConnection,
+    sql: str,
+    schema: pa.Schema,
+    target: PublishTarget,
+    name: str,
 ) -> Iterator[PartFile]:
     """The files of one table: rows come by ascending `part`, which ends where a file does.
 
@@ -222,13 +230,17 @@ def _written(
         table = pa.Table.from_batches([batch])
         while len(table):
             same = table.filter(pc.equal(table["part"], part))
+            run_id = pa.array([target.run_id] * len(same), pa.string())
+            same = same.set_column(same.column_names.index("run_id"), "run_id", run_id)
             rows = pa.concat_tables([rows, same.select(schema.names).cast(schema)])
             table = table.slice(len(same))
             if len(table):
-                yield write_part(output, f"{folder}/part-{part:05d}.parquet", rows)
+                yield write_part(
+                    target.output, target.part_name.format(table=name, number=part), rows
+                )
                 rows, part = schema.empty_table(), part + 1
     while part <= last:
-        yield write_part(output, f"{folder}/part-{part:05d}.parquet", rows)
+        yield write_part(target.output, target.part_name.format(table=name, number=part), rows)
         rows, part = schema.empty_table(), part + 1
 
 

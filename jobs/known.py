@@ -1,18 +1,22 @@
 """What an OUTPUT holds labels of, read from the plans of its runs: nothing else is opened."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.output.catalog import Catalog
+from jobs.output.documents import damaged
+from jobs.output.log import READ_AT_ONCE
+from jobs.output.manifest import Manifest
 from jobs.run_record import score_threshold
 from model.urls import identity, mask
-from pipeline.publish import READ_AT_ONCE, committed_runs
-from pipeline.shards import members, plan_tables
+from pipeline.errors import DamagedFile
+from pipeline.shards import PLAN, members, plan_tables
 from pipeline.storage import InputError, join, open_location, uri
 from pipeline.versions import Known, Objects, newest, versions
 
@@ -25,19 +29,19 @@ def canonical(url: str) -> str:
     return identity(uri(*open_location(url, "INPUT")))
 
 
-def replaced_runs(options: "LabelOptions", runs: list[dict[str, Any]]) -> list[str]:
+def replaced_runs(options: "LabelOptions", runs: list[Manifest]) -> list[str]:
     """Which of the committed `runs` --relabel takes the place of: those over the same INPUT."""
     source = canonical(options.input)
     return [run["run_id"] for run in runs if options.relabel and run["input"] == source]
 
 
-def known_objects(options: "LabelOptions", mark: str) -> Known:
+def known_objects(options: "LabelOptions", mark: str, catalog: Catalog) -> Known:
     """What need not be labelled again, each object as it was labelled last.
 
     InputError where labels were made otherwise, or where an archive was read in part: this run
     would lose the rest, or label the beginning twice.
     """
-    runs = committed_runs(options.output)
+    runs = catalog.committed()
     replaced = replaced_runs(options, runs)
     stay = [run for run in runs if run["run_id"] not in replaced]
     for run in stay:
@@ -53,7 +57,7 @@ def known_objects(options: "LabelOptions", mark: str) -> Known:
 
 
 def planned_objects(
-    output: str, runs: list[dict[str, Any]], source: str, replaced: Collection[str] = ()
+    output: str, runs: list[Manifest], source: str, replaced: Collection[str] = ()
 ) -> Known:
     """What `runs` labelled, oldest first; those over the INPUT `source` are of this one.
 
@@ -61,7 +65,7 @@ def planned_objects(
     """
     runs = sorted(runs, key=lambda run: run["run_id"] not in replaced)
 
-    def objects(run: dict[str, Any]) -> Objects:
+    def objects(run: Manifest) -> Objects:
         stays = run["run_id"] not in replaced
         tables = _plan(output, run, whole=stays)
         pairs = (
@@ -74,16 +78,23 @@ def planned_objects(
         return newest(list(pool.map(objects, runs)), partial(_uris, output, runs))
 
 
-def _uris(output: str, runs: list[dict[str, Any]]) -> Iterator[pa.Array]:
+def read_plan(output: str, name: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
+    """The plan of that name below OUTPUT, some shards at a time. DamagedOutput."""
+    try:
+        yield from plan_tables(join(output, name), columns)
+    except DamagedFile as error:
+        raise damaged(name) from error
+
+
+def _uris(output: str, runs: list[Manifest]) -> Iterator[pa.Array]:
     for run in runs:
         for table in _plan(output, run, whole=False):
             yield members(table, "uri")
 
 
-def _plan(output: str, run: dict[str, Any], whole: bool) -> Iterator[pa.Table]:
+def _plan(output: str, run: Manifest, whole: bool) -> Iterator[pa.Table]:
     """The plan of a run. InputError where it must be `whole`, and --limit ended in an archive."""
-    url = join(output, "_runs", run["run_id"], "plan.parquet")
-    for table in plan_tables(url, ["shard", "members", "limit"]):
+    for table in read_plan(output, run["plan"], ["shard", "members", "limit"]):
         cut = table.filter(pc.is_valid(table["limit"]))
         if whole and len(cut):
             raise InputError(

@@ -16,6 +16,9 @@ from jobs.cost.estimate import RUNS, Estimate, estimate
 from jobs.known import canonical, known_objects, replaced_runs
 from jobs.label_options import LabelOptions
 from jobs.metrics import RunMetrics
+from jobs.output import paths
+from jobs.output.catalog import read_catalog
+from jobs.output.writing import OutputWriter
 from jobs.pictures import PictureReader, planned_now
 from jobs.placement import Placement
 from jobs.progress import show
@@ -26,7 +29,6 @@ from jobs.run_plan import (
     new_run,
     plan_url,
     planned,
-    staging_url,
     unfinished,
     write_down,
 )
@@ -40,16 +42,14 @@ from pipeline import retries
 from pipeline.blocks import open_work
 from pipeline.dataflow import FlowSettings, label_shards, publish_parts, read_back
 from pipeline.detect import BATCHES_PER_CALL, Detector, DetectorSpec
-from pipeline.lock import LOCK_NAME, LockLost, OutputLock
+from pipeline.errors import OutputError
 from pipeline.plan import Plan
 from pipeline.publish import (
     PublishTarget,
     ReconcileError,
-    committed_runs,
     fitting_images,
     parts,
     reconcile,
-    remove_remains,
 )
 from pipeline.schema import OK
 from pipeline.shards import Shards
@@ -75,21 +75,20 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     mark = fingerprint(config, digest, options.score_threshold)
     startup.end(WEIGHTS)
     if options.dry_run:
-        found = planned(options, known_objects(options, mark))
+        found = planned(options, known_objects(options, mark, read_catalog(options.output)))
         print(described(found, expected(options, mark, found.shards), placed_here(options)))
         return EXIT_OK
     counts: Counter[str] = Counter()  # images by status
-    with OutputLock(options.output) as lock:
-        known = known_objects(options, mark)
-        run = unfinished(options, mark)
-        remove_remains(options.output, [run.run_id] if run else [])
+    with OutputWriter(options.output, options.single_writer, options.keep_replaced) as writer:
+        known = known_objects(options, mark, writer.catalog)
+        run = unfinished(options, mark, writer)
         startup.end(CATALOGUE)
         if run and run.shards:
             del known  # of ten million objects it takes a third of a gigabyte
             place = placement(options, run, startup)
-            counts.update(carry_out(options, run, place, config, mark, lock, startup))
+            counts.update(carry_out(options, run, place, config, mark, writer, startup))
             startup = Startup()  # of the run that may follow
-            known = known_objects(options, mark)
+            known = known_objects(options, mark, writer.catalog)
             startup.end(CATALOGUE)
         if not run or (options.limit is None and not options.relabel):
             found = planned(options, known)
@@ -98,11 +97,12 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
             run = new_run(options.output, found)
             startup.end(LISTING)
             if run.shards:
+                writer.begin()
                 place = placement(options, run, startup)
                 estimated = expected(options, mark, run.shards)
                 write_down(options, mark, run, found.gone, estimated)
                 startup.end(LISTING)
-                counts.update(carry_out(options, run, place, config, mark, lock, startup))
+                counts.update(carry_out(options, run, place, config, mark, writer, startup))
     if not counts:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
     return verdict(options, counts)
@@ -110,7 +110,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
 
 def placement(options: LabelOptions, run: Run, startup: Startup) -> Placement:
     """Ray, started or joined, and where on it the run goes. InputError where it cannot."""
-    place = ready(options, join(options.output, LOCK_NAME), run.shards.first())
+    place = ready(options, join(options.output, paths.LOCK), run.shards.first())
     startup.end(RAY)
     return place
 
@@ -140,7 +140,7 @@ def carry_out(
     place: Placement,
     config: DeformableDetrConfig,
     mark: str,
-    lock: OutputLock,
+    writer: OutputWriter,
     startup: Startup,
 ) -> dict[str, int]:
     """Label and publish a planned run: its images by status. RuntimeError where that fails.
@@ -156,11 +156,12 @@ def carry_out(
         options.batch_size,
         session=secrets.token_hex(8),
     )
-    blocks = join(staging_url(options.output, run.run_id), "blocks")
-    target = PublishTarget(options.output, run.run_id, blocks, options.model, mark, config.labels)
+    target = writer.target(run.run_id, options.model, mark, config.labels)
     plan = plan_url(options.output, run.run_id)
     per_call = BATCHES_PER_CALL * options.batch_size
-    settings = FlowSettings(plan, blocks, config.resize, Detector, (spec,), per_call, place.layout)
+    settings = FlowSettings(
+        plan, target.staging, config.resize, Detector, (spec,), per_call, place.layout
+    )
     precision = options.resolved_precision(place.device)
     print(f"run {run.run_id}: {options.model} on {place.device}, {precision}", file=sys.stderr)
     try:
@@ -168,10 +169,13 @@ def carry_out(
         nodes = NodeMeter(ray.nodes, startup.began)
         with nodes, RunMetrics(options, run, tally, nodes, place.layout.detectors.most):
             flow(run, settings, tally)
-            return finish(options, run, target, tally, place, lock, nodes)
-    except (LockLost, ReconcileError):
-        raise
+            return finish(options, run, target, tally, place, writer, nodes)
     except Exception as error:  # storage's and workers' are of many kinds
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, OutputError):  # a worker's, which says what to do
+            raise cause from error
+        if isinstance(error, OutputError | ReconcileError):
+            raise
         raise RuntimeError(
             f"the run failed: {_reason(error)}. What is labelled is kept: run the same command "
             "again"
@@ -201,16 +205,15 @@ def finish(
     target: PublishTarget,
     tally: Tally,
     place: Placement,
-    lock: OutputLock,
+    writer: OutputWriter,
     nodes: NodeMeter,
 ) -> dict[str, int]:
     """Reconcile, publish, report, and only then let the run count: its images by status."""
     began = time.time()
     planned = run.shards.names()
-    lock.check()  # first: who takes a lost lock over removes what was staged
+    writer.check()  # who takes a lost lock over may have finished this run
     result = read_back(target.staging, place.layout.nodes)
     reconcile(planned, result)
-    lock.check()
     grouped = parts(planned, result, fitting_images(options.score_threshold))
     pictures = PictureReader() if options.page else None  # starts while the tables are written
     files = list(publish_parts(grouped, target, place.layout.nodes))
@@ -223,23 +226,23 @@ def finish(
     if not summary["labelled_before"]:  # an estimate is of a whole run
         record = read_document(options.output, run.run_id, "run.json")
         summary["estimate"] = record.get("estimate")
-    replaced = replaced_runs(options, committed_runs(options.output))
+    replaced = replaced_runs(options, writer.catalog.committed())
     source = canonical(options.input)
     done = Finished(target, source, run.shards, files, counts, dict(summary), replaced)
     if pictures is not None:
-        show_page(options.output, done, run, pictures)
-    commit(done, lock)
+        show_page(options.output, done, run, writer.token, pictures)
+    commit(done, writer)
     return counts
 
 
-def show_page(output: str, done: Finished, run: Run, pictures: PictureReader) -> None:
+def show_page(output: str, done: Finished, run: Run, token: str, pictures: PictureReader) -> None:
     """Write report.html beside report.json. Labels are worth more: what goes wrong is said."""
     try:
         from jobs.page.page import page_of  # here, as matplotlib would delay the start
 
         with pictures:
             planned = planned_now(run.shards)
-            page = page_of(output, done.manifest(), done.report, planned, pictures)
+            page = page_of(output, done.manifest(token), done.report, planned, pictures)
         write_text(output, run.run_id, "report.html", page)
     except Exception as error:  # of drawing, of storage and of tables: of many kinds
         print(

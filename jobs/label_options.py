@@ -41,6 +41,8 @@ class LabelOptions:
     spot: bool = False
     page: bool = True
     relabel: bool = False
+    single_writer: bool = False
+    keep_replaced: float = 0.0  # hours
     dry_run: bool = False
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
+from jobs.output.catalog import read_catalog
 from model.resize import ResizeRule
 from model.urls import printable
 from pipeline.child import Child, ChildFailed, Row, each_row
@@ -84,7 +85,7 @@ def planned_then(output: str, run_id: str) -> Planned:
 
     Secrets of signed URLs are no part of it: their pictures cannot be had again.
     """
-    return _planned(join(output, "_runs", run_id, "plan.parquet"))
+    return _planned(join(output, read_catalog(output).manifests[run_id]["plan"]))
 
 
 def _planned(url: str) -> Planned:

@@ -5,10 +5,11 @@ from statistics import median
 from typing import Any
 
 from jobs.cost.estimate import accuracy
+from jobs.output.catalog import committed_runs, read_catalog
+from jobs.output.manifest import Manifest
 from jobs.page.words import compared, duration, number
 from jobs.run_record import read_document
 from jobs.views import finished_runs
-from pipeline.publish import committed_runs, labelling_runs
 from pipeline.storage import InputError
 
 READ_AT_ONCE = 16  # reports fetched together: latency limits them
@@ -16,7 +17,7 @@ LIKE = 0.5  # of the images of earlier runs: one of fewer is not compared with t
 SAME = 0.05  # a rate or cost this near to the earlier ones is told as the same
 
 
-def manifest_of(output: str, run_id: str | None = None) -> dict[str, Any]:
+def manifest_of(output: str, run_id: str | None = None) -> Manifest:
     """The manifest of a run that counts, the newest unless it is named. InputError without it."""
     runs = _runs(output)
     if run_id is None:
@@ -28,7 +29,7 @@ def manifest_of(output: str, run_id: str | None = None) -> dict[str, Any]:
     raise InputError(f"--run {run_id}: {output} has no such finished run; its newest are {known}")
 
 
-def with_tables(output: str, run_id: str | None = None) -> dict[str, Any]:
+def with_tables(output: str, run_id: str | None = None) -> Manifest:
     """As `manifest_of`; InputError where `compact` has merged the run's tables into another's."""
     manifest = manifest_of(output, run_id)
     if all(run["run_id"] != manifest["run_id"] for run in committed_runs(output)):
@@ -40,8 +41,10 @@ def with_tables(output: str, run_id: str | None = None) -> dict[str, Any]:
     return manifest
 
 
-def _runs(output: str) -> list[dict[str, Any]]:
-    return labelling_runs(output) or finished_runs(output)  # which says that there is none
+def _runs(output: str) -> list[Manifest]:
+    return read_catalog(output).labelling() or finished_runs(
+        output
+    )  # which says that there is none
 
 
 def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
@@ -56,7 +59,9 @@ def _read(output: str, run_id: str) -> dict[str, Any]:
 def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, Any]]:
     """Of the newest `count` runs of a model, oldest first."""
     ids = [
-        run["run_id"] for run in labelling_runs(output) if run["model_fingerprint"] == fingerprint
+        run["run_id"]
+        for run in read_catalog(output).labelling()
+        if run["model_fingerprint"] == fingerprint
     ]
     return [_read(output, run_id) for run_id in ids[-count:]]
 

@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.cost.estimate import Estimate, as_text
 from jobs.known import canonical
-from jobs.run_record import environment, read_document, write_document
+from jobs.output import paths
+from jobs.output.errors import DamagedOutput
+from jobs.output.writing import OutputWriter
+from jobs.run_record import environment, read_document, write_record
 from model.urls import identity, mask
+from pipeline.errors import DamagedFile
 from pipeline.listing import listing
+from pipeline.parquet import write_parquet
 from pipeline.plan import Plan, plan
-from pipeline.publish import committed_runs
-from pipeline.shards import Shards, kept, plan_tables
+from pipeline.shards import PLAN, Shards, kept, plan_tables
 from pipeline.storage import (
     InputError,
     explained,
     find,
     join,
     open_location,
-    open_object,
     remove_tree,
     write_whole,
 )
@@ -49,12 +51,12 @@ class Run:
 
 
 def staging_url(output: str, run_id: str) -> str:
-    return join(output, "_staging", run_id)
+    return join(output, paths.staging(run_id))
 
 
 def plan_url(output: str, run_id: str) -> str:
     """Where the plan of a run under way is; once it is finished, one beside its manifest stays."""
-    return join(staging_url(output, run_id), "plan.parquet")
+    return join(output, paths.plan_under_way(run_id))
 
 
 def described(found: Plan, expected: Estimate | None, place: "Placement") -> str:
@@ -77,45 +79,79 @@ def described(found: Plan, expected: Estimate | None, place: "Placement") -> str
     return "\n".join(lines)
 
 
-def unfinished(options: "LabelOptions", mark: str) -> Run | None:
+def unfinished(options: "LabelOptions", mark: str, writer: OutputWriter) -> Run | None:
     """The run that a killed command left behind, if it was this command; without shards if done.
 
     --relabel drops that of another command; without it that is an InputError.
     """
-    committed = {run["run_id"] for run in committed_runs(options.output)}
     fs, _ = open_location(options.output, "OUTPUT")
+
+    def remove(folder: str) -> None:
+        writer.begin()
+        remove_tree(fs, folder)
+
     for folder in begun(options.output):
         run_id = folder.rsplit("/", 1)[-1]
-        record = read_document(options.output, run_id, "run.json")
+        counts = run_id in writer.catalog.state.counting()
+        if writer.catalog.knows(run_id) and not counts:  # it counts no more
+            remove(folder)
+            continue
+        record = _read_record(options.output, run_id)
         same = record["model_fingerprint"] == mark and _same_work(record["options"], options)
-        if run_id in committed:  # published, but killed before it had tidied up
-            remove_tree(fs, folder)
+        if counts:  # committed, but killed before it had tidied up
+            remove(folder)
             if same and (options.relabel or options.limit is not None):
                 return Run(run_id, kept([]))  # which is finished: it is not to be done again
             continue
         if same:
-            return Run(run_id, _taken_up(options, plan_url(options.output, run_id)))
+            shards = _taken_up(options, run_id)
+            writer.begin()
+            shards.put(plan_url(options.output, run_id))
+            return Run(run_id, shards)
         if not options.relabel:
             raise InputError(
                 f"{mask(options.output)} holds an unfinished run, `label {_words(record)}`: run "
                 "that command again to finish it, or pass --relabel to drop it"
             )
-        remove_tree(fs, folder)
+        remove(folder)
     return None
 
 
-def _taken_up(options: "LabelOptions", url: str) -> Shards:
-    """Shards of the plan at `url`, which is as this version reads it from then on.
+def _read_record(output: str, run_id: str) -> dict[str, Any]:
+    """run.json of an unfinished run. DamagedOutput where it does not say what was to be done."""
+    try:
+        record = read_document(output, run_id, "run.json")
+    except (FileNotFoundError, DamagedOutput) as error:  # it was written before the plan
+        raise _useless(run_id, paths.document(run_id, "run.json")) from error
+    options = record.get("options")
+    known = isinstance(options, dict) and options.keys() >= _NEEDED
+    if "model_fingerprint" not in record or not known:
+        raise _useless(run_id, paths.document(run_id, "run.json"))
+    return record
+
+
+def _useless(run_id: str, name: str) -> DamagedOutput:
+    return DamagedOutput(
+        f"{name} of OUTPUT is damaged or missing: put back what was there, or delete "
+        f"{paths.staging(run_id)} of OUTPUT, and the same command plans anew. What is staged of "
+        "that run is lost then; nothing that is published is"
+    )
+
+
+def _taken_up(options: "LabelOptions", run_id: str) -> Shards:
+    """Shards of an unfinished run, as this version writes them. DamagedOutput without its plan.
 
     Where addresses carry secrets, with those that INPUT gives them now: the old ones end.
     """
-    shards = kept(plan_tables(url))
+    try:
+        shards = kept(plan_tables(plan_url(options.output, run_id)))
+    except DamagedFile as error:
+        raise _useless(run_id, paths.plan_under_way(run_id)) from error
     if shards.signed:
         with explained("INPUT", options.input):
             listed = listing(options.input, options.format, options.output)
             now = {identity(member.uri): member.uri for member, _ in listed}
         shards = shards.renamed(lambda uri: now.get(identity(uri), uri))
-    shards.put(url)
     return shards
 
 
@@ -125,7 +161,7 @@ def begun(output: str) -> list[str]:
     Folders without a plan are removed: of runs that were killed while they tidied up, and of
     imports.
     """
-    fs, staging = open_location(join(output, "_staging"), "OUTPUT")
+    fs, staging = open_location(join(output, paths.STAGING), "OUTPUT")
     found = list(find(fs, staging))
     plans = [name for name in found if name.endswith("/plan.parquet")]
     planned = {name.rsplit("/", 1)[0] for name in plans}
@@ -136,6 +172,7 @@ def begun(output: str) -> list[str]:
 
 
 _WORK = ("input", "format", "limit", "relabel")  # options that decide which images are labelled
+_NEEDED = {*_WORK, "output", "model", "weights", "score_threshold"}  # of `_words`
 
 
 def _same_work(recorded: dict[str, Any], options: "LabelOptions") -> bool:
@@ -174,7 +211,7 @@ def new_run(output: str, found: Plan) -> Run:
 
 def new_run_id(output: str) -> str:
     """A name that sorts behind those of all runs of OUTPUT, also where a clock was ahead."""
-    fs, path = open_location(join(output, "_runs"), "OUTPUT")
+    fs, path = open_location(join(output, paths.RUNS), "OUTPUT")
     folders = {name[len(path) :].strip("/").split("/")[0] for name in find(fs, path)}
     names = [name for name in folders if RUN_NAME.match(name)]
     now = datetime.now(UTC).replace(microsecond=0)
@@ -201,22 +238,20 @@ def write_down(
         **environment(),
     }
     if len(gone):
-        url = join(options.output, "_runs", run.run_id, "gone.parquet")
+        url = join(options.output, paths.document(run.run_id, "gone.parquet"))
         write_table(url, pa.table({"uri": gone}))
-    write_document(options.output, run.run_id, "run.json", record)
+    write_record(options.output, run.run_id, record)
     run.shards.put(plan_url(options.output, run.run_id))
 
 
 def read_table(url: str) -> pa.Table:
-    """The Parquet file at `url`."""
-    fs, path = open_location(url, "OUTPUT")
-    with open_object(fs, path) as file:
-        return pq.read_table(file)
+    """The plan at `url`. DamagedFile where it is not whole."""
+    return pa.concat_tables([PLAN.empty_table(), *plan_tables(url)])
 
 
 def write_table(url: str, table: pa.Table) -> None:
     """Put a table at `url` as Parquet, whole or not at all."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    write_parquet(buffer, table.schema, [table])
     fs, path = open_location(url, "OUTPUT")
     write_whole(fs, path, buffer.getvalue())

@@ -13,6 +13,8 @@ from typing import Any, NotRequired, TypedDict
 
 from jobs.cost import Cost, Rates
 from jobs.cost.estimate import Estimate
+from jobs.output import paths
+from jobs.output.documents import converted
 from jobs.startup import FIRST_BLOCK, Startup
 from jobs.timeline import CpuMeter, Point, Timeline
 from model.config import DeformableDetrConfig
@@ -50,17 +52,38 @@ def write_document(output: str, run_id: str, name: str, document: dict[str, Any]
     write_text(output, run_id, name, json.dumps(document, indent=1))
 
 
+def write_record(output: str, run_id: str, record: dict[str, Any]) -> None:
+    """Put run.json beside the run's manifest, with the digest of what it says."""
+    write_document(output, run_id, "run.json", {**record, "sha256": _digest(record)})
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
 def write_text(output: str, run_id: str, name: str, text: str) -> None:
     """Put a text beside the run's manifest."""
-    fs, path = open_location(join(output, "_runs", run_id, name), "OUTPUT")
+    fs, path = open_location(join(output, paths.document(run_id, name)), "OUTPUT")
     write_whole(fs, path, text.encode())
 
 
 def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
-    """A JSON document of a run; FileNotFoundError where there is none."""
-    fs, path = open_location(join(output, "_runs", run_id, name), "OUTPUT")
-    document: dict[str, Any] = json.loads(read_object(fs, path))
-    return document
+    """A JSON document of a run, without its digest.
+
+    FileNotFoundError where there is none, DamagedOutput where it is not as it was written. Versions
+    before 0.2 wrote no digests.
+    """
+    fs, path = open_location(join(output, paths.document(run_id, name)), "OUTPUT")
+    data = read_object(fs, path)
+
+    def convert() -> dict[str, Any]:
+        document = json.loads(data)
+        assert isinstance(document, dict)
+        digest = document.pop("sha256", None)
+        assert digest is None or digest == _digest(document)
+        return document
+
+    return converted(paths.document(run_id, name), convert)
 
 
 def score_threshold(output: str, run_id: str) -> float:

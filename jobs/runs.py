@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.output.catalog import committed_runs
+from jobs.output.documents import FORMAT
+from jobs.output.manifest import FileOfRun, Manifest
+from jobs.output.writing import OutputWriter
 from jobs.run_record import read_document
 from jobs.views import finished_runs
-from pipeline.lock import OutputLock
-from pipeline.publish import committed_runs, manifests, remove_tables, replaced_by
 from pipeline.schema import DETECTIONS, IMAGES, OK
-from pipeline.storage import InputError, join, open_location, open_object, remove_tree
+from pipeline.storage import InputError, join, open_location, open_object
 
 HASHED_AT_ONCE = 8 << 20  # bytes
 
@@ -38,7 +40,7 @@ def listed(output: str) -> list[dict[str, Any]]:
             "detections": _rows(run, "detections"),
             "files": len(run["files"]),
             "bytes": sum(file["bytes"] for file in run["files"]),
-            "compacts": len(run["replaces"]) if run.get("compacts") else 0,
+            "compacts": len(run["replaces"]) if run["compacts"] else 0,
         }
         for run in finished_runs(output)
     ]
@@ -72,28 +74,21 @@ def shown(output: str, run_id: str) -> dict[str, Any]:
     return {"manifest": manifest, "run": read_document(output, run_id, "run.json")}
 
 
-def delete(output: str, run_id: str, confirm: Callable[[str], bool]) -> str | None:
+def delete(
+    output: str, run_id: str, confirm: Callable[[str], bool], single_writer: bool = False
+) -> str | None:
     """Remove a run's labels, so that the next `label` makes them anew; what was done, in words.
 
     None where `confirm`, asked with what would be lost, says no. InputError for an unknown run.
     """
-    with OutputLock(output) as lock:
+    with OutputWriter(output, single_writer) as writer:
         manifest = _of(output, run_id)
         images = sum(manifest["images"].values())
         boxes = _rows(manifest, "detections")
         lost = f"run {run_id} over {manifest['input']}: {images} images, {boxes} detections"
         if not confirm(lost):
             return None
-        lock.check()
-        # Runs that it took the place of first: they must not count again without it.
-        for one in [*replaced_by(manifest, manifests(output)), run_id]:
-            for name in ("manifest.json", ""):
-                fs, path = open_location(join(output, "_runs", one, name).rstrip("/"), "OUTPUT")
-                if name and fs.exists(path):
-                    fs.rm_file(path)
-                elif not name:
-                    remove_tree(fs, path)
-        remove_tables(output, [run_id])
+        writer.commit(None, [run_id], "deleted")
     return f"deleted {lost}"
 
 
@@ -102,11 +97,14 @@ def verify(output: str) -> list[Problem]:
     return [problem for run in committed_runs(output) for problem in _verify(output, run)]
 
 
-def _verify(output: str, run: dict[str, Any]) -> Iterator[Problem]:
+def _verify(output: str, run: Manifest) -> Iterator[Problem]:
     statuses: dict[str, int] = {}
     boxes = 0
     for file in run["files"]:
-        schema = IMAGES if file["path"].startswith("images/") else DETECTIONS
+        is_images = file["path"].startswith("images/")
+        schema = IMAGES if is_images else DETECTIONS
+        if run["format"] < FORMAT:
+            schema = schema.remove(schema.get_field_index("run_id"))
         try:
             what, table = _checked(output, file, schema)
         except FileNotFoundError:
@@ -115,7 +113,7 @@ def _verify(output: str, run: dict[str, Any]) -> Iterator[Problem]:
             what, table = f"it cannot be read: {error}", None
         if what:
             yield Problem(run_id=run["run_id"], path=file["path"], what=what)
-        if table is not None and schema is IMAGES:
+        if table is not None and is_images:
             boxes += pc.sum(table["num_detections"]).as_py() or 0
             for status in table["status"].value_counts().to_pylist():
                 name = status["values"]
@@ -128,9 +126,7 @@ def _verify(output: str, run: dict[str, Any]) -> Iterator[Problem]:
         )
 
 
-def _checked(
-    output: str, file: dict[str, Any], schema: pa.Schema
-) -> tuple[str | None, pa.Table | None]:
+def _checked(output: str, file: FileOfRun, schema: pa.Schema) -> tuple[str | None, pa.Table | None]:
     """What is wrong with one file, and of `images` the columns that are counted."""
     fs, path = open_location(join(output, file["path"]), "OUTPUT")
     with open_object(fs, path) as content:
@@ -146,16 +142,16 @@ def _checked(
             return "its columns are not those of the table", None
         if rows != file["rows"]:
             return f"{rows} rows where {file['rows']} were written", None
-        counted = parquet.read(["status", "num_detections"]) if schema is IMAGES else None
+        counted = parquet.read(["status", "num_detections"]) if "status" in schema.names else None
         return None, counted
 
 
-def _of(output: str, run_id: str) -> dict[str, Any]:
+def _of(output: str, run_id: str) -> Manifest:
     for run in finished_runs(output):
         if run["run_id"] == run_id:
             return run
     raise InputError(f"{output} has no finished run {run_id}: `detr-batch runs` lists them")
 
 
-def _rows(run: dict[str, Any], table: str) -> int:
+def _rows(run: Manifest, table: str) -> int:
     return sum(file["rows"] for file in run["files"] if file["path"].startswith(f"{table}/"))

@@ -8,16 +8,20 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import reduce
 
 import duckdb
 
+from jobs.output.catalog import committed_runs
+from jobs.output.documents import FORMAT
+from jobs.output.manifest import Manifest
+from jobs.output.paths import TABLES
 from model.urls import mask
-from pipeline.publish import committed_runs
 from pipeline.storage import InputError, for_other_readers, join
 
-TABLES = ("images", "detections")
-_RUN = "* EXCLUDE (filename), regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1) AS run"
+_RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
+_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
+_OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of format 1
 _LATEST = """
 CREATE VIEW latest_images AS
     SELECT * FROM images
@@ -27,7 +31,7 @@ CREATE VIEW latest AS
 """
 
 
-def finished_runs(output: str) -> list[dict[str, Any]]:
+def finished_runs(output: str) -> list[Manifest]:
     """Manifests of the runs that count, oldest first; InputError where OUTPUT has none."""
     runs = committed_runs(output)
     if not runs:
@@ -35,7 +39,7 @@ def finished_runs(output: str) -> list[dict[str, Any]]:
     return runs
 
 
-def connect(output: str, runs: Sequence[dict[str, Any]] | None = None) -> duckdb.DuckDBPyConnection:
+def connect(output: str, runs: Sequence[Manifest] | None = None) -> duckdb.DuckDBPyConnection:
     """A connection with the views over `runs`, by their manifests (None: all that count).
 
     InputError where there is none.
@@ -48,7 +52,7 @@ def connect(output: str, runs: Sequence[dict[str, Any]] | None = None) -> duckdb
 def add_views(
     connection: duckdb.DuckDBPyConnection,
     output: str,
-    runs: Sequence[dict[str, Any]],
+    runs: Sequence[Manifest],
     schema: str = "main",
 ) -> None:
     """The views over `runs` of OUTPUT, in a schema of their own where a connection has several."""
@@ -58,18 +62,31 @@ def add_views(
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
         connection.register_filesystem(fs)
+    old = [run for run in runs if run["files"] and run["format"] < FORMAT]
+    new = [run for run in runs if run["files"] and run["format"] >= FORMAT]
     for table in TABLES:
-        files = [
-            _literal(join(output, file["path"]))
-            for run in runs
-            for file in run["files"]
-            if file["path"].startswith(f"{table}/")
+        parts = [
+            _read(connection, output, table, some).project(columns)
+            for some, columns in ((old, _OLD_COLUMNS), (new, _COLUMNS))
+            if some
         ]
-        # Not as Hive partitions: folders above OUTPUT may be called `label=...` as well.
-        relation = connection.read_parquet(files, hive_partitioning=False, filename=True)
-        relation.project(_RUN).create_view(table)
+        reduce(duckdb.DuckDBPyRelation.union, parts).create_view(table)
     connection.execute(_LATEST)
     connection.execute("USE main")
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection, output: str, table: str, runs: Sequence[Manifest]
+) -> duckdb.DuckDBPyRelation:
+    """A table's files of some runs."""
+    files = [
+        _literal(join(output, file["path"]))
+        for run in runs
+        for file in run["files"]
+        if file["path"].startswith(f"{table}/")
+    ]
+    # Not as Hive partitions: folders above OUTPUT may be called `label=...` as well.
+    return connection.read_parquet(files, hive_partitioning=False, filename=True)
 
 
 def limit_memory(connection: duckdb.DuckDBPyConnection, memory: str, scratch: str) -> None:

@@ -25,7 +25,7 @@ from pipeline.blocks import (
 from pipeline.prepare import Preparer
 from pipeline.publish import Part, PartFile, PublishTarget
 from pipeline.schema import Receipt, Work
-from pipeline.stage import Staged, merged, ranges_in, staged_files
+from pipeline.stage import Staged, merged, ranges_in, remove_damaged, staged_files
 
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
 # 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then). GPUs take
@@ -158,12 +158,17 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
 
 
 def read_back(staging: str, nodes: Labels | None = None) -> Staged:
-    """What is staged: read here where it is little, else by Ray tasks on nodes of these labels."""
+    """What is staged: read here where it is little, else by Ray tasks on nodes of these labels.
+
+    Blocks that are damaged are removed.
+    """
     names = staged_files(staging)
     groups = [names[i : i + FILES_PER_TASK] for i in range(0, len(names), FILES_PER_TASK)]
     if len(groups) < 2:
-        return merged(ranges_in(staging, group) for group in groups)
-    return merged(_by_tasks(ranges_block, [files_item(group) for group in groups], staging, nodes))
+        tables: Iterator[pa.Table] = (ranges_in(staging, group) for group in groups)
+    else:
+        tables = _by_tasks(ranges_block, [files_item(group) for group in groups], staging, nodes)
+    return merged(remove_damaged(staging, tables))
 
 
 def publish_parts(

@@ -5,5 +5,13 @@ class InputError(ValueError):
     """A mistake of the user's: one line that says what to do."""
 
 
+class OutputError(RuntimeError):
+    """OUTPUT is not as it must be, or another command has it. The line says what to do."""
+
+
+class DamagedFile(OutputError):
+    """A file of OUTPUT is not as it was written."""
+
+
 class StorageUnavailable(RuntimeError):
     """A store that fails for a time, or for good: the run ends, and the next takes it up."""

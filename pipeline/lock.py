@@ -9,53 +9,99 @@ it and must not publish.
 
 Clocks of two machines differ and jump. Whether a holder lives is therefore seen by whether it
 renews: one whose lease seems to have ended is watched for a while before it is taken for dead.
+A lease that is too long to watch is left alone until the user says that its holder is dead.
 """
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
-from typing import Any
+from dataclasses import asdict, dataclass, fields
 
-from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from model.urls import mask
+from pipeline.errors import OutputError
 from pipeline.retries import retried
-from pipeline.storage import InputError, explained, join, open_location, read_object, write_whole
+from pipeline.storage import (
+    InputError,
+    create_whole,
+    explained,
+    join,
+    open_location,
+    read_object,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = float(os.environ.get("DETR_BATCH_LEASE_SECONDS", "60"))
+MOST_LEASE_SECONDS = 86_400.0
 RENEWALS = 4  # chances to renew before the lease ends
+MOST_WATCHED_SECONDS = 600.0  # a command that waits for longer seems to hang
 LOOK_SECONDS = 0.2  # between two looks at a holder that may be dead
 SETTLE_SECONDS = 0.2  # of two that write at once the later one stands: both look again
-LOCK_NAME = "_lock.json"
-CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")  # what S3 says to a second create
+# The lock of versions before 0.2, which created it empty and then wrote it: a kill left it so.
+OLD_NAME = "_lock.json"
 
 
-class LockLost(RuntimeError):
+class LockLost(OutputError):
     """Another run took the lock over while this one was paused."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a lock file says."""
+
+    token: str
+    holder: str  # for people
+    lease_seconds: float
+    expires_at: float  # Unix time, of the holder's clock
+
+
+def lease_of_bytes(data: bytes) -> Lease | None:
+    """What a lock file says; None where no holder wrote it so."""
+    try:
+        document = json.loads(data)
+        lease = Lease(*(document[field.name] for field in fields(Lease)))
+        texts, numbers = (lease.token, lease.holder), (lease.lease_seconds, lease.expires_at)
+        whole = (
+            all(isinstance(text, str) for text in texts)
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and 0 < lease.lease_seconds <= MOST_LEASE_SECONDS
+        )
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None
+    return lease if whole else None
 
 
 class OutputLock:
     """Holds OUTPUT for as long as the `with` block runs, renewing the lease from a thread."""
 
-    def __init__(self, output: str, lease_seconds: float = LEASE_SECONDS):
+    def __init__(self, output: str, name: str, lease_seconds: float = LEASE_SECONDS):
+        if not 0 < lease_seconds <= MOST_LEASE_SECONDS:
+            raise InputError(
+                f"DETR_BATCH_LEASE_SECONDS {lease_seconds:g}: give more than 0, and a day "
+                f"({MOST_LEASE_SECONDS:.0f}) at most"
+            )
         self.lease_seconds = lease_seconds
         self.token = uuid.uuid4().hex
-        self.fs, self.path = open_location(join(output, LOCK_NAME), "OUTPUT")
-        self.output = output
+        self.fs, self.path = open_location(join(output, name), "OUTPUT")
+        self.output, self.name = output, name
         self._made: list[str] = []
         self._renewed = _now()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def __enter__(self) -> "OutputLock":
-        """InputError, naming the holder, where another run has a lease that has not ended."""
+        """InputError, naming the holder, where another run has a lease that has not ended.
+
+        OutputError where the lock file is damaged.
+        """
         with explained("OUTPUT", self.output):
             self._take()
         time.sleep(SETTLE_SECONDS)
@@ -68,42 +114,58 @@ class OutputLock:
         if isinstance(self.fs, LocalFileSystem):
             self._made = _make_folders(os.path.dirname(self.path))
         self._renewed = _now()
-        if not holder and _create(self.fs, self.path, self._content()):
+        if holder is None and create_whole(self.fs, self.path, self._content()):
             return
         holder = holder or self._read()
-        if holder.get("token") == self.token:
+        if holder and holder.token == self.token:
             return  # the answer to the first request was lost, and it was repeated
-        if self._lives(holder):
+        if holder and self._lives(holder):
             raise InputError(
-                f"{mask(self.output)} is being written by {holder.get('holder')} (its lease ends "
-                f"{self.lease_seconds:.0f} s after it dies). Wait for it, or end it first."
+                f"{mask(self.output)} is being written by {holder.holder} (its lease ends "
+                f"{holder.lease_seconds:.0f} s after it dies). Wait for it, or end it first."
             )
         self._renewed = _now()
         write_whole(self.fs, self.path, self._content())
 
-    def _lives(self, holder: dict[str, Any]) -> bool:
-        """Whether the lease goes on, by its word where our clocks agree, else by its renewals."""
-        lease = holder.get("lease_seconds", self.lease_seconds)
-        remaining = holder.get("expires_at", 0.0) - time.time()
+    def _lives(self, holder: Lease) -> bool:
+        """Whether the lease goes on, by its word where our clocks agree, else by its renewals.
+
+        InputError where these come too seldom to be waited for.
+        """
+        lease = holder.lease_seconds
+        remaining = holder.expires_at - time.time()
         if 0 < remaining <= lease:
             return True
         # Ended, unless its clock is behind ours; or its clock is ahead, by an unknown time.
         watch = lease * 1.5 / RENEWALS if remaining <= 0 else lease
-        log.info("watching for %.0f s whether %s lives", watch, holder.get("holder"))
+        if watch > MOST_WATCHED_SECONDS:
+            raise InputError(
+                f"{self._place()} is of {holder.holder}, and only in {watch:.0f} s would it tell "
+                "whether that command still runs: wait for it, or delete the file if it has ended"
+            )
+        log.info("watching for %.0f s whether %s lives", watch, holder.holder)
         until = _now() + watch
         while _now() < until:
             time.sleep(LOOK_SECONDS)
             seen = self._read()
             if seen != holder:
-                return bool(seen)
+                return seen is not None
         return False
+
+    def leave(self, content: bytes) -> None:
+        """Give the lock up, but leave its file behind, with this content."""
+        self._stop.set()
+        self._thread.join()
+        write_whole(self.fs, self.path, content)
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         try:
-            if self._read().get("token") == self.token:
+            if self._is_own(self._read()):
                 retried(self.fs.rm_file, self.path)
+        except OutputError as error:
+            log.warning("%s", error)
         except Exception as error:  # the run's own end matters more
             place, why = mask(self.path), type(error).__name__
             log.warning("the lock %s stays until its lease ends (%s)", place, why)
@@ -113,10 +175,13 @@ class OutputLock:
             os.rmdir(folder)
 
     def check(self) -> None:
-        """LockLost unless the lock is still this run's. Call before anything becomes visible."""
+        """LockLost unless the lock is still this run's. Call before anything becomes visible.
+
+        OutputError where its file is damaged.
+        """
         holder = self._read()
-        if holder.get("token") != self.token:
-            other = holder.get("holder", "another run")
+        if not self._is_own(holder):
+            other = holder.holder if holder else "another run"
             raise LockLost(f"{mask(self.output)} was taken over by {other}")
         if _now() - self._renewed > self.lease_seconds:
             raise LockLost(
@@ -125,29 +190,37 @@ class OutputLock:
             )
 
     def _content(self) -> bytes:
-        document = {
-            "token": self.token,
-            "holder": f"{socket.gethostname()}:{os.getpid()}",
-            "lease_seconds": self.lease_seconds,
-            "expires_at": time.time() + self.lease_seconds,
-        }
-        return json.dumps(document).encode()
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        ends = time.time() + self.lease_seconds
+        return json.dumps(asdict(Lease(self.token, holder, self.lease_seconds, ends))).encode()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> Lease | None:
+        """What the lock file says; None where there is none. OutputError where it is damaged."""
         self.fs.invalidate_cache()
         try:
-            document: dict[str, Any] = json.loads(read_object(self.fs, self.path))
+            data = read_object(self.fs, self.path)
         except FileNotFoundError:
-            return {}
-        except json.JSONDecodeError:  # its holder died, or waits, between creating and writing it
-            return {"holder": "a run that died while it took the lock"}
-        return document
+            return None
+        if not data and self.name == OLD_NAME:  # its holder died, or is just about to write it
+            return Lease("", "a run that died while it took the lock", self.lease_seconds, 0.0)
+        lease = lease_of_bytes(data)
+        if lease is None:
+            raise OutputError(
+                f"{self._place()} is damaged: delete it if no other command writes this OUTPUT"
+            )
+        return lease
+
+    def _place(self) -> str:
+        return mask(join(self.output, self.name))
+
+    def _is_own(self, holder: Lease | None) -> bool:
+        return holder is not None and holder.token == self.token
 
     def _renew(self) -> None:
         while not self._stop.wait(self.lease_seconds / RENEWALS):
             began = _now()
             try:
-                if self._read().get("token") != self.token:
+                if not self._is_own(self._read()):
                     return  # lost: `check` will say so before anything is published
                 if _now() - self._renewed > self.lease_seconds:
                     return  # this process stood still, and another may be taking the lock over
@@ -171,24 +244,3 @@ def _make_folders(path: str) -> list[str]:
     for folder in reversed(made):
         os.makedirs(folder, exist_ok=True)
     return made
-
-
-def _create(fs: AbstractFileSystem, path: str, content: bytes) -> bool:
-    """Write `path` unless it exists; False where it does."""
-    if isinstance(fs, LocalFileSystem):
-        try:
-            with open(path, "xb") as file:
-                file.write(content)
-        except FileExistsError:
-            return False
-        return True
-    try:
-        retried(fs.pipe_file, path, content, mode="create")
-    except FileExistsError:
-        return False
-    except OSError as error:  # what s3fs makes of botocore's error
-        answer = getattr(error.__cause__, "response", {})
-        if answer.get("Error", {}).get("Code") in CONFLICTS:
-            return False
-        raise
-    return True

@@ -1,4 +1,4 @@
-"""publish: staged blocks -> the tables that users query, then the manifest: only then they count.
+"""publish: staged blocks -> the tables that users query. They count once the run is committed.
 
 Each output file holds whole shards, in order of shard and position, and is written by one Ray task;
 the driver knows shards and counts, never rows.
@@ -6,31 +6,19 @@ the driver knows shards and counts, never rows.
 
 import hashlib
 import io
-import json
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
 
-from pipeline.schema import DETECTED, DETECTIONS, IMAGES
-from pipeline.stage import Staged
-from pipeline.storage import (
-    explained,
-    find,
-    join,
-    open_location,
-    open_object,
-    read_object,
-    remove_tree,
-    write_whole,
-)
+from pipeline.errors import DamagedFile, OutputError
+from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.stage import Staged, read_staged, remove_staged
+from pipeline.storage import join, open_location, write_whole
 
 # Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
 IMAGES_PER_FILE = 100_000
@@ -43,7 +31,6 @@ LOW_SCORE = 0.1
 # rows, in the order of their images, had 22 % (100 %) read, 2026-11-25.
 ROWS_PER_GROUP = 1 << 15
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
-READ_AT_ONCE = 16  # manifests fetched together: latency limits them
 
 
 class ReconcileError(RuntimeError):
@@ -65,6 +52,7 @@ class PublishTarget:
 
     output: str
     run_id: str
+    part_name: str  # of a file, with places for `table` and `number`
     staging: str
     model: str
     fingerprint: str
@@ -129,22 +117,38 @@ def parts(
 
 
 def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
-    """Write one file of each table: repeats dropped, sorted by shard and position."""
-    fs, staging = open_location(target.staging, "staging")
-    tables = []
+    """Write one file of each table: repeats dropped, sorted by shard and position.
+
+    OutputError for a block that is damaged, which is removed.
+    """
+    blocks = []
     for name in part.files:
-        with open_object(fs, f"{staging}/{name}") as file:
-            table = pq.read_table(file, schema=DETECTED)
-        tables.append(table.filter(pc.is_in(table["shard"], pa.array(part.shards, pa.string()))))
-    rows = pa.concat_tables(tables).sort_by(
+        table = _read_or_remove(target.staging, name)
+        blocks.append(table.filter(pc.is_in(table["shard"], pa.array(part.shards, pa.string()))))
+    rows = pa.concat_tables(blocks).sort_by(
         [("shard", "ascending"), ("index_in_shard", "ascending")]
     )
     rows = _first_of_each(rows)
-    name = f"run={target.run_id}/part-{part.number:05d}.parquet"
+    tables = {
+        "images": images_table(rows, target),
+        "detections": detections_table(rows, target),
+    }
     return [
-        write_part(target.output, f"images/{name}", images_table(rows, target)),
-        write_part(target.output, f"detections/{name}", detections_table(rows, target.labels)),
+        write_part(target.output, target.part_name.format(table=name, number=part.number), table)
+        for name, table in tables.items()
     ]
+
+
+def _read_or_remove(staging: str, name: str) -> pa.Table:
+    """A staged block. OutputError for one that is damaged, which is removed."""
+    try:
+        return read_staged(staging, name)
+    except DamagedFile as error:
+        remove_staged(staging, name)
+        raise OutputError(
+            f"the staged block {name} was damaged, and is removed: nothing was published. Run the "
+            "same command again: it computes its images anew, and keeps the others"
+        ) from error
 
 
 def _first_of_each(rows: pa.Table) -> pa.Table:
@@ -165,6 +169,7 @@ def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
         "max_score": pc.struct_field(flat, "score").take(best),
         "model": pa.array([target.model] * len(rows), pa.string()),
         "model_fingerprint": pa.array([target.fingerprint] * len(rows), pa.string()),
+        "run_id": pa.array([target.run_id] * len(rows), pa.string()),
     }
     arrays = [
         columns.get(name, rows[name] if name in rows.column_names else None)
@@ -180,7 +185,7 @@ def _boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
     return pc.list_flatten(boxes), np.cumsum(lengths) - lengths, lengths
 
 
-def detections_table(rows: pa.Table, labels: tuple[str, ...]) -> pa.Table:
+def detections_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
     """DETECTED -> DETECTIONS: one row a box, by label and, best first, by score."""
     flat, starts, lengths = _boxes(rows)
     parent = pa.array(np.repeat(np.arange(len(rows)), lengths))
@@ -190,7 +195,8 @@ def detections_table(rows: pa.Table, labels: tuple[str, ...]) -> pa.Table:
         "image_id": rows["image_id"].take(parent),
         "shard": rows["shard"].take(parent),
         "detection": pa.array(np.arange(len(flat)) - np.repeat(starts, lengths), pa.int32()),
-        "label": pa.array(labels, pa.string()).take(fields["label_id"]),
+        "label": pa.array(target.labels, pa.string()).take(fields["label_id"]),
+        "run_id": pa.array([target.run_id] * len(flat), pa.string()),
     }
     return by_label(pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS))
 
@@ -220,97 +226,3 @@ def write_part(output: str, name: str, table: pa.Table) -> PartFile:
     fs, path = open_location(join(output, name), "OUTPUT")
     write_whole(fs, path, data)
     return PartFile(name, len(table), len(data), hashlib.sha256(data).hexdigest())
-
-
-def manifest_of(
-    target: PublishTarget,
-    source: str,
-    files: list[PartFile],
-    counts: dict[str, int],
-    replaces: Sequence[str] = (),
-    compacts: bool = False,
-) -> dict[str, Any]:
-    """What a run over INPUT `source` wrote; runs that it `replaces` are to count no more.
-
-    `compacts`: their labels live on in this one.
-    """
-    return {
-        "run_id": target.run_id,
-        "input": source,
-        "model": target.model,
-        "model_fingerprint": target.fingerprint,
-        "labels": list(target.labels),  # by label_id
-        "images": counts,  # by status
-        "files": [asdict(file) for file in files],
-        "replaces": list(replaces),
-        "compacts": compacts,
-    }
-
-
-def write_manifest(output: str, document: dict[str, Any]) -> None:
-    """The last write of a run: from now on the files of its manifest count."""
-    place = join(output, "_runs", document["run_id"], "manifest.json")
-    fs, path = open_location(place, "OUTPUT")
-    write_whole(fs, path, json.dumps(document, indent=1).encode())
-
-
-def manifests(output: str) -> list[dict[str, Any]]:
-    """Of all runs that were ever published and not deleted, oldest first."""
-    fs, path = open_location(join(output, "_runs"), "OUTPUT")
-    with explained("OUTPUT", output), ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        found = [name for name in find(fs, path) if name.endswith("/manifest.json")]
-        texts = pool.map(partial(_manifest, fs), found)
-        return [json.loads(text) for text in texts if text is not None]
-
-
-def _manifest(fs: AbstractFileSystem, name: str) -> bytes | None:
-    """A manifest; None where its run was deleted since the listing."""
-    try:
-        return read_object(fs, name)
-    except FileNotFoundError:
-        return None
-
-
-def committed_runs(output: str) -> list[dict[str, Any]]:
-    """Manifests of the runs that count, oldest first."""
-    runs = manifests(output)
-    replaced = {run_id for run in runs for run_id in run["replaces"]}
-    return [run for run in runs if run["run_id"] not in replaced]
-
-
-def replaced_by(run: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
-    """Runs whose place a run took, itself or through others: those before that were first."""
-    by_id = {one["run_id"]: one for one in runs}
-    found: list[str] = []
-    open_runs = list(run["replaces"])
-    while open_runs:
-        run_id = open_runs.pop()
-        if run_id in by_id:
-            found.append(run_id)
-            open_runs += by_id[run_id]["replaces"]
-    return found[::-1]
-
-
-def labelling_runs(output: str) -> list[dict[str, Any]]:
-    """Manifests of the runs whose labels OUTPUT holds, also where `compact` merged their tables."""
-    runs = manifests(output)
-    gone = {i for run in runs if not run.get("compacts") for i in replaced_by(run, runs)}
-    return [run for run in runs if run["run_id"] not in gone and not run.get("compacts")]
-
-
-def remove_tables(output: str, run_ids: Sequence[str]) -> None:
-    """Delete the tables of runs that were replaced, which plain globs would still find."""
-    for run_id in run_ids:
-        for table in ("images", "detections"):
-            fs, path = open_location(join(output, table, f"run={run_id}"), "OUTPUT")
-            remove_tree(fs, path)
-
-
-def remove_remains(output: str, unfinished: Collection[str]) -> None:
-    """Delete tables of runs that count no more, or were killed and left nothing to take up."""
-    kept = {run["run_id"] for run in committed_runs(output)} | set(unfinished)
-    for table in ("images", "detections"):
-        fs, path = open_location(join(output, table), "OUTPUT")
-        names = (name[len(path) :].strip("/").split("/")[0] for name in find(fs, path))
-        remains = {name.removeprefix("run=") for name in names if name.startswith("run=")} - kept
-        remove_tables(output, sorted(remains))

@@ -152,6 +152,8 @@ DETECTED = pa.schema(
 )
 
 # What users query: OUTPUT/images/ and OUTPUT/detections/.
+# Also in the name of the folder; engines that take files by their footers read no such names.
+RUN_ID = pa.field("run_id", pa.string())
 IMAGES = pa.schema(
     [
         pa.field("image_id", pa.string()),
@@ -167,6 +169,7 @@ IMAGES = pa.schema(
         pa.field("model", pa.string()),
         pa.field("model_fingerprint", pa.string()),
         pa.field("processed_at", pa.timestamp("us", "UTC")),
+        RUN_ID,
     ]
 )
 DETECTIONS = pa.schema(
@@ -181,6 +184,7 @@ DETECTIONS = pa.schema(
         pa.field("y_min", pa.float32()),
         pa.field("x_max", pa.float32()),
         pa.field("y_max", pa.float32()),
+        RUN_ID,
     ]
 )
 

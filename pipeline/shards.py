@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.urls import identity
+from pipeline.parquet import read_group, read_tables, write_parquet
 from pipeline.schema import Member, Shard
-from pipeline.storage import open_location, open_object, write_whole
+from pipeline.storage import local_copy, open_location, open_object, write_whole
 
 _MEMBER = pa.struct([("uri", pa.string()), ("etag", pa.string()), ("size", pa.int64())])
 PLAN = pa.schema(
@@ -105,18 +106,24 @@ def kept(tables: Iterable[pa.Table]) -> Shards:
     """Shards of tables of schema PLAN, which are written as they come."""
     descriptor, name = tempfile.mkstemp(prefix="detr-batch-", suffix=".parquet")
     result = Shards(Path(name))
-    count, waiting = 0, PLAN.empty_table()
-    # Addresses are read from begin to end: dictionaries and statistics of them help nobody.
-    options = {"compression": "zstd", "use_dictionary": ["kind"], "write_statistics": False}
-    with open(descriptor, "wb") as file, pq.ParquetWriter(file, PLAN, **options) as writer:
-        for table in tables:
-            waiting = pa.concat_tables([waiting, table])
-            while len(waiting) >= (group := max(1, count // GROUP_SHARE)):
-                writer.write_table(waiting.slice(0, group))
-                count, waiting = count + group, waiting.slice(group)
-        if len(waiting):
-            writer.write_table(waiting)
+    with open(descriptor, "w+b") as file:
+        # Addresses are read from begin to end: dictionaries and statistics of them help nobody.
+        write_parquet(
+            file, PLAN, _in_groups(tables), use_dictionary=["kind"], write_statistics=False
+        )
     return result
+
+
+def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of schema PLAN as the row groups of a file."""
+    count, waiting = 0, PLAN.empty_table()
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while len(waiting) >= (group := max(1, count // GROUP_SHARE)):
+            yield waiting.slice(0, group)
+            count, waiting = count + group, waiting.slice(group)
+    if len(waiting):
+        yield waiting
 
 
 def in_tables(shards: Iterable[Shard]) -> Iterator[pa.Table]:
@@ -127,17 +134,18 @@ def in_tables(shards: Iterable[Shard]) -> Iterator[pa.Table]:
 
 
 def plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
-    """Shards of a plan at `url`, some at a time, as this version or an earlier one wrote it."""
-    with open_object(*open_location(url, "OUTPUT")) as file:
-        plan = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-        for batch in plan.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
-            yield pa.Table.from_batches([batch])
+    """Shards of a plan at `url`, some at a time, as this version or an earlier one wrote it.
+
+    DamagedFile where it is not whole.
+    """
+    with local_copy(*open_location(url, "OUTPUT")) as file:
+        yield from read_tables(file, url, PLAN, columns, ROWS_AT_ONCE)
 
 
 def shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[Shard]:
-    """Those in these rows of a row group of the plan at `url`."""
+    """Those in these rows of a row group of the plan at `url`. DamagedFile as `plan_tables`."""
     with open_object(*open_location(url, "OUTPUT")) as file:
-        table = pq.ParquetFile(file, pre_buffer=False).read_row_group(group)
+        table = read_group(file, url, PLAN, group)
     for row in rows:
         yield from from_table(table.slice(row, 1))
 

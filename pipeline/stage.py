@@ -6,21 +6,28 @@ work. What is staged is done: a rerun reads it back and leaves those images out.
 
 import hashlib
 import io
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from model.urls import mask
 from pipeline import retries
+from pipeline.errors import DamagedFile
+from pipeline.parquet import read_tables, write_parquet
+from pipeline.retries import retried
 from pipeline.schema import DETECTED, OK, Receipt
-from pipeline.storage import find, join, open_location, open_object, write_whole
+from pipeline.storage import find, join, open_location, read_object, write_whole
+
+log = logging.getLogger(__name__)
 
 READ_AT_ONCE = 16  # files fetched together: latency limits them
 
@@ -42,7 +49,7 @@ def stage(table: pa.Table, staging: str) -> Receipt:
     table = table.select(DETECTED.names).cast(DETECTED)
     name = block_name(table)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    write_parquet(buffer, DETECTED, [table])
     fs, path = open_location(join(staging, name), "staging")
     write_whole(fs, path, buffer.getvalue())
     statuses = Counter(table["status"].to_pylist())
@@ -66,7 +73,8 @@ def stage(table: pa.Table, staging: str) -> Receipt:
 
 
 # What staged files hold: positions of a shard that follow on one another in one file and have one
-# status, from `start` to before `stop`; `shard_size` where one of them tells it.
+# status, from `start` to before `stop`; `shard_size` where one of them tells it. A file that is
+# damaged has one row, without a shard.
 RANGES = pa.schema(
     [
         ("shard", pa.string()),
@@ -122,8 +130,11 @@ class Staged:
 
 
 def staged(staging: str) -> Staged:
-    """Read back what blocks under the URL `staging` hold; nothing where the folder is absent."""
-    return merged([ranges_in(staging, staged_files(staging))])
+    """Read back what blocks under the URL `staging` hold; nothing where the folder is absent.
+
+    Blocks that are damaged are removed.
+    """
+    return merged(remove_damaged(staging, [ranges_in(staging, staged_files(staging))]))
 
 
 def staged_files(staging: str) -> list[str]:
@@ -133,19 +144,69 @@ def staged_files(staging: str) -> list[str]:
     return sorted(name for name in names if name.startswith("block-"))
 
 
+def read_staged(staging: str, name: str, columns: Sequence[str] = DETECTED.names) -> pa.Table:
+    """Columns of a block under the URL `staging`. DamagedFile where a byte of it is damaged."""
+    url = join(staging, name)
+    file = io.BytesIO(read_object(*open_location(url, "staging")))
+    schema = pa.schema([DETECTED.field(column) for column in columns])
+    tables = [
+        table if table.column_names == schema.names else _with_nulls(table, schema)
+        for table in read_tables(file, url, DETECTED, columns)
+    ]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def _with_nulls(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of a version before 0.2, with nulls for the columns that it did not have."""
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def remove_staged(staging: str, name: str) -> None:
+    """Delete a block under the URL `staging`, unless it is gone."""
+    fs, path = open_location(join(staging, name), "staging")
+    with suppress(FileNotFoundError):
+        retried(fs.rm_file, path)
+
+
+def remove_damaged(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of schema RANGES, after the removal of blocks that are damaged by their word."""
+    for table in tables:
+        whole = pc.is_valid(table["shard"])
+        for name in table.filter(pc.invert(whole))["file"].to_pylist():
+            remove_staged(staging, name)
+            log.warning(
+                "%s was damaged and is removed: its images are computed again",
+                mask(join(staging, name)),
+            )
+        yield table.filter(whole)
+
+
 _COLUMNS = ["shard", "index_in_shard", "shard_size", "status"]
 
 
 def ranges_in(staging: str, files: Sequence[str]) -> pa.Table:
-    """RANGES of some files under the URL `staging`, each opened once."""
-    fs, path = open_location(staging, "staging")
+    """RANGES of some files under the URL `staging`, each read once and to its last byte."""
 
-    def rows_of(name: str) -> pa.Table:
-        with open_object(fs, f"{path}/{name}") as file:
-            return pq.read_table(file, columns=_COLUMNS)
+    def rows_of(name: str) -> pa.Table | None:
+        try:
+            return read_staged(staging, name, _COLUMNS)
+        except DamagedFile:
+            return None
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        tables = list(pool.map(rows_of, files))
+        read = list(zip(files, pool.map(rows_of, files), strict=True))
+    damaged = [{"file": name, "start": 0, "stop": 0} for name, table in read if table is None]
+    ranges = _ranges([(name, table) for name, table in read if table is not None])
+    return pa.concat_tables([ranges, pa.Table.from_pylist(damaged, schema=RANGES)])
+
+
+def _ranges(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
+    """RANGES of files by their names and rows."""
+    files, tables = [name for name, _ in blocks], [table for _, table in blocks]
     file = np.repeat(np.arange(len(files)), [len(table) for table in tables])
     empty = pa.schema([DETECTED.field(name) for name in _COLUMNS]).empty_table()
     rows = pa.concat_tables([empty, *tables]).combine_chunks()

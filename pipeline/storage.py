@@ -1,5 +1,6 @@
 """Where things lie: local paths and object stores through fsspec, with errors people can act on."""
 
+import errno
 import io
 import os
 import shutil
@@ -15,9 +16,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.urls import mask
 from pipeline.errors import InputError as InputError
+from pipeline.errors import OutputError as OutputError
 from pipeline.errors import StorageUnavailable as StorageUnavailable
 from pipeline.retries import retried
 
+CONFLICTS = 20  # creations of one name at once, before its creation is given up
 READ_AHEAD = 4 << 20  # bytes of an archive fetched by one request
 # A stalled request fails after this long and is repeated, by retries.py alone.
 S3_OPTIONS: dict[str, Any] = {
@@ -97,13 +100,15 @@ def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
     """
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
-    if "http" in fs.protocol and not retried(fs.info, path).get("partial"):
-        return _copy(fs, path)
+    if "http" in fs.protocol and not retried(fs.info, path).get("partial"):  # of many servers
+        return local_copy(fs, path)
     return io.BufferedReader(_Ranges(fs, path), READ_AHEAD)
 
 
-def _copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
-    """An object as a local file, gone when it is closed: many web servers give no part of one."""
+def local_copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
+    """An object for reading as a local file: itself, or a copy that is gone when it is closed."""
+    if isinstance(fs, LocalFileSystem):
+        return open(path, "rb")
     file = tempfile.NamedTemporaryFile(prefix="detr-batch-")  # noqa: SIM115
     retried(fs.get_file, path, file.name)
     return cast(BinaryIO, file)
@@ -175,7 +180,7 @@ def explained(what: str, url: str) -> Iterator[None]:
     """Errors of the storage inside, as InputErrors that name what lies at `url` ("INPUT")."""
     try:
         yield
-    except InputError:
+    except (InputError, OutputError):
         raise
     except Exception as error:  # botocore's errors share no base with OSError
         raise InputError(f"{what} {describe(error, url)}") from error
@@ -199,6 +204,74 @@ def remove_tree(fs: AbstractFileSystem, path: str) -> None:
         retried(fs.rm, list(files))
 
 
+def create_whole(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Make an object appear whole unless its name is taken; False where it is.
+
+    Any error leaves open whether it was made, or still will be. InputError for a disk without hard
+    links.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return _link_whole(Path(path), data)
+    for _ in range(CONFLICTS):
+        try:
+            retried(fs.pipe_file, path, data, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:  # what s3fs makes of botocore's error
+            answer = getattr(error.__cause__ or error, "response", {})
+            code = answer.get("Error", {}).get("Code")
+            if code == "PreconditionFailed":
+                return False
+            if code != "ConditionalRequestConflict":  # another request for it is under way
+                raise
+    raise TimeoutError(f"{mask(path)} is being created by others, again and again")
+
+
+def _link_whole(target: Path, data: bytes) -> bool:
+    """Create a local file with its content at once; False where there is one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(target, data)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise InputError(
+                f"{target} lies on a file system without hard links, by which a run is committed: "
+                "use another disk"
+            ) from error
+        raise
+    finally:
+        os.unlink(temporary)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def _write_temporary(target: Path, data: bytes | Path) -> str:
+    """A hidden file beside `target`, with what it shall hold, on the disk."""
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if isinstance(data, Path):
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+            else:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes | Path) -> None:
     """Make an object appear whole or not at all: one put, or a rename of a hidden local file.
 
@@ -212,17 +285,8 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes | Path) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = _write_temporary(target, data)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            if isinstance(data, Path):
-                with data.open("rb") as source:
-                    shutil.copyfileobj(source, file)
-            else:
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)

@@ -151,8 +151,8 @@ def _faster_rcnn(subject: Subject) -> Forward:
         autocast = subject.precision == "bf16 autocast"
         with torch.autocast(subject.device, torch.bfloat16, enabled=autocast):
             found = net(list(pictures.sigmoid()))
-        boxes = torch.cat([one["boxes"] for one in found])
-        return torch.cat([one["scores"] for one in found]), boxes
+        scores, boxes = (torch.cat([one[key] for one in found]) for key in ("scores", "boxes"))
+        return scores.float(), boxes.float()  # under autocast they may be bf16, which numpy lacks
 
     return run
 

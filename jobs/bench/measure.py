@@ -5,6 +5,7 @@ import io
 import json
 import platform
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -177,6 +178,8 @@ def _as_text(value: Any) -> str:
 
 def commit() -> str:
     """The commit of this checkout, with a + where files differ from it."""
+    if shutil.which("git") is None:
+        return NO_COMMIT
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -34,6 +34,11 @@ def add(commands: Any) -> None:
     option(
         "--images", metavar="URL", help="where the pictures lie: images get the names of `label`"
     )
+    bring.add_argument(
+        "--single-writer",
+        action="store_true",
+        help="nothing else writes OUTPUT meanwhile: for stores that cannot keep two runs apart",
+    )
     bring.set_defaults(run=_import)
 
 

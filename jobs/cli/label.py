@@ -64,5 +64,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--no-page", dest="page", action="store_false", help="leave report.html out: 3 s of a CPU"
     )
+    option(
+        "--single-writer",
+        action="store_true",
+        help="nothing else writes OUTPUT meanwhile: for stores that cannot keep two runs apart",
+    )
+    option(
+        "--keep-replaced",
+        type=float,
+        default=0.0,
+        metavar="HOURS",
+        help="let files that --relabel replaces stay so long, for readers that have them open",
+    )
     option("--relabel", action="store_true", help="replace the labels that OUTPUT has of INPUT")
     option("--dry-run", action="store_true", help="print the plan; touch nothing")

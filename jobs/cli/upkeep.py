@@ -32,11 +32,30 @@ def add(commands: Any) -> None:
         "may see rows twice while it runs. Rows that later runs superseded are left out.",
     )
     compact.add_argument("output", metavar="OUTPUT")
+    compact.add_argument(
+        "--keep-replaced",
+        type=float,
+        default=0.0,
+        metavar="HOURS",
+        help="let the old files stay so long, for readers that have them open",
+    )
+    for command in (runs, compact):
+        command.add_argument(
+            "--single-writer",
+            action="store_true",
+            help="nothing else writes OUTPUT meanwhile: for stores that cannot keep two runs apart",
+        )
     compact.set_defaults(run=_compact, again="; nothing was changed: the same command starts anew")
 
 
 def _runs(
-    output: str, shown: str | None, delete: str | None, verify: bool, yes: bool, json: bool
+    output: str,
+    shown: str | None,
+    delete: str | None,
+    verify: bool,
+    yes: bool,
+    json: bool,
+    single_writer: bool,
 ) -> int:
     from jobs import runs
 
@@ -44,7 +63,7 @@ def _runs(
         show(runs.shown(output, shown), str, for_programs=True)
         return 0
     if delete:
-        done = runs.delete(output, delete, lambda lost: yes or _agreed(lost))
+        done = runs.delete(output, delete, lambda lost: yes or _agreed(lost), single_writer)
         print(printable(done or "nothing was deleted"))
         return 0 if done else 1
     if verify:
@@ -61,10 +80,10 @@ def _agreed(lost: str) -> bool:
     return input(printable(f"delete {lost}? [y/N] ")).strip().lower() in ("y", "yes")
 
 
-def _compact(output: str) -> int:
+def _compact(output: str, single_writer: bool, keep_replaced: float) -> int:
     from jobs.compact import compact
 
-    done = compact(output)
+    done = compact(output, single_writer=single_writer, keep_replaced=keep_replaced)
     for one in done:
         print(
             f"{one.runs} runs are run {one.run_id} now: {one.images} images in {one.files} files "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from jobs.exports.names import SafeNames
+from jobs.output.manifest import Manifest
 from jobs.views import finished_runs, limit_memory
 from pipeline.schema import OK
 from pipeline.storage import InputError
@@ -109,12 +110,12 @@ class Labels:
         (self.failed,) = failed.fetchall()[0]
         self.written = self.boxes = 0
 
-    def _known(self, runs: list[dict[str, Any]]) -> dict[int, str]:
+    def _known(self, runs: list[Manifest]) -> dict[int, str]:
         """Every label of the models that ran, seen or not: numbers stay from export to export."""
         seen = self._connection.sql("SELECT DISTINCT label_id, label FROM detections").fetchall()
         known = dict(seen)
         for run in runs:
-            known.update((k, name) for k, name in enumerate(run.get("labels", ())) if name)
+            known.update((k, name) for k, name in enumerate(run["labels"]) if name)
         return dict(sorted(known.items()))
 
     def _chosen(self, known: dict[int, str]) -> dict[int, str]:

@@ -15,26 +15,19 @@ from jobs.commit import Finished, commit
 from jobs.cost import Rates
 from jobs.imports.annotations import images_of, labels_of
 from jobs.imports.results import CocoResults
-from jobs.known import canonical
-from jobs.run_plan import begun, new_run_id, staging_url
-from jobs.run_record import Tally, environment, report, write_document
+from jobs.known import canonical, read_plan
+from jobs.output.catalog import Catalog
+from jobs.output.writing import OutputWriter
+from jobs.run_plan import begun, new_run_id
+from jobs.run_record import Tally, environment, report, write_record
 from model.urls import mask
 from pipeline import retries
-from pipeline.lock import OutputLock
-from pipeline.publish import (
-    Part,
-    PartFile,
-    PublishTarget,
-    committed_runs,
-    publish_part,
-    reconcile,
-    remove_remains,
-)
+from pipeline.publish import Part, PartFile, publish_part, reconcile
 from pipeline.retries import retried
 from pipeline.schema import OK, Member, Shard
-from pipeline.shards import in_tables, kept, members, plan_tables
+from pipeline.shards import in_tables, kept, members
 from pipeline.stage import stage, staged
-from pipeline.storage import InputError, explained, join, open_location
+from pipeline.storage import InputError, explained, open_location
 
 WORKERS = {"read": 1, "prepare": 1, "detect": 1, "stage": 1}  # one process does it all
 
@@ -48,6 +41,7 @@ class ImportOptions:
     annotations: str
     model: str | None = None
     images: str | None = None
+    single_writer: bool = False
 
     def model_name(self) -> str:
         return self.model or Path(mask(self.detections)).stem
@@ -65,8 +59,9 @@ def import_results(options: ImportOptions) -> None:
             canonical(options.detections), _digest(detections), detections.stat().st_size
         )
         labels = labels_of(annotations)
-        with OutputLock(options.output) as lock:
-            if _is_known(options, source, fingerprint(options.model_name(), labels)):
+        with OutputWriter(options.output, options.single_writer) as writer:
+            mark = fingerprint(options.model_name(), labels)
+            if _is_known(options, source, mark, writer.catalog):
                 print(
                     f"nothing new: {mask(options.output)} holds these detections already (for "
                     "other --annotations or --images import them into another OUTPUT)"
@@ -74,7 +69,8 @@ def import_results(options: ImportOptions) -> None:
                 return
             images = images_of(annotations, options.images)
             with CocoResults(detections, images, labels, scratch) as results:
-                _publish(options, source, results, tally, lock)
+                writer.begin()
+                _publish(options, source, results, tally, writer)
         print(
             f"{results.boxes} boxes of {results.images} images, by {options.model_name()}, in "
             f"{mask(options.output)}",
@@ -109,11 +105,10 @@ def _digest(file: Path) -> str:
         return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
 
 
-def _is_known(options: ImportOptions, source: Member, mark: str) -> bool:
+def _is_known(options: ImportOptions, source: Member, mark: str, catalog: Catalog) -> bool:
     """Whether OUTPUT holds these detections. InputError where it holds those of another model."""
-    runs = {run["run_id"]: run for run in committed_runs(options.output)}
     known: set[str] = set()
-    for run_id, run in runs.items():
+    for run in catalog.committed():
         if run["model_fingerprint"] != mark:
             raise InputError(
                 f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
@@ -121,14 +116,13 @@ def _is_known(options: ImportOptions, source: Member, mark: str) -> bool:
                 f"{options.model_name()} ({mark}): import them into another OUTPUT, or, if they "
                 "are of the same model and categories, give its name as --model"
             )
-        for table in plan_tables(join(options.output, "_runs", run_id, "plan.parquet")):
+        for table in read_plan(options.output, run["plan"]):
             known.update(members(table, "etag").to_pylist())
     if begun(options.output):
         raise InputError(
             f"{mask(options.output)} holds an unfinished run of `label`: finish it by the same "
             "command, or import into another OUTPUT"
         )
-    remove_remains(options.output, [])
     return source.etag in known
 
 
@@ -137,14 +131,14 @@ def _publish(
     source: Member,
     results: CocoResults,
     tally: Tally,
-    lock: OutputLock,
+    writer: OutputWriter,
 ) -> None:
     """Stage and publish part by part, as `label` does, then commit."""
     run_id, name = new_run_id(options.output), options.model_name()
     mark = fingerprint(name, results.labels)
-    blocks = join(staging_url(options.output, run_id), "blocks")
-    target = PublishTarget(options.output, run_id, blocks, name, mark, results.labels)
-    write_document(options.output, run_id, "run.json", _record(options, run_id, mark))
+    target = writer.target(run_id, name, mark, results.labels)
+    blocks = target.staging
+    write_record(options.output, run_id, _record(options, run_id, mark))
     files: list[PartFile] = []
     shards: list[str] = []
     began = time.time()
@@ -153,7 +147,6 @@ def _publish(
         tally.add(receipt)
         files += publish_part(Part(len(shards), (shard,), (receipt.file,)), target)
         shards.append(shard)
-    lock.check()
     reconcile(shards, staged(blocks))
     tally.seconds["publish"] = time.time() - began
     counts = {OK: results.images}
@@ -161,7 +154,7 @@ def _publish(
     summary = report(tally, counts, results.boxes, WORKERS, {}, hours, Rates())
     summary["reconciliation"] = {"planned": results.images, **counts}
     planned = kept(in_tables(Shard(shard, "results", (source,)) for shard in shards))
-    commit(Finished(target, source.uri, planned, files, counts, dict(summary)), lock)
+    commit(Finished(target, source.uri, planned, files, counts, dict(summary)), writer)
 
 
 def _record(options: ImportOptions, run_id: str, mark: str) -> dict[str, Any]:

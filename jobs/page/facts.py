@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from jobs.output.manifest import FileOfRun, Manifest
 from jobs.views import connect
 
 CLASSES = 16  # the most frequent, told one by one
@@ -72,9 +73,7 @@ KINDS = {
 }
 
 
-def gather(
-    output: str, manifest: dict[str, Any], archives: list[str], threshold: float | None
-) -> Facts:
+def gather(output: str, manifest: Manifest, archives: list[str], threshold: float | None) -> Facts:
     """Facts of one run, by its manifest, which need not be written yet.
 
     `archives` are its shards that are no loose files, `threshold` the scores that it kept.
@@ -86,7 +85,7 @@ def gather(
             tables, "SELECT count(*) FROM images WHERE status = 'ok' AND num_detections = 0"
         )
         failures = _failures(tables)
-    few = {**manifest, "files": _few(manifest["files"])}
+    few: Manifest = {**manifest, "files": _few(manifest["files"])}
     with connect(output, [few]) as tables:
         shown, chosen_from = _shown(tables, archives, threshold)
     rest = classes[CLASSES:]
@@ -137,7 +136,7 @@ def _failures(tables: duckdb.DuckDBPyConnection) -> list[Failure]:
     ]
 
 
-def _few(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _few(files: list[FileOfRun]) -> list[FileOfRun]:
     """FILES_LOOKED_INTO of the pairs of table files, evenly spaced."""
     names = sorted({file["path"].rpartition("/")[2] for file in files})
     step = max(1, len(names) / FILES_LOOKED_INTO)

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jobs.cost.estimate import accuracy
+from jobs.output.manifest import Manifest
 from jobs.page import charts
 from jobs.page.facts import DRAWN, KINDS, SURE, Facts, Shown, gather
 from jobs.page.words import FILTERS, compared, phases, stages
@@ -33,7 +34,7 @@ class Tile:
 
 def page_of(
     output: str,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     report: dict[str, Any],
     planned: Planned,
     pictures: PictureReader,

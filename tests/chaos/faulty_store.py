@@ -25,6 +25,9 @@ class FaultyStore:
         self.kinds: tuple[str, ...] = KINDS
         self.gone = False  # no request is answered any more
         self.forbidding = False  # writes are denied
+        self.hold_at = ""  # a PUT whose path ends so, and all after it, wait for `release`
+        self.held, self.release = threading.Event(), threading.Event()
+        self.lose_at = ""  # the first PUT whose path ends so takes effect, and nobody hears of it
         self.injected: Counter[str] = Counter()
         self.url = ""
 
@@ -66,7 +69,10 @@ class FaultyStore:
             return self._reset(request)
         if self.forbidding and request.method in ("PUT", "POST"):
             return _answer(403, "AccessDenied", "no more writes")
+        await self._hold(request)
         kind = self.random.choice(self.kinds) if self.random.random() < self.rate else None
+        if self.lose_at and request.method == "PUT" and request.path.endswith(self.lose_at):
+            kind, self.lose_at = "lost_answer", ""
         if kind:
             self.injected[kind] += 1
         if kind == "slow_down":
@@ -107,6 +113,13 @@ class FaultyStore:
             await response.write(content)
         await response.write_eof()
         return response
+
+    async def _hold(self, request: web.Request) -> None:
+        """Let nothing through any more from a certain request on, until it is released."""
+        if self.hold_at and request.method == "PUT" and request.path.endswith(self.hold_at):
+            self.held.set()
+        while self.held.is_set() and not self.release.is_set():
+            await asyncio.sleep(0.05)
 
     def _reset(self, request: web.Request) -> web.StreamResponse:
         if request.transport is not None:

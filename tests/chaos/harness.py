@@ -23,6 +23,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
+from jobs.output import paths
 from jobs.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
@@ -273,7 +274,7 @@ class Lab:
 
     def wait_for_lease(self, output: str) -> None:
         """Until the lease of a run that was killed has ended."""
-        fs, path = open_location(f"{output}/_lock.json", "OUTPUT")
+        fs, path = open_location(f"{output}/{paths.LOCK}", "OUTPUT")
         if fs.exists(path):
             ends = json.loads(fs.cat_file(path) or "{}").get("expires_at", time.time())
             time.sleep(max(0.0, ends - time.time()) + 0.1)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 
+from jobs.output import paths
+from jobs.output.catalog import committed_runs
 from jobs.report import report_of
-from pipeline.publish import committed_runs
 from tests.chaos.harness import (
     LEASE_SECONDS,
     PATIENCE_SECONDS,
@@ -252,7 +253,7 @@ def two_runs_at_once(lab: Lab, times: int) -> Outcome:
 
     def once(output: str) -> float:
         first = lab.start(lab.lake, output)
-        assert lab.until(Path(output, "_lock.json").exists, first)
+        assert lab.until(Path(output, paths.LOCK).exists, first)
         second = lab.start(lab.lake, output)
         _, said = second.communicate(timeout=120)
         if second.returncode != 2 or f":{first.pid}" not in said:

@@ -11,17 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.publish import (
-    PublishTarget,
-    manifest_of,
-    parts,
-    publish_part,
-    reconcile,
-    write_manifest,
-)
+from pipeline.publish import parts, publish_part, reconcile
 from pipeline.schema import DETECTED, OK, Member, Shard
 from pipeline.shards import to_table
 from pipeline.stage import stage, staged
+from tests.jobs.committed import commit_run, make_target
 
 Box = tuple[int, float, float, float, float, float]  # label_id, score, x_min, y_min, x_max, y_max
 
@@ -47,9 +41,7 @@ def write_run(
     source: str = "in",
 ) -> str:
     """Publish `images` as a run of `output`, with its run.json; return OUTPUT."""
-    target = PublishTarget(
-        str(output), run_id, str(output / "_staging"), "made-by-hand", "f00d", tuple(labels)
-    )
+    target = make_target(output, run_id, labels, str(output / "_staging"))
     by_shard: defaultdict[str, list[Labelled]] = defaultdict(list)
     for image in images:
         by_shard[image.shard].append(image)
@@ -65,7 +57,7 @@ def write_run(
     options = {"score_threshold": score_threshold}
     (folder / "run.json").write_text(json.dumps({"run_id": run_id, "options": options}))
     pq.write_table(to_table(_plan(by_shard)), folder / "plan.parquet")
-    write_manifest(target.output, manifest_of(target, source, files, dict(counts)))
+    commit_run(target, source, files, dict(counts))
     for file in (output / "_staging").iterdir():
         file.unlink()
     return str(output)

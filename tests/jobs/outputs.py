@@ -11,17 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.views import connect
-from pipeline.publish import (
-    Part,
-    PartFile,
-    PublishTarget,
-    manifest_of,
-    publish_part,
-    write_manifest,
-)
+from pipeline.publish import Part, PartFile, publish_part
 from pipeline.schema import DETECTED, OK
 from pipeline.stage import stage
 from pipeline.storage import join
+from tests.jobs.committed import commit_run, make_target
 
 LABELS = ("", "circle", "tea cup", "", "star")
 SOURCE = "file:///lake"
@@ -64,13 +58,13 @@ def write_run(
 ) -> None:
     """A committed run that holds `images`, those of one shard side by side."""
     staging = join(output, "_staging", run_id, "blocks")
-    target = PublishTarget(output, run_id, staging, "tiny", "f00d", labels)
+    target = make_target(output, run_id, labels, staging, "tiny")
     files: list[PartFile] = []
     grouped = groupby(sorted(images, key=lambda image: image.shard), lambda image: image.shard)
     for number, (shard, found) in enumerate(grouped):
         table = pa.Table.from_pylist(list(_rows(list(found))), schema=DETECTED)
         files += publish_part(Part(number, (shard,), (stage(table, staging).file,)), target)
-    write_manifest(output, manifest_of(target, SOURCE, files, {OK: len(images)}))
+    commit_run(target, SOURCE, files, {OK: len(images)})
 
 
 def _rows(images: list[Labelled]) -> Iterator[dict[str, Any]]:

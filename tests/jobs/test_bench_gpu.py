@@ -197,7 +197,7 @@ def test_parts_count_what_torch_counts(model: str) -> None:
     """The arithmetic of a plain model, whose operations torch's own counter knows all."""
     net = create_model(model, "random", training=True).requires_grad_(False)
     pixels = torch.zeros(2, 3, 96, 128)
-    with torch.no_grad():
+    with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             net(pixels)
         with Traffic([]) as traffic:

@@ -18,12 +18,12 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.compact import compact
+from jobs.output.catalog import committed_runs
 from jobs.report import report_of
 from jobs.run_record import fingerprint
 from jobs.views import connect
 from model.weights import file_sha256
 from model.zoo import PACKAGED, named_model
-from pipeline.publish import committed_runs
 from pipeline.shards import PLAN
 from tests.pipeline.listed_store import listed_store
 from tests.pipeline.samples import jpeg

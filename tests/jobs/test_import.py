@@ -11,8 +11,9 @@ import pytest
 from jobs.cli import main
 from jobs.evaluate import evaluate
 from jobs.imports import ImportOptions, import_results
+from jobs.output import paths
+from jobs.output.catalog import committed_runs
 from jobs.report import report_of
-from pipeline.publish import committed_runs
 from pipeline.storage import open_location
 from tests.jobs.outputs import SOURCE, Labelled, boxes, rows, write_run
 
@@ -252,7 +253,7 @@ def test_a_killed_import_leaves_nothing_behind_the_next(
     output = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, files[0], str(output), files[1]]
     assert subprocess.run(command, check=False).returncode == 9
-    (output / "_lock.json").unlink()  # its lease has ended
+    (output / paths.LOCK).unlink()  # its lease has ended
     assert len(list(output.glob("images/*/*.parquet"))) == 1
     assert bring(files, output) == 0
     (left,) = output.glob("images/*/*.parquet")

@@ -22,6 +22,7 @@ from jobs import placement
 from jobs.cli import main
 from jobs.label import label
 from jobs.label_options import LabelOptions
+from jobs.output import paths
 from jobs.report import report_of
 from jobs.views import connect
 from model.checkpoint import save_weights
@@ -127,10 +128,10 @@ def test_killed_run_is_taken_up_and_ends_the_same(
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not list(killed.glob("_runs/*/manifest.json"))
+    assert not list(killed.glob("_runs/*/manifest*.json"))
     with pytest.raises(InputError, match="lease"):
         label(options(photos, killed, weights))
-    (killed / "_lock.json").unlink()  # stands for a minute's wait
+    (killed / paths.LOCK).unlink()  # stands for a minute's wait
     assert label(options(photos, killed, weights)) == 0
     sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
     assert rows(calm, sql) == rows(killed, sql)
@@ -319,7 +320,10 @@ def test_archive_cut_short_by_limit_is_not_taken_for_whole(
 
 
 def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) -> None:
-    with OutputLock(str(tmp_path / "out")), pytest.raises(InputError, match="being written by"):
+    with (
+        OutputLock(str(tmp_path / "out"), paths.LOCK),
+        pytest.raises(InputError, match="being written by"),
+    ):
         label(options(photos, tmp_path / "out", weights))
 
 

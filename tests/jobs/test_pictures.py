@@ -17,6 +17,7 @@ from model.resize import ResizeRule
 from pipeline.plan import plan
 from pipeline.schema import Member, Shard
 from pipeline.storage import join, open_location
+from tests.jobs.committed import commit_run, make_target
 
 SIZE = ResizeRule(shorter=40, longest=80)
 
@@ -89,6 +90,7 @@ def test_pictures_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, buc
     found_now = plan(f"{bucket}/lake").shards
     found_now.put(join(bucket, "out/_runs/1/plan.parquet"))
     shards = list(found_now)
+    commit_run(make_target(f"{bucket}/out", "1"), f"{bucket}/lake", [], {})
     planned = planned_then(f"{bucket}/out", "1")
     assert sorted(planned.archives) == sorted(planned_now(found_now).archives)
     found = planned.find([shard.shard for shard in shards])

@@ -18,8 +18,9 @@ import pytest
 from jobs.cli import main
 from jobs.query import EXAMPLES
 from jobs.views import connect
-from pipeline.publish import PublishTarget, by_label, manifest_of, write_manifest, write_part
+from pipeline.publish import by_label, write_part
 from pipeline.schema import DETECTIONS, IMAGES
+from tests.jobs.committed import commit_run, make_target
 from tests.jobs.labelled import Labelled, write_run
 
 NIGHTS = ("20260101T000000Z-aaaaaa", "20260102T000000Z-aaaaaa")
@@ -135,6 +136,7 @@ def part(number: int, images: int, boxes: int) -> tuple[pa.Table, pa.Table]:
         "y_min": corners[1],
         "x_max": corners[0] + 50,
         "y_max": corners[1] + 50,
+        "run_id": [NIGHTS[0]] * len(every),
     }
     detections = pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)
     own = {"image_id": ids, "uri": ids, "shard": [f"s3://lake#files-{number:05d}"] * images}
@@ -154,14 +156,14 @@ def bytes_read() -> int:
 
 @pytest.mark.slow
 def test_a_class_of_ten_million_boxes_is_found_in_a_small_part_of_the_files(tmp_path: Path) -> None:
-    output, run_id = str(tmp_path), NIGHTS[0]
+    output = str(tmp_path)
+    target = make_target(output, NIGHTS[0])
     files = []
     for number in range(10):
         for name, table in zip(("images", "detections"), part(number, 100_000, 10), strict=True):
-            path = f"{name}/run={run_id}/part-{number:05d}.parquet"
+            path = target.part_name.format(table=name, number=number)
             files.append(write_part(output, path, table))
-    target = PublishTarget(output, run_id, "", "made-up", "f00d", ())
-    write_manifest(output, manifest_of(target, "s3://lake", files, {"ok": 1_000_000}))
+    commit_run(target, "s3://lake", files, {"ok": 1_000_000})
     size = sum(file.bytes for file in files if file.path.startswith("detections"))
     for columns, share in (("count(*), max(score)", 0.03), ("*", 0.1)):
         with connect(output) as connection:

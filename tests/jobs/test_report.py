@@ -10,7 +10,7 @@ from jobs.cli import main
 from jobs.page.words import compared, duration, figure
 from jobs.report import as_text, overview
 from jobs.run_record import write_document
-from pipeline.publish import write_manifest
+from tests.jobs.committed import commit_run, make_target
 
 
 def write_run(output: Path, run_id: str, rate: float, cost: float | None, **more: Any) -> None:
@@ -34,8 +34,7 @@ def write_run(output: Path, run_id: str, rate: float, cost: float | None, **more
         "usd_per_1000_images": cost,
     }
     write_document(str(output), run_id, "report.json", {**report, **more})
-    document = {"run_id": run_id, "input": "in", "files": [], "replaces": []}
-    write_manifest(str(output), document)
+    commit_run(make_target(output, run_id), "in", [], {})
 
 
 @pytest.fixture

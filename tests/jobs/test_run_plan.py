@@ -12,6 +12,8 @@ import pytest
 
 from jobs.known import canonical, known_objects
 from jobs.label_options import LabelOptions
+from jobs.output.catalog import read_catalog
+from jobs.output.writing import OutputWriter
 from jobs.run_plan import (
     Run,
     plan_url,
@@ -23,10 +25,10 @@ from jobs.run_plan import (
 )
 from pipeline.blocks import open_work
 from pipeline.plan import plan
-from pipeline.publish import PublishTarget, manifest_of, write_manifest
 from pipeline.shards import in_tables, kept, shards_of_group, to_table
 from pipeline.stage import merged
 from pipeline.storage import InputError
+from tests.jobs.committed import commit_run, make_target
 from tests.jobs.labelled import Labelled, write_run
 from tests.pipeline.samples import jpeg
 
@@ -64,6 +66,11 @@ def served(photos: Path) -> Iterator[str]:
     server.server_close()
 
 
+def found_unfinished(options: LabelOptions) -> Run | None:
+    with OutputWriter(options.output) as writer:
+        return unfinished(options, MARK, writer)
+
+
 def test_a_list_of_signed_addresses_is_taken_up_with_the_signatures_that_it_has_now(
     served: str, tmp_path: Path
 ) -> None:
@@ -72,7 +79,7 @@ def test_a_list_of_signed_addresses_is_taken_up_with_the_signatures_that_it_has_
     options = LabelOptions(str(listed), str(tmp_path / "out"))
     begin(options, "20260101T000000Z-aaaaaa")
     listed.write_text(f"{served}/b.jpg?token=new\n")  # a.jpg is not asked for any more
-    run = unfinished(options, MARK)
+    run = found_unfinished(options)
     assert run is not None
     uris = [member.uri for shard in run.shards for member in shard.members]
     assert uris == [f"{served}/a.jpg?token=old", f"{served}/b.jpg?token=new"]
@@ -85,7 +92,7 @@ def test_a_plan_that_an_earlier_version_wrote_is_taken_up(photos: Path, tmp_path
     shards = [replace(shard, shard=f"files-{number:04}") for number in range(700)]
     place = plan_url(options.output, run.run_id)
     write_table(place, to_table(shards))  # all in one row group
-    taken_up = unfinished(options, MARK)
+    taken_up = found_unfinished(options)
     assert taken_up is not None
     work, size = open_work(taken_up.shards, merged([]))
     assert size == 700 * shard.size
@@ -101,13 +108,13 @@ def test_a_run_killed_while_it_tidied_up_is_not_done_again(
     output = str(tmp_path / "out")
     options = LabelOptions(str(photos), output, relabel=relabel, limit=limit)
     run = begin(options, "20260101T000000Z-aaaaaa")
-    target = PublishTarget(output, run.run_id, "", "m", MARK, ())
-    write_manifest(output, manifest_of(target, canonical(str(photos)), [], {"ok": 2}))
-    taken_up = unfinished(options, MARK)
+    target = make_target(output, run.run_id, fingerprint=MARK)
+    commit_run(target, canonical(str(photos)), [], {"ok": 2})
+    taken_up = found_unfinished(options)
     assert taken_up is not None
     assert (taken_up.run_id, len(taken_up.shards)) == (run.run_id, 0)
     assert not Path(staging_url(output, run.run_id)).exists()
-    assert unfinished(options, MARK) is None  # the same command again is another run
+    assert found_unfinished(options) is None  # the same command again is another run
 
 
 def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Path) -> None:
@@ -118,15 +125,15 @@ def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Pat
     shards = plan(str(photos)).shards
     shards.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     options = LabelOptions(str(photos), str(output))
-    found = planned(options, known_objects(options, MARK))
+    found = planned(options, known_objects(options, MARK, read_catalog(str(output))))
     assert (len(found.shards), found.known, found.changed) == (0, 2, 0)
     again = LabelOptions(str(photos), str(output), relabel=True)
     cut = kept(in_tables(replace(shard, limit=1) for shard in shards))
     cut.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     with pytest.raises(InputError, match="--relabel"):
-        known_objects(options, MARK)
+        known_objects(options, MARK, read_catalog(str(output)))
     (photos / "b.jpg").unlink()
-    found = planned(again, known_objects(again, "another model"))
+    found = planned(again, known_objects(again, "another model", read_catalog(str(output))))
     assert [len(shard.members) for shard in found.shards] == [1]
     assert (found.known, found.changed) == (0, 0)
     assert found.gone.to_pylist() == [f"file://{photos}/b.jpg"]

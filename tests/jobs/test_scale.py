@@ -22,6 +22,7 @@ import pytest
 import ray
 
 from jobs.known import planned_objects
+from jobs.output.manifest import make_manifest
 from pipeline import dataflow
 from pipeline import plan as planning
 from pipeline.blocks import open_work
@@ -30,6 +31,7 @@ from pipeline.schema import DETECTED, OK, Member
 from pipeline.shards import kept, plan_tables
 from pipeline.stage import block_name, merged
 from pipeline.versions import NOTHING, Known
+from tests.jobs.committed import make_target
 
 BLOCK = 250  # images of a staged file; real ones hold as many as a detector takes in a call
 IMAGES = {"files": 1, "tar": 1000}  # of an object
@@ -73,7 +75,8 @@ def first_night(kind: str, count: int, folder: Path) -> None:
 
 def second_night(kind: str, count: int, folder: Path) -> None:
     """All is known, and one object left."""
-    run = {"run_id": "1", "input": "s3://lake"}
+    plan = plan_in(folder)[len(str(folder)) + 1 :]
+    run = make_manifest(make_target(folder, "1"), plan, "s3://lake", [], {})
     night = planned_objects(str(folder), [run], "s3://lake")
     found = planned(kind, count - IMAGES[kind], night)
     assert (len(found.shards), found.changed, len(found.gone)) == (0, 0, 1)

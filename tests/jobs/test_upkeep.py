@@ -15,15 +15,18 @@ from jobs import compact as compact_module
 from jobs.cli import main
 from jobs.compact import compact
 from jobs.known import planned_objects
+from jobs.output import paths
+from jobs.output.catalog import committed_runs
+from jobs.output.log import Added, Entry, Removed, State
+from jobs.output.writer import LogWriter
 from jobs.query import answered
 from jobs.run_plan import new_run_id
 from jobs.views import connect
-from pipeline.publish import committed_runs, labelling_runs, replaced_by
 from pipeline.shards import from_table
 from pipeline.storage import open_location
 from pipeline.versions import digests, places
-from pipeline.walk import walk
 from tests.chaos.faulty_store import FaultyStore
+from tests.jobs.committed import labelling_runs
 from tests.jobs.labelled import Labelled, write_run
 
 LABELS = ("", "circle", "star")
@@ -90,8 +93,10 @@ def test_compacting_keeps_what_latest_shows_in_few_files(
     (run,) = committed_runs(output)
     assert len(run["files"]) == 2 * parts
     for number in range(len(run["files"]) // 2):  # part files hold the same images
-        name = f"run={run['run_id']}/part-{number:05d}.parquet"
-        images, boxes = (pq.read_table(Path(output, t, name)) for t in ("images", "detections"))
+        pair = [f["path"] for f in run["files"] if f"/part-{number:05d}-" in f["path"]]
+        boxes, images = (
+            pq.read_table(Path(output, name), partitioning=None) for name in sorted(pair)
+        )
         counted = dict(
             zip(*(images[n].to_pylist() for n in ("image_id", "num_detections")), strict=True)
         )
@@ -108,8 +113,9 @@ def knows(output: str, uri: str, etag: str) -> bool:
 
 
 def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(output: str) -> None:
-    (done,) = compact(output)
-    plan = from_table(pq.read_table(Path(output, "_runs", done.run_id, "plan.parquet")))
+    compact(output)
+    (run,) = committed_runs(output)
+    plan = from_table(pq.read_table(Path(output, run["plan"])))
     by_name = {shard.shard: shard for shard in plan}
     for uri, shard, index, etag in rows(
         output, "SELECT uri, shard, index_in_shard, etag FROM images"
@@ -142,17 +148,21 @@ def test_runs_that_were_compacted_keep_their_reports(output: str) -> None:
     assert len(committed_runs(output)) == 1
 
 
-@pytest.mark.parametrize("at", ["write_manifest", "remove_tables"])
+@pytest.mark.parametrize("at", ["_write_manifest", "_append", "_keep_checkpoint"])
 def test_killed_it_leaves_the_labels_as_they_were(
     output: str, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before its entry of the log, and behind it, before the old files go."""
     before = newest(output)
+    real = getattr(LogWriter, at)
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    def killed(writer: LogWriter, *arguments: Any) -> Any:
+        if writer.fenced:
+            raise KeyboardInterrupt
+        return real(writer, *arguments)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(compact_module, at, killed)
+        patched.setattr(LogWriter, at, killed)
         compact(output)
     assert newest(output) == before
     compact(output)
@@ -193,21 +203,23 @@ def test_deleting_a_run_takes_those_with_it_that_it_replaced(
     (done,) = compact(output)
     assert main(["runs", output, "--delete", done.run_id, "--yes"]) == 0
     assert committed_runs(output) == []
-    assert not [path for path in Path(output).rglob("*") if path.is_file()]
+    left = {str(path.relative_to(output)) for path in Path(output).rglob("*") if path.is_file()}
+    assert {name for name in left if not name.startswith(paths.LOG)} == {paths.OLD_LOCK}
     assert main(["runs", output, "--delete", "nothing", "--yes"]) == 2
 
 
 def test_verify_finds_what_was_altered(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", output, "--verify"]) == 0
     assert "as they were written" in capsys.readouterr().out
-    first = Path(output, "detections", f"run={NIGHTS[0]}", "part-00000.parquet")
+    (first,) = Path(output, "detections", f"run={NIGHTS[0]}").iterdir()
     content = bytearray(first.read_bytes())
     content[100] ^= 1
     first.write_bytes(content)
-    Path(output, "images", f"run={NIGHTS[1]}", "part-00000.parquet").unlink()
+    (second,) = Path(output, "images", f"run={NIGHTS[1]}").iterdir()
+    second.unlink()
     assert main(["runs", output, "--verify"]) == 1
     said = capsys.readouterr().out
-    assert f"{NIGHTS[0]} detections/run={NIGHTS[0]}/part-00000.parquet: its bytes" in said
+    assert f"{NIGHTS[0]} {first.relative_to(output)}: its bytes" in said
     assert "it is not there" in said
 
 
@@ -237,7 +249,8 @@ def test_all_of_it_works_on_s3(output: str, bucket: str) -> None:
     (run,) = committed_runs(labels)
     assert len(fs.find(f"{path}/images")) == 1
     assert main(["runs", labels, "--delete", run["run_id"], "--yes"]) == 0
-    assert list(walk(fs, path)) == []
+    left = {name[len(path) + 1 :] for name in fs.find(path)}
+    assert {name for name in left if not name.startswith(paths.LOG)} == {paths.OLD_LOCK}
 
 
 @pytest.mark.parametrize("folder", ["label=weekly", "score=1", "run=7"])
@@ -295,8 +308,14 @@ def test_pages_of_runs_that_were_compacted_are_pointed_to(
 
 
 def test_years_of_compacting_are_no_matter() -> None:
-    runs = [{"run_id": str(i), "replaces": [str(i - 1)] if i else []} for i in range(5000)]
-    assert replaced_by(runs[-1], runs) == [str(i) for i in range(4999)]
+    state = State()
+    for number in range(1, 5001):
+        added = Added(str(number), "", "")
+        gone = Removed(str(number - 1), "compacted", str(number))
+        removes = () if number == 1 else (gone,)
+        state.apply(Entry(number, "commit", "", "", (added,), removes))
+    assert state.counting() == ["5000"]
+    assert len(state.living()) == 5000
 
 
 def test_questions_are_answered_where_requests_fail(

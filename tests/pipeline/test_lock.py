@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lock import LOCK_NAME, LockLost, OutputLock, _create
-from pipeline.storage import InputError, join, open_location
+from pipeline.lock import OLD_NAME, LockLost, OutputLock
+from pipeline.storage import InputError, create_whole, join, open_location
+
+LOCK_NAME = "lock.json"
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -23,9 +25,9 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_second_holder_is_refused_and_third_may_come(output: str) -> None:
-    with OutputLock(output), pytest.raises(InputError, match="is being written by"):
-        OutputLock(output).__enter__()
-    with OutputLock(output) as lock:
+    with OutputLock(output, LOCK_NAME), pytest.raises(InputError, match="is being written by"):
+        OutputLock(output, LOCK_NAME).__enter__()
+    with OutputLock(output, LOCK_NAME) as lock:
         lock.check()
     fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
     fs.invalidate_cache()
@@ -35,8 +37,8 @@ def test_second_holder_is_refused_and_third_may_come(output: str) -> None:
 def test_a_file_is_created_once(output: str) -> None:
     fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
     fs.makedirs(output, exist_ok=True)
-    assert _create(fs, path, b"first")
-    assert not _create(fs, path, b"second")
+    assert create_whole(fs, path, b"first")
+    assert not create_whole(fs, path, b"second")
     assert fs.cat_file(path) == b"first"
 
 
@@ -45,7 +47,7 @@ def test_one_of_many_at_once_gets_it(output: str) -> None:
     start = threading.Barrier(6)
 
     def try_it() -> None:
-        lock = OutputLock(output)
+        lock = OutputLock(output, LOCK_NAME)
         start.wait()
         try:
             held.append(lock.__enter__())
@@ -64,14 +66,14 @@ def test_one_of_many_at_once_gets_it(output: str) -> None:
 
 
 def test_ended_lease_is_taken_over_and_its_holder_notices(output: str) -> None:
-    dead = OutputLock(output, lease_seconds=0.5)
+    dead = OutputLock(output, LOCK_NAME, lease_seconds=0.5)
     fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
     fs.makedirs(output, exist_ok=True)
-    assert _create(fs, path, dead._content())
+    assert create_whole(fs, path, dead._content())
     with pytest.raises(InputError, match="its lease ends"):
-        OutputLock(output).__enter__()
+        OutputLock(output, LOCK_NAME).__enter__()
     time.sleep(0.6)
-    with OutputLock(output) as heir:
+    with OutputLock(output, LOCK_NAME) as heir:
         heir.check()
         with pytest.raises(LockLost, match="taken over"):
             dead.check()
@@ -86,13 +88,13 @@ def test_a_live_holder_of_another_clock_is_left_alone(output: str, ahead: float)
             document = json.loads(super()._content())
             return json.dumps({**document, "expires_at": document["expires_at"] + ahead}).encode()
 
-    other = OfAnotherClock(output, lease_seconds=2)
+    other = OfAnotherClock(output, LOCK_NAME, lease_seconds=2)
     with other, pytest.raises(InputError, match="is being written by"):
-        OutputLock(output).__enter__()
+        OutputLock(output, LOCK_NAME).__enter__()
     fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
     fs.makedirs(output, exist_ok=True)
-    assert _create(fs, path, other._content())
-    with OutputLock(output, lease_seconds=2) as heir:
+    assert create_whole(fs, path, other._content())
+    with OutputLock(output, LOCK_NAME, lease_seconds=2) as heir:
         heir.check()
 
 
@@ -101,7 +103,7 @@ def test_a_holder_that_stood_still_must_not_publish(output: str) -> None:
     code = f"""
 import os, signal, sys
 from pipeline.lock import OutputLock, LockLost
-with OutputLock({output!r}, lease_seconds=1) as lock:
+with OutputLock({output!r}, {LOCK_NAME!r}, lease_seconds=1) as lock:
     print("held", flush=True)
     sys.stdin.readline()
     try:
@@ -120,7 +122,7 @@ with OutputLock({output!r}, lease_seconds=1) as lock:
         assert holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGSTOP)
         time.sleep(1.5)
-        taken = OutputLock(output).__enter__() if heir else None
+        taken = OutputLock(output, LOCK_NAME).__enter__() if heir else None
         holder.send_signal(signal.SIGCONT)
         said, _ = holder.communicate("\n", timeout=30)
         assert ("taken over by" in said) or ("was not renewed" in said)
@@ -130,21 +132,21 @@ with OutputLock({output!r}, lease_seconds=1) as lock:
 
 
 def test_lease_is_renewed(output: str) -> None:
-    with OutputLock(output, lease_seconds=1) as lock:
+    with OutputLock(output, LOCK_NAME, lease_seconds=1) as lock:
         time.sleep(1.5)
         lock.check()
         with pytest.raises(InputError):
-            OutputLock(output).__enter__()
+            OutputLock(output, LOCK_NAME).__enter__()
 
 
 def test_lock_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / LOCK_NAME).touch()
-    with OutputLock(str(tmp_path), lease_seconds=2):
-        assert "token" in json.loads((tmp_path / LOCK_NAME).read_text())
+    (tmp_path / OLD_NAME).touch()
+    with OutputLock(str(tmp_path), OLD_NAME, lease_seconds=2):
+        assert "token" in json.loads((tmp_path / OLD_NAME).read_text())
 
 
 def test_lease_outlives_a_store_that_fails_for_a_while(tmp_path: Path) -> None:
-    with OutputLock(str(tmp_path / "out"), lease_seconds=2) as lock:
+    with OutputLock(str(tmp_path / "out"), LOCK_NAME, lease_seconds=2) as lock:
         moved = tmp_path / "moved"
         (tmp_path / "out").rename(moved)
         (tmp_path / "out").touch()  # no folder: reading and writing the lock fail
@@ -154,4 +156,4 @@ def test_lease_outlives_a_store_that_fails_for_a_while(tmp_path: Path) -> None:
         time.sleep(1.7)
         lock.check()
         with pytest.raises(InputError, match="is being written by"):
-            OutputLock(str(tmp_path / "out")).__enter__()
+            OutputLock(str(tmp_path / "out"), LOCK_NAME).__enter__()

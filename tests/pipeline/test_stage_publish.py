@@ -1,7 +1,6 @@
 """Staged blocks: nothing overwrites another's work, and what is published is whole and in order."""
 
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.publish import (
-    PublishTarget,
-    ReconcileError,
-    committed_runs,
-    manifest_of,
-    parts,
-    publish_part,
-    reconcile,
-    remove_tables,
-    write_manifest,
-)
+from jobs.output.catalog import committed_runs
+from pipeline.publish import PublishTarget, ReconcileError, parts, publish_part, reconcile
 from pipeline.schema import DETECTED, DETECTIONS, IMAGES
 from pipeline.stage import Staged, stage, staged
+from tests.jobs.committed import commit_run, make_target
 
 BOX = {"label_id": 1, "score": 0.5, "x_min": 0.0, "y_min": 1.0, "x_max": 2.0, "y_max": 3.0}
 
@@ -53,9 +44,7 @@ def complete(found: Staged) -> set[str]:
 
 
 def target(folder: Path) -> PublishTarget:
-    return PublishTarget(
-        str(folder), "run", str(folder / "_staging"), "shapes-tiny", "f00d", ("", "circle")
-    )
+    return make_target(folder, "run", ("", "circle"), str(folder / "_staging"))
 
 
 def test_shards_with_equal_ids_do_not_overwrite_each_other(tmp_path: Path) -> None:
@@ -93,7 +82,7 @@ def test_published_rows_are_sorted_and_unique(tmp_path: Path) -> None:
     reconcile(["a", "b"], result)
     files = [f for part in parts(["b", "a"], result) for f in publish_part(part, goal)]
     assert committed_runs(str(tmp_path)) == []
-    write_manifest(goal.output, manifest_of(goal, "s3://lake/photos", files, {"ok": 5}))
+    commit_run(goal, "s3://lake/photos", files, {"ok": 5})
     (manifest,) = committed_runs(str(tmp_path))
     assert manifest["input"] == "s3://lake/photos"
     tables = {f["path"].split("/")[0]: pq.read_table(tmp_path / f["path"], partitioning=None)
@@ -147,13 +136,11 @@ def test_a_run_without_one_box_has_tables_of_the_same_types(tmp_path: Path) -> N
 
 
 def test_a_run_that_was_replaced_counts_no_more(tmp_path: Path) -> None:
-    goals = [replace(target(tmp_path), run_id=run_id) for run_id in ("1", "2")]
+    goals = [make_target(tmp_path, run_id, ("", "c"), str(tmp_path / "s")) for run_id in "12"]
     for goal in goals:
         stage(block("a", [0], 1), goal.staging)
         (part,) = parts(["a"], staged(goal.staging))
         replaced = [] if goal.run_id == "1" else ["1"]
-        document = manifest_of(goal, "in", publish_part(part, goal), {"ok": 1}, replaced)
-        write_manifest(goal.output, document)
+        commit_run(goal, "in", publish_part(part, goal), {"ok": 1}, replaced)
     assert [run["run_id"] for run in committed_runs(str(tmp_path))] == ["2"]
-    remove_tables(str(tmp_path), ["1"])
     assert [p.parent.name for p in sorted(tmp_path.glob("images/*/*"))] == ["run=2"]

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from threading import Timer
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from jobs.bench.gpu.batches import Batches, Case, check_detector
-from jobs.bench.gpu.context import Context
+from jobs.bench.gpu.context import Context, has_lost_device
 from jobs.bench.gpu.growth import learn_growth
 from jobs.bench.gpu.journal import VERDICT
 from jobs.bench.gpu.lockstep import check_operations
@@ -261,8 +262,9 @@ def main() -> None:
         try:
             answer = measure_case(case, given.device, given.tiny, given.thorough)
         except Exception as error:  # of torch, Triton and drivers: of many kinds
-            if isinstance(error, torch.AcceleratorError):
-                raise  # CUDA answers every later call of this process with the same error
+            traceback.print_exc()
+            if has_lost_device(error, given.device):
+                raise
             reason = str(error).strip().splitlines() or [""]
             answer = {"failed": f"{type(error).__name__}: {reason[0]}"}
         print(json.dumps(answer), flush=True)

@@ -11,7 +11,7 @@ from jobs.bench.gpu.journal import VALUE
 from jobs.bench.measure import milliseconds
 
 COPY, BF16, FP16, FP8, FP32 = "copy", "bf16", "fp16", "fp8", "fp32"
-SECONDS = 1.0
+SECONDS = 0.5
 
 
 def run(context: Context) -> None:

@@ -7,7 +7,15 @@ import torch
 
 
 def read_clocks(device: str) -> dict[str, float] | None:
-    """MHz of processors and memory, watts and degrees; None on CPUs or without nvidia-ml-py."""
+    """MHz of processors and memory, watts and degrees; None where they cannot be had."""
+    try:
+        return _read_clocks(device)
+    except Exception:  # of NVML, which does not tell all of them of all devices
+        return None
+
+
+def _read_clocks(device: str) -> dict[str, float] | None:
+    """None on CPUs or without nvidia-ml-py."""
     handle = _handle(device)
     if handle is None:
         return None
@@ -22,7 +30,7 @@ def read_clocks(device: str) -> dict[str, float] | None:
 
 
 def read_use(device: str) -> float | None:
-    """The share of the last moments in which some kernel ran; None as in `read_clocks`."""
+    """The share of the last moments in which some kernel ran; None as in `_read_clocks`."""
     handle = _handle(device)
     if handle is None:
         return None

@@ -1,6 +1,7 @@
 """What each step of a bench of a GPU is given: the device, its time, and where results go."""
 
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -65,8 +66,9 @@ class Context:
         except Absent as error:
             self.write(name, LEFT_OUT, reason=str(error))
         except Exception as error:  # of torch, Triton, peers and drivers: of many kinds
-            if isinstance(error, torch.AcceleratorError) and not _is_of_memory(error):
-                raise  # CUDA answers every later call of this process with the same error
+            traceback.print_exc()
+            if has_lost_device(error, self.device):
+                raise
             lines = str(error).strip().splitlines() or [""]
             seconds = time.monotonic() - began
             self.write(name, FAILED, reason=f"{type(error).__name__}: {lines[0]}", seconds=seconds)
@@ -124,5 +126,16 @@ class Context:
         self.write(case, TIMING, row=asdict(row))
 
 
-def _is_of_memory(error: Exception) -> bool:
-    return "out of memory" in str(error)
+def has_lost_device(error: Exception, device: str) -> bool:
+    """Whether CUDA answers every later call of this process with an error, too.
+
+    Triton and cuBLAS raise a RuntimeError for what torch raises an AcceleratorError for.
+    """
+    if isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error):
+        return True
+    try:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False

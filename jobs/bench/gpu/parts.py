@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import conv_flop_count, flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
 
 from model.deformable_detr import DeformableDetr
 
@@ -194,17 +194,22 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def operations_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
-    """Multiplications and additions, by torch's own formulas; ours below; else none."""
+    """Multiplications and additions, by torch's own formulas; ours below; else none.
+
+    In inference mode layers come whole, which torch's own do not know.
+    """
     packet = func._overloadpacket
     if packet in flop_registry:
         return float(flop_registry[packet](*args, **kwargs, out_val=out))
     name = str(packet)
-    if "conv_add_relu" in name or "_convolution_pointwise" in name:
+    if name == "aten.scaled_dot_product_attention":
+        return float(sdpa_flop_count(*(argument.shape for argument in args[:3])))
+    if name == "aten.conv2d" or "conv_add_relu" in name or "_convolution_pointwise" in name:
         x, weight = _convolved(name, args)
         return float(conv_flop_count(list(x.shape), list(weight.shape), list(out.shape)))
     if "_addmm_activation" in name:
         return 2.0 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
-    if "_linear_pointwise" in name:
+    if name == "aten.linear" or "_linear_pointwise" in name:
         return 2.0 * args[0].numel() * out.shape[-1]
     if "detr_batch.ms_deform_attn" in name:  # four corners of each sample, weighted and summed
         return 2.0 * 4 * args[2].numel() * args[0].shape[3]

@@ -123,7 +123,7 @@ def describe_bound(parts: dict[str, Part], whole_ms: float) -> dict[str, Any]:
 
 def describe_parts(parts: dict[str, Part]) -> dict[str, dict[str, float]]:
     """Each part's share of the time and its time, beside its bounds; times in ms."""
-    counted = sum(part.milliseconds for part in parts.values())
+    counted = sum(part.milliseconds for part in parts.values()) or 1.0  # 0: no profiler here
     return {
         name: {
             "share": round(part.milliseconds / counted, 4),

@@ -120,8 +120,9 @@ def run_step(options: GpuOptions, step: str, seconds: float) -> str:
 
 def _run_process(options: GpuOptions, step: str, seconds: float) -> int | None:
     """The exit code of a step's process; None where its time was over."""
-    command = [sys.executable, "-m", "jobs.bench.gpu.step", step, "--out", str(options.out)]
-    command += ["--device", options.device, "--seconds", str(seconds)]
+    command = [sys.executable, "-X", "faulthandler", "-m", "jobs.bench.gpu.step", step]
+    command += ["--out", str(options.out), "--device", options.device]
+    command += ["--deadline", str(time.monotonic() + seconds)]  # one clock for all processes
     command += ["--tiny"] if options.tiny else []
     with (options.out / LOG).open("ab") as log:
         log.write(f"--- {step}\n".encode())

@@ -3,7 +3,6 @@
 import argparse
 import signal
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -19,12 +18,11 @@ def main() -> None:
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--deadline", type=float, required=True, help="of time.monotonic()")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary folders go
-    deadline = time.monotonic() + given.seconds
-    context = Context(given.step, given.out, given.device, given.tiny, deadline)
+    context = Context(given.step, given.out, given.device, given.tiny, given.deadline)
     context.write("", ENVIRONMENT, **describe_environment(given.device), tiny=given.tiny)
     import_module(f"jobs.bench.gpu.{given.step}").run(context)
     context.write("", END)

@@ -8,6 +8,7 @@ from jobs.bench.gpu.journal import (
     CHOICE,
     CRASHED,
     CUT,
+    END,
     ENVIRONMENT,
     FAILED,
     LEFT_OUT,
@@ -135,9 +136,11 @@ def _mix(records: list[Record], known: Rates) -> Iterator[str]:
 
 
 def _peers(records: list[Record], known: Rates) -> Iterator[str]:
-    rows = [row for row, _ in _timings(records)]
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=False):
-        assert ours["subject"] == OURS
+    ours: dict[str, Any] | None = None  # in turn with the peer whose row follows
+    for theirs, _ in _timings(records):
+        if theirs["subject"] == OURS or ours is None:
+            ours = theirs
+            continue
         yield (
             f"{theirs['case']}, batch {theirs['batch']}: {theirs['subject']} "
             f"({theirs['precision']}) {theirs['images_per_second']:.1f} images/s, ours in turn "
@@ -180,7 +183,8 @@ def _flow(records: list[Record], known: Rates) -> Iterator[str]:
 
 def _missing(records: list[Record]) -> Iterator[str]:
     """Cases that have no figure yet, and why."""
-    known = {(r["step"], r["case"]) for r in records if r["kind"] in (VALUE, VERDICT, TIMING)}
+    found = (VALUE, VERDICT, TIMING, CHOICE, END)
+    known = {(record["step"], record["case"]) for record in records if record["kind"] in found}
     for record in records:
         if record["kind"] in REASONS and (record["step"], record["case"]) not in known:
             name = ", ".join(filter(None, (record["step"], record["case"])))

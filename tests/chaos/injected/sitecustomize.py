@@ -116,13 +116,13 @@ def note_staged(block: bytes) -> None:
 
 
 def add_steps(storage: Any) -> None:
-    """`write_whole` and `remove_tree` that are a step before and one after."""
+    """`create_whole`, `write_whole` and `remove_tree` that are a step before and one after."""
 
     def stepped(name: str) -> None:
         function = getattr(storage, name)
 
         def both(fs: Any, path: str, *arguments: Any) -> Any:
-            if path.endswith("_lock.json"):  # its renewals come whenever they come
+            if path.endswith("lock.json"):  # its renewals come whenever they come
                 return function(fs, path, *arguments)
             step(f"before {name} {path}")
             result = function(fs, path, *arguments)
@@ -133,6 +133,7 @@ def add_steps(storage: Any) -> None:
 
         setattr(storage, name, both)
 
+    stepped("create_whole")
     stepped("write_whole")
     stepped("remove_tree")
 

@@ -1,0 +1,137 @@
+"""What an OUTPUT holds, as its log says it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from jobs.output import paths
+from jobs.output.documents import converted, damaged
+from jobs.output.errors import DamagedOutput
+from jobs.output.log import (
+    Added,
+    Entry,
+    Removed,
+    State,
+    map_at_once,
+    read_if_any,
+    read_state,
+)
+from jobs.output.manifest import Manifest, checked_manifest, manifest_of_bytes
+from jobs.output.store import OutputStore, Store
+from pipeline.storage import explained
+
+
+@dataclass
+class Catalog:
+    """The runs of an OUTPUT up to an entry of its log, with their manifests."""
+
+    state: State
+    manifests: dict[str, Manifest]  # of runs whose labels are there
+
+    def committed(self) -> list[Manifest]:
+        """Runs that count, oldest first."""
+        return [self.manifests[run_id] for run_id in self.state.counting()]
+
+    def labelling(self) -> list[Manifest]:
+        """Runs whose labels are there, also where `compact` merged their tables, oldest first."""
+        return [run for _, run in sorted(self.manifests.items()) if not run["compacts"]]
+
+    def forget_gone(self) -> list[str]:
+        """Drop the manifests of runs whose labels are not there any more; which those are."""
+        gone = sorted(self.manifests.keys() - self.state.living())
+        for run_id in gone:
+            del self.manifests[run_id]
+        return gone
+
+    def knows(self, run_id: str) -> bool:
+        """Whether a run was ever committed, whatever became of it."""
+        return run_id in self.state.runs
+
+
+def read_catalog(output: str) -> Catalog:
+    """What OUTPUT holds by now. InputError where it cannot be read, DamagedOutput as `log`."""
+    store = OutputStore(output)
+    with explained("OUTPUT", output):
+        return load_catalog(store)
+
+
+def committed_runs(output: str) -> list[Manifest]:
+    """Manifests of the runs that count, oldest first."""
+    return read_catalog(output).committed()
+
+
+def load_catalog(store: Store) -> Catalog:
+    """What a store's log says; what versions before the log left, where there is none."""
+
+    def begin(state: State) -> None:
+        if not state.number:
+            state.apply(adopting(store, state, Entry(1, "adopt", "0" * 32, "")))
+
+    return load(store, begin)
+
+
+def load(store: Store, begin: Callable[[State], None]) -> Catalog:
+    """What a store's log says, and `begin` adds to it.
+
+    It is read again where it went on meanwhile, and something that it speaks of is gone by then.
+    """
+    while True:
+        state = read_state(store)
+        last = state.number
+        begin(state)
+        try:
+            catalog = with_manifests(store, state)
+        except DamagedOutput:
+            if not _has_entry(store, last + 1):
+                raise
+        else:
+            if last or not _has_entry(store, 1):  # before the log, only a listing said what counts
+                return catalog
+
+
+def _has_entry(store: Store, number: int) -> bool:
+    return read_if_any(store, paths.entry(number)) is not None
+
+
+def with_manifests(store: Store, state: State) -> Catalog:
+    """A state with the manifests that it speaks of. DamagedOutput where one that counts is gone."""
+    wanted = state.living()
+    unread = sorted(wanted - state.manifests.keys())
+
+    def read(run_id: str) -> Manifest | None:
+        added = state.runs[run_id].added
+        data = read_if_any(store, added.manifest)
+        return None if data is None else manifest_of_bytes(added.manifest, data, added.sha256)
+
+    found = dict(zip(unread, map_at_once(read, unread), strict=True))
+    known = {**state.manifests, **{name: one for name, one in found.items() if one is not None}}
+    if missing := [run_id for run_id in state.counting() if run_id not in known]:
+        raise damaged(state.runs[missing[0]].added.manifest)
+    return Catalog(state, {name: known[name] for name in wanted if name in known})
+
+
+def adopting(store: Store, state: State, entry: Entry) -> Entry:
+    """An entry that adds what versions before the log committed, and no entry has yet."""
+    found = [pair for pair in old_runs(store) if pair[0].run_id not in state.runs]
+    names = {added.run_id for added, _ in found}
+    removes = tuple(
+        Removed(run_id, "compacted" if one["compacts"] else "replaced", one["run_id"])
+        for _, one in found
+        for run_id in one["replaces"]
+        if run_id in names
+    )
+    return replace(entry, adds=tuple(added for added, _ in found), removes=removes)
+
+
+def old_runs(store: Store) -> Iterator[tuple[Added, Manifest]]:
+    """Runs that versions before the log committed: wherever a listing shows a manifest."""
+    for name in store.names(paths.RUNS):
+        found = paths.run_and_token_of_manifest(name)
+        data = read_if_any(store, name) if found is not None and found[1] is None else None
+        if found is None or data is None:  # another file, or deleted since the listing
+            continue
+        document = converted(name, partial(json.loads, data))
+        digest = hashlib.sha256(data).hexdigest()
+        yield Added(found[0], name, digest), checked_manifest(name, document)

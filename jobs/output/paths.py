@@ -1,0 +1,105 @@
+"""Names of all that lies in an OUTPUT, below it. Nothing else spells them."""
+
+import re
+
+LOG = "_runs/log"
+RUNS, STAGING = "_runs", "_staging"
+TABLES = ("images", "detections")
+LOCK = "_runs/lock.json"
+# The lock of versions before 0.2. It stays for ever, held by nobody, so that they write no more.
+OLD_LOCK = "_lock.json"
+
+_ID = r"[0-9A-Za-z][0-9A-Za-z_.\-]*"
+_RUN_ID = re.compile(_ID)
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_ENTRY = re.compile(rf"{LOG}/(\d{{20}})\.json")
+_CHECKPOINT = re.compile(rf"{LOG}/checkpoint-(\d{{20}})\.json")
+# Versions before 0.2 gave a part no token.
+_PART = re.compile(
+    rf"(?:images|detections)/run=({_ID})/part-\d{{5,}}(?:-([0-9a-f]{{32}}))?\.parquet"
+)
+_MANIFEST = re.compile(rf"{RUNS}/({_ID})/manifest(?:-([0-9a-f]{{32}}))?\.json")
+
+
+def is_run_id(text: object) -> bool:
+    """Whether this names a run, and nothing outside its folder."""
+    return isinstance(text, str) and _RUN_ID.fullmatch(text) is not None
+
+
+def is_token(text: object) -> bool:
+    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+
+
+def entry(number: int) -> str:
+    return f"{LOG}/{number:020}.json"
+
+
+def number_of_entry(name: str) -> int | None:
+    """The number of a log entry; None where the name is another's."""
+    found = _ENTRY.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def checkpoint(number: int) -> str:
+    return f"{LOG}/checkpoint-{number:020}.json"
+
+
+def number_of_checkpoint(name: str) -> int | None:
+    """The number of the last entry that a checkpoint holds; None where the name is another's."""
+    found = _CHECKPOINT.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def run_folder(run_id: str) -> str:
+    return f"{RUNS}/{run_id}"
+
+
+def document(run_id: str, name: str) -> str:
+    """A file about a run, such as run.json."""
+    return f"{RUNS}/{run_id}/{name}"
+
+
+def manifest(run_id: str, token: str) -> str:
+    return f"{RUNS}/{run_id}/manifest-{token}.json"
+
+
+def run_and_token_of_manifest(name: str) -> tuple[str, str | None] | None:
+    """Whose manifest this is; None where the name is another's. Old ones have no token."""
+    found = _MANIFEST.fullmatch(name)
+    return (found[1], found[2]) if found else None
+
+
+def plan(run_id: str, token: str) -> str:
+    """The plan of a run that is committed."""
+    return f"{RUNS}/{run_id}/plan-{token}.parquet"
+
+
+def is_plan(name: object, run_id: str) -> bool:
+    """Whether this names a plan of that run."""
+    pattern = rf"{RUNS}/{re.escape(run_id)}/plan(?:-[0-9a-f]{{32}})?\.parquet"
+    return isinstance(name, str) and re.fullmatch(pattern, name) is not None
+
+
+def part_template(run_id: str, token: str) -> str:
+    """The name of a part, with places for `table` and `number`."""
+    return f"{{table}}/run={run_id}/part-{{number:05d}}-{token}.parquet"
+
+
+def run_and_token_of_part(name: str) -> tuple[str, str | None] | None:
+    """Whose part this is; None where the name is another's. Old ones have no token."""
+    found = _PART.fullmatch(name)
+    return (found[1], found[2]) if found else None
+
+
+def staging(run_id: str) -> str:
+    return f"{STAGING}/{run_id}"
+
+
+def plan_under_way(run_id: str) -> str:
+    """The plan of a run that is not committed yet."""
+    return f"{STAGING}/{run_id}/plan.parquet"
+
+
+def blocks(run_id: str) -> str:
+    """The folder of a run's staged blocks."""
+    return f"{STAGING}/{run_id}/blocks"

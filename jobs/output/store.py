@@ -1,0 +1,107 @@
+"""The objects of an OUTPUT, by their names below it."""
+
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from fsspec.implementations.local import LocalFileSystem
+
+from jobs.output import paths
+from model.urls import mask
+from pipeline.retries import retried
+from pipeline.storage import (
+    InputError,
+    create_whole,
+    find,
+    open_location,
+    read_object,
+    write_whole,
+)
+
+REMOVED_AT_ONCE = 16  # objects: latency limits them
+
+
+class Store(Protocol):
+    """What the log and its writers need of a place."""
+
+    def read(self, name: str) -> bytes:
+        """An object. FileNotFoundError where there is none."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make an object, whole, unless its name is taken; False where it is.
+
+        Any error leaves open whether it was made, or will be.
+        """
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make or replace an object."""
+
+    def names(self, folder: str) -> list[str]:
+        """All names below a folder, sorted; none where it does not exist."""
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete objects; those that are gone already are no error."""
+
+
+class OutputStore:
+    """An OUTPUT on a disk or an object store."""
+
+    def __init__(self, output: str):
+        self.output = output
+        self.fs, self.path = open_location(output, "OUTPUT")
+        self.on_disk = isinstance(self.fs, LocalFileSystem)
+
+    def _full(self, name: str) -> str:
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes:
+        return read_object(self.fs, self._full(name))
+
+    def create(self, name: str, data: bytes) -> bool:
+        return create_whole(self.fs, self._full(name), data)
+
+    def write(self, name: str, data: bytes) -> None:
+        write_whole(self.fs, self._full(name), data)
+
+    def names(self, folder: str) -> list[str]:
+        start = len(self.path.rstrip("/")) + 1
+        self.fs.invalidate_cache()
+        return [name[start:] for name in find(self.fs, self._full(folder))]
+
+    def remove(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
+            list(pool.map(self._remove, names))
+
+    def _remove(self, name: str) -> None:
+        path = self._full(name)
+        try:
+            retried(self.fs.rm_file, path)
+        except FileNotFoundError:
+            return
+        if self.on_disk:
+            _remove_empty_folder(Path(path).parent)
+
+    def refuse_without_atomic_create(self) -> None:
+        """InputError where two writers could create the same name: judged by trying it."""
+        name = f"{paths.LOG}/probe-{uuid.uuid4().hex}"
+        try:
+            atomic = self.create(name, b"1") and not self.create(name, b"2")
+            atomic = atomic and self.read(name) == b"1"
+        except NotImplementedError:
+            atomic = False
+        self.remove([name])
+        if not atomic:
+            raise InputError(
+                f"{mask(self.output)} lies on a store that cannot create an object only where "
+                "there is none, so two runs could lose each other's labels: use another store, or "
+                "pass --single-writer if nothing else writes this OUTPUT while a run does"
+            )
+
+
+def _remove_empty_folder(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # it has other files, or is gone
+        return

@@ -1,0 +1,183 @@
+"""The one way to write an OUTPUT: fence, read, commit, and only then remove."""
+
+import hashlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jobs.output import paths
+from jobs.output.catalog import adopting, load
+from jobs.output.errors import CommitLost, CommitUnknown
+from jobs.output.log import (
+    CHECKPOINT_EVERY,
+    Added,
+    Entry,
+    Reason,
+    Removed,
+    State,
+    checkpoint_to_bytes,
+    entry_of_bytes,
+    read_if_any,
+)
+from jobs.output.manifest import Manifest, manifest_to_bytes
+from jobs.output.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class LogWriter:
+    """Writes to a store's log. It has the right to commit until another writer's entry says no.
+
+    A writer reads what there is, and creates a fence as the very next entry: so nothing has changed
+    since. Then it commits by creating the very next number: where another's entry has that number,
+    this writer has lost for good.
+    """
+
+    def __init__(self, store: Store, adopt: bool = False):
+        """Read what there is. `adopt`: versions before the log may have written meanwhile."""
+        self.store = store
+        self.token = uuid.uuid4().hex
+        self.holder = f"{socket.gethostname()}:{os.getpid()}"
+        self.fenced = False
+
+        def begin(state: State) -> None:
+            self.first = Entry(state.number + 1, "fence", self.token, self.holder)
+            if adopt or not state.number:
+                self.first = adopting(store, state, replace(self.first, kind="adopt"))
+            state.apply(self.first)  # as if it were there: else nothing that is planned counts
+
+        self.catalog = load(store, begin)
+
+    def fence(self) -> None:
+        """Shut out all writers that began before, once, and delete what they left.
+
+        CommitLost where another writer began since this one read. CommitUnknown as `commit`.
+        """
+        if not self.fenced:
+            self._append(self.first)
+            self.fenced = True
+            self.store.remove(self.remains())
+
+    def _append(self, entry: Entry) -> None:
+        """Create an entry. CommitLost where its number is another's. CommitUnknown as `commit`."""
+        if not self._create(entry):
+            raise CommitLost(
+                f"another run took OUTPUT over before entry {entry.number} of its log was written: "
+                "nothing was committed. Run the same command again"
+            )
+
+    def _create(self, entry: Entry) -> bool:
+        """Create an entry; False where the number is another's.
+
+        CommitUnknown where the store does not say whether it is there. Another request for it may
+        still be under way then.
+        """
+        name = paths.entry(entry.number)
+        try:
+            if self.store.create(name, entry.to_bytes()):
+                return True
+        except Exception as error:  # of stores: of many kinds, and each leaves it open
+            return self._settle(entry, error)
+        return self._owner(name) == entry.token
+
+    def _settle(self, entry: Entry, error: Exception) -> bool:
+        """Find out whether an entry was created although no answer came; False where it never is.
+
+        Where it is absent, its request may still arrive: a fence there decides who has the number.
+        """
+        name = paths.entry(entry.number)
+        fence = Entry(entry.number, "fence", uuid.uuid4().hex, self.holder)
+        try:
+            owner = self._owner(name)
+            if owner is None:
+                created = self.store.create(name, fence.to_bytes())
+                owner = fence.token if created else self._owner(name)
+        except Exception as again:
+            raise CommitUnknown(
+                f"the store does not say whether {name} was written ({again}): nothing was "
+                "deleted, and what is labelled is kept. Run the same command again when it does"
+            ) from error
+        return owner == entry.token
+
+    def _owner(self, name: str) -> str | None:
+        """The token of an entry's writer; None where there is no such entry."""
+        data = read_if_any(self.store, name)
+        return None if data is None else entry_of_bytes(name, data).token
+
+    def commit(
+        self,
+        run: Manifest | None,
+        removes: Sequence[str] = (),
+        reason: Reason = "replaced",
+        kept_until: float = 0.0,
+    ) -> None:
+        """Let a run count, in the place of those that it `removes`, and then delete their files.
+
+        Files stay until a command after `kept_until`, a Unix time, where that is to come.
+
+        CommitLost where another writer came between: then nothing has changed, and nothing of this
+        writer will ever count. CommitUnknown where the store does not tell: nothing may be deleted.
+        """
+        assert self.fenced
+        state = self.catalog.state
+        adds = () if run is None else (self._write_manifest(run),)
+        by = None if run is None else run["run_id"]
+        removed = tuple(Removed(run_id, reason, by, kept_until) for run_id in removes)
+        entry = Entry(state.number + 1, "commit", self.token, self.holder, adds, removed)
+        self._append(entry)
+        state.apply(entry)
+        gone = [self.catalog.manifests[name] for name in removes if name in self.catalog.manifests]
+        if run is not None:
+            self.catalog.manifests[run["run_id"]] = run
+        lost = self.catalog.forget_gone()
+        self._keep_checkpoint()
+        if kept_until <= time.time():
+            self.store.remove(file["path"] for one in gone for file in one["files"])
+        if reason == "deleted":
+            for run_id in lost:
+                self.store.remove(self.store.names(paths.run_folder(run_id)))
+
+    def _write_manifest(self, run: Manifest) -> Added:
+        name, data = paths.manifest(run["run_id"], self.token), manifest_to_bytes(run)
+        self.store.write(name, data)
+        return Added(run["run_id"], name, hashlib.sha256(data).hexdigest())
+
+    def _keep_checkpoint(self) -> None:
+        """Now and then, so that readers need not read all entries. They can do without."""
+        state = self.catalog.state
+        if state.number % CHECKPOINT_EVERY:
+            return
+        try:
+            state.manifests = self.catalog.manifests
+            self.store.create(paths.checkpoint(state.number), checkpoint_to_bytes(state))
+        except Exception as error:  # the commit is what matters
+            log.warning("no checkpoint of the log was written: %s", error)
+
+    def remains(self) -> list[str]:
+        """Names of parts and manifests that never counted, or count no more.
+
+        They are those of writers that are fenced off: files of a writer that came later are left
+        alone, also where this one stood still meanwhile.
+        """
+        state, catalog = self.catalog.state, self.catalog
+        counting = {file["path"] for run in catalog.committed() for file in run["files"]}
+        counting |= {state.runs[run_id].added.manifest for run_id in catalog.manifests}
+        fenced = state.tokens - {self.token}
+        now = time.time()
+        kept = {
+            name for name, run in state.runs.items() if run.removed and run.removed.kept_until > now
+        }
+        found = []
+        for folder in (*paths.TABLES, paths.RUNS):
+            for name in self.store.names(folder):
+                parsed = paths.run_and_token_of_part(name)
+                parsed = parsed or paths.run_and_token_of_manifest(name)
+                if parsed is None or name in counting or parsed[0] in kept:
+                    continue
+                if parsed[1] is None or parsed[1] in fenced:
+                    found.append(name)
+        return found

@@ -1,0 +1,145 @@
+"""OUTPUT held by one command: the lock as a courtesy, the log as the right."""
+
+import json
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from jobs.output import paths
+from jobs.output.catalog import Catalog
+from jobs.output.log import Reason
+from jobs.output.manifest import Manifest
+from jobs.output.store import OutputStore
+from jobs.output.writer import LogWriter
+from pipeline.lock import OutputLock
+from pipeline.publish import PublishTarget
+from pipeline.storage import InputError, explained, join
+
+MOST_HOURS = 10_000  # for which replaced files are kept
+# What the lock file of versions before 0.2 says for ever: they wait for a lease of this length.
+FOR_EVER = 1e12  # seconds
+NEEDED = "detr-batch 0.2 or newer, as the format of this OUTPUT needs: upgrade this one"
+
+
+class OutputWriter:
+    """The right to write OUTPUT, from reading what it holds until the `with` block ends.
+
+    InputError where another command has it, or where the store cannot keep two of them apart,
+    unless it is known that there is a `single_writer`.
+    """
+
+    def __init__(self, output: str, single_writer: bool = False, keep_replaced: float = 0.0):
+        """`keep_replaced` are hours for which files of runs stay that others take the place of."""
+        self.output, self.single_writer = output, single_writer
+        self.keep_replaced = keep_replaced
+        if not 0 <= keep_replaced <= MOST_HOURS:
+            raise InputError(f"--keep-replaced {keep_replaced:g}: give 0 to {MOST_HOURS} hours")
+        self.store = OutputStore(output)
+        self.lock = OutputLock(output, paths.LOCK)
+        self.old_lock: OutputLock | None = None
+
+    def __enter__(self) -> Self:
+        self.lock.__enter__()
+        try:
+            with explained("OUTPUT", self.output):
+                if not _shuts_out_old_versions(self.store):
+                    self.old_lock = OutputLock(self.output, paths.OLD_LOCK).__enter__()
+                self.log = LogWriter(self.store, adopt=self.old_lock is not None)
+                remains = self.log.remains()
+            if remains:
+                self.begin()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.old_lock is not None:
+            self.old_lock.__exit__(kind, error, traceback)
+        self.lock.__exit__(kind, error, traceback)
+
+    @property
+    def token(self) -> str:
+        """What the names of this writer's files have, so that no other writer's are the same."""
+        return self.log.token
+
+    @property
+    def catalog(self) -> Catalog:
+        """What OUTPUT holds: as this writer found it, and what it committed since."""
+        return self.log.catalog
+
+    def begin(self) -> None:
+        """Before the first write: shut out all that may still write from before.
+
+        CommitLost where another writer began since OUTPUT was read.
+        """
+        if self.log.fenced:
+            return
+        with explained("OUTPUT", self.output):
+            if not self.single_writer:
+                self.store.refuse_without_atomic_create()
+            # First of all: versions before the log delete tables whose manifest they do not see.
+            if self.old_lock is not None:
+                self.old_lock.check()
+                self.old_lock.leave(json.dumps(_tombstone()).encode())
+                self.old_lock = None
+            self.log.fence()
+
+    def check(self) -> None:
+        """LockLost where another command took OUTPUT over: what is done from now on is in vain."""
+        self.lock.check()
+
+    def target(
+        self, run_id: str, model: str, fingerprint: str, labels: Sequence[str]
+    ) -> PublishTarget:
+        """Where this writer puts the tables of a run."""
+        return PublishTarget(
+            self.output,
+            run_id,
+            paths.part_template(run_id, self.token),
+            join(self.output, paths.blocks(run_id)),
+            model,
+            fingerprint,
+            tuple(labels),
+        )
+
+    def discard(self, run_id: str) -> None:
+        """Delete the tables of a run that this writer began and will not commit."""
+        template = paths.part_template(run_id, self.token)
+        own = {template.partition("part-")[0].format(table=table) for table in paths.TABLES}
+        self.store.remove(
+            name for folder in own for name in self.store.names(folder) if self.token in name
+        )
+
+    def commit(
+        self, run: Manifest | None, removes: Sequence[str] = (), reason: Reason = "replaced"
+    ) -> None:
+        """As `LogWriter.commit`."""
+        self.begin()
+        self.check()
+        hours = 0.0 if reason == "deleted" else self.keep_replaced
+        kept_until = time.time() + 3600 * hours if hours else 0.0
+        self.log.commit(run, removes, reason, kept_until)
+
+
+def _tombstone() -> dict[str, Any]:
+    """A lock that versions before 0.2 take for that of a command that lives."""
+    return {
+        "token": "0" * 32,
+        "holder": NEEDED,
+        "lease_seconds": FOR_EVER,
+        "expires_at": FOR_EVER,
+    }
+
+
+def _shuts_out_old_versions(store: OutputStore) -> bool:
+    try:
+        return bool(json.loads(store.read(paths.OLD_LOCK)).get("holder") == NEEDED)
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,102 @@
+"""Two hosts and one OUTPUT on a real S3 server, of which one is cut off at the worst moment."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from jobs.output import paths
+from jobs.output.catalog import read_catalog
+from jobs.views import connect
+from tests.chaos.faulty_store import FaultyStore
+from tests.jobs.output.test_old_versions import detections
+
+LEASE = "1"  # second
+BOXES = "SELECT image_id, count(*) FROM latest GROUP BY ALL ORDER BY ALL"
+
+
+@pytest.fixture
+def store(s3: None) -> Iterator[FaultyStore]:
+    """What the first host has between it and the store; the second has none."""
+    proxy = FaultyStore(os.environ["AWS_ENDPOINT_URL"])
+    with proxy.running():
+        yield proxy
+        proxy.release.set()
+
+
+def start(store: FaultyStore, *arguments: str) -> subprocess.Popen[str]:
+    environment = {"AWS_ENDPOINT_URL": store.url, "DETR_BATCH_LEASE_SECONDS": LEASE}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_elsewhere(*arguments: str) -> None:
+    """A command on the second host, which waits until the lease has ended."""
+    environment = os.environ | {"DETR_BATCH_LEASE_SECONDS": LEASE}
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def rows(output: str) -> list[tuple[Any, ...]]:
+    with connect(output) as connection:
+        return connection.sql(BOXES).fetchall()
+
+
+@pytest.fixture
+def output(bucket: str, tmp_path: Path) -> str:
+    """Two runs over one INPUT: entries 1 to 4 of the log."""
+    for boxes in (2, 3):
+        found = detections(tmp_path, "a", boxes)
+        assert main(["import", found[0], f"{bucket}/out", *found[1:]]) == 0
+    assert read_catalog(f"{bucket}/out").state.number == 4
+    return f"{bucket}/out"
+
+
+@pytest.mark.parametrize("heir", ["import", pytest.param("compact", marks=pytest.mark.slow)])
+def test_a_compact_that_was_cut_off_at_its_commit_has_lost(
+    heir: str, output: str, store: FaultyStore, tmp_path: Path
+) -> None:
+    """It stood still for longer than its lease, and its request arrives after all."""
+    store.hold_at = paths.entry(6)
+    zombie = start(store, "compact", output)
+    assert store.held.wait(60)
+    time.sleep(1.5 * float(LEASE))
+    if heir == "import":
+        found = detections(tmp_path, "b", 1)
+        run_elsewhere("import", found[0], output, *found[1:])
+    else:
+        run_elsewhere("compact", output)
+    store.release.set()
+    _, said = zombie.communicate(timeout=120)
+    assert zombie.returncode == 1, said
+    assert "another run took OUTPUT over" in said and "Traceback" not in said
+    expected = [("a.jpg", 3)] + [("b.jpg", 1)] * (heir == "import")
+    assert rows(output) == expected
+    assert main(["runs", output, "--verify"]) == 0
+    assert main(["compact", output]) == 0
+    assert rows(output) == expected
+    assert main(["runs", output, "--verify"]) == 0
+
+
+def test_a_commit_whose_answer_was_lost_is_known_to_have_happened(
+    output: str, store: FaultyStore
+) -> None:
+    store.lose_at = paths.entry(6)
+    done = start(store, "compact", output)
+    _, said = done.communicate(timeout=120)
+    assert done.returncode == 0, said
+    assert store.injected["lost_answer"] == 1
+    assert [run["compacts"] for run in read_catalog(output).committed()] == [True]
+    assert rows(output) == [("a.jpg", 3)]
