@@ -173,7 +173,7 @@ def carry_out(
     except Exception as error:  # storage's and workers' are of many kinds
         cause = error.cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, OutputError):  # a worker's, which says what to do
-            raise cause from error
+            raise OutputError(_reason(error)) from error
         if isinstance(error, OutputError | ReconcileError):
             raise
         raise RuntimeError(

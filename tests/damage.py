@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
+import pytest
+
 Damage = Callable[[bytes], bytes]
+
+
+def warnings_of(module: str, patch: pytest.MonkeyPatch) -> list[str]:
+    """What a module of ours logs from now on: caplog hears nothing once Ray has been started."""
+    logged: list[str] = []
+    patch.setattr(f"{module}.log.warning", lambda text, *given: logged.append(text % given))
+    return logged
 
 
 def flip(share: float, bit: int) -> Damage:

@@ -96,7 +96,7 @@ def _has_entry(store: Store, number: int) -> bool:
 
 
 def with_manifests(store: Store, state: State) -> Catalog:
-    """A state with the manifests that it speaks of. DamagedOutput where one that counts is gone."""
+    """A state with the manifests of the runs that live. DamagedOutput where one is gone."""
     wanted = state.living()
     unread = sorted(wanted - state.manifests.keys())
 
@@ -107,9 +107,9 @@ def with_manifests(store: Store, state: State) -> Catalog:
 
     found = dict(zip(unread, map_at_once(read, unread), strict=True))
     known = {**state.manifests, **{name: one for name, one in found.items() if one is not None}}
-    if missing := [run_id for run_id in state.counting() if run_id not in known]:
+    if missing := sorted(wanted - known.keys()):
         raise damaged(state.runs[missing[0]].added.manifest)
-    return Catalog(state, {name: known[name] for name in wanted if name in known})
+    return Catalog(state, {name: known[name] for name in wanted})
 
 
 def adopting(store: Store, state: State, entry: Entry) -> Entry:

@@ -112,6 +112,7 @@ class State:
     tokens: set[str] = field(default_factory=set)  # of all writers so far
     # Those that a checkpoint had; others are read where they lie.
     manifests: dict[str, Manifest] = field(default_factory=dict)
+    kept: int = 0  # the number of the last checkpoint that is known of
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry. DamagedOutput where it speaks of runs that there are not."""
@@ -207,7 +208,7 @@ def read_checkpoint(store: Store, number: int) -> State:
 
     def convert() -> State:
         assert document["number"] == number
-        state = State(number, {}, set(document["tokens"]))
+        state = State(number, {}, set(document["tokens"]), kept=number)
         assert all(map(paths.is_token, state.tokens))
         for one in document["runs"]:
             added, gone = Added(**one["added"]), one["removed"]

@@ -149,11 +149,12 @@ class LogWriter:
     def _keep_checkpoint(self) -> None:
         """Now and then, so that readers need not read all entries. They can do without."""
         state = self.catalog.state
-        if state.number % CHECKPOINT_EVERY:
+        if state.number - state.kept < CHECKPOINT_EVERY:
             return
         try:
             state.manifests = self.catalog.manifests
             self.store.create(paths.checkpoint(state.number), checkpoint_to_bytes(state))
+            state.kept = state.number
         except Exception as error:  # the commit is what matters
             log.warning("no checkpoint of the log was written: %s", error)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lock import OLD_NAME, LockLost, OutputLock
-from pipeline.storage import InputError, create_whole, join, open_location
+from pipeline.lock import OLD_NAME, LockLost, OutputLock, lease_of_bytes
+from pipeline.storage import InputError, OutputError, create_whole, join, open_location
+from tests.damage import warnings_of
 
 LOCK_NAME = "lock.json"
 
@@ -143,6 +144,64 @@ def test_lock_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / OLD_NAME).touch()
     with OutputLock(str(tmp_path), OLD_NAME, lease_seconds=2):
         assert "token" in json.loads((tmp_path / OLD_NAME).read_text())
+
+
+def test_an_empty_lock_of_this_version_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).touch()
+    with pytest.raises(OutputError, match=f"{tmp_path}/{LOCK_NAME} is damaged: delete it"):
+        OutputLock(str(tmp_path), LOCK_NAME).__enter__()
+    assert (tmp_path / LOCK_NAME).read_bytes() == b""
+
+
+def lease(**changes: object) -> bytes:
+    whole = {"token": "t", "holder": "h:1", "lease_seconds": 2.0, "expires_at": 0.0}
+    return json.dumps({**whole, **changes}).encode()
+
+
+def test_lengths_of_a_lease() -> None:
+    for whole in (lease(), lease(lease_seconds=86_400), lease(lease_seconds=1, expires_at=-1e300)):
+        assert lease_of_bytes(whole) is not None
+    for strange in (lease(lease_seconds=86_401), lease(lease_seconds=-1), b"[" * 100_000, b"\xff"):
+        assert lease_of_bytes(strange) is None
+    with pytest.raises(InputError, match="DETR_BATCH_LEASE_SECONDS"):
+        OutputLock("out", LOCK_NAME, lease_seconds=float("inf"))
+
+
+@pytest.mark.parametrize("clock", [0.0, 253_402_300_799.0, 1e300])  # 1970, 9999, and never
+def test_a_dead_holder_is_waited_for_no_longer_than_its_lease(tmp_path: Path, clock: float) -> None:
+    (tmp_path / LOCK_NAME).write_bytes(lease(lease_seconds=1, expires_at=clock))
+    began = time.monotonic()
+    with OutputLock(str(tmp_path), LOCK_NAME) as heir:
+        heir.check()
+    assert time.monotonic() - began < 5
+
+
+def test_a_lease_that_is_too_long_to_watch_is_left_to_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lock.MOST_WATCHED_SECONDS", 0.5)
+    for lease_seconds, clock in ((2, 0.0), (1, 1e12)):  # watched for 0.75 s, and for 1 s
+        content = lease(lease_seconds=lease_seconds, expires_at=clock)
+        (tmp_path / LOCK_NAME).write_bytes(content)
+        with pytest.raises(InputError, match=r"h:1.*or delete the file if it has ended"):
+            OutputLock(str(tmp_path), LOCK_NAME).__enter__()
+        assert (tmp_path / LOCK_NAME).read_bytes() == content
+    (tmp_path / LOCK_NAME).write_bytes(lease(lease_seconds=1))
+    with OutputLock(str(tmp_path), LOCK_NAME):
+        pass
+
+
+def test_a_lock_that_is_damaged_while_it_is_held_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = warnings_of("pipeline.lock", monkeypatch)
+    with OutputLock(str(tmp_path), LOCK_NAME) as lock:
+        (tmp_path / LOCK_NAME).write_bytes(b"[]")
+        with pytest.raises(OutputError, match="is damaged"):
+            lock.check()
+    assert (tmp_path / LOCK_NAME).read_bytes() == b"[]"
+    (line,) = logged
+    assert "is damaged: delete it" in line
 
 
 def test_lease_outlives_a_store_that_fails_for_a_while(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.schema import Member, Shard
 from pipeline.shards import kept, plan_tables, shards_of_group, to_table
 from pipeline.stage import read_staged, stage, staged
 from pipeline.storage import open_location
-from tests.damage import DAMAGES, flip
+from tests.damage import DAMAGES, flip, warnings_of
 from tests.jobs.committed import make_target
 from tests.pipeline.test_stage_publish import block
 
@@ -41,16 +41,16 @@ def plan(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_block_is_dropped(
-    damage: str, blocks: list[Path], caplog: pytest.LogCaptureFixture
+    damage: str, blocks: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *others = blocks
+    logged = warnings_of("pipeline.stage", monkeypatch)
     first.write_bytes(DAMAGES[damage](first.read_bytes()))
     result = staged(str(first.parent))
     assert result.files.to_pylist() == [path.name for path in others]
     assert result.images == 2 * len(others)
     assert sorted(first.parent.iterdir()) == others
-    (line,) = caplog.messages
-    assert f"{first} was damaged and is removed" in line
+    assert logged == [f"{first} was damaged and is removed: its images are computed again"]
 
 
 def test_a_damaged_block_is_dropped_from_a_bucket(bucket: str) -> None:

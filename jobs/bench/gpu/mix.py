@@ -23,7 +23,7 @@ from pipeline.schema import OK, PREPARED
 
 BATCH = 8  # the default of `label`
 IMAGES, TINY_IMAGES = 1600, 24
-PASSES = ("first pass", "second pass")  # the second has the recordings of the first
+PASSES = ("first pass, kernels compiled", "second pass")  # which has the recordings too
 
 
 @dataclass

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def run_steps(options: GpuOptions) -> bool:
     end = time.monotonic() + options.seconds
     for index, step in enumerate(todo):
         left = end - time.monotonic()
-        seconds = left * SHARES[step] / sum(SHARES[later] for later in todo[index:])
+        seconds = left * share_of(step) / sum(map(share_of, todo[index:]))
         began = time.monotonic()
         reason = run_step(options, step, max(seconds, 0.0))
         took = time.monotonic() - began
@@ -94,6 +95,11 @@ def run_steps(options: GpuOptions) -> bool:
     if unfinished:
         _say(f"to go on, with the same --out or another one: --steps {','.join(unfinished)}")
     return not unfinished
+
+
+def share_of(step: str) -> int:
+    """The step's share of the time. Where Ray is absent, `flow` only says so."""
+    return 1 if step == "flow" and find_spec("ray") is None else SHARES[step]
 
 
 def run_step(options: GpuOptions, step: str, seconds: float) -> str:

@@ -103,9 +103,10 @@ def _bits(records: list[Record], _: Rates) -> Iterator[str]:
 def _rates(records: list[Record], _: Rates) -> Iterator[str]:
     for row, details in _timings(records):
         memory = f"{row['peak_memory_mib']:>7,} MiB" if row["peak_memory_mib"] else ""
+        bound = f"{details['share_of_bound']:.0%} of the bound" if details else "bound not known"
         yield (
             f"{row['case']:<64} {row['images_per_second']:>8.1f} images/s "
-            f"{row['p50_ms']:>8.2f} ms, {details['share_of_bound']:.0%} of the bound {memory}"
+            f"{row['p50_ms']:>8.2f} ms, {bound} {memory}"
         )
     for row, details in _timings(records):
         if "parts" in details:
@@ -153,7 +154,7 @@ def _bound_of(ours: dict[str, Any], theirs: dict[str, Any], known: Rates) -> str
     """Shares of the bound that ours has, of both; another model has another."""
     model = ours["case"].partition(",")[0]
     rate = known.get(f"{model}, {ours['precision']}, exact, batch {ours['batch']}")
-    if rate is None or theirs["subject"] == FASTER_RCNN:
+    if rate is None or not rate["details"] or theirs["subject"] == FASTER_RCNN:
         return ""
     bound = rate["details"]["bound_ms"]
     return f" ({bound / theirs['p50_ms']:.0%} and {bound / ours['p50_ms']:.0%} of the bound)"
