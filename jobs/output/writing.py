@@ -141,5 +141,5 @@ def _tombstone() -> dict[str, Any]:
 def _shuts_out_old_versions(store: OutputStore) -> bool:
     try:
         return bool(json.loads(store.read(paths.OLD_LOCK)).get("holder") == NEEDED)
-    except (FileNotFoundError, ValueError, AttributeError):
+    except (FileNotFoundError, ValueError, AttributeError, RecursionError):
         return False
