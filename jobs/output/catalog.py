@@ -115,12 +115,12 @@ def with_manifests(store: Store, state: State) -> Catalog:
 def adopting(store: Store, state: State, entry: Entry) -> Entry:
     """An entry that adds what versions before the log committed, and no entry has yet."""
     found = [pair for pair in old_runs(store) if pair[0].run_id not in state.runs]
-    names = {added.run_id for added, _ in found}
+    counting = {added.run_id for added, _ in found} | set(state.counting())
     removes = tuple(
         Removed(run_id, "compacted" if one["compacts"] else "replaced", one["run_id"])
         for _, one in found
         for run_id in one["replaces"]
-        if run_id in names
+        if run_id in counting
     )
     return replace(entry, adds=tuple(added for added, _ in found), removes=removes)
 

@@ -50,7 +50,7 @@ def converted(name: str, convert: Callable[[], T]) -> T:
 
 def refuse_newer(name: str, version: object) -> None:
     """DamagedOutput where a newer version wrote a document."""
-    assert type(version) is int
+    assert type(version) is int and version > 0
     if version > FORMAT:
         raise DamagedOutput(
             f"{name} of OUTPUT has format {version}, which a newer detr-batch wrote; this one "

@@ -134,11 +134,16 @@ class State:
 
     def living(self) -> set[str]:
         """Runs whose labels are there, in their own tables or in those they were merged into."""
+        merged: dict[str | None, list[str]] = {}  # by the run that they were merged into
+        for run_id, run in self.runs.items():
+            if run.removed is not None and run.removed.reason == "compacted":
+                merged.setdefault(run.removed.by, []).append(run_id)
         found: set[str] = set()
-        for run_id, run in reversed(self.runs.items()):  # who took a run's place came behind it
-            gone = run.removed
-            if gone is None or (gone.reason == "compacted" and gone.by in found):
-                found.add(run_id)
+        left = self.counting()
+        while left:
+            run_id = left.pop()
+            found.add(run_id)
+            left += merged.get(run_id, ())
         return found
 
 
@@ -175,10 +180,13 @@ def read_entries(store: Store, number: int) -> Iterator[Entry]:
         number += READ_AT_ONCE
 
 
-def map_at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """What a function makes of each item, in their order; READ_AT_ONCE are waited for together."""
+def map_at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What a function makes of each item, in their order; READ_AT_ONCE are waited for together.
+
+    All of it: a pool that is left to the collection of garbage may wait for itself for ever.
+    """
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        yield from pool.map(function, items)
+        return list(pool.map(function, items))
 
 
 def read_if_any(store: Store, name: str) -> bytes | None:

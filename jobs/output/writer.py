@@ -122,8 +122,11 @@ class LogWriter:
         CommitLost where another writer came between: then nothing has changed, and nothing of this
         writer will ever count. CommitUnknown where the store does not tell: nothing may be deleted.
         """
-        assert self.fenced
         state = self.catalog.state
+        assert self.fenced
+        # Else no reader would take the entry in.
+        assert run is None or run["run_id"] not in state.runs
+        assert set(removes) <= set(state.counting())
         adds = () if run is None else (self._write_manifest(run),)
         by = None if run is None else run["run_id"]
         removed = tuple(Removed(run_id, reason, by, kept_until) for run_id in removes)

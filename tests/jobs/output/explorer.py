@@ -72,7 +72,7 @@ class Scenario:
     tidy: bool = False
 
 
-class State(NamedTuple):
+class Moment(NamedTuple):
     """A moment of a schedule."""
 
     store: int
@@ -127,35 +127,41 @@ class Explorer:
 
     def explore(self, scenario: Scenario) -> Walked:
         """Walk through all schedules. Violation where a rule is broken in one of them."""
-        known: dict[State, int] = {}
-        walked = Walked()
+        counts: dict[Moment, int] = {}  # of the schedules that go on from there
+        steps = 0
+        way = [self._begin(scenario)]
+        open_moves = [iter(self._visit(way[0]))]
+        sums = [0, 0]  # for each state of the way; the first is of all
+        while way:
+            for _, after in open_moves[-1]:
+                steps += 1
+                count = counts.get(after)
+                if count is None:
+                    way.append(after)
+                    open_moves.append(iter(self._visit(after)))
+                    sums.append(0)
+                    break
+                sums[-1] += count
+            else:
+                open_moves.pop()
+                count = counts[way.pop()] = sums.pop() or 1
+                sums[-1] += count
+        return Walked(sums[0], len(counts), steps)
 
-        def walk(state: State) -> int:
-            """How many schedules go on from here."""
-            count = known.get(state)
-            if count is None:
-                self._judge(state)
-                count = 0
-                for _, after in self._successors(state):
-                    walked.steps += 1
-                    count += walk(after)
-                known[state] = count = count or 1
-            return count
-
-        walked.schedules = walk(self._begin(scenario))
-        walked.states = len(known)
-        return walked
+    def _visit(self, state: Moment) -> list[tuple[str, Moment]]:
+        """Judge a state: all that may happen next, in words, and the state that follows."""
+        self._judge(state)
+        return self._successors(state)
 
     def shortest(self, scenario: Scenario) -> list[str]:
         """The shortest schedule that breaks a rule, and the rule; nothing where none does."""
         first = self._begin(scenario)
-        ways: dict[State, tuple[State, str] | None] = {first: None}
+        ways: dict[Moment, tuple[Moment, str] | None] = {first: None}
         queue = deque([first])
         while queue:
             state = queue.popleft()
             try:
-                self._judge(state)
-                moves = self._successors(state)
+                moves = self._visit(state)
             except Violation as error:
                 return [*_way(ways, state), *getattr(error, "__notes__", []), str(error)]
             for move, after in moves:
@@ -164,7 +170,7 @@ class Explorer:
                     queue.append(after)
         return []
 
-    def _begin(self, scenario: Scenario) -> State:
+    def _begin(self, scenario: Scenario) -> Moment:
         self._scenario = scenario
         for known in (self._moves, self._settled, self._commutes):
             known.clear()
@@ -172,8 +178,7 @@ class Explorer:
         writers = tuple(map(self.writers.start, range(len(scenario.programs)), scenario.programs))
         return self._settle(store, writers, (), scenario.faults)
 
-    def _successors(self, state: State) -> list[tuple[str, State]]:
-        """All that may happen next, in words, and the state that follows."""
+    def _successors(self, state: Moment) -> list[tuple[str, Moment]]:
         for slot in range(len(state.writers)):
             if self._may_go_first(state, slot):
                 return self._steps(state, slot)
@@ -186,7 +191,7 @@ class Explorer:
             found.append((f"late: {operation.kind} {operation.name}", after))
         return found
 
-    def _steps(self, state: State, slot: int) -> list[tuple[str, State]]:
+    def _steps(self, state: Moment, slot: int) -> list[tuple[str, Moment]]:
         """All that a writer may do next."""
         store, writers, pending, faults = state
         node = writers[slot]
@@ -207,17 +212,19 @@ class Explorer:
 
     def _settle(
         self, store: int, writers: tuple[int, ...], pending: tuple[int, ...], faults: int
-    ) -> State:
+    ) -> Moment:
         """A state without requests that change nothing any more, and tidied."""
-        if not pending and not self._scenario.tidy:
-            return State(store, writers, pending, faults)
-        nodes = self.writers.nodes
-        going = sum(1 << i for i, node in enumerate(writers) if nodes[node].outcome is None)
+        going = 0  # of the writers, as bits
+        if self._scenario.tidy:
+            for slot, node in enumerate(writers):
+                going |= (self.writers.nodes[node].outcome is None) << slot
+        elif not pending:
+            return Moment(store, writers, pending, faults)
         found = self._settled.get((store, going, pending))
         if found is None:
             found = self._find_settled(store, going, pending)
             self._settled[store, going, pending] = found
-        return State(found[0], writers, found[1], faults)
+        return Moment(found[0], writers, found[1], faults)
 
     def _find_settled(
         self, store: int, going: int, pending: tuple[int, ...]
@@ -291,7 +298,7 @@ class Explorer:
             error.add_note(what)
             raise
 
-    def _may_go_first(self, state: State, slot: int) -> bool:
+    def _may_go_first(self, state: Moment, slot: int) -> bool:
         """Whether a writer's next operation commutes with all that others may do before it."""
         node = state.writers[slot]
         found = self._commutes.get((state.store, node))
@@ -325,7 +332,7 @@ class Explorer:
         operation = self.writers.nodes[node].operation
         return operation is not None and operation.kind == "names" and operation.name in SWEPT
 
-    def _judge(self, state: State) -> None:
+    def _judge(self, state: Moment) -> None:
         facts = self._facts.get(state.store)
         if facts is None:
             content = self.contents[state.store]
@@ -394,7 +401,7 @@ def holder_of(content: Content) -> str:
     return token_of(content[max(names)]) if names else "nobody"
 
 
-def _way(ways: Mapping[State, tuple[State, str] | None], state: State) -> list[str]:
+def _way(ways: Mapping[Moment, tuple[Moment, str] | None], state: Moment) -> list[str]:
     """What led to a state."""
     found: list[str] = []
     while (step := ways[state]) is not None:

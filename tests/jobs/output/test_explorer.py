@@ -14,7 +14,7 @@ from jobs.output.log import Entry, Reason, State, entry_of_bytes
 from jobs.output.manifest import Manifest
 from jobs.output.store import Store
 from jobs.output.writer import LogWriter
-from tests.jobs.output.explorer import Explorer, Scenario, Walked
+from tests.jobs.output.explorer import Explorer, Moment, Scenario, Walked
 from tests.jobs.output.programs import PROGRAMS, file_of_run, manifest_of, part, rows_of
 from tests.jobs.output.rules import Old, rules
 from tests.jobs.output.simulated import Content, Desk, Program, Writers, played, real_code, token
@@ -146,6 +146,38 @@ def test_what_tidy_triples_leave_out_loses_nothing(capsys: pytest.CaptureFixture
         ("take up", "take up", "compact"),
     ]
     report(capsys, "triples", explored(explorer, two_runs(), triples, faults=0))
+
+
+class Patient(Explorer):
+    """Keeps how schedules end, and may walk through all orders, also of what commutes."""
+
+    hurries = True
+
+    def __init__(self) -> None:
+        super().__init__(Writers(PROGRAMS), rules())
+        self.ends: set[tuple[str, ...]] = set()
+
+    def _visit(self, state: Moment) -> list[tuple[str, Moment]]:
+        found = super()._visit(state)
+        if not found:
+            content = self.contents[state.store]
+            entries = sorted(name for name in content if paths.number_of_entry(name) is not None)
+            outcomes = [str(self.writers.nodes[node].outcome) for node in state.writers]
+            self.ends.add((*outcomes, *(content[name].decode() for name in entries)))
+        return found
+
+    def _may_go_first(self, state: Moment, slot: int) -> bool:
+        return self.hurries and super()._may_go_first(state, slot)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("programs", [("delete", "compact"), ("relabel", "list")])
+def test_schedules_end_alike_where_what_commutes_comes_first(programs: tuple[str, str]) -> None:
+    quick, patient = Patient(), Patient()
+    patient.hurries = False
+    for explorer in (quick, patient):
+        explored(explorer, two_runs(), [programs], faults=1)
+    assert quick.ends == patient.ends and len(quick.ends) > 10
 
 
 @pytest.mark.slow
