@@ -10,7 +10,7 @@ from jobs.output.writing import OutputWriter
 from jobs.run_record import write_document
 from pipeline.publish import PartFile, PublishTarget
 from pipeline.shards import Shards
-from pipeline.storage import join, open_location, remove_tree
+from pipeline.storage import join
 
 
 @dataclass(frozen=True)
@@ -38,5 +38,4 @@ def commit(run: Finished, writer: OutputWriter) -> None:
     write_document(output, run_id, "report.json", run.report)
     run.shards.without_secrets().put(join(output, manifest["plan"]))
     writer.commit(manifest, run.replaces)
-    fs, path = open_location(join(output, paths.staging(run_id)), "OUTPUT")
-    remove_tree(fs, path)
+    writer.drop_staging(run_id)

@@ -21,7 +21,7 @@ from jobs.output.manifest import Manifest, make_manifest
 from jobs.output.paths import TABLES
 from jobs.output.writing import OutputWriter
 from jobs.run_plan import new_run_id, read_table, write_table
-from jobs.run_record import environment, read_document, write_document
+from jobs.run_record import environment, read_document, write_record
 from jobs.views import connect, limit_memory, told
 from pipeline.plan import FILES_PER_SHARD
 from pipeline.publish import (
@@ -34,7 +34,7 @@ from pipeline.publish import (
 )
 from pipeline.schema import DETECTIONS, IMAGES
 from pipeline.shards import PLAN
-from pipeline.storage import InputError, find, join, open_location
+from pipeline.storage import InputError, join
 
 MEMORY = "512MB"  # for DuckDB to sort in; it spills to disk beyond
 ROWS_AT_ONCE = 1 << 16
@@ -119,7 +119,10 @@ def compact(
     """
     with OutputWriter(output, single_writer, keep_replaced) as writer:
         runs = writer.catalog.committed()
-        _check_finished(output)
+        if writer.unfinished():
+            raise InputError(
+                f"{output} holds an unfinished run: run its `detr-batch label` again, then compact"
+            )
         done = []
         for source in sorted({run["input"] for run in runs}):
             group = [run for run in runs if run["input"] == source]
@@ -143,14 +146,6 @@ def compact(
             runs = [run for run in runs if run not in group] + [manifest]
             done.append(result)
     return done
-
-
-def _check_finished(output: str) -> None:
-    fs, path = open_location(join(output, paths.STAGING), "OUTPUT")
-    if any(name.endswith("/plan.parquet") for name in find(fs, path)):
-        raise InputError(
-            f"{output} holds an unfinished run: run its `detr-batch label` again, then compact"
-        )
 
 
 def _compacted(
@@ -194,7 +189,7 @@ def _compacted(
         "started_at": time.time(),
         **environment(),
     }
-    write_document(output, run_id, "run.json", record)
+    write_record(output, run_id, record)
     files_before = sum(len(run["files"]) for run in group)
     return (
         Compacted(run_id, len(ids), kept, before - kept, files_before, len(files)),

@@ -29,7 +29,6 @@ from pipeline.storage import (
     find,
     join,
     open_location,
-    remove_tree,
     write_whole,
 )
 from pipeline.versions import Known
@@ -84,22 +83,11 @@ def unfinished(options: "LabelOptions", mark: str, writer: OutputWriter) -> Run 
 
     --relabel drops that of another command; without it that is an InputError.
     """
-    fs, _ = open_location(options.output, "OUTPUT")
-
-    def remove(folder: str) -> None:
-        writer.begin()
-        remove_tree(fs, folder)
-
-    for folder in begun(options.output):
-        run_id = folder.rsplit("/", 1)[-1]
-        counts = run_id in writer.catalog.state.counting()
-        if writer.catalog.knows(run_id) and not counts:  # it counts no more
-            remove(folder)
-            continue
+    for run_id in writer.staged:
         record = _read_record(options.output, run_id)
         same = record["model_fingerprint"] == mark and _same_work(record["options"], options)
-        if counts:  # committed, but killed before it had tidied up
-            remove(folder)
+        if writer.catalog.knows(run_id):  # committed, but killed before it had tidied up
+            writer.drop_staging(run_id)
             if same and (options.relabel or options.limit is not None):
                 return Run(run_id, kept([]))  # which is finished: it is not to be done again
             continue
@@ -113,7 +101,7 @@ def unfinished(options: "LabelOptions", mark: str, writer: OutputWriter) -> Run 
                 f"{mask(options.output)} holds an unfinished run, `label {_words(record)}`: run "
                 "that command again to finish it, or pass --relabel to drop it"
             )
-        remove(folder)
+        writer.drop_staging(run_id)
     return None
 
 
@@ -153,22 +141,6 @@ def _taken_up(options: "LabelOptions", run_id: str) -> Shards:
             now = {identity(member.uri): member.uri for member, _ in listed}
         shards = shards.renamed(lambda uri: now.get(identity(uri), uri))
     return shards
-
-
-def begun(output: str) -> list[str]:
-    """Staging folders of runs that were planned, and may not be finished.
-
-    Folders without a plan are removed: of runs that were killed while they tidied up, and of
-    imports.
-    """
-    fs, staging = open_location(join(output, paths.STAGING), "OUTPUT")
-    found = list(find(fs, staging))
-    plans = [name for name in found if name.endswith("/plan.parquet")]
-    planned = {name.rsplit("/", 1)[0] for name in plans}
-    folders = {f"{staging}/{name[len(staging) :].strip('/').split('/')[0]}" for name in found}
-    for folder in sorted(folders - planned):
-        remove_tree(fs, folder)
-    return sorted(planned)
 
 
 _WORK = ("input", "format", "limit", "relabel")  # options that decide which images are labelled

@@ -81,6 +81,8 @@ def find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
         found = fs.find(path, detail=True, on_error="raise")
     else:
         found = retried(fs.find, path, detail=True)
+        # s3fs gives a folder without objects as the only object in it.
+        found = {name: info for name, info in found.items() if info["type"] != "directory"}
     return dict(sorted(found.items()))
 
 

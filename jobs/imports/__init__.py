@@ -16,9 +16,8 @@ from jobs.cost import Rates
 from jobs.imports.annotations import images_of, labels_of
 from jobs.imports.results import CocoResults
 from jobs.known import canonical, read_plan
-from jobs.output.catalog import Catalog
 from jobs.output.writing import OutputWriter
-from jobs.run_plan import begun, new_run_id
+from jobs.run_plan import new_run_id
 from jobs.run_record import Tally, environment, report, write_record
 from model.urls import mask
 from pipeline import retries
@@ -61,7 +60,7 @@ def import_results(options: ImportOptions) -> None:
         labels = labels_of(annotations)
         with OutputWriter(options.output, options.single_writer) as writer:
             mark = fingerprint(options.model_name(), labels)
-            if _is_known(options, source, mark, writer.catalog):
+            if _is_known(options, source, mark, writer):
                 print(
                     f"nothing new: {mask(options.output)} holds these detections already (for "
                     "other --annotations or --images import them into another OUTPUT)"
@@ -105,10 +104,10 @@ def _digest(file: Path) -> str:
         return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
 
 
-def _is_known(options: ImportOptions, source: Member, mark: str, catalog: Catalog) -> bool:
+def _is_known(options: ImportOptions, source: Member, mark: str, writer: OutputWriter) -> bool:
     """Whether OUTPUT holds these detections. InputError where it holds those of another model."""
     known: set[str] = set()
-    for run in catalog.committed():
+    for run in writer.catalog.committed():
         if run["model_fingerprint"] != mark:
             raise InputError(
                 f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
@@ -118,7 +117,7 @@ def _is_known(options: ImportOptions, source: Member, mark: str, catalog: Catalo
             )
         for table in read_plan(options.output, run["plan"]):
             known.update(members(table, "etag").to_pylist())
-    if begun(options.output):
+    if writer.unfinished():
         raise InputError(
             f"{mask(options.output)} holds an unfinished run of `label`: finish it by the same "
             "command, or import into another OUTPUT"

@@ -100,6 +100,12 @@ def plan_under_way(run_id: str) -> str:
     return f"{STAGING}/{run_id}/plan.parquet"
 
 
+def run_of_plan_under_way(name: str) -> str | None:
+    """Whose plan this is; None where the name is another's."""
+    parts = name.split("/")
+    return parts[1] if len(parts) == 3 and name == plan_under_way(parts[1]) else None
+
+
 def blocks(run_id: str) -> str:
     """The folder of a run's staged blocks."""
     return f"{STAGING}/{run_id}/blocks"

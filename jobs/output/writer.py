@@ -73,6 +73,7 @@ class LogWriter:
     def _create(self, entry: Entry) -> bool:
         """Create an entry; False where the number is another's.
 
+        CommitLost where it will never be there, as a fence of its own has the number by now.
         CommitUnknown where the store does not say whether it is there. Another request for it may
         still be under way then.
         """
@@ -85,7 +86,7 @@ class LogWriter:
         return self._owner(name) == entry.token
 
     def _settle(self, entry: Entry, error: Exception) -> bool:
-        """Find out whether an entry was created although no answer came; False where it never is.
+        """Find out whether an entry was created although no answer came, as `_create`.
 
         Where it is absent, its request may still arrive: a fence there decides who has the number.
         """
@@ -94,12 +95,17 @@ class LogWriter:
         try:
             owner = self._owner(name)
             if owner is None:
-                created = self.store.create(name, fence.to_bytes())
-                owner = fence.token if created else self._owner(name)
+                fenced = self.store.create(name, fence.to_bytes())
+                owner = fence.token if fenced else self._owner(name)
         except Exception as again:
             raise CommitUnknown(
                 f"the store does not say whether {name} was written ({again}): nothing was "
                 "deleted, and what is labelled is kept. Run the same command again when it does"
+            ) from error
+        if owner == fence.token:
+            raise CommitLost(
+                f"the store did not write {name} ({error}): nothing was committed, and what is "
+                "labelled is kept. Run the same command again"
             ) from error
         return owner == entry.token
 

@@ -14,7 +14,7 @@ from jobs.output.store import OutputStore
 from jobs.output.writer import LogWriter
 from pipeline.lock import OutputLock
 from pipeline.publish import PublishTarget
-from pipeline.storage import InputError, explained, join
+from pipeline.storage import InputError, explained, join, open_location, remove_tree
 
 MOST_HOURS = 10_000  # for which replaced files are kept
 # What the lock file of versions before 0.2 says for ever: they wait for a lease of this length.
@@ -46,7 +46,8 @@ class OutputWriter:
                 if not _shuts_out_old_versions(self.store):
                     self.old_lock = OutputLock(self.output, paths.OLD_LOCK).__enter__()
                 self.log = LogWriter(self.store, adopt=self.old_lock is not None)
-                remains = self.log.remains()
+                self._read_staging()
+                remains = self._abandoned or self.log.remains()
             if remains:
                 self.begin()
         except BaseException as error:
@@ -63,6 +64,16 @@ class OutputWriter:
         if self.old_lock is not None:
             self.old_lock.__exit__(kind, error, traceback)
         self.lock.__exit__(kind, error, traceback)
+
+    def _read_staging(self) -> None:
+        names = self.store.names(paths.STAGING)
+        planned = {run_id for run_id in map(paths.run_of_plan_under_way, names) if run_id}
+        gone = {name for name in planned if self.catalog.knows(name)}
+        gone -= set(self.catalog.state.counting())
+        # Runs whose plan is staged: unfinished, or committed by a command that was killed then.
+        self.staged = sorted(planned - gone)
+        folders = {name.split("/")[1] for name in names if name.count("/") > 1}
+        self._abandoned = sorted(folders - set(self.staged))
 
     @property
     def token(self) -> str:
@@ -90,10 +101,22 @@ class OutputWriter:
                 self.old_lock.leave(json.dumps(_tombstone()).encode())
                 self.old_lock = None
             self.log.fence()
+            for name in self._abandoned:
+                self.drop_staging(name)
 
     def check(self) -> None:
         """LockLost where another command took OUTPUT over: what is done from now on is in vain."""
         self.lock.check()
+
+    def unfinished(self) -> list[str]:
+        """Runs of killed commands that can be gone on with, oldest first."""
+        return [run_id for run_id in self.staged if not self.catalog.knows(run_id)]
+
+    def drop_staging(self, run_id: str) -> None:
+        """Delete what is staged of a run."""
+        self.begin()
+        fs, path = open_location(join(self.output, paths.staging(run_id)), "OUTPUT")
+        remove_tree(fs, path)
 
     def target(
         self, run_id: str, model: str, fingerprint: str, labels: Sequence[str]

@@ -12,6 +12,10 @@ from s3fs import S3FileSystem
 from jobs.cli import main
 from jobs.label import label
 from jobs.label_options import LabelOptions
+from jobs.output import paths
+from jobs.output.catalog import read_catalog
+from jobs.output.store import OutputStore
+from jobs.output.writing import OutputWriter
 from jobs.report import report_of
 from jobs.views import connect
 from model.checkpoint import save_weights
@@ -84,6 +88,27 @@ def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -
     assert label(options(f"{bucket}/photos", output, weights)) == 0
     report = report_of(output)
     assert (report["images"], report["labelled_before"]) == (4, 4)
+
+
+def test_a_run_that_was_killed_while_it_tidied_up_may_be_deleted(bucket: str, weights: str) -> None:
+    """Its plan is still staged, and it counts no more: everything is labelled anew."""
+    fill(f"{bucket}/photos")
+    output = f"{bucket}/labels"
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OutputWriter, "drop_staging", die)
+        with pytest.raises(KeyboardInterrupt):
+            label(options(f"{bucket}/photos", output, weights))
+    (first,) = read_catalog(output).committed()
+    assert main(["runs", output, "--delete", first["run_id"], "--yes"]) == 0
+    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    (second,) = read_catalog(output).committed()
+    assert second["run_id"] != first["run_id"] and second["images"] == first["images"]
+    assert not OutputStore(output).names(paths.STAGING)
+    assert main(["compact", output]) == 0
 
 
 def test_weights_may_lie_in_a_bucket(bucket: str, weights: str, tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.views import connect
+from model.checkpoint import save_weights
+from model.zoo import create_model
 from tests.chaos.faulty_store import FaultyStore
 from tests.jobs.output.test_old_versions import detections
+from tests.jobs.test_label_s3 import fill
 
-LEASE = "1"  # second
+LEASE = "3"  # seconds
 BOXES = "SELECT image_id, count(*) FROM latest GROUP BY ALL ORDER BY ALL"
 
 
@@ -100,3 +103,36 @@ def test_a_commit_whose_answer_was_lost_is_known_to_have_happened(
     assert store.injected["lost_answer"] == 1
     assert [run["compacts"] for run in read_catalog(output).committed()] == [True]
     assert rows(output) == [("a.jpg", 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [(), ("--relabel",)], ids=["label", "relabel"])
+def test_a_label_that_was_cut_off_at_its_commit_has_lost(
+    command: tuple[str, ...], bucket: str, store: FaultyStore, tmp_path: Path
+) -> None:
+    """Another host drops its run, or goes on with it, and labels everything anew."""
+    weights, photos, output = tmp_path / "tiny.safetensors", f"{bucket}/photos", f"{bucket}/labels"
+    save_weights(create_model("shapes-tiny", "random", training=True), weights, {})
+    fill(photos)
+    words = ["label", photos, output, "--model", "shapes-tiny", "--weights", str(weights)]
+    words += ["--score-threshold", "0", "--no-page", "--max-failed-fraction", "1"]
+    run_elsewhere(*words)
+    before = rows(output)
+    fill(f"{photos}/more")
+    store.hold_at = paths.entry(4)
+    zombie = start(store, *words, *command)
+    assert store.held.wait(120)
+    time.sleep(1.5 * float(LEASE))
+    run_elsewhere(*words, "--relabel")
+    store.release.set()
+    _, said = zombie.communicate(timeout=120)
+    assert zombie.returncode == 1, said
+    assert "another run took OUTPUT over" in said and "Traceback" not in said
+    catalog = read_catalog(output)
+    assert catalog.state.number == 5
+    assert [sum(run["images"].values()) for run in catalog.committed()] == [8]
+    assert len(rows(output)) == 2 * len(before) > 0
+    assert main(["runs", output, "--verify"]) == 0
+    run_elsewhere(*words)
+    assert main(["compact", output]) == 0
+    assert len(rows(output)) == 2 * len(before)
