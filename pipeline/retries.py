@@ -1,7 +1,8 @@
 """Object stores fail for moments. Requests are repeated within bounds, with growing random pauses.
 
 The only layer that repeats: s3fs and botocore are told not to (pipeline/storage.py), so that the
-bounds hold and `repeated` counts all of it for the report.
+bounds hold and `repeated` counts all of it for the report. adlfs and gcsfs cannot be told: each of
+our attempts has some of theirs in it.
 """
 
 import os
@@ -24,11 +25,15 @@ _PASSING_CODES = {
     "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed",
     "ThrottlingException", "ExpiredToken", "TokenRefreshRequired", "IncompleteBody",
 }  # fmt: skip
-_CLIENTS = ("aiohttp", "aiobotocore", "botocore", "urllib3")  # their own errors: no connection
+# Errors of these libraries that have no HTTP status mean that there is no connection.
+_CLIENTS = {
+    "aiohttp", "aiobotocore", "botocore", "urllib3", "azure", "gcsfs", "google", "requests",
+}  # fmt: skip
 # Of these, mistakes of the set-up, which no repetition mends.
 _LASTING = {
     "NoCredentialsError", "PartialCredentialsError", "NoRegionError", "ProfileNotFound",
     "ParamValidationError", "ConfigNotFound", "InvalidEndpointConfigurationError",
+    "ClientAuthenticationError", "CredentialUnavailableError", "DefaultCredentialsError",
 }  # fmt: skip
 
 P = ParamSpec("P")
@@ -50,9 +55,9 @@ def is_passing(error: BaseException) -> bool:
         code = str(answer.get("Error", {}).get("Code"))
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
         return code in _PASSING_CODES or status >= 500 or status == 429
-    status = getattr(cause, "status", 0)  # aiohttp's answers
+    status = _status(cause)
     if status:
-        return bool(status >= 500 or status == 429)
+        return status >= 500 or status in (408, 429)
     if isinstance(cause, FileNotFoundError | PermissionError):
         return False
     kind = type(cause).__module__.split(".")[0]
@@ -72,7 +77,7 @@ def retried(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
             return result
         except Exception as error:
             cause = error.__cause__ or error
-            _answered = _answered or bool(_answer(cause))
+            _answered = _answered or bool(_answer(cause) or _status(cause))
             lasting = not is_passing(error) or type(cause).__name__ in _LASTING
             spent = time.monotonic() - began
             if lasting or attempt == ATTEMPTS or spent + pause > _patience():
@@ -91,3 +96,11 @@ def _answer(error: BaseException) -> dict[str, Any]:
     """What the store answered, where botocore kept it."""
     answer = getattr(error, "response", None)
     return answer if isinstance(answer, dict) else {}
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that aiohttp, azure-core, gcsfs, or requests kept; 0 where there is none."""
+    response = getattr(error, "response", None)
+    kept = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+    kept.append(getattr(response, "status_code", None))
+    return next((int(status) for status in kept if isinstance(status, int)), 0)

@@ -21,6 +21,8 @@ from pipeline.errors import StorageUnavailable as StorageUnavailable
 from pipeline.retries import retried
 
 CONFLICTS = 20  # creations of one name at once, before its creation is given up
+# The extras of pyproject.toml that install the file system of a protocol.
+EXTRAS = {"abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs"}
 READ_AHEAD = 4 << 20  # bytes of an archive fetched by one request
 # A stalled request fails after this long and is repeated, by retries.py alone.
 S3_OPTIONS: dict[str, Any] = {
@@ -41,16 +43,22 @@ def join(url: str, *parts: str) -> str:
 def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     """File system and path of a local path or URL. InputError for an unknown protocol.
 
-    Endpoint and credentials of S3 come from the environment (AWS_ENDPOINT_URL, AWS_PROFILE, ...).
+    Endpoints and credentials come from the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ... of S3,
+    AZURE_STORAGE_ACCOUNT_NAME, ... of adlfs, GOOGLE_APPLICATION_CREDENTIALS, ... of gcsfs.
     """
-    options = S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+    extra = EXTRAS.get(url.partition("://")[0])
+    options = {"use_listings_cache": False} if extra else {}  # other processes write
+    if url.startswith(("s3://", "s3a://")):
+        options = S3_OPTIONS
     try:
         fs, path = url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
-        raise InputError(f"{what} {mask(url)} cannot be opened: {error}") from error
+        absent = isinstance(error, ImportError) or "Protocol not known" in str(error)
+        hint = f" (pip install 'detr-batch[{extra}]')" if extra and absent else ""
+        raise InputError(f"{what} {mask(url)} cannot be opened: {error}{hint}") from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)  # one name for one place
-    elif options:
+    elif options is S3_OPTIONS:
         fs.retries = 1  # of s3fs, on top of botocore's
         if fs.session is None:
             from pipeline.s3_session import s3_session  # slow to import, and for S3 alone
@@ -218,7 +226,12 @@ def create_whole(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
         try:
             retried(fs.pipe_file, path, data, mode="create")
             return True
-        except FileExistsError:
+        except FileExistsError as error:
+            # adlfs raises it for every conflict (409), gcsfs for every failed precondition (412).
+            try:
+                read_object(fs, path, 1)
+            except FileNotFoundError:
+                raise OSError(f"{mask(path)} was refused as if it existed: {error}") from error
             return False
         except OSError as error:  # what s3fs makes of botocore's error
             answer = getattr(error.__cause__ or error, "response", {})

