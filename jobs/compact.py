@@ -17,14 +17,17 @@ import pyarrow.compute as pc
 
 from jobs.output import paths
 from jobs.output.errors import CommitLost
+from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest, make_manifest
 from jobs.output.paths import TABLES
+from jobs.output.records import environment, read_document, write_record, write_table
+from jobs.output.run_ids import new_run_id
+from jobs.output.views import connect, limit_memory, told
 from jobs.output.writing import OutputWriter
-from jobs.run_plan import new_run_id, read_table, write_table
-from jobs.run_record import environment, read_document, write_record
-from jobs.views import connect, limit_memory, told
-from pipeline.plan import FILES_PER_SHARD
-from pipeline.publish import (
+from pipeline.plan.plan import FILES_PER_SHARD
+from pipeline.plan.shards import PLAN
+from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.stages.publish import (
     BOXES_PER_FILE,
     IMAGES_PER_FILE,
     PartFile,
@@ -32,9 +35,7 @@ from pipeline.publish import (
     ReconcileError,
     write_part,
 )
-from pipeline.schema import DETECTIONS, IMAGES
-from pipeline.shards import PLAN
-from pipeline.storage import InputError, join
+from pipeline.storage.files import InputError, join
 
 MEMORY = "512MB"  # for DuckDB to sort in; it spills to disk beyond
 ROWS_AT_ONCE = 1 << 16
@@ -201,7 +202,8 @@ def _plans(output: str, runs: Sequence[Manifest]) -> pa.Table:
     """Plans of all runs, with the column `run`."""
     tables = []
     for run in runs:
-        table, run_id = read_table(join(output, run["plan"])), run["run_id"]
+        run_id = run["run_id"]
+        table = pa.concat_tables([PLAN.empty_table(), *read_plan(output, run["plan"])])
         tables.append(table.append_column("run", pa.array([run_id] * len(table), pa.string())))
     return pa.concat_tables(tables)
 

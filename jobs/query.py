@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from jobs.views import CannotRead, connect, told
-from model.urls import printable
-from pipeline.storage import InputError
+from jobs.output.views import CannotRead, connect, told
+from pipeline.storage.files import InputError
+from pipeline.storage.urls import printable
 
 FILE_FORMATS = ("csv", "json", "parquet")
 ANSWERED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # DESCRIBE is a SELECT

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
 from jobs.output.manifest import FileOfRun, Manifest
+from jobs.output.records import read_document
+from jobs.output.views import finished_runs
 from jobs.output.writing import OutputWriter
-from jobs.run_record import read_document
-from jobs.views import finished_runs
 from pipeline.schema import DETECTIONS, IMAGES, OK
-from pipeline.storage import InputError, join, open_location, open_object
+from pipeline.storage.files import InputError, join, open_location, open_object
 
 HASHED_AT_ONCE = 8 << 20  # bytes
 

@@ -79,7 +79,7 @@ def deformable_detr_with_box_refine_two_stage() -> DeformableDetrConfig:
     return DeformableDetrConfig(with_box_refine=True, two_stage=True)
 
 
-# The classes of the rendered scenes (`SHAPES` in jobs/scenes.py); label 0 is never used, as above.
+# The classes of the rendered scenes (`SHAPES` in jobs/demo/scenes.py); label 0 is never used.
 SHAPE_LABELS: tuple[str, ...] = (
     "", "circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent", "arrow",
     "hourglass",

@@ -13,7 +13,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from model.checkpoint import CheckpointError
-from model.urls import mask
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -32,7 +31,7 @@ def find_weights(weights: str) -> Path:
     path = _fetch(place)
     if digest and digest.lower() != (found := file_sha256(path)):
         raise CheckpointError(
-            f"{mask(place)} has sha256 {found}, not the {digest} that was asked for"
+            f"{_without_secrets(place)} has sha256 {found}, not the {digest} that was asked for"
         )
     return path
 
@@ -88,7 +87,16 @@ def _from_url(url: str) -> Path:
         if known and not isinstance(error, FileNotFoundError | PermissionError):
             return known[-1]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"weights cannot be fetched from {mask(url)}: {reason}") from error
+        shown = _without_secrets(url)
+        raise CheckpointError(f"weights cannot be fetched from {shown}: {reason}") from error
+
+
+def _without_secrets(url: str) -> str:
+    """A place without the user, the password and the parameters that its URL may have."""
+    protocol, separator, place = url.rpartition("://")
+    if not separator:
+        return url
+    return protocol + separator + place.partition("?")[0].rpartition("@")[2]
 
 
 def file_sha256(path: Path) -> str:

@@ -11,21 +11,22 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from model.resize import ResizeRule
-from pipeline.blocks import (
-    files_item,
+from pipeline.plan.remaining import Staged, merged
+from pipeline.schema import Receipt, Work
+from pipeline.stages.prepare import Preparer
+from pipeline.stages.publish import Part, PartFile, PublishTarget
+from pipeline.stages.staged import ranges_in, remove_damaged, staged_files
+from pipeline.stages.tasks import (
+    files_table,
     part_files,
-    part_item,
-    publish_block,
-    ranges_block,
-    read_block,
+    part_table,
+    read_ranges,
+    read_work,
     receipts,
     stage_block,
-    work_item,
+    work_table,
+    write_parts,
 )
-from pipeline.prepare import Preparer
-from pipeline.publish import Part, PartFile, PublishTarget
-from pipeline.schema import Receipt, Work
-from pipeline.stage import Staged, merged, ranges_in, remove_damaged, staged_files
 
 # Ray merges what a task yields up to this size, so it is also how much is committed at once: about
 # 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then). GPUs take
@@ -106,11 +107,11 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         flow = (
-            ray.data.from_items([work_item(one) for one in work], override_num_blocks=len(work))
+            ray.data.from_arrow([work_table(one) for one in work])
             .map_batches(
-                read_block,
+                read_work,
                 fn_args=(settings.plan,),
-                batch_size=1,
+                batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=TASK_CPUS,
                 label_selector=nodes,
@@ -167,7 +168,7 @@ def read_back(staging: str, nodes: Labels | None = None) -> Staged:
     if len(groups) < 2:
         tables: Iterator[pa.Table] = (ranges_in(staging, group) for group in groups)
     else:
-        tables = _by_tasks(ranges_block, [files_item(group) for group in groups], staging, nodes)
+        tables = _by_tasks(read_ranges, [files_table(group) for group in groups], staging, nodes)
     return merged(remove_damaged(staging, tables))
 
 
@@ -176,19 +177,19 @@ def publish_parts(
 ) -> Iterator[PartFile]:
     """Write all output files, one Ray task a part, on nodes of these labels."""
     if parts:
-        for batch in _by_tasks(publish_block, [part_item(part) for part in parts], target, nodes):
+        for batch in _by_tasks(write_parts, [part_table(part) for part in parts], target, nodes):
             yield from part_files(batch)
 
 
 def _by_tasks(
-    function: Callable[..., Any], items: list[dict[str, str]], argument: Any, nodes: Labels | None
+    function: Callable[..., Any], tables: list[pa.Table], argument: Any, nodes: Labels | None
 ) -> Iterator[pa.Table]:
-    """What `function` of each item and the `argument` gives, a Ray task an item."""
+    """What `function` of each table and the `argument` gives, a Ray task a table."""
     _set_context()
-    flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    flow = ray.data.from_arrow(tables).map_batches(
         function,
         fn_args=(argument,),
-        batch_size=1,
+        batch_size=None,
         batch_format="pyarrow",
         num_cpus=PUBLISHER_CPUS,
         label_selector=nodes or None,

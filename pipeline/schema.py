@@ -2,8 +2,8 @@
 
 Read this file first: the dataflow is these types in order.
 
-    Shard -> ENCODED -> PREPARED -> DETECTED -> Receipt        (label, pipeline/dataflow.py)
-                                        \\-> IMAGES, DETECTIONS  (publish, pipeline/publish.py)
+    Shard -> ENCODED -> PREPARED -> DETECTED -> Receipt        (pipeline/dataflow.py)
+                                        \\-> IMAGES, DETECTIONS  (pipeline/stages/publish.py)
 
 Every stage is a function from one of these to the next; no stage imports another. Schemas are
 explicit, because a schema inferred from a batch without boxes says `list<null>`.
@@ -85,6 +85,17 @@ class Work:
     done: list[list[tuple[int, int]]]  # of each shard, positions from `start` to before `stop`
     ended: list[bool]  # of each shard, whether its last image is among them
 
+
+# driver -> read, a row a shard: `Work` as a table.
+SPAN = pa.struct([pa.field("start", pa.int64()), pa.field("stop", pa.int64())])
+WORK = pa.schema(
+    [
+        pa.field("group", pa.int64()),
+        pa.field("row", pa.int64()),
+        pa.field("done", pa.list_(SPAN)),
+        pa.field("ended", pa.bool_()),
+    ]
+)
 
 # Columns that name an image from the first stage to the last.
 _IDENTITY = [
@@ -206,6 +217,62 @@ class Receipt:
     retries: int = 0  # requests to stores that were repeated
     batch_limit: int | None = None  # the smallest of DETECTED's
     finished_at: float = 0.0  # Unix time
+
+
+# stage -> driver: `Receipt` as a row.
+RECEIPT = pa.schema(
+    [
+        pa.field("file", pa.string()),
+        pa.field("shards", pa.list_(pa.string())),
+        pa.field("images", pa.int64()),
+        pa.field("detections", pa.int64()),
+        pa.field("failed", pa.map_(pa.string(), pa.int64())),
+        pa.field("encoded_bytes", pa.int64()),
+        pa.field("read_seconds", pa.float64()),
+        pa.field("prepare_seconds", pa.float64()),
+        pa.field("detect_seconds", pa.float64()),
+        pa.field("stage_seconds", pa.float64()),
+        pa.field("retries", pa.int64()),
+        pa.field("batch_limit", pa.int32()),
+        pa.field("finished_at", pa.float64()),
+    ]
+)
+
+# driver -> read back: a name of a staged file a row.
+STAGED_FILE = pa.schema([pa.field("file", pa.string())])
+
+# driver -> publish: a part of the tables as a row.
+PART = pa.schema(
+    [
+        pa.field("number", pa.int64()),
+        pa.field("shards", pa.list_(pa.string())),
+        pa.field("files", pa.list_(pa.string())),
+    ]
+)
+
+# publish -> driver: a file of the tables as a row.
+PART_FILE = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+    ]
+)
+
+# staged files -> driver: positions of a shard that follow on one another in one file and have one
+# status, from `start` to before `stop`; `shard_size` where one of them tells it. A file that is
+# damaged has one row, without a shard.
+RANGES = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("file", pa.string()),
+        ("status", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("shard_size", pa.int64()),
+    ]
+)
 
 
 def failed_row(schema: pa.Schema, row: dict[str, Any], status: str, error: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def testdata() -> Path:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[None]:
     """An S3 server on loopback, which this process's environment names."""
-    from tests.s3_server import s3_server
+    from tests.support.s3_server import s3_server
 
     with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -63,7 +63,7 @@ def s3() -> Iterator[None]:
 @pytest.fixture
 def bucket(s3: None) -> str:
     """An empty prefix of its bucket: `s3://...`."""
-    from tests.s3_server import BUCKET
+    from tests.support.s3_server import BUCKET
 
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
 

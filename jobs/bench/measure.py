@@ -20,7 +20,7 @@ import torch
 
 from model.cuda_graphs import record
 
-RESULTS = Path(__file__).parents[1] / "results" / "measurements.csv"
+RESULTS = Path(__file__).with_name("measurements.csv")
 FEWEST_ROUNDS = 3
 NO_COMMIT = "not a checkout"
 Name = TypeVar("Name", bound=Hashable)

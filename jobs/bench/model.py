@@ -97,8 +97,10 @@ def bench_model(
 
 def scenes_ap(model: str, precision: str, device: str) -> float:
     """AP of a packaged model on AP_SCENES held-out scenes."""
-    from jobs.train import evaluate  # which needs DuckDB and pycocotools, as other benches do not
-    from jobs.train_data import HeldOutScenes
+    from jobs.train.data import HeldOutScenes
+    from jobs.train.train import (
+        evaluate,  # which needs DuckDB and pycocotools, as other benches do not
+    )
 
     net = create_model(model, device=device, precision=precision)
     return evaluate(net, HeldOutScenes(AP_SCENES, net.config.resize), device)["AP"]

@@ -17,8 +17,8 @@ from PIL import Image
 
 from jobs.bench.measure import Measurement, interleaved, milliseconds
 from jobs.bench.peers import save_peer
-from jobs.scenes import render_scene
-from jobs.views import connect
+from jobs.demo.scenes import render_scene
+from jobs.output.views import connect
 
 OURS, PLAIN = "detr-batch label", "Ray Data and transformers"
 SIZE = (1066, 800)  # width and height: what the published models are given, so nothing is resized

@@ -30,14 +30,14 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from jobs.bench.measure import FEWEST_ROUNDS, Measurement, milliseconds
 from jobs.bench.simulated import SimulatedDetector
-from jobs.cluster import start_ray
-from jobs.scenes import render_scene
+from jobs.cluster.start import start_ray
+from jobs.demo.scenes import render_scene
 from model.zoo import named_model
-from pipeline.blocks import open_work
 from pipeline.dataflow import FlowSettings, Layout, Pool, label_shards, read_back
-from pipeline.plan import plan
+from pipeline.plan.plan import plan
+from pipeline.plan.remaining import open_work
 from pipeline.schema import Receipt
-from pipeline.stage import staged_files
+from pipeline.stages.staged import staged_files
 
 SIZE = (400, 288)  # width and height of the pictures, which shapes-tiny takes as they are
 IMAGES_PER_SHARD = 8  # two seconds of a device, so that blocks tell rates

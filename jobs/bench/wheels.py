@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipeline.storage import write_whole
+from pipeline.storage.files import write_whole
 
 LOCK = Path(__file__).parents[2] / "requirements.lock"
 BARE_MACHINE = Path(__file__).with_name("bare_machine.txt")

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import bench, evaluation, exchange, label, models, outputs, submit, train, upkeep
-from model.urls import mask, printable
-from pipeline.errors import InputError
+from pipeline.storage.errors import InputError
+from pipeline.storage.urls import mask, printable
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.urls import mask, printable
+from pipeline.storage.urls import mask, printable
 
 
 def show(document: Any, as_text: Callable[[Any], str], for_programs: bool) -> None:

@@ -54,20 +54,20 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(output: str, annotations: str, only_labelled: bool, json: bool) -> int:
-    from jobs.evaluate import as_text, evaluate
+    from jobs.evaluate.evaluate import as_text, evaluate
 
     show(evaluate(output, annotations, only_labelled), as_text, json)
     return 0
 
 
 def _compare(json: bool, html: Path | None, **options: Any) -> int:
-    from jobs.compare import Comparison, compare
+    from jobs.compare.compare import Comparison, compare
     from jobs.compare.text import as_text
 
     result = compare(Comparison(**options, with_boxes=html is not None))
     if html is not None:
-        from jobs.page.comparison import page_of
-        from jobs.pictures import PictureReader
+        from jobs.compare.page import page_of
+        from jobs.report.pictures import PictureReader
 
         with PictureReader() as pictures:
             write_page(page_of(result, pictures), html)

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
 
 def _export(output: str, file: str, to: str, min_score: float, labels: str, overwrite: bool) -> int:
-    from jobs.exports import export
+    from jobs.exports.exports import export
     from jobs.exports.reader import Choice
 
     wanted = tuple(label.strip() for label in labels.split(",") if label.strip())
@@ -52,7 +52,7 @@ def _export(output: str, file: str, to: str, min_score: float, labels: str, over
 
 
 def _import(**options: Any) -> int:
-    from jobs.imports import ImportOptions, import_results
+    from jobs.imports.imports import ImportOptions, import_results
 
     import_results(ImportOptions(**options))
     return 0

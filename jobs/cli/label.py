@@ -23,9 +23,9 @@ def add(commands: Any) -> None:
 
 
 def _label(**options: Any) -> int:
-    from jobs.label import label
-    from jobs.label_options import LabelOptions
-    from jobs.startup import Startup, seconds_of_process
+    from jobs.accounting.startup import Startup, seconds_of_process
+    from jobs.label.label import label
+    from jobs.label.options import LabelOptions
 
     return label(LabelOptions(**options), Startup(imports=seconds_of_process()))
 

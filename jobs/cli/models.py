@@ -24,7 +24,7 @@ def _models() -> int:
 
 
 def _prices() -> int:
-    from jobs.cost.prices import as_text
+    from jobs.accounting.prices import as_text
 
     print(as_text())
     return 0

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 
 
 def _report(output: str, run_id: str | None, all: bool, json: bool, html: Path | None) -> int:
-    from jobs import report
+    from jobs.report import report
 
     if all and html is not None:
         raise ValueError("--html shows one run: give --run RUN instead of --all")

@@ -58,8 +58,8 @@ def _submit(
     json: bool,
     **options: Any,
 ) -> int:
-    from jobs import submit as jobs
-    from jobs.label_options import LabelOptions
+    from jobs.label.options import LabelOptions
+    from jobs.submit import submit as jobs
 
     given = jobs.Submission(LabelOptions(**options), dict(env))
     if status:

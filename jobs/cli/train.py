@@ -40,7 +40,7 @@ _NUMBERS: tuple[tuple[str, type, str], ...] = (
 
 
 def _train(resume: bool, **options: Any) -> int:
-    from jobs.train import TrainOptions, train
+    from jobs.train.train import TrainOptions, train
 
     score = train(TrainOptions(**options), resume)
     print(f"AP {score['AP']:.4f} on the validation set")

@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from jobs.cli.answers import show
-from model.urls import printable
+from pipeline.storage.urls import printable
 
 
 def add(commands: Any) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.page.words import some
+from jobs.report.text import some
 
 SHOWN = 10  # classes that changed into another, and images that differ most
 _COLUMNS = {

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from jobs.evaluate.annotations import Annotations, ImageId
-from pipeline.storage import InputError
+from pipeline.storage.files import InputError
 
 # How an image of OUTPUT is known by its annotations, the surest way first.
 RULES = {

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.storage import InputError, explained, open_location, read_object
+from pipeline.storage.files import InputError, explained, open_location, read_object
 
 ImageId = int | str
 

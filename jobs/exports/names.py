@@ -5,7 +5,7 @@ import re
 import sqlite3
 import unicodedata
 
-from pipeline.listing import IMAGE_SUFFIXES
+from pipeline.plan.listing import IMAGE_SUFFIXES
 
 # Letters and digits of all scripts, and signs that no shell and no file system takes for more.
 _UNSAFE = re.compile(r"[^\w.,+=@ -]|^[. -]|[. ]$")

@@ -11,9 +11,9 @@ from typing import TextIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from model.urls import mask
-from pipeline.retries import retried
-from pipeline.storage import InputError, explained, join, open_location, remove_tree
+from pipeline.storage.files import InputError, explained, join, open_location, remove_tree
+from pipeline.storage.retries import retried
+from pipeline.storage.urls import mask
 
 FILES_AT_ONCE = 256  # put into a store side by side: latency limits them
 

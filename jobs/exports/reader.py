@@ -10,9 +10,9 @@ import duckdb
 
 from jobs.exports.names import SafeNames
 from jobs.output.manifest import Manifest
-from jobs.views import finished_runs, limit_memory
+from jobs.output.views import finished_runs, limit_memory
 from pipeline.schema import OK
-from pipeline.storage import InputError
+from pipeline.storage.files import InputError
 
 MEMORY = "256MB"  # of DuckDB, which sorts on disk what does not fit
 ROWS_AT_ONCE = 10_000

@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 
 from jobs.exports.place import Folder
 from jobs.exports.reader import MAPPING, Box, LabelledImage, Labels, mapped
-from model.urls import printable
+from pipeline.storage.urls import printable
 
 ENTRIES = ("Annotations", "images.csv")
 TABLE = "images.csv"

@@ -11,8 +11,8 @@ from typing import Any, TypeGuard
 
 import ijson
 
-from model.urls import identity
-from pipeline.storage import InputError, open_location, uri
+from pipeline.storage.files import InputError, open_location, uri
+from pipeline.storage.urls import identity
 
 MOST_LABELS = 100_000
 LARGEST_SIDE = 2**31 - 1

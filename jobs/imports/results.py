@@ -10,10 +10,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from jobs.views import limit_memory
-from pipeline.publish import BOXES_PER_FILE, IMAGES_PER_FILE
+from jobs.output.views import limit_memory
 from pipeline.schema import DETECTED, OK
-from pipeline.storage import InputError
+from pipeline.stages.publish import BOXES_PER_FILE, IMAGES_PER_FILE
+from pipeline.storage.files import InputError
 
 MEMORY = "512MB"  # of DuckDB
 _ROWS_AT_ONCE = 20_000

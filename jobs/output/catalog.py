@@ -20,7 +20,7 @@ from jobs.output.log import (
 )
 from jobs.output.manifest import Manifest, checked_manifest, manifest_of_bytes
 from jobs.output.store import OutputStore, Store
-from pipeline.storage import explained
+from pipeline.storage.files import explained
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What can go wrong with an OUTPUT, each with its end."""
 
-from pipeline.errors import OutputError
-from pipeline.lock import LockLost
+from pipeline.storage.errors import OutputError
+from pipeline.storage.lock import LockLost
 
 
 class DamagedOutput(OutputError):

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, cast
 
 from jobs.output import paths
 from jobs.output.documents import FORMAT, converted, damaged, refuse_newer
-from pipeline.publish import PartFile, PublishTarget
+from pipeline.stages.publish import PartFile, PublishTarget
 
 
 class FileOfRun(TypedDict):

@@ -9,9 +9,7 @@ from typing import Protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.output import paths
-from model.urls import mask
-from pipeline.retries import retried
-from pipeline.storage import (
+from pipeline.storage.files import (
     InputError,
     create_whole,
     find,
@@ -19,6 +17,8 @@ from pipeline.storage import (
     read_object,
     write_whole,
 )
+from pipeline.storage.retries import retried
+from pipeline.storage.urls import mask
 
 REMOVED_AT_ONCE = 16  # objects: latency limits them
 

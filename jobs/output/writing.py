@@ -12,9 +12,9 @@ from jobs.output.log import Reason
 from jobs.output.manifest import Manifest
 from jobs.output.store import OutputStore
 from jobs.output.writer import LogWriter
-from pipeline.lock import OutputLock
-from pipeline.publish import PublishTarget
-from pipeline.storage import InputError, explained, join, open_location, remove_tree
+from pipeline.stages.publish import PublishTarget
+from pipeline.storage.files import InputError, explained, join, open_location, remove_tree
+from pipeline.storage.lock import OutputLock
 
 MOST_HOURS = 10_000  # for which replaced files are kept
 # What the lock file of versions before 0.2 says for ever: they wait for a lease of this length.

@@ -24,12 +24,12 @@ from ray.cluster_utils import Cluster
 from s3fs import S3FileSystem
 
 from jobs.output import paths
-from jobs.views import connect
+from jobs.output.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
-from pipeline.storage import open_location
+from pipeline.storage.files import open_location
 from tests.chaos.faulty_store import FaultyStore
-from tests.s3_server import BUCKET, free_ports, s3_server
+from tests.support.s3_server import BUCKET, free_ports, s3_server
 
 INJECTED = Path(__file__).parent / "injected"
 LEASE_SECONDS = 3

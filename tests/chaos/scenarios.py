@@ -18,7 +18,7 @@ import psutil
 
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
-from jobs.report import report_of
+from jobs.report.report import report_of
 from tests.chaos.harness import (
     LEASE_SECONDS,
     PATIENCE_SECONDS,
@@ -32,7 +32,7 @@ from tests.chaos.harness import (
     small_ray,
     tables,
 )
-from tests.s3_server import BUCKET
+from tests.support.s3_server import BUCKET
 
 Scenario = Callable[[Lab, int], Outcome]
 
@@ -135,7 +135,7 @@ def preparer_killed(lab: Lab, times: int) -> Outcome:
 
 
 def decoder_killed(lab: Lab, times: int) -> Outcome:
-    return _killed_in_mid_run(lab, times, "decoding process killed", "pipeline.decode", True)
+    return _killed_in_mid_run(lab, times, "decoding process killed", "pipeline.stages.decode", True)
 
 
 def node_taken_away(lab: Lab, times: int) -> Outcome:

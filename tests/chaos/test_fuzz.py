@@ -23,11 +23,11 @@ from PIL import Image
 from model.checkpoint import read_weights, save_weights
 from model.zoo import create_model
 from pipeline import schema
-from pipeline.listing import is_image
-from pipeline.plan import plan
-from pipeline.read import read_shard
+from pipeline.plan.listing import is_image
+from pipeline.plan.plan import plan
 from pipeline.schema import ENCODED
-from tests.pipeline.samples import jpeg, preparer
+from pipeline.stages.read import read_shard
+from tests.support.samples import jpeg, preparer
 
 CASES = int(os.environ.get("DETR_BATCH_FUZZ_CASES", "40"))
 STATUSES = {

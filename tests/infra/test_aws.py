@@ -21,11 +21,11 @@ from ray.autoscaler._private.aws.config import DEFAULT_AMI
 from ray.autoscaler._private.util import prepare_config, validate_config
 from s3fs import S3FileSystem
 
+from jobs.accounting.prices import machines
 from jobs.cli import main
-from jobs.cost.prices import machines
 from tests.chaos.faulty_store import FaultyStore
-from tests.pipeline.samples import jpeg
-from tests.s3_server import ADMIN, BUCKET, REGION, SECRET
+from tests.support.s3_server import ADMIN, BUCKET, REGION, SECRET
+from tests.support.samples import jpeg
 
 AWS = Path(__file__).parents[2] / "infra" / "aws"
 RUN_SECONDS = 240

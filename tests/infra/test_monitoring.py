@@ -13,7 +13,7 @@ import promql_parser
 import pytest
 import yaml
 
-from jobs.metrics import COUNTERS, PREFIX, TAGS, exported_names
+from jobs.label.metrics import COUNTERS, PREFIX, TAGS, exported_names
 
 MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
 ALERTS = MONITORING / "alerts.yaml"

@@ -7,8 +7,8 @@ from importlib.resources import files
 import pytest
 import yaml
 
+from jobs.accounting.prices import machines
 from jobs.cli import main
-from jobs.cost.prices import machines
 
 
 def test_every_entry_of_the_table_is_whole() -> None:

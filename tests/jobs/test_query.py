@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
+from jobs.output.views import connect
 from jobs.query import EXAMPLES
-from jobs.views import connect
-from pipeline.publish import by_label, write_part
 from pipeline.schema import DETECTIONS, IMAGES
-from tests.jobs.committed import commit_run, make_target
-from tests.jobs.labelled import Labelled, write_run
+from pipeline.stages.publish import by_label, write_part
+from tests.support.committed import commit_run, make_target
+from tests.support.labelled import Labelled, write_run
 
 NIGHTS = ("20260101T000000Z-aaaaaa", "20260102T000000Z-aaaaaa")
 BOXES = [(1, 0.9, 0.0, 1.0, 20.0, 30.0), (2, 0.4, 5.0, 5.0, 60.0, 70.0)]

@@ -14,20 +14,20 @@ from s3fs import S3FileSystem
 from jobs import compact as compact_module
 from jobs.cli import main
 from jobs.compact import compact
-from jobs.known import planned_objects
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
+from jobs.output.known import planned_objects
 from jobs.output.log import Added, Entry, Removed, State
+from jobs.output.run_ids import new_run_id
+from jobs.output.views import connect
 from jobs.output.writer import LogWriter
 from jobs.query import answered
-from jobs.run_plan import new_run_id
-from jobs.views import connect
-from pipeline.shards import from_table
-from pipeline.storage import open_location
-from pipeline.versions import digests, places
+from pipeline.plan.digests import digests, places
+from pipeline.plan.shards import from_table
+from pipeline.storage.files import open_location
 from tests.chaos.faulty_store import FaultyStore
-from tests.jobs.committed import labelling_runs
-from tests.jobs.labelled import Labelled, write_run
+from tests.support.committed import labelling_runs
+from tests.support.labelled import Labelled, write_run
 
 LABELS = ("", "circle", "star")
 NIGHTS = [f"2026010{night}T000000Z-aaaaaa" for night in (1, 2, 3)]

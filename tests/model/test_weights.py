@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from model.checkpoint import CheckpointError
 from model.weights import cache_folder, find_weights
-from pipeline.storage import open_location
+from pipeline.storage.files import open_location
 
 
 @pytest.fixture(autouse=True)

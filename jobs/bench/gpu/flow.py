@@ -28,8 +28,7 @@ MODEL, TINY_MODEL = "deformable-detr", "shapes-tiny"
 SIZE, TINY_SIZE = (800, 1066), (288, 400)  # height and width that these models take as they are
 DISTINCT, TINY_DISTINCT = 16, 4  # images among the photos
 BATCH = 8
-OPTIONS = ["--weights", "random", "--score-threshold", "0.3", "--no-page"]
-OPTIONS += ["--batch-size", str(BATCH)]
+OPTIONS = {"weights": "random", "page": False, "batch_size": BATCH}
 # Images/s and seconds of start-up by which the number of photos is chosen, and its bounds.
 RATE, START_SECONDS, FEWEST, MOST = 400, 25, 2_000, 10_000
 TINY_IMAGES = 24  # and on CPUs
@@ -103,8 +102,8 @@ def _measure(context: Context, name: str, photos: Path, images: int, calls: int)
     device = "cuda" if context.on_gpu else "cpu"
     with TemporaryDirectory(prefix="detr-batch-labels-") as folder:
         output = Path(folder) / "labels"
-        arguments = [str(photos), str(output), "--model", model, "--device", device, *OPTIONS]
-        labelled = run_label(arguments, calls, output, context.device)
+        options = {"input": str(photos), "model": model, "device": device, **OPTIONS}
+        labelled = run_label(output, options, calls, context.device)
         report = read_report(output, images)
     context.write_timing(
         name,

@@ -4,15 +4,16 @@
 so many calls at once.
 """
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import psutil
 
@@ -24,7 +25,7 @@ DETECTORS, PREPARERS = "detectors", "preparers"
 OTHERS = "others"  # other workers of Ray: readers, stagers, idle ones
 RAY = "Ray"  # its own servers
 # By what of the title a kind is known; decoders are children of preparers.
-TITLES = {"Detector)": DETECTORS, "Preparer)": PREPARERS, "pipeline.decode": PREPARERS}
+TITLES = {"Detector)": DETECTORS, "Preparer)": PREPARERS, "pipeline.stages.decode": PREPARERS}
 
 SAMPLE_SECONDS = 0.5
 GRACE_SECONDS = 10.0  # from the request to end to the end
@@ -36,7 +37,7 @@ def kind_of(title: str) -> str:
         if part in title:
             return kind
     is_worker = title.startswith("ray::") and not title.endswith("Agent")
-    return OTHERS if is_worker or "pipeline.child" in title else RAY
+    return OTHERS if is_worker or "pipeline.isolation.child" in title else RAY
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,14 @@ class Labelled:
     watch: Watch
 
 
-def run_label(arguments: Sequence[str], calls: int, output: Path, device: str) -> Labelled:
-    """Run `label` with these arguments to its end, and watch it.
+def run_label(output: Path, options: dict[str, Any], calls: int, device: str) -> Labelled:
+    """Run `label` into OUTPUT with these fields of LabelOptions to its end, and watch it.
 
-    `output` is its OUTPUT, and `device` the one of its detector, as torch names it. RuntimeError
-    with the last line that it said where it fails.
+    `calls` are those of a detector at once, and `device` is its device, as torch names it.
+    RuntimeError with the last line that it said where it fails.
     """
-    command = [sys.executable, "-m", "jobs.bench.gpu.labelling", str(calls), "label", *arguments]
+    given = json.dumps({**options, "output": str(output)})
+    command = [sys.executable, "-m", "jobs.bench.gpu.labelling", str(calls), given]
     # Not on a cluster that this machine may know.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with TemporaryFile() as log:
@@ -160,13 +162,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> int:
-    """Run a command of detr-batch whose detectors take so many calls at once."""
-    from jobs import placement
-    from jobs.cli import main as run_command
+    """Run `label` with detectors that take so many calls at once."""
+    from jobs.cluster import placement
+    from jobs.label.label import label
+    from jobs.label.options import LabelOptions
 
     calls = int(sys.argv[1])
     vars(placement).update(CPU_CALLS=calls, GPU_CALLS=calls)  # the names that `placed` looks up
-    return run_command(sys.argv[2:])
+    return label(LabelOptions(**json.loads(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from jobs.bench.gpu.sizes import Size, draw_sizes
 from model.cuda_graphs import Graphed
 from model.predictor import MULTIPLE, Pending
 from model.zoo import named_model
-from pipeline.detect import BATCHES_PER_CALL, CPU_CALLS, GPU_CALLS, Detector, DetectorSpec
 from pipeline.schema import OK, PREPARED
+from pipeline.stages.detect import BATCHES_PER_CALL, CPU_CALLS, GPU_CALLS, Detector, DetectorSpec
 
 BATCH = 8  # the default of `label`
 IMAGES, TINY_IMAGES = 1600, 24

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.bench.gpu.sizes import Size
-from jobs.scenes import render_scene
+from jobs.demo.scenes import render_scene
 
 DISTINCT = 16  # images, of which all photos are parts
 # With these a photo of 1066 x 800 has 205 to 226 kB, and one of 640 x 480 some 80 to 88.

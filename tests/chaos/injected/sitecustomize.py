@@ -178,10 +178,10 @@ if FOLDER:
         Patching(
             {
                 "PIL.Image": add_decoder,
-                "jobs.placement": add_calls,
+                "jobs.cluster.placement": add_calls,
                 "model.predictor": add_faulty_device,
                 "pipeline.dataflow": add_small_blocks,
-                "pipeline.storage": add_steps,
+                "pipeline.storage.files": add_steps,
             }
         ),
     )

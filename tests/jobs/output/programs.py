@@ -9,7 +9,7 @@ from jobs.output.catalog import load_catalog
 from jobs.output.errors import CommitLost
 from jobs.output.log import Reason
 from jobs.output.manifest import FileOfRun, Manifest, make_manifest
-from pipeline.publish import PartFile, PublishTarget
+from pipeline.stages.publish import PartFile, PublishTarget
 from tests.jobs.output.simulated import LATER, Desk, MemoryStore, Outcome, Program, Stage
 
 SHARED = "shared"  # a run that several writers take up

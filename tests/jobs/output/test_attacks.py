@@ -13,12 +13,12 @@ import pytest
 from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
-from jobs.views import connect
+from jobs.output.views import connect
 from model.checkpoint import save_weights
 from model.zoo import create_model
 from tests.chaos.faulty_store import FaultyStore
+from tests.jobs.label.test_label_s3 import fill
 from tests.jobs.output.test_old_versions import detections
-from tests.jobs.test_label_s3 import fill
 
 LEASE = "3"  # seconds
 BOXES = "SELECT image_id, count(*) FROM latest GROUP BY ALL ORDER BY ALL"

@@ -17,16 +17,16 @@ from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import load_catalog
 from jobs.output.log import checkpoint_to_bytes
+from jobs.output.records import read_document
 from jobs.output.store import OutputStore
-from jobs.report import report_of
-from jobs.run_record import read_document
-from jobs.views import connect
+from jobs.output.views import connect
+from jobs.report.report import report_of
 from model.checkpoint import save_weights
 from model.zoo import create_model
 from pipeline import dataflow
-from pipeline.lock import OLD_NAME
-from pipeline.publish import Part, parts
-from tests.damage import DAMAGES, Damage, flip, warnings_of
+from pipeline.stages.publish import Part, parts
+from pipeline.storage.lock import OLD_NAME
+from tests.support.damage import DAMAGES, Damage, flip, warnings_of
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 
@@ -145,7 +145,7 @@ def test_plan_of_a_run_that_counts(damage: str, desk: Desk) -> None:
 @pytest.mark.parametrize("name", [paths.LOCK, paths.OLD_LOCK])
 def test_lock(name: str, damage: str, desk: Desk) -> None:
     if (name, damage) == (paths.OLD_LOCK, "emptied"):
-        return  # as a kill could leave it: tests/pipeline/test_lock.py
+        return  # as a kill could leave it: tests/pipeline/storage/test_lock.py
     lock = {"token": "0" * 32, "holder": "h:1", "lease_seconds": 60.0, "expires_at": 1.0}
     (desk.output / name).write_text(json.dumps(lock))
     said = desk.refuses(LOCK_DAMAGES[damage], name, import_into(desk.output, "c"))
@@ -191,8 +191,8 @@ def unfinished(
         raise Reached(run.run_id)
 
     write_lake(tmp_path / "lake")
-    monkeypatch.setattr("jobs.label.placement", lambda *_: None)
-    monkeypatch.setattr("jobs.label.carry_out", reach)
+    monkeypatch.setattr("jobs.label.label.placement", lambda *_: None)
+    monkeypatch.setattr("jobs.label.label.carry_out", reach)
     with pytest.raises(Reached):
         main(label_into(tmp_path / "out"))
     yield Desk(tmp_path / "out", capsys)
@@ -251,7 +251,7 @@ def test_damaged_blocks_are_computed_again(
     calm, output = tmp_path / "calm", tmp_path / "out"
     assert main(label_into(calm, weights)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.label.finish", interrupt)
+        patch.setattr("jobs.label.label.finish", interrupt)
         assert main(label_into(output, weights)) == 1
     first, *others = sorted(output.glob("_staging/*/blocks/*"))
     images = [pq.read_metadata(block).num_rows for block in others]
@@ -264,8 +264,8 @@ def test_damaged_blocks_are_computed_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(dataflow, "FILES_PER_TASK", 1)
-        patch.setattr("jobs.label.parts", damage_then_parts)
-        logged = warnings_of("pipeline.stage", patch)
+        patch.setattr("jobs.label.label.parts", damage_then_parts)
+        logged = warnings_of("pipeline.stages.stage", patch)
         assert main(label_into(output, weights)) == 1
     assert logged == [f"{first} was damaged and is removed: its images are computed again"]
     said = capsys.readouterr().err.splitlines()[-1]

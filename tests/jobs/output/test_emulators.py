@@ -29,12 +29,12 @@ from jobs.cli import main
 from jobs.output.catalog import read_catalog
 from jobs.output.errors import CommitLost
 from jobs.output.store import OutputStore
+from jobs.output.views import connect
 from jobs.output.writer import LogWriter
-from jobs.views import connect
-from pipeline.retries import is_passing
-from pipeline.storage import InputError, create_whole, open_location, open_object
+from pipeline.storage.files import InputError, create_whole, open_location, open_object
+from pipeline.storage.retries import is_passing
 from tests.jobs.output.test_old_versions import detections
-from tests.s3_server import free_ports
+from tests.support.s3_server import free_ports
 
 HOST = "127.0.0.1"
 LAKE = "lake"  # the name of the account, and of the container or bucket

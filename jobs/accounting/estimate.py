@@ -1,0 +1,71 @@
+"""What a run should take and cost, by the runs before it; and how far off that was."""
+
+from statistics import median
+from typing import Any, TypedDict
+
+from jobs.accounting.node_hours import CPU, GPU, Rates
+
+RUNS = 5  # the newest, whose medians count
+
+
+class Estimate(TypedDict):
+    """Of a run that is planned."""
+
+    images: int
+    seconds: float  # start-up included
+    usd: float | None  # None without a price
+    runs: int  # that it was made from
+
+
+def estimate(reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates) -> Estimate | None:
+    """From reports of earlier runs, oldest first; None where none of them tells enough.
+
+    Time grows with bytes beyond what starting takes: how many images an archive holds is not known
+    before it is read.
+    """
+    known = [
+        report
+        for report in reports
+        if report.get("encoded_bytes") and report.get("startup_seconds") is not None
+    ][-RUNS:]
+    if not known:
+        return None
+    startup = median(report["startup_seconds"] for report in known)
+    per_byte = median(
+        max(0.0, report["wall_seconds"] - report["startup_seconds"]) / report["encoded_bytes"]
+        for report in known
+    )
+    labelled = [report["images"] - report["labelled_before"] for report in known]
+    density = median(
+        images / report["encoded_bytes"] for images, report in zip(labelled, known, strict=True)
+    )
+    seconds = startup + encoded_bytes * per_byte
+    hours = seconds / 3600
+    last = known[-1]
+    wall = last["wall_seconds"] / 3600
+    nodes = {kind: last["node_hours"].get(kind, 0.0) / wall * hours for kind in (GPU, CPU)}
+    cost = rates.bill(nodes, hours)
+    return Estimate(
+        images=round(encoded_bytes * density),
+        seconds=seconds,
+        usd=None if cost is None else cost["usd"],
+        runs=len(known),
+    )
+
+
+def as_text(found: Estimate | None) -> str:
+    """For --dry-run."""
+    if found is None:
+        return "not known before a first run over like images"
+    usd = "no price was given" if found["usd"] is None else f"{found['usd']:.4f} USD"
+    runs = "the last run" if found["runs"] == 1 else f"the last {found['runs']} runs"
+    return f"about {found['images']} images, {found['seconds']:.0f} s, {usd} (by {runs})"
+
+
+def accuracy(report: dict[str, Any]) -> str | None:
+    """How far off the estimate of a finished run was; None where there was none."""
+    found = report.get("estimate")
+    if not found:
+        return None
+    off = report["wall_seconds"] / found["seconds"] - 1
+    return f"it took {abs(off):.0%} {'more' if off > 0 else 'less'}"

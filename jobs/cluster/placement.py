@@ -1,0 +1,150 @@
+"""Where the stages of a run go on a cluster, and whether they fit there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jobs.cluster.node_labels import Labels, matches
+from jobs.cluster.request import ClusterRequest
+from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Layout, Pool
+from pipeline.stages.detect import CPU_CALLS, GPU_CALLS
+
+ACCELERATOR = "ray.io/accelerator-type"  # what Ray labels nodes with whose GPUs it knows
+TASKS_PER_DETECTOR = 8  # at least, on a cluster whose CPUs may come later
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine as Ray counts it."""
+
+    resources: Mapping[str, float]  # "CPU", "GPU", "memory" in bytes
+    labels: Mapping[str, str]
+
+    def holds(self, wanted: Mapping[str, float]) -> int:
+        """How many that want so much fit on it, when it is empty."""
+        return int(min(self.resources.get(name, 0) // amount for name, amount in wanted.items()))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What runs where: `label` goes by it, and `--dry-run` prints it."""
+
+    device: str  # "cpu" or "cuda"
+    layout: Layout
+
+    def detector(self) -> dict[str, float]:
+        """What one detector takes of a node."""
+        pool = self.layout.detectors
+        kinds = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, "memory": pool.memory}
+        return {name: float(amount) for name, amount in kinds.items() if amount}
+
+    def others(self) -> dict[str, float]:
+        """What the other stages want at least of one node, beside a detector that may be there."""
+        pool = self.layout.detectors
+        beside = pool.num_cpus if pool.nodes in ({}, self.layout.nodes) else 0
+        return {"CPU": ACTOR_CPUS + 2 * TASK_CPUS + beside}
+
+    def demand(self) -> list[dict[str, Any]]:
+        """What the run needs at least, as Ray's autoscaler takes it."""
+        pool = self.layout.detectors
+        return [
+            *[{"resources": self.detector(), "label_selector": pool.nodes}] * pool.fewest,
+            {"resources": self.others(), "label_selector": self.layout.nodes},
+        ]
+
+    def uses(self, node: Node) -> bool:
+        """Whether a stage may be on it."""
+        counts = node.resources.get("CPU") or node.resources.get("GPU")
+        rules = (self.layout.detectors.nodes, self.layout.nodes)
+        return bool(counts and any(matches(node.labels, rule) for rule in rules))
+
+    def lacks(self, nodes: Sequence[Node]) -> str | None:
+        """What `nodes`, were they empty, do not hold of the run; None where they hold it."""
+        lacking = []
+        pool, wanted = self.layout.detectors, self.detector()
+        there = sum(node.holds(wanted) for node in nodes if matches(node.labels, pool.nodes))
+        if there < pool.fewest:
+            lacking.append(
+                f"{pool.fewest} detectors want {_amounts(wanted)} each{_where(pool.nodes)}, and "
+                f"{there} fit"
+            )
+        others = self.others()
+        if not any(n.holds(others) for n in nodes if matches(n.labels, self.layout.nodes)):
+            lacking.append(
+                f"reading and preparing want {_amounts(others)}{_where(self.layout.nodes)}, and no "
+                "node has it"
+            )
+        return "; ".join(lacking) or None
+
+    def as_text(self) -> str:
+        """For --dry-run."""
+        layout, pool = self.layout, self.layout.detectors
+        count = f"{pool.fewest} to {pool.most}" if pool.most > pool.fewest else str(pool.fewest)
+        most = (
+            "as demand and CPUs allow" if layout.preparers is None else f"up to {layout.preparers}"
+        )
+        tasks = f"up to {layout.tasks} readers and {layout.tasks} stagers"
+        return (
+            f"{'detectors':<14} {count} of {_amounts(self.detector())}{_where(pool.nodes)}\n"
+            f"{'other stages':<14} preparers {most}, {ACTOR_CPUS:.2g} CPU each; {tasks}"
+            f"{_where(layout.nodes)}"
+        )
+
+
+def placed(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) -> Placement:
+    """Where a run goes, on the `nodes` that are there; those of a `cluster` may become more.
+
+    On CPUs a detector takes all cores of its machine, so there is one on each that is there.
+    """
+    device = _device(request, nodes)
+    on_cpu = device == "cpu"
+    fewest, most = request.fewest_gpus, request.most_gpus
+    if on_cpu:
+        fits = [n for n in nodes if n.holds({"CPU": ACTOR_CPUS, "memory": request.memory})]
+        fewest = most = max(1, sum(matches(node.labels, request.detect_on) for node in fits))
+    cpus_of_each, gpus_of_each, calls = (ACTOR_CPUS, 0, CPU_CALLS) if on_cpu else (0, 1, GPU_CALLS)
+    pool = Pool(fewest, most, cpus_of_each, gpus_of_each, request.memory, calls, request.detect_on)
+    cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
+    if cluster:  # whose CPUs may become more
+        preparers, tasks = None, max(TASKS_PER_DETECTOR * most, 4 * cpus)
+    else:
+        preparers, tasks = max(1, cpus // 2 if on_cpu else cpus), max(2, 2 * cpus)
+    nodes_of_others = request.prepare_on or _off_accelerators(nodes, most)
+    return Placement(device, Layout(pool, preparers, tasks, nodes_of_others))
+
+
+def _device(request: ClusterRequest, nodes: Sequence[Node]) -> str:
+    """Where detectors run. "auto": on GPUs where there are any.
+
+    A cluster that makes its GPU nodes on demand has none yet: name "cuda" there.
+    """
+    if request.device != "auto":
+        return request.device
+    there = any(node.resources.get("GPU") for node in nodes)
+    here = not request.address and torch.cuda.is_available()
+    return "cuda" if there or here else "cpu"
+
+
+def _off_accelerators(nodes: Sequence[Node], detectors: int) -> Labels:
+    """Keeps CPU stages off nodes with accelerators, whose CPUs feed these.
+
+    Only where other nodes have a CPU for each detector: fewer would starve them.
+    """
+    kinds = sorted({node.labels[ACCELERATOR] for node in nodes if node.labels.get(ACCELERATOR)})
+    others = sum(n.resources.get("CPU", 0) for n in nodes if ACCELERATOR not in n.labels)
+    return {ACCELERATOR: f"!in({', '.join(kinds)})"} if kinds and others >= detectors else {}
+
+
+def _where(labels: Labels) -> str:
+    return f" on nodes with {', '.join(f'{k}={v}' for k, v in labels.items())}" if labels else ""
+
+
+def _amounts(wanted: Mapping[str, float]) -> str:
+    """ "1 GPU and 2.0 GiB of memory"."""
+    words = [
+        f"{amount / (1 << 30):.1f} GiB of memory" if name == "memory" else f"{amount:.2g} {name}"
+        for name, amount in wanted.items()
+    ]
+    return " and ".join(words)

@@ -1,0 +1,69 @@
+"""probe: whether a node of a cluster can do its part, asked before anything is computed."""
+
+import socket
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.schema import Member
+from pipeline.storage.files import describe, open_location, open_object, read_object, write_whole
+from pipeline.storage.urls import mask
+
+PACKAGES = ("ray", "torch", "pyarrow", "fsspec", "s3fs", "pillow", "simplejpeg")
+
+
+def probe(versions: dict[str, str], lock_url: str, first: Member) -> str | None:
+    """What is wrong on this node, in a line; None where nothing is.
+
+    `versions` are the driver's, by package; the driver's lock lies at `lock_url`, in OUTPUT;
+    `first` is an object that the run is to read.
+    """
+    node = socket.gethostname()
+    for name, wanted in versions.items():
+        found = _version(name)
+        if found != wanted:
+            return (
+                f"node {node} has {name} {found or 'not at all'}, and the driver {wanted}: use the "
+                "image of infra/Dockerfile on all nodes"
+            )
+    folder = lock_url.rsplit("/", 1)[0]
+    try:
+        fs, path = open_location(lock_url, "OUTPUT")
+        read_object(fs, path)
+    except FileNotFoundError:
+        return (
+            f"node {node} does not see what the driver wrote to {mask(folder)}: OUTPUT has to be "
+            "a bucket, or a folder that all nodes share"
+        )
+    except Exception as error:  # of the store, of many kinds
+        return f"node {node} cannot read OUTPUT: {describe(error, folder)}"
+    try:
+        # Below _staging, where the run will write, and which no reader looks at.
+        trial = f"{path.rsplit('/', 1)[0]}/_staging/.probe-{uuid.uuid4().hex}"
+        write_whole(fs, trial, b"")
+        fs.rm_file(trial)
+    except Exception as error:
+        return f"node {node} cannot write OUTPUT: {describe(error, folder)}"
+    return _unreadable(node, first)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _unreadable(node: str, first: Member) -> str | None:
+    """Why this node cannot read INPUT. That an object left a bucket is a row of that object."""
+    try:
+        fs, path = open_location(first.uri, "INPUT")
+        with open_object(fs, path) as file:
+            file.read(1)
+    except Exception as error:  # of the store, of many kinds
+        gone = isinstance(error, FileNotFoundError)
+        if gone and not isinstance(fs, LocalFileSystem):
+            return None
+        return f"node {node} cannot read INPUT: {describe(error, first.uri)}"
+    return None

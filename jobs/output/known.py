@@ -1,0 +1,106 @@
+"""What an OUTPUT holds labels of, read from the plans of its runs: nothing else is opened."""
+
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.output.catalog import Catalog
+from jobs.output.documents import damaged
+from jobs.output.log import READ_AT_ONCE
+from jobs.output.manifest import Manifest
+from jobs.output.records import score_threshold
+from pipeline.plan.digests import Known, Objects, newest, versions
+from pipeline.plan.shards import PLAN, members, plan_tables
+from pipeline.storage.errors import DamagedFile
+from pipeline.storage.files import InputError, join
+from pipeline.storage.urls import mask
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """Which labels a run would add."""
+
+    source: str  # INPUT, by its one name
+    model: str
+    score_threshold: float
+    fingerprint: str  # of the model, its weights and its settings
+    relabel: bool = False  # in the place of those that there are
+
+    def replaced(self, runs: Sequence[Manifest]) -> list[str]:
+        """Which of the committed `runs` it takes the place of: those over the same INPUT."""
+        return [run["run_id"] for run in runs if self.relabel and run["input"] == self.source]
+
+
+def known_objects(output: str, request: LabelRequest, catalog: Catalog) -> Known:
+    """What need not be labelled again, each object as it was labelled last.
+
+    InputError where labels were made otherwise, or where an archive was read in part: this run
+    would lose the rest, or label the beginning twice.
+    """
+    runs = catalog.committed()
+    replaced = request.replaced(runs)
+    for run in runs:
+        if run["run_id"] not in replaced and run["model_fingerprint"] != request.fingerprint:
+            before = score_threshold(output, run["run_id"])
+            raise InputError(
+                f"{mask(output)} holds labels of {run['model']} over {run['input']} from a "
+                f"score of {before:g} up (fingerprint {run['model_fingerprint']}), and this would "
+                f"be {request.model} from {request.score_threshold:g} up ({request.fingerprint}): "
+                "use the same model, weights and threshold, another OUTPUT, or, for the same "
+                "INPUT, --relabel"
+            )
+    return planned_objects(output, runs, request.source, replaced)
+
+
+def planned_objects(
+    output: str, runs: list[Manifest], source: str, replaced: Collection[str] = ()
+) -> Known:
+    """What `runs` labelled, oldest first; those over the INPUT `source` are of this one.
+
+    What runs that are `replaced` held is not known, but may be gone.
+    """
+    runs = sorted(runs, key=lambda run: run["run_id"] not in replaced)
+
+    def objects(run: Manifest) -> Objects:
+        stays = run["run_id"] not in replaced
+        tables = _plan(output, run, whole=stays)
+        pairs = (
+            zip(*(members(table, name).to_pylist() for name in ("uri", "etag")), strict=True)
+            for table in tables
+        )
+        return Objects(versions(chain.from_iterable(pairs)), stays, run["input"] == source)
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return newest(list(pool.map(objects, runs)), partial(_uris, output, runs))
+
+
+def read_plan(output: str, name: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
+    """The plan of that name below OUTPUT, some shards at a time. DamagedOutput."""
+    try:
+        yield from plan_tables(join(output, name), columns)
+    except DamagedFile as error:
+        raise damaged(name) from error
+
+
+def _uris(output: str, runs: list[Manifest]) -> Iterator[pa.Array]:
+    for run in runs:
+        for table in _plan(output, run, whole=False):
+            yield members(table, "uri")
+
+
+def _plan(output: str, run: Manifest, whole: bool) -> Iterator[pa.Table]:
+    """The plan of a run. InputError where it must be `whole`, and --limit ended in an archive."""
+    for table in read_plan(output, run["plan"], ["shard", "members", "limit"]):
+        cut = table.filter(pc.is_valid(table["limit"]))
+        if whole and len(cut):
+            raise InputError(
+                f"{mask(output)} holds a run over {run['input']} in which --limit cut "
+                f"{cut['shard'][0]} short: label it whole into another OUTPUT, or that INPUT again "
+                "with --relabel"
+            )
+        yield table

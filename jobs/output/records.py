@@ -1,0 +1,84 @@
+"""Documents beside a manifest: run.json from when a run starts, report.json from when it ends."""
+
+import hashlib
+import io
+import json
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.output import paths
+from jobs.output.documents import converted
+from pipeline.storage.files import join, open_location, read_object, write_whole
+from pipeline.storage.parquet import write_parquet
+
+PACKAGES = ("detr-batch", "ray", "torch", "torchvision", "pyarrow", "pillow", "fsspec")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of the driver."""
+    return {
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def write_document(output: str, run_id: str, name: str, document: dict[str, Any]) -> None:
+    """Put a JSON document beside the run's manifest."""
+    write_text(output, run_id, name, json.dumps(document, indent=1))
+
+
+def write_record(output: str, run_id: str, record: dict[str, Any]) -> None:
+    """Put run.json beside the run's manifest, with the digest of what it says."""
+    write_document(output, run_id, "run.json", {**record, "sha256": _digest(record)})
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def write_text(output: str, run_id: str, name: str, text: str) -> None:
+    """Put a text beside the run's manifest."""
+    fs, path = open_location(join(output, paths.document(run_id, name)), "OUTPUT")
+    write_whole(fs, path, text.encode())
+
+
+def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
+    """A JSON document of a run, without its digest.
+
+    FileNotFoundError where there is none, DamagedOutput where it is not as it was written. Versions
+    before 0.2 wrote no digests.
+    """
+    fs, path = open_location(join(output, paths.document(run_id, name)), "OUTPUT")
+    data = read_object(fs, path)
+
+    def convert() -> dict[str, Any]:
+        document = json.loads(data)
+        assert isinstance(document, dict)
+        digest = document.pop("sha256", None)
+        assert digest is None or digest == _digest(document)
+        return document
+
+    return converted(paths.document(run_id, name), convert)
+
+
+def score_threshold(output: str, run_id: str) -> float:
+    """The score below which a run kept no box; 0 where it says nothing of one."""
+    try:
+        options = read_document(output, run_id, "run.json").get("options", {})
+    except FileNotFoundError:
+        return 0.0
+    return float(options.get("score_threshold") or 0.0)
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Put a table at `url` as Parquet, whole or not at all."""
+    buffer = io.BytesIO()
+    write_parquet(buffer, table.schema, [table])
+    fs, path = open_location(url, "OUTPUT")
+    write_whole(fs, path, buffer.getvalue())

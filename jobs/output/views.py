@@ -1,0 +1,116 @@
+"""DuckDB views of an OUTPUT: what every command over finished tables reads through.
+
+- `images`, `detections`: all rows of committed runs, with the column `run`
+- `latest_images`: of each object (`uri`) the rows of the newest run that labelled it
+- `latest`: the boxes of those
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+
+import duckdb
+
+from jobs.output.catalog import committed_runs
+from jobs.output.documents import FORMAT
+from jobs.output.manifest import Manifest
+from jobs.output.paths import TABLES
+from pipeline.storage.files import InputError, for_other_readers, join
+from pipeline.storage.urls import mask
+
+_RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
+_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
+_OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of format 1
+_LATEST = """
+CREATE VIEW latest_images AS
+    SELECT * FROM images
+    SEMI JOIN (SELECT uri, max(run) AS run FROM images GROUP BY uri) AS newest USING (uri, run);
+CREATE VIEW latest AS
+    SELECT * FROM detections SEMI JOIN latest_images USING (run, shard, image_id);
+"""
+
+
+def finished_runs(output: str) -> list[Manifest]:
+    """Manifests of the runs that count, oldest first; InputError where OUTPUT has none."""
+    runs = committed_runs(output)
+    if not runs:
+        raise InputError(f"{output} holds no finished run: `detr-batch label` makes one")
+    return runs
+
+
+def connect(output: str, runs: Sequence[Manifest] | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection with the views over `runs`, by their manifests (None: all that count).
+
+    InputError where there is none.
+    """
+    connection = duckdb.connect()
+    add_views(connection, output, finished_runs(output) if runs is None else runs)
+    return connection
+
+
+def add_views(
+    connection: duckdb.DuckDBPyConnection,
+    output: str,
+    runs: Sequence[Manifest],
+    schema: str = "main",
+) -> None:
+    """The views over `runs` of OUTPUT, in a schema of their own where a connection has several."""
+    connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
+    fs = for_other_readers(output)
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
+        connection.register_filesystem(fs)
+    old = [run for run in runs if run["files"] and run["format"] < FORMAT]
+    new = [run for run in runs if run["files"] and run["format"] >= FORMAT]
+    for table in TABLES:
+        parts = [
+            _read(connection, output, table, some).project(columns)
+            for some, columns in ((old, _OLD_COLUMNS), (new, _COLUMNS))
+            if some
+        ]
+        reduce(duckdb.DuckDBPyRelation.union, parts).create_view(table)
+    connection.execute(_LATEST)
+    connection.execute("USE main")
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection, output: str, table: str, runs: Sequence[Manifest]
+) -> duckdb.DuckDBPyRelation:
+    """A table's files of some runs."""
+    files = [
+        _literal(join(output, file["path"]))
+        for run in runs
+        for file in run["files"]
+        if file["path"].startswith(f"{table}/")
+    ]
+    # Not as Hive partitions: folders above OUTPUT may be called `label=...` as well.
+    return connection.read_parquet(files, hive_partitioning=False, filename=True)
+
+
+def limit_memory(connection: duckdb.DuckDBPyConnection, memory: str, scratch: str) -> None:
+    """Let DuckDB hold `memory` ("1GB") at most, and put the rest in files below `scratch`."""
+    connection.execute("SET memory_limit = $memory", {"memory": memory})
+    connection.execute("SET temp_directory = $folder", {"folder": scratch})
+
+
+class CannotRead(RuntimeError):
+    """Tables of an OUTPUT that are not to be had, for the moment or for good."""
+
+
+@contextmanager
+def told(output: str) -> Iterator[None]:
+    """Errors of DuckDB inside: InputError for a mistake in SQL, else CannotRead, a line."""
+    try:
+        yield
+    except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
+        raise InputError(str(error)) from error
+    except duckdb.Error as error:  # of reading: those of Python's file systems come as pages
+        last = str(error).strip().splitlines()[-1]
+        raise CannotRead(f"{mask(output)} cannot be read: {mask(last)}") from error
+
+
+def _literal(path: str) -> str:
+    """`path` for DuckDB, which takes brackets, stars and question marks for patterns."""
+    return re.sub(r"[\[*?]", lambda sign: f"[{sign[0]}]", path)

@@ -1,0 +1,156 @@
+"""Charts as SVG within a page, by matplotlib: fonts and colours are the page's, light or dark."""
+
+import io
+import re
+from itertools import count
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jobs.accounting.timeline import Point, rates
+from jobs.report.facts import BINS, SURE
+
+# Colours to draw with, each of which becomes a variable of the page's style.
+INK, QUIET, LINE, ACCENT, SOFT = "#010101", "#010102", "#010103", "#010104", "#010105"
+_VARIABLES = {INK: "ink", QUIET: "quiet", LINE: "line", ACCENT: "accent", SOFT: "soft"}
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "font.size": 12,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 1,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
+    "ytick.major.size": 0,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+WIDE, NARROW = (1040, 250), (352, 250)  # CSS pixels
+_numbers = count()
+
+
+def over_time(
+    points: list[Point], steady: float | None, cpus: int | None, size: tuple[int, int]
+) -> str:
+    """Images/s, and beneath it the share of CPUs that were busy where that was measured."""
+    wide = size == WIDE
+    parts = rates(points, 60 if wide else 30, steady)
+    unit, seconds = _unit(points[-1]["seconds"])
+    width = (parts[1][0] - parts[0][0]) / seconds
+    places = [at / seconds for at, _, _ in parts]
+    measured = bool(cpus) and parts[0][2] is not None
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(size[0], size[1] + (70 if measured else 0))
+        rows = figure.subplots(
+            2 if measured else 1,
+            1,
+            sharex=True,
+            squeeze=False,
+            height_ratios=[3, 1][: 1 + measured],
+        )[:, 0]
+        top = rows[0]
+        _steps(top, places, [rate for _, rate, _ in parts], width)
+        top.set_title("images per second", loc="left", fontsize=12, color=QUIET)
+        if steady:
+            top.axhline(steady, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            top.annotate(
+                f"steady: {steady:,.2f}", (0, steady), (4, 4), textcoords="offset points", color=INK
+            )
+        top.yaxis.set_major_locator(MaxNLocator(4))
+        top.set_ylim(0, 1.15 * max([*(rate for _, rate, _ in parts), steady or 0]) or 1)
+        if measured and cpus:
+            _steps(rows[1], places, [100 * (busy or 0) / cpus for _, _, busy in parts], width)
+            rows[1].set_title(f"per cent of {cpus} CPUs", loc="left", fontsize=12, color=QUIET)
+            rows[1].set_ylim(0, 105)
+            rows[1].set_yticks([0, 50, 100])
+        rows[-1].set_xlim(0, points[-1]["seconds"] / seconds)
+        rows[-1].xaxis.set_major_locator(MaxNLocator(10 if wide else 5))
+        rows[-1].set_xlabel(f"{unit} since the start")
+        return _svg(figure, "Images per second over the run's time")
+
+
+def _steps(axes: Axes, places: list[float], values: list[float], width: float) -> None:
+    edges = [*(place - width / 2 for place in places), places[-1] + width / 2]
+    axes.stairs(values, edges, fill=True, color=SOFT)
+    axes.stairs(values, edges, color=ACCENT, linewidth=1.5, baseline=None)
+
+
+def _unit(seconds: float) -> tuple[str, int]:
+    """What a run of that length is told in, and how many seconds that is."""
+    if seconds < 180:
+        return "seconds", 1
+    return ("minutes", 60) if seconds < 3 * 3600 else ("hours", 3600)
+
+
+def scores(counts: list[int], threshold: float | None) -> str:
+    """How the scores of boxes are spread, from 0 to 1 in BINS parts.
+
+    Many boxes below SURE, as a low threshold leaves them, are cut off, and said in words.
+    """
+    edges = [part / BINS for part in range(BINS + 1)]
+    cut = round(SURE * BINS)
+    most = max(counts[cut:], default=0) or max(counts) or 1
+    top = 1.3 * most
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(440, 260)
+        axes = figure.subplots()
+        shown = [min(count, top) for count in counts]
+        axes.bar(edges[:cut], shown[:cut], 0.92 / BINS, align="edge", color=SOFT)
+        axes.bar(edges[cut:-1], shown[cut:], 0.92 / BINS, align="edge", color=ACCENT)
+        axes.set_ylim(0, min(top, 1.12 * (max(counts) or 1)))
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel("score")
+        axes.set_title("boxes", loc="left", fontsize=12, color=QUIET)
+        beyond = [part for part in range(cut) if counts[part] > top]
+        if beyond:
+            text = f"cut off: up to {max(counts):,} boxes"
+            place = (edges[max(beyond) + 1], axes.get_ylim()[1])
+            axes.annotate(text, place, (4, -4), textcoords="offset points", va="top")
+        if threshold:
+            axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                f"kept from {threshold:g}",
+                (threshold, axes.get_ylim()[1]),
+                (-5, -4),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+            )
+        return _svg(figure, "Boxes by score")
+
+
+def _figure(width: int, height: int) -> Figure:
+    """A figure of that many CSS pixels: one of its points is one of them."""
+    return Figure((width / 72, height / 72), layout="constrained")
+
+
+def _svg(figure: Figure, says: str) -> str:
+    """The figure for a page: no names that another may have too, no size of its own."""
+    number = next(_numbers)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": f"chart {number}"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r' id="[a-z0-9]*_[a-z0-9_.]*"', "", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for colour, name in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{name})")
+    return text.replace("<svg", f'<svg role="img" aria-label="{says}"', 1)

@@ -1,0 +1,234 @@
+"""`detr-batch report`: what committed runs did, and what they cost."""
+
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from typing import Any
+
+from jobs.accounting.estimate import accuracy
+from jobs.output.catalog import committed_runs, read_catalog
+from jobs.output.manifest import Manifest
+from jobs.output.records import read_document
+from jobs.output.views import finished_runs
+from jobs.report.text import compared, duration, number
+from pipeline.storage.files import InputError
+
+READ_AT_ONCE = 16  # reports fetched together: latency limits them
+LIKE = 0.5  # of the images of earlier runs: one of fewer is not compared with them
+SAME = 0.05  # a rate or cost this near to the earlier ones is told as the same
+
+
+def manifest_of(output: str, run_id: str | None = None) -> Manifest:
+    """The manifest of a run that counts, the newest unless it is named. InputError without it."""
+    runs = _runs(output)
+    if run_id is None:
+        return runs[-1]
+    for run in runs:
+        if run["run_id"] == run_id:
+            return run
+    known = ", ".join(run["run_id"] for run in runs[-5:])
+    raise InputError(f"--run {run_id}: {output} has no such finished run; its newest are {known}")
+
+
+def with_tables(output: str, run_id: str | None = None) -> Manifest:
+    """As `manifest_of`; InputError where `compact` has merged the run's tables into another's."""
+    manifest = manifest_of(output, run_id)
+    if all(run["run_id"] != manifest["run_id"] for run in committed_runs(output)):
+        run_id = manifest["run_id"]
+        raise InputError(
+            f"the tables of run {run_id} were merged by `compact`: `detr-batch runs` names those "
+            f"that are left, and its page of old is {output}/_runs/{run_id}/report.html"
+        )
+    return manifest
+
+
+def _runs(output: str) -> list[Manifest]:
+    return read_catalog(output).labelling() or finished_runs(
+        output
+    )  # which says that there is none
+
+
+def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
+    """report.json of one run (see `jobs.accounting.tally.Report`), with its `run_id`."""
+    return _read(output, manifest_of(output, run_id)["run_id"])
+
+
+def _read(output: str, run_id: str) -> dict[str, Any]:
+    return {"run_id": run_id, **read_document(output, run_id, "report.json")}
+
+
+def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, Any]]:
+    """Of the newest `count` runs of a model, oldest first."""
+    ids = [
+        run["run_id"]
+        for run in read_catalog(output).labelling()
+        if run["model_fingerprint"] == fingerprint
+    ]
+    return [_read(output, run_id) for run_id in ids[-count:]]
+
+
+def overview(output: str) -> dict[str, Any]:
+    """All runs that count, oldest first, with the trends of rate and cost, and their totals.
+
+    A trend compares with the median of the earlier runs: `change` is 0.1 where it is a tenth more.
+    It is None where there is nothing to compare, or the run is far smaller.
+    """
+    ids = [run["run_id"] for run in _runs(output)]
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        reports = list(pool.map(lambda run_id: _read(output, run_id), ids))
+    runs: list[dict[str, Any]] = []
+    for report in reports:
+        row = {
+            "run_id": report["run_id"],
+            "images": report["images"],
+            "failed": report["images"] - report["ok"],
+            "detections": report["detections"],
+            "wall_seconds": report["wall_seconds"],
+            "usd": report["usd"],
+        }
+        # Of a run that is mostly start-up neither says anything beside those of large ones.
+        usual = median(run["images"] for run in runs) if runs else 0
+        like = runs if report["images"] >= LIKE * usual else []
+        for name in ("images_per_second", "usd_per_1000_images"):
+            row[name] = report[name]
+            row[f"{name}_change"] = _change(report[name], [run[name] for run in like])
+        runs.append(row)
+    known = [run["usd"] for run in runs if run["usd"] is not None]
+    totals = {
+        **{name: sum(run[name] for run in runs) for name in ("images", "failed", "detections")},
+        "wall_seconds": sum(run["wall_seconds"] for run in runs),
+        "usd": sum(known) if known else None,
+        "runs_without_price": len(runs) - len(known),
+    }
+    return {"runs": runs, "totals": totals}
+
+
+def _change(value: float | None, before: list[float | None]) -> float | None:
+    """By which share `value` is more than the median of those known `before`."""
+    known = [one for one in before if one]
+    return value / median(known) - 1 if value and known else None
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """One run for people, a fact a line. What reports of earlier versions lack is left out."""
+    steady = report["images_per_second_steady"]
+    before = report["labelled_before"]
+    use = report.get("stage_use") or {}
+    limits = report.get("limiting_stage")
+    cpu_use = report.get("cpu_use")
+    stages = [
+        f"  {stage:<12} {seconds:.1f} s of workers' time"
+        + (f", {use[stage]:.0%} busy" if stage in use else "")
+        + (": the limit" if stage == limits else "")
+        for stage, seconds in report["seconds_by_stage"].items()
+    ]
+    lines = [
+        f"run            {report['run_id']}",
+        f"images         {report['images']} ({report['ok']} labelled)",
+        *([f"  before       {before} by a run that was killed"] if before else []),
+        *(f"  failed       {count} {reason}" for reason, count in sorted(report["failed"].items())),
+        f"detections     {report['detections']}",
+        f"wall time      {report['wall_seconds']:.1f} s",
+        f"throughput     {report['images_per_second']:.2f} images/s, start-up included",
+        "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
+        *stages,
+        f"retries        {report['storage_retries']} requests to stores were repeated",
+        f"device use     {report['device_use']:.0%} of the wall time",
+        *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
+        *_cost(report),
+        *(
+            []
+            if (off := accuracy(report)) is None
+            else [f"estimate       {report['estimate']['seconds']:.0f} s: {off}"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _cost(report: dict[str, Any]) -> list[str]:
+    cost = report["usd_per_1000_images"]
+    if cost is None:
+        return ["cost           not known: give label --instance-type or --usd-per-hour"]
+    return [
+        f"cost           {cost:.4f} USD per 1,000 images at {report['usd_per_hour']:g} USD an hour "
+        f"({report['price_basis']})",
+        f"  compared     {compared(cost)}",
+        *_by_market(report.get("cost")),
+    ]
+
+
+def _estimate(report: dict[str, Any]) -> list[str]:
+    off = accuracy(report)
+    return [f"estimate       {report['estimate']['seconds']:.0f} s: {off}"] if off else []
+
+
+def _by_market(cost: dict[str, Any] | None) -> list[str]:
+    """What the run cost on demand and on spot machines, by kind of node."""
+    if cost is None or cost["usd_spot"] is None:
+        return []
+    lines = [
+        f"  {node['kind'].upper() + ' nodes':<12} {node['node_hours']:.3f} h of "
+        f"{node['instance_type']}: {node['usd_on_demand']:.4f} USD on demand, "
+        f"{node['usd_spot']:.4f} spot"
+        for node in cost["nodes"]
+    ]
+    both = f"{cost['usd_on_demand']:.4f} USD on demand, {cost['usd_spot']:.4f} spot"
+    return [*lines, f"  {'all':<12} {both}"]
+
+
+def overview_as_text(document: dict[str, Any]) -> str:
+    """What `overview` says, for people: a line a run, then the totals."""
+    head = ("run", "images", "failed", "wall", "images/s", "", "USD per 1,000", "")
+    rows = [
+        (
+            run["run_id"],
+            number(run["images"]),
+            number(run["failed"]),
+            duration(run["wall_seconds"]),
+            f"{run['images_per_second']:.2f}",
+            _trend(run["images_per_second_change"], "faster", "slower"),
+            "not known" if (cost := run["usd_per_1000_images"]) is None else f"{cost:.4f}",
+            _trend(run["usd_per_1000_images_change"], "dearer", "cheaper"),
+        )
+        for run in document["runs"]
+    ]
+    totals = document["totals"]
+    last = (
+        f"{len(rows)} run{'s' if len(rows) > 1 else ''}",
+        number(totals["images"]),
+        number(totals["failed"]),
+        duration(totals["wall_seconds"]),
+    )
+    table = [head, *rows, (*last, *[""] * (len(head) - len(last)))]
+    widths = [max(len(row[k]) for row in table) for k in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if k in (0, 5, 7) else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    missing = totals["runs_without_price"]
+    spent = "not known" if totals["usd"] is None else f"{totals['usd']:.4f} USD"
+    without = f", of {missing} runs no price is known" if missing and missing < len(rows) else ""
+    return "\n".join([*lines, f"cost of all: {spent}{without}; trends: against the earlier runs"])
+
+
+def _trend(change: float | None, more: str, less: str) -> str:
+    """A change in words: `12 % faster`."""
+    if change is None:
+        return ""
+    if abs(change) < SAME:
+        return "the same"
+    return f"{abs(change):.0%} {more if change > 0 else less}"
+
+
+def html(output: str, run_id: str | None = None) -> str:
+    """The page of a finished run, made anew from its tables and INPUT's pictures."""
+    from jobs.report.page import page_of
+    from jobs.report.pictures import PictureReader, planned_then
+
+    manifest = with_tables(output, run_id)
+    report = _read(output, manifest["run_id"])
+    with PictureReader() as pictures:
+        planned = planned_then(output, manifest["run_id"])
+        return page_of(output, manifest, report, planned, pictures)

@@ -1,0 +1,134 @@
+"""Figures of report.json in words, for the page."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs.accounting.prices import REFERENCE_USD_PER_1000
+from pipeline import schema
+from pipeline.storage.urls import printable
+
+REASONS = {
+    schema.UNREADABLE: "could not be fetched",
+    schema.EMPTY_FILE: "holds no bytes",
+    schema.CORRUPT_SHARD: "an archive is broken from here on",
+    schema.EMPTY_SHARD: "an archive without one image",
+    schema.MISSING_BYTES: "the image column is null",
+    schema.TOO_LARGE: "more bytes than any picture has",
+    schema.CHANGED: "replaced after it was listed; the next run labels it",
+    schema.UNDECODABLE: "not a picture that can be read",
+    schema.TRUNCATED: "the file ends before the picture does",
+    schema.TOO_MANY_PIXELS: "more than 100 million pixels",
+    schema.DETECTOR_ERROR: "the model failed on it",
+    schema.WORKER_CRASH: "crashed the process that opened it",
+    schema.TIMED_OUT: "took longer than any picture should",
+}
+UNKNOWN = "\N{EN DASH}"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """With thousands told apart; UNKNOWN for None."""
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def figure(value: float | None) -> str:
+    """Three digits that count, or all before the point."""
+    if value is None:
+        return UNKNOWN
+    if value == 0 or value >= 100:
+        return f"{value:,.0f}"
+    digits = 2
+    while value < 10 ** (1 - digits) and digits < 8:
+        digits += 1
+    return f"{value:,.{digits if value < 10 else 1}f}"
+
+
+def per_cent(share: float | None) -> str:
+    return UNKNOWN if share is None else f"{100 * share:.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people tell them: `8.4 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def day(unix_time: float | None) -> str:
+    if unix_time is None:
+        return "at an unknown time"
+    return f"{datetime.fromtimestamp(unix_time, UTC):%-d %B %Y, %H:%M} UTC"
+
+
+def short(image_id: str) -> str:
+    """The end of a name, by which people know it."""
+    return printable(image_id).rstrip("/").rsplit("/", 1)[-1]
+
+
+def some(examples: Sequence[str], count: int) -> str:
+    """The first of `count` names."""
+    return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "number": number,
+    "figure": figure,
+    "per_cent": per_cent,
+    "duration": duration,
+    "day": day,
+    "short": short,
+    "safe_text": lambda value: printable(str(value)),
+    "reason": lambda status: REASONS.get(status, ""),
+}
+
+
+def compared(cost: float | None) -> str:
+    """USD per 1,000 images beside the reference price."""
+    if not cost:
+        return ""
+    reference = f"the reference price of {REFERENCE_USD_PER_1000:g} USD"
+    times = cost / REFERENCE_USD_PER_1000
+    if 0.95 < times < 1.05:
+        return f"as much as {reference}"
+    if times >= 1:
+        return f"{times:.1f} times {reference}"
+    return f"{per_cent(1 - times)} below {reference}"
+
+
+def phases(report: dict[str, Any]) -> list[tuple[str, float]]:
+    """The wall time in parts: (name, seconds); one part where the report knows no more."""
+    wall = report["wall_seconds"]
+    startup = report.get("startup_seconds")
+    publish = report["seconds_by_stage"].get("publish", 0.0)
+    if startup is None:
+        return [("whole run", wall)]
+    rest = max(0.0, wall - startup - publish)
+    if report.get("stage_use") is None:  # there was but one block
+        return [("start-up and labelling", startup + rest), ("publishing", publish)]
+    return [
+        ("start-up and first block", startup),
+        ("labelling", rest),
+        ("publishing", publish),
+    ]
+
+
+def stages(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Stages in the order of the dataflow; shares and workers None where they are not known."""
+    use, workers = report.get("stage_use") or {}, report.get("stage_workers") or {}
+    longest = max([*report["seconds_by_stage"].values(), 1e-9])
+    return [
+        {
+            "name": name,
+            "seconds": seconds,
+            "part": seconds / longest,
+            "workers": workers.get(name),
+            "use": use.get(name),
+            "limits": name == report.get("limiting_stage"),
+        }
+        for name, seconds in report["seconds_by_stage"].items()
+    ]

@@ -1,0 +1,158 @@
+"""Ray's job server: found, asked, and followed to a job's end."""
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from importlib.metadata import requires
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from aiohttp import ClientError
+from packaging.requirements import Requirement
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from pipeline.storage.files import InputError
+from pipeline.storage.urls import mask, printable
+
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
+QUIET_SECONDS = 60.0  # of a log, after which a new connection tells whether the old one was alive
+PATIENCE = 180.0  # seconds without an answer: a head that starts anew takes so long
+LOOK_SECONDS = 1.0
+EXIT_FAILED = 1
+# Of the network, of Ray's answers, and of a token that is refused; requests' own are OSErrors.
+TROUBLES = (OSError, RuntimeError, ClientError, AuthenticationError)
+# With which Ray overrides the address that a client is given.
+OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+NEWS = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env")
+
+
+class Client(JobSubmissionClient):
+    """Ray's own, which would wait for ever for a server that stands still."""
+
+    def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:
+        options.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
+        return super()._do_request(*arguments, **options)
+
+
+def connect(server: str) -> Client:
+    """A client of the job server at a URL. InputError where none answers, or its Ray is no use."""
+    place = mask(server)
+    for name in NEWS:  # of uploads and connections
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+    try:
+        parts = urlsplit(server)
+        port = parts.port or {"https": 443}.get(parts.scheme, 80)
+        socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
+        with _without(OVERRIDES):
+            client = Client(server)
+    except AuthenticationError as error:
+        raise InputError(
+            f"--address {place} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
+    except (*TROUBLES, ValueError) as error:
+        reason = mask((str(error).splitlines() or [type(error).__name__])[0])
+        raise InputError(
+            f"--address {place}: no job server of Ray answers there ({reason}); it listens at port "
+            "8265 of the head"
+        ) from error
+    ours = next(one for one in map(Requirement, requires("detr-batch") or []) if one.name == "ray")
+    theirs = client._server_ray_version
+    if theirs is None or theirs not in ours.specifier:
+        raise InputError(
+            f"--address {place} runs Ray {theirs}, and detr-batch needs {ours.specifier}: use the "
+            "image of infra/Dockerfile"
+        )
+    return client
+
+
+@contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    """The environment without some of its variables."""
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def jobs_named(client: Client, name: str) -> list[JobDetails]:
+    """Jobs called `<name>-<number>`, oldest first."""
+    pattern = re.compile(rf"{re.escape(name)}-\d+")
+    found = [job for job in client.list_jobs() if pattern.fullmatch(job.submission_id or "")]
+    return sorted(found, key=number)
+
+
+def number(job: JobDetails) -> int:
+    """With which the name of a job ends."""
+    return int(str(job.submission_id).rsplit("-", 1)[1])
+
+
+def follow(client: Client, job_id: str) -> int:
+    """Show a job's log as it grows; the job's own exit code. RuntimeError where Ray is gone."""
+    asyncio.run(_log(client, job_id))
+    job = client.get_job_info(job_id)
+    if job.status == JobStatus.SUCCEEDED:
+        return 0
+    if job.driver_exit_code is None or job.status == JobStatus.STOPPED:
+        said = printable(mask(job.message or "")).strip()
+        print(f"detr-batch: job {job_id} {job.status.lower()}: {said}", file=sys.stderr)
+        return EXIT_FAILED
+    return int(job.driver_exit_code)
+
+
+async def _log(client: Client, job_id: str) -> None:
+    """Print a job's log to its end, also where the connection is lost in between."""
+    shown = 0
+    lost: float | None = None  # since when nobody answers
+    while True:
+        try:
+            at = 0
+            async for text in _while_it_speaks(client.tail_job_logs(job_id)):
+                lost = None
+                # A new connection tells all from the beginning.
+                fresh = text[max(0, shown - at) :]
+                at += len(text)
+                shown = max(shown, at)
+                print(printable(fresh.expandtabs().replace("\r", "")), end="", flush=True)
+            if client.get_job_info(job_id).status.is_terminal():
+                return
+            lost = None
+        except BrokenPipeError:
+            raise  # of who reads what is printed
+        except TROUBLES as error:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > PATIENCE:
+                raise RuntimeError(
+                    f"the job server does not answer any more ({mask(str(error))}): the job may go "
+                    "on, and `detr-batch submit --follow` follows it when the server is back"
+                ) from error
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _while_it_speaks(texts: AsyncIterator[str]) -> AsyncIterator[str]:
+    """`texts` until they end, or nothing comes for QUIET_SECONDS."""
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(texts), QUIET_SECONDS)
+        except (StopAsyncIteration, TimeoutError):
+            return
+
+
+def stop(client: Client, job: JobDetails, seconds: float) -> JobDetails:
+    """Ask a job to end, and wait for it. RuntimeError where it has not within `seconds`."""
+    client.stop_job(job.submission_id)
+    until = time.monotonic() + seconds
+    while not job.status.is_terminal():
+        if time.monotonic() > until:
+            raise RuntimeError(f"job {job.submission_id} has not ended in {seconds:.0f} s")
+        time.sleep(LOOK_SECONDS)
+        job = client.get_job_info(job.submission_id)
+    return job

@@ -1,0 +1,192 @@
+"""`detr-batch submit`: `label` as a job on a Ray cluster, through its job server."""
+
+import hashlib
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ray.job_submission import JobDetails
+
+from jobs.label.options import LabelOptions
+from jobs.submit import job_server
+from jobs.submit.job_server import Client, connect, follow, jobs_named, number
+from jobs.submit.shipped import ship
+from pipeline.storage.files import InputError, canonical
+from pipeline.storage.urls import identity, mask
+
+SECRET = re.compile(
+    r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY|_KEY$|_SAS$|CONNECTION_STRING", re.IGNORECASE
+)
+AGENT_SECONDS = 60.0  # for a cluster that has just started to find a place for jobs
+STOP_SECONDS = 60.0  # Ray itself kills a job some seconds after it asked it to end
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What goes where."""
+
+    options: LabelOptions  # whose `address` is the job server's
+    environment: Mapping[str, str]  # variables of the job; no secrets
+
+    @property
+    def server(self) -> str:
+        """The URL of the job server."""
+        address = self.options.address or ""
+        return address if "://" in address else f"http://{address}"
+
+    def check(self) -> None:
+        """InputError for what cannot work on a cluster, or would show a secret there."""
+        if not self.options.address:
+            raise InputError("--address: name the cluster's job server, as http://head:8265")
+        if not self.server.startswith(("http://", "https://")):
+            raise InputError(
+                f"--address {self.options.address}: submit talks to the job server, as "
+                "http://head:8265; `label --address` joins a cluster from within"
+            )
+        self.options.check()
+        for name in ("input", "output", "weights"):
+            place = getattr(self.options, name)
+            if place and identity(place) != place:
+                raise InputError(
+                    f"{name.upper()} {mask(place)} carries a secret, which the cluster would show "
+                    "to all who see its jobs: let the cluster's role read and write it"
+                )
+        for name in ("input", "output"):
+            place = getattr(self.options, name)
+            if "://" not in place and not Path(place).is_absolute():
+                raise InputError(
+                    f"{name.upper()} {place} is a path of this machine: give a bucket, or an "
+                    "absolute path that all nodes of the cluster share"
+                )
+        weights = self.options.weights
+        if weights and not Path(weights).is_absolute() and Path(weights).exists():
+            raise InputError(
+                f"WEIGHTS {weights} is a path of this machine: give a URL, or an absolute path "
+                "that all nodes of the cluster share"
+            )
+        for name, value in self.environment.items():
+            if SECRET.search(name) or identity(value) != value:
+                raise InputError(
+                    f"--env {name}: the cluster would show it to all who see its jobs: give its "
+                    "nodes a role, or the secret to its image or pods"
+                )
+
+    def command(self) -> str:
+        """What runs on the cluster."""
+        return shlex.join(["python", "-m", "jobs.cli", "label", *self.options.words("auto")])
+
+    def name(self) -> str:
+        """By which Ray knows the jobs over this OUTPUT, all but their number."""
+        output = canonical(self.options.output)
+        return f"detr-batch-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
+
+
+def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
+    """Start the job; where it is waited for, show its log and return its own exit code.
+
+    `join`: follow the job that labels into this OUTPUT, where one runs. InputError where the
+    cluster does not answer, or runs such a job and this is not to join it.
+    """
+    given.check()
+    client = connect(given.server)
+    job_id = start(client, given, join)
+    print(f"job {job_id} on {mask(given.server)}", file=sys.stderr)
+    return follow(client, job_id) if wait else 0
+
+
+def start(client: Client, given: Submission, join: bool) -> str:
+    """The job's name: the next one over this OUTPUT, which Ray itself refuses to give twice.
+
+    That of the one that runs, where this is to `join` it. A dry run is no job over OUTPUT, and has
+    a name of its own.
+    """
+    name = given.name()
+    if given.options.dry_run:
+        job_id = f"{name}-dry-run-{secrets.token_hex(4)}"
+    else:
+        before = jobs_named(client, name)
+        ended = not before or before[-1].status.is_terminal()
+        job_id = f"{name}-{(number(before[-1]) if before else 0) + ended}"
+        if join and not ended:
+            return job_id
+    with TemporaryDirectory() as folder:
+        ship(Path(folder))
+        try:
+            return _started(client, given, job_id, folder)
+        except job_server.TROUBLES as error:
+            if "already" not in str(error):
+                raise RuntimeError(f"Ray takes no job: {mask(str(error))}") from error
+            raise InputError(
+                f"job {job_id} labels into {mask(given.options.output)} already: see --status, "
+                "follow it with --follow, or end it with --stop"
+            ) from error
+
+
+def _started(client: Client, given: Submission, job_id: str, folder: str) -> str:
+    """Submit, again where a cluster is so new that nothing on it runs jobs yet."""
+    until = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            started: str = client.submit_job(
+                entrypoint=given.command(),
+                submission_id=job_id,
+                runtime_env={"working_dir": folder, "env_vars": dict(given.environment)},
+                metadata={"input": given.options.input, "output": given.options.output},
+            )
+            return started
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(job_server.LOOK_SECONDS)
+
+
+def status(given: Submission) -> dict[str, Any]:
+    """The newest job over this OUTPUT. InputError where there is none."""
+    job = _newest(connect(given.server), given)
+    return {
+        "job": job.submission_id,
+        "status": str(job.status.value),
+        "message": job.message,
+        "exit_code": job.driver_exit_code,
+        "started_at": _time(job.start_time),
+        "ended_at": _time(job.end_time),
+        "command": job.entrypoint,
+    }
+
+
+def stop(given: Submission) -> str:
+    """End the newest job over this OUTPUT, and say so; what it labelled is kept."""
+    client = connect(given.server)
+    job = _newest(client, given)
+    if job.status.is_terminal():
+        return f"job {job.submission_id} had ended already: {job.status.value}"
+    ended = job_server.stop(client, job, STOP_SECONDS)
+    return f"job {ended.submission_id} is {ended.status.value}; submit it again to go on"
+
+
+def status_as_text(document: Mapping[str, Any]) -> str:
+    """For people."""
+    return "\n".join(f"{name:<12} {value}" for name, value in document.items() if value is not None)
+
+
+def _newest(client: Client, given: Submission) -> JobDetails:
+    found = jobs_named(client, given.name())
+    if not found:
+        output = mask(given.options.output)
+        raise InputError(f"{mask(given.server)} knows no job that labels into {output}")
+    return found[-1]
+
+
+def _time(milliseconds: int | None) -> str | None:
+    """Of Ray's Unix time."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

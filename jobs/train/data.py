@@ -1,0 +1,207 @@
+"""What `train` learns from: rendered scenes, or a dataset in COCO's format."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from jobs.demo.scenes import SHAPES, Scene, render_scene, scene
+from model.matching import Target
+from model.resize import ResizeRule
+
+Array = np.ndarray[Any, np.dtype[Any]]
+HELD_OUT_SEED = 1_000_000  # the seed of scenes that are never trained on
+MOST_OBJECTS = 20  # crowded pictures teach more in the same time
+ASPECTS = (1.0, 1.25, 1.6, 2.1, 2.8)  # longer over shorter side of the scenes that are drawn
+SCENES = 400  # of each aspect; drawing costs more than mirroring and recolouring what is drawn
+SCALES = (0.7, 1.6)  # drawn size over the model's input size, as in pictures of 200 to 1,200 px
+# Share of the training done, and of the model's input size at that time: training starts on small
+# pictures, which are quick (Tan & Le 2021).
+SIZES = ((0.55, 0.8), (0.55, 0.85))
+# Batches in a row that are of one scale: CPUs compile their convolutions for each new size, which
+# costs as much as a fifth of a step, and keep those of about a dozen.
+BATCHES_OF_ONE_SCALE = 50
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, resized, with its truth."""
+
+    image: Tensor  # (h, w, 3) uint8
+    target: Target
+    image_id: int
+    size: tuple[int, int]  # height and width before resizing
+
+
+def to_sample(
+    picture: Image.Image,
+    boxes: Array,
+    labels: Array,
+    image_id: int,
+    size: tuple[int, int],
+) -> Sample:
+    """Resize a picture to `size` (rows, columns); `boxes` (N, 4) are corners in its own pixels."""
+    width, height = picture.size
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    corners = corners / torch.tensor([width, height, width, height])
+    centred = torch.cat(
+        ((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), dim=1
+    )
+    target = Target(torch.as_tensor(labels, dtype=torch.int64), centred)
+    return Sample(torch.from_numpy(np.array(resized)), target, image_id, (height, width))
+
+
+class ScenesForTraining(Dataset[Sample]):
+    """Rendered scenes, mirrored, turned and recoloured at random, which no shape's name minds.
+
+    The pictures of one batch share a size, so that nothing is padded. Picture `index` depends on
+    the seed alone. Scenes are kept in memory: about 1 GB for the packaged model's input size.
+    """
+
+    labels = SHAPES
+
+    def __init__(self, seed: int, length: int, batch_size: int, rule: ResizeRule):
+        self.seed, self.length, self.batch_size, self.rule = seed, length, batch_size, rule
+        self._drawn: dict[tuple[int, int], Scene] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        aspect, rows, columns = self._shape(index // self.batch_size)
+        rng = np.random.default_rng([self.seed, 1, index])
+        drawn = self._scene(aspect, int(rng.integers(SCENES)))
+        pixels, boxes = drawn.pixels, drawn.boxes
+        if rows > columns:
+            pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
+        if rng.random() < 0.5:
+            pixels, boxes = pixels[:, ::-1], _mirrored(boxes, 0, pixels.shape[1])
+        if rng.random() < 0.5:
+            pixels, boxes = pixels[::-1], _mirrored(boxes, 1, pixels.shape[0])
+        if rng.random() < 0.5:
+            pixels = 255 - pixels
+        picture = Image.fromarray(np.ascontiguousarray(pixels[..., rng.permutation(3)]))
+        return to_sample(picture, boxes, drawn.labels, index, (rows, columns))
+
+    def _shape(self, batch: int) -> tuple[int, int, int]:
+        """Which of ASPECTS a batch has, and the rows and columns of its pictures."""
+        of_scale = np.random.default_rng([self.seed, 3, batch // BATCHES_OF_ONE_SCALE])
+        share = np.interp(batch * self.batch_size / self.length, *SIZES) * of_scale.uniform(
+            0.8, 1.2
+        )
+        rng = np.random.default_rng([self.seed, batch])
+        aspect = int(rng.integers(len(ASPECTS)))
+        shorter = self.rule.shorter * share
+        rule = ResizeRule(round(shorter), self.rule.longest, self.rule.multiple)
+        short, long = rule.target_size(round(shorter), round(shorter * ASPECTS[aspect]))
+        return (aspect, short, long) if rng.random() < 0.5 else (aspect, long, short)
+
+    def _scene(self, aspect: int, number: int) -> Scene:
+        """The landscape of this number, drawn when it is first wanted."""
+        if (aspect, number) not in self._drawn:
+            rng = np.random.default_rng([self.seed, 2, aspect, number])
+            shorter = self.rule.shorter * math.exp(rng.uniform(*np.log(SCALES)))
+            size = round(shorter * ASPECTS[aspect]), round(shorter)
+            self._drawn[aspect, number] = render_scene(rng, *size, MOST_OBJECTS)
+        return self._drawn[aspect, number]
+
+
+def _mirrored(boxes: Array, axis: int, extent: int) -> Array:
+    """Corners (N, 4) in a picture mirrored along x (0) or y (1), where it measures `extent`."""
+    mirrored = boxes.copy()
+    mirrored[:, [axis, axis + 2]] = extent - boxes[:, [axis + 2, axis]]
+    return mirrored
+
+
+class HeldOutScenes(Dataset[Sample]):
+    """Scenes of 200 to 1,200 px and any aspect, from a seed that training never uses."""
+
+    labels = SHAPES
+
+    def __init__(self, length: int, rule: ResizeRule):
+        self.rule = rule
+        self.scenes: list[Scene] = [scene(HELD_OUT_SEED, index) for index in range(length)]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Sample:
+        drawn = self.scenes[index]
+        picture = Image.fromarray(drawn.pixels)
+        size = self.rule.target_size(picture.height, picture.width)
+        return to_sample(picture, drawn.boxes, drawn.labels, index, size)
+
+    def truth(self) -> dict[str, Any]:
+        """The scenes as a COCO annotation document."""
+        annotations: list[dict[str, Any]] = []
+        for image_id, drawn in enumerate(self.scenes):
+            for box, label in zip(drawn.boxes.tolist(), drawn.labels.tolist(), strict=True):
+                width, height = box[2] - box[0], box[3] - box[1]
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": label,
+                        "bbox": [box[0], box[1], width, height],
+                        "area": width * height,
+                        "iscrowd": 0,
+                    }
+                )
+        images = [
+            {"id": i, "height": s.pixels.shape[0], "width": s.pixels.shape[1]}
+            for i, s in enumerate(self.scenes)
+        ]
+        categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES) if name]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class CocoDataset(Dataset[Sample]):
+    """A folder of pictures beside an annotation file in COCO's format.
+
+    The label of a detection is its category id, as in the published checkpoints; `labels` has an
+    empty name for ids that are not used. With `flip`, half of the pictures are mirrored.
+    """
+
+    def __init__(self, folder: Path, annotations: Path, rule: ResizeRule, flip: bool):
+        self.folder, self.rule, self.flip = folder, rule, flip
+        self.document = json.loads(annotations.read_text())
+        for annotation in self.document["annotations"]:  # evaluation needs what some files lack
+            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+            annotation.setdefault("iscrowd", 0)
+        names = {category["id"]: category["name"] for category in self.document["categories"]}
+        self.labels = tuple(names.get(i, "") for i in range(max(names) + 1))
+        self.images = self.document["images"]
+        self.boxes: dict[int, list[dict[str, Any]]] = {}
+        for annotation in self.document["annotations"]:
+            if not annotation.get("iscrowd") and min(annotation["bbox"][2:]) > 0:
+                self.boxes.setdefault(annotation["image_id"], []).append(annotation)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def truth(self) -> dict[str, Any]:
+        """The annotation document."""
+        document: dict[str, Any] = self.document
+        return document
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self.images[index]
+        with Image.open(self.folder / entry["file_name"]) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+        found = self.boxes.get(entry["id"], [])
+        boxes = np.array([a["bbox"] for a in found], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        if self.flip and torch.rand(()) < 0.5:
+            picture = ImageOps.mirror(picture)
+            boxes = _mirrored(boxes, 0, picture.width)
+        labels = np.array([a["category_id"] for a in found], np.int64)
+        size = self.rule.target_size(picture.height, picture.width)
+        return to_sample(picture, boxes, labels, entry["id"], size)

@@ -1,0 +1,277 @@
+"""Train a model from scratch on rendered scenes, or fine-tune one on a dataset in COCO's format."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, Dataset
+
+from jobs.evaluate.annotations import annotations_of
+from jobs.evaluate.average_precision import Found, average_precision
+from jobs.train.data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
+from model.checkpoint import save_weights
+from model.criterion import criterion
+from model.deformable_detr import DeformableDetr
+from model.postprocess import Detections, postprocess
+from model.preprocess import batch_images
+from model.zoo import RANDOM, create_model, named_model
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A recipe: everything that decides the weights that come out."""
+
+    output: Path
+    model: str = "shapes-tiny"
+    weights: str = RANDOM
+    steps: int = 14_000
+    batch_size: int = 4
+    learning_rate: float | None = None  # None: see `rate`
+    weight_decay: float = 1e-4
+    warmup: int = 100  # steps
+    clip_norm: float = 0.1  # as published
+    # From scratch only. Encoders learn fast when every object wants several proposals, but a
+    # decoder that is given several equal ones goes on to name an object twice.
+    proposals_per_object: int = 4  # see `criterion`; for the first
+    dense_share: float = 0.12  # of the steps, then one
+    freeze_norms: float = 0.5  # share of the steps after which batch norms keep their statistics
+    seed: int = 0
+    precision: str = "auto"
+    device: str = "cpu"
+    evaluate_every: int = 1000  # steps
+    evaluate_images: int = 100
+    images: Path | None = None  # a folder; None: rendered scenes
+    annotations: Path | None = None
+    validation_images: Path | None = None
+    validation_annotations: Path | None = None
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.weights == RANDOM
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate: by default gentle on weights that have learned before."""
+        return self.learning_rate or (4e-4 if self.from_scratch else 5e-5)
+
+
+class Validation(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+    def truth(self) -> dict[str, Any]: ...
+
+
+def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[str, ...]]:
+    """The training set, the validation set, and their labels.
+
+    ValueError where pictures come without annotations.
+    """
+    rule = named_model(options.model).config().resize
+    if options.images is None:
+        length = options.steps * options.batch_size
+        scenes = ScenesForTraining(options.seed, length, options.batch_size, rule)
+        return scenes, HeldOutScenes(options.evaluate_images, rule), ScenesForTraining.labels
+    if options.annotations is None:
+        raise ValueError("--images needs --annotations, a file in COCO's format")
+    for path in (options.images, options.annotations):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+    training = CocoDataset(options.images, options.annotations, rule, flip=True)
+    if not len(training):
+        raise ValueError(f"{options.annotations} names no images")
+    validation = CocoDataset(
+        options.validation_images or options.images,
+        options.validation_annotations or options.annotations,
+        rule,
+        flip=False,
+    )
+    return training, validation, training.labels
+
+
+def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str, float]:
+    """COCO AP of `net`, one picture at a time, with the best 100 detections of each."""
+    net.eval()
+    image_ids: list[int] = []
+    found: list[Detections] = []
+    with torch.inference_mode():
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            output = net(*batch_images([sample.image], device))
+            found.append(postprocess(output, torch.tensor([sample.size])))
+            image_ids += [sample.image_id] * found[-1].scores.shape[1]
+    scores, labels, boxes = (
+        torch.cat([getattr(one, name)[0] for one in found]).cpu().numpy()
+        for name in ("scores", "labels", "boxes")
+    )
+    detections = Found(np.array(image_ids), labels, scores, boxes)
+    return average_precision(annotations_of(dataset.truth()), detections).metrics
+
+
+def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[int]:
+    """Indices of all pictures from step `start` on; each epoch of a real dataset is shuffled."""
+    total = options.steps * options.batch_size
+    if isinstance(dataset, ScenesForTraining):
+        return list(range(start * options.batch_size, total))
+    generator = torch.Generator().manual_seed(options.seed)
+    size = len(dataset)  # type: ignore[arg-type]
+    indices: list[int] = []
+    while len(indices) < total:
+        indices += torch.randperm(size, generator=generator).tolist()
+    return indices[start * options.batch_size : total]
+
+
+def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Optimizer:
+    """AdamW; a pretrained trunk, sampling offsets and reference points learn at a tenth.
+
+    The compact trunk starts from nothing, and everything of it learns at the full rate.
+    """
+    slow_names = ["sampling_offsets", "reference_points", "backbone"]
+    if net.config.backbone == "compact":
+        slow_names.clear()
+    fast: list[torch.nn.Parameter] = []
+    slow: list[torch.nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        (slow if any(part in name for part in slow_names) else fast).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": fast},
+        {"params": slow, "lr": options.rate * 0.1},
+    ]
+    return torch.optim.AdamW(groups, options.rate, weight_decay=options.weight_decay, fused=True)
+
+
+def schedule(step: int, options: TrainOptions) -> float:
+    """Share of the learning rate: a linear warm-up, then a cosine to zero."""
+    warm = min(1.0, (step + 1) / options.warmup)
+    return warm * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+
+
+def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
+    """Run the recipe; returns the last evaluation.
+
+    Writes `OUTPUT/last.pt` (everything that `resume` needs) at each evaluation and
+    `OUTPUT/model.safetensors` (half precision) at the end.
+    """
+    for name in ("steps", "batch_size", "evaluate_every", "evaluate_images"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    torch.manual_seed(options.seed)
+    training, validation, labels = datasets(options)
+    net = create_model(
+        options.model,
+        options.weights,
+        options.device,
+        options.precision,
+        labels=labels,
+        training=True,
+    )
+    optimizer = optimizer_of(net, options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))
+    options.output.mkdir(parents=True, exist_ok=True)
+    last = options.output / "last.pt"
+    start = 0
+    if resume:
+        if not last.exists():
+            raise ValueError(f"--resume: there is no {last}")
+        saved = torch.load(last, weights_only=True)
+        net.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        start = saved["step"]
+        if start >= options.steps:
+            raise ValueError(f"{last} is of step {start}: nothing to resume up to --steps")
+    loader = DataLoader(
+        training,
+        batch_size=options.batch_size,
+        sampler=order(training, options, start),
+        collate_fn=list,
+        num_workers=1,
+    )
+    score: dict[str, float] = {}
+    for step, loss in steps(net, loader, optimizer, scheduler, options, start):
+        if step % options.evaluate_every and step != options.steps:
+            continue
+        score = evaluate(net, validation, options.device)
+        print(f"step {step}: loss {loss:.3f}, AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}")
+        state = {
+            "model": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "step": step,
+        }
+        torch.save(state, last.with_suffix(".tmp"))
+        last.with_suffix(".tmp").replace(last)
+    recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
+    save_weights(net, options.output / "model.safetensors", {"AP": f"{score['AP']:.4f}", **recipe})
+    return score
+
+
+def freeze_norms(net: DeformableDetr) -> None:
+    """Batch norms use, and keep, what they have seen so far: as they will when they infer."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+
+
+def loss_of(
+    net: DeformableDetr, samples: Sequence[Sample], options: TrainOptions, step: int
+) -> torch.Tensor:
+    """The loss of one batch."""
+    dense = options.from_scratch and step <= options.dense_share * options.steps
+    values, mask = batch_images([sample.image for sample in samples], options.device)
+    loss, _ = criterion(
+        net(values, mask),
+        [sample.target.to(options.device) for sample in samples],
+        proposals_per_object=options.proposals_per_object if dense else 1,
+        named_proposals=options.from_scratch and not net.config.labels[0],
+    )
+    return loss
+
+
+def steps(
+    net: DeformableDetr,
+    loader: DataLoader[Sample],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    options: TrainOptions,
+    start: int,
+) -> Iterator[tuple[int, float]]:
+    """One optimizer step a batch: yields its number and the running mean of the loss.
+
+    RuntimeError when the loss is no number any more.
+    """
+    columns = ("{task.description}", MofNCompleteColumn(), TimeRemainingColumn())
+    columns_ = [TextColumn(c) if isinstance(c, str) else c for c in columns]
+    running = 0.0
+    with Progress(*columns_) as progress:
+        task = progress.add_task("train", total=options.steps, completed=start)
+        began = time.monotonic()
+        for step, samples in enumerate(loader, start + 1):
+            net.train()
+            if not options.from_scratch or step > options.freeze_norms * options.steps:
+                freeze_norms(net)
+            loss = loss_of(net, samples, options, step)
+            if not loss.isfinite():
+                raise RuntimeError(
+                    f"the loss became {loss.item()} at step {step}: go on with --resume and a "
+                    "lower --learning-rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            clip_grad_norm_(net.parameters(), options.clip_norm)
+            optimizer.step()
+            scheduler.step()
+            running += (loss.item() - running) / min(step - start, 100)
+            rate = (step - start) * options.batch_size / (time.monotonic() - began)
+            progress.update(
+                task, completed=step, description=f"loss {running:.3f}, {rate:.1f} images/s"
+            )
+            if not progress.console.is_terminal and step % 50 == 0:
+                print(f"step {step}: loss {running:.3f}, {rate:.1f} images/s", flush=True)
+            yield step, running

@@ -1,0 +1,173 @@
+"""What lies under INPUT, and of which kind each object is: by names alone, nothing is opened."""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline.plan.walk import walk
+from pipeline.schema import Member
+from pipeline.storage.files import (
+    InputError,
+    etag_of,
+    join,
+    open_location,
+    open_object,
+    read_object,
+    uri,
+)
+from pipeline.storage.retries import is_passing, retried
+from pipeline.storage.urls import identity
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif "
+    ".jp2 .j2k .ico .tga".split()
+)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+LIST_COLUMNS = ("url", "uri")
+FORMATS = ("auto", "images", "tar", "parquet", "urls")
+LOOK_AT_ONCE = 16  # listed objects asked after together: latency limits them
+
+Found = tuple[Member, str | None]  # an object and its kind; None for what is not read
+
+
+def listing(input_url: str, format: str, leave_out: str | None = None) -> Iterator[Found]:
+    """Every visible object under INPUT, by name; what a list of URLs names, in its order.
+
+    `leave_out` is a URL whose objects are no input: an OUTPUT may lie within INPUT.
+    """
+    fs, root = open_location(input_url, "INPUT")
+    info = retried(fs.info, root)
+    if info["type"] == "file":
+        if format == "urls" or (format == "auto" and _is_list(fs, root)):
+            for member in _listed(fs, root):
+                yield member, kind_of(member.uri, "auto", listed=True)
+        else:
+            member = _member(fs, root, info)
+            yield member, kind_of(member.uri, format)
+        return
+    out_fs, out = open_location(leave_out, "OUTPUT") if leave_out else (fs, None)
+    hidden = f"{uri(out_fs, out).rstrip('/')}/" if out else None
+    for info in walk(fs, root):
+        path = info["name"]
+        if not _is_file(info) or not _is_visible(path[len(root) :]):
+            continue
+        if info.get("size") == 0 and path.endswith("/"):
+            continue  # an object store's marker of an empty folder
+        member = _member(fs, path, info)
+        if hidden is None or not member.uri.startswith(hidden):
+            yield member, kind_of(member.uri, format)
+
+
+def kind_of(name: str, format: str, listed: bool = False) -> str | None:
+    """The kind of shard an object is ("files", "tar", "parquet"), None for what is not read.
+
+    A file without an extension counts as an image, and so does all that a list names: if it is
+    none, its row says so.
+    """
+    if format != "auto":
+        return {"images": "files", "urls": "files"}.get(format, format)
+    path = urlsplit(name).path if name.startswith(("http://", "https://")) else name
+    lower = path.rsplit("/", 1)[-1].lower()
+    if lower.endswith(TAR_SUFFIXES):
+        return "tar"
+    if lower.endswith(".parquet"):
+        return "parquet"
+    suffix = posixpath.splitext(lower)[1]
+    return "files" if listed or suffix in IMAGE_SUFFIXES or not suffix else None
+
+
+def is_image(name: str) -> bool:
+    """Whether the name ends as those of images do."""
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def readable_name(name: str) -> str:
+    """`name` with bytes that are not UTF-8 spelled out (`\\xe9`): tables hold UTF-8 alone."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_visible(below: str) -> bool:
+    """Whether no part of a path is hidden. Cameras name pictures `_DSC0001.JPG`: those are seen."""
+    *folders, name = below.strip("/").split("/")
+    if any(folder.startswith((".", "_")) for folder in folders):
+        return False
+    return not name.startswith(".") and (not name.startswith("_") or is_image(name))
+
+
+def _is_file(info: dict[str, Any]) -> bool:
+    """Whether an entry is a file, or a local link to one."""
+    linked = bool(info.get("islink")) and os.path.isfile(info["name"])
+    return info["type"] == "file" or linked
+
+
+def _member(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> Member:
+    size = info.get("size")
+    name = readable_name(uri(fs, path))
+    return Member(name, etag_of(info), -1 if size is None else int(size))
+
+
+def _is_list(fs: AbstractFileSystem, path: str) -> bool:
+    """Whether one file is a list of URLs: text, or Parquet with a URL column and no bytes."""
+    if path.endswith(".txt"):
+        return True
+    if not path.endswith(".parquet"):
+        return False
+    try:
+        with open_object(fs, path) as file:
+            schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:  # Arrow says OSError of some broken files
+        if is_passing(error) or isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        return False  # its row will say how it is broken
+    binary = any(pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type) for f in schema)
+    nested = any(pa.types.is_struct(f.type) for f in schema)
+    return any(name in schema.names for name in LIST_COLUMNS) and not binary and not nested
+
+
+def _listed(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
+    """Objects named by a list, each once; relative ones lie beside it."""
+    if path.endswith(".parquet"):
+        with open_object(fs, path) as file:
+            table = pq.read_table(file)
+        column = next((name for name in LIST_COLUMNS if name in table.column_names), None)
+        if column is None:
+            raise InputError(f"the list {path} has no column named {' or '.join(LIST_COLUMNS)}")
+        names = [name for name in table[column].to_pylist() if name]
+    else:
+        lines = read_object(fs, path).decode("utf-8", "replace").splitlines()
+        names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    folder = uri(fs, path).rsplit("/", 1)[0]
+    urls = [_absolute(name, folder) for name in names]
+    seen: set[str] = set()
+    with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
+        for member in pool.map(_looked_up, dict.fromkeys(urls)):
+            if identity(member.uri) not in seen:
+                seen.add(identity(member.uri))
+                yield member
+
+
+def _absolute(name: str, folder: str) -> str:
+    """A listed name as a URL or an absolute path; relative ones are below `folder`."""
+    if "://" in name:
+        return name
+    path = posixpath.normpath(name)
+    return path if path.startswith("/") else join(folder, path)
+
+
+def _looked_up(url: str) -> Member:
+    """A listed object, planned also where it is missing or forbidden: its row will say so."""
+    fs, place = open_location(url, "listed image")
+    try:
+        info = retried(fs.info, place)
+    except Exception as error:  # of many kinds; those that pass are the run's
+        if is_passing(error):
+            raise
+        info = {}
+    return _member(fs, place, info)

@@ -1,0 +1,226 @@
+"""Shards as a Parquet file, one row each: as objects those of ten million images take gigabytes.
+
+A row group is what one task of Ray reads. The first ones hold one shard, and they grow with what
+lies before them, so that there are some thousand of them at most and their list stays short.
+"""
+
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.schema import Member, Shard
+from pipeline.storage.files import local_copy, open_location, open_object, write_whole
+from pipeline.storage.parquet import read_group, read_tables, write_parquet
+from pipeline.storage.urls import identity
+
+_MEMBER = pa.struct([("uri", pa.string()), ("etag", pa.string()), ("size", pa.int64())])
+PLAN = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("kind", pa.string()),
+        ("members", pa.list_(_MEMBER)),
+        ("limit", pa.int64()),
+    ]
+)
+# A group is 1/256 of what lies before it: 512 shards are so many groups, and a million, 2,400.
+GROUP_SHARE = 256
+ROWS_AT_ONCE = 64  # shards looked at together, of up to 256 files each
+
+# What a driver knows of each shard. `objects` are its members and `size` their bytes, as far as
+# they are known; it is row `row` of row group `group`.
+OUTLINE = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("kind", pa.string()),
+        ("objects", pa.int64()),
+        ("size", pa.int64()),
+        ("group", pa.int64()),
+        ("row", pa.int64()),
+    ]
+)
+
+
+class Shards:
+    """The shards of a run, in a file on this machine that is gone when this is."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+    @cached_property
+    def outline(self) -> pa.Table:
+        """Schema OUTLINE, in their order."""
+        return _outline(self.path)
+
+    def __len__(self) -> int:
+        return len(self.outline)
+
+    def __iter__(self) -> Iterator[Shard]:
+        for table in self.tables():
+            yield from from_table(table)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All of them, some at a time: schema PLAN."""
+        return plan_tables(str(self.path))
+
+    def names(self) -> list[str]:
+        names: list[str] = self.outline["shard"].to_pylist()
+        return names
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects whose size is known."""
+        return pc.sum(self.outline["size"]).as_py() or 0
+
+    def first(self) -> Member:
+        """One object of them."""
+        return next(iter(self)).members[0]
+
+    @cached_property
+    def signed(self) -> bool:
+        """Whether an address among them carries secrets."""
+        return any(identity(uri) != uri for table in self.tables() for uri in _remarkable(table))
+
+    def without_secrets(self) -> "Shards":
+        """Under the names that tables give their objects: to know them, not to open them."""
+        return self.renamed(identity) if self.signed else self
+
+    def renamed(self, name: Callable[[str], str]) -> "Shards":
+        """The same with other addresses of their objects."""
+        return kept(_renamed(table, name) for table in self.tables())
+
+    def put(self, url: str) -> None:
+        """Let the file appear at `url`, whole or not at all."""
+        write_whole(*open_location(url, "OUTPUT"), self.path)
+
+
+def kept(tables: Iterable[pa.Table]) -> Shards:
+    """Shards of tables of schema PLAN, which are written as they come."""
+    descriptor, name = tempfile.mkstemp(prefix="detr-batch-", suffix=".parquet")
+    result = Shards(Path(name))
+    with open(descriptor, "w+b") as file:
+        # Addresses are read from begin to end: dictionaries and statistics of them help nobody.
+        write_parquet(
+            file, PLAN, _in_groups(tables), use_dictionary=["kind"], write_statistics=False
+        )
+    return result
+
+
+def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of schema PLAN as the row groups of a file."""
+    count, waiting = 0, PLAN.empty_table()
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while len(waiting) >= (group := max(1, count // GROUP_SHARE)):
+            yield waiting.slice(0, group)
+            count, waiting = count + group, waiting.slice(group)
+    if len(waiting):
+        yield waiting
+
+
+def in_tables(shards: Iterable[Shard]) -> Iterator[pa.Table]:
+    """Shards as tables of schema PLAN, of some each."""
+    rest = iter(shards)
+    while some := list(islice(rest, ROWS_AT_ONCE)):
+        yield to_table(some)
+
+
+def plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
+    """Shards of a plan at `url`, some at a time, as this version or an earlier one wrote it.
+
+    DamagedFile where it is not whole.
+    """
+    with local_copy(*open_location(url, "OUTPUT")) as file:
+        yield from read_tables(file, url, PLAN, columns, ROWS_AT_ONCE)
+
+
+def shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[Shard]:
+    """Those in these rows of a row group of the plan at `url`. DamagedFile as `plan_tables`."""
+    with open_object(*open_location(url, "OUTPUT")) as file:
+        table = read_group(file, url, PLAN, group)
+    for row in rows:
+        yield from from_table(table.slice(row, 1))
+
+
+def to_table(shards: Sequence[Shard]) -> pa.Table:
+    """Shards as a table of schema PLAN, one row each."""
+    every = [member for shard in shards for member in shard.members]
+    flat = pa.StructArray.from_arrays(
+        [
+            pa.array([member.uri for member in every], pa.string()),
+            pa.array([member.etag for member in every], pa.string()),
+            pa.array([member.size for member in every], pa.int64()),
+        ],
+        fields=list(_MEMBER),
+    )
+    columns = [
+        [shard.shard for shard in shards],
+        [shard.kind for shard in shards],
+        _lists(flat, np.array([len(shard.members) for shard in shards], np.int64)),
+        [shard.limit for shard in shards],
+    ]
+    return pa.table(columns, schema=PLAN)
+
+
+def from_table(table: pa.Table) -> list[Shard]:
+    """The inverse of `to_table`."""
+    return [
+        Shard(row["shard"], row["kind"], tuple(Member(**m) for m in row["members"]), row["limit"])
+        for row in table.to_pylist()
+    ]
+
+
+def members(table: pa.Table, field: str) -> pa.Array:
+    """A field of all members of a table of schema PLAN, one behind the other."""
+    return pc.struct_field(pc.list_flatten(table["members"].combine_chunks()), field)
+
+
+def _lists(flat: pa.Array, lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> pa.ListArray:
+    """`flat` in lists of these lengths."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, PLAN.field("members").type)
+
+
+def _remarkable(table: pa.Table) -> list[str]:
+    """Addresses that may be others than those that `identity` gives."""
+    uris = members(table, "uri")
+    found: list[str] = uris.filter(pc.match_substring_regex(uris, "[@?]")).to_pylist()
+    return found
+
+
+def _renamed(table: pa.Table, name: Callable[[str], str]) -> pa.Table:
+    uris = [name(uri) for uri in members(table, "uri").to_pylist()]
+    fields = [pa.array(uris, pa.string()), members(table, "etag"), members(table, "size")]
+    flat = pa.StructArray.from_arrays(fields, fields=list(_MEMBER))
+    lengths = pc.list_value_length(table["members"]).to_numpy()
+    return table.set_column(2, PLAN.field("members"), _lists(flat, lengths))
+
+
+def _outline(path: Path) -> pa.Table:
+    plan = pq.ParquetFile(path, pre_buffer=False)
+    columns = ["shard", "kind", "members.list.element.size"]
+    tables = [OUTLINE.empty_table()]
+    for group in range(plan.num_row_groups):
+        table = plan.read_row_group(group, columns=columns)
+        objects = pc.list_value_length(table["members"]).to_numpy()
+        sizes = members(table, "size").to_numpy()
+        before = np.concatenate([[0], np.cumsum(np.maximum(sizes, 0))])
+        ends = np.cumsum(objects)
+        arrays = [
+            table["shard"],
+            table["kind"],
+            pa.array(objects, pa.int64()),
+            pa.array(before[ends] - before[ends - objects], pa.int64()),
+            pa.array(np.full(len(table), group)),
+            pa.array(np.arange(len(table))),
+        ]
+        tables.append(pa.table(arrays, schema=OUTLINE))
+    return pa.concat_tables(tables).combine_chunks()

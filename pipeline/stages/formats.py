@@ -1,0 +1,300 @@
+"""formats: how the images of a shard are found in it, one row each. Runs in the reader's child.
+
+Ray's own `read_webdataset` (2.60) can lose samples in silence when it retries an advanced stream,
+and stops at the first corrupt tar; so tars are streamed here.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from s3fs.utils import FileExpired
+
+from pipeline.isolation.child import Row
+from pipeline.plan.listing import is_image, readable_name
+from pipeline.schema import (
+    CHANGED,
+    CORRUPT_SHARD,
+    EMPTY_FILE,
+    MISSING_BYTES,
+    OK,
+    TOO_LARGE,
+    UNREADABLE,
+    Member,
+    Shard,
+)
+from pipeline.storage import retries
+from pipeline.storage.files import (
+    StorageUnavailable,
+    describe,
+    etag_of,
+    open_location,
+    open_object,
+    read_object,
+)
+from pipeline.storage.retries import is_passing, retried
+from pipeline.storage.urls import identity
+
+MAX_ENCODED_BYTES = 256 << 20  # of one image; more is refused unread
+FETCH_AT_ONCE = 16  # loose files requested together: latency, not bandwidth, limits them
+PARQUET_ROWS = 16  # decoded together, so that one row group of large images does not fill memory
+PARQUET_BUFFER = 1 << 20  # bytes of a column read at once
+ID_COLUMNS = ("image_id", "id", "__key__", "key")
+
+
+def _row(member: Member, image_id: str, encoded: bytes) -> Row:
+    if not encoded:
+        return failed(member, image_id, EMPTY_FILE, "zero bytes")
+    return {
+        "image_id": image_id,
+        "uri": identity(member.uri),
+        "etag": member.etag,
+        "status": OK,
+        "error": None,
+        "encoded": encoded,
+    }
+
+
+def failed(member: Member, image_id: str, status: str, error: str) -> Row:
+    """What stands for an image that could not be had."""
+    return {
+        "image_id": image_id,
+        "uri": identity(member.uri),
+        "etag": member.etag,
+        "status": status,
+        "error": error,
+        "encoded": None,
+    }
+
+
+def read_rows(shard: Shard, start: int) -> Iterator[Row]:
+    """Rows of the shard's images but the first `start`. StorageUnavailable where the store is."""
+    rows = (
+        _files(shard, start)
+        if shard.kind == "files"
+        else islice(_ARCHIVES[shard.kind](shard), start, None)
+    )
+    before = retries.repeated
+    for row in rows:
+        yield {**row, "retries": retries.repeated - before}
+        before = retries.repeated
+
+
+def _files(shard: Shard, start: int) -> Iterator[Row]:
+    """Loose files, fetched FETCH_AT_ONCE together; the name of an image is its URL."""
+    with ThreadPoolExecutor(FETCH_AT_ONCE) as pool:
+        for first in range(start, len(shard.members), FETCH_AT_ONCE):
+            yield from pool.map(_file, shard.members[first : first + FETCH_AT_ONCE])
+
+
+def _file(member: Member) -> Row:
+    """One loose file, failed where it cannot be had."""
+    if member.size > MAX_ENCODED_BYTES:
+        return failed(member, identity(member.uri), TOO_LARGE, _too_large(member.size))
+    try:
+        fs, path = open_location(member.uri, "image")
+        encoded = read_object(fs, path, member.size)
+        if not _as_planned(fs, path, member, encoded):
+            return failed(member, identity(member.uri), CHANGED, _CHANGED)
+        return _row(member, identity(member.uri), encoded)
+    except Exception as error:  # of many kinds; those that pass are the run's, not the image's
+        _raise_passing(error, member)
+        return failed(member, identity(member.uri), UNREADABLE, describe(error, member.uri))
+
+
+_CHANGED = "the object changed after it was listed: the next run labels what is there now"
+
+
+def _too_large(size: int) -> str:
+    return f"{size} bytes are more than {MAX_ENCODED_BYTES}"
+
+
+def _as_planned(fs: AbstractFileSystem, path: str, member: Member, content: bytes) -> bool:
+    """Whether this is the version that was listed; asks the store only where bytes cannot tell."""
+    if member.size >= 0 and len(content) != member.size:
+        return False
+    if len(member.etag) == 32:  # S3's is the MD5 of what was put at once, unless a key encrypts it
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if digest == member.etag:
+            return True
+    return _is_planned(fs, path, member)
+
+
+def _is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:
+    """Whether what lies there now is the version that was listed, as far as the store can tell."""
+    if "http" in fs.protocol:  # one address may be many servers, each with etags of its own
+        return True
+    return etag_of(retried(fs.info, path)) == member.etag
+
+
+def _raise_passing(error: Exception, member: Member) -> None:
+    """StorageUnavailable for an error that says nothing about the object itself."""
+    if isinstance(error, StorageUnavailable):
+        raise error
+    if is_passing(error):
+        raise StorageUnavailable(describe(error, member.uri)) from error
+
+
+# What tarfile raises at the archive's closing zeros, and at the end of a file without them.
+_PROPER_ENDS = ("EOFHeaderError", "EmptyHeaderError")
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raises at a damaged header, which tarfile takes for the end of the archive (unless first)."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ in _PROPER_ENDS:
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _tar(shard: Shard) -> Iterator[Row]:
+    """Image members of a tar, streamed. The name is webdataset's key: the path up to the first dot.
+
+    A key that comes again, as when a sample has two pictures, is told apart by the whole member
+    name, and that by a number.
+    """
+    member = shard.members[0]
+    fs, path = open_location(member.uri, "shard")
+    place = identity(member.uri)
+    seen: set[str] = set()
+    count = 0
+    try:
+        with (
+            _opened(fs, path, member) as file,
+            tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as archive,
+        ):
+            for entry in archive:
+                if not entry.isfile() or not is_image(entry.name):
+                    continue
+                name = readable_name(entry.name)
+                image_id = _unique(f"{place}#{_key(name)}", name, place, seen)
+                if entry.size > MAX_ENCODED_BYTES:
+                    yield failed(member, image_id, TOO_LARGE, _too_large(entry.size))
+                    continue
+                content = archive.extractfile(entry)
+                assert content is not None  # of a regular file
+                encoded = content.read()
+                if len(encoded) < entry.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                count += 1
+                yield _row(member, image_id, encoded)
+    except Exception as error:  # archives break in many ways
+        yield _rest_of(member, count, error, "broken tar")
+
+
+class _OtherVersion(Exception):
+    """An archive is not the one that was listed."""
+
+
+@contextmanager
+def _opened(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[BinaryIO]:
+    """The archive that was listed. _OtherVersion where it is not, or not any more at the end.
+
+    (s3fs raises FileExpired when it finds that out between two requests.)
+    """
+    with open_object(fs, path) as file:
+        if not _is_planned(fs, path, member):
+            raise _OtherVersion
+        yield file
+    if not _is_planned(fs, path, member):
+        raise _OtherVersion
+
+
+def _rest_of(member: Member, count: int, error: Exception, broken: str) -> Row:
+    """The row for all of an archive behind its first `count` images. Passing errors are raised."""
+    _raise_passing(error, member)
+    if isinstance(error, FileExpired | _OtherVersion):
+        return failed(member, f"{identity(member.uri)}#changed-after-{count}", CHANGED, _CHANGED)
+    gone = isinstance(error, FileNotFoundError | PermissionError)
+    reason = describe(error, member.uri) if gone else f"{broken}: {error}"
+    name = f"{identity(member.uri)}#broken-after-{count}" if count else identity(member.uri)
+    return failed(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
+
+
+def _key(name: str) -> str:
+    """webdataset's key of a member: its path up to the first dot of its last part."""
+    folder, _, last = name.removeprefix("./").rpartition("/")
+    key = last.split(".", 1)[0]
+    return f"{folder}/{key}" if folder else key
+
+
+def _unique(image_id: str, name: str, uri: str, seen: set[str]) -> str:
+    candidate, again = image_id, 1
+    while candidate in seen:
+        candidate = f"{uri}#{name}" if again == 1 else f"{uri}#{name}~{again}"
+        again += 1
+    seen.add(candidate)
+    return candidate
+
+
+def _parquet(shard: Shard) -> Iterator[Row]:
+    """Rows of a Parquet file's image column, named by its id column or their number."""
+    member = shard.members[0]
+    fs, path = open_location(member.uri, "shard")
+    count = 0
+    seen: set[str] = set()
+    try:
+        with _opened(fs, path, member) as file:
+            parquet = pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
+            image, ids = _image_column(parquet.schema_arrow), _id_column(parquet.schema_arrow)
+            columns = [image] if ids is None else [image, ids]
+            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    numbered = f"{identity(member.uri)}#{count}"
+                    named = str(row[ids]) if ids and row[ids] is not None else numbered
+                    image_id = named if named not in seen else numbered
+                    seen.add(image_id)
+                    encoded = row[image]
+                    encoded = encoded.get("bytes") if isinstance(encoded, dict) else encoded
+                    count += 1
+                    if encoded is None:
+                        yield failed(member, image_id, MISSING_BYTES, f"{image} is null")
+                    else:
+                        yield _row(member, image_id, encoded)
+    except Exception as error:  # Arrow's kinds, and the storage's
+        yield _rest_of(member, count, error, "broken Parquet file")
+
+
+def _image_column(schema: pa.Schema) -> str:
+    """The column of image bytes, plain or as Hugging Face's struct; ValueError without one."""
+
+    def holds_bytes(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind):
+            return any(f.name == "bytes" and holds_bytes(f.type) for f in kind)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    candidates = [field.name for field in schema if holds_bytes(field.type)]
+    preferred = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
+    for name in (*preferred, *candidates):
+        if name in candidates:
+            return name
+    raise ValueError(f"no column of image bytes among {', '.join(schema.names)}")
+
+
+def _id_column(schema: pa.Schema) -> str | None:
+    """The first of ID_COLUMNS that is text or whole numbers."""
+    for name in ID_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if (
+                pa.types.is_string(kind)
+                or pa.types.is_large_string(kind)
+                or pa.types.is_integer(kind)
+            ):
+                return name
+    return None
+
+
+_ARCHIVES = {"tar": _tar, "parquet": _parquet}

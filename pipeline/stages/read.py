@@ -1,0 +1,116 @@
+"""read: Shard -> ENCODED. Every image of a shard becomes one row, failed ones too.
+
+The files are opened in a child process (formats.py): neither a crash of a parser nor a read that
+stands still takes the worker with it.
+"""
+
+import time
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, each_row
+from pipeline.schema import (
+    CORRUPT_SHARD,
+    EMPTY_SHARD,
+    ENCODED,
+    NOTHING_DONE,
+    TIMED_OUT,
+    WORKER_CRASH,
+    Done,
+    Shard,
+)
+from pipeline.stages.formats import failed
+from pipeline.storage.urls import identity
+
+ROWS_PER_TABLE = 64  # with photos of 200 kB, about the bytes below
+BYTES_PER_TABLE = 16 << 20
+# For one image: longer than retries.py is patient, as a store's trouble is the run's.
+READ_SECONDS = 300.0
+
+_child = Child(preload="pipeline.stages.formats")  # of this worker, for one shard after another
+
+
+def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
+    """ENCODED tables of a shard's images but those that are `done`.
+
+    The last image is read again where no row has yet said that it is the last.
+    """
+    table: list[Row] = []
+    size = 0
+    positions = frozenset(done.positions)
+    for row in _numbered(shard, done):
+        if row["index_in_shard"] in positions and (done.ended or row["shard_size"] is None):
+            continue
+        table.append(row)
+        size += len(row["encoded"] or b"")
+        if len(table) >= ROWS_PER_TABLE or size >= BYTES_PER_TABLE:
+            yield pa.Table.from_pylist(table, schema=ENCODED)
+            table, size = [], 0
+    if table:
+        yield pa.Table.from_pylist(table, schema=ENCODED)
+
+
+def _numbered(shard: Shard, done: Done) -> Iterator[Row]:
+    """Rows with their position; looks one ahead to know the last."""
+    previous: Row | None = None
+    count = 0
+    for row in _timed(_isolated(shard)):
+        if shard.limit is not None and count == shard.limit:
+            break
+        if previous is not None:
+            yield previous
+        previous = {**row, "shard": shard.shard, "index_in_shard": count, "shard_size": None}
+        count += 1
+    if previous is None:
+        member = shard.members[0]
+        empty = failed(member, identity(member.uri), EMPTY_SHARD, "the shard holds no image")
+        previous = {**empty, "shard": shard.shard, "index_in_shard": 0}
+        count = 1
+    before = max(done.positions, default=-1) + 1
+    if count < before:
+        yield previous
+        *lost, previous = _lost(shard, count, before + (not done.ended))
+        yield from lost
+        count = previous["index_in_shard"] + 1
+    yield {**previous, "shard_size": count}
+
+
+def _lost(shard: Shard, start: int, stop: int) -> Iterator[Row]:
+    """Rows for positions that a shard had when it was first read, and now has no more."""
+    member = shard.members[0]
+    reason = f"the shard had more images when it was first read: now {start}"
+    for index in range(start, stop):
+        row = failed(member, f"{identity(member.uri)}#lost-{index}", CORRUPT_SHARD, reason)
+        yield {**row, "shard": shard.shard, "index_in_shard": index, "shard_size": None}
+
+
+def _isolated(shard: Shard) -> Iterator[Row]:
+    """Rows of the shard's reader, run in the child."""
+
+    def instead(number: int, why: ChildFailed) -> Row:
+        status = TIMED_OUT if isinstance(why, ChildStuck) else WORKER_CRASH
+        if shard.kind == "files":
+            member = shard.members[number]
+            return failed(member, identity(member.uri), status, f"while it was read: {why}")
+        member = shard.members[0]
+        place = identity(member.uri)
+        name = f"{place}#broken-after-{number}" if number else place
+        return failed(member, name, status, f"while the archive was read: {why}")
+
+    return each_row(
+        _child,
+        "pipeline.stages.formats:read_rows",
+        lambda number: (shard, number),
+        READ_SECONDS,
+        instead,
+        go_on=shard.kind == "files",
+    )
+
+
+def _timed(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows with the seconds that each took to come."""
+    began = time.perf_counter()
+    for row in rows:
+        yield {**row, "read_seconds": time.perf_counter() - began}
+        began = time.perf_counter()

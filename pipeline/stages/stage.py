@@ -1,0 +1,58 @@
+"""stage: DETECTED blocks -> one Parquet file each under `_staging`, and a receipt for the driver.
+
+A staged file is named by the images it holds, so that a task that is run again overwrites its own
+work. What is staged is done: a rerun reads it back (staged.py) and leaves those images out.
+"""
+
+import hashlib
+import io
+import time
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.schema import DETECTED, OK, Receipt
+from pipeline.storage import retries
+from pipeline.storage.files import join, open_location, write_whole
+from pipeline.storage.parquet import write_parquet
+
+
+def block_name(table: pa.Table) -> str:
+    """A name that depends on the set of images alone.
+
+    An image is its place in its shard: ids that come from a Parquet column may be those of another
+    file as well.
+    """
+    places = zip(table["shard"].to_pylist(), table["index_in_shard"].to_pylist(), strict=True)
+    digest = hashlib.sha256("\0".join(f"{s}\0{i}" for s, i in sorted(places)).encode())
+    return f"block-{digest.hexdigest()[:24]}.parquet"
+
+
+def stage(table: pa.Table, staging: str) -> Receipt:
+    """Write one block under the URL `staging`, whole or not at all."""
+    began, before = time.perf_counter(), retries.repeated
+    table = table.select(DETECTED.names).cast(DETECTED)
+    name = block_name(table)
+    buffer = io.BytesIO()
+    write_parquet(buffer, DETECTED, [table])
+    fs, path = open_location(join(staging, name), "staging")
+    write_whole(fs, path, buffer.getvalue())
+    statuses = Counter(table["status"].to_pylist())
+    images = statuses.total()
+    statuses.pop(OK, None)
+    return Receipt(
+        file=name,
+        shards=tuple(sorted(set(table["shard"].to_pylist()))),
+        images=images,
+        detections=sum(pc.list_value_length(table["boxes"]).to_pylist()),
+        failed=dict(statuses),
+        encoded_bytes=pc.sum(table["encoded_bytes"]).as_py() or 0,
+        read_seconds=pc.sum(table["read_seconds"]).as_py() or 0.0,
+        prepare_seconds=pc.sum(table["prepare_seconds"]).as_py() or 0.0,
+        detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
+        retries=(pc.sum(table["retries"]).as_py() or 0) + retries.repeated - before,
+        batch_limit=pc.min(table["batch_limit"]).as_py(),
+        stage_seconds=time.perf_counter() - began,
+        finished_at=time.time(),
+    )

@@ -1,0 +1,129 @@
+"""What blocks under `_staging` hold: a rerun leaves it out, and publishing reconciles it."""
+
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.plan.remaining import Staged, merged
+from pipeline.schema import DETECTED, RANGES
+from pipeline.storage.errors import DamagedFile
+from pipeline.storage.files import find, join, open_location, read_object
+from pipeline.storage.parquet import read_tables
+from pipeline.storage.retries import retried
+from pipeline.storage.urls import mask
+
+log = logging.getLogger(__name__)
+
+READ_AT_ONCE = 16  # files fetched together: latency limits them
+
+
+def staged(staging: str) -> Staged:
+    """Read back what blocks under the URL `staging` hold; nothing where the folder is absent.
+
+    Blocks that are damaged are removed.
+    """
+    return merged(remove_damaged(staging, [ranges_in(staging, staged_files(staging))]))
+
+
+def staged_files(staging: str) -> list[str]:
+    """Names of the blocks' files under the URL `staging`, sorted."""
+    fs, path = open_location(staging, "staging")
+    names = (name.rsplit("/", 1)[-1] for name in find(fs, path))
+    return sorted(name for name in names if name.startswith("block-"))
+
+
+def read_staged(staging: str, name: str, columns: Sequence[str] = DETECTED.names) -> pa.Table:
+    """Columns of a block under the URL `staging`. DamagedFile where a byte of it is damaged."""
+    url = join(staging, name)
+    file = io.BytesIO(read_object(*open_location(url, "staging")))
+    schema = pa.schema([DETECTED.field(column) for column in columns])
+    tables = [
+        table if table.column_names == schema.names else _with_nulls(table, schema)
+        for table in read_tables(file, url, DETECTED, columns)
+    ]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def _with_nulls(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of a version before 0.2, with nulls for the columns that it did not have."""
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def remove_staged(staging: str, name: str) -> None:
+    """Delete a block under the URL `staging`, unless it is gone."""
+    fs, path = open_location(join(staging, name), "staging")
+    with suppress(FileNotFoundError):
+        retried(fs.rm_file, path)
+
+
+def remove_damaged(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of schema RANGES, after the removal of blocks that are damaged by their word."""
+    for table in tables:
+        whole = pc.is_valid(table["shard"])
+        for name in table.filter(pc.invert(whole))["file"].to_pylist():
+            remove_staged(staging, name)
+            log.warning(
+                "%s was damaged and is removed: its images are computed again",
+                mask(join(staging, name)),
+            )
+        yield table.filter(whole)
+
+
+_COLUMNS = ["shard", "index_in_shard", "shard_size", "status"]
+
+
+def ranges_in(staging: str, files: Sequence[str]) -> pa.Table:
+    """RANGES of some files under the URL `staging`, each read once and to its last byte."""
+
+    def rows_of(name: str) -> pa.Table | None:
+        try:
+            return read_staged(staging, name, _COLUMNS)
+        except DamagedFile:
+            return None
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        read = list(zip(files, pool.map(rows_of, files), strict=True))
+    damaged = [{"file": name, "start": 0, "stop": 0} for name, table in read if table is None]
+    ranges = _ranges([(name, table) for name, table in read if table is not None])
+    return pa.concat_tables([ranges, pa.Table.from_pylist(damaged, schema=RANGES)])
+
+
+def _ranges(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
+    """RANGES of files by their names and rows."""
+    files, tables = [name for name, _ in blocks], [table for _, table in blocks]
+    file = np.repeat(np.arange(len(files)), [len(table) for table in tables])
+    empty = pa.schema([DETECTED.field(name) for name in _COLUMNS]).empty_table()
+    rows = pa.concat_tables([empty, *tables]).combine_chunks()
+    if not len(rows):
+        return RANGES.empty_table()
+    index = rows["index_in_shard"].to_numpy()
+    shard, status = (
+        rows[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        for name in ("shard", "status")
+    )
+    order = np.lexsort((index, file, shard))
+    same = np.ones(len(rows) - 1, bool)
+    for column, step in ((shard, 0), (file, 0), (status, 0), (index, 1)):
+        same &= np.diff(column[order]) == step
+    starts = np.flatnonzero(np.append(True, ~same))
+    first, last = order[starts], order[np.append(starts[1:], len(order)) - 1]
+    sizes = np.maximum.reduceat(pc.fill_null(rows["shard_size"], -1).to_numpy()[order], starts)
+    columns = [
+        rows["shard"].take(pa.array(first)),
+        pa.array(files, pa.string()).take(pa.array(file[first])),
+        rows["status"].take(pa.array(first)),
+        pa.array(index[first]),
+        pa.array(index[last] + 1),
+        pa.array(sizes, mask=sizes < 0),
+    ]
+    return pa.table(columns, schema=RANGES)

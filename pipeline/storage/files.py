@@ -1,0 +1,319 @@
+"""Where things lie: local paths and object stores through fsspec, with errors people can act on."""
+
+import errno
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from fsspec import AbstractFileSystem
+from fsspec.core import has_magic, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.storage.errors import InputError as InputError
+from pipeline.storage.errors import OutputError as OutputError
+from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
+from pipeline.storage.retries import retried
+from pipeline.storage.urls import identity, mask
+
+CONFLICTS = 20  # creations of one name at once, before its creation is given up
+# The extras of pyproject.toml that install the file system of a protocol.
+EXTRAS = {"abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs"}
+READ_AHEAD = 4 << 20  # bytes of an archive fetched by one request
+# A stalled request fails after this long and is repeated, by retries.py alone.
+S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,  # other processes write: what was listed before is stale
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 30,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+    },
+}
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with `parts` below it."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
+    """File system and path of a local path or URL. InputError for an unknown protocol.
+
+    Endpoints and credentials come from the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ... of S3,
+    AZURE_STORAGE_ACCOUNT_NAME, ... of adlfs, GOOGLE_APPLICATION_CREDENTIALS, ... of gcsfs.
+    """
+    extra = EXTRAS.get(url.partition("://")[0])
+    options = {"use_listings_cache": False} if extra else {}  # other processes write
+    if url.startswith(("s3://", "s3a://")):
+        options = S3_OPTIONS
+    try:
+        fs, path = url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        absent = isinstance(error, ImportError) or "Protocol not known" in str(error)
+        hint = f" (pip install 'detr-batch[{extra}]')" if extra and absent else ""
+        raise InputError(f"{what} {mask(url)} cannot be opened: {error}{hint}") from error
+    if isinstance(fs, LocalFileSystem):
+        path = os.path.normpath(path)  # one name for one place
+    elif options is S3_OPTIONS:
+        fs.retries = 1  # of s3fs, on top of botocore's
+        if fs.session is None:
+            from pipeline.storage.s3_session import s3_session  # slow to import, and for S3 alone
+
+            fs.session = s3_session(fs.kwargs)
+    return fs, path
+
+
+def for_other_readers(url: str) -> AbstractFileSystem:
+    """The file system of a URL for a library that reads through it, and does not repeat requests.
+
+    Ours are repeated by retries.py; this one repeats them itself, as s3fs and botocore do.
+    """
+    if not url.startswith(("s3://", "s3a://")):
+        return open_location(url, "OUTPUT")[0]
+    config = {**S3_OPTIONS["config_kwargs"], "retries": {"total_max_attempts": 8}}
+    fs, _ = url_to_fs(url, **{**S3_OPTIONS, "config_kwargs": config})
+    fs.retries = 8
+    return fs
+
+
+def find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """Details of every object below `path`, by name, sorted; none where it does not exist."""
+    if isinstance(fs, LocalFileSystem):
+        if not fs.exists(path):
+            return {}
+        # A folder that may not be read is an error; fsspec would leave it out.
+        found = fs.find(path, detail=True, on_error="raise")
+    else:
+        found = retried(fs.find, path, detail=True)
+        # s3fs gives a folder without objects as the only object in it.
+        found = {name: info for name, info in found.items() if info["type"] != "directory"}
+    return dict(sorted(found.items()))
+
+
+def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
+    """An object's bytes, of which `size` are expected where that is known."""
+    if size < 0 or isinstance(fs, LocalFileSystem):
+        data: bytes = retried(fs.cat_file, path)
+    else:  # which spares the store a question for the size
+        data = retried(fs.cat_file, path, start=0, end=size) if size else b""
+    return data
+
+
+def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
+    """An object for reading from any place, its requests repeated where they fail.
+
+    s3fs raises FileExpired where it changed since.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return open(path, "rb")
+    if "http" in fs.protocol and not retried(fs.info, path).get("partial"):  # of many servers
+        return local_copy(fs, path)
+    return io.BufferedReader(_Ranges(fs, path), READ_AHEAD)
+
+
+def local_copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
+    """An object for reading as a local file: itself, or a copy that is gone when it is closed."""
+    if isinstance(fs, LocalFileSystem):
+        return open(path, "rb")
+    file = tempfile.NamedTemporaryFile(prefix="detr-batch-")  # noqa: SIM115
+    retried(fs.get_file, path, file.name)
+    return cast(BinaryIO, file)
+
+
+class _Ranges(io.RawIOBase):
+    """One request a read, for a buffer above it to make few of them."""
+
+    def __init__(self, fs: AbstractFileSystem, path: str):
+        self._file = retried(fs.open, path, "rb", cache_type="none")
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: int(self._file.size)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = retried(self._read, self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _read(self, at: int, count: int) -> bytes:
+        wanted = max(0, min(count, self._file.size - at))
+        self._file.seek(at)
+        data: bytes = self._file.read(wanted) if wanted else b""
+        if len(data) < wanted:
+            raise ConnectionError(f"{len(data)} bytes came where {wanted} were asked for")
+        return data
+
+
+def etag_of(info: dict[str, Any]) -> str:
+    """What tells versions of an object apart: its ETag, "<mtime_ns>-<size>" of a local file."""
+    etag = info.get("ETag") or info.get("etag")
+    if etag is None and "mtime" in info:
+        etag = f"{int(info['mtime'] * 1e9)}-{info.get('size')}"
+    return str(etag or info.get("size")).strip('"')
+
+
+def uri(fs: AbstractFileSystem, path: str) -> str:
+    """The one URL of an object, `file:///...` for local files."""
+    return str(fs.unstrip_protocol(path))
+
+
+def canonical(url: str) -> str:
+    """One name of a place, however it was spelled, without secrets."""
+    return identity(uri(*open_location(url, "INPUT")))
+
+
+def describe(error: BaseException, url: str) -> str:
+    """A storage error as one line that says what to do."""
+    kind = type(error).__name__
+    place = mask(url)
+    if kind == "NoCredentialsError":
+        return f"no credentials for {place}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
+    if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
+        return f"{place} does not exist: check the spelling, and the bucket's region"
+    if isinstance(error, PermissionError):
+        return (
+            f"{place} is forbidden: check the credentials and their rights ({_first_line(error)})"
+        )
+    return f"{place} cannot be reached: {kind}: {_first_line(error)}"
+
+
+@contextmanager
+def explained(what: str, url: str) -> Iterator[None]:
+    """Errors of the storage inside, as InputErrors that name what lies at `url` ("INPUT")."""
+    try:
+        yield
+    except (InputError, OutputError):
+        raise
+    except Exception as error:  # botocore's errors share no base with OSError
+        raise InputError(f"{what} {describe(error, url)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return mask((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def remove_tree(fs: AbstractFileSystem, path: str) -> None:
+    """Delete all below `path`; brackets and stars in it are no patterns, as in `fs.rm`."""
+    if isinstance(fs, LocalFileSystem):
+        if os.path.exists(path):
+            shutil.rmtree(path)
+        return
+    files = find(fs, path)
+    if has_magic(path):
+        for name in files:
+            retried(fs.rm_file, name)
+    elif files:
+        retried(fs.rm, list(files))
+
+
+def create_whole(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Make an object appear whole unless its name is taken; False where it is.
+
+    Any error leaves open whether it was made, or still will be. InputError for a disk without hard
+    links.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return _link_whole(Path(path), data)
+    for _ in range(CONFLICTS):
+        try:
+            retried(fs.pipe_file, path, data, mode="create")
+            return True
+        except FileExistsError as error:
+            # adlfs raises it for every conflict (409), gcsfs for every failed precondition (412).
+            try:
+                read_object(fs, path, 1)
+            except FileNotFoundError:
+                raise OSError(f"{mask(path)} was refused as if it existed: {error}") from error
+            return False
+        except OSError as error:  # what s3fs makes of botocore's error
+            answer = getattr(error.__cause__ or error, "response", {})
+            code = answer.get("Error", {}).get("Code")
+            if code == "PreconditionFailed":
+                return False
+            if code != "ConditionalRequestConflict":  # another request for it is under way
+                raise
+    raise TimeoutError(f"{mask(path)} is being created by others, again and again")
+
+
+def _link_whole(target: Path, data: bytes) -> bool:
+    """Create a local file with its content at once; False where there is one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(target, data)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise InputError(
+                f"{target} lies on a file system without hard links, by which a run is committed: "
+                "use another disk"
+            ) from error
+        raise
+    finally:
+        os.unlink(temporary)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def _write_temporary(target: Path, data: bytes | Path) -> str:
+    """A hidden file beside `target`, with what it shall hold, on the disk."""
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if isinstance(data, Path):
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+            else:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+def write_whole(fs: AbstractFileSystem, path: str, data: bytes | Path) -> None:
+    """Make an object appear whole or not at all: one put, or a rename of a hidden local file.
+
+    `data` are its bytes, or a local file of them.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        if isinstance(data, Path):
+            retried(fs.put_file, str(data), path)
+        else:
+            retried(fs.pipe_file, path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(target, data)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

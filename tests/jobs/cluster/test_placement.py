@@ -1,0 +1,114 @@
+"""Where stages go, judged without a cluster; tests/jobs/submit/test_submit.py asks a real one."""
+
+from typing import Any
+
+import pytest
+
+from jobs.cluster.node_labels import matches, selector
+from jobs.cluster.placement import Node, placed
+from jobs.cluster.request import ClusterRequest
+from jobs.label.options import LabelOptions
+from pipeline.dataflow import Pool, block_bytes
+from pipeline.storage.files import InputError
+
+GIB = 1 << 30
+HEAD = Node({"memory": 8.0 * GIB}, {})
+CPUS = Node({"CPU": 8.0, "memory": 32.0 * GIB}, {"ray.io/market-type": "on-demand"})
+GPUS = Node({"CPU": 4.0, "GPU": 1.0, "memory": 16.0 * GIB}, {"ray.io/accelerator-type": "A10G"})
+
+
+def request(**given: Any) -> ClusterRequest:
+    return LabelOptions("in", "out", address="auto", **given).machines()
+
+
+def test_cpu_stages_keep_off_nodes_whose_cpus_feed_a_gpu() -> None:
+    place = placed(request(num_gpus="1-2"), [HEAD, CPUS, GPUS], cluster=True)
+    pool = place.layout.detectors
+    assert (place.device, pool.fewest, pool.most) == ("cuda", 1, 2)
+    assert place.layout.nodes == {"ray.io/accelerator-type": "!in(A10G)"}
+    assert place.lacks([HEAD, CPUS, GPUS]) is None
+    assert "1 to 2 of 1 GPU and 2.0 GiB of memory" in place.as_text()
+
+
+def test_where_there_is_no_other_node_they_share_it() -> None:
+    place = placed(request(), [HEAD, GPUS], cluster=True)
+    assert place.layout.nodes == {}
+    assert place.lacks([HEAD, GPUS]) is None
+
+
+def test_a_small_node_does_not_starve_many_gpus() -> None:
+    small = Node({"CPU": 2.0, "memory": 8.0 * GIB}, {})
+    place = placed(request(num_gpus="4"), [small, *[GPUS] * 4], cluster=True)
+    assert place.layout.nodes == {}
+
+
+def test_a_cluster_that_has_no_workers_yet_may_read_as_much_as_it_will_detect() -> None:
+    assert placed(request(device="cuda", num_gpus="8"), [HEAD], cluster=True).layout.tasks == 64
+
+
+def test_on_cpus_each_node_that_has_some_detects() -> None:
+    place = placed(request(device="cpu"), [HEAD, CPUS, CPUS], cluster=True)
+    assert (place.layout.detectors.fewest, place.layout.detectors.most) == (2, 2)
+    # With a detector on it, half a CPU is not enough for the other stages.
+    assert place.lacks([Node({"CPU": 0.5, "memory": 8.0 * GIB}, {})] * 2) is not None
+
+
+def test_blocks_grow_with_the_pool_up_to_a_bound() -> None:
+    def mib(detectors: int, gpus: int) -> int:
+        return block_bytes(Pool(detectors, detectors, 0, gpus, 0)) >> 20
+
+    assert [mib(detectors, gpus=0) for detectors in (1, 7, 8, 32, 64)] == [16, 16, 32, 128, 128]
+    assert [mib(detectors, gpus=1) for detectors in (1, 7, 8, 16)] == [32, 32, 64, 128]
+
+
+@pytest.mark.parametrize(
+    ("given", "nodes", "said"),
+    [
+        ({"device": "cuda", "num_gpus": "2-4"}, [CPUS, GPUS], "2 detectors want 1 GPU and 2.0 GiB"),
+        ({"device": "cpu"}, [Node({"CPU": 2.0, "memory": GIB}, {})], "memory each, and 0 fit"),
+        ({"detect_on": "zone=moon"}, [CPUS], "on nodes with zone=moon, and 0 fit"),
+        ({"prepare_on": "zone=moon"}, [CPUS], "reading and preparing want"),
+        ({"device": "cuda"}, [HEAD], "1 detectors want 1 GPU"),
+    ],
+)
+def test_what_is_lacking_is_said(given: dict[str, Any], nodes: list[Node], said: str) -> None:
+    lacks = placed(request(**given), nodes, cluster=True).lacks(nodes)
+    assert lacks is not None
+    assert said in lacks
+
+
+@pytest.mark.parametrize(
+    ("labels", "rule", "chosen"),
+    [
+        ({"zone": "a"}, "a", True),
+        ({"zone": "b"}, "a", False),
+        ({}, "a", False),
+        ({"zone": "b"}, "!a", True),
+        ({}, "!a", True),
+        ({"zone": "a"}, "!a", False),
+        ({"zone": "b"}, "in(a, b)", True),
+        ({}, "in(a,b)", False),
+        ({}, "!in(a, b)", True),
+        ({"zone": "b"}, "!in(a, b)", False),
+    ],
+)
+def test_selectors_are_rays(labels: dict[str, str], rule: str, chosen: bool) -> None:
+    assert matches(labels, selector(f"zone={rule}")) is chosen
+
+
+def test_several_labels_are_all_wanted() -> None:
+    found = selector("zone=in(a, b),ray.io/market-type=!spot")
+    assert found == {"zone": "in(a, b)", "ray.io/market-type": "!spot"}
+    assert not matches({"zone": "a", "ray.io/market-type": "spot"}, found)
+
+
+@pytest.mark.parametrize("text", ["moon", "zone=in()", "zone=a b"])
+def test_what_is_no_selector_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        selector(text)
+
+
+@pytest.mark.parametrize("text", ["0", "4-2", "many", "-1", "1-"])
+def test_what_is_no_range_of_gpus_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--num-gpus"):
+        request(num_gpus=text)

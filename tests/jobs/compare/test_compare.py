@@ -1,0 +1,210 @@
+"""`compare`: what is new, gone and changed, by class; images on one side; unequal thresholds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from jobs.compare import compare as module
+from jobs.compare.changes import Spread
+from jobs.compare.compare import Comparison, compare
+from jobs.compare.text import as_text
+from jobs.evaluate.evaluate import evaluate
+from pipeline.storage.files import InputError, open_location
+from tests.support.labelled import Box, Labelled, write_run
+
+LABELS = ("", "cat", "dog")
+RUNS = ("20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb")
+
+
+def at(x: float, label: int = 1, score: float = 0.9) -> Box:
+    return (label, score, x, 0.0, x + 10, 10.0)
+
+
+def both(place: Path, a: list[Labelled], b: list[Labelled], **options: Any) -> dict[str, Any]:
+    sides = [write_run(place / name, rows, LABELS) for name, rows in (("a", a), ("b", b))]
+    return compare(Comparison(sides[0], sides[1], **options))
+
+
+def test_every_kind_of_change_is_counted_once(tmp_path: Path) -> None:
+    a = [Labelled("x/1.jpg", [at(0), at(100), at(200), at(300, 2)]), Labelled("x/2.jpg", [at(0)])]
+    b = [
+        Labelled("x/1.jpg", [at(1, score=0.7), at(200, 2, 0.8), at(300, 2), at(400, 2)]),
+        Labelled("x/2.jpg", [at(0)]),
+    ]
+    result = both(tmp_path, a, b)
+    boxes = result["boxes"]
+    counted = {name: boxes[name] for name in ("matched", "class_changed", "gone", "new")}
+    assert counted == {"matched": 3, "class_changed": 1, "gone": 1, "new": 1}
+    cat, dog = result["by_class"]
+    assert (cat["name"], cat["a"], cat["b"], cat["gone"], cat["to_other_class"]) == (
+        "cat",
+        4,
+        2,
+        1,
+        1,
+    )
+    assert (dog["name"], dog["a"], dog["b"], dog["new"], dog["from_other_class"]) == (
+        "dog",
+        1,
+        3,
+        1,
+        1,
+    )
+    assert cat["score_drift"] == {"mean": -0.1, "p10": -0.2, "p50": -0.2, "p90": 0.0}
+    assert cat["iou"]["p10"] == pytest.approx(9 / 11, abs=1e-4)
+    assert result["class_changes"] == [{"from": "cat", "to": "dog", "boxes": 1}]
+    assert (result["images"]["compared"], result["images"]["unchanged"]) == (2, 1)
+    (most,) = result["most_different"]
+    assert most["image_a"] == "x/1.jpg" and (most["new"], most["gone"]) == (1, 1)
+    assert most["difference"] == pytest.approx(0.9 + 0.9 + 0.9 + 0.2)
+
+
+def test_images_on_one_side_are_told_and_their_boxes_are_no_changes(tmp_path: Path) -> None:
+    a = [
+        Labelled("x/both.jpg", [at(0)]),
+        Labelled("x/a.jpg", [at(0)]),
+        Labelled("x/broke.jpg", [at(0)]),
+        Labelled("x/mended.jpg", status="truncated"),
+        Labelled("x/bad.jpg", status="truncated"),
+    ]
+    b = [
+        Labelled("x/both.jpg", [at(0)], etag="other"),
+        Labelled("x/broke.jpg", status="truncated"),
+        Labelled("x/mended.jpg", [at(0)]),
+        Labelled("x/bad.jpg", status="truncated"),
+        Labelled("x/b1.jpg"),
+        Labelled("x/b2.jpg"),
+    ]
+    result = both(tmp_path, a, b)
+    counts = {name: value for name, value in result["images"].items() if value}
+    assert counts.pop("examples") == {"only_a": ["x/a.jpg"], "only_b": ["x/b1.jpg", "x/b2.jpg"]}
+    assert counts == {
+        "a": 5, "b": 6, "compared": 1, "failed_a": 1, "failed_b": 1, "failed_both": 1,
+        "only_a": 1, "only_b": 2, "other_content": 1, "unchanged": 1,
+    }  # fmt: skip
+    assert (result["boxes"]["a"], result["boxes"]["new"], result["boxes"]["gone"]) == (1, 0, 0)
+    assert "2            only in b (x/b1.jpg, x/b2.jpg)" in as_text(result)
+
+
+def test_boxes_that_the_other_side_would_not_keep_are_no_changes(tmp_path: Path) -> None:
+    low, high = at(0, score=0.3), at(100, score=0.9)
+    write_run(tmp_path / "a", [Labelled("x.jpg", [low, high])], LABELS, score_threshold=0.3)
+    write_run(tmp_path / "b", [Labelled("x.jpg", [high])], LABELS, score_threshold=0.5)
+    result = compare(Comparison(str(tmp_path / "a"), str(tmp_path / "b")))
+    assert (result["boxes"]["gone"], result["boxes"]["gone_below_threshold"]) == (0, 1)
+    assert result["images"]["unchanged"] == 1
+    assert "1 only in a, below the threshold of b" in as_text(result)
+    back = compare(Comparison(str(tmp_path / "b"), str(tmp_path / "a")))
+    assert (back["boxes"]["new"], back["boxes"]["new_below_threshold"]) == (0, 1)
+    same = compare(Comparison(str(tmp_path / "a"), str(tmp_path / "a")))
+    assert (same["boxes"]["matched"], same["boxes"]["gone_below_threshold"]) == (2, 0)
+
+
+def test_two_runs_of_one_output(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    for run, x in zip(RUNS, (0, 50), strict=True):
+        write_run(tmp_path / "out", [Labelled("x.jpg", [at(x)], etag=run)], LABELS, run)
+    newest = compare(Comparison(output, output))
+    assert newest["images"]["unchanged"] == 1
+    result = compare(Comparison(output, output, *RUNS))
+    assert (result["boxes"]["gone"], result["boxes"]["new"]) == (1, 1)
+    assert result["images"]["other_content"] == 1
+    with pytest.raises(InputError, match=f"no such finished run; .* {RUNS[1]}"):
+        compare(Comparison(output, output, run_b="nothing"))
+
+
+def test_ids_that_come_again_in_other_files_are_told_apart(tmp_path: Path) -> None:
+    """As those of id columns may, of two Parquet files."""
+    rows = [Labelled("1", [at(100 * i)], shard=f"s{i}", uri=f"s{i}") for i in range(3)]
+    result = both(tmp_path, rows, list(reversed(rows)))
+    assert (result["images"]["compared"], result["images"]["unchanged"]) == (3, 3)
+
+
+def test_copies_of_a_lake_are_compared_by_name(tmp_path: Path) -> None:
+    tar = "s3://lake/x.tar"
+    a = [Labelled("file:///lake/1.jpg", [at(0)]), Labelled("file:///lake/2.jpg", [at(0)])]
+    b = [Labelled("s3://lake/1.png", [at(0)]), Labelled(f"{tar}#2", [at(0)], shard=tar, uri=tar)]
+    with pytest.raises(InputError, match=r"file:///lake/1\.jpg .* s3://lake/.* --by-name"):
+        both(tmp_path, a, b)
+    result = compare(Comparison(str(tmp_path / "a"), str(tmp_path / "b"), by_name=True))
+    assert result["images"]["unchanged"] == 2
+
+
+def test_sums_do_not_depend_on_how_much_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def boxes() -> list[Box]:
+        kinds, scores = rng.integers(1, 3, 40), rng.random(40)
+        return [
+            at(x, k, s)
+            for x, k, s in zip(rng.random(40) * 100, kinds.tolist(), scores, strict=True)
+        ]
+
+    a, b = ([Labelled(f"x/{i}.jpg", boxes()) for i in range(150)] for _ in range(2))
+    whole = both(tmp_path, a, b)
+    assert 0 < whole["boxes"]["matched"] < 6000
+    monkeypatch.setattr(module, "ROWS", 2048)  # DuckDB's least
+    parts = compare(Comparison(str(tmp_path / "a"), str(tmp_path / "b")))
+    for one, other in zip(whole["by_class"], parts["by_class"], strict=True):
+        assert one.pop("score_drift") == pytest.approx(other.pop("score_drift"))
+        assert one.pop("iou") == pytest.approx(other.pop("iou"))
+        assert one == other
+    assert whole["class_changes"] == parts["class_changes"]
+    numbers = [[one["pair"] for one in result["most_different"]] for result in (whole, parts)]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 20
+
+
+def test_a_spread_knows_quantiles_to_a_ten_thousandth() -> None:
+    rng = np.random.default_rng(0)
+    kinds, values = rng.integers(0, 3, 9000), rng.normal(0, 0.2, 9000).clip(-1, 1)
+    spread = Spread(3, -1.0)
+    for part in np.array_split(np.arange(9000), 7):
+        spread.add(kinds[part], values[part])
+    for kind in (None, 0, 1, 2):
+        chosen = values if kind is None else values[kinds == kind]
+        found = spread.of(kind)
+        assert found is not None
+        assert found["mean"] == pytest.approx(chosen.mean(), abs=1e-6)
+        for name, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9)):
+            expected = np.quantile(chosen, share, method="inverted_cdf")
+            assert found[name] == pytest.approx(expected, abs=1.01e-4)
+    assert Spread(1, 0.0).of() is None
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = Labelled("\x1b[2Jx.jpg", [at(0)])
+    sides = [
+        write_run(tmp_path / "a", [hostile], LABELS),
+        write_run(tmp_path / "b", [replace(hostile, boxes=[])], LABELS),
+    ]
+    assert main(["compare", *sides]) == 0
+    text = capsys.readouterr().out
+    assert "\\x1b[2Jx.jpg" in text and "\x1b" not in text
+    assert main(["compare", *sides, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["boxes"]["gone"] == 1
+    assert main(["compare", *sides, "--iou", "0"]) == 2
+    assert "--iou 0: give a number above 0" in capsys.readouterr().err
+
+
+def test_labels_in_a_bucket(tmp_path: Path, bucket: str) -> None:
+    """Beside labels on a disk."""
+    here = write_run(tmp_path / "a", [Labelled("x.jpg", [at(0), at(50)])], LABELS)
+    write_run(tmp_path / "b", [Labelled("x.jpg", [at(0)])], LABELS)
+    fs, path = open_location(bucket, "OUTPUT")
+    fs.put(str(tmp_path / "b"), path, recursive=True)
+    assert compare(Comparison(here, bucket))["boxes"]["gone"] == 1
+    assert compare(Comparison(bucket, bucket))["images"]["unchanged"] == 1
+    truth = {
+        "images": [{"id": 1, "file_name": "x.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}],
+    }
+    fs.pipe_file(f"{path}/truth.json", json.dumps(truth).encode())
+    assert evaluate(bucket, f"{bucket}/truth.json")["metrics"]["AP"] == pytest.approx(1)

@@ -1,0 +1,70 @@
+"""The page of `compare` as people see it: hostile names, pictures and no pictures."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from jobs.cli import main
+from jobs.demo.lake import write_lake
+from pipeline.plan.plan import plan
+from tests.support.browsing import Scheme, look
+from tests.support.labelled import Labelled, write_run
+
+HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
+LABELS = ("", f"cat{HOSTILE}", "dog")
+GONE, NEW, BOTH = ((1, 0.9, x, 10.0, x + 90, 90.0) for x in (10.0, 150.0, 290.0))
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two OUTPUTs over scenes of a folder, and one image that is nowhere."""
+    folder = tmp_path_factory.mktemp("compared")
+    write_lake(folder / "lake", 8, 3)
+    shards = plan(str(folder / "lake" / "photos")).shards
+    members = [member for shard in shards for member in shard.members]
+    photos = [Labelled(m.uri, [GONE, BOTH], shard=s.shard) for s in shards for m in s.members]
+    assert len(members) == len(photos) == 4
+    a = [*photos, Labelled(f"s3://nowhere/{HOSTILE}", [GONE], shard="s3://nowhere")]
+    b = [replace(photo, boxes=[BOTH, (2, *NEW[1:])]) for photo in a]
+    for name, images in (("a", a), ("b", [*b, Labelled(f"only {HOSTILE}")])):
+        write_run(folder / name, images, LABELS, score_threshold=0.3)
+        (run,) = (folder / name / "_runs").glob("2*")
+        shards.put(str(run / "plan.parquet"))
+    return str(folder / "a"), str(folder / "b")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
+def test_the_page_reads_well_without_a_network(
+    browser: Browser, sides: tuple[str, str], width: int, scheme: Scheme, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    assert main(["compare", *sides, "--html", str(file)]) == 0
+    page, trouble = look(browser, file, width, scheme)
+    assert not trouble
+    assert page.title() == "detr-batch: what changed"
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(
+        "[...document.querySelectorAll('main *')].every("
+        "e => e.getBoundingClientRect().right <= innerWidth + 1)"
+    )
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth >= 200)")
+    assert page.locator("img").count() == 4
+    words = page.locator("main").inner_text()
+    assert "5 images compared, 5 changed" in words
+    assert (words.count("1 gone, 1 new"), words.count("1 gone, 2 new")) == (4, 1)
+    assert "No picture" in words
+    assert "<img src=x" in words and "\u202e" not in words
+    page.context.close()
+
+
+def test_a_page_beside_figures_for_programs(
+    sides: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "page.html"
+    assert main(["compare", sides[0], sides[0], "--html", str(file), "--json"]) == 0
+    assert '"gone": 0' in capsys.readouterr().out
+    assert "Images that differ most" not in file.read_text()
+    assert main(["compare", *sides, "--html", str(tmp_path / "absent" / "page.html")]) == 1
+    assert "No such file" in capsys.readouterr().err

@@ -1,0 +1,302 @@
+"""Detections of other models become a run that all commands over an OUTPUT take."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from jobs.evaluate.evaluate import evaluate
+from jobs.imports.imports import ImportOptions, import_results
+from jobs.output import paths
+from jobs.output.catalog import committed_runs
+from jobs.report.report import report_of
+from pipeline.storage.files import open_location
+from tests.support.outputs import SOURCE, Labelled, boxes, rows, write_run
+
+CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}]
+IMAGES = [
+    {"id": 10, "file_name": "album/a.jpg", "width": 400, "height": 300},
+    {"id": 11, "file_name": "b.jpg", "width": 640, "height": 480},
+    {"id": "c", "file_name": "c.jpg", "width": 100, "height": 100},
+]
+ENTRIES: list[dict[str, Any]] = [
+    {"image_id": 11, "category_id": 3, "bbox": [1.5, 2, 30, 40.25], "score": 0.25},
+    {"image_id": "10", "category_id": 1, "bbox": [-3, 0, 10, 10], "score": 1, "segmentation": {}},
+    {"image_id": 11, "category_id": 1, "bbox": [5, 6, 0, 8], "score": 0.75},
+]
+BOXES = "SELECT image_id, detection, label_id, label, score, x_min, y_min, x_max, y_max FROM latest"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """DETECTIONS and the annotation file."""
+    return write(tmp_path, "results[1].json", ENTRIES), write(tmp_path, "truth.json", document())
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return {"images": IMAGES, "annotations": [], "categories": CATEGORIES, **changes}
+
+
+def write(folder: Path, name: str, content: Any) -> str:
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(folder / name)
+
+
+def bring(files: tuple[str, str], output: object, *options: str) -> int:
+    detections, annotations = files
+    return main(["import", detections, str(output), "--annotations", annotations, *options])
+
+
+def test_images_and_boxes_are_rows(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "out")
+    assert bring(files, output) == 0
+    said = capsys.readouterr().err
+    assert "3 boxes of 3 images, by results[1]" in said
+    assert "1 boxes reach beyond their pictures" in said
+    assert rows(output, f"{BOXES} ORDER BY ALL") == [
+        ("album/a.jpg", 0, 1, "dog", 1.0, -3.0, 0.0, 7.0, 10.0),
+        ("b.jpg", 0, 1, "dog", 0.75, 5.0, 6.0, 5.0, 14.0),
+        ("b.jpg", 1, 3, "cat", 0.25, 1.5, 2.0, 31.5, 42.25),
+    ]
+    sql = (
+        "SELECT image_id, uri, status, width, height, num_detections, max_score, model FROM images"
+    )
+    assert rows(output, f"{sql} ORDER BY index_in_shard") == [
+        ("album/a.jpg", "album/a.jpg", "ok", 400, 300, 1, 1.0, "results[1]"),
+        ("b.jpg", "b.jpg", "ok", 640, 480, 2, 0.75, "results[1]"),
+        ("c.jpg", "c.jpg", "ok", 100, 100, 0, None, "results[1]"),
+    ]
+    report = report_of(output)
+    assert (report["images"], report["ok"], report["detections"]) == (3, 3, 3)
+    assert main(["report", output]) == 0
+    assert not list((tmp_path / "out" / "_staging").rglob("*.parquet"))
+
+
+def test_images_are_named_as_label_names_them(files: tuple[str, str], tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    assert bring(files, output, "--images", str(tmp_path / "photos"), "--model", "other") == 0
+    found = [image_id for (image_id,) in rows(output, "SELECT image_id FROM images ORDER BY 1")]
+    names = ("album/a.jpg", "b.jpg", "c.jpg")
+    assert found == [f"file://{tmp_path}/photos/{name}" for name in names]
+    assert committed_runs(output)[0]["model"] == "other"
+
+
+def test_the_same_detections_come_in_once(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert bring(files, output, "--model", "m") == 0
+    copy = write(tmp_path, "copy.json", ENTRIES)
+    assert bring((copy, files[1]), output, "--model", "m") == 0
+    assert "nothing new" in capsys.readouterr().out
+    assert len(committed_runs(str(output))) == 1
+    newer = write(tmp_path, "newer.json", ENTRIES[:1])
+    assert bring((newer, files[1]), output) == 2
+    assert "import them into another OUTPUT" in capsys.readouterr().err
+    assert bring((newer, files[1]), output, "--model", "m") == 0
+    assert len(committed_runs(str(output))) == 2
+
+
+def test_an_output_of_labels_takes_none(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "out")
+    write_run(output, [Labelled(f"{SOURCE}/a.jpg", boxes=boxes(1, 2))])
+    assert bring(files, output) == 2
+    assert "holds labels of tiny over file:///lake (fingerprint f00d)" in capsys.readouterr().err
+    assert len(committed_runs(output)) == 1
+
+
+def test_an_output_with_an_unfinished_run_takes_none(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "out/_staging/20260101T000000Z-000001/plan.parquet"
+    plan.parent.mkdir(parents=True)
+    plan.write_bytes(b"")
+    assert bring(files, tmp_path / "out") == 2
+    assert "holds an unfinished run of `label`" in capsys.readouterr().err
+    assert plan.exists()
+
+
+def entry(**changes: Any) -> list[dict[str, Any]]:
+    return [ENTRIES[0], {**ENTRIES[1], **changes}, ENTRIES[2]]
+
+
+NOT_A_BOX = "is not [x, y, width, height] in pixels"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (entry(bbox=[1, 2, 3]), f"entry 2: bbox [1.0, 2.0, 3.0] {NOT_A_BOX}"),
+        (entry(bbox=[1, 2, 3, -4]), f"entry 2: bbox [1.0, 2.0, 3.0, -4.0] {NOT_A_BOX}"),
+        (entry(bbox=[1, None, 3, 4]), NOT_A_BOX),
+        (entry(bbox=[1, float("nan"), 3, 4]), NOT_A_BOX),
+        (entry(bbox=[1, 2, float("inf"), 4]), NOT_A_BOX),
+        (entry(bbox=None), f"entry 2: bbox None {NOT_A_BOX}"),
+        (entry(bbox="wide"), 'Expected ARRAY, but got VARCHAR: "wide"'),
+        (entry(score=1.25), "entry 2: score 1.25 is not between 0 and 1"),
+        (entry(score=float("nan")), "entry 2: score nan"),
+        (entry(score=None), "entry 2: score None"),
+        (entry(category_id=2), "entry 2: category_id 2 is of no category in --annotations"),
+        (entry(category_id=1.5), "entry 2: category_id 1.5"),
+        (entry(category_id="dog"), "Failed to cast"),
+        (entry(image_id=12), "entry 2: image_id 12 is of no image in --annotations"),
+        (entry(image_id=None), "entry 2: image_id None"),
+        ([{**ENTRIES[0], "score": 2}] * 3, "entry 1: score 2.0 is not between 0 and 1 (one of 3"),
+        ({"annotations": ENTRIES}, "is no JSON list"),
+        ("", "is no JSON list"),
+        ("[1]", "Expected OBJECT"),
+        (json.dumps(ENTRIES)[:-9], "in the middle of its list"),
+        (json.dumps(ENTRIES).replace("},", "}", 1), "Malformed JSON"),
+    ],
+)
+def test_detections_that_cannot_be_used(
+    entries: Any,
+    message: str,
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bring((write(tmp_path, "bad.json", entries), files[1]), tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def image(**changes: Any) -> dict[str, Any]:
+    return document(images=[*IMAGES[:2], {**IMAGES[2], **changes}])
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        (image(id=10), "two images have the id 10"),
+        (image(id=None), "image 3 has the id None"),
+        (image(file_name="b.jpg"), "two images have the file_name b.jpg"),
+        (image(file_name=None), "image 3 has no file_name"),
+        (image(width=0), "image 3 (c.jpg) is 0 x 100"),
+        (image(height="100"), "image 3 (c.jpg) is 100 x 100"),
+        (document(images=[]), "the file has no images"),
+        (document(categories=[]), "the file has no categories"),
+        (document(categories=[*CATEGORIES, {"id": 1, "name": "ox"}]), "category 3 has the id 1,"),
+        (document(categories=[{"id": "n01", "name": "ox"}]), "category 1 has the id 'n01'"),
+        (document(categories=[{"id": 10**9, "name": "ox"}]), "category 1 has the id 1000000000"),
+        (document(categories=[{"id": 1}]), "category 1 has no name"),
+        (document(categories=["ox"]), "categories holds 'ox'"),
+        ("[", "is no JSON document"),
+        ("", "is no JSON document"),
+    ],
+)
+def test_annotations_that_cannot_be_used(
+    annotations: Any,
+    message: str,
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bring((files[0], write(tmp_path, "bad.json", annotations)), tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../c.jpg", "/c.jpg", "x/../../c.jpg", "http://host/c.jpg", "."])
+def test_names_that_lead_out_of_the_pictures(
+    name: str, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = write(tmp_path, "bad.json", image(file_name=name))
+    assert bring((files[0], annotations), tmp_path / "out", "--images", "s3://lake/photos") == 2
+    assert "lies outside of --images" in capsys.readouterr().err
+
+
+def test_hostile_names_are_kept_as_text(files: tuple[str, str], tmp_path: Path) -> None:
+    name = "../\x1b[2J<b>'; DROP TABLE images"
+    annotations = write(tmp_path, "odd.json", image(file_name=name))
+    output = str(tmp_path / "out")
+    assert bring((files[0], annotations), output) == 0
+    found = rows(output, "SELECT image_id FROM images WHERE num_detections = 0")
+    assert found == [(name,)]
+    assert main(["export", output, str(tmp_path / "yolo"), "--to", "yolo"]) == 0
+    assert len(list((tmp_path / "yolo" / "labels").rglob("*.txt"))) == 3
+
+
+def test_from_and_to_a_bucket(bucket: str, files: tuple[str, str], tmp_path: Path) -> None:
+    fs, path = open_location(bucket, "INPUT")
+    for number, file in enumerate(files):
+        fs.put_file(file, f"{path}/{number}.json")
+    output = f"{bucket}/out"
+    options = ImportOptions(f"{bucket}/0.json", output, f"{bucket}/1.json")
+    for _ in range(2):
+        import_results(options)
+    assert len(rows(output, BOXES)) == 3
+    assert main(["export", output, str(tmp_path / "coco.json"), "--to", "coco"]) == 0
+
+
+KILLED = """
+import os, sys
+from jobs.imports import imports
+imports.commit = lambda *_: os._exit(9)
+imports.import_results(imports.ImportOptions(*sys.argv[1:]))
+"""
+
+
+def test_a_killed_import_leaves_nothing_behind_the_next(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, files[0], str(output), files[1]]
+    assert subprocess.run(command, check=False).returncode == 9
+    (output / paths.LOCK).unlink()  # its lease has ended
+    assert len(list(output.glob("images/*/*.parquet"))) == 1
+    assert bring(files, output) == 0
+    (left,) = output.glob("images/*/*.parquet")
+    assert committed_runs(str(output))[0]["run_id"] in str(left)
+    assert len(rows(str(output), BOXES)) == 3
+
+
+def test_detections_of_a_published_model_keep_their_figures(testdata: Path, tmp_path: Path) -> None:
+    """Those of DEIMv2 on 55 photos: the same boxes come out, and pycocotools' own AP."""
+    detections = testdata / "coco/detections/deimv2_atto_public55.json"
+    annotations = testdata / "coco/annotations/instances_val2017_public55.json"
+    output, file = tmp_path / "out", tmp_path / "coco.json"
+    assert bring((str(detections), str(annotations)), output) == 0
+    assert main(["export", str(output), str(file), "--to", "coco"]) == 0
+    truth, made = json.loads(annotations.read_text()), json.loads(file.read_text())
+    ids = {image["file_name"]: image["id"] for image in truth["images"]}
+    names = {image["id"]: ids[image["file_name"]] for image in made["images"]}
+    assert len(names) == 55
+    found = [{**box, "image_id": names[box["image_id"]]} for box in made["annotations"]]
+    wanted = json.loads(detections.read_text())
+    kept = ("image_id", "category_id", "score")
+
+    def order(box: dict[str, Any]) -> tuple[Any, ...]:
+        return box["image_id"], -round(box["score"], 6), box["category_id"], box["bbox"]
+
+    assert len(found) == len(wanted) == 16_500
+    for one, other in zip(sorted(found, key=order), sorted(wanted, key=order), strict=True):
+        assert [one[name] for name in kept] == pytest.approx([other[name] for name in kept])
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=2e-4)
+    page = tmp_path / "page.html"
+    assert main(["report", str(output), "--html", str(page)]) == 0
+    assert "no run that read it is known" in page.read_text()
+    score = evaluate(str(output), str(annotations))["metrics"]
+    assert [round(score[name], 4) for name in ("AP", "AP50", "AP75")] == [0.2649, 0.3923, 0.2760]
+
+
+def test_published_pair_keeps_its_figures(testdata: Path, tmp_path: Path) -> None:
+    """The twelve numbers that pycocotools publishes with its example."""
+    folder = testdata / "eval_pairs"
+    detections = folder / "instances_val2014_fakebbox100_results.json"
+    annotations = folder / "instances_val2014_100.json"
+    assert bring((str(detections), str(annotations)), tmp_path / "out") == 0
+    score = evaluate(str(tmp_path / "out"), str(annotations))["metrics"]
+    assert [round(value, 3) for value in score.values()] == [
+        0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564,
+    ]  # fmt: skip

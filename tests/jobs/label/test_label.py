@@ -1,0 +1,361 @@
+"""The main job on a real local Ray: once, again, after a kill, and with wrong input."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.cli import main
+from jobs.cluster import placement
+from jobs.label.label import label
+from jobs.label.options import LabelOptions
+from jobs.output import paths
+from jobs.output.views import connect
+from jobs.report.report import report_of
+from model.checkpoint import save_weights
+from model.zoo import create_model
+from pipeline import dataflow
+from pipeline.plan import shards
+from pipeline.storage.files import InputError
+from pipeline.storage.lock import OutputLock
+
+COLUMNS = "image_id, label_id, round(score, 3), round(x_min), round(y_max)"
+
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights as a file: the same in every process."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five pictures of unlike sizes, and two files that are none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, size in enumerate([(60, 80), (90, 70), (64, 64), (120, 50), (70, 90)]):
+        pixels = np.random.default_rng(index).integers(0, 255, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    return folder
+
+
+def options(source: Path | str, output: Path | str, weights: str, **other: Any) -> LabelOptions:
+    defaults: dict[str, Any] = {"score_threshold": 0.0, "precision": "fp32", "page": False}
+    return LabelOptions(
+        str(source), str(output), model="shapes-tiny", weights=weights, **(defaults | other)
+    )
+
+
+def rows(output: Path | str, sql: str) -> list[Any]:
+    return connect(str(output)).sql(sql).fetchall()
+
+
+def test_label_then_only_what_is_new(
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "the labels"
+    began = time.perf_counter()
+    assert label(options(photos, output, weights)) == 0
+    took = time.perf_counter() - began
+    parts = report_of(str(output))["startup_parts"]
+    assert list(parts) == ["weights", "catalogue", "listing", "ray", "first block"]
+    assert min(parts.values()) > 0 and sum(parts.values()) < took
+    said = capsys.readouterr().err
+    assert "5 images labelled, 2 failed" in said
+    assert f"`detr-batch report '{output}'`" in said
+    statuses = dict(rows(output, "SELECT status, count(*) FROM images GROUP BY 1"))
+    assert statuses == {"ok": 5, "empty_file": 1, "undecodable": 1}
+    assert rows(output, "SELECT count(*) FROM detections") == [(500,)]
+    assert not (output / "_staging").exists() or not list((output / "_staging").iterdir())
+    assert label(options(photos, output, weights)) == 0  # nothing new: no second run
+    shutil.copy(photos / "0.png", photos / "new.png")
+    assert label(options(photos, output, weights)) == 0
+    assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
+    with pytest.raises(InputError, match="--relabel"):
+        label(options(photos, output, "random"))
+    assert main(["report", str(output)]) == 0
+    assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
+
+
+def test_detectors_that_take_two_calls_at_once_answer_alike(
+    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of GPUs do."""
+    for path in list(photos.glob("*.png")):
+        for copy in range(5):
+            shutil.copy(path, photos / f"{path.stem}-{copy}.png")
+    monkeypatch.setattr(dataflow, "BLOCK_BYTES", 1 << 16)
+    for calls in (1, 2):
+        monkeypatch.setattr(placement, "CPU_CALLS", calls)
+        assert label(options(photos, tmp_path / f"by {calls}", weights, batch_size=1)) == 0
+    one, two = (
+        rows(tmp_path / f"by {calls}", f"SELECT {COLUMNS} FROM detections ORDER BY ALL")
+        for calls in (1, 2)
+    )
+    assert len(one) == 3000 and one == two
+
+
+def test_killed_run_is_taken_up_and_ends_the_same(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    assert label(options(photos, calm, weights)) == 0
+    command = [sys.executable, "-m", "jobs.cli", "label", str(photos), str(killed), "--no-page"]
+    command += ["--model", "shapes-tiny", "--weights", weights, "--score-threshold", "0"]
+    command += ["--precision", "fp32"]
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("_staging/*/plan.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(killed.glob("_runs/*/manifest*.json"))
+    with pytest.raises(InputError, match="lease"):
+        label(options(photos, killed, weights))
+    (killed / paths.LOCK).unlink()  # stands for a minute's wait
+    assert label(options(photos, killed, weights)) == 0
+    sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
+    assert rows(calm, sql) == rows(killed, sql)
+
+
+def test_run_killed_before_publishing_counts_what_it_had_labelled(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = tmp_path / "out"
+    kill_before_publishing(source=photos, output=output, weights=weights)
+    assert label(options(photos, output, weights, max_failed_fraction=0.2)) == 3
+    report = report_of(str(output))
+    assert report["failed"] == {"empty_file": 1, "undecodable": 1}
+    figures = [report[name] for name in ("images", "ok", "labelled_before", "detections")]
+    assert figures == [7, 5, 7, 500]
+    assert list(report["startup_parts"]) == ["weights", "catalogue", "ray"]
+
+
+def kill_before_publishing(**given: Any) -> None:
+    """`label` that is interrupted when all is labelled and nothing published."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.label.label.finish", die)
+        with pytest.raises(KeyboardInterrupt):
+            label(options(**given))
+
+
+def test_tasks_that_read_several_shards_leave_out_what_is_done(
+    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of tens of thousands of shards."""
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    for number in range(9):
+        with tarfile.open(lake / f"{number}.tar", "w") as archive:
+            archive.add(photos, "photos")
+    assert label(options(lake, tmp_path / "calm", weights)) == 0
+    monkeypatch.setattr(shards, "GROUP_SHARE", 1)
+    monkeypatch.setattr(dataflow, "FILES_PER_TASK", 2)
+    output = tmp_path / "out"
+    kill_before_publishing(source=lake, output=output, weights=weights)
+    (plan,) = output.glob("_staging/*/plan.parquet")
+    assert pq.read_metadata(plan).num_row_groups == 5  # of 1, 1, 2, 4 and 1 shards
+    blocks = sorted(output.glob("_staging/*/blocks/*"))
+    for block in blocks[::2]:
+        block.unlink()
+    kept = sum(pq.read_metadata(block).num_rows for block in blocks[1::2])
+    assert label(options(lake, output, weights)) == 0
+    report = report_of(str(output))
+    assert report["labelled_before"] == kept
+    assert list(report["startup_parts"]) == ["weights", "catalogue", "ray", "first block"]
+    sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
+    assert rows(tmp_path / "calm", sql) == rows(output, sql)
+    assert rows(output, "SELECT count(*) FROM images") == [(63,)]
+
+
+def test_resumed_run_is_that_of_the_same_command_and_what_is_new_follows(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = tmp_path / "out"
+    kill_before_publishing(source=photos, output=output, weights=weights, limit=2)
+    with pytest.raises(InputError, match=r"unfinished run.*--limit 2"):
+        label(options(photos, output, weights))
+    assert label(options(photos, output, weights, limit=2)) == 0
+    assert rows(output, "SELECT count(*) FROM images") == [(2,)]
+    kill_before_publishing(source=photos, output=output, weights=weights)
+    shutil.copy(photos / "0.png", photos / "new.png")
+    assert label(options(photos, output, weights)) == 0
+    assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
+    parts = report_of(str(output))["startup_parts"]  # of the new run alone
+    assert list(parts) == ["catalogue", "listing", "ray", "first block"]
+
+
+def test_relabel_takes_the_place_of_what_was_there(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = tmp_path / "out"
+    assert label(options(photos, output, weights)) == 0
+    kill_before_publishing(source=photos, output=output, weights="random", relabel=True)
+    assert rows(output, "SELECT DISTINCT count(*) FROM images GROUP BY model_fingerprint") == [(7,)]
+    other = f"{photos}/../photos"  # another spelling of the same INPUT
+    assert label(options(other, output, "random", relabel=True)) == 0
+    assert label(options(photos, output, "random")) == 0  # nothing new
+    assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(7, 7)]
+    assert len(list(output.glob("images/*/*.parquet"))) == 1
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(photos / "0.png", more / "0.png")
+    with pytest.raises(InputError, match="holds labels of"):
+        label(options(more, output, weights, relabel=True))
+
+
+def test_output_within_input_with_signs_of_patterns(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    output = photos / "labels [1] *"
+    assert label(options(photos, output, weights)) == 0
+    assert label(options(photos, output, weights)) == 0
+    assert rows(output, "SELECT count(*) FROM images") == [(7,)]
+    assert not list((output / "_staging").iterdir())
+
+
+def test_mistakes_of_a_query_are_one_line_and_exit_2(
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "out")
+    assert label(options(photos, output, weights)) == 0
+    for sql in ("SELEC 1", "SELECT image_id::INT FROM images"):
+        capsys.readouterr()
+        assert main(["query", output, sql]) == 2
+        assert capsys.readouterr().err.startswith("detr-batch: ")
+
+
+def test_output_that_fails_under_way_is_said_in_a_line(
+    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.label.label.finish", full)
+        with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
+            label(options(photos, output, weights))
+    assert label(options(photos, output, weights)) == 0
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """The server's own log would hold the secrets."""
+
+
+def test_secrets_of_urls_reach_no_artefact(
+    photos: Path, tmp_path: Path, weights: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of signed addresses that work, that fail, and of a list that is itself read by one."""
+    secret = "5ecre7"
+    handler = partial(Quiet, directory=str(photos))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://user:{secret}@127.0.0.1:{server.server_port}"
+    names = ["0.png", "1.png", "text.jpg", "gone.jpg"]
+    query = f"X-Amz-Signature={secret}"
+    (tmp_path / "list.txt").write_text("\n".join(f"{base}/{n}?{query}" for n in names))
+    output = tmp_path / "out"
+    assert label(options(tmp_path / "list.txt", output, weights, page=True)) == 0
+    signed_again = (tmp_path / "list.txt").read_text().replace(query, f"{query}&X-Amz-Date=1")
+    (tmp_path / "list.txt").write_text(signed_again)
+    assert label(options(tmp_path / "list.txt", output, weights)) == 0  # nothing new
+    server.shutdown()
+    (images,) = rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images")
+    assert images == (4, 4)
+    said = capfd.readouterr()
+    assert secret not in said.out + said.err
+    for file in output.rglob("*"):
+        if file.suffix == ".parquet":
+            assert secret not in str(pq.read_table(file).to_pylist()), file
+        elif file.is_file():
+            assert secret not in file.read_text(), file
+
+
+def test_dry_run_writes_nothing(
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "notes.md").write_text("no picture")
+    assert label(options(photos, tmp_path / "out", weights, dry_run=True)) == 0
+    said = capsys.readouterr().out
+    assert "image files    7 in 1 shards" in said
+    assert "ignored        1 files" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_archive_cut_short_by_limit_is_not_taken_for_whole(
+    photos: Path, tmp_path: Path, weights: str
+) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(photos, "photos")
+    output = tmp_path / "out"
+    assert label(options(tmp_path / "photos.tar", output, weights, limit=2)) == 0
+    assert rows(output, "SELECT count(*) FROM images") == [(2,)]
+    with pytest.raises(InputError, match="--limit"):
+        label(options(tmp_path / "photos.tar", output, weights))
+
+
+def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) -> None:
+    with (
+        OutputLock(str(tmp_path / "out"), paths.LOCK),
+        pytest.raises(InputError, match="being written by"),
+    ):
+        label(options(photos, tmp_path / "out", weights))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "out"], "does not exist"),
+        (["photos", "out", "--model", "yolo"], "unknown model"),
+        (["photos", "out", "--score-threshold", "2"], "--score-threshold"),
+        (["photos", "out", "--limit", "0"], "--limit must be at least 1"),
+        (["photos", "out", "--weights", "nowhere.pth"], "no weights at"),
+        (["photos", "out", "--model", "deformable-detr", "--weights", "tiny"], "does not fit"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    photos: Path,
+    tmp_path: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [weights if word == "tiny" else word for word in arguments]
+    if "--weights" not in given:
+        given += ["--weights", weights]
+    if "--model" not in given:
+        given += ["--model", "shapes-tiny"]
+    assert main(["label", *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "_runs").exists()

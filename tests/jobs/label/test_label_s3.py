@@ -1,0 +1,163 @@
+"""The main job from and to a real S3 server, and what a user sees when S3 says no."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from s3fs import S3FileSystem
+
+from jobs.cli import main
+from jobs.label.label import label
+from jobs.label.options import LabelOptions
+from jobs.output import paths
+from jobs.output.catalog import read_catalog
+from jobs.output.store import OutputStore
+from jobs.output.views import connect
+from jobs.output.writing import OutputWriter
+from jobs.report.report import report_of
+from model.checkpoint import save_weights
+from model.zoo import create_model
+from pipeline.storage.files import InputError, open_location
+from tests.support.s3_server import ADMIN, SECRET
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
+    return str(path)
+
+
+def fill(url: str) -> None:
+    """Three pictures and one broken file below `url`."""
+    fs, path = open_location(url, "INPUT")
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 255, (70, 90, 3), np.uint8)
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "PNG")
+        fs.pipe_file(f"{path}/deep/er/{index}.png", data.getvalue())
+    fs.pipe_file(f"{path}/broken.jpg", b"no picture")
+
+
+def options(source: str, output: str, weights: str, **other: Any) -> LabelOptions:
+    names: dict[str, Any] = {
+        "model": "shapes-tiny",
+        "score_threshold": 0.0,
+        "precision": "fp32",
+        "page": False,
+    }
+    return LabelOptions(source, output, weights=weights, **{**names, **other})
+
+
+def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> None:
+    fill(f"{bucket}/photos")
+    output = f"{bucket}/labels"
+    assert label(options(f"{bucket}/photos", output, weights, page=True)) == 0
+    sql = "SELECT status, count(*) FROM images GROUP BY 1 ORDER BY 1"
+    assert connect(output).sql(sql).fetchall() == [("ok", 3), ("undecodable", 1)]
+    fs, path = open_location(output, "OUTPUT")
+    assert not [name for name in fs.find(path) if "/_staging/" in name]
+    assert any(name.endswith("/report.html") for name in fs.find(path))
+    photos = f"{path.removesuffix('labels')}photos"
+    fs.copy(f"{photos}/deep/er/0.png", f"{photos}/new.png")
+    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    newest = "SELECT count(*), count(DISTINCT image_id) FROM images"
+    assert connect(output).sql(newest).fetchall() == [(5, 5)]
+    with pytest.raises(InputError, match="--relabel"):
+        label(options(f"{bucket}/photos", output, weights, score_threshold=0.5))
+    assert main(["report", output]) == 0
+
+
+def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -> None:
+    fill(f"{bucket}/photos")
+    output = f"{bucket}/labels"
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for step in (
+        "jobs.label.label.flow",
+        "jobs.label.label.finish",
+    ):  # nothing staged yet; all of it
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step, die)
+            with pytest.raises(KeyboardInterrupt):
+                label(options(f"{bucket}/photos", output, weights))
+    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    report = report_of(output)
+    assert (report["images"], report["labelled_before"]) == (4, 4)
+
+
+def test_a_run_that_was_killed_while_it_tidied_up_may_be_deleted(bucket: str, weights: str) -> None:
+    """Its plan is still staged, and it counts no more: everything is labelled anew."""
+    fill(f"{bucket}/photos")
+    output = f"{bucket}/labels"
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OutputWriter, "drop_staging", die)
+        with pytest.raises(KeyboardInterrupt):
+            label(options(f"{bucket}/photos", output, weights))
+    (first,) = read_catalog(output).committed()
+    assert main(["runs", output, "--delete", first["run_id"], "--yes"]) == 0
+    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    (second,) = read_catalog(output).committed()
+    assert second["run_id"] != first["run_id"] and second["images"] == first["images"]
+    assert not OutputStore(output).names(paths.STAGING)
+    assert main(["compact", output]) == 0
+
+
+def test_weights_may_lie_in_a_bucket(bucket: str, weights: str, tmp_path: Path) -> None:
+    fill(f"{bucket}/photos")
+    fs, path = open_location(f"{bucket}/tiny.safetensors", "weights")
+    fs.put_file(weights, path)
+    remote = options(f"{bucket}/photos", str(tmp_path / "out"), f"{bucket}/tiny.safetensors")
+    assert label(remote) == 0
+    assert connect(str(tmp_path / "out")).sql("SELECT count(*) FROM images").fetchall() == [(4,)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "source", "output", "message"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "BUCKET/photos", "out", "is forbidden"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "BUCKET/photos", "out", "credent"),
+        ({"AWS_ACCESS_KEY_ID": ADMIN}, "s3://no-such-bucket/photos", "out", "does not exist"),
+        ({}, "BUCKET/empty", "out", "does not exist"),
+        ({}, "BUCKET/photos", "s3://no-such-bucket/out", "s3://no-such-bucket/out"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "BUCKET/photos", "out", "cannot be reached"),
+    ],
+)
+def test_what_s3_refuses_is_one_line_and_exit_2(
+    environment: dict[str, str],
+    source: str,
+    output: str,
+    message: str,
+    bucket: str,
+    weights: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fill(f"{bucket}/photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    arguments = [source.replace("BUCKET", bucket), output, "--model", "shapes-tiny"]
+    code = main(["label", *arguments, "--weights", weights])
+    S3FileSystem.clear_instance_cache()
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1, said.err
+    assert code == 2
+    assert SECRET not in said.out + said.err
+    assert not (tmp_path / "out").exists()

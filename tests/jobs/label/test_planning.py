@@ -1,0 +1,135 @@
+"""What a run is to label, planned anew or taken up: without a detector."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.label.options import LabelOptions
+from jobs.label.planning import Run, plan_url, planned, staging_url, unfinished, write_down
+from jobs.output.catalog import read_catalog
+from jobs.output.known import known_objects
+from jobs.output.records import write_table
+from jobs.output.writing import OutputWriter
+from pipeline.plan.plan import plan
+from pipeline.plan.remaining import merged, open_work
+from pipeline.plan.shards import in_tables, kept, shards_of_group, to_table
+from pipeline.storage.files import InputError, canonical
+from tests.support.committed import commit_run, make_target
+from tests.support.labelled import Labelled, write_run
+from tests.support.samples import jpeg
+
+MARK = "f00d"  # of the labels that `write_run` makes
+NO_URIS = pa.array([], pa.string())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "photos" / f"{name}.jpg").write_bytes(jpeg(ord(name)))
+    return tmp_path / "photos"
+
+
+def begin(options: LabelOptions, run_id: str) -> Run:
+    """A run that was planned and written down, as a killed command leaves it."""
+    run = Run(run_id, plan(options.input).shards)
+    write_down(options, MARK, run, NO_URIS, None)
+    return run
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(photos: Path) -> Iterator[str]:
+    """The address at which `photos` are served."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def found_unfinished(options: LabelOptions) -> Run | None:
+    with OutputWriter(options.output) as writer:
+        return unfinished(options, MARK, writer)
+
+
+def test_a_list_of_signed_addresses_is_taken_up_with_the_signatures_that_it_has_now(
+    served: str, tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{served}/a.jpg?token=old\n{served}/b.jpg?token=old\n")
+    options = LabelOptions(str(listed), str(tmp_path / "out"))
+    begin(options, "20260101T000000Z-aaaaaa")
+    listed.write_text(f"{served}/b.jpg?token=new\n")  # a.jpg is not asked for any more
+    run = found_unfinished(options)
+    assert run is not None
+    uris = [member.uri for shard in run.shards for member in shard.members]
+    assert uris == [f"{served}/a.jpg?token=old", f"{served}/b.jpg?token=new"]
+
+
+def test_a_plan_that_an_earlier_version_wrote_is_taken_up(photos: Path, tmp_path: Path) -> None:
+    options = LabelOptions(str(photos), str(tmp_path / "out"))
+    run = begin(options, "20260101T000000Z-aaaaaa")
+    (shard,) = run.shards
+    shards = [replace(shard, shard=f"files-{number:04}") for number in range(700)]
+    place = plan_url(options.output, run.run_id)
+    write_table(place, to_table(shards))  # all in one row group
+    taken_up = found_unfinished(options)
+    assert taken_up is not None
+    work, size = open_work(taken_up.shards, merged([]))
+    assert size == 700 * shard.size
+    assert [len(one.rows) for one in work] == [2] * 94 + [1] * 512
+    read = [one for w in work for one in shards_of_group(place, w.group, w.rows)]
+    assert sorted(read, key=lambda one: one.shard) == shards
+
+
+@pytest.mark.parametrize(("relabel", "limit"), [(True, None), (False, 1)])
+def test_a_run_killed_while_it_tidied_up_is_not_done_again(
+    relabel: bool, limit: int | None, photos: Path, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    options = LabelOptions(str(photos), output, relabel=relabel, limit=limit)
+    run = begin(options, "20260101T000000Z-aaaaaa")
+    target = make_target(output, run.run_id, fingerprint=MARK)
+    commit_run(target, canonical(str(photos)), [], {"ok": 2})
+    taken_up = found_unfinished(options)
+    assert taken_up is not None
+    assert (taken_up.run_id, len(taken_up.shards)) == (run.run_id, 0)
+    assert not Path(staging_url(output, run.run_id)).exists()
+    assert found_unfinished(options) is None  # the same command again is another run
+
+
+def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    known = [f"file://{photos}/{name}.jpg" for name in ("a", "b", "left")]
+    write_run(output, [Labelled(uri) for uri in known], ("",), source=canonical(str(photos)))
+    # What lies there now is what was labelled.
+    shards = plan(str(photos)).shards
+    shards.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
+    options = LabelOptions(str(photos), str(output))
+    found = planned(
+        options, known_objects(str(output), options.labels(MARK), read_catalog(str(output)))
+    )
+    assert (len(found.shards), found.known, found.changed) == (0, 2, 0)
+    again = LabelOptions(str(photos), str(output), relabel=True)
+    cut = kept(in_tables(replace(shard, limit=1) for shard in shards))
+    cut.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
+    with pytest.raises(InputError, match="--relabel"):
+        known_objects(str(output), options.labels(MARK), read_catalog(str(output)))
+    (photos / "b.jpg").unlink()
+    found = planned(
+        again, known_objects(str(output), again.labels("another model"), read_catalog(str(output)))
+    )
+    assert [len(shard.members) for shard in found.shards] == [1]
+    assert (found.known, found.changed) == (0, 0)
+    assert found.gone.to_pylist() == [f"file://{photos}/b.jpg"]

@@ -1,0 +1,160 @@
+"""report.html as people see it: a run's page in a real browser, narrow and wide, light and dark."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from jobs.accounting.tally import Report
+from jobs.cli import main
+from jobs.demo.lake import write_lake
+from jobs.label.label import label
+from jobs.label.options import LabelOptions
+from tests.conftest import TESTDATA
+from tests.support.browsing import Scheme, look
+
+HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
+WIDTHS, SCHEMES = (400, 1600), ("light", "dark")
+HEADINGS = ["Throughput", "Where the time went", "Failures", "Detections", "Sample images"]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    """A labelled lake of scenes, archives among them, broken pictures and odd names."""
+    folder = tmp_path_factory.mktemp("page")
+    write_lake(folder / "lake", 80, 41)
+    scenes = sorted((folder / "lake").rglob("*.jpg"))
+    shutil.copy(scenes[0], folder / "lake" / HOSTILE.replace("/", "\u2215"))
+    (folder / "lake" / f"cut {HOSTILE[:20]}.jpg").write_bytes(scenes[1].read_bytes()[:400])
+    (folder / "lake" / "empty.png").touch()
+    options = LabelOptions(
+        str(folder / "lake"), str(folder / "out"), model="shapes-tiny", usd_per_hour=0.8
+    )
+    assert label(options) == 0
+    return folder / "out"
+
+
+def page_of(output: Path) -> Path:
+    (file,) = output.glob("_runs/*/report.html")
+    return file
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_page_reads_well_without_a_network(
+    browser: Browser, output: Path, width: int, scheme: Scheme
+) -> None:
+    page, trouble = look(browser, page_of(output), width, scheme)
+    assert not trouble
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(
+        "[...document.querySelectorAll('main *')].every("
+        "e => e.getBoundingClientRect().right <= innerWidth + 1)"
+    )
+    assert page.locator("h2").all_text_contents() == HEADINGS
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth >= 200)")
+    assert page.locator("img").count() == 12
+    lightness = "(c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 3)"
+    ground, ink = (
+        page.evaluate(f"{lightness}(getComputedStyle(document.body).{name})")
+        for name in ("backgroundColor", "color")
+    )
+    assert (ground > 200 > 60 > ink) if scheme == "light" else (ground < 60 < 200 < ink)
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('svg text')].filter(e => e.getBoundingClientRect().width)"
+        ".map(e => e.getBoundingClientRect().height)"
+    )
+    assert sizes
+    assert min(sizes) >= 10  # CSS pixels: a chart's words are no smaller on a telephone
+    page.context.close()
+
+
+def test_figures_are_those_of_the_report(browser: Browser, output: Path) -> None:
+    report = json.loads((page_of(output).with_name("report.json")).read_text())
+    page, _ = look(browser, page_of(output), 1600, "light")
+    tiles = dict(
+        zip(
+            page.locator(".figures dt").all_text_contents(),
+            page.locator(".figures dd:not(.note)").all_text_contents(),
+            strict=True,
+        )
+    )
+    assert tiles["Images"] == str(report["images"])
+    assert tiles["Detections"] == str(report["detections"])
+    assert float(tiles["Images per second"]) == pytest.approx(report["images_per_second"], rel=0.01)
+    assert float(tiles["USD per 1,000 images"]) == pytest.approx(
+        report["usd_per_1000_images"], rel=0.05
+    )
+    assert page.locator(".failures code").all_text_contents() == sorted(report["failed"])
+    words = page.locator("main").inner_text()
+    assert "reference price of 0.047 USD" in words
+    assert "cut <script>" in words
+    assert page.title() == f"detr-batch: run {page_of(output).parent.name}"
+    page.context.close()
+
+
+def test_hostile_names_are_text(output: Path) -> None:
+    text = page_of(output).read_text()
+    assert "<script" not in text
+    assert "onerror=alert(1)>" not in text
+    assert "\u202e" not in text
+    assert "default-src 'none'" in text
+
+
+def test_report_json_says_all_that_it_promises(output: Path) -> None:
+    report = json.loads((page_of(output).with_name("report.json")).read_text())
+    assert report.keys() == Report.__annotations__.keys()
+    assert report["timeline"][-1]["images"] == report["images"]
+    assert 0 < report["cpu_use"] <= 1.5
+    assert report["cpus"] == 2
+
+
+def test_pages_of_old_reports_and_lost_pictures_say_what_is_not_known(
+    browser: Browser, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(output, tmp_path / "out")
+    (file,) = (tmp_path / "out").glob("_runs/*/report.json")
+    report = json.loads(file.read_text())
+    new = ("startup_seconds", "stage_workers", "stage_use", "limiting_stage", "timeline", "cpus")
+    for name in (*new, "cpu_use"):
+        del report[name]
+    report.update(usd=None, usd_per_1000_images=None, usd_per_hour=None, price_basis=None)
+    file.write_text(json.dumps(report))
+    lake = output.parent / "lake"
+    lake.rename(output.parent / "gone")
+    try:
+        made = str(tmp_path / "page.html")
+        assert main(["report", str(tmp_path / "out"), "--html", made]) == 0
+    finally:
+        (output.parent / "gone").rename(lake)
+    assert capsys.readouterr().out == ""
+    page, trouble = look(browser, tmp_path / "page.html", 400, "light")
+    assert not trouble
+    words = page.locator("main").inner_text()
+    assert page.locator("img").count() == 0
+    assert words.count("No picture") == 12
+    assert "does not exist" in words
+    assert "its report is of an earlier version" in words
+    assert "--usd-per-hour" in words
+    page.context.close()
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "not known: give label" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent: it needs its photos")
+def test_a_run_in_a_bucket_has_its_page_there(bucket: str, tmp_path: Path, local_ray: None) -> None:
+    from pipeline.storage.files import find, open_location, read_object
+
+    fs, path = open_location(bucket, "INPUT")
+    for photo in sorted((TESTDATA / "coco/images/val2017").glob("*.jpg"))[:5]:
+        fs.put_file(str(photo), f"{path}/lake/{photo.name}")
+    options = LabelOptions(
+        f"{bucket}/lake", f"{bucket}/out", model="shapes-tiny", score_threshold=0.0
+    )
+    assert label(options) == 0
+    (name,) = [name for name in find(fs, f"{path}/out/_runs") if name.endswith("report.html")]
+    page = read_object(fs, name).decode()
+    assert page.count("data:image/jpeg") == 5
+    assert "No picture" not in page

@@ -1,0 +1,177 @@
+"""Pictures of a run: from files, archives and S3, and what becomes of those that cannot be had."""
+
+import io
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.report import pictures
+from jobs.report.pictures import (
+    Box,
+    PictureReader,
+    Place,
+    data_uri,
+    drawn,
+    planned_now,
+    planned_then,
+)
+from model.resize import ResizeRule
+from pipeline.plan.plan import plan
+from pipeline.schema import Member, Shard
+from pipeline.storage.files import join, open_location
+from tests.support.committed import commit_run, make_target
+
+SIZE = ResizeRule(shorter=40, longest=80)
+
+
+def encoded(shade: int, orientation: int = 1) -> bytes:
+    """A JPEG of 80 x 40, its left half black, the right of that `shade`."""
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 40:] = shade
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def write_lake(folder: Path) -> None:
+    (folder / "turned.jpg").write_bytes(encoded(250, orientation=6))
+    (folder / "plain.jpg").write_bytes(encoded(200))
+    (folder / "broken.jpg").write_bytes(encoded(90)[:300])
+    with tarfile.open(folder / "many.tar", "w") as archive:
+        for number in range(6):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            data = encoded(100 + 20 * number)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    rows = pa.table({"image": [encoded(60), encoded(80)]})
+    pq.write_table(rows, folder / "rows.parquet")
+
+
+def shades(found: list[pictures.Picture]) -> list[int | None]:
+    """The brightest corner of each, in tens."""
+    corners = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
+    return [
+        None if one.pixels is None else round(max(one.pixels[c].mean() for c in corners), -1)
+        for one in found
+    ]
+
+
+def places_of(shards: list[Shard]) -> list[Place]:
+    wanted = {"files": [0, 1, 2], "tar": [1, 4], "parquet": [1]}
+    return [Place(shard, k) for shard in shards for k in wanted[shard.kind]]
+
+
+def check(found: list[pictures.Picture], shards: list[Shard]) -> None:
+    by_kind = dict(zip([(p.shard.kind, p.index) for p in places_of(shards)], found, strict=True))
+    names = [m.uri.rsplit("/", 1)[1] for s in shards if s.kind == "files" for m in s.members]
+    files = {name: by_kind["files", k] for k, name in enumerate(names)}
+    assert shades([files["turned.jpg"], files["plain.jpg"]]) == [250, 200]
+    assert files["turned.jpg"].pixels is not None
+    assert files["turned.jpg"].pixels.shape == (80, 40, 3)
+    assert files["broken.jpg"].pixels is None
+    assert files["broken.jpg"].why.startswith(("truncated", "undecodable"))
+    assert shades([by_kind["tar", 1], by_kind["tar", 4], by_kind["parquet", 1]]) == [120, 180, 80]
+
+
+def test_pictures_of_files_and_archives_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    write_lake(tmp_path)
+    shards = list(plan(str(tmp_path)).shards)
+    with PictureReader(SIZE, seconds=60) as reader:
+        check(reader.fetch(places_of(shards)), shards)
+        again = reader.fetch(places_of(shards)[::-1])  # the same processes serve once more
+        check(again[::-1], shards)
+
+
+def test_pictures_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, bucket: str) -> None:
+    write_lake(tmp_path)
+    fs, path = open_location(bucket, "INPUT")
+    for file in tmp_path.iterdir():
+        fs.put_file(str(file), f"{path}/lake/{file.name}")
+    found_now = plan(f"{bucket}/lake").shards
+    found_now.put(join(bucket, "out/_runs/1/plan.parquet"))
+    shards = list(found_now)
+    commit_run(make_target(f"{bucket}/out", "1"), f"{bucket}/lake", [], {})
+    planned = planned_then(f"{bucket}/out", "1")
+    assert sorted(planned.archives) == sorted(planned_now(found_now).archives)
+    found = planned.find([shard.shard for shard in shards])
+    assert list(found.values()) == shards
+    with PictureReader(SIZE, seconds=60) as reader:
+        check(reader.fetch(places_of(list(found.values()))), shards)
+
+
+def test_what_is_gone_changed_or_too_large_is_said(tmp_path: Path) -> None:
+    write_lake(tmp_path)
+    shards = {shard.kind: shard for shard in plan(str(tmp_path)).shards}
+    for member in shards["files"].members:
+        Path(member.uri.removeprefix("file://")).unlink()
+    (tmp_path / "plain.jpg").write_bytes(encoded(10) + b"more")
+    huge = Shard("huge", "files", (Member("file:///none", "", pictures.MOST_BYTES + 1),))
+    places = [*(Place(shards["files"], k) for k in range(3)), Place(huge, 0)]
+    with PictureReader(SIZE, seconds=60) as reader:
+        found = reader.fetch([*places, Place(shards["tar"], 99)])
+    assert all(one.pixels is None for one in found)
+    assert sum(one.why.startswith("changed:") for one in found[:3]) == 1
+    assert sum("does not exist" in one.why for one in found[:3]) == 2
+    assert "more than 32 MiB" in found[3].why
+    assert "no more" in found[4].why
+
+
+def test_a_source_that_stands_still_costs_a_bounded_time(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "stuck.jpg")  # opening it waits for a writer for ever
+    stuck = Shard("s", "files", (Member(f"file://{tmp_path}/stuck.jpg", "", 100),))
+    with PictureReader(SIZE, seconds=1.0) as reader:
+        reader._wait()
+        began = time.monotonic()
+        (found,) = reader.fetch([Place(stuck, 0)])
+    assert found.pixels is None
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_store_that_is_gone_is_said_and_others_still_give_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETR_BATCH_STORE_PATIENCE", "0.5")  # seconds
+    write_lake(tmp_path)
+    (tar,) = [shard for shard in plan(str(tmp_path)).shards if shard.kind == "tar"]
+    away = Shard("s", "files", (Member("http://127.0.0.1:9/a.jpg", "", 100),))  # nobody listens
+    with PictureReader(SIZE, seconds=60) as reader:
+        found = reader.fetch([Place(away, 0), Place(tar, 1)])
+    assert "cannot be reached" in found[0].why
+    assert shades(found) == [None, 120]
+
+
+def test_boxes_are_drawn_where_they_are_and_texts_stay_within() -> None:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    box = Box((200.0, 100.0, 400.0, 300.0), "", "#ff0000")
+    picture = drawn(pixels, (600, 400), [box])  # at half the size
+    red = np.argwhere(picture[..., 0] == 255)
+    assert red.min(0).tolist() == [50, 100]
+    assert red.max(0).tolist() == [150, 200]
+    corner = Box((590.0, 0.0, 600.0, 5.0), "a long name 0.99", "#ff0000")
+    written = drawn(pixels, (600, 400), [corner])[..., 0] == 255
+    assert written[:, 150:].sum() > 500  # its ground, which does not leave the picture
+    assert not pixels.any()
+
+
+def test_a_data_uri_is_a_jpeg(tmp_path: Path) -> None:
+    import base64
+
+    kind, _, data = data_uri(np.full((20, 30, 3), 128, np.uint8)).partition(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert picture.size == (30, 20)
+
+
+@pytest.mark.parametrize("text", ["日本", "a\nb", "x" * 300, "$\\frac{"])
+def test_any_text_can_be_drawn(text: str) -> None:
+    drawn(np.zeros((30, 30, 3), np.uint8), (30, 30), [Box((1, 1, 9, 9), text, "#ffffff")])

@@ -1,0 +1,174 @@
+"""Job servers that are not what they should be: another Ray, gone, silent, or reached by a slip."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from jobs.cli import main
+from jobs.submit import job_server
+from jobs.submit.shipped import ship
+from pipeline.storage.files import InputError
+
+LOG = "first\nsecond\nthird\n"
+
+
+class Server:
+    """Answers as Ray's job server does, on loopback; its first log breaks off."""
+
+    def __init__(self, ray: str = "2.60.0") -> None:
+        self.ray = ray
+        self.logs_asked = 0
+        self.asked: list[str] = []
+
+    def application(self) -> web.Application:
+        found = web.Application()
+        found.router.add_get("/api/version", self.version)
+        found.router.add_get("/api/jobs/", self.jobs)
+        found.router.add_get("/api/jobs/{job}", self.job)
+        found.router.add_get("/api/jobs/{job}/logs/tail", self.tail)
+        return found
+
+    async def version(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        return web.json_response({"version": "4", "ray_version": self.ray, "ray_commit": ""})
+
+    async def jobs(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        return web.json_response([])
+
+    async def job(self, request: web.Request) -> web.Response:
+        ended = self.logs_asked > 1
+        return web.json_response(
+            {
+                "type": "SUBMISSION",
+                "entrypoint": "python",
+                "submission_id": request.match_info["job"],
+                "status": "FAILED" if ended else "RUNNING",
+                "driver_exit_code": 3 if ended else None,
+            }
+        )
+
+    async def tail(self, request: web.Request) -> web.WebSocketResponse:
+        self.logs_asked += 1
+        answer = web.WebSocketResponse()
+        await answer.prepare(request)
+        if self.logs_asked == 1:
+            await answer.send_str(LOG[:9])
+            assert request.transport is not None
+            request.transport.abort()
+        else:
+            await answer.send_str(LOG)
+            await answer.close()
+        return answer
+
+
+@contextmanager
+def running(server: Server) -> Iterator[str]:
+    """Its URL."""
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(server.application())
+
+    async def begin() -> int:
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port: int = runner.addresses[0][1]
+        return port
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    port = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def followed(client: job_server.Client) -> int:
+    """In a thread of its own: the browser of other tests holds an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(job_server.follow, client, "job-1").result()
+
+
+def test_cluster_of_another_ray_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with running(Server("2.40.0")) as address:
+        assert main(["submit", "s3://b/in", "s3://b/out", "--address", address]) == 2
+    assert "runs Ray 2.40.0, and detr-batch needs" in capsys.readouterr().err
+
+
+def test_the_address_that_is_named_is_the_one_that_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named, other = Server(), Server()
+    with running(named) as address, running(other) as elsewhere:
+        for name in job_server.OVERRIDES:
+            monkeypatch.setenv(name, elsewhere)
+        words = ["submit", "s3://b/in", "s3://b/out", "--address", address, "--status"]
+        assert main(words) == 2
+    assert "knows no job" in capsys.readouterr().err
+    assert named.asked
+    assert not other.asked
+
+
+def test_a_log_goes_on_where_its_connection_broke_off(capsys: pytest.CaptureFixture[str]) -> None:
+    server = Server()
+    with running(server) as address:
+        assert followed(job_server.connect(address)) == 3
+    assert capsys.readouterr().out == LOG
+
+
+def test_a_reader_that_has_seen_enough_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    with running(Server()) as address:
+        client = job_server.connect(address)
+        monkeypatch.setattr("builtins.print", closed)
+        with pytest.raises(BrokenPipeError):
+            followed(client)
+
+
+def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_server, "PATIENCE", 1.0)
+    with running(Server()) as address:
+        client = job_server.connect(address)
+    with pytest.raises(RuntimeError, match="does not answer any more"):
+        followed(client)
+
+
+def test_a_server_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_server, "ANSWER_SECONDS", 1.0)
+    refused = pytest.raises(InputError, match="no job server of Ray answers there")
+    with socket.create_server(("127.0.0.1", 0)) as silent, refused:
+        job_server.connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["http://user:hunter2@127.0.0.1:1", "https://u:hunter2@[::1]"])
+def test_passwords_of_addresses_are_not_shown(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "s3://b/in", "s3://b/out", "--address", address]) == 2
+    said = capsys.readouterr().err
+    assert "hunter2" not in said
+    assert "no job server of Ray answers there" in said
+
+
+def test_only_code_goes_along(tmp_path: Path) -> None:
+    ship(tmp_path)
+    sent = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert {f for f in sent if f.startswith("infra/")} == {"infra/__init__.py", "infra/prices.yaml"}
+    kinds = {Path(file).suffix for file in sent}
+    assert kinds == {".py", ".yaml", ".json", ".css", ".j2", ".safetensors", ""}
+    assert [file for file in sent if not Path(file).suffix] == [
+        f"detr_batch-{version('detr-batch')}.dist-info/METADATA"
+    ]

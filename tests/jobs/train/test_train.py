@@ -1,0 +1,152 @@
+"""Training: it goes on where it was stopped, learns what it is shown, and takes new classes."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from jobs.cli import main
+from jobs.train.data import CocoDataset, ScenesForTraining
+from jobs.train.train import TrainOptions, steps, train
+from model.checkpoint import read_weights
+from model.resize import ResizeRule
+from model.zoo import PACKAGED, create_model
+
+
+def short(output: Path, **other: int) -> TrainOptions:
+    options = TrainOptions(output, steps=4, batch_size=2, warmup=2, precision="fp32")
+    return replace(options, evaluate_every=2, evaluate_images=2, **other)  # type: ignore[arg-type]
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    weights, _ = read_weights(folder / "model.safetensors")
+    return weights
+
+
+def test_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    train(short(tmp_path / "whole"))
+    stopped = short(tmp_path / "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.train.train.steps", only(2))
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped)
+    train(stopped, resume=True)
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-3, msg=name)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(stopped, resume=True)
+    started = create_model("shapes-tiny", "random", training=True).state_dict()
+    assert any(not started[name].half().equal(whole[name]) for name in whole)
+
+
+def only(count: int) -> Callable[..., Iterator[tuple[int, float]]]:
+    """`steps` of a user who presses Ctrl-C after this many."""
+
+    def interrupted(*arguments: Any) -> Iterator[tuple[int, float]]:
+        for step, loss in steps(*arguments):
+            yield step, loss
+            if step == count:
+                raise KeyboardInterrupt
+
+    return interrupted
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Two pictures with a red and a blue square, in COCO's format, with ids of its own."""
+    images, annotations = [], []
+    for index, colour in enumerate(["red", "blue"]):
+        picture = Image.new("RGB", (120, 90), "white")
+        picture.paste(colour, (20, 30, 60, 70))
+        picture.save(tmp_path / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "width": 120, "height": 90})
+        annotations.append(
+            {
+                "id": index + 1,
+                "image_id": index,
+                "category_id": 3 + 2 * index,
+                "bbox": [20, 30, 40, 40],  # without area and iscrowd, as some tools write it
+            }
+        )
+    categories = [{"id": 3, "name": "red"}, {"id": 5, "name": "blue"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
+    command = ["train", str(dataset / "out"), "--model", "shapes-tiny", "--steps", "2"]
+    command += ["--weights", str(PACKAGED), "--batch-size", "2", "--evaluate-every", "2"]
+    command += ["--images", str(dataset), "--annotations", str(dataset / "instances.json")]
+    assert main(command) == 0
+    net = create_model("shapes-tiny", str(dataset / "out" / "model.safetensors"))
+    assert net.config.labels == ("", "", "", "red", "", "blue")
+    assert net(torch.rand(1, 3, 64, 64)).pred_logits.shape == (1, 60, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "gone", "--annotations", "instances.json"], "gone does not exist"),
+        (["--images", "."], "--images needs --annotations"),
+        (["--images", ".", "--annotations", "empty.json"], "names no images"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--resume"], "there is no"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(dataset)
+    empty = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    Path("empty.json").write_text(json.dumps(empty))
+    assert main(["train", "out", "--evaluate-images", "1", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_published_model_takes_new_classes(dataset: Path) -> None:
+    command = ["train", str(dataset / "out"), "--model", "deformable-detr", "--steps", "1"]
+    command += ["--weights", "random", "--batch-size", "1", "--precision", "fp32"]
+    command += ["--images", str(dataset), "--annotations", str(dataset / "instances.json")]
+    assert main(command) == 0
+    net = create_model("deformable-detr", str(dataset / "out" / "model.safetensors"))
+    assert net.config.num_classes == 6
+
+
+def test_mirrored_boxes_follow_their_picture(dataset: Path) -> None:
+    rule = ResizeRule(shorter=90, longest=120)
+    flipping = CocoDataset(dataset, dataset / "instances.json", rule, flip=True)
+    seen = set()
+    for attempt in range(20):
+        torch.manual_seed(attempt)
+        sample = flipping[0]
+        left, top, right, low = 20, 30, 60, 70
+        cx = float(sample.target.boxes[0, 0])
+        if cx > 0.5:
+            left, right = 60, 100
+        inside = sample.image[top + 2 : low - 2, left + 2 : right - 2].float().mean((0, 1))
+        assert inside.tolist() == pytest.approx([255, 0, 0], abs=2)
+        seen.add(cx > 0.5)
+    assert seen == {True, False}
+
+
+def test_scenes_of_a_batch_share_a_size_and_are_drawn_again_alike() -> None:
+    scenes = ScenesForTraining(0, 8, 4, ResizeRule(96, 192, 32))
+    assert len({scenes[i].image.shape for i in range(4)}) == 1
+    assert all(side % 32 == 0 for i in (0, 4) for side in scenes[i].image.shape[:2])
+    assert scenes[5].image.equal(scenes[5].image)
+    assert not scenes[5].image.equal(scenes[4].image)

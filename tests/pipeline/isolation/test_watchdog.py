@@ -1,0 +1,59 @@
+"""A flow from which nothing comes ends by itself."""
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from pipeline.isolation.watchdog import Stalled, unstalled
+
+
+def slowly(waits: list[float]) -> Iterator[int]:
+    for number, seconds in enumerate(waits):
+        time.sleep(seconds)
+        yield number
+
+
+def test_what_comes_in_time_passes() -> None:
+    assert list(unstalled(slowly([0.3, 0.3, 0.3]), 0.6)) == [0, 1, 2]
+
+
+def test_what_stands_still_ends() -> None:
+    found = unstalled(slowly([0, 60]), 0.5)
+    assert next(found) == 0
+    with pytest.raises(Stalled, match="nothing was labelled"):
+        next(found)
+
+
+def test_errors_pass_through() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        list(unstalled(broken(), 5))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_rays_waiting_is_interrupted() -> None:
+    def stuck(row: dict[str, int]) -> dict[str, int]:
+        time.sleep(600)
+        return row
+
+    flow = ray.data.from_items([{"x": 1}]).map(stuck)
+    began = time.monotonic()
+    with pytest.raises(Stalled):
+        list(unstalled(flow.iter_batches(), 5))
+    assert time.monotonic() - began < 60
+
+
+def test_it_ends_where_interrupts_are_ignored() -> None:
+    """As in commands that a shell starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(Stalled):
+            list(unstalled(slowly([60]), 0.3))
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,160 @@
+"""What lies under INPUT, whatever its names, is planned once; what is no input is not."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.plan.digests import Objects, digests, named, newest, places, versions
+from pipeline.plan.plan import plan
+from pipeline.plan.shards import kept, plan_tables
+from pipeline.schema import Member, Shard
+from pipeline.storage.files import InputError
+from tests.support.samples import encoded, jpeg, prepared, write_tar
+
+
+def test_links_and_names_of_cameras_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "_DSC0001.JPG").write_bytes(jpeg())
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "real" / "_DSC0001.JPG")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "_notes.json").write_text("{}")
+    names = [Path(row["image_id"]).name for row in prepared(tmp_path)]
+    assert names == ["link.jpg", "_DSC0001.JPG"]
+
+
+def test_output_within_input_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    output = tmp_path / "labels"
+    (output / "images").mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1]}), output / "images" / "part.parquet")
+    found = plan(str(tmp_path), output=str(output))
+    assert [shard.kind for shard in found.shards] == ["files"]
+    assert found.ignored == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "limits", "images"),
+    [(3, [3], 3), (5, [None], 5), (8, [None, 3], 8), (99, [None] * 3, 11)],
+)
+def test_limit_counts_what_archives_hold(
+    limit: int, limits: list[int | None], images: int, tmp_path: Path
+) -> None:
+    write_tar(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(5)})
+    pq.write_table(pa.table({"jpg": [jpeg()] * 5}), tmp_path / "b.parquet")
+    (tmp_path / "c.tar").write_bytes(b"no archive")
+    shards = plan(str(tmp_path), limit=limit).shards
+    assert [shard.limit for shard in shards] == limits
+    assert sum(len(encoded(shard)) for shard in shards) == images
+
+
+def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> None:
+    for name in ("a.jpg", "sub/b.png", "sub/note.txt", "_hidden/c.jpg", ".d.jpg", "misnamed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg())
+    whole = plan(str(tmp_path))
+    (shard,) = whole.shards
+    members = shard.members
+    names = [member.uri.removeprefix(f"file://{tmp_path}/") for member in members]
+    assert names == ["a.jpg", "misnamed", "sub/b.png"]
+    assert whole.ignored == 1
+    whole.shards.put(str(tmp_path / "kept" / "plan.parquet"))
+    again = kept(plan_tables(str(tmp_path / "kept" / "plan.parquet")))
+    assert list(again) == [shard]
+    seen = newest([Objects(versions([(members[0].uri, members[0].etag)]))], lambda: iter([]))
+    (rest,) = plan(str(tmp_path), known=seen, output=str(tmp_path / "kept")).shards
+    assert len(rest.members) == 2
+
+
+def test_objects_are_known_by_both_halves_of_their_digests() -> None:
+    among = np.array([[1, 5], [2, 1], [2, 3], [2, 8], [9, 0]], np.uint64).T
+    wanted = np.array([[2, 8], [2, 4], [9, 0], [9, 1], [0, 5], [1, 5], [2, 1], [7, 7]], np.uint64).T
+    assert places(wanted, among).tolist() == [3, -1, 4, -1, -1, 0, 1, -1]
+
+
+def test_the_last_labels_of_an_object_are_known_and_the_names_of_those_that_left(
+    tmp_path: Path,
+) -> None:
+    nights = [
+        Objects(versions([("x", "1"), ("y", "1"), ("z", "2")])),
+        Objects(versions([("y", "3"), ("x", "1")]), of_input=False),
+        Objects(versions([("z", "2")]), labelled=False),
+    ]
+    night = newest(nights, lambda: iter([pa.array(["x", "y", "x"]), pa.array(["y", "z"])]))
+    at = places(digests("xyz"), night.uris)
+    assert (night.etags[:, at] == digests(["1", "3", "2"])).all()
+    assert night.labelled[at].tolist() == [True, True, False]
+    assert night.of_input.all()
+    assert named(night.uris, night.names).to_pylist() == ["x", "y", "z"]
+
+
+def test_missing_and_empty_input_are_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        plan(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nothing to label"):
+        plan(str(tmp_path))
+
+
+def test_list_of_urls(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "list.txt").write_text(f"# photos\na.jpg\n\n{tmp_path}/gone.jpg\na.jpg\n")
+    rows = prepared(tmp_path / "list.txt")
+    assert [row["status"] for row in rows] == ["ok", "unreadable"]
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A picture under /ok, and the status that other paths name."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        body = jpeg() if self.path.startswith("/ok") else b""
+        self.send_response(200 if body else int(self.path.strip("/").split(".")[0]))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_list_of_places_of_many_kinds(web: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    write_tar(tmp_path / "t.tar", {"x.jpg": jpeg()})
+    lines = [f"{web}/ok.jpg?size=large", f"{web}/404.jpg", f"{web}/403.jpg", "a.jpg", "./a.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, "t.tar"]))
+    rows = {row["image_id"]: row["status"] for row in prepared(tmp_path / "list.txt")}
+    assert rows == {
+        f"{web}/ok.jpg?size=large": "ok",
+        f"{web}/404.jpg": "unreadable",
+        f"{web}/403.jpg": "unreadable",
+        f"file://{tmp_path}/a.jpg": "ok",
+        f"file://{tmp_path}/t.tar#x": "ok",
+    }
+
+
+def test_a_server_in_trouble_is_no_word_about_an_image(web: str, tmp_path: Path) -> None:
+    members = tuple(Member(f"{web}/{name}", "e", -1) for name in ("ok.jpg", "503.jpg"))
+    with pytest.raises(Exception, match="503"):
+        encoded(Shard("list", "files", members))
+    with pytest.raises(Exception, match="503"):
+        encoded(Shard("tar", "tar", (Member(f"{web}/503.tar", "e", -1),)))

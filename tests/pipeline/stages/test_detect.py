@@ -1,0 +1,178 @@
+"""A detector whose memory is confined by the system labels all the same."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from jobs.accounting.tally import Tally
+from jobs.label.progress import show
+from model.predictor import Pending, Predictor
+from pipeline.schema import PREPARED, Receipt
+from pipeline.stages.detect import Detector, DetectorSpec
+from tests.chaos.harness import INJECTED
+
+CONFINED = """
+import json, resource
+import numpy as np, pyarrow as pa
+from pathlib import Path
+from pipeline.stages.detect import Detector, DetectorSpec
+from pipeline.schema import PREPARED
+
+def pictures(count):
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 640, 640, 3), np.uint8)
+    return pa.Table.from_pylist(
+        [
+            {"image_id": str(i), "shard": "s", "index_in_shard": i, "status": "ok", "width": 640,
+             "height": 640, "pixels": pixels[i].tobytes(), "rows": 640, "columns": 640}
+            for i in range(count)
+        ],
+        schema=PREPARED,
+    )
+
+detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 16, "test"))
+alone = detector(pictures(1))
+lines = Path("/proc/self/status").read_text().splitlines()
+held = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (held + (MEMORY << 20),) * 2)
+for _ in range(2):
+    found = detector(pictures(16))
+print(json.dumps({
+    "statuses": sorted(set(found["status"].to_pylist())),
+    "limits": sorted(set(found["batch_limit"].to_pylist()), key=str),
+    "same": found["boxes"][0].as_py()[0]["label_id"] == alone["boxes"][0].as_py()[0]["label_id"],
+}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is confined by Linux's means")
+def test_a_batch_larger_than_memory_is_halved_and_stays_so() -> None:
+    """Sixteen pictures take 1,600 MiB, four 370."""
+    code = CONFINED.replace("MEMORY", "600")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["statuses"] == ["ok"] and found["same"]
+    (limit,) = found["limits"]
+    assert limit in (1, 2, 4, 8)
+
+
+def test_two_calls_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    spec = DetectorSpec("shapes-tiny", "random", device, "fp32", 0.0, 2, "two calls")
+    detector = Detector(spec)
+    random = np.random.default_rng(0)
+    sides = [(96, 128), (96, 128), (64, 160), (96, 128), (90, 70)]
+    tables = []
+    for name in ("a", "b"):
+        rows = [
+            {
+                "image_id": f"{name}{i}",
+                "shard": name,
+                "index_in_shard": i,
+                "status": "ok",
+                "width": side[1],
+                "height": side[0],
+                "rows": side[0],
+                "columns": side[1],
+                "pixels": random.integers(0, 255, (*side, 3), np.uint8).tobytes(),
+            }
+            for i, side in enumerate(sides)
+        ]
+        tables.append(pa.Table.from_pylist(rows, schema=PREPARED))
+    kept = ["image_id", "status", "boxes"]
+    expected = [detector(table).select(kept) for table in tables]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(detector, tables * 3))
+    took = time.perf_counter() - began
+    for table, theirs in zip(found, expected * 3, strict=True):
+        assert table.select(kept).equals(theirs)
+    counted = sum(sum(table["detect_seconds"].to_pylist()) for table in found)
+    assert 0 < counted <= took  # no moment counts for both
+
+
+def test_seconds_are_the_devices_where_it_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch that was too large, those of its halves."""
+    monkeypatch.setattr(Pending, "device_seconds", property(lambda self: 6.0))
+    submit = Predictor.submit
+
+    def submit_few(self: Predictor, images: Sequence[Tensor], sizes: Tensor) -> Pending:
+        if len(images) > 2:
+            raise MemoryError("more than two images")
+        return submit(self, images, sizes)
+
+    monkeypatch.setattr(Predictor, "submit", submit_few)
+    detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 3, "seconds"))
+    pixels = np.zeros((64, 64, 3), np.uint8).tobytes()
+    common = {"shard": "s", "status": "ok", "pixels": pixels}
+    sides = dict.fromkeys(("width", "height", "rows", "columns"), 64)
+    rows = [{"image_id": str(i), "index_in_shard": i, **common, **sides} for i in range(5)]
+    found = detector(pa.Table.from_pylist(rows, schema=PREPARED))
+    assert found["status"].to_pylist() == ["ok"] * 5
+    # Three, as one and two; from then on one at a time.
+    assert found["detect_seconds"].to_pylist() == [4.0, 4.0, 4.0, 6.0, 6.0]
+
+
+STANDING_STILL = """
+import json
+import numpy as np, pyarrow as pa
+import pipeline.stages.detect
+from pipeline.stages.detect import Detector, DetectorSpec
+from pipeline.schema import PREPARED
+
+pipeline.stages.detect.DETECT_SECONDS = 3.0
+colours = [(10, 20, 30), (255, 255, 0), (30, 20, 10)]
+rows = [
+    {"image_id": str(i), "shard": "s", "index_in_shard": i, "status": "ok", "width": 64,
+     "height": 64, "pixels": np.full((64, 64, 3), colour, np.uint8).tobytes(), "rows": 64,
+     "columns": 64}
+    for i, colour in enumerate(colours)
+]
+spec = DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 8, "SESSION")
+found = Detector(spec)(pa.Table.from_pylist(rows, schema=PREPARED))
+print(json.dumps(found.select(["status", "error"]).to_pylist()))
+"""
+
+
+@pytest.mark.slow
+def test_a_picture_over_which_the_device_stands_still_is_given_up(tmp_path: Path) -> None:
+    """As Ray would, the process is started anew until it gives an answer."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(INJECTED), os.getcwd()]),
+        "DETR_BATCH_FAULTS": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+    }
+    for session in ("first", "second"):  # another command begins without notes
+        command = [sys.executable, "-c", STANDING_STILL.replace("SESSION", session)]
+        ended = []
+        for _ in range(5):
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            ended.append(done.returncode)
+            if not done.returncode:
+                break
+            assert "more than 3 s for a batch" in done.stderr
+        assert ended == [1, 1, 1, 0]  # the batch, and twice the picture alone
+        rows = json.loads(done.stdout.splitlines()[-1])
+        assert [row["status"] for row in rows] == ["ok", "timed_out", "ok"]
+        assert "took more than 3 s, 2 times" in rows[1]["error"]
+
+
+def test_the_run_says_once_that_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = (None, 4, 4, 2, None)
+    tally = Tally()
+    show([Receipt("file", ("s",), 1, 0, batch_limit=limit) for limit in limits], tally)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("does not hold as many pictures") == 1
+    assert tally.batch_limit == 2

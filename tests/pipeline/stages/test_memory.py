@@ -1,0 +1,116 @@
+"""What readers and preparers hold at most, whatever lies in the lake."""
+
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.samples import jpeg
+
+# MiB. (A row group of a gigabyte is one page as pyarrow writes it, which is read as a whole.)
+MOST = {"worker": 512, "reader": 2_560, "decoder": 2_048}
+FLOW = """
+import json, sys
+from collections import Counter
+from model.resize import ResizeRule
+from pipeline.stages import read
+from pipeline.plan.plan import plan
+from pipeline.stages.prepare import Preparer
+statuses = Counter()
+preparer = Preparer(ResizeRule(800, 1333))
+for shard in plan(sys.argv[1]).shards:
+    for table in read.read_shard(shard):
+        for block in preparer(table):
+            statuses.update(block["status"].to_pylist())
+
+def peak(pid):  # MiB; what `getrusage` says begins with what the parent held
+    lines = open(f"/proc/{pid}/status").read().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
+
+peaks = {"worker": peak("self"), "reader": peak(read._child._process.pid),
+         "decoder": peak(preparer.child._process.pid)}
+print(json.dumps({"statuses": statuses, "peaks": peaks}))
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
+
+
+def flow(source: Path) -> dict[str, Any]:
+    """Read and prepare all of it in a process of its own: statuses, and MiB held at most."""
+    done = subprocess.run([sys.executable, "-c", FLOW, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert all(found["peaks"][process] < most for process, most in MOST.items())
+    return found
+
+
+def png_of_zeros(width: int, height: int) -> bytes:
+    """A picture whose rows compress to next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + width // 8)
+    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def as_if(content: bytes, width: int, height: int) -> bytes:
+    """A JPEG whose header says another size."""
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + struct.pack(">HH", height, width) + content[at + 4 :]
+
+
+def test_bombs_and_giants_are_refused_by_their_headers(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_of_zeros(40_000, 30_000))
+    (tmp_path / "giant.jpg").write_bytes(as_if(jpeg(), 40_000, 30_000))
+    (tmp_path / "largest.png").write_bytes(png_of_zeros(10_000, 10_000))
+    assert flow(tmp_path)["statuses"] == {"too_many_pixels": 2, "ok": 1}
+
+
+@pytest.mark.slow
+def test_ten_thousand_tiny_pictures(tmp_path: Path) -> None:
+    for index in range(10_000):
+        (tmp_path / f"{index:05}.jpg").write_bytes(jpeg(index % 7))
+    assert flow(tmp_path)["statuses"] == {"ok": 10_000}
+
+
+@pytest.mark.slow
+def test_a_tar_of_two_gigabytes_with_a_huge_member(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for name in ("a.jpg", "z.jpg"):
+            path = tmp_path / f"{name}.part"
+            path.write_bytes(jpeg())
+            archive.add(path, name)
+            if name == "a.jpg":
+                with (tmp_path / "huge").open("wb") as file:
+                    file.truncate(2 << 30)
+                archive.add(tmp_path / "huge", "huge.jpg")
+    assert flow(tmp_path / "t.tar")["statuses"] == {"ok": 2, "too_large": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_parquet_file_of_one_row_group_of_a_gigabyte(tmp_path: Path, compression: str) -> None:
+    noise = np.random.default_rng(0).bytes(4 << 20)
+    schema = pa.schema([("image", pa.large_binary())])
+    with pq.ParquetWriter(tmp_path / "p.parquet", schema, compression=compression) as writer:
+        rows = [jpeg(i) + noise for i in range(256)]
+        writer.write_table(pa.table({"image": rows}, schema=schema), row_group_size=1000)
+    assert pq.read_metadata(tmp_path / "p.parquet").num_row_groups == 1
+    assert flow(tmp_path / "p.parquet")["statuses"] == {"ok": 256}

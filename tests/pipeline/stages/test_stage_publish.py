@@ -1,0 +1,148 @@
+"""Staged blocks: nothing overwrites another's work, and what is published is whole and in order."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.output.catalog import committed_runs
+from pipeline.plan.remaining import Staged
+from pipeline.schema import DETECTED, DETECTIONS, IMAGES
+from pipeline.stages.publish import PublishTarget, ReconcileError, parts, publish_part, reconcile
+from pipeline.stages.stage import stage
+from pipeline.stages.staged import staged
+from tests.support.committed import commit_run, make_target
+
+BOX = {"label_id": 1, "score": 0.5, "x_min": 0.0, "y_min": 1.0, "x_max": 2.0, "y_max": 3.0}
+
+
+def block(shard: str, indices: list[int], size: int | None = None, boxes: int = 1) -> pa.Table:
+    """Rows of a shard; the last one says how many the shard has."""
+    rows: list[dict[str, Any]] = [
+        {
+            "image_id": str(index),  # as from an id column: not unique among shards
+            "uri": shard,
+            "shard": shard,
+            "index_in_shard": index,
+            "shard_size": size if index == indices[-1] else None,
+            "etag": "e",
+            "status": "ok",
+            "boxes": [{**BOX, "score": 0.9 - 0.1 * k} for k in range(boxes)],
+            "processed_at": datetime.now(UTC),
+        }
+        for index in indices
+    ]
+    return pa.Table.from_pylist(rows, schema=DETECTED)
+
+
+def complete(found: Staged) -> set[str]:
+    """Shards of which every image is staged."""
+    return set(found.shards.filter(pa.array(found.found == found.sizes)).to_pylist())
+
+
+def target(folder: Path) -> PublishTarget:
+    return make_target(folder, "run", ("", "circle"), str(folder / "_staging"))
+
+
+def test_shards_with_equal_ids_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    staging = str(tmp_path / "_staging")
+    receipts = [stage(block(shard, [0, 1], size=2), staging) for shard in ("a", "b")]
+    assert receipts[0].file != receipts[1].file
+    result = staged(staging)
+    assert complete(result) == {"a", "b"}
+    reconcile(["a", "b"], result)
+
+
+def test_a_task_that_runs_again_overwrites_its_own_block(tmp_path: Path) -> None:
+    staging = str(tmp_path / "_staging")
+    first, again = (stage(block("a", [0, 1], size=2), staging) for _ in range(2))
+    assert first.file == again.file
+    assert len(list((tmp_path / "_staging").iterdir())) == 1
+
+
+def test_missing_images_are_not_published(tmp_path: Path) -> None:
+    staging = str(tmp_path / "_staging")
+    stage(block("a", [0, 1]), staging)
+    stage(block("a", [3], size=4), staging)
+    with pytest.raises(ReconcileError, match="a: 3 of 4"):
+        reconcile(["a"], staged(staging))
+    with pytest.raises(ReconcileError, match="b: 0 of an unknown number"):
+        reconcile(["b"], staged(staging))
+
+
+def test_published_rows_are_sorted_and_unique(tmp_path: Path) -> None:
+    goal = target(tmp_path)
+    for indices, size in (([2, 3], 4), ([0, 1], None), ([1, 2], None)):
+        stage(block("a", indices, size, boxes=2), goal.staging)
+    stage(block("b", [0], 1, boxes=0), goal.staging)
+    result = staged(goal.staging)
+    reconcile(["a", "b"], result)
+    files = [f for part in parts(["b", "a"], result) for f in publish_part(part, goal)]
+    assert committed_runs(str(tmp_path)) == []
+    commit_run(goal, "s3://lake/photos", files, {"ok": 5})
+    (manifest,) = committed_runs(str(tmp_path))
+    assert manifest["input"] == "s3://lake/photos"
+    tables = {f["path"].split("/")[0]: pq.read_table(tmp_path / f["path"], partitioning=None)
+              for f in manifest["files"]}  # fmt: skip
+    assert tables["images"].schema.equals(IMAGES)
+    assert tables["detections"].schema.equals(DETECTIONS)
+    places = tables["images"].select(["shard", "index_in_shard", "num_detections"]).to_pylist()
+    assert [tuple(row.values()) for row in places] == [
+        ("a", 0, 2), ("a", 1, 2), ("a", 2, 2), ("a", 3, 2), ("b", 0, 0),
+    ]  # fmt: skip
+    assert sorted(tables["detections"]["detection"].to_pylist()) == [0] * 4 + [1] * 4
+    scores = tables["detections"]["score"].to_pylist()
+    assert scores == sorted(scores, reverse=True)  # of one label
+    assert set(tables["detections"]["label"].to_pylist()) == {"circle"}
+
+
+def test_images_of_several_files_count_once_as_they_are_published(tmp_path: Path) -> None:
+    """Blocks that a task cut otherwise when it ran again, and one that another copied."""
+    goal = target(tmp_path)
+    random = np.random.default_rng(0)
+    for _ in range(12):
+        chosen = sorted(random.choice(20, 6, replace=False).tolist())
+        rows = block("a", chosen, 20 if chosen[-1] == 19 else None)
+        status = pa.array(random.choice(["ok", "truncated", "undecodable"], 6))
+        stage(rows.set_column(rows.column_names.index("status"), "status", status), goal.staging)
+    stage(block("a", list(range(20)), 20), goal.staging)
+    stage(block("b", [0, 1, 3], 4), goal.staging)
+    result = staged(goal.staging)
+    assert complete(result) == {"a"}
+    assert result.images == 23
+    (b,) = result.places(pa.array(["b"]))
+    assert result.done(b) == [(0, 2), (3, 4)]
+    stage(block("b", [2]), goal.staging)
+    result = staged(goal.staging)
+    reconcile(["a", "b"], result)
+    (part,) = parts(["a", "b"], result)
+    images = pq.read_table(tmp_path / publish_part(part, goal)[0].path, partitioning=None)
+    counts = Counter(images["status"].to_pylist())
+    assert counts.total() == 24
+    assert result.counts() == dict(counts)
+
+
+def test_a_run_without_one_box_has_tables_of_the_same_types(tmp_path: Path) -> None:
+    goal = target(tmp_path)
+    stage(block("a", [0, 1], 2, boxes=0), goal.staging)
+    (part,) = parts(["a"], staged(goal.staging))
+    files = publish_part(part, goal)
+    detections = pq.read_table(tmp_path / files[1].path, partitioning=None)
+    assert detections.schema.equals(DETECTIONS)
+    assert len(detections) == 0
+
+
+def test_a_run_that_was_replaced_counts_no_more(tmp_path: Path) -> None:
+    goals = [make_target(tmp_path, run_id, ("", "c"), str(tmp_path / "s")) for run_id in "12"]
+    for goal in goals:
+        stage(block("a", [0], 1), goal.staging)
+        (part,) = parts(["a"], staged(goal.staging))
+        replaced = [] if goal.run_id == "1" else ["1"]
+        commit_run(goal, "in", publish_part(part, goal), {"ok": 1}, replaced)
+    assert [run["run_id"] for run in committed_runs(str(tmp_path))] == ["2"]
+    assert [p.parent.name for p in sorted(tmp_path.glob("images/*/*"))] == ["run=2"]

@@ -1,0 +1,72 @@
+"""How long requests are repeated, and which."""
+
+import time
+from pathlib import Path
+
+import pytest
+from s3fs import S3FileSystem
+
+from pipeline.storage import retries
+from pipeline.storage.files import find, open_location, read_object
+from pipeline.storage.retries import retried
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PATIENCE", 60.0), ("PATIENCE_AT_FIRST", 2.0), ("FIRST_PAUSE", 0.01)):
+        monkeypatch.setattr(retries, name, value)
+    for name, value in (("person_waits", True), ("_answered", False), ("repeated", 0)):
+        monkeypatch.setattr(retries, name, value)
+
+
+def test_a_misspelt_endpoint_is_said_soon_whatever_disks_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_text("a")
+    for key, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "k")):
+        monkeypatch.setenv(f"AWS_{key}", value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    S3FileSystem.clear_instance_cache()
+    local, path = open_location(str(tmp_path), "OUTPUT")
+    assert list(find(local, path)) and read_object(local, f"{path}/a") == b"a"
+    fs, place = open_location("s3://lake/photos", "INPUT")
+    began = time.monotonic()
+    with pytest.raises(Exception, match="Could not connect"):
+        find(fs, place)
+    S3FileSystem.clear_instance_cache()
+    assert 0.5 < time.monotonic() - began < 8
+    assert retries.repeated > 2
+
+
+class Flaky:
+    """Fails so many times, then answers."""
+
+    def __init__(self, failures: int, error: Exception):
+        self.failures, self.error, self.calls = failures, error, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return "answer"
+
+
+def test_what_passes_is_repeated_and_counted() -> None:
+    assert retried(Flaky(3, ConnectionResetError())) == "answer"
+    assert retries.repeated == 3
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(), ValueError()])
+def test_what_says_something_about_the_object_is_not(error: Exception) -> None:
+    flaky = Flaky(1, error)
+    with pytest.raises(type(error)):
+        retried(flaky)
+    assert flaky.calls == 1 and retries.repeated == 0
+
+
+def test_repetition_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.02)
+    flaky = Flaky(1000, TimeoutError())
+    with pytest.raises(TimeoutError):
+        retried(flaky)
+    assert flaky.calls == retries.ATTEMPTS
