@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 from tests.infra.manifests import KUBERAY, ROOT
 
@@ -92,7 +93,9 @@ def sent(path: str) -> bool:
 
 
 def test_build_gets_the_packages_and_nothing_private() -> None:
-    for package in PYPROJECT["tool"]["setuptools"]["packages"]:
+    packages = find_packages(str(ROOT), **PYPROJECT["tool"]["setuptools"]["packages"]["find"])
+    assert {"model.ops", "jobs.output", "pipeline.stages", "infra"} <= set(packages)
+    for package in packages:
         assert sent(f"{package.replace('.', '/')}/__init__.py"), package
     for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items():
         folder = ROOT / package.replace(".", "/")
