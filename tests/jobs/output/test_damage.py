@@ -265,7 +265,7 @@ def test_damaged_blocks_are_computed_again(
     with monkeypatch.context() as patch:
         patch.setattr(dataflow, "FILES_PER_TASK", 1)
         patch.setattr("jobs.label.label.parts", damage_then_parts)
-        logged = warnings_of("pipeline.stages.stage", patch)
+        logged = warnings_of("pipeline.stages.staged", patch)
         assert main(label_into(output, weights)) == 1
     assert logged == [f"{first} was damaged and is removed: its images are computed again"]
     said = capsys.readouterr().err.splitlines()[-1]

@@ -45,7 +45,7 @@ def test_a_damaged_block_is_dropped(
     damage: str, blocks: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *others = blocks
-    logged = warnings_of("pipeline.stages.stage", monkeypatch)
+    logged = warnings_of("pipeline.stages.staged", monkeypatch)
     first.write_bytes(DAMAGES[damage](first.read_bytes()))
     result = staged(str(first.parent))
     assert result.files.to_pylist() == [path.name for path in others]
