@@ -13,19 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.batch_norm import FrozenBatchNorm2d
-from model.ops import by_triton, capability_of, warn_once
+from model.ops import by_triton, capability_of, undocumented, warn_once
 from model.ops.ways import CUDNN, RESIDUAL, way_of
 from model.padding import zero_padding
 
 BatchNorm: TypeAlias = nn.BatchNorm2d | FrozenBatchNorm2d
-
-
-def _by_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (
-        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
 
 
 def folded(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -86,7 +78,7 @@ class FusedConv2d(nn.Module):
         # convolutions of many channels three to eight times slower, and with it, which differs
         # from batch to batch, up to a sixth faster (one shared machine, medians of nine).
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
-        self.onednn = _by_onednn(weight.device, dtype)
+        self.onednn = undocumented.has_onednn(weight.device, dtype)
 
     def forward(
         self,
@@ -114,15 +106,10 @@ class FusedConv2d(nn.Module):
             finish_(y, self.bias, residual, relu, valid)
             return y
         padding, stride, dilation, groups = self.geometry
-        unary = "relu" if relu else None
         if self.onednn and residual is not None:
-            y = torch.ops.mkldnn._convolution_pointwise_.binary(
-                residual, x, self.weight, self.bias, *self.geometry, "add", 1, unary, [], None
-            )
+            y = undocumented.convolve_add_(residual, x, self.weight, self.bias, self.geometry, relu)
         elif self.onednn:
-            y = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.geometry, unary or "none", [], None
-            )
+            y = undocumented.convolve(x, self.weight, self.bias, self.geometry, relu)
         else:
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             y = y if residual is None else y.add_(residual)
@@ -151,19 +138,17 @@ class FusedLinear(nn.Module):
         super().__init__()
         self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
         self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
-        self.onednn = _by_onednn(self.weight.device, dtype)
+        self.onednn = undocumented.has_onednn(self.weight.device, dtype)
         self.triton = by_triton(self.weight.device)
         if self.onednn:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            self.weight = undocumented.pack_weight(self.weight)
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """`x` (..., C) -> (..., D)."""
         if self.onednn:
-            kind = "relu" if relu else "none"
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], None)
+            return undocumented.linear(x, self.weight, self.bias, relu)
         if relu and self.weight.device.type == "cuda":  # cuBLAS takes both in the same pass
-            rows = x.reshape(-1, x.shape[-1])
-            return torch._addmm_activation(self.bias, rows, self.weight.t()).view(*x.shape[:-1], -1)
+            return undocumented.linear_relu_on_gpu(x, self.weight, self.bias)
         y = F.linear(x, self.weight, self.bias)
         return y.relu_() if relu else y
 
@@ -175,9 +160,7 @@ class FusedLinear(nn.Module):
             y = F.linear(x, self.weight, self.bias)
             return add_norm(y, residual, norm.weight, norm.bias, norm.eps)
         if self.onednn:
-            y = torch.ops.mkldnn._linear_pointwise.binary(
-                x, residual, self.weight, self.bias, "add"
-            )
+            y = undocumented.linear_add(x, residual, self.weight, self.bias)
         else:
             y = F.linear(x, self.weight, self.bias).add_(residual)
         return norm(y)

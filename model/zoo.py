@@ -1,7 +1,6 @@
 """The named models, and `create_model`."""
 
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from model.checkpoint import State, load_state, read_weights
 from model.config import DeformableDetrConfig
 from model.deformable_detr import DeformableDetr, Padding
 from model.inference import prepare_for_inference
+from model.ops.undocumented import multiplies_bf16
 from model.weights import find_weights
 
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
@@ -87,17 +87,9 @@ def resolved_precision(precision: str, device: str) -> str:
         if torch.device(device).type == "cuda":
             capable = torch.cuda.get_device_capability(device) >= (8, 0)
         else:
-            capable = _cpu_multiplies_bf16()
+            capable = multiplies_bf16()
         return "bf16" if capable else "fp32"
     return precision
-
-
-def _cpu_multiplies_bf16() -> bool:
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return False
-    # Which says yes to any AVX-512, where oneDNN emulates bf16, slower than fp32.
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    return not x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def create_model(

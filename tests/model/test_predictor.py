@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import fused_layers, preprocess
+from model.ops import undocumented
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
 from model.predictor import Predictor
@@ -78,7 +79,7 @@ def test_a_gpu_never_waits_for_the_host(
     model: str, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run on tensors that have shapes alone: whoever looks into one raises, copies are seen."""
-    monkeypatch.setattr(fused_layers, "_by_onednn", lambda device, dtype: False)  # as on GPUs
+    monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
     for module in (fused_layers, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")
