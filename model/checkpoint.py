@@ -18,12 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.deformable_detr import DeformableDetr
+from model.errors import CheckpointError, DamagedCheckpoint
 
 State = dict[str, Tensor]
-
-
-class CheckpointError(ValueError):
-    """A weights file that cannot be used, and why."""
 
 
 # Names of transformers' layouts -> the original's, applied in order.
@@ -67,7 +64,7 @@ def read_weights(path: Path) -> tuple[State, dict[str, str]]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise CheckpointError(f"{path} is not a whole weights file: {reason}") from error
+        raise DamagedCheckpoint(f"{path} is not a whole weights file: {reason}") from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no state dict (tensors by name)")

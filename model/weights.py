@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from model.checkpoint import CheckpointError
+from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -30,7 +30,7 @@ def find_weights(weights: str) -> Path:
     place, _, digest = weights.partition("#sha256=")
     path = _fetch(place)
     if digest and digest.lower() != (found := file_sha256(path)):
-        raise CheckpointError(
+        raise DamagedCheckpoint(
             f"{_without_secrets(place)} has sha256 {found}, not the {digest} that was asked for"
         )
     return path
@@ -59,9 +59,11 @@ def _from_hub(repository: str) -> Path:
             continue
         except (HfHubHTTPError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"weights {repository} cannot be fetched: {reason}") from error
+            raise CheckpointUnavailable(
+                f"weights {repository} cannot be fetched: {reason}"
+            ) from error
     if unreachable:
-        raise CheckpointError(
+        raise CheckpointUnavailable(
             f"weights {repository} are neither cached nor reachable: pass --weights with a "
             "file or URL that holds them, or 'random'"
         ) from unreachable
@@ -88,7 +90,9 @@ def _from_url(url: str) -> Path:
             return known[-1]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         shown = _without_secrets(url)
-        raise CheckpointError(f"weights cannot be fetched from {shown}: {reason}") from error
+        gone = isinstance(error, FileNotFoundError | PermissionError)
+        kind = CheckpointError if gone else CheckpointUnavailable
+        raise kind(f"weights cannot be fetched from {shown}: {reason}") from error
 
 
 def _without_secrets(url: str) -> str:

@@ -11,6 +11,7 @@ from model import config as configs
 from model.checkpoint import State, load_state, read_weights
 from model.config import DeformableDetrConfig
 from model.deformable_detr import DeformableDetr, Padding
+from model.errors import UnknownName
 from model.inference import prepare_for_inference
 from model.ops.undocumented import multiplies_bf16
 from model.weights import find_weights
@@ -69,9 +70,9 @@ MODELS = {
 
 
 def named_model(name: str) -> NamedModel:
-    """The model of that name; ValueError with the names there are."""
+    """The model of that name; UnknownName with the names there are."""
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+        raise UnknownName(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     return MODELS[name]
 
 
@@ -79,10 +80,10 @@ def resolved_precision(precision: str, device: str) -> str:
     """One of DTYPES.
 
     "auto" is bf16 where the hardware multiplies it (GPUs from compute capability 8.0, CPUs with
-    AVX512-BF16 or AMX), else fp32. ValueError for an unknown name.
+    AVX512-BF16 or AMX), else fp32. UnknownName for another.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        raise UnknownName(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision == "auto":
         if torch.device(device).type == "cuda":
             capable = torch.cuda.get_device_capability(device) >= (8, 0)

@@ -6,11 +6,8 @@ the spot price is the median over the region's zones. Add entries for other mach
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
-import yaml
-
-from pipeline.storage.files import InputError
+from pipeline.storage.errors import InputError
 
 # What labelling 1,000 images is compared with.
 REFERENCE_USD_PER_1000 = 0.047
@@ -32,6 +29,10 @@ class Machine:
 @cache
 def machines() -> dict[str, Machine]:
     """The table, by instance type."""
+    from importlib.resources import files  # here, as most commands do without
+
+    import yaml
+
     readings = yaml.safe_load((files("infra") / "prices.yaml").read_text(encoding="utf-8"))
     return {
         name: Machine(

@@ -4,6 +4,8 @@ import time
 
 import psutil
 
+from pipeline.storage import retries
+
 # The parts in their usual order. A part that did not happen is not recorded.
 IMPORTS = "imports"  # the process starts, and Python loads its code
 WEIGHTS = "weights"  # they are found, hashed, and checked against the model
@@ -19,6 +21,7 @@ class Startup:
     def __init__(self, imports: float | None = None):
         """`imports` are seconds that this process took before, where they are known."""
         self.began = self._last = time.time()
+        self.repeated_before = retries.repeated  # requests of this process, for earlier runs
         self.seconds: dict[str, float] = {} if imports is None else {IMPORTS: imports}
 
     def end(self, part: str, at: float | None = None) -> None:

@@ -13,11 +13,9 @@ from jobs.accounting.timeline import CpuMeter, Point, Timeline
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries
 
-PACKAGES = ("detr-batch", "ray", "torch", "torchvision", "pyarrow", "pillow", "fsspec")
-
-
 STEADY_SHARE = 0.1  # of the time so far, from which what follows the first block tells a rate
 STAGES = ("read", "prepare", "detect", "stage")  # those of the flow, whose workers run side by side
+ALL_STAGES = (*STAGES, "publish")
 
 
 class Report(TypedDict):
@@ -142,6 +140,11 @@ class Tally:
         return left * seconds / done if done else None
 
 
+def sorted_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Images by status: those that are labelled first, then reasons of failures by their names."""
+    return {name: counts[name] for name in sorted(counts, key=lambda name: (name != OK, name))}
+
+
 def report(
     tally: Tally,
     counts: dict[str, int],
@@ -164,7 +167,7 @@ def report(
     return {
         "images": sum(counts.values()),
         "ok": counts.get(OK, 0),
-        "failed": {status: count for status, count in counts.items() if status != OK},
+        "failed": {s: n for s, n in sorted_counts(counts).items() if s != OK},
         "labelled_before": sum(counts.values()) - tally.images,
         "detections": detections,
         "wall_seconds": wall,
@@ -172,14 +175,14 @@ def report(
         "startup_parts": dict(tally.startup.seconds),
         "images_per_second": tally.images / wall,
         "images_per_second_steady": tally.steady_rate(),
-        "seconds_by_stage": dict(tally.seconds),
-        "stage_workers": dict(workers),
+        "seconds_by_stage": {s: tally.seconds[s] for s in ALL_STAGES if s in tally.seconds},
+        "stage_workers": {stage: workers[stage] for stage in STAGES},
         "stage_use": use,
         "limiting_stage": None if use is None else max(use, key=use.__getitem__),
         "timeline": tally.timeline.points(),
-        "storage_retries": tally.retries + retries.repeated,
+        "storage_retries": tally.retries + retries.repeated - tally.startup.repeated_before,
         "batch_limit": tally.batch_limit,
-        "device_use": tally.seconds["detect"] / (wall * workers["detect"]),
+        "device_use": tally.seconds.get("detect", 0.0) / (wall * workers["detect"]),
         "cpus": tally.cpus,
         "cpu_use": tally.cpus and tally.meter.seconds() / (wall * tally.cpus),
         "encoded_bytes": tally.encoded_bytes,
@@ -188,5 +191,7 @@ def report(
         "usd_per_hour": None if usd is None else usd / hours,
         "price_basis": None if cost is None else cost["basis"],
         "usd": usd,
-        "usd_per_1000_images": usd * 1000 / tally.images if usd and tally.images else None,
+        "usd_per_1000_images": (
+            usd * 1000 / tally.images if usd is not None and tally.images else None
+        ),
     }

@@ -16,6 +16,7 @@ from jobs.bench.peers import VARIANTS, peer
 from model.cuda_graphs import RECORD_AT, Graphed, record
 from model.host_memory import keep_freed_memory
 from model.zoo import create_model, named_model
+from pipeline.storage.errors import CommandFailed
 
 Answer = tuple[Tensor, Tensor]  # logits and boxes
 Forward = Callable[[Tensor], Answer]  # of (B, 3, H, W) fp32
@@ -25,6 +26,7 @@ GRAPH = "transformers, CUDA graph"
 COMPILED, REDUCE_OVERHEAD, MAX_AUTOTUNE = (
     f"transformers, {how}" for how in ("compiled", "reduce-overhead", "max-autotune")
 )
+
 FASTER_RCNN = "torchvision's Faster R-CNN R50-FPN"  # another model, so its answers are not compared
 WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # requests
 # On random weights, as a share of the largest logit: bf16 has 8 bits, and TF32 10.
@@ -240,9 +242,9 @@ class Worker:
                 raise TimeoutError(f"{name} was not ready in time")
             reply = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise RuntimeError(f"the process of {name} ended") from error
+            raise CommandFailed(f"the process of {name} ended") from error
         if isinstance(reply, str):
-            raise RuntimeError(f"{name} failed: {reply}")
+            raise CommandFailed(f"{name} failed: {reply}")
         assert isinstance(reply, Reply)
         return reply
 

@@ -14,6 +14,7 @@ from model.ops import capability_of, fused_ms_deform_attn
 from model.ops.launches import CANDIDATES, FEW, MANY, TABLE, Launch, add_to_table
 from model.ops.triton import fused_ms_deform_attn_triton
 from model.zoo import DTYPES
+from pipeline.storage.errors import InputError
 
 CASE_OF = {"decoder": FEW, "encoder": MANY}
 
@@ -54,10 +55,10 @@ def fastest(
 
 
 def bench_launches(device: str, precision: str, seconds: float, table: Path = TABLE) -> str:
-    """Fill the table for this GPU; what was chosen, for people. ValueError without a GPU."""
+    """Fill the table for this GPU; what was chosen, for people. InputError without a GPU."""
     capability = capability_of(torch.device(device))
     if not capability:
-        raise ValueError(f"launches are those of GPUs: pass --device cuda, not {device}")
+        raise InputError(f"launches are those of GPUs: pass --device cuda, not {device}")
     chosen, lines = {}, [f"compute capability {capability}, {precision}"]
     for case, name in CASE_OF.items():
         chosen[name], medians = fastest(case, device, precision, seconds)

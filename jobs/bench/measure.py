@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from model.cuda_graphs import record
+from pipeline.storage.errors import InputError
 
 RESULTS = Path(__file__).with_name("measurements.csv")
 FEWEST_ROUNDS = 3
@@ -138,20 +139,20 @@ def environment(device: str) -> dict[str, str]:
 
 
 def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
-    """Add rows that were measured here and now. ValueError for a file of other columns."""
+    """Add rows that were measured here and now. InputError for a file of other columns."""
     append_rows([environment(device) | asdict(row) for row in measurements], path)
 
 
 def append_rows(rows: list[dict[str, Any]], path: Path = RESULTS) -> int:
     """Add rows of `environment` and `Measurement`, but for those that are there; how many.
 
-    ValueError for a file of other columns.
+    InputError for a file of other columns.
     """
     names = [*environment("cpu"), *(column.name for column in fields(Measurement))]
     path.parent.mkdir(parents=True, exist_ok=True)
     known = path.read_text().splitlines() if path.exists() else []
     if known and next(csv.reader(known[:1])) != names:
-        raise ValueError(f"{path} has other columns than these rows: name another file")
+        raise InputError(f"{path} has other columns than these rows: name another file")
     lines = [_csv_line(names)] + [
         _csv_line([_as_text(row[name]) for name in names]) for row in rows
     ]

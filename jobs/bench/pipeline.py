@@ -19,6 +19,7 @@ from jobs.bench.measure import Measurement, interleaved, milliseconds
 from jobs.bench.peers import save_peer
 from jobs.demo.scenes import render_scene
 from jobs.output.views import connect
+from pipeline.storage.errors import CommandFailed
 
 OURS, PLAIN = "detr-batch label", "Ray Data and transformers"
 SIZE = (1066, 800)  # width and height: what the published models are given, so nothing is resized
@@ -44,7 +45,7 @@ def _run(*command: str) -> float:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"{command[0]} failed: {reason}")
+        raise CommandFailed(f"{command[0]} failed: {reason}")
     return time.perf_counter() - began
 
 
@@ -84,7 +85,7 @@ def bench_pipeline(
         scores = {name: subject(next(outputs))[1] for name, subject in subjects.items()}
         error = difference(scores[OURS], scores[PLAIN])
         if not error <= TOLERANCE:
-            raise RuntimeError(
+            raise CommandFailed(
                 f"the best scores differ by {error:.2g} of their range: nothing is timed"
             )
 
@@ -116,7 +117,9 @@ def difference(found: Scores, expected: Scores) -> float:
     RuntimeError where one lacks a picture.
     """
     if found.keys() != expected.keys():
-        raise RuntimeError(f"only one of the two labelled {sorted(found.keys() ^ expected.keys())}")
+        raise CommandFailed(
+            f"only one of the two labelled {sorted(found.keys() ^ expected.keys())}"
+        )
     reach = max(expected.values()) - min(expected.values())
     return max(abs(found[name] - expected[name]) for name in expected) / reach
 

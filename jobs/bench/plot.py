@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.storage.errors import InputError
+
 OURS = ("detr-batch", "detr-batch label", "fused_cpu", "triton")  # subjects; the rest are peers
 OUR_COLOUR, PEER_COLOUR = "#0072b2", "#999999"  # told apart by the colour-blind too
 
@@ -14,12 +16,12 @@ Case = tuple[str, ...]  # device, benchmark, case, batch
 
 
 def newest(results: Path) -> dict[Case, list[Row]]:
-    """The last row of each subject and precision, by case, fastest first. ValueError: no rows.
+    """The last row of each subject and precision, by case, fastest first. InputError: no rows.
 
     Of `bench gpu` only what is beside peers.
     """
     if not results.exists():
-        raise ValueError(f"{results} does not exist: run another `detr-batch bench` first")
+        raise InputError(f"{results} does not exist: run another `detr-batch bench` first")
     last: dict[Case, dict[tuple[str, str], Row]] = {}
     with results.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -28,7 +30,7 @@ def newest(results: Path) -> dict[Case, list[Row]]:
             case = tuple(row[name] for name in ("device", "benchmark", "case", "batch"))
             last.setdefault(case, {})[row["subject"], row["precision"]] = row
     if not last:
-        raise ValueError(f"{results} holds no measurements")
+        raise InputError(f"{results} holds no measurements")
     return {
         case: sorted(rows.values(), key=lambda row: float(row["p50_ms"]))
         for case, rows in last.items()
@@ -38,7 +40,7 @@ def newest(results: Path) -> dict[Case, list[Row]]:
 def plot(results: Path, picture: Path) -> None:
     """Draw `newest` into a file of the kind that its name says (.svg, .png, .pdf).
 
-    ValueError for results without rows, or a kind that cannot be drawn.
+    InputError for results without rows, or a kind that cannot be drawn.
     """
     cases = newest(results)
     heights = [len(rows) + 2.5 for rows in cases.values()]
@@ -46,7 +48,10 @@ def plot(results: Path, picture: Path) -> None:
     panels = figure.subplots(len(cases), squeeze=False, height_ratios=heights)[:, 0]
     for axes, (case, rows) in zip(panels, cases.items(), strict=True):
         _draw(axes, case, rows)
-    figure.savefig(picture, dpi=120)
+    try:
+        figure.savefig(picture, dpi=120)
+    except ValueError as error:  # of a format that matplotlib does not know
+        raise InputError(f"{picture}: {error}") from error
 
 
 def _draw(axes: Axes, case: Case, rows: list[Row]) -> None:

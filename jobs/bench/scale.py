@@ -38,6 +38,7 @@ from pipeline.plan.plan import plan
 from pipeline.plan.remaining import open_work
 from pipeline.schema import Receipt
 from pipeline.stages.staged import staged_files
+from pipeline.storage.errors import CommandFailed
 
 SIZE = (400, 288)  # width and height of the pictures, which shapes-tiny takes as they are
 IMAGES_PER_SHARD = 8  # two seconds of a device, so that blocks tell rates
@@ -176,7 +177,7 @@ def check_whole(receipts: list[Receipt], staged: int, planned: int) -> None:
     told = sum(receipt.images for receipt in receipts)
     failed = sum(sum(receipt.failed.values()) for receipt in receipts)
     if not planned == told == staged or failed:
-        raise RuntimeError(
+        raise CommandFailed(
             f"of {planned} images {told} were told of, {staged} are staged, and {failed} failed"
         )
 

@@ -1,16 +1,28 @@
 """`detr-batch models` and `prices`: what the package knows."""
 
+from dataclasses import dataclass
 from typing import Any
+
+from jobs.cli.options import add_command
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    pass
 
 
 def add(commands: Any) -> None:
-    models = commands.add_parser("models", help="the named models")
-    models.set_defaults(run=_models)
-    prices = commands.add_parser("prices", help="what machines cost an hour, for --instance-type")
-    prices.set_defaults(run=_prices)
+    add_command(commands, "models", NoOptions, _models, help="the named models")
+    add_command(
+        commands,
+        "prices",
+        NoOptions,
+        _prices,
+        help="what machines cost an hour, for --instance-type",
+    )
 
 
-def _models() -> int:
+def _models(_: NoOptions) -> int:
     from model.deformable_detr import DeformableDetr
     from model.zoo import MODELS, PACKAGED
 
@@ -23,7 +35,7 @@ def _models() -> int:
     return 0
 
 
-def _prices() -> int:
+def _prices(_: NoOptions) -> int:
     from jobs.accounting.prices import as_text
 
     print(as_text())

@@ -1,69 +1,99 @@
 """`detr-batch report` and `query`: what a run did, and what its tables say."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.cli.answers import show, write_page
+from jobs.cli.options import add_command
+from pipeline.storage.errors import InputError
 
 FORMATS = ("table", "csv", "json", "parquet")
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    output: str = field(metadata={"positional": True, "help": "folder of the tables"})
+    run_id: str | None = field(
+        default=None,
+        metadata={
+            "flag": "--run",
+            "metavar": "RUN",
+            "one_of": "which",
+            "help": "not the newest, but this one",
+        },
+    )
+    all: bool = field(
+        default=False, metadata={"one_of": "which", "help": "a line a run, with trends and totals"}
+    )
+    json: bool = field(default=False, metadata={"help": "for programs"})
+    html: Path | None = field(
+        default=None,
+        metadata={"metavar": "FILE", "help": "write a page of its own, with pictures"},
+    )
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    output: str | None = field(
+        default=None, metadata={"positional": True, "help": "folder of the tables"}
+    )
+    sql: str | None = field(default=None, metadata={"positional": True, "help": "a SELECT"})
+    format: str | None = field(
+        default=None, metadata={"choices": FORMATS, "help": "on stdout (default: table)"}
+    )
+    out: Path | None = field(
+        default=None, metadata={"metavar": "FILE", "help": "into a .csv, .json or .parquet file"}
+    )
+    examples: bool = field(default=False, metadata={"help": "print worked examples"})
+
+
 def add(commands: Any) -> None:
-    report = commands.add_parser(
+    add_command(
+        commands,
         "report",
+        ReportOptions,
+        _report,
         help="throughput and cost of a run, or of all of them",
         description="What a finished run did, how fast, and at what cost.",
     )
-    option = report.add_argument
-    option("output", metavar="OUTPUT")
-    which = report.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="RUN", dest="run_id", help="not the newest, but this one")
-    which.add_argument("--all", action="store_true", help="a line a run, with trends and totals")
-    option("--json", action="store_true", help="for programs")
-    option("--html", type=Path, metavar="FILE", help="write a page of its own, with pictures")
-    report.set_defaults(run=_report)
-    query = commands.add_parser(
+    add_command(
+        commands,
         "query",
+        QueryOptions,
+        _query,
         help="SQL over the views images, detections, latest_images and latest",
         description="DuckDB SQL over the tables of OUTPUT: `images` and `detections` are all rows "
         "of all finished runs, `latest_images` and `latest` (its boxes) the newest of each object.",
     )
-    option = query.add_argument
-    option("output", metavar="OUTPUT", nargs="?")
-    option("sql", metavar="SQL", nargs="?", help="a SELECT")
-    option("--format", choices=FORMATS, help="on stdout (default: table)")
-    option("--out", type=Path, metavar="FILE", help="into a .csv, .json or .parquet file")
-    option("--examples", action="store_true", help="print worked examples")
-    query.set_defaults(run=_query)
 
 
-def _report(output: str, run_id: str | None, all: bool, json: bool, html: Path | None) -> int:
+def _report(options: ReportOptions) -> int:
     from jobs.report import report
 
-    if all and html is not None:
-        raise ValueError("--html shows one run: give --run RUN instead of --all")
-    if html is not None:
-        write_page(report.html(output, run_id), html)
-        if not json:
+    if options.all and options.html is not None:
+        raise InputError("--html shows one run: give --run RUN instead of --all")
+    if options.html is not None:
+        write_page(report.html(options.output, options.run_id), options.html)
+        if not options.json:
             return 0
-    if all:
-        show(report.overview(output), report.overview_as_text, json)
+    if options.all:
+        show(report.overview(options.output), report.overview_as_text, options.json)
     else:
-        show(report.report_of(output, run_id), report.as_text, json)
+        show(report.report_of(options.output, options.run_id), report.as_text, options.json)
     return 0
 
 
-def _query(
-    output: str | None, sql: str | None, format: str | None, out: Path | None, examples: bool
-) -> int:
+def _query(options: QueryOptions) -> int:
     from jobs import query
 
-    if examples:
+    if options.examples:
         print(query.examples())
         return 0
-    if output is None or sql is None:
-        raise ValueError("query needs OUTPUT and SQL; --examples prints some")
-    if out is not None and format is None:
-        format = query.form_of(out)
-    query.query(output, sql, format or "table", out)
+    if options.output is None or options.sql is None:
+        raise InputError("query needs OUTPUT and SQL; --examples prints some")
+    format = options.format
+    if options.out is not None and format is None:
+        format = query.form_of(options.out)
+    query.query(options.output, options.sql, format or "table", options.out)
     return 0

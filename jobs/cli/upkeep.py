@@ -1,89 +1,114 @@
 """`detr-batch runs` and `compact`: keep an OUTPUT tidy."""
 
 import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.cli.answers import show
+from jobs.cli.options import add_command
+from pipeline.storage.errors import InputError
 from pipeline.storage.urls import printable
+
+_SINGLE_WRITER = {
+    "help": "nothing else writes OUTPUT meanwhile: for stores that cannot keep two runs apart"
+}
+
+
+@dataclass(frozen=True)
+class RunsOptions:
+    output: str = field(metadata={"positional": True, "help": "folder of the tables"})
+    shown: str | None = field(
+        default=None,
+        metadata={
+            "flag": "--show",
+            "metavar": "RUN",
+            "one_of": "what",
+            "help": "all that is written down of one",
+        },
+    )
+    delete: str | None = field(
+        default=None, metadata={"metavar": "RUN", "one_of": "what", "help": "remove one's labels"}
+    )
+    verify: bool = field(
+        default=False,
+        metadata={"one_of": "what", "help": "read all files again: rows and checksums"},
+    )
+    yes: bool = field(default=False, metadata={"help": "delete without asking"})
+    json: bool = field(default=False, metadata={"help": "for programs"})
+    single_writer: bool = field(default=False, metadata=_SINGLE_WRITER)
+
+
+@dataclass(frozen=True)
+class CompactOptions:
+    output: str = field(metadata={"positional": True, "help": "folder of the tables"})
+    keep_replaced: float = field(
+        default=0.0,
+        metadata={
+            "metavar": "HOURS",
+            "help": "let the old files stay so long, for readers that have them open",
+        },
+    )
+    single_writer: bool = field(default=False, metadata=_SINGLE_WRITER)
 
 
 def add(commands: Any) -> None:
-    runs = commands.add_parser(
+    add_command(
+        commands,
         "runs",
+        RunsOptions,
+        _runs,
         help="list the runs of an OUTPUT; show, delete or verify them",
         description="The runs that count, oldest first.",
     )
-    option = runs.add_argument
-    option("output", metavar="OUTPUT")
-    what = runs.add_mutually_exclusive_group()
-    what.add_argument("--show", metavar="RUN", dest="shown", help="all that is written down of one")
-    what.add_argument("--delete", metavar="RUN", help="remove one's labels")
-    what.add_argument(
-        "--verify", action="store_true", help="read all files again: rows and checksums"
-    )
-    option("--yes", action="store_true", help="delete without asking")
-    option("--json", action="store_true", help="for programs")
-    runs.set_defaults(run=_runs)
-    compact = commands.add_parser(
+    add_command(
+        commands,
         "compact",
+        CompactOptions,
+        _compact,
         help="make one run of few large files out of many small ones",
         description="Of the runs over each INPUT one: what the views latest_images and latest "
         "show. Readers through `query` see either the old files or the new; those of plain globs "
         "may see rows twice while it runs. Rows that later runs superseded are left out.",
+        again="; nothing was changed: the same command starts anew",
     )
-    compact.add_argument("output", metavar="OUTPUT")
-    compact.add_argument(
-        "--keep-replaced",
-        type=float,
-        default=0.0,
-        metavar="HOURS",
-        help="let the old files stay so long, for readers that have them open",
-    )
-    for command in (runs, compact):
-        command.add_argument(
-            "--single-writer",
-            action="store_true",
-            help="nothing else writes OUTPUT meanwhile: for stores that cannot keep two runs apart",
-        )
-    compact.set_defaults(run=_compact, again="; nothing was changed: the same command starts anew")
 
 
-def _runs(
-    output: str,
-    shown: str | None,
-    delete: str | None,
-    verify: bool,
-    yes: bool,
-    json: bool,
-    single_writer: bool,
-) -> int:
+def _runs(options: RunsOptions) -> int:
     from jobs import runs
 
-    if shown:
-        show(runs.shown(output, shown), str, for_programs=True)
+    if options.shown:
+        show(runs.shown(options.output, options.shown), str, for_programs=True)
         return 0
-    if delete:
-        done = runs.delete(output, delete, lambda lost: yes or _agreed(lost), single_writer)
+    if options.delete:
+        done = runs.delete(
+            options.output,
+            options.delete,
+            lambda lost: options.yes or _confirm_deletion(lost),
+            options.single_writer,
+        )
         print(printable(done or "nothing was deleted"))
         return 0 if done else 1
-    if verify:
-        problems = runs.verify(output)
-        show(problems, runs.problems_as_text, json)
+    if options.verify:
+        problems = runs.verify(options.output)
+        show(problems, runs.problems_as_text, options.json)
         return int(bool(problems))
-    show(runs.listed(output), runs.as_text, json)
+    show(runs.listed(options.output), runs.as_text, options.json)
     return 0
 
 
-def _agreed(lost: str) -> bool:
+def _confirm_deletion(lost: str) -> bool:
+    """Ask on the terminal. InputError where there is none."""
     if not sys.stdin.isatty():
-        raise ValueError(f"--delete removes {lost}: nobody is there to be asked, so pass --yes")
+        raise InputError(f"--delete removes {lost}: nobody is there to be asked, so pass --yes")
     return input(printable(f"delete {lost}? [y/N] ")).strip().lower() in ("y", "yes")
 
 
-def _compact(output: str, single_writer: bool, keep_replaced: float) -> int:
+def _compact(options: CompactOptions) -> int:
     from jobs.compact import compact
 
-    done = compact(output, single_writer=single_writer, keep_replaced=keep_replaced)
+    done = compact(
+        options.output, single_writer=options.single_writer, keep_replaced=options.keep_replaced
+    )
     for one in done:
         print(
             f"{one.runs} runs are run {one.run_id} now: {one.images} images in {one.files} files "

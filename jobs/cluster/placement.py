@@ -93,7 +93,7 @@ class Placement:
         )
 
 
-def placed(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) -> Placement:
+def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) -> Placement:
     """Where a run goes, on the `nodes` that are there; those of a `cluster` may become more.
 
     On CPUs a detector takes all cores of its machine, so there is one on each that is there.

@@ -1,6 +1,5 @@
 """The Ray that a run is on: started or joined, and looked at before anything is computed."""
 
-import logging
 import os
 import socket
 import time
@@ -16,8 +15,9 @@ from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatus
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.cluster.placement import Node, Placement, placed
+from jobs.cluster.placement import Node, Placement, placement_on
 from jobs.cluster.probe import PACKAGES, probe
+from jobs.cluster.ray_lines import hush_actor_warning, hush_logs
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, Layout
 from pipeline.schema import Member
@@ -62,12 +62,7 @@ def check_reachable(address: str) -> None:
 
 def start_ray(address: str | None) -> None:
     """Connect to the cluster at an address, or start a local one that ends with this process."""
-    # Their news, and tracebacks of what `carry_out` says in a line, are for Ray's own log files.
-    for name, level in (("ray", logging.WARNING), ("ray.data", logging.CRITICAL)):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(level)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown
+    hush_logs()
     if ray.is_initialized():
         return
     address = address or "local"  # not one that was left running
@@ -88,9 +83,10 @@ def start_ray(address: str | None) -> None:
             f"--address {address}: {' '.join(str(error).split())}. Use the image of "
             "infra/Dockerfile on all nodes, or install the cluster's versions here"
         ) from error
+    hush_actor_warning()
 
 
-def alive() -> dict[str, Node]:
+def alive_nodes() -> dict[str, Node]:
     """Nodes of the cluster by their ids."""
     return {
         node["NodeID"]: Node(node["Resources"], node.get("Labels") or {})
@@ -105,15 +101,15 @@ def this_machine() -> Node:
     return Node({"CPU": os.cpu_count() or 1, "memory": available}, {})
 
 
-def placed_here(request: ClusterRequest) -> Placement:
-    """Where a run would go. Connects to a cluster where one is named, and starts none."""
+def placement_without_starting(request: ClusterRequest) -> Placement:
+    """Where a run would go. Joins a cluster where one is named, and starts none."""
     if not request.address:
-        return placed(request, [this_machine()], cluster=False)
+        return placement_on(request, [this_machine()], cluster=False)
     start_ray(request.address)
-    return placed(request, list(alive().values()), cluster=True)
+    return placement_on(request, list(alive_nodes().values()), cluster=True)
 
 
-def ready(request: ClusterRequest, lock_url: str, first: Member) -> Placement:
+def start_or_join_ray(request: ClusterRequest, lock_url: str, first: Member) -> Placement:
     """Start or join Ray, and make sure that the run can go on it. InputError where it cannot.
 
     On a cluster its workers are asked too: for what runs there, and whether they see OUTPUT (the
@@ -121,22 +117,22 @@ def ready(request: ClusterRequest, lock_url: str, first: Member) -> Placement:
     """
     start_ray(request.address)
     if not request.address:
-        nodes = list(alive().values())
-        placement = placed(request, nodes, cluster=False)
+        nodes = list(alive_nodes().values())
+        placement = placement_on(request, nodes, cluster=False)
         if lacks := placement.lacks(nodes):
             raise InputError(f"this machine is too small: {lacks}")
         return placement
-    placement = until_it_fits(request)
+    placement = wait_until_it_fits(request)
     check_workers(placement, lock_url, first)
     return placement
 
 
-def until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -> Placement:
+def wait_until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -> Placement:
     """Where the run goes. InputError within `seconds` where the cluster can never hold it.
 
     Nodes that are about to join are waited for; an autoscaler is asked whether it could make them.
     """
-    placement, lacks = _looked(request)
+    placement, lacks = _look_at_cluster(request)
     if lacks is None:
         return placement
     seen = _autoscaler().autoscaler_state_version
@@ -146,22 +142,22 @@ def until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -> Pla
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
-            placement, lacks = _looked(request)
+            placement, lacks = _look_at_cluster(request)
             if lacks is None or _can_be_made(_autoscaler(), seen, placement):
                 return placement
     finally:
         request_cluster_resources(gcs, [])  # from now on the actors that wait ask
-    has = _described(list(alive().values()))
+    has = _nodes_as_text(list(alive_nodes().values()))
     raise InputError(
         f"the cluster cannot hold the run: {lacks}. {has} Give other "
         "--num-gpus, --device, --detect-on or --prepare-on, or a larger cluster"
     )
 
 
-def _looked(request: ClusterRequest) -> tuple[Placement, str | None]:
+def _look_at_cluster(request: ClusterRequest) -> tuple[Placement, str | None]:
     """Where the run would go now, and what is lacking."""
-    nodes = list(alive().values())
-    placement = placed(request, nodes, cluster=True)
+    nodes = list(alive_nodes().values())
+    placement = placement_on(request, nodes, cluster=True)
     return placement, placement.lacks(nodes)
 
 
@@ -187,7 +183,7 @@ def _amounts(bundles: Iterable[Mapping[str, float]]) -> set[tuple[tuple[str, flo
     return {tuple(sorted(bundle.items())) for bundle in bundles}
 
 
-def _described(nodes: Sequence[Node]) -> str:
+def _nodes_as_text(nodes: Sequence[Node]) -> str:
     """What there is, in a sentence."""
     resources = {name: sum(n.resources.get(name, 0) for n in nodes) for name in ("CPU", "GPU")}
     memory = max((node.resources.get("memory", 0) for node in nodes), default=0) / (1 << 30)
@@ -203,7 +199,7 @@ def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
     task = ray.remote(num_cpus=0, max_retries=1)(probe)
     there = [
         NodeAffinitySchedulingStrategy(node_id, soft=True)
-        for node_id, node in alive().items()
+        for node_id, node in alive_nodes().items()
         if placement.uses(node)
     ]
     asked = [

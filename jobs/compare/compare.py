@@ -6,7 +6,6 @@ hundred thousand at a time. What is held of them is sums (`jobs/compare/changes.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 from jobs.compare.box_pairs import Boxes
 from jobs.compare.changed_images import told_apart
 from jobs.compare.changes import Changes, Side
+from jobs.compare.options import Comparison
 from jobs.output.records import score_threshold
 from jobs.output.views import add_views, finished_runs, limit_memory
 from jobs.query import asked
@@ -88,28 +88,6 @@ FROM chosen
 """
 # float32, as scores are: what a run kept is not below its own threshold
 THRESHOLDS = pa.schema([("of_b", pa.bool_()), ("run", pa.string()), ("threshold", pa.float32())])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What to compare, and how."""
-
-    output_a: str
-    output_b: str
-    run_a: str | None = None  # None: the newest labels of each object
-    run_b: str | None = None
-    iou: float = 0.5  # of boxes that are the same object
-    by_name: bool = False  # images are known by the last part of their image_id, without suffix
-    most: int = 20  # of the images that differ most
-    with_boxes: bool = False  # of those, and where they lie, to show them
-
-    def __post_init__(self) -> None:
-        if not 0 < self.iou <= 1:
-            raise InputError(f"--iou {self.iou:g}: give a number above 0, and 1 at most")
-
-    def place(self, side: str) -> tuple[str, str | None]:
-        """OUTPUT and run of side "a" or "b"."""
-        return (self.output_a, self.run_a) if side == "a" else (self.output_b, self.run_b)
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`make demo`: render a held-out lake, label it, and compare the labels with the known truth."""
 
-import argparse
 import time
 from pathlib import Path
 
@@ -32,12 +31,3 @@ def demo(folder: Path, images: int, usd_per_hour: float) -> int:
     print(f"tables         {output}/images, {output}/detections")
     print(f"report         {output}/_runs/{summary['run_id']}/report.html")
     return 0
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=240)
-    parser.add_argument("--usd-per-hour", type=float, default=0.10)
-    arguments = parser.parse_args()
-    raise SystemExit(demo(arguments.folder, arguments.images, arguments.usd_per_hour))

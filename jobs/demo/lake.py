@@ -5,17 +5,19 @@ import json
 import multiprocessing
 import shutil
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ExifTags, Image
 
+from jobs.coco.records import Category
+from jobs.coco.writer import NewAnnotation, NewImage, write_annotations
 from jobs.demo.scenes import SHAPES, Scene, scene
 
 VERSION = 1  # of the lake's layout and of the scenes' look: a lake of another one is written anew
@@ -90,8 +92,11 @@ def write_lake(folder: Path, count: int, seed: int) -> Path:
 
     partial_folder = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
-    truth = _fill(partial_folder, f"file://{folder}", count, seed)
-    truth_file.write_text(json.dumps(truth))
+    partial_folder.mkdir(parents=True)
+    categories = [Category(index, name) for index, name in enumerate(SHAPES) if name]
+    with (partial_folder / TRUTH).open("w", encoding="utf-8") as file:
+        write_annotations(file, categories, _fill(partial_folder, f"file://{folder}", count, seed))
+    (partial_folder / TRUTH).replace(truth_file)
     (partial_folder / STAMP).write_text(json.dumps(asdict(stamp)))
     if folder.exists():
         shutil.rmtree(folder)
@@ -104,11 +109,10 @@ def _stamp_of(folder: Path) -> dict[str, object] | None:
     return json.loads(stamp_file.read_text()) if stamp_file.exists() else None
 
 
-def _fill(folder: Path, url: str, count: int, seed: int) -> dict[str, Any]:
-    """Write the lake's files to `folder`; return the truth, with image ids as seen from `url`."""
+def _fill(folder: Path, url: str, count: int, seed: int) -> Iterator[NewImage]:
+    """Write the lake's files to `folder`; yield the truth, with image ids as seen from `url`."""
     for path in (TAR, PARQUET):
         (folder / path).parent.mkdir(parents=True)
-    truth = _empty_truth()
     rows: list[bytes] = []
     with (
         ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool,
@@ -123,9 +127,8 @@ def _fill(folder: Path, url: str, count: int, seed: int) -> dict[str, Any]:
                 image_id = f"{url}/{TAR}#{_add_to_tar(tar, photo)}"
             else:
                 image_id = f"{url}/{_write_file(folder, photo)}"
-            _add_truth(truth, image_id, photo.scene)
+            yield _image(image_id, photo.scene)
     pq.write_table(pa.table({"image": pa.array(rows, pa.binary())}), folder / PARQUET)
-    return truth
 
 
 def _take_photo(seed: int, index: int) -> _Photo:
@@ -168,29 +171,13 @@ def _add_to_tar(tar: tarfile.TarFile, photo: _Photo) -> str:
     return key
 
 
-def _empty_truth() -> dict[str, Any]:
-    categories = [{"id": index, "name": name} for index, name in enumerate(SHAPES) if name]
-    return {"images": [], "annotations": [], "categories": categories}
-
-
-def _add_truth(truth: dict[str, Any], image_id: str, taken: Scene) -> None:
-    """Append an image and its boxes. COCO ids start at 1: pycocotools takes 0 for "no match"."""
+def _image(image_id: str, taken: Scene) -> NewImage:
+    """An image of the truth, with its boxes."""
     height, width, _ = taken.pixels.shape
-    number = len(truth["images"]) + 1
-    image = {"id": number, "file_name": image_id, "width": width, "height": height}
-    truth["images"].append(image)
-    corners = np.split(taken.boxes, 2, axis=1)
-    sizes = corners[1] - corners[0]
-    for (x, y), (w, h), label in zip(
-        corners[0].tolist(), sizes.tolist(), taken.labels.tolist(), strict=True
+    annotations = []
+    for (x_min, y_min, x_max, y_max), label in zip(
+        taken.boxes.tolist(), taken.labels.tolist(), strict=True
     ):
-        truth["annotations"].append(
-            {
-                "id": len(truth["annotations"]) + 1,
-                "image_id": number,
-                "category_id": label,
-                "bbox": [x, y, w, h],
-                "area": w * h,
-                "iscrowd": 0,
-            }
-        )
+        w, h = x_max - x_min, y_max - y_min
+        annotations.append(NewAnnotation(label, (x_min, y_min, w, h), w * h))
+    return NewImage(image_id, width, height, annotations)

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from jobs.evaluate.annotations import Annotations, ImageId
+from jobs.coco.records import Annotations
 from pipeline.storage.files import InputError
 
 # How an image of OUTPUT is known by its annotations, the surest way first.
@@ -61,15 +61,15 @@ def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) ->
     """
     names = _Names(truth)
     rows = _candidates(connection, names)
-    hits: defaultdict[ImageId, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+    hits: defaultdict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
     for row in rows:
         for rule, image in names.of(row):
             hits[image].setdefault(rule, []).append(row)
             break
     if not hits:
         for row in rows:
-            if row["image_id"] in names.by_id:
-                hits[names.by_id[row["image_id"]]].setdefault(ID, []).append(row)
+            if row["image_id"] in truth.images:
+                hits[row["image_id"]].setdefault(ID, []).append(row)
     if not hits:
         raise InputError(_nothing_matches(connection, truth))
     positions = {image: position for position, image in enumerate(truth.images)}
@@ -80,7 +80,7 @@ def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) ->
         if len(by[rule]) > 1:
             ids = " and ".join(f"{row['image_id']} ({row['shard']})" for row in by[rule][:2])
             raise InputError(
-                f"{truth.images[image]} of the annotations may be {ids}: {RULES[rule]}"
+                f"{truth.images[image].file_name} of the annotations may be {ids}: {RULES[rule]}"
             )
         by_rule[rule] += 1
         found.append({**by[rule][0], "position": positions[image]})
@@ -91,23 +91,23 @@ class _Names:
     """What annotated images are called."""
 
     def __init__(self, truth: Annotations):
-        self.by_id = {str(image): image for image in truth.images}
-        self.by_name: defaultdict[str, list[ImageId]] = defaultdict(list)
-        self.by_stem: defaultdict[str, list[ImageId]] = defaultdict(list)
-        self.file_names = truth.images
-        for image, name in truth.images.items():
-            if name:
-                self.by_name[name].append(image)
-                for part in {part for stem in _stems(name) for part in _suffixes(stem)}:
-                    self.by_stem[part].append(image)
+        self.by_name: defaultdict[str, list[str]] = defaultdict(list)  # ids
+        self.by_stem: defaultdict[str, list[str]] = defaultdict(list)
+        self.images = truth.images
+        for image in truth.images.values():
+            if image.file_name:
+                self.by_name[image.file_name].append(image.id)
+                stems = _stems(image.file_name)
+                for part in {part for stem in stems for part in _suffixes(stem)}:
+                    self.by_stem[part].append(image.id)
 
     def wanted(self) -> set[str]:
         """Whole names, and the last parts of names and stems."""
-        names = {*self.by_name, *self.by_stem, *self.by_id}
+        names = {*self.by_name, *self.by_stem, *self.images}
         return names | {name.rpartition("/")[2] for name in names}
 
-    def of(self, row: dict[str, Any]) -> Iterator[tuple[str, ImageId]]:
-        """The annotated image that a row of OUTPUT is, by each rule that names one."""
+    def of(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """The id of the annotated image that a row of OUTPUT is, by each rule that names one."""
         image_id, uri = row["image_id"], row["uri"] or ""
         inside = image_id.startswith(f"{uri}#")  # an archive
         yield from self._first(IMAGE_ID, self.by_name, [image_id], row)
@@ -119,12 +119,12 @@ class _Names:
             yield from self._first(KEY, self.by_stem, _suffixes(key), row)
 
     def _first(
-        self, rule: str, names: dict[str, list[ImageId]], called: list[str], row: dict[str, Any]
-    ) -> Iterator[tuple[str, ImageId]]:
+        self, rule: str, names: dict[str, list[str]], called: list[str], row: dict[str, Any]
+    ) -> Iterator[tuple[str, str]]:
         for name in called:
             images = names.get(name, [])
             if len(images) > 1:
-                both = " and ".join(f"{self.file_names[i]} (id {i})" for i in images[:2])
+                both = " and ".join(f"{self.images[i].file_name} (id {i})" for i in images[:2])
                 raise InputError(
                     f"{row['image_id']} may be {both} of the annotations: {RULES[rule]}"
                 )
@@ -155,10 +155,10 @@ def _candidates(connection: duckdb.DuckDBPyConnection, names: _Names) -> list[di
 
 def _nothing_matches(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> str:
     here = connection.sql("SELECT image_id FROM latest_images LIMIT 1").fetchall()
-    image, name = next(iter(truth.images.items()), (None, None))
+    first = next(iter(truth.images.values()))
     return (
         f"no annotated image is in OUTPUT. Of {len(truth.images)} in the annotations the first has "
-        f"the file_name {name} and the id {image}; an image_id of OUTPUT is "
+        f"the file_name {first.file_name} and the id {first.id}; an image_id of OUTPUT is "
         f"{here[0][0] if here else None}. An image is known where {', or '.join(RULES.values())}"
     )
 

@@ -8,7 +8,7 @@ memory and time.
 import contextlib
 import io
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from jobs.evaluate.annotations import Annotations, ImageId
+from jobs.coco.records import Annotation, Annotations
 
 METRICS = tuple("AP AP50 AP75 AP_S AP_M AP_L AR_1 AR_10 AR_100 AR_S AR_M AR_L".split())
 # Of a pixel: what float32 holds of coordinates in the thousands. Without, an overlap that is just
@@ -30,7 +30,7 @@ UNKNOWN = -1.0  # where there is no object to find, as pycocotools says it
 class Found:
     """Detections, best first within each image."""
 
-    image_ids: NDArray[Any]  # (N,) ids of the annotation file
+    image_ids: NDArray[Any]  # (N,) ids of the annotation file, texts
     class_ids: NDArray[Any]  # (N,) its category ids
     scores: NDArray[Any]  # (N,)
     boxes: NDArray[Any]  # (N, 4) x_min, y_min, x_max, y_max in pixels
@@ -56,23 +56,25 @@ class Score:
 
 
 def average_precision(
-    truth: Annotations, found: Found, images: Collection[ImageId] | None = None
+    truth: Annotations, found: Found, images: Collection[str] | None = None
 ) -> Score:
     """COCO's evaluation of boxes, over `images` of the annotations (None: all).
 
     Detections of other images or classes do not count.
     """
     wanted = set(truth.images) if images is None else set(images)
+    numbers = {image: number for number, image in enumerate(sorted(wanted, key=_id_order), 1)}
     objects: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    for entry in truth.objects:
-        if entry["image_id"] in wanted:
-            objects[entry["category_id"]].append(entry)
+    for annotation in truth.annotations:
+        if annotation.image_id in wanted:
+            entry = _object_entry(annotation, numbers)
+            objects[annotation.category_id].append(entry)
     classes, precision, recall = [], [], []
     order = np.argsort(found.class_ids, kind="stable")
     class_ids = found.class_ids[order]
     for class_id, name in sorted(truth.classes.items()):
         first, end = np.searchsorted(class_ids, [class_id, class_id + 1])
-        boxes = [b for b in _entries(found, order[first:end]) if b["image_id"] in wanted]
+        boxes = _detection_entries(found, order[first:end], numbers)
         accumulated = _evaluated(objects[class_id], boxes)
         precision.append(accumulated["precision"])
         recall.append(accumulated["recall"])
@@ -83,18 +85,43 @@ def average_precision(
     return Score(overall, classes)
 
 
-def _entries(found: Found, rows: NDArray[Any]) -> list[dict[str, Any]]:
-    """Rows of `found` as COCO entries."""
+def _id_order(image_id: str) -> tuple[bool, int, str]:
+    """Numbers by size, then texts. By this order pycocotools breaks ties of scores."""
+    is_number = image_id.isdecimal()
+    return not is_number, len(image_id) if is_number else 0, image_id
+
+
+def _object_entry(annotation: Annotation, numbers: Mapping[str, int]) -> dict[str, Any]:
+    """An annotation as pycocotools wants it."""
+    return {
+        "image_id": numbers[annotation.image_id],
+        "bbox": list(annotation.bbox),
+        "area": annotation.area,
+        "iscrowd": int(annotation.iscrowd),
+    }
+
+
+def _detection_entries(
+    found: Found, rows: NDArray[Any], numbers: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Rows of `found` as pycocotools wants them, those of images that have a number."""
     boxes = np.round(found.boxes[rows].astype(float), DECIMALS)
     boxes[:, 2:] = np.round(boxes[:, 2:] - boxes[:, :2], DECIMALS)
     return [
-        {"image_id": image_id, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
+        {
+            "image_id": numbers[image_id],
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            "score": score,
+        }
         for image_id, box, score in zip(
             found.image_ids[rows].tolist(),
             boxes.tolist(),
             found.scores[rows].tolist(),
             strict=True,
         )
+        if image_id in numbers
     ]
 
 
@@ -117,7 +144,7 @@ def _evaluated(objects: list[dict[str, Any]], boxes: list[dict[str, Any]]) -> di
     return accumulated
 
 
-def _indexed(image_ids: Collection[ImageId], entries: list[dict[str, Any]]) -> COCO:
+def _indexed(image_ids: Collection[int], entries: list[dict[str, Any]]) -> COCO:
     """Entries as pycocotools wants them: one class, and ids from 1, as 0 means none to it."""
     coco = COCO()
     coco.dataset = {

@@ -8,6 +8,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from jobs.coco.reader import read_annotations
+from jobs.coco.records import Annotations
 from jobs.evaluate.annotated import (
     RULES,
     MatchedClasses,
@@ -15,7 +17,6 @@ from jobs.evaluate.annotated import (
     matched_classes,
     matched_images,
 )
-from jobs.evaluate.annotations import Annotations, read_annotations
 from jobs.evaluate.average_precision import UNKNOWN, Found, Score, average_precision
 from jobs.output.records import score_threshold
 from jobs.query import answered
@@ -89,7 +90,7 @@ def _found(
     columns = connection.sql(_FOUND).fetchnumpy()
     sides = [columns[side] for side in ("x_min", "y_min", "x_max", "y_max")]
     return Found(
-        np.array(list(truth.images))[columns["position"]],
+        np.array(list(truth.images), object)[columns["position"]],
         columns["class_id"],
         columns["score"],
         np.stack(sides, axis=1),
@@ -104,7 +105,7 @@ def _images(
     labelled: int,
 ) -> dict[str, Any]:
     """Counts of images on both sides and on one, with a few of the latter by name."""
-    names = [name or str(image) for image, name in truth.images.items()]
+    names = [image.file_name or image.id for image in truth.images.values()]
     failed = [names[at] for at, said in sorted(status.items()) if said != OK]
     absent = [name for at, name in enumerate(names) if at not in status]
     more = "FROM latest_images ANTI JOIN matched USING (run, shard, image_id)"

@@ -6,6 +6,7 @@ import sqlite3
 import unicodedata
 
 from pipeline.plan.listing import IMAGE_SUFFIXES
+from pipeline.storage.errors import OutputError
 
 # Letters and digits of all scripts, and signs that no shell and no file system takes for more.
 _UNSAFE = re.compile(r"[^\w.,+=@ -]|^[. -]|[. ]$")
@@ -73,7 +74,7 @@ class SafeNames:
             name = f"{stem}{mark}"
             if self._take(name + (self.suffix or end)):
                 return name + end, name + (self.suffix or end)
-        raise ValueError(f"{shard} holds several images named {image_id}: which is which?")
+        raise OutputError(f"{shard} holds several images named {image_id}: which is which?")
 
     def _take(self, name: str) -> bool:
         key = (name.casefold(),)

@@ -5,15 +5,14 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsspec.implementations.local import LocalFileSystem
-
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.tally import Tally, report
-from jobs.imports.annotations import images_of, labels_of
+from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
+from jobs.imports.images import NEEDED, image_rows
+from jobs.imports.options import ImportOptions
 from jobs.imports.results import CocoResults
 from jobs.output.commit import Finished, commit
 from jobs.output.known import read_plan
@@ -26,40 +25,26 @@ from pipeline.stages.publish import Part, PartFile, publish_part, reconcile
 from pipeline.stages.stage import stage
 from pipeline.stages.staged import staged
 from pipeline.storage import retries
-from pipeline.storage.files import InputError, canonical, explained, open_location
-from pipeline.storage.retries import retried
+from pipeline.storage.files import InputError, canonical
 from pipeline.storage.urls import mask
 
 WORKERS = {"read": 1, "prepare": 1, "detect": 1, "stage": 1}  # one process does it all
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """The options of the command line."""
-
-    detections: str
-    output: str
-    annotations: str
-    model: str | None = None
-    images: str | None = None
-    single_writer: bool = False
-
-    def model_name(self) -> str:
-        return self.model or Path(mask(self.detections)).stem
 
 
 def import_results(options: ImportOptions) -> None:
     """Take DETECTIONS into OUTPUT, unless it holds them already. InputError before any writing."""
     retries.person_waits = True
     tally = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        detections = _local(options.detections, "DETECTIONS", scratch / "detections")
-        annotations = _local(options.annotations, "--annotations", scratch / "annotations")
+    with (
+        local_file(options.detections, "DETECTIONS") as detections,
+        local_file(options.annotations, "--annotations") as annotations,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         source = Member(
             canonical(options.detections), _digest(detections), detections.stat().st_size
         )
-        labels = labels_of(annotations)
+        file = AnnotationFile(annotations, "--annotations")
+        labels = label_names({one.id: one.name for one in file.categories()}, file.name)
         with OutputWriter(options.output, options.single_writer) as writer:
             mark = fingerprint(options.model_name(), labels)
             if _is_known(options, source, mark, writer):
@@ -68,8 +53,10 @@ def import_results(options: ImportOptions) -> None:
                     "other --annotations or --images import them into another OUTPUT)"
                 )
                 return
-            images = images_of(annotations, options.images)
-            with CocoResults(detections, images, labels, scratch) as results:
+            images = image_rows(file.images(NEEDED), options.images)
+            named = {label_id for label_id, name in enumerate(labels) if name}
+            entries = read_results(detections, "DETECTIONS", named)
+            with CocoResults(images, entries, labels, Path(scratch)) as results:
                 writer.begin()
                 _publish(options, source, results, tally, writer)
         print(
@@ -88,17 +75,6 @@ def fingerprint(model: str, labels: tuple[str, ...]) -> str:
     """16 hex digits of what tells imported labels from those of others."""
     document = json.dumps({"imported": model, "labels": labels})
     return hashlib.sha256(document.encode()).hexdigest()[:16]
-
-
-def _local(url: str, what: str, copy: Path) -> Path:
-    """A file as a local one: itself, or a copy that is fetched to `copy`."""
-    fs, path = open_location(url, what)
-    with explained(what, url):
-        if isinstance(fs, LocalFileSystem):
-            Path(path).open("rb").close()
-            return Path(path)
-        retried(fs.get_file, path, str(copy))
-    return copy
 
 
 def _digest(file: Path) -> str:

@@ -15,9 +15,8 @@ from collections.abc import Callable
 import pyarrow.compute as pc
 from ray.util.metrics import Counter, Gauge
 
-from jobs.accounting.node_hours import NodeMeter
+from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Tally
-from jobs.label.options import LabelOptions
 from jobs.label.planning import Run
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries
@@ -60,11 +59,17 @@ class RunMetrics:
     """
 
     def __init__(
-        self, options: LabelOptions, run: Run, tally: Tally, nodes: NodeMeter, detectors: int
+        self,
+        output: str,
+        run: Run,
+        tally: Tally,
+        nodes: NodeMeter,
+        rates: Rates,
+        detectors: int,
     ):
-        self._tags = {"output": mask(options.output), "run": run.run_id}
+        self._tags = {"output": mask(output), "run": run.run_id}
         self._run, self._tally, self._nodes, self._detectors = run, tally, nodes, detectors
-        self._rates = options.rates()
+        self._rates = rates
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._planned: dict[str, int] = {}
@@ -127,7 +132,7 @@ class RunMetrics:
             running=int(running),
             images_per_second=tally.steady_rate(),
             detectors=self._detectors,
-            device_idle_share=max(0.0, 1 - tally.seconds["detect"] / detectors_time),
+            device_idle_share=max(0.0, 1 - tally.seconds.get("detect", 0.0) / detectors_time),
             last_block_timestamp_seconds=self._newest,
             **self._planned,
         )

@@ -1,42 +1,116 @@
 """The options of `detr-batch label`: what they mean, and which make no sense."""
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.prices import machine
 from jobs.cluster.request import ClusterRequest, cluster_request
-from jobs.output.known import LabelRequest
-from pipeline.storage.files import InputError, canonical
+from pipeline.storage.errors import InputError
+from pipeline.storage.urls import mask
 
 
 @dataclass(frozen=True)
 class LabelOptions:
     """The options of the command line, checked by `check`."""
 
-    input: str
-    output: str
-    model: str = "deformable-detr"
-    weights: str | None = None
-    score_threshold: float = 0.3
-    format: str = "auto"
-    limit: int | None = None
-    batch_size: int = 8
-    precision: str = "auto"
-    device: str = "auto"
-    num_gpus: str = "1"
-    detect_on: str | None = None
-    prepare_on: str | None = None
-    address: str | None = None
-    max_failed_fraction: float = 1.0
-    usd_per_hour: float | None = None
-    instance_type: str | None = None
-    cpu_instance_type: str | None = None
-    spot: bool = False
-    page: bool = True
-    relabel: bool = False
-    single_writer: bool = False
-    keep_replaced: float = 0.0  # hours
-    dry_run: bool = False
+    input: str = field(
+        metadata={
+            "positional": True,
+            "help": "images, .tar shards, Parquet files, or a list of URLs",
+        }
+    )
+    output: str = field(metadata={"positional": True, "help": "folder for the tables"})
+    address: str | None = field(
+        default=None,
+        metadata={
+            "environment": "RAY_ADDRESS",
+            "help": "a Ray cluster (default: $RAY_ADDRESS, else a local one for this command "
+            "alone)",
+        },
+    )
+    model: str = field(
+        default="deformable-detr", metadata={"help": "a name of `detr-batch models`"}
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={"help": "file, URL (with #sha256=... checked), hub id, or 'random'"},
+    )
+    score_threshold: float = field(
+        default=0.3, metadata={"help": "least score of a detection; 0 keeps the best 100"}
+    )
+    format: str = field(
+        default="auto",
+        metadata={
+            "choices": ("auto", "images", "tar", "parquet", "urls"),
+            "help": "what lies under INPUT",
+        },
+    )
+    limit: int | None = field(default=None, metadata={"help": "label at most this many images"})
+    batch_size: int = field(default=8, metadata={"help": "images in one forward pass"})
+    precision: str = field(
+        default="auto",
+        metadata={
+            "choices": ("auto", "fp32", "bf16", "fp16"),
+            "help": "what detectors compute in; auto: bf16 where the hardware multiplies it",
+        },
+    )
+    device: str = field(
+        default="auto",
+        metadata={
+            "choices": ("auto", "cpu", "cuda"),
+            "help": "what detectors run on; auto: GPUs where there are any",
+        },
+    )
+    num_gpus: str = field(default="1", metadata={"help": "detectors on GPUs, or a range like 2-8"})
+    detect_on: str | None = field(
+        default=None,
+        metadata={"metavar": "KEY=VALUE", "help": "label of the nodes of Ray that detect"},
+    )
+    prepare_on: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "KEY=VALUE",
+            "help": "label of those that do all else (default: any without an accelerator, where "
+            "there are such)",
+        },
+    )
+    max_failed_fraction: float = field(
+        default=1.0,
+        metadata={"help": "a larger share of failed images is exit code 3 (default: 1, so never)"},
+    )
+    instance_type: str | None = field(
+        default=None,
+        metadata={"help": "machines this runs on, for the report: see detr-batch prices"},
+    )
+    cpu_instance_type: str | None = field(
+        default=None, metadata={"help": "those without a GPU, where a cluster has both"}
+    )
+    spot: bool = field(default=False, metadata={"help": "they cost the spot price"})
+    usd_per_hour: float | None = field(
+        default=None, metadata={"help": "price of all that runs this, instead"}
+    )
+    page: bool = field(default=True, metadata={"help": "leave report.html out: 3 s of a CPU"})
+    single_writer: bool = field(
+        default=False,
+        metadata={
+            "help": "nothing else writes OUTPUT meanwhile: for stores that cannot keep two runs "
+            "apart"
+        },
+    )
+    keep_replaced: float = field(
+        default=0.0,
+        metadata={
+            "metavar": "HOURS",
+            "help": "let files that --relabel replaces stay so long, for readers that have them "
+            "open",
+        },
+    )
+    relabel: bool = field(
+        default=False, metadata={"help": "replace the labels that OUTPUT has of INPUT"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "print the plan; touch nothing"})
 
     def check(self) -> None:
         """InputError for values that cannot be meant on any machine."""
@@ -48,26 +122,14 @@ class LabelOptions:
             raise InputError("--usd-per-hour and --instance-type both name a price: give one")
         if self.cpu_instance_type and not self.instance_type:
             raise InputError("--cpu-instance-type names the nodes beside those of --instance-type")
+        if self.usd_per_hour is not None and not 0 <= self.usd_per_hour < math.inf:
+            raise InputError(f"--usd-per-hour {self.usd_per_hour:g}: give a price of 0 or more")
         self.rates()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
         self.machines()
-
-    def words(self, address: str) -> list[str]:
-        """The arguments that `label` is given on the cluster at `address`: what is not default."""
-        words = [self.input, self.output, "--address", address]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("input", "output", "address") or value == field.default:
-                continue
-            option = f"--{field.name.replace('_', '-')}"
-            if isinstance(value, bool):
-                words.append(option if value else f"--no-{field.name}")
-            else:
-                words += [option, str(value)]
-        return words
 
     def machines(self) -> ClusterRequest:
         """What the run asks of machines. InputError for what cannot be meant."""
@@ -80,12 +142,6 @@ class LabelOptions:
             self.prepare_on,
         )
 
-    def labels(self, fingerprint: str) -> LabelRequest:
-        """Which labels the run would add, by a model of that fingerprint."""
-        return LabelRequest(
-            canonical(self.input), self.model, self.score_threshold, fingerprint, self.relabel
-        )
-
     def rates(self) -> Rates:
         """What an hour costs; InputError for a machine that has no price."""
         return Rates(
@@ -96,3 +152,10 @@ class LabelOptions:
             else None,
             self.spot,
         )
+
+    def without_secrets(self, source: str) -> dict[str, Any]:
+        """The fields as run.json keeps them: INPUT by its one name `source`, other URLs masked."""
+        given = asdict(self)
+        for name in ("output", "weights", "address"):
+            given[name] = given[name] and mask(given[name])
+        return {**given, "input": source}

@@ -24,7 +24,14 @@ def describe(tally: Tally, already: int, encoded_bytes: int) -> str:
     return text
 
 
-def show(
+def describe_end(tally: Tally, already: int) -> str:
+    """The last line: images done, rate, failed. Without a steady rate, that from the start on."""
+    seconds = time.time() - tally.started
+    rate = tally.steady_rate() or tally.images / max(seconds, 1e-9)
+    return f"{already + tally.images} images, {rate:.1f} images/s, {tally.failed.total()} failed"
+
+
+def show_progress(
     receipts: Iterable[Receipt], tally: Tally, already: int = 0, encoded_bytes: int = 0
 ) -> None:
     """Add up `receipts` into `tally` as they come.
@@ -40,13 +47,14 @@ def show(
             if time.monotonic() - said > LOG_SECONDS:
                 said = time.monotonic()
                 console.print(describe(tally, already, encoded_bytes), highlight=False)
-        console.print(describe(tally, already, encoded_bytes=0), highlight=False)
+        console.print(describe_end(tally, already), highlight=False)
         return
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("starting Ray's workers", total=None)
         for receipt in receipts:
             _add(receipt, tally, console)
             bar.update(task, description=describe(tally, already, encoded_bytes))
+        bar.update(task, description=describe_end(tally, already))
 
 
 def _add(receipt: Receipt, tally: Tally, console: Console) -> None:

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError
 from pipeline.storage.urls import mask, printable
 
@@ -130,7 +131,7 @@ async def _log(client: Client, job_id: str) -> None:
         except TROUBLES as error:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > PATIENCE:
-                raise RuntimeError(
+                raise CommandFailed(
                     f"the job server does not answer any more ({mask(str(error))}): the job may go "
                     "on, and `detr-batch submit --follow` follows it when the server is back"
                 ) from error
@@ -152,7 +153,7 @@ def stop(client: Client, job: JobDetails, seconds: float) -> JobDetails:
     until = time.monotonic() + seconds
     while not job.status.is_terminal():
         if time.monotonic() > until:
-            raise RuntimeError(f"job {job.submission_id} has not ended in {seconds:.0f} s")
+            raise CommandFailed(f"job {job.submission_id} has not ended in {seconds:.0f} s")
         time.sleep(LOOK_SECONDS)
         job = client.get_job_info(job.submission_id)
     return job

@@ -6,7 +6,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,22 +19,25 @@ from jobs.label.options import LabelOptions
 from jobs.submit import job_server
 from jobs.submit.job_server import Client, connect, follow, jobs_named, number
 from jobs.submit.shipped import ship
+from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError, canonical
 from pipeline.storage.urls import identity, mask
 
 SECRET = re.compile(
     r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY|_KEY$|_SAS$|CONNECTION_STRING", re.IGNORECASE
 )
+
 AGENT_SECONDS = 60.0  # for a cluster that has just started to find a place for jobs
 STOP_SECONDS = 60.0  # Ray itself kills a job some seconds after it asked it to end
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What goes where."""
+    """A job that labels, and the cluster that runs it."""
 
     options: LabelOptions  # whose `address` is the job server's
     environment: Mapping[str, str]  # variables of the job; no secrets
+    words: Sequence[str]  # the arguments of `label` there
 
     @property
     def server(self) -> str:
@@ -81,7 +84,7 @@ class Submission:
 
     def command(self) -> str:
         """What runs on the cluster."""
-        return shlex.join(["python", "-m", "jobs.cli", "label", *self.options.words("auto")])
+        return shlex.join(["python", "-m", "jobs.cli", "label", *self.words])
 
     def name(self) -> str:
         """By which Ray knows the jobs over this OUTPUT, all but their number."""
@@ -97,12 +100,12 @@ def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
     """
     given.check()
     client = connect(given.server)
-    job_id = start(client, given, join)
+    job_id = start_job(client, given, join)
     print(f"job {job_id} on {mask(given.server)}", file=sys.stderr)
     return follow(client, job_id) if wait else 0
 
 
-def start(client: Client, given: Submission, join: bool) -> str:
+def start_job(client: Client, given: Submission, join: bool) -> str:
     """The job's name: the next one over this OUTPUT, which Ray itself refuses to give twice.
 
     That of the one that runs, where this is to `join` it. A dry run is no job over OUTPUT, and has
@@ -120,17 +123,17 @@ def start(client: Client, given: Submission, join: bool) -> str:
     with TemporaryDirectory() as folder:
         ship(Path(folder))
         try:
-            return _started(client, given, job_id, folder)
+            return _submit_job(client, given, job_id, folder)
         except job_server.TROUBLES as error:
             if "already" not in str(error):
-                raise RuntimeError(f"Ray takes no job: {mask(str(error))}") from error
+                raise CommandFailed(f"Ray takes no job: {mask(str(error))}") from error
             raise InputError(
                 f"job {job_id} labels into {mask(given.options.output)} already: see --status, "
                 "follow it with --follow, or end it with --stop"
             ) from error
 
 
-def _started(client: Client, given: Submission, job_id: str, folder: str) -> str:
+def _submit_job(client: Client, given: Submission, job_id: str, folder: str) -> str:
     """Submit, again where a cluster is so new that nothing on it runs jobs yet."""
     until = time.monotonic() + AGENT_SECONDS
     while True:
@@ -150,14 +153,14 @@ def _started(client: Client, given: Submission, job_id: str, folder: str) -> str
 
 def status(given: Submission) -> dict[str, Any]:
     """The newest job over this OUTPUT. InputError where there is none."""
-    job = _newest(connect(given.server), given)
+    job = _newest_job(connect(given.server), given)
     return {
         "job": job.submission_id,
         "status": str(job.status.value),
         "message": job.message,
         "exit_code": job.driver_exit_code,
-        "started_at": _time(job.start_time),
-        "ended_at": _time(job.end_time),
+        "started_at": _time_of(job.start_time),
+        "ended_at": _time_of(job.end_time),
         "command": job.entrypoint,
     }
 
@@ -165,7 +168,7 @@ def status(given: Submission) -> dict[str, Any]:
 def stop(given: Submission) -> str:
     """End the newest job over this OUTPUT, and say so; what it labelled is kept."""
     client = connect(given.server)
-    job = _newest(client, given)
+    job = _newest_job(client, given)
     if job.status.is_terminal():
         return f"job {job.submission_id} had ended already: {job.status.value}"
     ended = job_server.stop(client, job, STOP_SECONDS)
@@ -177,7 +180,7 @@ def status_as_text(document: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<12} {value}" for name, value in document.items() if value is not None)
 
 
-def _newest(client: Client, given: Submission) -> JobDetails:
+def _newest_job(client: Client, given: Submission) -> JobDetails:
     found = jobs_named(client, given.name())
     if not found:
         output = mask(given.options.output)
@@ -185,7 +188,7 @@ def _newest(client: Client, given: Submission) -> JobDetails:
     return found[-1]
 
 
-def _time(milliseconds: int | None) -> str | None:
+def _time_of(milliseconds: int | None) -> str | None:
     """Of Ray's Unix time."""
     if milliseconds is None:
         return None

@@ -1,6 +1,5 @@
 """What `train` learns from: rendered scenes, or a dataset in COCO's format."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from jobs.coco import records as coco
+from jobs.coco.reader import label_names, read_annotations
+from jobs.coco.records import Annotation, Annotations
 from jobs.demo.scenes import SHAPES, Scene, render_scene, scene
 from model.matching import Target
 from model.resize import ResizeRule
@@ -36,7 +38,7 @@ class Sample:
 
     image: Tensor  # (h, w, 3) uint8
     target: Target
-    image_id: int
+    image_id: str
     size: tuple[int, int]  # height and width before resizing
 
 
@@ -44,7 +46,7 @@ def to_sample(
     picture: Image.Image,
     boxes: Array,
     labels: Array,
-    image_id: int,
+    image_id: str,
     size: tuple[int, int],
 ) -> Sample:
     """Resize a picture to `size` (rows, columns); `boxes` (N, 4) are corners in its own pixels."""
@@ -89,7 +91,7 @@ class ScenesForTraining(Dataset[Sample]):
         if rng.random() < 0.5:
             pixels = 255 - pixels
         picture = Image.fromarray(np.ascontiguousarray(pixels[..., rng.permutation(3)]))
-        return to_sample(picture, boxes, drawn.labels, index, (rows, columns))
+        return to_sample(picture, boxes, drawn.labels, str(index), (rows, columns))
 
     def _shape(self, batch: int) -> tuple[int, int, int]:
         """Which of ASPECTS a batch has, and the rows and columns of its pictures."""
@@ -137,30 +139,20 @@ class HeldOutScenes(Dataset[Sample]):
         drawn = self.scenes[index]
         picture = Image.fromarray(drawn.pixels)
         size = self.rule.target_size(picture.height, picture.width)
-        return to_sample(picture, drawn.boxes, drawn.labels, index, size)
+        return to_sample(picture, drawn.boxes, drawn.labels, str(index), size)
 
-    def truth(self) -> dict[str, Any]:
-        """The scenes as a COCO annotation document."""
-        annotations: list[dict[str, Any]] = []
-        for image_id, drawn in enumerate(self.scenes):
+    def truth(self) -> Annotations:
+        """The scenes' boxes."""
+        images: dict[str, coco.Image] = {}
+        annotations: list[Annotation] = []
+        for index, drawn in enumerate(self.scenes):
+            height, width, _ = drawn.pixels.shape
+            images[str(index)] = coco.Image(str(index), None, width, height)
             for box, label in zip(drawn.boxes.tolist(), drawn.labels.tolist(), strict=True):
-                width, height = box[2] - box[0], box[3] - box[1]
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": label,
-                        "bbox": [box[0], box[1], width, height],
-                        "area": width * height,
-                        "iscrowd": 0,
-                    }
-                )
-        images = [
-            {"id": i, "height": s.pixels.shape[0], "width": s.pixels.shape[1]}
-            for i, s in enumerate(self.scenes)
-        ]
-        categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES) if name]
-        return {"images": images, "annotations": annotations, "categories": categories}
+                x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+                annotations.append(Annotation(str(index), label, (x, y, w, h), w * h))
+        classes = {label_id: name for label_id, name in enumerate(SHAPES) if name}
+        return Annotations(images, classes, annotations)
 
 
 class CocoDataset(Dataset[Sample]):
@@ -172,36 +164,32 @@ class CocoDataset(Dataset[Sample]):
 
     def __init__(self, folder: Path, annotations: Path, rule: ResizeRule, flip: bool):
         self.folder, self.rule, self.flip = folder, rule, flip
-        self.document = json.loads(annotations.read_text())
-        for annotation in self.document["annotations"]:  # evaluation needs what some files lack
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-            annotation.setdefault("iscrowd", 0)
-        names = {category["id"]: category["name"] for category in self.document["categories"]}
-        self.labels = tuple(names.get(i, "") for i in range(max(names) + 1))
-        self.images = self.document["images"]
-        self.boxes: dict[int, list[dict[str, Any]]] = {}
-        for annotation in self.document["annotations"]:
-            if not annotation.get("iscrowd") and min(annotation["bbox"][2:]) > 0:
-                self.boxes.setdefault(annotation["image_id"], []).append(annotation)
+        self.annotations = read_annotations(str(annotations), needed=("file_name",))
+        self.labels = label_names(self.annotations.classes, str(annotations))
+        self.images = list(self.annotations.images.values())
+        self.boxes: dict[str, list[Annotation]] = {}
+        for annotation in self.annotations.annotations:
+            if not annotation.iscrowd and min(annotation.bbox[2:]) > 0:
+                self.boxes.setdefault(annotation.image_id, []).append(annotation)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def truth(self) -> dict[str, Any]:
-        """The annotation document."""
-        document: dict[str, Any] = self.document
-        return document
+    def truth(self) -> Annotations:
+        """The annotation file."""
+        return self.annotations
 
     def __getitem__(self, index: int) -> Sample:
-        entry = self.images[index]
-        with Image.open(self.folder / entry["file_name"]) as file:
+        listed = self.images[index]
+        assert listed.file_name is not None  # as it is needed
+        with Image.open(self.folder / listed.file_name) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
-        found = self.boxes.get(entry["id"], [])
-        boxes = np.array([a["bbox"] for a in found], np.float32).reshape(-1, 4)
+        found = self.boxes.get(listed.id, [])
+        boxes = np.array([a.bbox for a in found], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         if self.flip and torch.rand(()) < 0.5:
             picture = ImageOps.mirror(picture)
             boxes = _mirrored(boxes, 0, picture.width)
-        labels = np.array([a["category_id"] for a in found], np.int64)
+        labels = np.array([a.category_id for a in found], np.int64)
         size = self.rule.target_size(picture.height, picture.width)
-        return to_sample(picture, boxes, labels, entry["id"], size)
+        return to_sample(picture, boxes, labels, listed.id, size)

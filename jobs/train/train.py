@@ -1,10 +1,10 @@
 """Train a model from scratch on rendered scenes, or fine-tune one on a dataset in COCO's format."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,65 +13,29 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 
-from jobs.evaluate.annotations import annotations_of
+from jobs.coco.records import Annotations
 from jobs.evaluate.average_precision import Found, average_precision
 from jobs.train.data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
+from jobs.train.options import TrainOptions
 from model.checkpoint import save_weights
 from model.criterion import criterion
 from model.deformable_detr import DeformableDetr
 from model.postprocess import Detections, postprocess
 from model.preprocess import batch_images
-from model.zoo import RANDOM, create_model, named_model
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """A recipe: everything that decides the weights that come out."""
-
-    output: Path
-    model: str = "shapes-tiny"
-    weights: str = RANDOM
-    steps: int = 14_000
-    batch_size: int = 4
-    learning_rate: float | None = None  # None: see `rate`
-    weight_decay: float = 1e-4
-    warmup: int = 100  # steps
-    clip_norm: float = 0.1  # as published
-    # From scratch only. Encoders learn fast when every object wants several proposals, but a
-    # decoder that is given several equal ones goes on to name an object twice.
-    proposals_per_object: int = 4  # see `criterion`; for the first
-    dense_share: float = 0.12  # of the steps, then one
-    freeze_norms: float = 0.5  # share of the steps after which batch norms keep their statistics
-    seed: int = 0
-    precision: str = "auto"
-    device: str = "cpu"
-    evaluate_every: int = 1000  # steps
-    evaluate_images: int = 100
-    images: Path | None = None  # a folder; None: rendered scenes
-    annotations: Path | None = None
-    validation_images: Path | None = None
-    validation_annotations: Path | None = None
-
-    @property
-    def from_scratch(self) -> bool:
-        return self.weights == RANDOM
-
-    @property
-    def rate(self) -> float:
-        """The highest learning rate: by default gentle on weights that have learned before."""
-        return self.learning_rate or (4e-4 if self.from_scratch else 5e-5)
+from model.zoo import create_model, named_model
+from pipeline.storage.errors import CommandFailed, InputError
 
 
 class Validation(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
-    def truth(self) -> dict[str, Any]: ...
+    def truth(self) -> Annotations: ...
 
 
 def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[str, ...]]:
     """The training set, the validation set, and their labels.
 
-    ValueError where pictures come without annotations.
+    InputError where images come without annotations, or with some that cannot be used.
     """
     rule = named_model(options.model).config().resize
     if options.images is None:
@@ -79,13 +43,17 @@ def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[
         scenes = ScenesForTraining(options.seed, length, options.batch_size, rule)
         return scenes, HeldOutScenes(options.evaluate_images, rule), ScenesForTraining.labels
     if options.annotations is None:
-        raise ValueError("--images needs --annotations, a file in COCO's format")
+        raise InputError("--images needs --annotations, a file in COCO's format")
     for path in (options.images, options.annotations):
         if not path.exists():
-            raise ValueError(f"{path} does not exist")
+            raise InputError(f"{path} does not exist")
     training = CocoDataset(options.images, options.annotations, rule, flip=True)
-    if not len(training):
-        raise ValueError(f"{options.annotations} names no images")
+    if training.annotations.left_out:
+        print(
+            f"{training.annotations.left_out} annotations of images or categories that "
+            f"{options.annotations} does not list are left out",
+            file=sys.stderr,
+        )
     validation = CocoDataset(
         options.validation_images or options.images,
         options.validation_annotations or options.annotations,
@@ -98,7 +66,7 @@ def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[
 def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str, float]:
     """COCO AP of `net`, one picture at a time, with the best 100 detections of each."""
     net.eval()
-    image_ids: list[int] = []
+    image_ids: list[str] = []
     found: list[Detections] = []
     with torch.inference_mode():
         for index in range(len(dataset)):
@@ -110,8 +78,8 @@ def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str,
         torch.cat([getattr(one, name)[0] for one in found]).cpu().numpy()
         for name in ("scores", "labels", "boxes")
     )
-    detections = Found(np.array(image_ids), labels, scores, boxes)
-    return average_precision(annotations_of(dataset.truth()), detections).metrics
+    detections = Found(np.array(image_ids, object), labels, scores, boxes)
+    return average_precision(dataset.truth(), detections).metrics
 
 
 def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[int]:
@@ -160,7 +128,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     """
     for name in ("steps", "batch_size", "evaluate_every", "evaluate_images"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
     torch.manual_seed(options.seed)
     training, validation, labels = datasets(options)
     net = create_model(
@@ -178,14 +146,14 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     start = 0
     if resume:
         if not last.exists():
-            raise ValueError(f"--resume: there is no {last}")
+            raise InputError(f"--resume: there is no {last}")
         saved = torch.load(last, weights_only=True)
         net.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         start = saved["step"]
         if start >= options.steps:
-            raise ValueError(f"{last} is of step {start}: nothing to resume up to --steps")
+            raise InputError(f"{last} is of step {start}: nothing to resume up to --steps")
     loader = DataLoader(
         training,
         batch_size=options.batch_size,
@@ -258,7 +226,7 @@ def steps(
                 freeze_norms(net)
             loss = loss_of(net, samples, options, step)
             if not loss.isfinite():
-                raise RuntimeError(
+                raise CommandFailed(
                     f"the loss became {loss.item()} at step {step}: go on with --resume and a "
                     "lower --learning-rate"
                 )

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """A mistake of the user's: one line that says what to do."""
 
 
+class CommandFailed(RuntimeError):
+    """A command ends without its result. The line says why, and what a repetition will do."""
+
+
 class OutputError(RuntimeError):
     """OUTPUT is not as it must be, or another command has it. The line says what to do."""
 

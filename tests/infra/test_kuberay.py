@@ -15,7 +15,7 @@ from ray.autoscaler._private.kuberay import autoscaling_config
 
 from jobs.cli import parser
 from jobs.cluster.node_labels import matches
-from jobs.cluster.placement import Node, placed
+from jobs.cluster.placement import Node, placement_on
 from jobs.label.options import LabelOptions
 from tests.infra.manifests import (
     KUBERAY,
@@ -233,7 +233,7 @@ def test_the_run_fits_what_the_autoscaler_may_make(name: str) -> None:
     groups = {k: Node(kinds[k]["resources"], kinds[k]["labels"]) for k in ("cpu", "gpu")}
     options = vars(parser().parse_args(shlex.split(job["entrypoint"])[1:]))
     del options["run"], options["again"]
-    place = placed(LabelOptions(**options).machines(), [], cluster=True)
+    place = placement_on(LabelOptions(**options).machines(), [], cluster=True)
     nodes = [node for kind, node in groups.items() for _ in range(kinds[kind]["max_workers"])]
     assert place.lacks(nodes) is None
     assert matches(groups["cpu"].labels, place.layout.nodes)

@@ -51,7 +51,7 @@ def test_there_are_ten_examples_and_they_are_printed(capsys: pytest.CaptureFixtu
     assert main(["query", "--examples"]) == 0
     printed = capsys.readouterr().out
     assert all(sql in printed for _, sql in EXAMPLES)
-    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    readme = " ".join((Path(__file__).parents[2] / "jobs" / "README.md").read_text().split())
     assert all(" ".join(sql.split()) in readme for _, sql in EXAMPLES)
 
 

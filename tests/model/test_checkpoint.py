@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, canonical, load_state, read_weights, save_weights
+from model.checkpoint import canonical, load_state, read_weights, save_weights
 from model.deformable_detr import DeformableDetr
+from model.errors import CheckpointError
 from model.zoo import MODELS, create_model
 from tests.conftest import TESTDATA
 

@@ -7,7 +7,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import constants
 
-from model.checkpoint import CheckpointError
+from model.errors import CheckpointError
 from model.weights import cache_folder, find_weights
 from pipeline.storage.files import open_location
 

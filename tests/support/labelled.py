@@ -1,24 +1,50 @@
 """OUTPUTs made by hand, through the functions that publish a run's tables."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from jobs.output.records import write_document, write_table
 from pipeline.plan.shards import to_table
 from pipeline.schema import DETECTED, OK, Member, Shard
 from pipeline.stages.publish import parts, publish_part, reconcile
 from pipeline.stages.stage import stage
 from pipeline.stages.staged import staged
+from pipeline.storage.files import join, open_location, remove_tree
 from tests.support.committed import commit_run, make_target
 
-Box = tuple[int, float, float, float, float, float]  # label_id, score, x_min, y_min, x_max, y_max
+LABELS = ("", "circle", "tea cup", "", "star")
+SOURCE = "file:///lake"
+
+
+class Box(NamedTuple):
+    """One box, in pixels."""
+
+    label_id: int
+    score: float
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+Corners = tuple[int, float, float, float, float, float]  # those of a Box, without names
+
+
+def random_boxes(seed: int, count: int) -> list[Box]:
+    """Boxes of LABELS within 400 x 300 pixels with sides of at least 8, best first, as float32."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform((0, 0), (300, 200), (count, 2))
+    sizes = rng.uniform(8, 100, (count, 2))
+    scores = sorted(rng.uniform(0.05, 1, count), reverse=True)
+    numbers = np.column_stack([scores, corners, corners + sizes]).astype(np.float32).tolist()
+    return [Box(int(rng.choice([1, 2, 4])), *row) for row in numbers]
 
 
 @dataclass(frozen=True)
@@ -26,42 +52,46 @@ class Labelled:
     """One image of a run; a file unless it has a `shard`."""
 
     image_id: str
-    boxes: Sequence[Box] = ()
+    boxes: Sequence[Box | Corners] = ()
     status: str = OK
     shard: str = "files"
     uri: str | None = None  # None: the image_id
     etag: str = "e"
+    width: int = 640
+    height: int = 480
+
+    def named_boxes(self) -> list[Box]:
+        return [Box(*box) for box in self.boxes]
 
 
 def write_run(
-    output: Path,
+    output: str | Path,
     images: Iterable[Labelled],
     labels: Sequence[str],
     run_id: str = "20260101T000000Z-aaaaaa",
     score_threshold: float = 0.0,
     source: str = "in",
 ) -> str:
-    """Publish `images` as a run of `output`, with its run.json; return OUTPUT."""
-    target = make_target(output, run_id, labels, str(output / "_staging"))
+    """Publish `images` as a run of OUTPUT, a folder or a URL, with its run.json; return OUTPUT."""
+    output = str(output)
+    staging = join(output, "_staging", run_id, "blocks")
+    target = make_target(output, run_id, labels, staging)
     by_shard: defaultdict[str, list[Labelled]] = defaultdict(list)
     for image in images:
         by_shard[image.shard].append(image)
     for shard, members in by_shard.items():
         rows = [_row(shard, i, len(members), image) for i, image in enumerate(members)]
-        stage(pa.Table.from_pylist(rows, schema=DETECTED), target.staging)
-    found = staged(target.staging)
+        stage(pa.Table.from_pylist(rows, schema=DETECTED), staging)
+    found = staged(staging)
     reconcile(list(by_shard), found)
     files = [file for part in parts(list(by_shard), found) for file in publish_part(part, target)]
     counts = Counter(image.status for members in by_shard.values() for image in members)
-    folder = output / "_runs" / run_id
-    folder.mkdir(parents=True)
-    options = {"score_threshold": score_threshold}
-    (folder / "run.json").write_text(json.dumps({"run_id": run_id, "options": options}))
-    pq.write_table(to_table(_plan(by_shard)), folder / "plan.parquet")
+    record = {"run_id": run_id, "options": {"score_threshold": score_threshold}}
+    write_document(output, run_id, "run.json", record)
+    write_table(join(output, "_runs", run_id, "plan.parquet"), to_table(_plan(by_shard)))
     commit_run(target, source, files, dict(counts))
-    for file in (output / "_staging").iterdir():
-        file.unlink()
-    return str(output)
+    remove_tree(*open_location(staging, "staging"))
+    return output
 
 
 def _plan(by_shard: Mapping[str, Sequence[Labelled]]) -> list[Shard]:
@@ -75,8 +105,7 @@ def _plan(by_shard: Mapping[str, Sequence[Labelled]]) -> list[Shard]:
 
 
 def _row(shard: str, index: int, size: int, image: Labelled) -> dict[str, Any]:
-    names = ("label_id", "score", "x_min", "y_min", "x_max", "y_max")
-    boxes = sorted(image.boxes, key=lambda box: -box[1])
+    boxes = sorted(image.named_boxes(), key=lambda box: -box.score)
     return {
         "image_id": image.image_id,
         "uri": image.uri or image.image_id,
@@ -86,10 +115,10 @@ def _row(shard: str, index: int, size: int, image: Labelled) -> dict[str, Any]:
         "etag": image.etag,
         "status": image.status,
         "error": None if image.status == OK else "made to fail",
-        "width": 640,
-        "height": 480,
+        "width": image.width,
+        "height": image.height,
         "orientation": 1,
-        "boxes": [dict(zip(names, box, strict=True)) for box in boxes],
+        "boxes": [box._asdict() for box in boxes],
         "processed_at": datetime.now(UTC),
     }
 
@@ -101,7 +130,7 @@ def from_coco(
     boxes: defaultdict[Any, list[Box]] = defaultdict(list)
     for found in detections:
         x, y, width, height = found["bbox"]
-        box = (found["category_id"], found["score"], x, y, x + width, y + height)
+        box = Box(found["category_id"], found["score"], x, y, x + width, y + height)
         boxes[found["image_id"]].append(box)
     names = {entry["id"]: entry["name"] for entry in truth["categories"]}
     labels = [names.get(number, "N/A") for number in range(max(names) + 1)]

@@ -9,6 +9,7 @@ from jobs.bench.gpu.journal import CHOICE, ENVIRONMENT, NAME, TIMING, Journal, R
 from jobs.bench.gpu.tables import describe_results
 from jobs.bench.measure import NO_COMMIT, RESULTS, append_rows, commit
 from model.ops import launches, ways
+from pipeline.storage.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Tables:
 def collect(folder: Path, tables: Tables) -> str:
     """Add the timings to the results and the choices to the tables that the code reads.
 
-    What is there already is not added again. Returns the text for people. ValueError for a folder
+    What is there already is not added again. Returns the text for people. InputError for a folder
     without results.
     """
     records = list(_records(folder))
@@ -48,7 +49,7 @@ def _records(folder: Path) -> Iterator[Record]:
     """Of all journals below the folder."""
     journals = sorted(folder.rglob(NAME))
     if not journals:
-        raise ValueError(f"--collect {folder}: there is no {NAME} in it; give the --out of a run")
+        raise InputError(f"--collect {folder}: there is no {NAME} in it; give the --out of a run")
     for path in journals:
         yield from Journal(path.parent).records()
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.errors import CommandFailed
+
 NAME = "gpu.jsonl"
 Record = dict[str, Any]
 
@@ -48,7 +50,7 @@ class Journal:
                 record = json.loads(line)
                 yield {"step": record["step"], "case": record["case"], **record}
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
+                raise CommandFailed(
                     f"line {number} of {self.path} is no record of bench gpu: remove it, and the "
                     "case that it was of is measured again"
                 ) from error

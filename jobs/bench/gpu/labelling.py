@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from jobs.bench.gpu.clocks import read_use
+from pipeline.storage.errors import CommandFailed
 
 # Kinds of processes.
 DRIVER = "driver"  # the command itself
@@ -136,7 +137,9 @@ def run_label(output: Path, options: dict[str, Any], calls: int, device: str) ->
         said = log.read().decode(errors="replace")
     if code:
         print(said, file=sys.stderr)
-        raise RuntimeError(f"label failed: {(said.strip().splitlines() or ['no word of why'])[-1]}")
+        raise CommandFailed(
+            f"label failed: {(said.strip().splitlines() or ['no word of why'])[-1]}"
+        )
     return Labelled(seconds, watch)
 
 

@@ -20,6 +20,7 @@ from model.predictor import MULTIPLE, Pending
 from model.zoo import named_model
 from pipeline.schema import OK, PREPARED
 from pipeline.stages.detect import BATCHES_PER_CALL, CPU_CALLS, GPU_CALLS, Detector, DetectorSpec
+from pipeline.storage.errors import CommandFailed
 
 BATCH = 8  # the default of `label`
 IMAGES, TINY_IMAGES = 1600, 24
@@ -87,7 +88,7 @@ def _measure(context: Context, model: str, names: list[str]) -> None:
             took = time.perf_counter() - began
         failed = sum(status != OK for t in labelled for status in t["status"].to_pylist())
         if failed:
-            raise RuntimeError(f"{failed} of {len(sizes)} images failed")
+            raise CommandFailed(f"{failed} of {len(sizes)} images failed")
         passes = _passes(detector)
         passes.subtract(before)
         context.write_timing(

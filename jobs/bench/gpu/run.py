@@ -16,6 +16,7 @@ from jobs.bench.gpu.environment import code_digest
 from jobs.bench.gpu.journal import CRASHED, CUT, ENVIRONMENT, FAILED, Journal
 from jobs.bench.gpu.poison import CPU_POISON
 from jobs.bench.measure import device_name
+from pipeline.storage.errors import InputError
 
 # Shares of the time; what a step leaves goes to those behind it.
 SHARES = {
@@ -33,48 +34,48 @@ LOG = "gpu.log"  # what the steps print, beside their journal
 
 
 @dataclass(frozen=True)
-class GpuOptions:
-    """What `detr-batch bench gpu` takes."""
+class GpuRequest:
+    """Which steps are to run, and where."""
 
     out: Path
-    seconds: float = 560.0
-    steps: tuple[str, ...] = STEPS
-    device: str = "cuda"
-    tiny: bool = False
+    seconds: float  # for all of them
+    steps: tuple[str, ...]
+    device: str
+    tiny: bool  # few small shapes
 
     def check(self) -> None:
-        """ValueError for what cannot be meant, or not here."""
+        """InputError for what cannot be meant, or not here."""
         if unknown := sorted(set(self.steps) - set(STEPS)):
-            raise ValueError(f"--steps {','.join(unknown)}: choose from {','.join(STEPS)}")
+            raise InputError(f"--steps {','.join(unknown)}: choose from {','.join(STEPS)}")
         if self.seconds <= 0:
-            raise ValueError(f"--seconds {self.seconds:g}: give more than 0")
+            raise InputError(f"--seconds {self.seconds:g}: give more than 0")
         try:
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise InputError(
                 f"--device {self.device}: it cannot be used here ({reason}). To see that all "
                 "works without a GPU: --device cpu --tiny"
             ) from error
         self._check_folder()
 
     def _check_folder(self) -> None:
-        """ValueError for a folder with results of another device, code or size."""
+        """InputError for a folder with results of another device, code or size."""
         here = (device_name(self.device), code_digest(), self.tiny)
         for record in Journal(self.out).records():
             if record["kind"] == ENVIRONMENT:
                 there = (record["row"]["device"], record["code"], record["tiny"])
                 if there != here:
-                    raise ValueError(
+                    raise InputError(
                         f"--out {self.out} has results of another device, version or size "
                         f"({there[0]}): give another folder"
                     )
 
 
-def run_steps(options: GpuOptions) -> bool:
+def run_steps(options: GpuRequest) -> bool:
     """Run the steps that the folder does not have yet; whether all of them came to their end.
 
-    ValueError for bad options, before anything is written.
+    InputError for bad options, before anything is written.
     """
     options.check()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def share_of(step: str) -> int:
     return 1 if step == "flow" and find_spec("ray") is None else SHARES[step]
 
 
-def run_step(options: GpuOptions, step: str, seconds: float) -> str:
+def run_step(options: GpuRequest, step: str, seconds: float) -> str:
     """Run one step for at most `seconds`; why it did not come to its end, or nothing.
 
     A case that ends the process is marked, and a new process goes on behind it.
@@ -124,7 +125,7 @@ def run_step(options: GpuOptions, step: str, seconds: float) -> str:
         journal.write(step, case, CRASHED, reason=reason)
 
 
-def _run_process(options: GpuOptions, step: str, seconds: float) -> int | None:
+def _run_process(options: GpuRequest, step: str, seconds: float) -> int | None:
     """The exit code of a step's process; None where its time was over."""
     command = [sys.executable, "-X", "faulthandler", "-m", "jobs.bench.gpu.step", step]
     command += ["--out", str(options.out), "--device", options.device]

@@ -1,7 +1,20 @@
-"""The command line as a shell sees it."""
+"""The command line as a shell sees it: exit codes, and one line for what goes wrong."""
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import cli
+from jobs.bench.measure import Wrong
+from jobs.cli import DEBUG, exit_code_of, main
+from jobs.output.errors import CommitUnknown, DamagedOutput
+from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint, UnknownName
+from pipeline.storage.errors import CommandFailed, InputError, StorageUnavailable
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
@@ -15,3 +28,117 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait()
+
+
+@pytest.mark.parametrize("kind", [InputError, UnknownName, CheckpointError, ImportError])
+def test_bad_arguments_are_exit_code_2(kind: type[Exception]) -> None:
+    assert exit_code_of(kind("no")) == 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ValueError,  # of a library that read something damaged
+        KeyError,
+        OSError,
+        DamagedOutput,
+        CommitUnknown,
+        CommandFailed,
+        StorageUnavailable,
+        DamagedCheckpoint,
+        CheckpointUnavailable,
+        Wrong,
+    ],
+)
+def test_all_else_is_exit_code_1_which_schedulers_try_again(kind: type[Exception]) -> None:
+    assert exit_code_of(kind("no")) == 1
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command with a mistake in it, which is named with a secret."""
+
+    def fail(_: Any) -> int:
+        raise KeyError("s3://user:5ecret@bucket")
+
+    monkeypatch.setattr(cli.models, "_prices", fail)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_mistake_of_ours_is_a_line_that_names_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prices"]) == 1
+    assert capsys.readouterr().err == (
+        "detr-batch: internal error: KeyError: 's3://bucket' (--debug shows where it happened)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "hint"), [(KeyError("x"), True), (OSError("x"), False), (StorageUnavailable(), False)]
+)
+def test_a_run_that_fails_by_a_mistake_of_ours_names_debug(
+    cause: Exception,
+    hint: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: Any) -> int:
+        raise CommandFailed("the run failed") from cause
+
+    monkeypatch.setattr(cli.models, "_prices", fail)
+    assert main(["prices"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("detr-batch: the run failed")
+    assert (DEBUG in said) == hint
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize("words", [[DEBUG, "prices"], ["prices", DEBUG]])
+def test_debug_shows_the_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith("\ndetr-batch: internal error: KeyError: 's3://bucket'\n")
+    assert "5ecret" not in said
+
+
+def test_debug_shows_the_traceback_of_a_refused_argument_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["query", DEBUG]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["query"]) == 2
+    assert capsys.readouterr().err == (
+        "detr-batch: query needs OUTPUT and SQL; --examples prints some\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"), [(b"", 1), (b"no weights", 1), (None, 2)], ids=["cut", "other", "none"]
+)
+def test_damaged_weights_are_no_bad_argument(
+    damage: bytes | None, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    if damage is not None:
+        weights.write_bytes(damage)
+    words = ["label", "in", str(tmp_path / "out"), "--model", "shapes-tiny"]
+    assert main([*words, "--weights", str(weights)]) == code
+    said = capsys.readouterr().err
+    assert str(weights) in said
+    assert DEBUG not in said
+
+
+def test_a_model_that_there_is_not_is_a_bad_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["label", "in", "out", "--model", "moon"]) == 2
+    assert "choose one of deformable-detr" in capsys.readouterr().err
+
+
+def test_the_command_line_loads_nothing_large() -> None:
+    code = (
+        "import sys, jobs.cli; jobs.cli.parser(); "
+        "print({'torch', 'ray', 'pyarrow', 'numpy', 'fsspec', 'yaml'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs.cluster.node_labels import matches, selector
-from jobs.cluster.placement import Node, placed
+from jobs.cluster.placement import Node, placement_on
 from jobs.cluster.request import ClusterRequest
 from jobs.label.options import LabelOptions
 from pipeline.dataflow import Pool, block_bytes
@@ -22,7 +22,7 @@ def request(**given: Any) -> ClusterRequest:
 
 
 def test_cpu_stages_keep_off_nodes_whose_cpus_feed_a_gpu() -> None:
-    place = placed(request(num_gpus="1-2"), [HEAD, CPUS, GPUS], cluster=True)
+    place = placement_on(request(num_gpus="1-2"), [HEAD, CPUS, GPUS], cluster=True)
     pool = place.layout.detectors
     assert (place.device, pool.fewest, pool.most) == ("cuda", 1, 2)
     assert place.layout.nodes == {"ray.io/accelerator-type": "!in(A10G)"}
@@ -31,23 +31,25 @@ def test_cpu_stages_keep_off_nodes_whose_cpus_feed_a_gpu() -> None:
 
 
 def test_where_there_is_no_other_node_they_share_it() -> None:
-    place = placed(request(), [HEAD, GPUS], cluster=True)
+    place = placement_on(request(), [HEAD, GPUS], cluster=True)
     assert place.layout.nodes == {}
     assert place.lacks([HEAD, GPUS]) is None
 
 
 def test_a_small_node_does_not_starve_many_gpus() -> None:
     small = Node({"CPU": 2.0, "memory": 8.0 * GIB}, {})
-    place = placed(request(num_gpus="4"), [small, *[GPUS] * 4], cluster=True)
+    place = placement_on(request(num_gpus="4"), [small, *[GPUS] * 4], cluster=True)
     assert place.layout.nodes == {}
 
 
 def test_a_cluster_that_has_no_workers_yet_may_read_as_much_as_it_will_detect() -> None:
-    assert placed(request(device="cuda", num_gpus="8"), [HEAD], cluster=True).layout.tasks == 64
+    assert (
+        placement_on(request(device="cuda", num_gpus="8"), [HEAD], cluster=True).layout.tasks == 64
+    )
 
 
 def test_on_cpus_each_node_that_has_some_detects() -> None:
-    place = placed(request(device="cpu"), [HEAD, CPUS, CPUS], cluster=True)
+    place = placement_on(request(device="cpu"), [HEAD, CPUS, CPUS], cluster=True)
     assert (place.layout.detectors.fewest, place.layout.detectors.most) == (2, 2)
     # With a detector on it, half a CPU is not enough for the other stages.
     assert place.lacks([Node({"CPU": 0.5, "memory": 8.0 * GIB}, {})] * 2) is not None
@@ -72,7 +74,7 @@ def test_blocks_grow_with_the_pool_up_to_a_bound() -> None:
     ],
 )
 def test_what_is_lacking_is_said(given: dict[str, Any], nodes: list[Node], said: str) -> None:
-    lacks = placed(request(**given), nodes, cluster=True).lacks(nodes)
+    lacks = placement_on(request(**given), nodes, cluster=True).lacks(nodes)
     assert lacks is not None
     assert said in lacks
 

@@ -62,14 +62,14 @@ CLUSTER = {
 }
 ASK = """
 import sys
-from jobs.cluster.start import start_ray, until_it_fits
+from jobs.cluster.start import start_ray, wait_until_it_fits
 from jobs.label.options import LabelOptions
 address, gpus, role = sys.argv[1:]
 options = LabelOptions(
     "in", "out", address=address, device="cuda", num_gpus=gpus, prepare_on=f"role={role}"
 )
 start_ray(address)
-print(until_it_fits(options, seconds=15).layout.detectors.fewest)
+print(wait_until_it_fits(options, seconds=15).layout.detectors.fewest)
 """
 
 

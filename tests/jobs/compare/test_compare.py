@@ -11,7 +11,8 @@ import pytest
 from jobs.cli import main
 from jobs.compare import compare as module
 from jobs.compare.changes import Spread
-from jobs.compare.compare import Comparison, compare
+from jobs.compare.compare import compare
+from jobs.compare.options import Comparison
 from jobs.compare.text import as_text
 from jobs.evaluate.evaluate import evaluate
 from pipeline.storage.files import InputError, open_location
@@ -22,7 +23,7 @@ RUNS = ("20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb")
 
 
 def at(x: float, label: int = 1, score: float = 0.9) -> Box:
-    return (label, score, x, 0.0, x + 10, 10.0)
+    return Box(label, score, x, 0.0, x + 10, 10.0)
 
 
 def both(place: Path, a: list[Labelled], b: list[Labelled], **options: Any) -> dict[str, Any]:

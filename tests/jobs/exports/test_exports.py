@@ -17,14 +17,14 @@ from jobs.cli.exchange import FORMATS
 from jobs.exports.exports import EXPORTS
 from jobs.exports.labelstudio import labeling_config
 from pipeline.storage.files import open_location
-from tests.support.outputs import LABELS, SOURCE, Labelled, boxes, write_run
+from tests.support.labelled import LABELS, SOURCE, Labelled, random_boxes, write_run
 
 CLASSES = {k: name for k, name in enumerate(LABELS) if name}
 ALBUM = [
-    Labelled(f"{SOURCE}/a.jpg", boxes=boxes(1, 5)),
-    Labelled(f"{SOURCE}/b.png"),
+    Labelled(f"{SOURCE}/a.jpg", boxes=random_boxes(1, 5), width=400, height=300),
+    Labelled(f"{SOURCE}/b.png", width=400, height=300),
     Labelled(f"{SOURCE}/broken.jpg", status="undecodable"),
-    Labelled(f"{SOURCE}/c.jpg", boxes=boxes(2, 3), width=900, height=310),
+    Labelled(f"{SOURCE}/c.jpg", boxes=random_boxes(2, 3), width=900, height=310),
 ]
 GOOD = {image.image_id.rsplit("/", 1)[1]: image for image in ALBUM if image.status == "ok"}
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -34,15 +34,15 @@ CORNERS = ("x_min", "y_min", "x_max", "y_max")
 def output(tmp_path: Path) -> str:
     """Two runs; the labels of the older one count no more."""
     folder = str(tmp_path / "out")
-    old = [Labelled(f"{SOURCE}/c.jpg", boxes=boxes(9, 7), width=900, height=310)]
-    write_run(folder, old, "20250101T000000Z-000000")
-    write_run(folder, ALBUM)
+    old = [Labelled(f"{SOURCE}/c.jpg", boxes=random_boxes(9, 7), width=900, height=310)]
+    write_run(folder, old, LABELS, "20250101T000000Z-000000", source=SOURCE)
+    write_run(folder, ALBUM, LABELS, source=SOURCE)
     return folder
 
 
 def corners(image: Labelled) -> Any:
     """(N, 4) pixels, best first."""
-    values = [[box[name] for name in CORNERS] for box in image.boxes]
+    values = [[getattr(box, name) for name in CORNERS] for box in image.named_boxes()]
     return np.array(values, np.float64).reshape(-1, 4)
 
 
@@ -69,8 +69,8 @@ def test_coco_by_pycocotools(
         places = np.array([a["bbox"] for a in found]).reshape(-1, 4)
         places[:, 2:] += places[:, :2]
         np.testing.assert_allclose(places, corners(wanted), atol=2e-4)
-        assert [a["score"] for a in found] == pytest.approx([b["score"] for b in wanted.boxes])
-        assert [a["category_id"] for a in found] == [b["label_id"] for b in wanted.boxes]
+        assert [a["score"] for a in found] == pytest.approx([b.score for b in wanted.named_boxes()])
+        assert [a["category_id"] for a in found] == [b.label_id for b in wanted.named_boxes()]
     assert len(coco.loadRes(coco.dataset["annotations"]).anns) == 8
 
 
@@ -101,7 +101,7 @@ def test_datasets_by_supervision(to: str, pixels: float, output: str, tmp_path: 
         wanted = GOOD[Path(path).name]
         np.testing.assert_allclose(found.xyxy.reshape(-1, 4), corners(wanted), atol=pixels)
         names = [data.classes[k] for k in found.class_id]
-        assert names == [LABELS[box["label_id"]] for box in wanted.boxes]
+        assert names == [LABELS[box.label_id] for box in wanted.named_boxes()]
 
 
 def test_labelstudio_by_its_own_sdk(output: str, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_labelstudio_by_its_own_sdk(output: str, tmp_path: Path) -> None:
         places[:, 2:] += places[:, :2]
         np.testing.assert_allclose(places, corners(wanted), atol=1e-3)
         assert [names[a["category_id"]] for a in found] == [
-            LABELS[box["label_id"]] for box in wanted.boxes
+            LABELS[box.label_id] for box in wanted.named_boxes()
         ]
 
 
@@ -140,7 +140,7 @@ def test_labelstudio_holds_percents_of_pictures(output: str, tmp_path: Path) -> 
     for task in json.loads((tmp_path / "tasks.json").read_text()):
         wanted = GOOD[task["data"]["file_name"]]
         (prediction,) = task["predictions"]
-        assert prediction["model_version"] == "tiny"
+        assert prediction["model_version"] == "made-by-hand"
         places = [
             [region["value"][name] for name in ("x", "y", "width", "height")]
             for region in prediction["result"]
@@ -160,27 +160,27 @@ def test_csv_by_pandas(output: str, tmp_path: Path) -> None:
         assert len(found) == max(1, len(image.boxes))  # a row says that there is no box
         found = found.dropna(subset=["x_min"])
         np.testing.assert_allclose(found[list(CORNERS)].to_numpy(), corners(image), atol=1e-3)
-        assert found["class_id"].tolist() == [box["label_id"] for box in image.boxes]
-        assert found["class_name"].tolist() == [LABELS[b["label_id"]] for b in image.boxes]
-        wanted = [box["score"] for box in image.boxes]
+        assert found["class_id"].tolist() == [box.label_id for box in image.named_boxes()]
+        assert found["class_name"].tolist() == [LABELS[b.label_id] for b in image.named_boxes()]
+        wanted = [box.score for box in image.named_boxes()]
         assert found["confidence"].tolist() == pytest.approx(wanted)
     assert set(table["image"]) == {image.image_id for image in GOOD.values()}
 
 
 def test_scores_and_labels_choose_boxes_and_keep_images(output: str, tmp_path: Path) -> None:
-    score = ALBUM[0].boxes[2]["score"]  # a float32: the box itself is not below
+    score = ALBUM[0].named_boxes()[2].score  # a float32: the box itself is not below
     options = ("--min-score", repr(score), "--labels", "tea cup,star")
     assert export(output, tmp_path / "labels.json", "coco", *options) == 0
     made = json.loads((tmp_path / "labels.json").read_text())
     assert [category["name"] for category in made["categories"]] == ["tea cup", "star"]
     assert len(made["images"]) == 3
-    wanted = [b for i in GOOD.values() for b in i.boxes if b["score"] >= score]
-    assert len(made["annotations"]) == sum(box["label_id"] != 1 for box in wanted)
+    wanted = [b for i in GOOD.values() for b in i.named_boxes() if b.score >= score]
+    assert len(made["annotations"]) == sum(box.label_id != 1 for box in wanted)
 
 
 def test_classes_are_numbered_alike_whatever_was_seen(tmp_path: Path) -> None:
-    few = (*(box for box in boxes(1, 9) if box["label_id"] == 4),)
-    write_run(str(tmp_path / "out"), [Labelled(f"{SOURCE}/a.jpg", boxes=few)])
+    few = (*(box for box in random_boxes(1, 9) if box.label_id == 4),)
+    write_run(tmp_path / "out", [Labelled(f"{SOURCE}/a.jpg", few)], LABELS, source=SOURCE)
     assert export(str(tmp_path / "out"), tmp_path / "yolo", "yolo") == 0
     assert (tmp_path / "yolo" / "classes.txt").read_text() == "circle\ntea cup\nstar\n"
     assert (tmp_path / "yolo" / "labels" / "a.txt").read_text().startswith("2 ")
@@ -212,7 +212,7 @@ def content(place: Path) -> dict[str, str]:
 @pytest.mark.parametrize("to", EXPORTS)
 def test_to_and_from_a_bucket(to: str, bucket: str, tmp_path: Path) -> None:
     for output in (f"{bucket}/out", str(tmp_path / "out")):
-        write_run(output, ALBUM)
+        write_run(output, ALBUM, LABELS, source=SOURCE)
     assert export(f"{bucket}/out", f"{bucket}/made", to) == 0
     assert export(f"{bucket}/out", f"{bucket}/made", to) == 2
     assert export(f"{bucket}/out", f"{bucket}/made", to, "--overwrite") == 0

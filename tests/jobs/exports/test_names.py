@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs.cli import main
 from jobs.exports.exports import EXPORTS
 from jobs.exports.names import SafeNames
-from tests.support.outputs import SOURCE, Labelled, boxes, write_run
+from tests.support.labelled import SOURCE, Labelled, random_boxes, write_run
 
 TARS = [f"{SOURCE}/one.tar", f"{SOURCE}/two.tar"]
 NASTY_KEYS = [
@@ -32,13 +32,13 @@ NASTY_KEYS = [
 def output(tmp_path: Path) -> str:
     """Two archives with the same keys, and a Parquet file whose ids are those of another."""
     images = [
-        Labelled(f"{tar}#{key}", tar, boxes(number, 2))
+        Labelled(f"{tar}#{key}", random_boxes(number, 2), shard=tar)
         for tar in TARS
         for number, key in enumerate(NASTY_KEYS)
     ]
-    images += [Labelled(key, f"{SOURCE}/{n}.parquet") for n in "ab" for key in ("7", "../x")]
+    images += [Labelled(key, shard=f"{SOURCE}/{n}.parquet") for n in "ab" for key in ("7", "../x")]
     labels = ("", "<script>alert(1)</script>", '"quoted", \x1b[2J\n- yaml: *x', "", "=cmd()")
-    write_run(str(tmp_path / "out"), images, labels=labels)
+    write_run(tmp_path / "out", images, labels, source=SOURCE)
     return str(tmp_path / "out")
 
 

@@ -158,7 +158,7 @@ def kill_before_publishing(**given: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.label.label.finish", die)
+        patch.setattr("jobs.label.label.publish_run", die)
         with pytest.raises(KeyboardInterrupt):
             label(options(**given))
 
@@ -257,7 +257,7 @@ def test_output_that_fails_under_way_is_said_in_a_line(
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.label.label.finish", full)
+        patch.setattr("jobs.label.label.publish_run", full)
         with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
             label(options(photos, output, weights))
     assert label(options(photos, output, weights)) == 0

@@ -81,8 +81,8 @@ def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -
         raise KeyboardInterrupt
 
     for step in (
-        "jobs.label.label.flow",
-        "jobs.label.label.finish",
+        "jobs.label.label.label_images",
+        "jobs.label.label.publish_run",
     ):  # nothing staged yet; all of it
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(step, die)

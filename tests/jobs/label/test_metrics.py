@@ -14,7 +14,7 @@ import ray
 from PIL import Image
 from prometheus_client.samples import Sample
 
-from jobs.accounting.node_hours import NodeMeter
+from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Tally
 from jobs.label import metrics
 from jobs.label.label import label
@@ -27,6 +27,7 @@ from pipeline.schema import Member, Receipt, Shard
 from pipeline.storage import retries
 from tests.support.scraped import MetricsNode, metrics_node
 
+OUTPUT = "s3://user:secret@bucket/labels"
 REPORT_SECONDS = 30  # Ray sends its metrics on every 10
 RAYS_TAGS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
 
@@ -160,10 +161,10 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[Any, float]:
     return Recorder.kept
 
 
-def a_run(kind: str = "files", **options: Any) -> tuple[LabelOptions, Run, Tally, NodeMeter]:
+def a_run(kind: str = "files", **rates: Any) -> tuple[Rates, Run, Tally, NodeMeter]:
     members = (Member("a", "e", 700), Member("b", "e", 300))
     return (
-        LabelOptions("in", "s3://user:secret@bucket/labels", **options),
+        Rates(**rates),
         Run("20260101T000000Z-aaaaaa", shards.kept([shards.to_table([Shard("s", kind, members)])])),
         Tally(started=time.time() - 100),
         NodeMeter(lambda: [{"Alive": True, "Resources": {"CPU": 2}}], time.time() - 3600),
@@ -177,8 +178,8 @@ def receipt(images: int = 40, **other: Any) -> Receipt:
 def test_receipts_become_counters_and_secrets_do_not(
     kept: dict[Any, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, run, tally, nodes = a_run(usd_per_hour=7.2)
-    with nodes, RunMetrics(options, run, tally, nodes, detectors=2):
+    rates, run, tally, nodes = a_run(usd_per_hour=7.2)
+    with nodes, RunMetrics(OUTPUT, run, tally, nodes, rates, detectors=2):
         tally.add(receipt(failed={"undecodable": 10}, detect_seconds=20.0, retries=3))
         tally.add(receipt(failed={"undecodable": 1, "timed_out": 2}, encoded_bytes=5))
         monkeypatch.setattr(retries, "repeated", retries.repeated + 4)  # by this process
@@ -201,8 +202,12 @@ def test_receipts_become_counters_and_secrets_do_not(
 
 
 def test_what_is_not_known_is_not_told(kept: dict[Any, float]) -> None:
-    options, run, tally, nodes = a_run(kind="tar")
-    with pytest.raises(OSError, match="gone"), nodes, RunMetrics(options, run, tally, nodes, 1):
+    rates, run, tally, nodes = a_run(kind="tar")
+    with (
+        pytest.raises(OSError, match="gone"),
+        nodes,
+        RunMetrics(OUTPUT, run, tally, nodes, rates, 1),
+    ):
         raise OSError("gone")
     found = {name: (value, dict(tags)) for (name, tags), value in kept.items()}
     assert not {"usd", "images_per_second", "planned_images", "images"} & set(found)
@@ -218,8 +223,8 @@ def test_metrics_that_fail_cost_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics.log, "warning", lambda text, *words: said.append(text % words))
     for name in ("Counter", "Gauge"):
         monkeypatch.setattr(metrics, name, refuse)
-    options, run, tally, nodes = a_run()
-    with nodes, RunMetrics(options, run, tally, nodes, 1):
+    rates, run, tally, nodes = a_run()
+    with nodes, RunMetrics(OUTPUT, run, tally, nodes, rates, 1):
         tally.add(receipt())
         tally.add(receipt())
     assert tally.images == 80
@@ -231,8 +236,8 @@ def test_a_cluster_that_does_not_answer_holds_no_run_up(
 ) -> None:
     monkeypatch.setattr(metrics, "UPDATE_SECONDS", 0.2)
     answered = threading.Event()
-    options, run, tally, nodes = a_run()
-    with RunMetrics(options, run, tally, nodes, 1):
+    rates, run, tally, nodes = a_run()
+    with RunMetrics(OUTPUT, run, tally, nodes, rates, 1):
         monkeypatch.setattr(nodes, "read", answered.wait)
         time.sleep(0.5)
         began = time.monotonic()

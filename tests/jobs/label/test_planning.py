@@ -11,9 +11,11 @@ import pyarrow as pa
 import pytest
 
 from jobs.label.options import LabelOptions
-from jobs.label.planning import Run, plan_url, planned, staging_url, unfinished, write_down
+from jobs.label.planning import PlanRequest, Run, plan_images, plan_url, staging_url
+from jobs.label.record import write_run_record
+from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output.catalog import read_catalog
-from jobs.output.known import known_objects
+from jobs.output.known import LabelRequest, known_objects
 from jobs.output.records import write_table
 from jobs.output.writing import OutputWriter
 from pipeline.plan.plan import plan
@@ -36,10 +38,20 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+def wanted(options: LabelOptions) -> PlanRequest:
+    return PlanRequest(options.input, options.format, options.limit, options.output)
+
+
+def labels_of(options: LabelOptions, mark: str = MARK) -> LabelRequest:
+    source = canonical(options.input)
+    return LabelRequest(source, options.model, options.score_threshold, mark, options.relabel)
+
+
 def begin(options: LabelOptions, run_id: str) -> Run:
     """A run that was planned and written down, as a killed command leaves it."""
     run = Run(run_id, plan(options.input).shards)
-    write_down(options, MARK, run, NO_URIS, None)
+    recorded = options.without_secrets(canonical(options.input))
+    write_run_record(options.output, run, recorded, MARK, NO_URIS, None)
     return run
 
 
@@ -60,7 +72,7 @@ def served(photos: Path) -> Iterator[str]:
 
 def found_unfinished(options: LabelOptions) -> Run | None:
     with OutputWriter(options.output) as writer:
-        return unfinished(options, MARK, writer)
+        return take_up_unfinished_run(writer, wanted(options), labels_of(options))
 
 
 def test_a_list_of_signed_addresses_is_taken_up_with_the_signatures_that_it_has_now(
@@ -117,18 +129,19 @@ def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Pat
     shards = plan(str(photos)).shards
     shards.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     options = LabelOptions(str(photos), str(output))
-    found = planned(
-        options, known_objects(str(output), options.labels(MARK), read_catalog(str(output)))
+    found = plan_images(
+        wanted(options), known_objects(str(output), labels_of(options), read_catalog(str(output)))
     )
     assert (len(found.shards), found.known, found.changed) == (0, 2, 0)
     again = LabelOptions(str(photos), str(output), relabel=True)
     cut = kept(in_tables(replace(shard, limit=1) for shard in shards))
     cut.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     with pytest.raises(InputError, match="--relabel"):
-        known_objects(str(output), options.labels(MARK), read_catalog(str(output)))
+        known_objects(str(output), labels_of(options), read_catalog(str(output)))
     (photos / "b.jpg").unlink()
-    found = planned(
-        again, known_objects(str(output), again.labels("another model"), read_catalog(str(output)))
+    found = plan_images(
+        wanted(again),
+        known_objects(str(output), labels_of(again, "another model"), read_catalog(str(output))),
     )
     assert [len(shard.members) for shard in found.shards] == [1]
     assert (found.known, found.changed) == (0, 0)

@@ -177,7 +177,7 @@ def label_into(output: Path, weights: str = "random") -> list[str]:
     return ["label", lake, str(output), *given, *options]
 
 
-class Reached(Exception):
+class Reached(BaseException):
     """A run came to the point from which on it would need a detector."""
 
 
@@ -191,8 +191,8 @@ def unfinished(
         raise Reached(run.run_id)
 
     write_lake(tmp_path / "lake")
-    monkeypatch.setattr("jobs.label.label.placement", lambda *_: None)
-    monkeypatch.setattr("jobs.label.label.carry_out", reach)
+    monkeypatch.setattr("jobs.label.label._start_ray", lambda *_: None)
+    monkeypatch.setattr("jobs.label.label.execute_run", reach)
     with pytest.raises(Reached):
         main(label_into(tmp_path / "out"))
     yield Desk(tmp_path / "out", capsys)
@@ -251,7 +251,7 @@ def test_damaged_blocks_are_computed_again(
     calm, output = tmp_path / "calm", tmp_path / "out"
     assert main(label_into(calm, weights)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.label.label.finish", interrupt)
+        patch.setattr("jobs.label.label.publish_run", interrupt)
         assert main(label_into(output, weights)) == 1
     first, *others = sorted(output.glob("_staging/*/blocks/*"))
     images = [pq.read_metadata(block).num_rows for block in others]
@@ -264,7 +264,7 @@ def test_damaged_blocks_are_computed_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(dataflow, "FILES_PER_TASK", 1)
-        patch.setattr("jobs.label.label.parts", damage_then_parts)
+        patch.setattr("jobs.label.publication.parts", damage_then_parts)
         logged = warnings_of("pipeline.stages.staged", patch)
         assert main(label_into(output, weights)) == 1
     assert logged == [f"{first} was damaged and is removed: its images are computed again"]

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
 from jobs.cli import main, parser
+from jobs.cli.submit import words_on_the_cluster
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
 from pipeline.storage.files import open_location
@@ -226,10 +227,10 @@ def test_job_is_given_the_same_options() -> None:
     given = vars(parser().parse_args(["label", *words, "--address", "auto"]))
     del given["run"], given["again"]
     options = LabelOptions(**given)
-    again = vars(parser().parse_args(["label", *options.words("auto")]))
+    again = vars(parser().parse_args(["label", *words_on_the_cluster(options)]))
     assert {name: again[name] for name in given} == given
     plain = parser().parse_args(["label", "in", "out", "--address", "auto"])
-    assert LabelOptions("in", "out").words("auto") == ["in", "out", "--address", "auto"]
+    assert words_on_the_cluster(LabelOptions("in", "out")) == ["in", "out", "--address", "auto"]
     assert plain.num_gpus == LabelOptions("in", "out").num_gpus
 
 

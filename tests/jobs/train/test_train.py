@@ -13,7 +13,8 @@ from torch import Tensor
 
 from jobs.cli import main
 from jobs.train.data import CocoDataset, ScenesForTraining
-from jobs.train.train import TrainOptions, steps, train
+from jobs.train.options import TrainOptions
+from jobs.train.train import datasets, steps, train
 from model.checkpoint import read_weights
 from model.resize import ResizeRule
 from model.zoo import PACKAGED, create_model
@@ -91,12 +92,32 @@ def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
     assert net(torch.rand(1, 3, 64, 64)).pred_logits.shape == (1, 60, 6)
 
 
+def test_a_dataset_as_tools_write_it(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids are texts, a crowd is null, and one object is of a class that is not listed."""
+    file = dataset / "instances.json"
+    document = json.loads(file.read_text())
+    for annotation in document["annotations"]:
+        annotation.update(image_id=str(annotation["image_id"]), iscrowd=None, area=None)
+    document["annotations"].append({**document["annotations"][0], "category_id": 4})
+    document["annotations"].append({**document["annotations"][0], "iscrowd": 1})
+    document["annotations"].append({**document["annotations"][0], "bbox": [1, 2, 0, 5]})
+    file.write_text(json.dumps(document))
+    options = TrainOptions(dataset / "out", images=dataset, annotations=file)
+    training, validation, labels = datasets(options)
+    assert labels == ("", "", "", "red", "", "blue")
+    assert [training[index].target.labels.tolist() for index in (0, 1)] == [[3], [5]]
+    assert len(validation.truth().annotations) == 4
+    assert "1 annotations of images or categories that" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--images", "gone", "--annotations", "instances.json"], "gone does not exist"),
         (["--images", "."], "--images needs --annotations"),
-        (["--images", ".", "--annotations", "empty.json"], "names no images"),
+        (["--images", ".", "--annotations", "empty.json"], "has no images"),
+        (["--images", ".", "--annotations", "broken.json"], "annotation 1: bbox [1] is not"),
+        (["--images", ".", "--annotations", "large.json"], "'a' has the id 10000000: give"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--resume"], "there is no"),
     ],
@@ -110,7 +131,10 @@ def test_what_cannot_be_trained_is_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(dataset)
     empty = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
-    Path("empty.json").write_text(json.dumps(empty))
+    broken = {**empty, "images": [{"id": 1, "file_name": "0.png"}], "annotations": [{"bbox": [1]}]}
+    large = {**broken, "annotations": [], "categories": [{"id": 10**7, "name": "a"}]}
+    for name, document in (("empty", empty), ("broken", broken), ("large", large)):
+        Path(f"{name}.json").write_text(json.dumps(document))
     assert main(["train", "out", "--evaluate-images", "1", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

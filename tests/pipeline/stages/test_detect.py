@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jobs.accounting.tally import Tally
-from jobs.label.progress import show
+from jobs.label.progress import show_progress
 from model.predictor import Pending, Predictor
 from pipeline.schema import PREPARED, Receipt
 from pipeline.stages.detect import Detector, DetectorSpec
@@ -172,7 +172,7 @@ def test_a_picture_over_which_the_device_stands_still_is_given_up(tmp_path: Path
 def test_the_run_says_once_that_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     limits = (None, 4, 4, 2, None)
     tally = Tally()
-    show([Receipt("file", ("s",), 1, 0, batch_limit=limit) for limit in limits], tally)
+    show_progress([Receipt("file", ("s",), 1, 0, batch_limit=limit) for limit in limits], tally)
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("does not hold as many pictures") == 1
     assert tally.batch_limit == 2

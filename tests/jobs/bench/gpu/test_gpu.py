@@ -39,6 +39,7 @@ from jobs.cli import main
 from model.ops import launches, ways
 from model.ops.launches import Launch
 from model.zoo import create_model
+from pipeline.storage.errors import CommandFailed
 
 SECONDS = 1800.0  # for all steps; on two quiet cores they take two minutes
 ROW: dict[str, Any] = {
@@ -93,7 +94,7 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
     Journal(tmp_path).write("rates", "a", BEGUN)
     with (tmp_path / NAME).open("a") as file:
         file.write('{"step": "rates", "ca')
-    with pytest.raises(ValueError, match=f"line 2 of .*{NAME} is no record"):
+    with pytest.raises(CommandFailed, match=f"line 2 of .*{NAME} is no record"):
         list(Journal(tmp_path).records())
 
 

@@ -1,0 +1,77 @@
+"""The options of `detr-batch bench`, by subject."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_RESULTS = {"help": "CSV file to add to (default: the project's)"}
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """What all subjects take that time one device."""
+
+    precision: str = field(
+        default="auto", metadata={"choices": PRECISIONS, "help": "of the arithmetic"}
+    )
+    device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, ..."})
+    seconds: float = field(default=60.0, metadata={"help": "to time each case for"})
+
+
+@dataclass(frozen=True)
+class BenchOptions(DeviceOptions):
+    """What `bench op` takes, and others with more."""
+
+    results: Path | None = field(default=None, metadata=_RESULTS)
+    json: bool = field(default=False, metadata={"help": "for programs"})
+
+
+@dataclass(frozen=True)
+class ModelBenchOptions(BenchOptions):
+    """What `bench model` takes."""
+
+    model: str = field(
+        default="deformable-detr", metadata={"help": "one, several with commas between, or 'all'"}
+    )
+    size: str = field(default="800x1066", metadata={"help": "rows x columns"})
+    batch_size: str = field(default="1", metadata={"help": "images; several with commas between"})
+
+
+@dataclass(frozen=True)
+class PipelineBenchOptions(BenchOptions):
+    """What `bench pipeline` takes."""
+
+    model: str = field(default="deformable-detr", metadata={"help": "a published one"})
+    images: int = field(default=24, metadata={"help": "files"})
+
+
+@dataclass(frozen=True)
+class LaunchesOptions(DeviceOptions):
+    """What `bench launches` takes."""
+
+    table: Path | None = field(
+        default=None, metadata={"help": "JSON file to fill (default: the project's)"}
+    )
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """What `bench scale` takes."""
+
+    detectors: str = field(default="1,2,4,8", metadata={"help": "with commas between"})
+    device_seconds: float = field(default=0.25, metadata={"help": "that each takes an image"})
+    seconds: float = field(default=30.0, metadata={"help": "of each run, three a number"})
+    results: Path | None = field(default=None, metadata=_RESULTS)
+    json: bool = field(default=False, metadata={"help": "for programs"})
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """What `bench plot` takes."""
+
+    picture: Path = field(
+        metadata={"positional": True, "metavar": "FILE", "help": ".svg, .png or .pdf"}
+    )
+    results: Path | None = field(
+        default=None, metadata={"help": "CSV file to read (default: the project's)"}
+    )

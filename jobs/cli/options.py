@@ -1,0 +1,154 @@
+"""Options of the command line, made from the fields of the dataclass that a command takes.
+
+A field is an option where its metadata has `help`:
+
+    limit: int | None = field(default=None, metadata={"help": "label at most this many images"})
+
+`--limit N` sets it. A field of type bool is a switch: `--spot` where the default is False, and
+`--no-page` where the default of `page` is True. A field without a default must be given. Further
+keys of the metadata, all optional:
+
+    positional   True: given without a name
+    choices      the values that are allowed
+    metavar      what help calls the value
+    environment  the variable of the environment that has the default
+    one_of       a name; of the fields that share it only one may be given
+    flag         the option, where that is not the name of the field
+    parse        makes one value from a word; the field is a tuple, and the option may be repeated
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+from pipeline.storage.urls import mask, printable
+
+Options = TypeVar("Options")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line: usage of many options hides it."""
+
+    def error(self, message: str) -> NoReturn:
+        said = printable(mask(f"{self.prog}: error: {message}"))
+        self.exit(2, f"{said} (see {self.prog} --help)\n")
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    kind: type[Options],
+    run: Callable[[Options], int],
+    *,
+    help: str,
+    description: str | None = None,
+    again: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add the command `name`, which is `run` with an instance of the dataclass `kind`.
+
+    `again` is what an interrupted command says about a repetition.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=description)
+    add_options(parser, kind)
+    parser.set_defaults(run=lambda **given: run(options_from(kind, given)))
+    if again is not None:
+        parser.set_defaults(again=again)
+    return parser
+
+
+def options_from(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """An instance of the dataclass `kind` from what the parser found."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Add an argument for each field of the dataclass `kind` that is an option."""
+    hints = get_type_hints(kind)
+    groups: dict[str, Any] = {}
+    for field in options_of(kind):
+        target: Any = parser
+        if name := field.metadata.get("one_of"):
+            if name not in groups:
+                groups[name] = parser.add_mutually_exclusive_group()
+            target = groups[name]
+        names, keywords = _argument(field, hints[field.name])
+        target.add_argument(*names, **keywords)
+
+
+def options_of(kind: type) -> list[Field[Any]]:
+    """The fields of a dataclass that are options."""
+    return [field for field in fields(kind) if "help" in field.metadata]
+
+
+def words_of(options: Any, kind: type) -> list[str]:
+    """The words of a command line that sets the fields of `kind` as `options` has them.
+
+    Defaults are left out. Positional arguments come first.
+    """
+    positional, named = [], []
+    for field in options_of(kind):
+        value = getattr(options, field.name)
+        if field.metadata.get("positional"):
+            positional += [] if value is None else [str(value)]
+        elif value == field.default:
+            continue
+        elif isinstance(value, bool):
+            named.append(_flag(field))
+        else:
+            named += [_flag(field), str(value)]
+    return [*positional, *named]
+
+
+def _flag(field: Field[Any]) -> str:
+    own = field.metadata.get("flag")
+    prefix = "--no-" if field.default is True else "--"
+    return str(own or prefix + field.name.replace("_", "-"))
+
+
+def _argument(field: Field[Any], hint: Any) -> tuple[Sequence[str], dict[str, Any]]:
+    """What `add_argument` takes for a field of a type."""
+    told = field.metadata
+    keywords: dict[str, Any] = {"help": _help(field)}
+    keywords |= {key: told[key] for key in ("choices", "metavar") if key in told}
+    if told.get("positional"):
+        keywords = {"metavar": field.name.upper(), "type": _type(hint), **keywords}
+        if field.default is not MISSING:
+            keywords |= {"nargs": "?", "default": field.default}
+        return [field.name], keywords
+    keywords["dest"] = field.name
+    if hint is bool:
+        keywords["action"] = "store_false" if field.default is True else "store_true"
+        return [_flag(field)], keywords
+    if "parse" in told:
+        return [_flag(field)], {
+            **keywords, "action": "append", "type": told["parse"], "default": []
+        }  # fmt: skip
+    keywords["type"] = _type(hint)
+    if field.default is MISSING:
+        keywords["required"] = True
+    else:
+        variable = told.get("environment")
+        keywords["default"] = os.environ.get(variable, field.default) if variable else field.default
+    return [_flag(field)], keywords
+
+
+def _type(hint: Any) -> Callable[[str], Any]:
+    """str, int, float or Path, also where None is allowed."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    assert len(kinds) == 1 and kinds[0] in (str, int, float, Path), hint
+    kind: Callable[[str], Any] = kinds[0]
+    return kind
+
+
+def _help(field: Field[Any]) -> str:
+    """The help of a field, with its default where that says something."""
+    text = str(field.metadata["help"])
+    told = "(default" in text or isinstance(field.default, bool)
+    if told or field.default is MISSING or field.default in (None, "", ()):
+        return text
+    default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+    return f"{text} (default: {default})"

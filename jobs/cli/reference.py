@@ -1,0 +1,166 @@
+"""`make reference`: jobs/REFERENCE.md, all options of all commands, and the variables that we read.
+
+    python -m jobs.cli.reference
+
+The options come from the parser itself. A test compares the file with what this makes.
+"""
+
+import argparse
+import os
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.cli import parser
+
+FILE = Path(__file__).parents[1] / "REFERENCE.md"
+HEAD = """# Reference
+
+`make reference` writes this file from the code: do not edit it. What the commands are for stands in
+[README.md](README.md).
+
+Exit codes: 0 is done. 1 is a run that failed; the same command takes it up. 2 is bad arguments,
+refused before any work. 3 is a finished run of which more images failed than
+`--max-failed-fraction` allows."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable: its default, the file that reads it, and what it means."""
+
+    name: str
+    default: str
+    file: str
+    meaning: str
+
+
+# All DETR_BATCH_* variables. A test looks for others in the code.
+VARIABLES = (
+    Variable(
+        "DETR_BATCH_LEASE_SECONDS",
+        "60",
+        "pipeline/storage/lock.py",
+        "Seconds for which a command holds the lock of OUTPUT without renewing it. The next "
+        "command waits this long for a holder that died.",
+    ),
+    Variable(
+        "DETR_BATCH_STALL_SECONDS",
+        "1800",
+        "pipeline/isolation/watchdog.py",
+        "Seconds without a labelled block after which a run ends with exit code 1.",
+    ),
+    Variable(
+        "DETR_BATCH_STORE_PATIENCE",
+        "180",
+        "pipeline/storage/retries.py",
+        "Seconds for which a request to a store is repeated before the run ends with exit code 1.",
+    ),
+    Variable(
+        "DETR_BATCH_FUZZ_CASES",
+        "40",
+        "tests/chaos/test_fuzz.py",
+        "Tests only: broken files of each kind that are made and opened.",
+    ),
+    Variable(
+        "DETR_BATCH_FAULTS",
+        "",
+        "tests/chaos/injected/sitecustomize.py",
+        "Tests only: the folder that says which fault a process causes.",
+    ),
+    Variable(
+        "DETR_BATCH_CALLS",
+        "",
+        "tests/chaos/injected/sitecustomize.py",
+        "Tests only: calls that a detector on a CPU takes at once.",
+    ),
+)
+# Variables of others that change what a command does, beside those of the stores' own clients.
+OTHERS = (
+    ("RAY_ADDRESS", "The default of `label --address`."),
+    ("RAY_API_SERVER_ADDRESS", "The default of `submit --address`."),
+    ("AWS_ENDPOINT_URL", "An S3 store that is not Amazon's."),
+    ("XDG_CACHE_HOME", "Its folder `detr-batch` keeps weights that came from a URL."),
+)
+
+
+def reference() -> str:
+    """The whole document. It depends on no variable of the environment."""
+    with_address = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    before = {name: os.environ.pop(name) for name in with_address if name in os.environ}
+    try:
+        parts = [HEAD, *_commands(parser(), "detr-batch")]
+    finally:
+        os.environ.update(before)
+    return "\n\n".join([*parts, *_variables()]) + "\n"
+
+
+def _commands(described: argparse.ArgumentParser, name: str) -> Iterator[str]:
+    """The section of each command below one, in the order of its help."""
+    for action in described._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for word, below in action.choices.items():
+                yield _section(below, f"{name} {word}", helps.get(word, ""))
+                yield from _commands(below, f"{name} {word}")
+
+
+def _section(command: argparse.ArgumentParser, name: str, short: str) -> str:
+    """A heading, what the command does (`short` where it has no description), its arguments."""
+    nested = any(isinstance(action, argparse._SubParsersAction) for action in command._actions)
+    arguments = [action for action in command._actions if not action.option_strings and not nested]
+    options = [action for action in command._actions if action.option_strings]
+    shown = " ".join([name, *(_argument(action) for action in arguments)])
+    lines = [f"## `{shown}`"]
+    described = command.description or short[:1].upper() + short[1:] + "."
+    lines += ["", *textwrap.wrap(described, 110, break_long_words=False, break_on_hyphens=False)]
+    rows = [_row(command, action) for action in [*arguments, *options] if action.dest != "help"]
+    if rows := [row for row in rows if row]:
+        lines += ["", "| | values | meaning |", "|---|---|---|", *rows]
+    for group in command._mutually_exclusive_groups:
+        members = ", ".join(f"`{one.option_strings[0]}`" for one in group._group_actions)
+        lines += ["", f"Give only one of these: {members}."]
+    return "\n".join(lines)
+
+
+def _argument(action: argparse.Action) -> str:
+    name = str(action.metavar or action.dest)
+    return f"[{name}]" if action.nargs == "?" else name
+
+
+def _row(command: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """A line of the table; "" for what the help hides."""
+    if action.help is argparse.SUPPRESS:
+        return ""
+    name = ", ".join(action.option_strings) or _argument(action)
+    takes_value = action.nargs != 0
+    values = ""
+    if action.choices is not None:
+        values = ", ".join(f"`{choice}`" for choice in action.choices)
+    elif takes_value and action.option_strings:
+        values = f"`{action.metavar or action.dest.upper()}`"
+    meaning = command._get_formatter()._expand_help(action) if action.help else ""
+    default = action.default
+    if takes_value and "(default" not in meaning and default not in (None, argparse.SUPPRESS, []):
+        meaning = f"{meaning} (default: {default})".strip()
+    return f"| `{name}` | {_cell(values)} | {_cell(meaning)} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _variables() -> Iterator[str]:
+    yield "## Environment variables"
+    ours = [
+        f"| `{one.name}` | {one.default} | {one.meaning} Read in `{one.file}`. |"
+        for one in VARIABLES
+    ]
+    yield "\n".join(["| ours | default | meaning |", "|---|---|---|", *ours])
+    theirs = [f"| `{name}` | {meaning} |" for name, meaning in OTHERS]
+    yield "\n".join(["| of others | meaning |", "|---|---|", *theirs])
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference(), encoding="utf-8")
+    print(f"{FILE.name}: written")

@@ -1,0 +1,34 @@
+"""Images of an annotation file, under the names that they get in the tables."""
+
+import posixpath
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jobs.coco.records import Image
+from pipeline.storage.files import InputError, open_location, uri
+from pipeline.storage.urls import identity
+
+NEEDED = ("file_name", "width", "height")  # fields that each image must have
+
+
+def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, Any]]:
+    """number (from 0), id, image_id, width and height of each image.
+
+    `image_id` is its file_name; with `base` the URL of that below it, as `label` names files.
+    """
+    root = None if base is None else uri(*open_location(base, "--images")).rstrip("/")
+    for number, image in enumerate(images):
+        assert image.file_name is not None  # NEEDED
+        if root is None:
+            image_id = image.file_name
+        else:
+            image_id = _below(root, image.file_name, f"image {number + 1}")
+        size = {"width": image.width, "height": image.height}
+        yield {"number": number, "id": image.id, "image_id": image_id, **size}
+
+
+def _below(root: str, name: str, entry: str) -> str:
+    path = posixpath.normpath(name)
+    if path.startswith(("/", "../")) or path in (".", "..") or "://" in name:
+        raise InputError(f"--annotations: {entry} ({name}) lies outside of --images")
+    return identity(f"{root}/{path}")

@@ -1,0 +1,53 @@
+"""A planned run on Ray: its images are labelled and staged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayTaskError
+
+from jobs.accounting.tally import Tally
+from jobs.label.progress import show_progress
+from pipeline.dataflow import FlowSettings, label_shards, read_back
+from pipeline.isolation.watchdog import unstalled
+from pipeline.plan.remaining import open_work
+from pipeline.plan.shards import Shards
+from pipeline.stages.publish import ReconcileError
+from pipeline.storage.errors import CommandFailed, OutputError
+from pipeline.storage.urls import mask
+
+
+def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
+    """Label and stage what is not staged yet, showing progress; sums are added to `tally`."""
+    before = read_back(settings.staging, settings.layout.nodes)
+    work, size = open_work(shards, before)
+    if work:
+        receipts = unstalled(label_shards(work, settings))
+        show_progress(receipts, tally, already=before.images, encoded_bytes=size)
+
+
+@contextmanager
+def explained_failures() -> Iterator[None]:
+    """Errors inside, of storage and workers and of many kinds, as lines that say what to do.
+
+    OutputError and ReconcileError say it themselves; all others become CommandFailed.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, OutputError):  # a worker's
+            raise OutputError(reason_of(error)) from error
+        if isinstance(error, OutputError | ReconcileError):
+            raise
+        raise CommandFailed(
+            f"the run failed: {reason_of(error)}. What is labelled is kept: run the same command "
+            "again"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What a worker said, in a line: Ray puts pages before it, Ray Data (2.60) advice behind."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return mask(lines[-1] if isinstance(error, RayTaskError) else lines[0])

@@ -1,0 +1,96 @@
+"""The end of a run: it is reconciled, its tables, report and page are written, and it counts."""
+
+import sys
+import time
+from dataclasses import dataclass
+
+from jobs.accounting.node_hours import NodeMeter, Rates
+from jobs.accounting.tally import Report, Tally, report, sorted_counts
+from jobs.cluster.start import stage_workers
+from jobs.label.execution import reason_of
+from jobs.label.planning import Run
+from jobs.output.commit import Finished, commit
+from jobs.output.known import LabelRequest
+from jobs.output.records import read_document, write_text
+from jobs.output.writing import OutputWriter
+from jobs.report.pictures import PictureReader, planned_now
+from pipeline.dataflow import Layout, publish_parts, read_back
+from pipeline.stages.publish import PartFile, PublishTarget, fitting_images, parts, reconcile
+from pipeline.storage.urls import mask
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What is measured of a run under way."""
+
+    tally: Tally
+    nodes: NodeMeter
+    rates: Rates
+
+
+def publish_run(
+    run: Run,
+    target: PublishTarget,
+    labels: LabelRequest,
+    layout: Layout,
+    meters: Meters,
+    writer: OutputWriter,
+    page: bool,
+) -> dict[str, int]:
+    """Reconcile, write the tables and the report, and only then let the run count.
+
+    Its images by status. `page`: report.html too.
+    """
+    began = time.time()
+    planned = run.shards.names()
+    writer.check()  # who takes a lost lock over may have finished this run
+    staged = read_back(target.staging, layout.nodes)
+    reconcile(planned, staged)
+    grouped = parts(planned, staged, fitting_images(labels.score_threshold))
+    pictures = PictureReader() if page else None  # starts while the tables are written
+    files = list(publish_parts(grouped, target, layout.nodes))
+    counts = sorted_counts(staged.counts())
+    meters.tally.seconds["publish"] = time.time() - began
+    summary = _report(run, target.output, meters, layout, counts, files)
+    replaced = labels.replaced(writer.catalog.committed())
+    done = Finished(target, labels.source, run.shards, files, counts, dict(summary), replaced)
+    if pictures is not None:
+        _write_page(target.output, done, run, writer.token, pictures)
+    commit(done, writer)
+    return counts
+
+
+def _report(
+    run: Run,
+    output: str,
+    meters: Meters,
+    layout: Layout,
+    counts: dict[str, int],
+    files: list[PartFile],
+) -> Report:
+    """What report.json will say."""
+    detections = sum(file.rows for file in files if file.path.startswith("detections/"))
+    node_hours, hours = meters.nodes.read()
+    workers = stage_workers(layout)
+    summary = report(meters.tally, counts, detections, workers, node_hours, hours, meters.rates)
+    summary["reconciliation"] = {"planned": sum(counts.values()), **counts}
+    if not summary["labelled_before"]:  # an estimate is of a whole run
+        summary["estimate"] = read_document(output, run.run_id, "run.json").get("estimate")
+    return summary
+
+
+def _write_page(output: str, done: Finished, run: Run, token: str, pictures: PictureReader) -> None:
+    """Write report.html beside report.json. Labels are worth more: what goes wrong is said."""
+    try:
+        from jobs.report.page import page_of  # here, as matplotlib would delay the start
+
+        with pictures:
+            planned = planned_now(run.shards)
+            page = page_of(output, done.manifest(token), done.report, planned, pictures)
+        write_text(output, run.run_id, "report.html", page)
+    except Exception as error:  # of drawing, of storage and of tables: of many kinds
+        print(
+            f"there is no report.html ({reason_of(error)}): `detr-batch report {mask(output)} "
+            "--html FILE` makes one",
+            file=sys.stderr,
+        )

@@ -1,0 +1,92 @@
+"""run.json of a run under way, and its plan: what a rerun goes by."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.accounting.estimate import Estimate
+from jobs.label.planning import PlanRequest, Run, plan_url
+from jobs.output import paths
+from jobs.output.errors import DamagedOutput
+from jobs.output.known import LabelRequest
+from jobs.output.records import environment, read_document, write_record, write_table
+from pipeline.storage.files import join
+
+_NAMES = {  # options without which a record is useless
+    "input", "output", "model", "weights", "score_threshold", "format", "limit", "relabel",
+}  # fmt: skip
+
+
+def write_run_record(
+    output: str,
+    run: Run,
+    options: Mapping[str, Any],
+    fingerprint: str,
+    gone: pa.Array,
+    estimate: Estimate | None,
+) -> None:
+    """Write run.json, the plan, and a table of the objects that are `gone` from INPUT.
+
+    `options` are those of the command, without secrets.
+    """
+    record: dict[str, Any] = {
+        "run_id": run.run_id,
+        "options": dict(options),
+        "model_fingerprint": fingerprint,
+        "started_at": time.time(),
+        "gone": len(gone),
+        "estimate": estimate,
+        **environment(),
+    }
+    if len(gone):
+        url = join(output, paths.document(run.run_id, "gone.parquet"))
+        write_table(url, pa.table({"uri": gone}))
+    write_record(output, run.run_id, record)
+    run.shards.put(plan_url(output, run.run_id))
+
+
+def read_run_record(output: str, run_id: str) -> dict[str, Any]:
+    """run.json of an unfinished run. DamagedOutput where it does not say what was to be done."""
+    try:
+        record = read_document(output, run_id, "run.json")
+    except (FileNotFoundError, DamagedOutput) as error:  # it was written before the plan
+        raise unusable_run_error(run_id, paths.document(run_id, "run.json")) from error
+    options = record.get("options")
+    known = isinstance(options, dict) and options.keys() >= _NAMES
+    if "model_fingerprint" not in record or not known:
+        raise unusable_run_error(run_id, paths.document(run_id, "run.json"))
+    return record
+
+
+def unusable_run_error(run_id: str, name: str) -> DamagedOutput:
+    """The error of an unfinished run that cannot be taken up without its document `name`."""
+    return DamagedOutput(
+        f"{name} of OUTPUT is damaged or missing: put back what was there, or delete "
+        f"{paths.staging(run_id)} of OUTPUT, and the same command plans anew. What is staged of "
+        "that run is lost then; nothing that is published is"
+    )
+
+
+def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRequest) -> bool:
+    """Whether a recorded run is over the same images, by the same model."""
+    options = record["options"]
+    return bool(
+        record["model_fingerprint"] == labels.fingerprint
+        and options["input"] == labels.source
+        and options["format"] == wanted.format
+        and options["limit"] == wanted.limit
+        and options["relabel"] == labels.relabel
+    )
+
+
+def recorded_command(record: Mapping[str, Any]) -> str:
+    """A recorded command as a person would type it, as far as it decides what is labelled."""
+    given = record["options"]
+    words = [given["input"], given["output"], "--model", given["model"]]
+    words += ["--weights", given["weights"]] if given["weights"] else []
+    words += ["--score-threshold", str(given["score_threshold"])]
+    words += ["--format", given["format"]] if given["format"] != "auto" else []
+    words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
+    return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])

@@ -1,0 +1,60 @@
+"""What killed commands left behind: taken up by the same command, dropped by --relabel."""
+
+from jobs.label.planning import PlanRequest, Run, plan_url
+from jobs.label.record import is_same_work, read_run_record, recorded_command, unusable_run_error
+from jobs.output import paths
+from jobs.output.known import LabelRequest
+from jobs.output.writing import OutputWriter
+from pipeline.plan.listing import listing
+from pipeline.plan.shards import Shards, kept, plan_tables
+from pipeline.storage.errors import DamagedFile, InputError
+from pipeline.storage.files import explained
+from pipeline.storage.urls import identity, mask
+
+
+def take_up_unfinished_run(
+    writer: OutputWriter, wanted: PlanRequest, labels: LabelRequest
+) -> Run | None:
+    """The run that a killed command left behind, if it was this command; without shards if done.
+
+    Its plan is written again, as this version writes it. Staging of runs that are committed is
+    removed. --relabel drops the run of another command; without it that is an InputError.
+    """
+    for run_id in writer.staged:
+        record = read_run_record(writer.output, run_id)
+        same = is_same_work(record, wanted, labels)
+        if writer.catalog.knows(run_id):  # committed, but killed before it had tidied up
+            writer.drop_staging(run_id)
+            if same and (labels.relabel or wanted.limit is not None):
+                return Run(run_id, kept([]))  # which is finished: it is not to be done again
+            continue
+        if same:
+            shards = _read_planned_shards(wanted, run_id)
+            writer.begin()
+            shards.put(plan_url(writer.output, run_id))
+            return Run(run_id, shards)
+        if not labels.relabel:
+            raise InputError(
+                f"{mask(writer.output)} holds an unfinished run, `label "
+                f"{recorded_command(record)}`: run that command again to finish it, or pass "
+                "--relabel to drop it"
+            )
+        writer.drop_staging(run_id)
+    return None
+
+
+def _read_planned_shards(wanted: PlanRequest, run_id: str) -> Shards:
+    """Shards of an unfinished run, in the format of this version. DamagedOutput without its plan.
+
+    Where addresses carry secrets, with those that INPUT gives them now: the old ones end.
+    """
+    try:
+        shards = kept(plan_tables(plan_url(wanted.output, run_id)))
+    except DamagedFile as error:
+        raise unusable_run_error(run_id, paths.plan_under_way(run_id)) from error
+    if shards.signed:
+        with explained("INPUT", wanted.input):
+            listed = listing(wanted.input, wanted.format, wanted.output)
+            now = {identity(member.uri): member.uri for member, _ in listed}
+        shards = shards.renamed(lambda uri: now.get(identity(uri), uri))
+    return shards

@@ -1,0 +1,65 @@
+"""The options of `detr-batch train`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FROM_SCRATCH = "random"  # weights; as model.zoo.RANDOM
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A recipe: everything that decides the weights that come out.
+
+    What has no help is not offered on the command line.
+    """
+
+    output: Path = field(
+        metadata={"positional": True, "help": "folder for checkpoints and weights"}
+    )
+    model: str = field(default="shapes-tiny", metadata={"help": "a name of `detr-batch models`"})
+    weights: str = field(default=FROM_SCRATCH, metadata={"help": "where to start, as in label"})
+    images: Path | None = field(
+        default=None, metadata={"help": "folder of training images; none: rendered scenes"}
+    )
+    annotations: Path | None = field(
+        default=None, metadata={"help": "COCO annotation file of --images"}
+    )
+    validation_images: Path | None = field(
+        default=None, metadata={"help": "to evaluate on (default: --images)"}
+    )
+    validation_annotations: Path | None = field(
+        default=None, metadata={"help": "of those (default: --annotations)"}
+    )
+    steps: int = field(default=14_000, metadata={"help": "batches"})
+    batch_size: int = field(default=4, metadata={"help": "images"})
+    learning_rate: float | None = field(  # None: see `rate`
+        default=None,
+        metadata={"help": "highest (default: 4e-4 from random weights, else 5e-5)"},
+    )
+    weight_decay: float = 1e-4
+    warmup: int = 100  # steps
+    clip_norm: float = 0.1  # as published
+    # From scratch only. Encoders learn fast when every object wants several proposals, but a
+    # decoder that is given several equal ones goes on to name an object twice.
+    proposals_per_object: int = 4  # see `criterion`; for the first
+    dense_share: float = 0.12  # of the steps, then one
+    freeze_norms: float = 0.5  # share of the steps after which batch norms keep their statistics
+    evaluate_every: int = field(
+        default=1000, metadata={"help": "steps between evaluations and checkpoints"}
+    )
+    evaluate_images: int = field(default=100, metadata={"help": "held-out scenes to evaluate on"})
+    seed: int = field(default=0, metadata={"help": "of weights and images"})
+    precision: str = field(
+        default="auto",
+        metadata={"choices": ("auto", "fp32", "bf16", "fp16"), "help": "of the arithmetic"},
+    )
+    device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, ..."})
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.weights == FROM_SCRATCH
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate: by default gentle on weights that have learned before."""
+        return self.learning_rate or (4e-4 if self.from_scratch else 5e-5)

@@ -1,0 +1,38 @@
+"""Ray's own lines that say nothing to a user are kept off stderr, and nothing else is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cluster.ray_lines import _stderr_without
+from tests.support.samples import jpeg
+
+
+def test_other_lines_are_written_late_but_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError, match="gone"), _stderr_without(b"no news"):
+        os.write(2, b"an error\nthis is no news to you\nanother")
+        raise OSError("gone")
+    os.write(2, b" error\n")
+    assert capfd.readouterr().err == "an error\nanother error\n"
+
+
+@pytest.mark.slow
+def test_a_run_on_a_ray_of_its_own_says_what_it_did_and_no_more(tmp_path: Path) -> None:
+    """Fails where an upgrade of Ray brings new lines, or says the old ones otherwise."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(1))
+    command = [sys.executable, "-m", "jobs.cli", "label", str(tmp_path / "photos")]
+    command += [str(tmp_path / "out"), "--model", "shapes-tiny", "--no-page"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, *progress, last = done.stderr.splitlines()
+    assert first.startswith("run 2")
+    assert last.startswith("1 images labelled, 0 failed")
+    assert all(" images, " in line and "failed" in line for line in progress), progress
+    assert "starting" not in progress[-1]

@@ -1,0 +1,28 @@
+"""What a log and a terminal say while a run goes on."""
+
+import time
+
+import pytest
+
+from jobs.accounting.tally import Tally
+from jobs.label.progress import describe, describe_end, show_progress
+from pipeline.schema import Receipt
+
+
+def receipt(images: int) -> Receipt:
+    return Receipt("a", ("s",), images=images, detections=0, finished_at=time.time())
+
+
+def test_the_last_line_of_a_short_run_does_not_say_that_it_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One block tells no steady rate."""
+    tally = Tally(started=time.time() - 10)
+    show_progress([receipt(40)], tally, already=2)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "42 images, 4.0 images/s, 0 failed"
+    assert "starting" in describe(tally, 2, 0)
+
+
+def test_a_run_without_receipts_ends_with_a_line_too() -> None:
+    assert describe_end(Tally(), 7) == "7 images, 0.0 images/s, 0 failed"

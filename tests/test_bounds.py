@@ -1,0 +1,76 @@
+"""Private parts of packages are used within the versions that were tested, and in one file each."""
+
+import ast
+import inspect
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIREMENTS = {one.name: one for one in map(Requirement, PROJECT["dependencies"])}
+# Of each package whose private parts the product uses: the only file that may.
+PRIVATE = {
+    "torch": "model/ops/undocumented.py",
+    "numba": "model/ops/cpu_kernels.py",
+    "llvmlite": "model/ops/cpu_kernels.py",
+    "aiobotocore": "pipeline/storage/s3_session.py",
+    "ray": "jobs/cluster/ray_internals.py",
+}
+
+
+def private_uses(file: Path) -> set[str]:
+    """Packages of which a file uses names with an underscore, or a module named core."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        for name in names:
+            package = name.partition(".")[0]
+            internal = re.search(r"\.(_[a-z]|core\.)", name, re.IGNORECASE)
+            if package in PRIVATE and internal and "__" not in name:
+                found.add(package)
+    return found
+
+
+def test_private_parts_are_used_in_one_file_each() -> None:
+    """`bench` apart: it measures what these packages do inside."""
+    for top in ("model", "pipeline", "jobs"):
+        for file in (ROOT / top).rglob("*.py"):
+            name = str(file.relative_to(ROOT))
+            if not name.startswith("jobs/bench/"):
+                for package in private_uses(file):
+                    assert PRIVATE[package] == name, f"{name} uses private parts of {package}"
+
+
+@pytest.mark.parametrize("package", sorted({*PRIVATE, "s3fs", "pillow", "torchvision"}))
+def test_what_is_installed_lies_within_bounds(package: str) -> None:
+    specifier = REQUIREMENTS[package].specifier
+    assert any(one.operator == "<" for one in specifier), f"{package} has no upper bound"
+    assert version(package) in specifier
+
+
+def test_aiobotocore_parses_listings_through_the_method_that_is_replaced() -> None:
+    from aiobotocore.parsers import AioResponseParserFactory, AioRestXMLParser
+
+    replaced = inspect.signature(AioRestXMLParser._handle_structure)
+    assert list(replaced.parameters) == ["self", "shape", "node"]
+    made = inspect.signature(AioResponseParserFactory.create_parser)
+    assert list(made.parameters) == ["self", "protocol_name"]
+    assert AioResponseParserFactory()._defaults == {}
+
+
+def test_s3fs_takes_a_session_and_a_number_of_attempts() -> None:
+    from s3fs import S3FileSystem
+
+    fs = S3FileSystem(skip_instance_cache=True)
+    assert fs.session is None and isinstance(fs.retries, int) and fs.kwargs == {}
