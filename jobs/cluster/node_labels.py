@@ -10,7 +10,7 @@ Labels = dict[str, str]  # by key: the value that a label must have, or a rule s
 
 def selector(text: str | None) -> Labels:
     """Labels from `key=value`, several with commas between. InputError where Ray knows no such."""
-    from ray._private.label_utils import validate_label_selector
+    from jobs.cluster.ray_internals import problem_of_selector  # as Ray is slow to import
 
     labels: Labels = {}
     for part in re.split(r",(?![^(]*\))", text or ""):
@@ -19,7 +19,7 @@ def selector(text: str | None) -> Labels:
             raise InputError(f"{part}: give KEY=VALUE, the label of a node of Ray")
         if part.strip():
             labels[key.strip()] = value.strip()
-    problem = validate_label_selector(labels)
+    problem = problem_of_selector(labels)
     if problem:
         raise InputError(f"{text}: {problem}")
     return labels

@@ -11,12 +11,12 @@ import psutil
 import ray
 import torch
 from ray.autoscaler.v2.sdk import request_cluster_resources
-from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cluster.placement import Node, Placement, placement_on
 from jobs.cluster.probe import PACKAGES, probe
+from jobs.cluster.ray_internals import AutoscalerView, read_autoscaler
 from jobs.cluster.ray_lines import hush_actor_warning, hush_logs
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, Layout
@@ -135,7 +135,7 @@ def wait_until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -
     placement, lacks = _look_at_cluster(request)
     if lacks is None:
         return placement
-    seen = _autoscaler().autoscaler_state_version
+    seen = read_autoscaler().version
     gcs = ray.get_runtime_context().gcs_address
     request_cluster_resources(gcs, placement.demand())
     try:
@@ -143,7 +143,7 @@ def wait_until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -
         while time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
             placement, lacks = _look_at_cluster(request)
-            if lacks is None or _can_be_made(_autoscaler(), seen, placement):
+            if lacks is None or _can_be_made(read_autoscaler(), seen, placement):
                 return placement
     finally:
         request_cluster_resources(gcs, [])  # from now on the actors that wait ask
@@ -161,21 +161,11 @@ def _look_at_cluster(request: ClusterRequest) -> tuple[Placement, str | None]:
     return placement, placement.lacks(nodes)
 
 
-def _autoscaler() -> AutoscalingState:
-    """What the autoscaler last said; its version is 0 where there is none."""
-    gcs = ray.get_runtime_context().gcs_address
-    reply = GetClusterStatusReply.FromString(ray._raylet.GcsClient(gcs).get_cluster_status())
-    return reply.autoscaling_state
-
-
-def _can_be_made(state: AutoscalingState, seen: int, placement: Placement) -> bool:
+def _can_be_made(view: AutoscalerView, seen: int, placement: Placement) -> bool:
     """Whether an autoscaler has looked twice since version `seen`, and makes what is asked for."""
     ours = _amounts(one["resources"] for one in placement.demand())
-    refused = [
-        _amounts(request.request.resources_bundle for request in constraint.resource_requests)
-        for constraint in state.infeasible_cluster_resource_constraints
-    ]
-    return state.autoscaler_state_version > seen + 1 and ours not in refused
+    refused = [_amounts(bundles) for bundles in view.infeasible]
+    return view.version > seen + 1 and ours not in refused
 
 
 def _amounts(bundles: Iterable[Mapping[str, float]]) -> set[tuple[tuple[str, float], ...]]:
