@@ -1,6 +1,6 @@
-"""Fixtures that several rooms share.
+"""Fixtures that several rooms share, and which tests are of units alone.
 
-Fixtures import what they need: tests of `model/` run where neither Ray nor a browser is.
+Fixtures import what they need, so that a test of boxes waits neither for torch nor for Ray.
 """
 
 import os
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 if TYPE_CHECKING:
+    import torch
     from playwright.sync_api import Browser
 
-if not torch.cuda.is_available():  # Triton reads this when it is imported: kernels run on the CPU
+if not Path("/dev/nvidiactl").exists():  # Triton reads this when it is imported, for CPUs
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("DETR_BATCH_STORE_PATIENCE", "10")  # seconds, with stores that are gone
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
@@ -28,6 +28,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=fresh, help="of random inputs (default: fresh)")
 
 
+# What is of the integration of parts: tests that start a server, a cluster, a browser or processes,
+# or compute with a whole network. All others are of units: `make test-unit` runs them in a minute.
+SERVICES = {"s3", "local_ray", "browser", "testdata", "old_code"}
+INTEGRATION = (
+    "chaos/",
+    "jobs/bench/",
+    "jobs/cli/test_main.py",
+    "jobs/imports/",
+    "jobs/output/test_damage.py",
+    "jobs/output/test_explorer.py",
+    "jobs/test_upkeep.py",
+    "jobs/train/",
+    "model/test_host_memory.py",
+    "model/test_ops.py",
+    "model/test_parity.py",
+    "model/test_predictor.py",
+    "model/test_zoo.py",
+    "pipeline/isolation/",
+    "pipeline/stages/test_detect.py",
+    "pipeline/stages/test_memory.py",
+    "pipeline/stages/test_read_prepare.py",
+    "pipeline/storage/test_lock.py",
+    "test_rooms.py",
+)
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of the integration of parts."""
+    for item in items:
+        needs = SERVICES & set(getattr(item, "fixturenames", ()))
+        if needs or item.path.relative_to(HERE).as_posix().startswith(INTEGRATION):
+            item.add_marker("integration")
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
@@ -36,8 +72,10 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture
-def generator(request: pytest.FixtureRequest) -> torch.Generator:
+def generator(request: pytest.FixtureRequest) -> "torch.Generator":
     """Of random inputs, fresh in each run of the tests."""
+    import torch
+
     return torch.Generator().manual_seed(request.config.option.seed)
 
 

@@ -15,6 +15,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", short_cases(), ids=lambda case: case.scenario.__name__)
 def test_nothing_is_lost_and_nothing_twice(lab: Lab, case: Case) -> None:
     outcome = case.scenario(lab, case.short)

@@ -318,6 +318,7 @@ def test_years_of_compacting_are_no_matter() -> None:
     assert len(state.living()) == 5000
 
 
+@pytest.mark.slow
 def test_questions_are_answered_where_requests_fail(
     output: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

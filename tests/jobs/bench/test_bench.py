@@ -103,6 +103,7 @@ def test_subjects_take_turns() -> None:
     assert all(set(order[i : i + 3]) == set("abc") for i in range(0, 30, 3))
 
 
+@pytest.mark.slow
 def test_the_packaged_model_is_measured_with_its_ap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

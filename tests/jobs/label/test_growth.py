@@ -100,6 +100,7 @@ def write_known(output: Path) -> None:
     (folder / "report.json").write_text("{}")  # as of a version that told nothing for an estimate
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

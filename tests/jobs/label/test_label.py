@@ -163,6 +163,7 @@ def kill_before_publishing(**given: Any) -> None:
             label(options(**given))
 
 
+@pytest.mark.slow
 def test_tasks_that_read_several_shards_leave_out_what_is_done(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,6 +238,7 @@ def rows(output: Path) -> list[tuple[Any, ...]]:
         return connection.sql(f"SELECT {columns} FROM detections ORDER BY ALL").fetchall()
 
 
+@pytest.mark.slow
 def test_damaged_blocks_are_computed_again(
     local_ray: None,
     weights: str,

@@ -23,6 +23,7 @@ def nets() -> tuple[DeformableDetr, DeformableDetr]:
     return precise, default
 
 
+@pytest.mark.slow
 def test_confident_boxes_move_by_less_than_half_a_pixel(
     nets: tuple[DeformableDetr, DeformableDetr],
 ) -> None:
