@@ -22,7 +22,7 @@ from jobs.output.manifest import Manifest, make_manifest
 from jobs.output.paths import TABLES
 from jobs.output.records import environment, read_document, write_record, write_table
 from jobs.output.run_ids import new_run_id
-from jobs.output.views import connect, limit_memory, told
+from jobs.output.views import connect, explain_query_errors, limit_memory
 from jobs.output.writing import OutputWriter
 from pipeline.plan.plan import FILES_PER_SHARD
 from pipeline.plan.shards import PLAN
@@ -119,8 +119,8 @@ def compact(
     changed, where rows would be lost.
     """
     with OutputWriter(output, single_writer, keep_replaced) as writer:
-        runs = writer.catalog.committed()
-        if writer.unfinished():
+        runs = writer.catalog.committed_runs()
+        if writer.unfinished_runs():
             raise InputError(
                 f"{output} holds an unfinished run: run its `detr-batch label` again, then compact"
             )
@@ -129,27 +129,27 @@ def compact(
             group = [run for run in runs if run["input"] == source]
             if len(group) < 2:
                 continue
-            writer.begin()
+            writer.begin_writing()
             run_id = new_run_id(output)
             try:
-                with told(output), connect(output, runs) as connection:
-                    result, manifest = _compacted(
+                with explain_query_errors(output), connect(output, runs) as connection:
+                    result, manifest = _compact_group(
                         connection, writer, run_id, group, (images_per_file, boxes_per_file)
                     )
             except BaseException:
-                writer.discard(run_id)
+                writer.discard_tables(run_id)
                 raise
             try:
                 writer.commit(manifest, manifest["replaces"], "compacted")
             except CommitLost:
-                writer.discard(run_id)
+                writer.discard_tables(run_id)
                 raise
             runs = [run for run in runs if run not in group] + [manifest]
             done.append(result)
     return done
 
 
-def _compacted(
+def _compact_group(
     connection: duckdb.DuckDBPyConnection,
     writer: OutputWriter,
     run_id: str,
@@ -161,11 +161,13 @@ def _compacted(
     `most` are images and boxes of a file.
     """
     newest, output = group[-1], writer.output
-    target = writer.target(run_id, newest["model"], newest["model_fingerprint"], newest["labels"])
+    target = writer.publish_target(
+        run_id, newest["model"], newest["model_fingerprint"], newest["labels"]
+    )
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         limit_memory(connection, MEMORY, folder)
-        connection.register("plans", _plans(output, group))
+        connection.register("plans", _read_plans(output, group))
         source = newest["input"].rstrip("/")
         limits = {"images_per_file": most[0], "boxes_per_file": most[1]}
         given = {"source": source, "ids": ids, **limits}
@@ -173,8 +175,8 @@ def _compacted(
             used = {name: value for name, value in given.items() if f"${name}" in statement}
             connection.execute(statement, used)
         files = [
-            *_written(connection, _IMAGES, IMAGES, target, "images"),
-            *_written(connection, _DETECTIONS, DETECTIONS, target, "detections"),
+            *_write_files(connection, _IMAGES, IMAGES, target, "images"),
+            *_write_files(connection, _DETECTIONS, DETECTIONS, target, "detections"),
         ]
         before, kept, boxes = connection.execute(_COUNTS, {"ids": ids}).fetchall()[0]
         _reconcile(files, kept, boxes)
@@ -198,7 +200,7 @@ def _compacted(
     )
 
 
-def _plans(output: str, runs: Sequence[Manifest]) -> pa.Table:
+def _read_plans(output: str, runs: Sequence[Manifest]) -> pa.Table:
     """Plans of all runs, with the column `run`."""
     tables = []
     for run in runs:
@@ -208,7 +210,7 @@ def _plans(output: str, runs: Sequence[Manifest]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _written(
+def _write_files(
     connection: duckdb.DuckDBPyConnection,
     sql: str,
     schema: pa.Schema,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from jobs.output.views import CannotRead, connect, told
+from jobs.output.views import CannotRead, connect, explain_query_errors
 from pipeline.storage.files import InputError
 from pipeline.storage.urls import printable
 
@@ -71,7 +71,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 )
 
 
-def answered(output: str, ask: Callable[[duckdb.DuckDBPyConnection], Answer]) -> Answer:
+def answer_query(output: str, ask: Callable[[duckdb.DuckDBPyConnection], Answer]) -> Answer:
     """What `ask` makes of a connection, asked again where a file left in the middle of it.
 
     `compact` and `runs delete` remove files that a reader may have been about to open; the views
@@ -89,7 +89,7 @@ def asked(
     """`answered`, over a connection that the caller makes to what lies at `place`."""
     for again in (True, False):
         try:
-            with told(place), connected() as connection:
+            with explain_query_errors(place), connected() as connection:
                 return ask(connection)
         except (FileNotFoundError, CannotRead):
             if not again:
@@ -120,7 +120,7 @@ def query(output: str, sql: str, form: str = "table", file: Path | None = None) 
             else:
                 shutil.move(written, file)
 
-    answered(output, ask)
+    answer_query(output, ask)
 
 
 def form_of(file: Path) -> str:

@@ -28,7 +28,7 @@ class Problem(TypedDict):
     what: str
 
 
-def listed(output: str) -> list[dict[str, Any]]:
+def list_runs(output: str) -> list[dict[str, Any]]:
     """A line a run that counts, oldest first."""
     return [
         {
@@ -37,7 +37,7 @@ def listed(output: str) -> list[dict[str, Any]]:
             "model": run["model"],
             "images": sum(run["images"].values()),
             "failed": sum(run["images"].values()) - run["images"].get(OK, 0),
-            "detections": _rows(run, "detections"),
+            "detections": _count_rows(run, "detections"),
             "files": len(run["files"]),
             "bytes": sum(file["bytes"] for file in run["files"]),
             "compacts": len(run["replaces"]) if run["compacts"] else 0,
@@ -68,9 +68,9 @@ def problems_as_text(problems: list[Problem]) -> str:
     return "\n".join([*lines, said])
 
 
-def shown(output: str, run_id: str) -> dict[str, Any]:
+def describe_run(output: str, run_id: str) -> dict[str, Any]:
     """All that is written down of one run: its manifest, and run.json."""
-    manifest = _of(output, run_id)
+    manifest = _manifest_of(output, run_id)
     return {"manifest": manifest, "run": read_document(output, run_id, "run.json")}
 
 
@@ -82,9 +82,9 @@ def delete(
     None where `confirm`, asked with what would be lost, says no. InputError for an unknown run.
     """
     with OutputWriter(output, single_writer) as writer:
-        manifest = _of(output, run_id)
+        manifest = _manifest_of(output, run_id)
         images = sum(manifest["images"].values())
-        boxes = _rows(manifest, "detections")
+        boxes = _count_rows(manifest, "detections")
         lost = f"run {run_id} over {manifest['input']}: {images} images, {boxes} detections"
         if not confirm(lost):
             return None
@@ -106,7 +106,7 @@ def _verify(output: str, run: Manifest) -> Iterator[Problem]:
         if run["format"] < FORMAT:
             schema = schema.remove(schema.get_field_index("run_id"))
         try:
-            what, table = _checked(output, file, schema)
+            what, table = _check_file(output, file, schema)
         except FileNotFoundError:
             what, table = "it is not there", None
         except (pa.ArrowException, OSError) as error:
@@ -120,13 +120,15 @@ def _verify(output: str, run: Manifest) -> Iterator[Problem]:
                 statuses[name] = statuses.get(name, 0) + status["counts"]
     if statuses != run["images"]:
         yield Problem(run_id=run["run_id"], path="images", what=f"rows by status are {statuses}")
-    if boxes != _rows(run, "detections"):
+    if boxes != _count_rows(run, "detections"):
         yield Problem(
             run_id=run["run_id"], path="detections", what=f"`images` counts {boxes} boxes"
         )
 
 
-def _checked(output: str, file: FileOfRun, schema: pa.Schema) -> tuple[str | None, pa.Table | None]:
+def _check_file(
+    output: str, file: FileOfRun, schema: pa.Schema
+) -> tuple[str | None, pa.Table | None]:
     """What is wrong with one file, and of `images` the columns that are counted."""
     fs, path = open_location(join(output, file["path"]), "OUTPUT")
     with open_object(fs, path) as content:
@@ -146,12 +148,12 @@ def _checked(output: str, file: FileOfRun, schema: pa.Schema) -> tuple[str | Non
         return None, counted
 
 
-def _of(output: str, run_id: str) -> Manifest:
+def _manifest_of(output: str, run_id: str) -> Manifest:
     for run in finished_runs(output):
         if run["run_id"] == run_id:
             return run
     raise InputError(f"{output} has no finished run {run_id}: `detr-batch runs` lists them")
 
 
-def _rows(run: Manifest, table: str) -> int:
+def _count_rows(run: Manifest, table: str) -> int:
     return sum(file["rows"] for file in run["files"] if file["path"].startswith(f"{table}/"))

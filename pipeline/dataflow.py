@@ -11,20 +11,20 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from model.resize import ResizeRule
-from pipeline.plan.remaining import Staged, merged
+from pipeline.plan.remaining import Staged, merge_ranges
 from pipeline.schema import Receipt, Work
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.publish import Part, PartFile, PublishTarget
-from pipeline.stages.staged import ranges_in, remove_damaged, staged_files
+from pipeline.stages.staged import list_staged_files, ranges_of_files, remove_damaged_blocks
 from pipeline.stages.tasks import (
-    files_table,
-    part_files,
-    part_table,
+    part_files_of_table,
     read_ranges,
     read_work,
-    receipts,
+    receipts_of_table,
     stage_block,
-    work_table,
+    table_of_files,
+    table_of_part,
+    table_of_work,
     write_parts,
 )
 
@@ -107,7 +107,7 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
         # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         flow = (
-            ray.data.from_arrow([work_table(one) for one in work])
+            ray.data.from_arrow([table_of_work(one) for one in work])
             .map_batches(
                 read_work,
                 fn_args=(settings.plan,),
@@ -155,21 +155,21 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
             )
         )
     for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from receipts(batch)
+        yield from receipts_of_table(batch)
 
 
-def read_back(staging: str, nodes: Labels | None = None) -> Staged:
+def read_back_staging(staging: str, nodes: Labels | None = None) -> Staged:
     """What is staged: read here where it is little, else by Ray tasks on nodes of these labels.
 
     Blocks that are damaged are removed.
     """
-    names = staged_files(staging)
+    names = list_staged_files(staging)
     groups = [names[i : i + FILES_PER_TASK] for i in range(0, len(names), FILES_PER_TASK)]
     if len(groups) < 2:
-        tables: Iterator[pa.Table] = (ranges_in(staging, group) for group in groups)
+        tables: Iterator[pa.Table] = (ranges_of_files(staging, group) for group in groups)
     else:
-        tables = _by_tasks(read_ranges, [files_table(group) for group in groups], staging, nodes)
-    return merged(remove_damaged(staging, tables))
+        tables = _by_tasks(read_ranges, [table_of_files(group) for group in groups], staging, nodes)
+    return merge_ranges(remove_damaged_blocks(staging, tables))
 
 
 def publish_parts(
@@ -177,8 +177,8 @@ def publish_parts(
 ) -> Iterator[PartFile]:
     """Write all output files, one Ray task a part, on nodes of these labels."""
     if parts:
-        for batch in _by_tasks(write_parts, [part_table(part) for part in parts], target, nodes):
-            yield from part_files(batch)
+        for batch in _by_tasks(write_parts, [table_of_part(part) for part in parts], target, nodes):
+            yield from part_files_of_table(batch)
 
 
 def _by_tasks(

@@ -33,11 +33,11 @@ from jobs.bench.simulated import SimulatedDetector
 from jobs.cluster.start import start_ray
 from jobs.demo.scenes import render_scene
 from model.zoo import named_model
-from pipeline.dataflow import FlowSettings, Layout, Pool, label_shards, read_back
-from pipeline.plan.plan import plan
-from pipeline.plan.remaining import open_work
+from pipeline.dataflow import FlowSettings, Layout, Pool, label_shards, read_back_staging
+from pipeline.plan.plan import plan_shards
+from pipeline.plan.remaining import remaining_work
 from pipeline.schema import Receipt
-from pipeline.stages.staged import staged_files
+from pipeline.stages.staged import list_staged_files
 from pipeline.storage.errors import CommandFailed
 
 SIZE = (400, 288)  # width and height of the pictures, which shapes-tiny takes as they are
@@ -143,10 +143,10 @@ def bench_scale(
 
 
 def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> Sample:
-    shards = plan(str(source)).shards
+    shards = plan_shards(str(source)).shards
     plan_url, staging = str(output / "plan.parquet"), str(output / "blocks")
-    shards.put(plan_url)
-    work, _ = open_work(shards, read_back(staging))
+    shards.write_to(plan_url)
+    work, _ = remaining_work(shards, read_back_staging(staging))
     cpus = os.cpu_count() or 1
     pool = Pool(detectors, detectors, num_cpus=0, num_gpus=0, memory=0)
     settings = FlowSettings(
@@ -167,7 +167,7 @@ def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> S
         wall = time.perf_counter() - began
         machine = psutil.cpu_percent() / 100
         driver = (watch.cpu_seconds() - used) / wall
-    check_whole(receipts, read_back(staging).images, len(shards) * IMAGES_PER_SHARD)
+    check_whole(receipts, read_back_staging(staging).images, len(shards) * IMAGES_PER_SHARD)
     rate = steady(computed_at(staging))
     return Sample(rate, driver, watch.rss / 2**20, watch.store / 2**20, machine)
 
@@ -184,7 +184,7 @@ def check_whole(receipts: list[Receipt], staged: int, planned: int) -> None:
 
 def computed_at(staging: str) -> Times:
     """When the devices were done with each image that is staged: (N,), seconds of Unix time."""
-    files = [Path(staging) / name for name in staged_files(staging)]
+    files = [Path(staging) / name for name in list_staged_files(staging)]
     column = pa.concat_tables([pq.read_table(file, columns=["processed_at"]) for file in files])
     return np.asarray(column["processed_at"].cast(pa.int64())) / 1e6
 

@@ -77,7 +77,7 @@ def _runs(options: RunsOptions) -> int:
     from jobs import runs
 
     if options.shown:
-        show(runs.shown(options.output, options.shown), str, for_programs=True)
+        show(runs.describe_run(options.output, options.shown), str, for_programs=True)
         return 0
     if options.delete:
         done = runs.delete(
@@ -92,7 +92,7 @@ def _runs(options: RunsOptions) -> int:
         problems = runs.verify(options.output)
         show(problems, runs.problems_as_text, options.json)
         return int(bool(problems))
-    show(runs.listed(options.output), runs.as_text, options.json)
+    show(runs.list_runs(options.output), runs.as_text, options.json)
     return 0
 
 

@@ -7,7 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.schema import Member
-from pipeline.storage.files import describe, open_location, open_object, read_object, write_whole
+from pipeline.storage.files import (
+    describe_error,
+    open_location,
+    open_object,
+    read_object,
+    write_whole,
+)
 from pipeline.storage.urls import mask
 
 PACKAGES = ("ray", "torch", "pyarrow", "fsspec", "s3fs", "pillow", "simplejpeg")
@@ -37,14 +43,14 @@ def probe(versions: dict[str, str], lock_url: str, first: Member) -> str | None:
             "a bucket, or a folder that all nodes share"
         )
     except Exception as error:  # of the store, of many kinds
-        return f"node {node} cannot read OUTPUT: {describe(error, folder)}"
+        return f"node {node} cannot read OUTPUT: {describe_error(error, folder)}"
     try:
         # Below _staging, where the run will write, and which no reader looks at.
         trial = f"{path.rsplit('/', 1)[0]}/_staging/.probe-{uuid.uuid4().hex}"
         write_whole(fs, trial, b"")
         fs.rm_file(trial)
     except Exception as error:
-        return f"node {node} cannot write OUTPUT: {describe(error, folder)}"
+        return f"node {node} cannot write OUTPUT: {describe_error(error, folder)}"
     return _unreadable(node, first)
 
 
@@ -65,5 +71,5 @@ def _unreadable(node: str, first: Member) -> str | None:
         gone = isinstance(error, FileNotFoundError)
         if gone and not isinstance(fs, LocalFileSystem):
             return None
-        return f"node {node} cannot read INPUT: {describe(error, first.uri)}"
+        return f"node {node} cannot read INPUT: {describe_error(error, first.uri)}"
     return None

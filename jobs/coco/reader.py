@@ -16,7 +16,7 @@ from typing import TypeVar
 from jobs.coco.document import Document
 from jobs.coco.fields import Entry, WrongField, annotation_of, category_of, image_of, result_of
 from jobs.coco.records import Annotation, Annotations, Category, Image, Result
-from pipeline.storage.files import InputError, explained, local_copy, open_location
+from pipeline.storage.files import InputError, explain_errors, local_copy, open_location
 from pipeline.storage.urls import mask
 
 MOST_LABELS = 100_000
@@ -27,7 +27,7 @@ T = TypeVar("T")
 def local_file(url: str, what: str) -> Iterator[Path]:
     """The file at a path or URL as a local one; a copy of a remote file is deleted afterwards."""
     fs, path = open_location(url, what)
-    with explained(what, url):
+    with explain_errors(what, url):
         file = local_copy(fs, path)
     with file:
         yield Path(file.name)

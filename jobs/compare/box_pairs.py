@@ -46,7 +46,7 @@ class Pairs:
 NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
 
 
-def paired(left: Boxes, right: Boxes, least: float) -> Pairs:
+def pair_boxes(left: Boxes, right: Boxes, least: float) -> Pairs:
     """The pairs among boxes of the same image whose IoU is `least` or more, each box in one."""
     near = _candidates(left, right, least)
     drift = np.abs(left.score[near.left] - right.score[near.right])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.compare.box_pairs import Boxes, paired
+from jobs.compare.box_pairs import Boxes, pair_boxes
 from jobs.compare.changes import Side
 
 MATCHED, CLASS_CHANGED, GONE, NEW = "matched", "class_changed", "gone", "new"
@@ -20,7 +20,7 @@ def told_apart(
     A box that is in both, with one class, is told once, as b has it, with its score in a as
     `score_a`. Boxes that are alone below the other's threshold are left out.
     """
-    pairs = paired(left.boxes, right.boxes, iou)
+    pairs = pair_boxes(left.boxes, right.boxes, iou)
     same, other = pairs.chosen(pairs.same), pairs.chosen(~pairs.same)
     found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for i, j in zip(same.left.tolist(), same.right.tolist(), strict=True):

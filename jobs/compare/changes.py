@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.compare.box_pairs import Boxes, Ints, Pairs, paired
+from jobs.compare.box_pairs import Boxes, Ints, Pairs, pair_boxes
 
 STEPS = 10_000  # to 1: as finely as drifts are known
 QUANTILES = (0.1, 0.5, 0.9)
@@ -83,7 +83,7 @@ class Changes:
 
     def add(self, left: Side, right: Side) -> None:
         a, b = left.boxes, right.boxes
-        pairs = paired(a, b, self.iou)
+        pairs = pair_boxes(a, b, self.iou)
         alone_a, alone_b = (
             np.setdiff1d(np.arange(len(side)), taken)
             for side, taken in ((a, pairs.left), (b, pairs.right))

@@ -93,12 +93,12 @@ THRESHOLDS = pa.schema([("of_b", pa.bool_()), ("run", pa.string()), ("threshold"
 def compare(comparison: Comparison) -> dict[str, Any]:
     """What is new, gone and changed in b since a. InputError where no image is in both."""
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as spilled:
-        connected = partial(_connected, comparison, spilled)
+        connected = partial(_connect, comparison, spilled)
         place = f"{comparison.output_a} or {comparison.output_b}"
-        return asked(connected, partial(_compared, comparison), place)
+        return asked(connected, partial(_compare_images, comparison), place)
 
 
-def _connected(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnection:
+def _connect(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnection:
     """A connection with the views of both sides, in the schemas a and b."""
     connection = duckdb.connect()
     limit_memory(connection, MEMORY, spilled)
@@ -109,7 +109,9 @@ def _connected(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnectio
     return connection
 
 
-def _compared(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+def _compare_images(
+    comparison: Comparison, connection: duckdb.DuckDBPyConnection
+) -> dict[str, Any]:
     sides = {side: _side(comparison, side, connection) for side in SIDES}
     images = _images(comparison, connection)
     connection.execute(_KINDS)

@@ -8,7 +8,15 @@ from typing import Any
 from jobs.compare.changed_images import MATCHED
 from jobs.compare.text import threshold_of
 from jobs.report.page import environment
-from jobs.report.pictures import Box, Picture, PictureReader, Place, data_uri, drawn, planned_then
+from jobs.report.pictures import (
+    Box,
+    Picture,
+    PictureReader,
+    Place,
+    data_uri,
+    draw_boxes,
+    read_plan_of_run,
+)
 from pipeline.schema import Shard
 
 # Light enough for black text, and told apart by who sees no red or no green.
@@ -66,7 +74,7 @@ def _tile(one: dict[str, Any], picture: Picture, side: str) -> dict[str, Any]:
     boxes = [_box(box) for box in one["boxes"][:BOXES_DRAWN]]
     worded = [i for i, box in enumerate(boxes) if box.text]
     boxes = [replace(box, text="") if i in worded[WORDS:] else box for i, box in enumerate(boxes)]
-    source = data_uri(drawn(picture.pixels, tuple(one["places"][side]["size"]), boxes))
+    source = data_uri(draw_boxes(picture.pixels, tuple(one["places"][side]["size"]), boxes))
     ratio = min(2.5, max(0.5, columns / rows))
     return {"image": one, "said": _said(one), "ratio": ratio, "source": source, "why": ""}
 
@@ -110,7 +118,7 @@ def _shards(output: str, places: Sequence[dict[str, Any]]) -> dict[tuple[str, st
     for run in {place["run"] for place in places}:
         names = sorted({place["shard"] for place in places if place["run"] == run})
         try:
-            shards = planned_then(output, run).find(names)
+            shards = read_plan_of_run(output, run).find(names)
         except FileNotFoundError:
             continue
         found.update({(run, name): shard for name, shard in shards.items()})

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.report.text import some
+from jobs.report.text import list_examples
 
 SHOWN = 10  # classes that changed into another, and images that differ most
 _COLUMNS = {
@@ -76,7 +76,7 @@ def image_lines(images: dict[str, Any]) -> list[str]:
     ]
     for kind, words in said.items():
         examples = images["examples"].get(kind)
-        more = f" ({some(examples, images[kind])})" if examples else ""
+        more = f" ({list_examples(examples, images[kind])})" if examples else ""
         lines += [f"  {images[kind]:<12} {words}{more}"] if images[kind] else []
     return lines
 

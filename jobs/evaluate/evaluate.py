@@ -19,8 +19,8 @@ from jobs.evaluate.annotated import (
 )
 from jobs.evaluate.average_precision import UNKNOWN, Found, Score, average_precision
 from jobs.output.records import score_threshold
-from jobs.query import answered
-from jobs.report.text import some
+from jobs.query import answer_query
+from jobs.report.text import list_examples
 from pipeline.schema import OK
 
 NAMED = 5  # examples of what is missing
@@ -40,7 +40,7 @@ def evaluate(output: str, location: str, only_labelled: bool = False) -> dict[st
     `only_labelled`. InputError where images or classes of the two have nothing in common.
     """
     truth = read_annotations(location)
-    return answered(output, partial(_evaluated, output, truth, only_labelled))
+    return answer_query(output, partial(_evaluated, output, truth, only_labelled))
 
 
 def _evaluated(
@@ -170,7 +170,7 @@ def _missing(images: dict[str, Any], only_labelled: bool) -> list[str]:
         "not_annotated": "labelled, but not annotated: left out",
     }
     return [
-        f"  {images[kind]:<12} {said} ({some(images['examples'][kind], images[kind])})"
+        f"  {images[kind]:<12} {said} ({list_examples(images['examples'][kind], images[kind])})"
         for kind, said in kinds.items()
         if images[kind]
     ]

@@ -15,7 +15,7 @@ import duckdb
 from jobs.exports import coco, labelstudio, table, voc, yolo
 from jobs.exports.place import Folder, check_free, folder, one_file
 from jobs.exports.reader import Choice, Labels
-from jobs.query import answered
+from jobs.query import answer_query
 from pipeline.storage.urls import mask, printable
 
 
@@ -68,7 +68,7 @@ def export(output: str, url: str, to: str, choice: Choice, overwrite: bool = Fal
             form(labels, url)
         return labels
 
-    labels = answered(output, write)
+    labels = answer_query(output, write)
     print(f"{labels.boxes} boxes of {labels.written} images in {mask(url)}", file=sys.stderr)
     if labels.failed:
         print(

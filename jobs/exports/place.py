@@ -11,8 +11,8 @@ from typing import TextIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.storage.files import InputError, explained, join, open_location, remove_tree
-from pipeline.storage.retries import retried
+from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
+from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
 FILES_AT_ONCE = 256  # put into a store side by side: latency limits them
@@ -28,7 +28,7 @@ def check_free(url: str, entries: Sequence[str], overwrite: bool) -> None:
         raise InputError(
             f"FILE {mask(url)}: web addresses cannot be written to; give s3:// or a path"
         )
-    with explained("FILE", url):
+    with explain_errors("FILE", url):
         fs.invalidate_cache()
         is_folder = fs.isdir(path)
         taken = fs.exists(path) and not (is_folder and entries and not fs.ls(path))
@@ -45,7 +45,7 @@ def one_file(url: str) -> Iterator[TextIO]:
     fs, path = open_location(url, "FILE")
     if isinstance(fs, LocalFileSystem):
         temporary = _hidden(path)
-        with explained("FILE", url):
+        with explain_errors("FILE", url):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             made = temporary.open("x", encoding="utf-8", newline="")
         try:
@@ -59,8 +59,8 @@ def one_file(url: str) -> Iterator[TextIO]:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="") as file:
         yield cast(TextIO, file)
         file.flush()
-        with explained("FILE", url):
-            retried(fs.put_file, file.name, path)
+        with explain_errors("FILE", url):
+            retry(fs.put_file, file.name, path)
 
 
 class Folder:
@@ -84,8 +84,8 @@ class Folder:
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 Path(name).write_bytes(content)
         elif self._waiting:
-            with explained("FILE", self._url):
-                retried(self._fs.pipe, self._waiting)
+            with explain_errors("FILE", self._url):
+                retry(self._fs.pipe, self._waiting)
         self._waiting = {}
 
 
@@ -106,7 +106,7 @@ def folder(url: str, entries: Sequence[str], table: str) -> Iterator[Folder]:
             yield filled
             filled.flush()
         return
-    with explained("FILE", url):
+    with explain_errors("FILE", url):
         for entry in entries:
             remove_tree(fs, f"{path}/{entry}")
     with one_file(join(url, table)) as file:
@@ -119,7 +119,7 @@ def folder(url: str, entries: Sequence[str], table: str) -> Iterator[Folder]:
 def _local_folder(path: Path, entries: Sequence[str]) -> Iterator[Path]:
     """A hidden folder beside `path` that takes its place when the block ends, or its entries do."""
     made = _hidden(str(path))
-    with explained("FILE", str(path)):
+    with explain_errors("FILE", str(path)):
         made.mkdir(parents=True)
     try:
         yield made

@@ -14,18 +14,18 @@ from jobs.coco.reader import AnnotationFile, label_names, local_file, read_resul
 from jobs.imports.images import NEEDED, image_rows
 from jobs.imports.options import ImportOptions
 from jobs.imports.results import CocoResults
-from jobs.output.commit import Finished, commit
+from jobs.output.commit import FinishedRun, commit_run
 from jobs.output.known import read_plan
 from jobs.output.records import environment, write_record
 from jobs.output.run_ids import new_run_id
 from jobs.output.writing import OutputWriter
-from pipeline.plan.shards import in_tables, kept, members
+from pipeline.plan.shards import member_values, tables_of_shards, write_shards
 from pipeline.schema import OK, Member, Shard
 from pipeline.stages.publish import Part, PartFile, publish_part, reconcile
 from pipeline.stages.stage import stage
-from pipeline.stages.staged import staged
+from pipeline.stages.staged import read_staging
 from pipeline.storage import retries
-from pipeline.storage.files import InputError, canonical
+from pipeline.storage.files import InputError, canonical_url
 from pipeline.storage.urls import mask
 
 WORKERS = {"read": 1, "prepare": 1, "detect": 1, "stage": 1}  # one process does it all
@@ -41,7 +41,7 @@ def import_results(options: ImportOptions) -> None:
         tempfile.TemporaryDirectory() as scratch,
     ):
         source = Member(
-            canonical(options.detections), _digest(detections), detections.stat().st_size
+            canonical_url(options.detections), _digest(detections), detections.stat().st_size
         )
         file = AnnotationFile(annotations, "--annotations")
         labels = label_names({one.id: one.name for one in file.categories()}, file.name)
@@ -57,7 +57,7 @@ def import_results(options: ImportOptions) -> None:
             named = {label_id for label_id, name in enumerate(labels) if name}
             entries = read_results(detections, "DETECTIONS", named)
             with CocoResults(images, entries, labels, Path(scratch)) as results:
-                writer.begin()
+                writer.begin_writing()
                 _publish(options, source, results, tally, writer)
         print(
             f"{results.boxes} boxes of {results.images} images, by {options.model_name()}, in "
@@ -85,7 +85,7 @@ def _digest(file: Path) -> str:
 def _is_known(options: ImportOptions, source: Member, mark: str, writer: OutputWriter) -> bool:
     """Whether OUTPUT holds these detections. InputError where it holds those of another model."""
     known: set[str] = set()
-    for run in writer.catalog.committed():
+    for run in writer.catalog.committed_runs():
         if run["model_fingerprint"] != mark:
             raise InputError(
                 f"{mask(options.output)} holds labels of {run['model']} over {run['input']} "
@@ -94,8 +94,8 @@ def _is_known(options: ImportOptions, source: Member, mark: str, writer: OutputW
                 "are of the same model and categories, give its name as --model"
             )
         for table in read_plan(options.output, run["plan"]):
-            known.update(members(table, "etag").to_pylist())
-    if writer.unfinished():
+            known.update(member_values(table, "etag").to_pylist())
+    if writer.unfinished_runs():
         raise InputError(
             f"{mask(options.output)} holds an unfinished run of `label`: finish it by the same "
             "command, or import into another OUTPUT"
@@ -113,7 +113,7 @@ def _publish(
     """Stage and publish part by part, as `label` does, then commit."""
     run_id, name = new_run_id(options.output), options.model_name()
     mark = fingerprint(name, results.labels)
-    target = writer.target(run_id, name, mark, results.labels)
+    target = writer.publish_target(run_id, name, mark, results.labels)
     blocks = target.staging
     write_record(options.output, run_id, _record(options, run_id, mark))
     files: list[PartFile] = []
@@ -124,14 +124,14 @@ def _publish(
         tally.add(receipt)
         files += publish_part(Part(len(shards), (shard,), (receipt.file,)), target)
         shards.append(shard)
-    reconcile(shards, staged(blocks))
+    reconcile(shards, read_staging(blocks))
     tally.seconds["publish"] = time.time() - began
     counts = {OK: results.images}
     hours = (time.time() - tally.started) / 3600
     summary = report(tally, counts, results.boxes, WORKERS, {}, hours, Rates())
     summary["reconciliation"] = {"planned": results.images, **counts}
-    planned = kept(in_tables(Shard(shard, "results", (source,)) for shard in shards))
-    commit(Finished(target, source.uri, planned, files, counts, dict(summary)), writer)
+    planned = write_shards(tables_of_shards(Shard(shard, "results", (source,)) for shard in shards))
+    commit_run(FinishedRun(target, source.uri, planned, files, counts, dict(summary)), writer)
 
 
 def _record(options: ImportOptions, run_id: str, mark: str) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from ray.exceptions import RayTaskError
 
 from jobs.accounting.tally import Tally
 from jobs.label.progress import show_progress
-from pipeline.dataflow import FlowSettings, label_shards, read_back
-from pipeline.isolation.watchdog import unstalled
-from pipeline.plan.remaining import open_work
+from pipeline.dataflow import FlowSettings, label_shards, read_back_staging
+from pipeline.isolation.watchdog import end_when_stalled
+from pipeline.plan.remaining import remaining_work
 from pipeline.plan.shards import Shards
 from pipeline.stages.publish import ReconcileError
 from pipeline.storage.errors import CommandFailed, OutputError
@@ -18,10 +18,10 @@ from pipeline.storage.urls import mask
 
 def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
     """Label and stage what is not staged yet, showing progress; sums are added to `tally`."""
-    before = read_back(settings.staging, settings.layout.nodes)
-    work, size = open_work(shards, before)
+    before = read_back_staging(settings.staging, settings.layout.nodes)
+    work, size = remaining_work(shards, before)
     if work:
-        receipts = unstalled(label_shards(work, settings))
+        receipts = end_when_stalled(label_shards(work, settings))
         show_progress(receipts, tally, already=before.images, encoded_bytes=size)
 
 

@@ -42,7 +42,7 @@ from pipeline.plan.shards import Shards
 from pipeline.schema import OK
 from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.storage import retries
-from pipeline.storage.files import canonical, join
+from pipeline.storage.files import canonical_url, join
 from pipeline.storage.urls import mask, printable
 
 GONE_SHOWN = 3
@@ -101,7 +101,11 @@ def _read_model(options: LabelOptions) -> Command:
         config,
         PlanRequest(options.input, options.format, options.limit, options.output),
         LabelRequest(
-            canonical(options.input), options.model, options.score_threshold, mark, options.relabel
+            canonical_url(options.input),
+            options.model,
+            options.score_threshold,
+            mark,
+            options.relabel,
         ),
     )
 
@@ -136,7 +140,7 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
     run = make_run(command.output, found.shards)
     startup.end(LISTING)
     if run.shards:
-        writer.begin()
+        writer.begin_writing()
         placement = _start_ray(command, run, startup)
         write_run_record(
             command.output,
@@ -154,7 +158,7 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
 def _start_ray(command: Command, run: Run, startup: Startup) -> Placement:
     """Start or join Ray: where on it the run goes. InputError where it cannot."""
     lock = join(command.output, paths.LOCK)
-    placement = start_or_join_ray(command.options.machines(), lock, run.shards.first())
+    placement = start_or_join_ray(command.options.machines(), lock, run.shards.first_member())
     startup.end(RAY)
     return placement
 
@@ -167,7 +171,7 @@ def execute_run(
     Nodes are paid for since the `startup` began.
     """
     options, device = command.options, placement.device
-    target = writer.target(
+    target = writer.publish_target(
         run.run_id, options.model, command.labels.fingerprint, command.config.labels
     )
     settings = _flow_settings(command, run, target.staging, placement)

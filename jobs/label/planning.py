@@ -8,7 +8,7 @@ from jobs.accounting.estimate import Estimate, as_text
 from jobs.output import paths
 from jobs.output.run_ids import new_run_id
 from pipeline.plan.digests import Known
-from pipeline.plan.plan import Plan, plan
+from pipeline.plan.plan import Plan, plan_shards
 from pipeline.plan.shards import Shards
 from pipeline.storage.files import join
 
@@ -44,7 +44,7 @@ def plan_url(output: str, run_id: str) -> str:
 
 def plan_images(request: PlanRequest, known: Known) -> Plan:
     """What there is to label under INPUT that is not `known`."""
-    return plan(request.input, request.format, request.limit, known, request.output)
+    return plan_shards(request.input, request.format, request.limit, known, request.output)
 
 
 def make_run(output: str, shards: Shards) -> Run:

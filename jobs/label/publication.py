@@ -9,13 +9,19 @@ from jobs.accounting.tally import Report, Tally, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.execution import reason_of
 from jobs.label.planning import Run
-from jobs.output.commit import Finished, commit
+from jobs.output.commit import FinishedRun, commit_run
 from jobs.output.known import LabelRequest
 from jobs.output.records import read_document, write_text
 from jobs.output.writing import OutputWriter
-from jobs.report.pictures import PictureReader, planned_now
-from pipeline.dataflow import Layout, publish_parts, read_back
-from pipeline.stages.publish import PartFile, PublishTarget, fitting_images, parts, reconcile
+from jobs.report.pictures import PictureReader, plan_of_shards
+from pipeline.dataflow import Layout, publish_parts, read_back_staging
+from pipeline.stages.publish import (
+    PartFile,
+    PublishTarget,
+    group_into_parts,
+    images_per_file,
+    reconcile,
+)
 from pipeline.storage.urls import mask
 
 
@@ -43,20 +49,20 @@ def publish_run(
     """
     began = time.time()
     planned = run.shards.names()
-    writer.check()  # who takes a lost lock over may have finished this run
-    staged = read_back(target.staging, layout.nodes)
+    writer.check_lock()  # who takes a lost lock over may have finished this run
+    staged = read_back_staging(target.staging, layout.nodes)
     reconcile(planned, staged)
-    grouped = parts(planned, staged, fitting_images(labels.score_threshold))
+    grouped = group_into_parts(planned, staged, images_per_file(labels.score_threshold))
     pictures = PictureReader() if page else None  # starts while the tables are written
     files = list(publish_parts(grouped, target, layout.nodes))
-    counts = sorted_counts(staged.counts())
+    counts = sorted_counts(staged.count_by_status())
     meters.tally.seconds["publish"] = time.time() - began
     summary = _report(run, target.output, meters, layout, counts, files)
-    replaced = labels.replaced(writer.catalog.committed())
-    done = Finished(target, labels.source, run.shards, files, counts, dict(summary), replaced)
+    replaced = labels.replaced_runs(writer.catalog.committed_runs())
+    done = FinishedRun(target, labels.source, run.shards, files, counts, dict(summary), replaced)
     if pictures is not None:
         _write_page(target.output, done, run, writer.token, pictures)
-    commit(done, writer)
+    commit_run(done, writer)
     return counts
 
 
@@ -79,13 +85,15 @@ def _report(
     return summary
 
 
-def _write_page(output: str, done: Finished, run: Run, token: str, pictures: PictureReader) -> None:
+def _write_page(
+    output: str, done: FinishedRun, run: Run, token: str, pictures: PictureReader
+) -> None:
     """Write report.html beside report.json. Labels are worth more: what goes wrong is said."""
     try:
         from jobs.report.page import page_of  # here, as matplotlib would delay the start
 
         with pictures:
-            planned = planned_now(run.shards)
+            planned = plan_of_shards(run.shards)
             page = page_of(output, done.manifest(token), done.report, planned, pictures)
         write_text(output, run.run_id, "report.html", page)
     except Exception as error:  # of drawing, of storage and of tables: of many kinds

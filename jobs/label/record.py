@@ -44,7 +44,7 @@ def write_run_record(
         url = join(output, paths.document(run.run_id, "gone.parquet"))
         write_table(url, pa.table({"uri": gone}))
     write_record(output, run.run_id, record)
-    run.shards.put(plan_url(output, run.run_id))
+    run.shards.write_to(plan_url(output, run.run_id))
 
 
 def read_run_record(output: str, run_id: str) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from jobs.label.record import is_same_work, read_run_record, recorded_command, u
 from jobs.output import paths
 from jobs.output.known import LabelRequest
 from jobs.output.writing import OutputWriter
-from pipeline.plan.listing import listing
-from pipeline.plan.shards import Shards, kept, plan_tables
+from pipeline.plan.listing import list_objects
+from pipeline.plan.shards import Shards, read_plan_tables, write_shards
 from pipeline.storage.errors import DamagedFile, InputError
-from pipeline.storage.files import explained
+from pipeline.storage.files import explain_errors
 from pipeline.storage.urls import identity, mask
 
 
@@ -26,12 +26,14 @@ def take_up_unfinished_run(
         if writer.catalog.knows(run_id):  # committed, but killed before it had tidied up
             writer.drop_staging(run_id)
             if same and (labels.relabel or wanted.limit is not None):
-                return Run(run_id, kept([]))  # which is finished: it is not to be done again
+                return Run(
+                    run_id, write_shards([])
+                )  # which is finished: it is not to be done again
             continue
         if same:
             shards = _read_planned_shards(wanted, run_id)
-            writer.begin()
-            shards.put(plan_url(writer.output, run_id))
+            writer.begin_writing()
+            shards.write_to(plan_url(writer.output, run_id))
             return Run(run_id, shards)
         if not labels.relabel:
             raise InputError(
@@ -49,12 +51,12 @@ def _read_planned_shards(wanted: PlanRequest, run_id: str) -> Shards:
     Where addresses carry secrets, with those that INPUT gives them now: the old ones end.
     """
     try:
-        shards = kept(plan_tables(plan_url(wanted.output, run_id)))
+        shards = write_shards(read_plan_tables(plan_url(wanted.output, run_id)))
     except DamagedFile as error:
         raise unusable_run_error(run_id, paths.plan_under_way(run_id)) from error
-    if shards.signed:
-        with explained("INPUT", wanted.input):
-            listed = listing(wanted.input, wanted.format, wanted.output)
+    if shards.has_secrets:
+        with explain_errors("INPUT", wanted.input):
+            listed = list_objects(wanted.input, wanted.format, wanted.output)
             now = {identity(member.uri): member.uri for member, _ in listed}
-        shards = shards.renamed(lambda uri: now.get(identity(uri), uri))
+        shards = shards.with_uris(lambda uri: now.get(identity(uri), uri))
     return shards

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from jobs.output import paths
-from jobs.output.documents import converted, damaged
+from jobs.output.documents import convert_document, damaged_document
 from jobs.output.errors import DamagedOutput
 from jobs.output.log import (
     Added,
@@ -18,9 +18,9 @@ from jobs.output.log import (
     read_if_any,
     read_state,
 )
-from jobs.output.manifest import Manifest, checked_manifest, manifest_of_bytes
+from jobs.output.manifest import Manifest, check_manifest, manifest_of_bytes
 from jobs.output.store import OutputStore, Store
-from pipeline.storage.files import explained
+from pipeline.storage.files import explain_errors
 
 
 @dataclass
@@ -30,17 +30,17 @@ class Catalog:
     state: State
     manifests: dict[str, Manifest]  # of runs whose labels are there
 
-    def committed(self) -> list[Manifest]:
+    def committed_runs(self) -> list[Manifest]:
         """Runs that count, oldest first."""
-        return [self.manifests[run_id] for run_id in self.state.counting()]
+        return [self.manifests[run_id] for run_id in self.state.counting_runs()]
 
-    def labelling(self) -> list[Manifest]:
+    def labelling_runs(self) -> list[Manifest]:
         """Runs whose labels are there, also where `compact` merged their tables, oldest first."""
         return [run for _, run in sorted(self.manifests.items()) if not run["compacts"]]
 
-    def forget_gone(self) -> list[str]:
+    def drop_removed(self) -> list[str]:
         """Drop the manifests of runs whose labels are not there any more; which those are."""
-        gone = sorted(self.manifests.keys() - self.state.living())
+        gone = sorted(self.manifests.keys() - self.state.living_runs())
         for run_id in gone:
             del self.manifests[run_id]
         return gone
@@ -53,13 +53,13 @@ class Catalog:
 def read_catalog(output: str) -> Catalog:
     """What OUTPUT holds by now. InputError where it cannot be read, DamagedOutput as `log`."""
     store = OutputStore(output)
-    with explained("OUTPUT", output):
+    with explain_errors("OUTPUT", output):
         return load_catalog(store)
 
 
 def committed_runs(output: str) -> list[Manifest]:
     """Manifests of the runs that count, oldest first."""
-    return read_catalog(output).committed()
+    return read_catalog(output).committed_runs()
 
 
 def load_catalog(store: Store) -> Catalog:
@@ -97,7 +97,7 @@ def _has_entry(store: Store, number: int) -> bool:
 
 def with_manifests(store: Store, state: State) -> Catalog:
     """A state with the manifests of the runs that live. DamagedOutput where one is gone."""
-    wanted = state.living()
+    wanted = state.living_runs()
     unread = sorted(wanted - state.manifests.keys())
 
     def read(run_id: str) -> Manifest | None:
@@ -108,14 +108,14 @@ def with_manifests(store: Store, state: State) -> Catalog:
     found = dict(zip(unread, map_at_once(read, unread), strict=True))
     known = {**state.manifests, **{name: one for name, one in found.items() if one is not None}}
     if missing := sorted(wanted - known.keys()):
-        raise damaged(state.runs[missing[0]].added.manifest)
+        raise damaged_document(state.runs[missing[0]].added.manifest)
     return Catalog(state, {name: known[name] for name in wanted})
 
 
 def adopting(store: Store, state: State, entry: Entry) -> Entry:
     """An entry that adds what versions before the log committed, and no entry has yet."""
     found = [pair for pair in old_runs(store) if pair[0].run_id not in state.runs]
-    counting = {added.run_id for added, _ in found} | set(state.counting())
+    counting = {added.run_id for added, _ in found} | set(state.counting_runs())
     removes = tuple(
         Removed(run_id, "compacted" if one["compacts"] else "replaced", one["run_id"])
         for _, one in found
@@ -132,6 +132,6 @@ def old_runs(store: Store) -> Iterator[tuple[Added, Manifest]]:
         data = read_if_any(store, name) if found is not None and found[1] is None else None
         if found is None or data is None:  # another file, or deleted since the listing
             continue
-        document = converted(name, partial(json.loads, data))
+        document = convert_document(name, partial(json.loads, data))
         digest = hashlib.sha256(data).hexdigest()
-        yield Added(found[0], name, digest), checked_manifest(name, document)
+        yield Added(found[0], name, digest), check_manifest(name, document)

@@ -14,7 +14,7 @@ from pipeline.storage.files import join
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run whose tables are written."""
 
     target: PublishTarget
@@ -31,11 +31,11 @@ class Finished:
         return make_manifest(self.target, plan, self.source, self.files, self.counts, self.replaces)
 
 
-def commit(run: Finished, writer: OutputWriter) -> None:
+def commit_run(run: FinishedRun, writer: OutputWriter) -> None:
     """Let the run count. LockLost, and it does not, where another has OUTPUT by now."""
     output, run_id = run.target.output, run.target.run_id
     manifest = run.manifest(writer.token)
     write_document(output, run_id, "report.json", run.report)
-    run.shards.without_secrets().put(join(output, manifest["plan"]))
+    run.shards.without_secrets().write_to(join(output, manifest["plan"]))
     writer.commit(manifest, run.replaces)
     writer.drop_staging(run_id)

@@ -30,10 +30,10 @@ def unseal(name: str, data: bytes) -> dict[str, Any]:
         assert isinstance(content, dict)
         return content
 
-    return converted(name, convert)
+    return convert_document(name, convert)
 
 
-def converted(name: str, convert: Callable[[], T]) -> T:
+def convert_document(name: str, convert: Callable[[], T]) -> T:
     """What a function makes of a document; DamagedOutput where it is not what it must be."""
     try:
         return convert()
@@ -45,7 +45,7 @@ def converted(name: str, convert: Callable[[], T]) -> T:
         AssertionError,
         RecursionError,
     ) as e:
-        raise damaged(name) from e
+        raise damaged_document(name) from e
 
 
 def refuse_newer(name: str, version: object) -> None:
@@ -58,7 +58,7 @@ def refuse_newer(name: str, version: object) -> None:
         )
 
 
-def damaged(name: str) -> DamagedOutput:
+def damaged_document(name: str) -> DamagedOutput:
     return DamagedOutput(
         f"{name} of OUTPUT is damaged: put back what was there, from a backup or an older version "
         "of the object; nothing was changed"

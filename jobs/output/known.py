@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.output.catalog import Catalog
-from jobs.output.documents import damaged
+from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
 from jobs.output.manifest import Manifest
 from jobs.output.records import score_threshold
-from pipeline.plan.digests import Known, Objects, newest, versions
-from pipeline.plan.shards import PLAN, members, plan_tables
+from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
+from pipeline.plan.shards import PLAN, member_values, read_plan_tables
 from pipeline.storage.errors import DamagedFile
 from pipeline.storage.files import InputError, join
 from pipeline.storage.urls import mask
@@ -31,7 +31,7 @@ class LabelRequest:
     fingerprint: str  # of the model, its weights and its settings
     relabel: bool = False  # in the place of those that there are
 
-    def replaced(self, runs: Sequence[Manifest]) -> list[str]:
+    def replaced_runs(self, runs: Sequence[Manifest]) -> list[str]:
         """Which of the committed `runs` it takes the place of: those over the same INPUT."""
         return [run["run_id"] for run in runs if self.relabel and run["input"] == self.source]
 
@@ -42,8 +42,8 @@ def known_objects(output: str, request: LabelRequest, catalog: Catalog) -> Known
     InputError where labels were made otherwise, or where an archive was read in part: this run
     would lose the rest, or label the beginning twice.
     """
-    runs = catalog.committed()
-    replaced = request.replaced(runs)
+    runs = catalog.committed_runs()
+    replaced = request.replaced_runs(runs)
     for run in runs:
         if run["run_id"] not in replaced and run["model_fingerprint"] != request.fingerprint:
             before = score_threshold(output, run["run_id"])
@@ -54,10 +54,10 @@ def known_objects(output: str, request: LabelRequest, catalog: Catalog) -> Known
                 "use the same model, weights and threshold, another OUTPUT, or, for the same "
                 "INPUT, --relabel"
             )
-    return planned_objects(output, runs, request.source, replaced)
+    return read_known_objects(output, runs, request.source, replaced)
 
 
-def planned_objects(
+def read_known_objects(
     output: str, runs: list[Manifest], source: str, replaced: Collection[str] = ()
 ) -> Known:
     """What `runs` labelled, oldest first; those over the INPUT `source` are of this one.
@@ -70,27 +70,27 @@ def planned_objects(
         stays = run["run_id"] not in replaced
         tables = _plan(output, run, whole=stays)
         pairs = (
-            zip(*(members(table, name).to_pylist() for name in ("uri", "etag")), strict=True)
+            zip(*(member_values(table, name).to_pylist() for name in ("uri", "etag")), strict=True)
             for table in tables
         )
-        return Objects(versions(chain.from_iterable(pairs)), stays, run["input"] == source)
+        return Objects(digest_versions(chain.from_iterable(pairs)), stays, run["input"] == source)
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        return newest(list(pool.map(objects, runs)), partial(_uris, output, runs))
+        return consume_into_known(list(pool.map(objects, runs)), partial(_uris, output, runs))
 
 
 def read_plan(output: str, name: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
     """The plan of that name below OUTPUT, some shards at a time. DamagedOutput."""
     try:
-        yield from plan_tables(join(output, name), columns)
+        yield from read_plan_tables(join(output, name), columns)
     except DamagedFile as error:
-        raise damaged(name) from error
+        raise damaged_document(name) from error
 
 
 def _uris(output: str, runs: list[Manifest]) -> Iterator[pa.Array]:
     for run in runs:
         for table in _plan(output, run, whole=False):
-            yield members(table, "uri")
+            yield member_values(table, "uri")
 
 
 def _plan(output: str, run: Manifest, whole: bool) -> Iterator[pa.Table]:

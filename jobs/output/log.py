@@ -11,9 +11,9 @@ from functools import partial
 from typing import Literal, TypeVar, get_args
 
 from jobs.output import paths
-from jobs.output.documents import converted, damaged, seal, unseal
+from jobs.output.documents import convert_document, damaged_document, seal, unseal
 from jobs.output.errors import DamagedOutput
-from jobs.output.manifest import Manifest, checked_manifest
+from jobs.output.manifest import Manifest, check_manifest
 from jobs.output.store import Store
 
 READ_AT_ONCE = 16  # entries or manifests fetched together: latency limits them
@@ -70,7 +70,7 @@ def entry_of_bytes(name: str, data: bytes) -> Entry:
         check_entry(entry, paths.number_of_entry(name))
         return entry
 
-    return converted(name, convert)
+    return convert_document(name, convert)
 
 
 def check_entry(entry: Entry, number: int | None) -> None:
@@ -119,27 +119,27 @@ class State:
         assert entry.number == self.number + 1
         for one in entry.adds:
             if one.run_id in self.runs:
-                raise damaged(paths.entry(entry.number))
+                raise damaged_document(paths.entry(entry.number))
             self.runs[one.run_id] = RunState(one)
         for gone in entry.removes:
             if gone.run_id not in self.runs:
-                raise damaged(paths.entry(entry.number))
+                raise damaged_document(paths.entry(entry.number))
             self.runs[gone.run_id].removed = gone
         self.tokens.add(entry.token)
         self.number = entry.number
 
-    def counting(self) -> list[str]:
+    def counting_runs(self) -> list[str]:
         """Runs that count, by name: oldest first."""
         return sorted(name for name, run in self.runs.items() if run.removed is None)
 
-    def living(self) -> set[str]:
+    def living_runs(self) -> set[str]:
         """Runs whose labels are there, in their own tables or in those they were merged into."""
         merged: dict[str | None, list[str]] = {}  # by the run that they were merged into
         for run_id, run in self.runs.items():
             if run.removed is not None and run.removed.reason == "compacted":
                 merged.setdefault(run.removed.by, []).append(run_id)
         found: set[str] = set()
-        left = self.counting()
+        left = self.counting_runs()
         while left:
             run_id = left.pop()
             found.add(run_id)
@@ -227,10 +227,10 @@ def read_checkpoint(store: Store, number: int) -> State:
             state.runs[added.run_id] = RunState(added, removed)
         for run_id, manifest in document["manifests"].items():
             assert manifest["run_id"] == run_id
-            state.manifests[run_id] = checked_manifest(name, manifest)
+            state.manifests[run_id] = check_manifest(name, manifest)
         return state
 
-    return converted(name, convert)
+    return convert_document(name, convert)
 
 
 def next_entry(state: State, kind: Kind, token: str, holder: str) -> Entry:

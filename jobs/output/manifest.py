@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 
 from jobs.output import paths
-from jobs.output.documents import FORMAT, converted, damaged, refuse_newer
+from jobs.output.documents import FORMAT, convert_document, damaged_document, refuse_newer
 from pipeline.stages.publish import PartFile, PublishTarget
 
 
@@ -73,11 +73,11 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
 def manifest_of_bytes(name: str, data: bytes, sha256: str) -> Manifest:
     """A manifest, checked. DamagedOutput where it is none, or not the one of that digest."""
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise damaged(name)
-    return checked_manifest(name, converted(name, lambda: json.loads(data)))
+        raise damaged_document(name)
+    return check_manifest(name, convert_document(name, lambda: json.loads(data)))
 
 
-def checked_manifest(name: str, document: Any) -> Manifest:
+def check_manifest(name: str, document: Any) -> Manifest:
     """A manifest of this version or an older one. DamagedOutput where it is none."""
 
     def convert() -> Manifest:
@@ -88,7 +88,7 @@ def checked_manifest(name: str, document: Any) -> Manifest:
         _check(manifest)
         return cast(Manifest, manifest)
 
-    return converted(name, convert)
+    return convert_document(name, convert)
 
 
 def _check(document: dict[str, Any]) -> None:

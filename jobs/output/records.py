@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.output import paths
-from jobs.output.documents import converted
+from jobs.output.documents import convert_document
 from pipeline.storage.files import join, open_location, read_object, write_whole
 from pipeline.storage.parquet import write_parquet
 
@@ -64,7 +64,7 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
         assert digest is None or digest == _digest(document)
         return document
 
-    return converted(paths.document(run_id, name), convert)
+    return convert_document(paths.document(run_id, name), convert)
 
 
 def score_threshold(output: str, run_id: str) -> float:

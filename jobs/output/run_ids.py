@@ -5,7 +5,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 
 from jobs.output import paths
-from pipeline.storage.files import find, join, open_location
+from pipeline.storage.files import join, list_files, open_location
 
 RUN_TIME = "%Y%m%dT%H%M%SZ"  # with which the name of a run begins
 RUN_NAME = re.compile(r"\d{8}T\d{6}Z-")
@@ -14,7 +14,7 @@ RUN_NAME = re.compile(r"\d{8}T\d{6}Z-")
 def new_run_id(output: str) -> str:
     """A name that sorts behind those of all runs of OUTPUT, also where a clock was ahead."""
     fs, path = open_location(join(output, paths.RUNS), "OUTPUT")
-    folders = {name[len(path) :].strip("/").split("/")[0] for name in find(fs, path)}
+    folders = {name[len(path) :].strip("/").split("/")[0] for name in list_files(fs, path)}
     names = [name for name in folders if RUN_NAME.match(name)]
     now = datetime.now(UTC).replace(microsecond=0)
     if names:

@@ -12,12 +12,12 @@ from jobs.output import paths
 from pipeline.storage.files import (
     InputError,
     create_whole,
-    find,
+    list_files,
     open_location,
     read_object,
     write_whole,
 )
-from pipeline.storage.retries import retried
+from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
 REMOVED_AT_ONCE = 16  # objects: latency limits them
@@ -68,7 +68,7 @@ class OutputStore:
     def names(self, folder: str) -> list[str]:
         start = len(self.path.rstrip("/")) + 1
         self.fs.invalidate_cache()
-        return [name[start:] for name in find(self.fs, self._full(folder))]
+        return [name[start:] for name in list_files(self.fs, self._full(folder))]
 
     def remove(self, names: Iterable[str]) -> None:
         with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
@@ -77,7 +77,7 @@ class OutputStore:
     def _remove(self, name: str) -> None:
         path = self._full(name)
         try:
-            retried(self.fs.rm_file, path)
+            retry(self.fs.rm_file, path)
         except FileNotFoundError:
             return
         if self.on_disk:

@@ -16,7 +16,7 @@ from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
 from jobs.output.manifest import Manifest
 from jobs.output.paths import TABLES
-from pipeline.storage.files import InputError, for_other_readers, join
+from pipeline.storage.files import InputError, join, open_self_retrying
 from pipeline.storage.urls import mask
 
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
@@ -58,7 +58,7 @@ def add_views(
     """The views over `runs` of OUTPUT, in a schema of their own where a connection has several."""
     connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
-    fs = for_other_readers(output)
+    fs = open_self_retrying(output)
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
         connection.register_filesystem(fs)
@@ -100,7 +100,7 @@ class CannotRead(RuntimeError):
 
 
 @contextmanager
-def told(output: str) -> Iterator[None]:
+def explain_query_errors(output: str) -> Iterator[None]:
     """Errors of DuckDB inside: InputError for a mistake in SQL, else CannotRead, a line."""
     try:
         yield

@@ -60,7 +60,7 @@ class LogWriter:
         if not self.fenced:
             self._append(self.first)
             self.fenced = True
-            self.store.remove(self.remains())
+            self.store.remove(self.abandoned_files())
 
     def _append(self, entry: Entry) -> None:
         """Create an entry. CommitLost where its number is another's. CommitUnknown as `commit`."""
@@ -132,7 +132,7 @@ class LogWriter:
         assert self.fenced
         # Else no reader would take the entry in.
         assert run is None or run["run_id"] not in state.runs
-        assert set(removes) <= set(state.counting())
+        assert set(removes) <= set(state.counting_runs())
         adds = () if run is None else (self._write_manifest(run),)
         by = None if run is None else run["run_id"]
         removed = tuple(Removed(run_id, reason, by, kept_until) for run_id in removes)
@@ -142,7 +142,7 @@ class LogWriter:
         gone = [self.catalog.manifests[name] for name in removes if name in self.catalog.manifests]
         if run is not None:
             self.catalog.manifests[run["run_id"]] = run
-        lost = self.catalog.forget_gone()
+        lost = self.catalog.drop_removed()
         self._keep_checkpoint()
         if kept_until <= time.time():
             self.store.remove(file["path"] for one in gone for file in one["files"])
@@ -167,14 +167,14 @@ class LogWriter:
         except Exception as error:  # the commit is what matters
             log.warning("no checkpoint of the log was written: %s", error)
 
-    def remains(self) -> list[str]:
+    def abandoned_files(self) -> list[str]:
         """Names of parts and manifests that never counted, or count no more.
 
         They are those of writers that are fenced off: files of a writer that came later are left
         alone, also where this one stood still meanwhile.
         """
         state, catalog = self.catalog.state, self.catalog
-        counting = {file["path"] for run in catalog.committed() for file in run["files"]}
+        counting = {file["path"] for run in catalog.committed_runs() for file in run["files"]}
         counting |= {state.runs[run_id].added.manifest for run_id in catalog.manifests}
         fenced = state.tokens - {self.token}
         now = time.time()

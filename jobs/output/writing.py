@@ -13,7 +13,7 @@ from jobs.output.manifest import Manifest
 from jobs.output.store import OutputStore
 from jobs.output.writer import LogWriter
 from pipeline.stages.publish import PublishTarget
-from pipeline.storage.files import InputError, explained, join, open_location, remove_tree
+from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.lock import OutputLock
 
 MOST_HOURS = 10_000  # for which replaced files are kept
@@ -42,14 +42,14 @@ class OutputWriter:
     def __enter__(self) -> Self:
         self.lock.__enter__()
         try:
-            with explained("OUTPUT", self.output):
+            with explain_errors("OUTPUT", self.output):
                 if not _shuts_out_old_versions(self.store):
                     self.old_lock = OutputLock(self.output, paths.OLD_LOCK).__enter__()
                 self.log = LogWriter(self.store, adopt=self.old_lock is not None)
                 self._read_staging()
-                remains = self._abandoned or self.log.remains()
+                remains = self._abandoned or self.log.abandoned_files()
             if remains:
-                self.begin()
+                self.begin_writing()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -69,7 +69,7 @@ class OutputWriter:
         names = self.store.names(paths.STAGING)
         planned = {run_id for run_id in map(paths.run_of_plan_under_way, names) if run_id}
         gone = {name for name in planned if self.catalog.knows(name)}
-        gone -= set(self.catalog.state.counting())
+        gone -= set(self.catalog.state.counting_runs())
         # Runs whose plan is staged: unfinished, or committed by a command that was killed then.
         self.staged = sorted(planned - gone)
         folders = {name.split("/")[1] for name in names if name.count("/") > 1}
@@ -85,14 +85,14 @@ class OutputWriter:
         """What OUTPUT holds: as this writer found it, and what it committed since."""
         return self.log.catalog
 
-    def begin(self) -> None:
+    def begin_writing(self) -> None:
         """Before the first write: shut out all that may still write from before.
 
         CommitLost where another writer began since OUTPUT was read.
         """
         if self.log.fenced:
             return
-        with explained("OUTPUT", self.output):
+        with explain_errors("OUTPUT", self.output):
             if not self.single_writer:
                 self.store.refuse_without_atomic_create()
             # First of all: versions before the log delete tables whose manifest they do not see.
@@ -104,21 +104,21 @@ class OutputWriter:
             for name in self._abandoned:
                 self.drop_staging(name)
 
-    def check(self) -> None:
+    def check_lock(self) -> None:
         """LockLost where another command took OUTPUT over: what is done from now on is in vain."""
         self.lock.check()
 
-    def unfinished(self) -> list[str]:
+    def unfinished_runs(self) -> list[str]:
         """Runs of killed commands that can be gone on with, oldest first."""
         return [run_id for run_id in self.staged if not self.catalog.knows(run_id)]
 
     def drop_staging(self, run_id: str) -> None:
         """Delete what is staged of a run."""
-        self.begin()
+        self.begin_writing()
         fs, path = open_location(join(self.output, paths.staging(run_id)), "OUTPUT")
         remove_tree(fs, path)
 
-    def target(
+    def publish_target(
         self, run_id: str, model: str, fingerprint: str, labels: Sequence[str]
     ) -> PublishTarget:
         """Where this writer puts the tables of a run."""
@@ -132,7 +132,7 @@ class OutputWriter:
             tuple(labels),
         )
 
-    def discard(self, run_id: str) -> None:
+    def discard_tables(self, run_id: str) -> None:
         """Delete the tables of a run that this writer began and will not commit."""
         template = paths.part_template(run_id, self.token)
         own = {template.partition("part-")[0].format(table=table) for table in paths.TABLES}
@@ -144,8 +144,8 @@ class OutputWriter:
         self, run: Manifest | None, removes: Sequence[str] = (), reason: Reason = "replaced"
     ) -> None:
         """As `LogWriter.commit`."""
-        self.begin()
-        self.check()
+        self.begin_writing()
+        self.check_lock()
         hours = 0.0 if reason == "deleted" else self.keep_replaced
         kept_until = time.time() + 3600 * hours if hours else 0.0
         self.log.commit(run, removes, reason, kept_until)

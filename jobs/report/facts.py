@@ -73,7 +73,9 @@ KINDS = {
 }
 
 
-def gather(output: str, manifest: Manifest, archives: list[str], threshold: float | None) -> Facts:
+def gather_facts(
+    output: str, manifest: Manifest, archives: list[str], threshold: float | None
+) -> Facts:
     """Facts of one run, by its manifest, which need not be written yet.
 
     `archives` are its shards that are no loose files, `threshold` the scores that it kept.
@@ -85,7 +87,7 @@ def gather(output: str, manifest: Manifest, archives: list[str], threshold: floa
             tables, "SELECT count(*) FROM images WHERE status = 'ok' AND num_detections = 0"
         )
         failures = _failures(tables)
-    few: Manifest = {**manifest, "files": _few(manifest["files"])}
+    few: Manifest = {**manifest, "files": _some_files(manifest["files"])}
     with connect(output, [few]) as tables:
         shown, chosen_from = _shown(tables, archives, threshold)
     rest = classes[CLASSES:]
@@ -136,7 +138,7 @@ def _failures(tables: duckdb.DuckDBPyConnection) -> list[Failure]:
     ]
 
 
-def _few(files: list[FileOfRun]) -> list[FileOfRun]:
+def _some_files(files: list[FileOfRun]) -> list[FileOfRun]:
     """FILES_LOOKED_INTO of the pairs of table files, evenly spaced."""
     names = sorted({file["path"].rpartition("/")[2] for file in files})
     step = max(1, len(names) / FILES_LOOKED_INTO)

@@ -11,9 +11,9 @@ from jobs.accounting.estimate import accuracy
 from jobs.output.manifest import Manifest
 from jobs.output.records import read_document
 from jobs.report import charts
-from jobs.report.facts import DRAWN, KINDS, SURE, Facts, Shown, gather
-from jobs.report.pictures import Box, Picture, PictureReader, Place, Planned, data_uri, drawn
-from jobs.report.text import FILTERS, compared, phases, stages
+from jobs.report.facts import DRAWN, KINDS, SURE, Facts, Shown, gather_facts
+from jobs.report.pictures import Box, Picture, PictureReader, Place, Planned, data_uri, draw_boxes
+from jobs.report.text import FILTERS, compare_with_reference, phases, stages
 
 # Told apart on any photo, and light enough for black text.
 COLOURS = (
@@ -46,7 +46,7 @@ def page_of(
     """
     record = read_document(output, manifest["run_id"], "run.json")
     threshold = record["options"].get("score_threshold")
-    facts = gather(output, manifest, planned.archives, threshold)
+    facts = gather_facts(output, manifest, planned.archives, threshold)
     tiles = _tiles(facts.shown, planned, pictures)
     template = environment("jobs.report").get_template("page.html.j2")
     return template.render(
@@ -59,8 +59,8 @@ def page_of(
         charts=_charts(report, facts, threshold),
         threshold=threshold,
         sure=SURE,
-        drawn=DRAWN if threshold is None else max(DRAWN, threshold),
-        comparison=compared(report.get("usd_per_1000_images")),
+        draw_boxes=DRAWN if threshold is None else max(DRAWN, threshold),
+        comparison=compare_with_reference(report.get("usd_per_1000_images")),
         nodes=(report.get("cost") or {}).get("nodes"),
         off=accuracy(report),
         phases=phases(report),
@@ -109,7 +109,7 @@ def _tiles(shown: Sequence[Shown], planned: Planned, pictures: PictureReader) ->
             boxes = [_box(box) for box in one.boxes]
             rows, columns = picture.pixels.shape[:2]
             ratio = min(2.5, max(0.5, columns / rows))
-            source = data_uri(drawn(picture.pixels, one.size, boxes))
+            source = data_uri(draw_boxes(picture.pixels, one.size, boxes))
             tiles.append(Tile(one, ratio, source, ""))
     return tiles
 

@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jobs.output.catalog import read_catalog
 from model.resize import ResizeRule
-from pipeline.isolation.child import Child, ChildFailed, Row, each_row
-from pipeline.plan.shards import Shards, from_table, plan_tables
+from pipeline.isolation.child import Child, ChildFailed, Row, read_rows_in_child
+from pipeline.plan.shards import Shards, read_plan_tables, shards_of_table
 from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
 from pipeline.stages.formats import read_rows
 from pipeline.stages.prepare import DECODE, Preparer
@@ -76,37 +76,37 @@ class Planned:
     find: Callable[[Sequence[str]], dict[str, Shard]]
 
 
-def planned_now(shards: Shards) -> Planned:
+def plan_of_shards(shards: Shards) -> Planned:
     """Of a run under way, whose shards hold what opens them."""
-    return _planned(str(shards.path))
+    return _read_plan(str(shards.path))
 
 
-def planned_then(output: str, run_id: str) -> Planned:
+def read_plan_of_run(output: str, run_id: str) -> Planned:
     """Of a finished run, by its plan.
 
     Secrets of signed URLs are no part of it: their pictures cannot be had again.
     """
-    return _planned(join(output, read_catalog(output).manifests[run_id]["plan"]))
+    return _read_plan(join(output, read_catalog(output).manifests[run_id]["plan"]))
 
 
-def _planned(url: str) -> Planned:
+def _read_plan(url: str) -> Planned:
     archives: list[str] = []
-    for table in plan_tables(url, ["shard", "kind"]):
+    for table in read_plan_tables(url, ["shard", "kind"]):
         archives += table.filter(pc.not_equal(table["kind"], "files"))["shard"].to_pylist()
-    return Planned(archives, lambda names: _found(url, names))
+    return Planned(archives, lambda names: _find_shards(url, names))
 
 
-def _found(url: str, names: Sequence[str]) -> dict[str, Shard]:
+def _find_shards(url: str, names: Sequence[str]) -> dict[str, Shard]:
     """Shards of a plan by their names, as far as it has them and they hold pictures.
 
     Detections of other tools, which `import` takes in, do not.
     """
     found: dict[str, Shard] = {}
     wanted = pa.array(sorted(set(names)), pa.string())
-    for table in plan_tables(url):
+    for table in read_plan_tables(url):
         readable = pc.is_in(table["kind"], pa.array(READABLE))
         rows = table.filter(pc.and_(pc.is_in(table["shard"], wanted), readable))
-        found.update((shard.shard, shard) for shard in from_table(rows))
+        found.update((shard.shard, shard) for shard in shards_of_table(rows))
         if len(found) == len(wanted):
             break
     return found
@@ -179,7 +179,7 @@ class PictureReader:
         def instead(_: int, why: ChildFailed) -> Row:
             return {"status": UNREADABLE, "error": f"while it was read: {why}"}
 
-        return each_row(
+        return read_rows_in_child(
             self._reading,
             "jobs.report.pictures:rows_at",
             lambda number: (shard, tuple(positions[number:])),
@@ -238,7 +238,7 @@ def _groups(
         yield shard, [(shard.shard, position) for position in sorted(positions)]
 
 
-def drawn(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> Pixels:
+def draw_boxes(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> Pixels:
     """`pixels` (rows, columns, 3) with boxes of an image of `size` (width, height) drawn on them.
 
     The first box lies on top. Texts stand above their boxes, within the picture.

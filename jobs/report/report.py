@@ -9,7 +9,7 @@ from jobs.output.catalog import committed_runs, read_catalog
 from jobs.output.manifest import Manifest
 from jobs.output.records import read_document
 from jobs.output.views import finished_runs
-from jobs.report.text import compared, duration, number
+from jobs.report.text import compare_with_reference, format_duration, format_number
 from pipeline.storage.files import InputError
 
 READ_AT_ONCE = 16  # reports fetched together: latency limits them
@@ -42,7 +42,7 @@ def with_tables(output: str, run_id: str | None = None) -> Manifest:
 
 
 def _runs(output: str) -> list[Manifest]:
-    return read_catalog(output).labelling() or finished_runs(
+    return read_catalog(output).labelling_runs() or finished_runs(
         output
     )  # which says that there is none
 
@@ -60,7 +60,7 @@ def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, An
     """Of the newest `count` runs of a model, oldest first."""
     ids = [
         run["run_id"]
-        for run in read_catalog(output).labelling()
+        for run in read_catalog(output).labelling_runs()
         if run["model_fingerprint"] == fingerprint
     ]
     return [_read(output, run_id) for run_id in ids[-count:]]
@@ -151,7 +151,7 @@ def _cost(report: dict[str, Any]) -> list[str]:
     return [
         f"cost           {cost:.4f} USD per 1,000 images at {report['usd_per_hour']:g} USD an hour "
         f"({report['price_basis']})",
-        f"  compared     {compared(cost)}",
+        f"  compared     {compare_with_reference(cost)}",
         *_by_market(report.get("cost")),
     ]
 
@@ -181,9 +181,9 @@ def overview_as_text(document: dict[str, Any]) -> str:
     rows = [
         (
             run["run_id"],
-            number(run["images"]),
-            number(run["failed"]),
-            duration(run["wall_seconds"]),
+            format_number(run["images"]),
+            format_number(run["failed"]),
+            format_duration(run["wall_seconds"]),
             f"{run['images_per_second']:.2f}",
             _trend(run["images_per_second_change"], "faster", "slower"),
             "not known" if (cost := run["usd_per_1000_images"]) is None else f"{cost:.4f}",
@@ -194,9 +194,9 @@ def overview_as_text(document: dict[str, Any]) -> str:
     totals = document["totals"]
     last = (
         f"{len(rows)} run{'s' if len(rows) > 1 else ''}",
-        number(totals["images"]),
-        number(totals["failed"]),
-        duration(totals["wall_seconds"]),
+        format_number(totals["images"]),
+        format_number(totals["failed"]),
+        format_duration(totals["wall_seconds"]),
     )
     table = [head, *rows, (*last, *[""] * (len(head) - len(last)))]
     widths = [max(len(row[k]) for row in table) for k in range(len(head))]
@@ -225,10 +225,10 @@ def _trend(change: float | None, more: str, less: str) -> str:
 def html(output: str, run_id: str | None = None) -> str:
     """The page of a finished run, made anew from its tables and INPUT's pictures."""
     from jobs.report.page import page_of
-    from jobs.report.pictures import PictureReader, planned_then
+    from jobs.report.pictures import PictureReader, read_plan_of_run
 
     manifest = with_tables(output, run_id)
     report = _read(output, manifest["run_id"])
     with PictureReader() as pictures:
-        planned = planned_then(output, manifest["run_id"])
+        planned = read_plan_of_run(output, manifest["run_id"])
         return page_of(output, manifest, report, planned, pictures)

@@ -26,12 +26,12 @@ REASONS = {
 UNKNOWN = "\N{EN DASH}"
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def format_number(value: float | None, digits: int = 0) -> str:
     """With thousands told apart; UNKNOWN for None."""
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
-def figure(value: float | None) -> str:
+def format_figure(value: float | None) -> str:
     """Three digits that count, or all before the point."""
     if value is None:
         return UNKNOWN
@@ -43,11 +43,11 @@ def figure(value: float | None) -> str:
     return f"{value:,.{digits if value < 10 else 1}f}"
 
 
-def per_cent(share: float | None) -> str:
+def format_per_cent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{100 * share:.0f} %"
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Seconds as people tell them: `8.4 s`, `12 min 5 s`, `3 h 20 min`."""
     if seconds is None:
         return UNKNOWN
@@ -59,35 +59,35 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
-def day(unix_time: float | None) -> str:
+def format_day(unix_time: float | None) -> str:
     if unix_time is None:
         return "at an unknown time"
     return f"{datetime.fromtimestamp(unix_time, UTC):%-d %B %Y, %H:%M} UTC"
 
 
-def short(image_id: str) -> str:
+def shorten(image_id: str) -> str:
     """The end of a name, by which people know it."""
     return printable(image_id).rstrip("/").rsplit("/", 1)[-1]
 
 
-def some(examples: Sequence[str], count: int) -> str:
+def list_examples(examples: Sequence[str], count: int) -> str:
     """The first of `count` names."""
     return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "number": number,
-    "figure": figure,
-    "per_cent": per_cent,
-    "duration": duration,
-    "day": day,
-    "short": short,
+    "number": format_number,
+    "figure": format_figure,
+    "per_cent": format_per_cent,
+    "duration": format_duration,
+    "day": format_day,
+    "short": shorten,
     "safe_text": lambda value: printable(str(value)),
     "reason": lambda status: REASONS.get(status, ""),
 }
 
 
-def compared(cost: float | None) -> str:
+def compare_with_reference(cost: float | None) -> str:
     """USD per 1,000 images beside the reference price."""
     if not cost:
         return ""
@@ -97,7 +97,7 @@ def compared(cost: float | None) -> str:
         return f"as much as {reference}"
     if times >= 1:
         return f"{times:.1f} times {reference}"
-    return f"{per_cent(1 - times)} below {reference}"
+    return f"{format_per_cent(1 - times)} below {reference}"
 
 
 def phases(report: dict[str, Any]) -> list[tuple[str, float]]:

@@ -20,7 +20,7 @@ from jobs.submit import job_server
 from jobs.submit.job_server import Client, connect, follow, jobs_named, number
 from jobs.submit.shipped import ship
 from pipeline.storage.errors import CommandFailed
-from pipeline.storage.files import InputError, canonical
+from pipeline.storage.files import InputError, canonical_url
 from pipeline.storage.urls import identity, mask
 
 SECRET = re.compile(
@@ -88,7 +88,7 @@ class Submission:
 
     def name(self) -> str:
         """By which Ray knows the jobs over this OUTPUT, all but their number."""
-        output = canonical(self.options.output)
+        output = canonical_url(self.options.output)
         return f"detr-batch-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
 
 

@@ -122,7 +122,7 @@ class Child:
         self.close()
 
 
-def each_row(
+def read_rows_in_child(
     child: Child,
     target: str,
     arguments: Callable[[int], tuple[Any, ...]],

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Turns:
+class ExclusiveCalls:
     """Hands out turns to the threads of a process."""
 
     def __init__(self) -> None:
@@ -15,7 +15,7 @@ class Turns:
         self._alone: int | None = None  # the thread that is
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def shared(self) -> Iterator[None]:
         """A call, beside others."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting)
@@ -28,7 +28,7 @@ class Turns:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Within `beside`: once all other calls are over or wait here too; none begins then.
 
         It may be entered again from within.

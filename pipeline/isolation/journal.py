@@ -15,7 +15,7 @@ KEPT_SECONDS = 7 * 24 * 3600.0  # of notes that a killed run left behind
 BEGUN, STOOD_STILL = b".", b"s"
 
 
-class Notes:
+class CrashJournal:
     """Notes of one command: another one, of the same run too, begins without any.
 
     What takes more than `seconds` ends this process: no call of a device can be interrupted

@@ -21,7 +21,7 @@ class Stalled(RuntimeError):
     """Nothing came for too long."""
 
 
-def unstalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> Iterator[Item]:
+def end_when_stalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> Iterator[Item]:
     """`items` as they come; Stalled where one takes longer than `seconds`.
 
     On the main thread alone, whose waiting an alarm interrupts as Ctrl-C does; elsewhere nobody

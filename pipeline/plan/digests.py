@@ -13,7 +13,7 @@ import pyarrow as pa
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]  # (2, N): of each text two halves
 Flags = np.ndarray[Any, np.dtype[np.bool_]]  # (N,)
-Places = np.ndarray[Any, np.dtype[np.int64]]  # (N,)
+Positions = np.ndarray[Any, np.dtype[np.int64]]  # (N,)
 Names = Callable[[], Iterator[pa.Array]]  # reads uris again, some at a time
 
 
@@ -27,7 +27,7 @@ def digests(texts: Iterable[str]) -> Digests:
     return np.frombuffer(joined, np.uint64).reshape(-1, 2).T
 
 
-def places(wanted: Digests, among: Digests) -> Places:
+def find_positions(wanted: Digests, among: Digests) -> Positions:
     """Where each digest is `among` others, which are sorted and differ; -1 where it is not."""
     found = np.searchsorted(among[0], wanted[0])
     result = np.full(len(found), -1)
@@ -51,7 +51,7 @@ class Objects:
     of_input: bool = True  # whether it is a run over this INPUT
 
 
-def versions(objects: Iterable[tuple[str, str]]) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+def digest_versions(objects: Iterable[tuple[str, str]]) -> "np.ndarray[Any, np.dtype[np.uint64]]":
     """Of (uri, etag) of each, as Objects hold them: in one piece of memory that grows."""
     pairs = np.fromiter((_digest(uri) + _digest(etag) for uri, etag in objects), "S32")
     return pairs.view(np.uint64).reshape(-1, 4)
@@ -68,7 +68,7 @@ class Known:
     names: Names  # to look for those that left
 
 
-def newest(runs: list[Objects], names: Names) -> Known:
+def consume_into_known(runs: list[Objects], names: Names) -> Known:
     """Of each uri the last version; it is of this INPUT where any of them was.
 
     `runs` is empty then: they are not to be held beside what is made of them.
@@ -92,17 +92,17 @@ def newest(runs: list[Objects], names: Names) -> Known:
     return Known(found[:2], found[2:], labelled, of_input, names)
 
 
-NOTHING = newest([], lambda: iter(()))
+NOTHING_KNOWN = consume_into_known([], lambda: iter(()))
 
 
-def named(wanted: Digests, names: Names) -> pa.Array:
+def find_names(wanted: Digests, names: Names) -> pa.Array:
     """The texts, among all `names`, that sorted digests were made of: each once."""
     found = [pa.array([], pa.string())]
     missing = np.ones(wanted.shape[1], bool)
     for texts in names() if len(missing) else ():
         if not missing.any():
             break
-        place = places(digests(texts.to_pylist()), wanted)
+        place = find_positions(digests(texts.to_pylist()), wanted)
         rows = np.flatnonzero(place >= 0)
         rows = rows[missing[place[rows]]]
         rows = rows[np.sort(np.unique(place[rows], return_index=True)[1])]

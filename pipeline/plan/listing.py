@@ -22,7 +22,7 @@ from pipeline.storage.files import (
     read_object,
     uri,
 )
-from pipeline.storage.retries import is_passing, retried
+from pipeline.storage.retries import is_transient, retry
 from pipeline.storage.urls import identity
 
 IMAGE_SUFFIXES = frozenset(
@@ -34,19 +34,21 @@ LIST_COLUMNS = ("url", "uri")
 FORMATS = ("auto", "images", "tar", "parquet", "urls")
 LOOK_AT_ONCE = 16  # listed objects asked after together: latency limits them
 
-Found = tuple[Member, str | None]  # an object and its kind; None for what is not read
+ListedObject = tuple[Member, str | None]  # an object and its kind; None for what is not read
 
 
-def listing(input_url: str, format: str, leave_out: str | None = None) -> Iterator[Found]:
+def list_objects(
+    input_url: str, format: str, leave_out: str | None = None
+) -> Iterator[ListedObject]:
     """Every visible object under INPUT, by name; what a list of URLs names, in its order.
 
     `leave_out` is a URL whose objects are no input: an OUTPUT may lie within INPUT.
     """
     fs, root = open_location(input_url, "INPUT")
-    info = retried(fs.info, root)
+    info = retry(fs.info, root)
     if info["type"] == "file":
         if format == "urls" or (format == "auto" and _is_list(fs, root)):
-            for member in _listed(fs, root):
+            for member in _read_url_list(fs, root):
                 yield member, kind_of(member.uri, "auto", listed=True)
         else:
             member = _member(fs, root, info)
@@ -123,7 +125,7 @@ def _is_list(fs: AbstractFileSystem, path: str) -> bool:
         with open_object(fs, path) as file:
             schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:  # Arrow says OSError of some broken files
-        if is_passing(error) or isinstance(error, FileNotFoundError | PermissionError):
+        if is_transient(error) or isinstance(error, FileNotFoundError | PermissionError):
             raise
         return False  # its row will say how it is broken
     binary = any(pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type) for f in schema)
@@ -131,7 +133,7 @@ def _is_list(fs: AbstractFileSystem, path: str) -> bool:
     return any(name in schema.names for name in LIST_COLUMNS) and not binary and not nested
 
 
-def _listed(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
+def _read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
     """Objects named by a list, each once; relative ones lie beside it."""
     if path.endswith(".parquet"):
         with open_object(fs, path) as file:
@@ -144,16 +146,16 @@ def _listed(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
         lines = read_object(fs, path).decode("utf-8", "replace").splitlines()
         names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     folder = uri(fs, path).rsplit("/", 1)[0]
-    urls = [_absolute(name, folder) for name in names]
+    urls = [_absolute_url(name, folder) for name in names]
     seen: set[str] = set()
     with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
-        for member in pool.map(_looked_up, dict.fromkeys(urls)):
+        for member in pool.map(_look_up, dict.fromkeys(urls)):
             if identity(member.uri) not in seen:
                 seen.add(identity(member.uri))
                 yield member
 
 
-def _absolute(name: str, folder: str) -> str:
+def _absolute_url(name: str, folder: str) -> str:
     """A listed name as a URL or an absolute path; relative ones are below `folder`."""
     if "://" in name:
         return name
@@ -161,13 +163,13 @@ def _absolute(name: str, folder: str) -> str:
     return path if path.startswith("/") else join(folder, path)
 
 
-def _looked_up(url: str) -> Member:
+def _look_up(url: str) -> Member:
     """A listed object, planned also where it is missing or forbidden: its row will say so."""
     fs, place = open_location(url, "listed image")
     try:
-        info = retried(fs.info, place)
+        info = retry(fs.info, place)
     except Exception as error:  # of many kinds; those that pass are the run's
-        if is_passing(error):
+        if is_transient(error):
             raise
         info = {}
     return _member(fs, place, info)

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.plan.digests import NOTHING, Known, digests, named, places
-from pipeline.plan.listing import FORMATS, Found, is_image, listing
-from pipeline.plan.shards import Shards, in_tables, kept
+from pipeline.plan.digests import NOTHING_KNOWN, Known, digests, find_names, find_positions
+from pipeline.plan.listing import FORMATS, ListedObject, is_image, list_objects
+from pipeline.plan.shards import Shards, tables_of_shards, write_shards
 from pipeline.schema import Member, Shard
-from pipeline.storage.files import InputError, explained, open_location, open_object, uri
-from pipeline.storage.retries import is_passing
+from pipeline.storage.files import InputError, explain_errors, open_location, open_object, uri
+from pipeline.storage.retries import is_transient
 from pipeline.storage.urls import identity, mask
 
 # Loose files travel in groups, so that a task reads for seconds, not for one file.
@@ -37,11 +37,11 @@ class Plan:
     gone: pa.Array  # their uris: labelled before from this INPUT, and not there any more
 
 
-def plan(
+def plan_shards(
     input_url: str,
     format: str = "auto",
     limit: int | None = None,
-    known: Known = NOTHING,
+    known: Known = NOTHING_KNOWN,
     output: str | None = None,
 ) -> Plan:
     """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
@@ -55,22 +55,26 @@ def plan(
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
     compared = _Comparison(known)
     fs, root = open_location(input_url, "INPUT")
-    new = compared.new(_listed(input_url, format, output))
-    found = _grouped(uri(fs, root).rstrip("/"), new)
-    shards = kept(in_tables(found if limit is None else _limited(found, limit, input_url)))
+    new = compared.select_new(_list_in_chunks(input_url, format, output))
+    found = _group_into_shards(uri(fs, root).rstrip("/"), new)
+    shards = write_shards(
+        tables_of_shards(found if limit is None else _limit_images(found, limit, input_url))
+    )
     if not compared.wanted:
         raise InputError(
             f"INPUT {mask(input_url)} holds nothing to label: no images, .tar shards or Parquet "
             f"files among {compared.ignored} files"
         )
     labelled = compared.wanted - compared.planned
-    return Plan(shards, compared.ignored, labelled, compared.changed, compared.gone())
+    return Plan(shards, compared.ignored, labelled, compared.changed, compared.gone_uris())
 
 
-def _listed(input_url: str, format: str, output: str | None) -> Iterator[list[Found]]:
+def _list_in_chunks(
+    input_url: str, format: str, output: str | None
+) -> Iterator[list[ListedObject]]:
     """The listing, some objects at a time."""
-    with explained("INPUT", input_url):
-        objects = listing(input_url, format, output)
+    with explain_errors("INPUT", input_url):
+        objects = list_objects(input_url, format, output)
         while chunk := list(islice(objects, CHUNK)):
             yield chunk
 
@@ -83,19 +87,19 @@ class _Comparison:
         self.wanted = self.planned = self.ignored = self.changed = 0
         self._seen = np.zeros(known.uris.shape[1], bool)
 
-    def new(self, listed: Iterable[Sequence[Found]]) -> Iterator[tuple[Member, str]]:
+    def select_new(self, listed: Iterable[Sequence[ListedObject]]) -> Iterator[tuple[Member, str]]:
         """What is to be planned."""
         for found in listed:
             rows = [(member, kind) for member, kind in found if kind]
             self.wanted += len(rows)
             self.ignored += len(found) - len(rows)
             if len(self._seen):
-                rows = self._compared(rows)
+                rows = self._leave_out_known(rows)
             self.planned += len(rows)
             yield from rows
 
-    def _compared(self, rows: list[tuple[Member, str]]) -> list[tuple[Member, str]]:
-        place = places(digests(identity(member.uri) for member, _ in rows), self.known.uris)
+    def _leave_out_known(self, rows: list[tuple[Member, str]]) -> list[tuple[Member, str]]:
+        place = find_positions(digests(identity(member.uri) for member, _ in rows), self.known.uris)
         there = place >= 0
         self._seen[place[there]] = True
         etags = digests(member.etag for member, _ in rows)
@@ -104,12 +108,12 @@ class _Comparison:
         self.changed += int(labelled.sum() - same.sum())
         return [rows[row] for row in np.flatnonzero(~same)]
 
-    def gone(self) -> pa.Array:
+    def gone_uris(self) -> pa.Array:
         """Uris of this INPUT that are known and did not come."""
-        return named(self.known.uris[:, ~self._seen & self.known.of_input], self.known.names)
+        return find_names(self.known.uris[:, ~self._seen & self.known.of_input], self.known.names)
 
 
-def _grouped(base: str, found: Iterable[tuple[Member, str]]) -> Iterator[Shard]:
+def _group_into_shards(base: str, found: Iterable[tuple[Member, str]]) -> Iterator[Shard]:
     """Tars and Parquet files alone, loose files in groups."""
     group: list[Member] = []
     size = number = 0
@@ -126,7 +130,7 @@ def _grouped(base: str, found: Iterable[tuple[Member, str]]) -> Iterator[Shard]:
         yield Shard(f"{base}#files-{number:05d}", "files", tuple(group))
 
 
-def _limited(shards: Iterable[Shard], limit: int, input_url: str) -> Iterator[Shard]:
+def _limit_images(shards: Iterable[Shard], limit: int, input_url: str) -> Iterator[Shard]:
     """The first `limit` images: loose files, then archives, the last of them bounded if need be.
 
     The listing behind `shards` is gone through to its end: it tells what is known and gone.
@@ -142,13 +146,13 @@ def _limited(shards: Iterable[Shard], limit: int, input_url: str) -> Iterator[Sh
     for shard in archives:
         if limit <= 0:
             return
-        with explained("INPUT", input_url):
-            count = _count(shard, limit + 1)
+        with explain_errors("INPUT", input_url):
+            count = _count_images(shard, limit + 1)
         yield replace(shard, limit=limit if count > limit else None)
         limit -= count
 
 
-def _count(shard: Shard, most: int) -> int:
+def _count_images(shard: Shard, most: int) -> int:
     """Images of a tar or Parquet file, at most `most`; at least 1, as a broken one is a row."""
     fs, path = open_location(shard.members[0].uri, "shard")
     count = 0
@@ -163,7 +167,7 @@ def _count(shard: Shard, most: int) -> int:
                         if count == most:
                             break
     except Exception as error:  # broken in whatever way: its row will say how
-        if is_passing(error):
+        if is_transient(error):
             raise
         count += 1
     return max(count, 1)

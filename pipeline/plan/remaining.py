@@ -32,13 +32,13 @@ class Staged:
     def images(self) -> int:
         return int(self.found.sum())
 
-    def counts(self) -> dict[str, int]:
+    def count_by_status(self) -> dict[str, int]:
         """Images by status."""
         table = pa.table({"status": self.status, "images": self.stop - self.start})
         rows = table.group_by("status").aggregate([("images", "sum")]).to_pylist()
         return {row["status"]: row["images_sum"] for row in rows}
 
-    def places(self, shards: pa.Array) -> Numbers:
+    def positions_of(self, shards: pa.Array) -> Numbers:
         """Where each shard is in `shards`; -1 where nothing of it is staged."""
         found: Numbers = pc.fill_null(pc.index_in(shards, self.shards), -1).to_numpy()
         return found.astype(np.int64)
@@ -48,17 +48,17 @@ class Staged:
         left = np.searchsorted(self.shard, first)
         return slice(int(left), int(np.searchsorted(self.shard, last, "right")))
 
-    def done(self, place: int) -> list[tuple[int, int]]:
+    def finished_spans(self, place: int) -> list[tuple[int, int]]:
         """What of the shard at a place is staged, from `start` to before `stop`."""
         of_shard = self.ranges(place, place)
         bounds = self.start[of_shard].tolist(), self.stop[of_shard].tolist()
         return list(zip(*bounds, strict=True))
 
 
-def open_work(shards: Shards, staged: Staged) -> tuple[list[Work], int]:
+def remaining_work(shards: Shards, staged: Staged) -> tuple[list[Work], int]:
     """What is left to read, a row group of the plan each, and its bytes; the largest come first."""
     outline = shards.outline
-    places = staged.places(outline["shard"])
+    places = staged.positions_of(outline["shard"])
     found, sizes = (np.append(column, -2)[places] for column in (staged.found, staged.sizes))
     rest = np.flatnonzero((found != sizes) | (places < 0))
     work: dict[int, Work] = {}
@@ -66,13 +66,13 @@ def open_work(shards: Shards, staged: Staged) -> tuple[list[Work], int]:
     for group, row, place in zip(*rows, places[rest].tolist(), strict=True):
         one = work.setdefault(group, Work(group, [], [], []))
         one.rows.append(row)
-        one.done.append(staged.done(place) if place >= 0 else [])
+        one.done.append(staged.finished_spans(place) if place >= 0 else [])
         one.ended.append(place >= 0 and bool(staged.sizes[place] >= 0))
     in_order = sorted(work.values(), key=lambda one: -len(one.rows))
     return in_order, int(outline["size"].to_numpy()[rest].sum())
 
 
-def merged(tables: Iterable[pa.Table]) -> Staged:
+def merge_ranges(tables: Iterable[pa.Table]) -> Staged:
     """What tables of schema RANGES tell together.
 
     An image that several files hold, as after a task that ran again, counts in the first of them.
@@ -84,30 +84,30 @@ def merged(tables: Iterable[pa.Table]) -> Staged:
     columns += [found["start"], found["stop"], pa.array(np.arange(len(found)))]
     ranges = np.stack([column.to_numpy().astype(np.int64) for column in columns])
     np.maximum.at(sizes, ranges[0], pc.fill_null(found["shard_size"], -1).to_numpy())
-    ranges = _in_order(ranges)
+    ranges = _sort_ranges(ranges)
     shard, _, start, stop, _ = ranges
     again = (shard[1:] == shard[:-1]) & (start[1:] < stop[:-1])
     if again.any():
         twice = np.isin(shard, shard[1:][again])
-        once = _each_once(ranges[:, twice])
-        ranges = _in_order(np.concatenate([ranges[:, ~twice], once], axis=1))
+        once = _drop_repeats(ranges[:, twice])
+        ranges = _sort_ranges(np.concatenate([ranges[:, ~twice], once], axis=1))
     shard, file, start, stop, row = ranges
     counts = np.bincount(shard, stop - start, len(shards)).astype(np.int64)
     status = found["status"].take(pa.array(row))
     return Staged(shards, files, counts, sizes, status, shard, file, start, stop)
 
 
-def _in_order(ranges: Numbers) -> Numbers:
+def _sort_ranges(ranges: Numbers) -> Numbers:
     """(shard, file, start, stop, row) of each, sorted by shard and start, then by file."""
     return ranges[:, np.lexsort((ranges[1], ranges[2], ranges[0]))]
 
 
-def _each_once(ranges: Numbers) -> Numbers:
+def _drop_repeats(ranges: Numbers) -> Numbers:
     """Their positions one by one, of which each shard has each in its first file alone."""
     lengths = ranges[3] - ranges[2]
     each = np.repeat(ranges, lengths, axis=1)
     each[2] += np.arange(each.shape[1]) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     each[3] = each[2] + 1
-    each = _in_order(each)
+    each = _sort_ranges(each)
     new = (np.diff(each[0]) != 0) | (np.diff(each[2]) != 0)
     return each[:, np.append(True, new)]

@@ -58,18 +58,18 @@ class Shards:
     @cached_property
     def outline(self) -> pa.Table:
         """Schema OUTLINE, in their order."""
-        return _outline(self.path)
+        return _read_outline(self.path)
 
     def __len__(self) -> int:
         return len(self.outline)
 
     def __iter__(self) -> Iterator[Shard]:
         for table in self.tables():
-            yield from from_table(table)
+            yield from shards_of_table(table)
 
     def tables(self) -> Iterator[pa.Table]:
         """All of them, some at a time: schema PLAN."""
-        return plan_tables(str(self.path))
+        return read_plan_tables(str(self.path))
 
     def names(self) -> list[str]:
         names: list[str] = self.outline["shard"].to_pylist()
@@ -80,41 +80,43 @@ class Shards:
         """Bytes of all objects whose size is known."""
         return pc.sum(self.outline["size"]).as_py() or 0
 
-    def first(self) -> Member:
+    def first_member(self) -> Member:
         """One object of them."""
         return next(iter(self)).members[0]
 
     @cached_property
-    def signed(self) -> bool:
+    def has_secrets(self) -> bool:
         """Whether an address among them carries secrets."""
-        return any(identity(uri) != uri for table in self.tables() for uri in _remarkable(table))
+        return any(
+            identity(uri) != uri for table in self.tables() for uri in _suspicious_uris(table)
+        )
 
     def without_secrets(self) -> "Shards":
         """Under the names that tables give their objects: to know them, not to open them."""
-        return self.renamed(identity) if self.signed else self
+        return self.with_uris(identity) if self.has_secrets else self
 
-    def renamed(self, name: Callable[[str], str]) -> "Shards":
+    def with_uris(self, name: Callable[[str], str]) -> "Shards":
         """The same with other addresses of their objects."""
-        return kept(_renamed(table, name) for table in self.tables())
+        return write_shards(_with_uris(table, name) for table in self.tables())
 
-    def put(self, url: str) -> None:
+    def write_to(self, url: str) -> None:
         """Let the file appear at `url`, whole or not at all."""
         write_whole(*open_location(url, "OUTPUT"), self.path)
 
 
-def kept(tables: Iterable[pa.Table]) -> Shards:
+def write_shards(tables: Iterable[pa.Table]) -> Shards:
     """Shards of tables of schema PLAN, which are written as they come."""
     descriptor, name = tempfile.mkstemp(prefix="detr-batch-", suffix=".parquet")
     result = Shards(Path(name))
     with open(descriptor, "w+b") as file:
         # Addresses are read from begin to end: dictionaries and statistics of them help nobody.
         write_parquet(
-            file, PLAN, _in_groups(tables), use_dictionary=["kind"], write_statistics=False
+            file, PLAN, _row_groups(tables), use_dictionary=["kind"], write_statistics=False
         )
     return result
 
 
-def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Tables of schema PLAN as the row groups of a file."""
     count, waiting = 0, PLAN.empty_table()
     for table in tables:
@@ -126,14 +128,14 @@ def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield waiting
 
 
-def in_tables(shards: Iterable[Shard]) -> Iterator[pa.Table]:
+def tables_of_shards(shards: Iterable[Shard]) -> Iterator[pa.Table]:
     """Shards as tables of schema PLAN, of some each."""
     rest = iter(shards)
     while some := list(islice(rest, ROWS_AT_ONCE)):
-        yield to_table(some)
+        yield table_of_shards(some)
 
 
-def plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
+def read_plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
     """Shards of a plan at `url`, some at a time, as this version or an earlier one wrote it.
 
     DamagedFile where it is not whole.
@@ -142,15 +144,15 @@ def plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Ta
         yield from read_tables(file, url, PLAN, columns, ROWS_AT_ONCE)
 
 
-def shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[Shard]:
+def read_shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[Shard]:
     """Those in these rows of a row group of the plan at `url`. DamagedFile as `plan_tables`."""
     with open_object(*open_location(url, "OUTPUT")) as file:
         table = read_group(file, url, PLAN, group)
     for row in rows:
-        yield from from_table(table.slice(row, 1))
+        yield from shards_of_table(table.slice(row, 1))
 
 
-def to_table(shards: Sequence[Shard]) -> pa.Table:
+def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
     """Shards as a table of schema PLAN, one row each."""
     every = [member for shard in shards for member in shard.members]
     flat = pa.StructArray.from_arrays(
@@ -164,13 +166,13 @@ def to_table(shards: Sequence[Shard]) -> pa.Table:
     columns = [
         [shard.shard for shard in shards],
         [shard.kind for shard in shards],
-        _lists(flat, np.array([len(shard.members) for shard in shards], np.int64)),
+        _list_array(flat, np.array([len(shard.members) for shard in shards], np.int64)),
         [shard.limit for shard in shards],
     ]
     return pa.table(columns, schema=PLAN)
 
 
-def from_table(table: pa.Table) -> list[Shard]:
+def shards_of_table(table: pa.Table) -> list[Shard]:
     """The inverse of `to_table`."""
     return [
         Shard(row["shard"], row["kind"], tuple(Member(**m) for m in row["members"]), row["limit"])
@@ -178,40 +180,46 @@ def from_table(table: pa.Table) -> list[Shard]:
     ]
 
 
-def members(table: pa.Table, field: str) -> pa.Array:
+def member_values(table: pa.Table, field: str) -> pa.Array:
     """A field of all members of a table of schema PLAN, one behind the other."""
     return pc.struct_field(pc.list_flatten(table["members"].combine_chunks()), field)
 
 
-def _lists(flat: pa.Array, lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> pa.ListArray:
+def _list_array(
+    flat: pa.Array, lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+) -> pa.ListArray:
     """`flat` in lists of these lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, PLAN.field("members").type)
 
 
-def _remarkable(table: pa.Table) -> list[str]:
+def _suspicious_uris(table: pa.Table) -> list[str]:
     """Addresses that may be others than those that `identity` gives."""
-    uris = members(table, "uri")
+    uris = member_values(table, "uri")
     found: list[str] = uris.filter(pc.match_substring_regex(uris, "[@?]")).to_pylist()
     return found
 
 
-def _renamed(table: pa.Table, name: Callable[[str], str]) -> pa.Table:
-    uris = [name(uri) for uri in members(table, "uri").to_pylist()]
-    fields = [pa.array(uris, pa.string()), members(table, "etag"), members(table, "size")]
+def _with_uris(table: pa.Table, name: Callable[[str], str]) -> pa.Table:
+    uris = [name(uri) for uri in member_values(table, "uri").to_pylist()]
+    fields = [
+        pa.array(uris, pa.string()),
+        member_values(table, "etag"),
+        member_values(table, "size"),
+    ]
     flat = pa.StructArray.from_arrays(fields, fields=list(_MEMBER))
     lengths = pc.list_value_length(table["members"]).to_numpy()
-    return table.set_column(2, PLAN.field("members"), _lists(flat, lengths))
+    return table.set_column(2, PLAN.field("members"), _list_array(flat, lengths))
 
 
-def _outline(path: Path) -> pa.Table:
+def _read_outline(path: Path) -> pa.Table:
     plan = pq.ParquetFile(path, pre_buffer=False)
     columns = ["shard", "kind", "members.list.element.size"]
     tables = [OUTLINE.empty_table()]
     for group in range(plan.num_row_groups):
         table = plan.read_row_group(group, columns=columns)
         objects = pc.list_value_length(table["members"]).to_numpy()
-        sizes = members(table, "size").to_numpy()
+        sizes = member_values(table, "size").to_numpy()
         before = np.concatenate([[0], np.cumsum(np.maximum(sizes, 0))])
         ends = np.cumsum(objects)
         arrays = [

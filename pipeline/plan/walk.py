@@ -7,8 +7,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.storage.files import find
-from pipeline.storage.retries import retried
+from pipeline.storage.files import list_files
+from pipeline.storage.retries import retry
 
 Info = dict[str, Any]  # what fsspec tells of an object: name, type, size, and its version
 
@@ -20,7 +20,7 @@ def walk(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
     elif "s3" in fs.protocol:
         yield from _pages(fs, path)
     else:
-        yield from find(fs, path).values()
+        yield from list_files(fs, path).values()
 
 
 def _folder(fs: LocalFileSystem, path: str) -> Iterator[Info]:
@@ -48,9 +48,7 @@ def _pages(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
     prefix = f"{key.rstrip('/')}/" if key else ""
     more: dict[str, str] = {}
     while True:
-        page = retried(
-            fs.call_s3, "list_objects_v2", fs.req_kw, Bucket=bucket, Prefix=prefix, **more
-        )
+        page = retry(fs.call_s3, "list_objects_v2", fs.req_kw, Bucket=bucket, Prefix=prefix, **more)
         for entry in page.get("Contents", []):
             yield {
                 "name": f"{bucket}/{entry['Key']}",

@@ -77,12 +77,12 @@ def _decode(encoded: bytes, resize: ResizeRule, max_pixels: int, known: dict[str
         orientation = file.getexif().get(ORIENTATION_TAG, 1)
         pixels = _pixels(file, encoded)
     if orientation in range(2, 9):
-        picture = _with_orientation(Image.fromarray(pixels), orientation)
+        picture = _undo_orientation(Image.fromarray(pixels), orientation)
         pixels = np.array(ImageOps.exif_transpose(picture))
         known["orientation"] = orientation
     height, width = pixels.shape[:2]
     known.update(width=width, height=height)
-    return _resized(pixels, *resize.target_size(height, width))
+    return _resize(pixels, *resize.target_size(height, width))
 
 
 def _pixels(file: Image.Image, encoded: bytes) -> Pixels:
@@ -94,10 +94,10 @@ def _pixels(file: Image.Image, encoded: bytes) -> Pixels:
         except ValueError:
             pass  # at any warning; what becomes of the picture, Pillow decides
     file.load()
-    return np.array(_rgb(file))
+    return np.array(_convert_to_rgb(file))
 
 
-def _resized(pixels: Pixels, rows: int, columns: int) -> Pixels:
+def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
     """Bilinear, over as many pixels as one of the result covers."""
     if pixels.shape[:2] == (rows, columns):
         return pixels
@@ -106,12 +106,12 @@ def _resized(pixels: Pixels, rows: int, columns: int) -> Pixels:
     return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def _with_orientation(picture: Image.Image, orientation: int) -> Image.Image:
+def _undo_orientation(picture: Image.Image, orientation: int) -> Image.Image:
     picture.getexif()[ORIENTATION_TAG] = orientation
     return picture
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _convert_to_rgb(picture: Image.Image) -> Image.Image:
     """Any mode as RGB: alpha is dropped, 16 bits are scaled (not clipped) to 8."""
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         values = np.asarray(picture).astype(np.float32)

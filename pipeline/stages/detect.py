@@ -17,9 +17,9 @@ from torch import Tensor
 from model.host_memory import keep_freed_memory
 from model.predictor import Predictor
 from model.zoo import create_model
-from pipeline.isolation.journal import Notes
+from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTED, OK
-from pipeline.stages.recovery import Attempts, Batch
+from pipeline.stages.recovery import Batch, RecoveringDetector
 
 # Pictures whose sides round up to the same multiple of this travel in one batch: at 800 x 1066 the
 # padding is then at most 1/13 of either side.
@@ -61,16 +61,18 @@ class Detector:
             spec.model, spec.weights, spec.device, spec.precision, padding="invariant"
         )
         self.predictor = Predictor(net, spec.device, TOP)
-        notes = Notes(spec.session, DETECT_SECONDS)
+        notes = CrashJournal(spec.session, DETECT_SECONDS)
         self.clock, self.last_finished = threading.Lock(), 0.0
-        self.attempts = Attempts(self.predictor, notes, spec.score_threshold, spec.batch_size)
+        self.attempts = RecoveringDetector(
+            self.predictor, notes, spec.score_threshold, spec.batch_size
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """PREPARED -> DETECTED, row for row."""
-        with self.attempts.turns.beside():
-            return self._labelled(table)
+        with self.attempts.turns.shared():
+            return self._detect(table)
 
-    def _labelled(self, table: pa.Table) -> pa.Table:
+    def _detect(self, table: pa.Table) -> pa.Table:
         rows = table.drop_columns(["pixels", "rows", "columns"]).to_pylist()
         for row in rows:
             row.update(boxes=[], detect_seconds=0.0)
@@ -78,15 +80,15 @@ class Detector:
         pictures = {i: sizes[i] for i, row in enumerate(rows) if row["status"] == OK}
         under_way: deque[Batch] = deque()
         began = time.perf_counter()
-        for group in self._groups(pictures):
+        for group in self._form_batches(pictures):
             images = [_image(table, i, sizes[i]) for i in group]
             under_way.append(self.attempts.submit([rows[i] for i in group], images))
             # What may end this process again is computed alone, so that nothing else is blamed.
             ahead = 0 if under_way[-1].pending is None else self.predictor.ahead
             while len(under_way) > ahead:
-                began = self._finished(under_way.popleft(), began)
+                began = self._finish_batch(under_way.popleft(), began)
         while under_way:
-            began = self._finished(under_way.popleft(), began)
+            began = self._finish_batch(under_way.popleft(), began)
         now = datetime.now(UTC)
         most = self.attempts.most
         limit = most if most < self.spec.batch_size else None
@@ -94,7 +96,7 @@ class Detector:
             row.update(processed_at=now, batch_limit=limit)
         return pa.Table.from_pylist(rows, schema=DETECTED)
 
-    def _groups(self, pictures: dict[int, tuple[int, int]]) -> Iterator[list[int]]:
+    def _form_batches(self, pictures: dict[int, tuple[int, int]]) -> Iterator[list[int]]:
         """Indices of pictures of like size, at most `most` together, which may fall meanwhile."""
         buckets: dict[tuple[int, ...], list[int]] = {}
         for index, size in pictures.items():
@@ -107,7 +109,7 @@ class Detector:
                 yield group
                 start += len(group)
 
-    def _finished(self, batch: Batch, began: float) -> float:
+    def _finish_batch(self, batch: Batch, began: float) -> float:
         """Label a batch and share out its seconds; the time now.
 
         They are those that the device computed. Where it does not tell, as CPUs do not, they are

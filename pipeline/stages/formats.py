@@ -33,13 +33,13 @@ from pipeline.schema import (
 from pipeline.storage import retries
 from pipeline.storage.files import (
     StorageUnavailable,
-    describe,
+    describe_error,
     etag_of,
     open_location,
     open_object,
     read_object,
 )
-from pipeline.storage.retries import is_passing, retried
+from pipeline.storage.retries import is_transient, retry
 from pipeline.storage.urls import identity
 
 MAX_ENCODED_BYTES = 256 << 20  # of one image; more is refused unread
@@ -51,7 +51,7 @@ ID_COLUMNS = ("image_id", "id", "__key__", "key")
 
 def _row(member: Member, image_id: str, encoded: bytes) -> Row:
     if not encoded:
-        return failed(member, image_id, EMPTY_FILE, "zero bytes")
+        return failed_image(member, image_id, EMPTY_FILE, "zero bytes")
     return {
         "image_id": image_id,
         "uri": identity(member.uri),
@@ -62,7 +62,7 @@ def _row(member: Member, image_id: str, encoded: bytes) -> Row:
     }
 
 
-def failed(member: Member, image_id: str, status: str, error: str) -> Row:
+def failed_image(member: Member, image_id: str, status: str, error: str) -> Row:
     """What stands for an image that could not be had."""
     return {
         "image_id": image_id,
@@ -77,7 +77,7 @@ def failed(member: Member, image_id: str, status: str, error: str) -> Row:
 def read_rows(shard: Shard, start: int) -> Iterator[Row]:
     """Rows of the shard's images but the first `start`. StorageUnavailable where the store is."""
     rows = (
-        _files(shard, start)
+        _read_files(shard, start)
         if shard.kind == "files"
         else islice(_ARCHIVES[shard.kind](shard), start, None)
     )
@@ -87,26 +87,28 @@ def read_rows(shard: Shard, start: int) -> Iterator[Row]:
         before = retries.repeated
 
 
-def _files(shard: Shard, start: int) -> Iterator[Row]:
+def _read_files(shard: Shard, start: int) -> Iterator[Row]:
     """Loose files, fetched FETCH_AT_ONCE together; the name of an image is its URL."""
     with ThreadPoolExecutor(FETCH_AT_ONCE) as pool:
         for first in range(start, len(shard.members), FETCH_AT_ONCE):
-            yield from pool.map(_file, shard.members[first : first + FETCH_AT_ONCE])
+            yield from pool.map(_read_file, shard.members[first : first + FETCH_AT_ONCE])
 
 
-def _file(member: Member) -> Row:
+def _read_file(member: Member) -> Row:
     """One loose file, failed where it cannot be had."""
     if member.size > MAX_ENCODED_BYTES:
-        return failed(member, identity(member.uri), TOO_LARGE, _too_large(member.size))
+        return failed_image(member, identity(member.uri), TOO_LARGE, _too_large(member.size))
     try:
         fs, path = open_location(member.uri, "image")
         encoded = read_object(fs, path, member.size)
         if not _as_planned(fs, path, member, encoded):
-            return failed(member, identity(member.uri), CHANGED, _CHANGED)
+            return failed_image(member, identity(member.uri), CHANGED, _CHANGED)
         return _row(member, identity(member.uri), encoded)
     except Exception as error:  # of many kinds; those that pass are the run's, not the image's
         _raise_passing(error, member)
-        return failed(member, identity(member.uri), UNREADABLE, describe(error, member.uri))
+        return failed_image(
+            member, identity(member.uri), UNREADABLE, describe_error(error, member.uri)
+        )
 
 
 _CHANGED = "the object changed after it was listed: the next run labels what is there now"
@@ -131,15 +133,15 @@ def _is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:
     """Whether what lies there now is the version that was listed, as far as the store can tell."""
     if "http" in fs.protocol:  # one address may be many servers, each with etags of its own
         return True
-    return etag_of(retried(fs.info, path)) == member.etag
+    return etag_of(retry(fs.info, path)) == member.etag
 
 
 def _raise_passing(error: Exception, member: Member) -> None:
     """StorageUnavailable for an error that says nothing about the object itself."""
     if isinstance(error, StorageUnavailable):
         raise error
-    if is_passing(error):
-        raise StorageUnavailable(describe(error, member.uri)) from error
+    if is_transient(error):
+        raise StorageUnavailable(describe_error(error, member.uri)) from error
 
 
 # What tarfile raises at the archive's closing zeros, and at the end of a file without them.
@@ -159,7 +161,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def _tar(shard: Shard) -> Iterator[Row]:
+def _read_tar(shard: Shard) -> Iterator[Row]:
     """Image members of a tar, streamed. The name is webdataset's key: the path up to the first dot.
 
     A key that comes again, as when a sample has two pictures, is told apart by the whole member
@@ -172,7 +174,7 @@ def _tar(shard: Shard) -> Iterator[Row]:
     count = 0
     try:
         with (
-            _opened(fs, path, member) as file,
+            _open_version(fs, path, member) as file,
             tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as archive,
         ):
             for entry in archive:
@@ -181,7 +183,7 @@ def _tar(shard: Shard) -> Iterator[Row]:
                 name = readable_name(entry.name)
                 image_id = _unique(f"{place}#{_key(name)}", name, place, seen)
                 if entry.size > MAX_ENCODED_BYTES:
-                    yield failed(member, image_id, TOO_LARGE, _too_large(entry.size))
+                    yield failed_image(member, image_id, TOO_LARGE, _too_large(entry.size))
                     continue
                 content = archive.extractfile(entry)
                 assert content is not None  # of a regular file
@@ -191,7 +193,7 @@ def _tar(shard: Shard) -> Iterator[Row]:
                 count += 1
                 yield _row(member, image_id, encoded)
     except Exception as error:  # archives break in many ways
-        yield _rest_of(member, count, error, "broken tar")
+        yield _row_of_rest(member, count, error, "broken tar")
 
 
 class _OtherVersion(Exception):
@@ -199,7 +201,7 @@ class _OtherVersion(Exception):
 
 
 @contextmanager
-def _opened(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[BinaryIO]:
+def _open_version(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[BinaryIO]:
     """The archive that was listed. _OtherVersion where it is not, or not any more at the end.
 
     (s3fs raises FileExpired when it finds that out between two requests.)
@@ -212,15 +214,17 @@ def _opened(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[Binar
         raise _OtherVersion
 
 
-def _rest_of(member: Member, count: int, error: Exception, broken: str) -> Row:
+def _row_of_rest(member: Member, count: int, error: Exception, broken: str) -> Row:
     """The row for all of an archive behind its first `count` images. Passing errors are raised."""
     _raise_passing(error, member)
     if isinstance(error, FileExpired | _OtherVersion):
-        return failed(member, f"{identity(member.uri)}#changed-after-{count}", CHANGED, _CHANGED)
+        return failed_image(
+            member, f"{identity(member.uri)}#changed-after-{count}", CHANGED, _CHANGED
+        )
     gone = isinstance(error, FileNotFoundError | PermissionError)
-    reason = describe(error, member.uri) if gone else f"{broken}: {error}"
+    reason = describe_error(error, member.uri) if gone else f"{broken}: {error}"
     name = f"{identity(member.uri)}#broken-after-{count}" if count else identity(member.uri)
-    return failed(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
+    return failed_image(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
 
 
 def _key(name: str) -> str:
@@ -239,14 +243,14 @@ def _unique(image_id: str, name: str, uri: str, seen: set[str]) -> str:
     return candidate
 
 
-def _parquet(shard: Shard) -> Iterator[Row]:
+def _read_parquet(shard: Shard) -> Iterator[Row]:
     """Rows of a Parquet file's image column, named by its id column or their number."""
     member = shard.members[0]
     fs, path = open_location(member.uri, "shard")
     count = 0
     seen: set[str] = set()
     try:
-        with _opened(fs, path, member) as file:
+        with _open_version(fs, path, member) as file:
             parquet = pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
             image, ids = _image_column(parquet.schema_arrow), _id_column(parquet.schema_arrow)
             columns = [image] if ids is None else [image, ids]
@@ -260,11 +264,11 @@ def _parquet(shard: Shard) -> Iterator[Row]:
                     encoded = encoded.get("bytes") if isinstance(encoded, dict) else encoded
                     count += 1
                     if encoded is None:
-                        yield failed(member, image_id, MISSING_BYTES, f"{image} is null")
+                        yield failed_image(member, image_id, MISSING_BYTES, f"{image} is null")
                     else:
                         yield _row(member, image_id, encoded)
     except Exception as error:  # Arrow's kinds, and the storage's
-        yield _rest_of(member, count, error, "broken Parquet file")
+        yield _row_of_rest(member, count, error, "broken Parquet file")
 
 
 def _image_column(schema: pa.Schema) -> str:
@@ -297,4 +301,4 @@ def _id_column(schema: pa.Schema) -> str | None:
     return None
 
 
-_ARCHIVES = {"tar": _tar, "parquet": _parquet}
+_ARCHIVES = {"tar": _read_tar, "parquet": _read_parquet}

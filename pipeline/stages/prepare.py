@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.resize import ResizeRule
-from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, each_row
+from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, read_rows_in_child
 from pipeline.schema import OK, PREPARED, TIMED_OUT, WORKER_CRASH, failed_row
 
 DECODE = "pipeline.stages.decode:decode_rows"
@@ -37,9 +37,9 @@ class Preparer:
         rows: list[Row] = []
         size = 0
         given = table.to_pylist()
-        decoded = self._decoded([row["encoded"] for row in given if row["status"] == OK])
+        decoded = self._decode_in_child([row["encoded"] for row in given if row["status"] == OK])
         for row in given:
-            rows.append(_prepared(row, next(decoded) if row["status"] == OK else {}))
+            rows.append(_prepared_row(row, next(decoded) if row["status"] == OK else {}))
             size += len(rows[-1]["pixels"] or b"")
             if size >= BYTES_PER_TABLE:
                 yield pa.Table.from_pylist(rows, schema=PREPARED)
@@ -48,7 +48,7 @@ class Preparer:
             yield pa.Table.from_pylist(rows, schema=PREPARED)
         assert next(decoded, None) is None  # a stream that is left unfinished ends its process
 
-    def _decoded(self, images: list[bytes]) -> Iterator[Row]:
+    def _decode_in_child(self, images: list[bytes]) -> Iterator[Row]:
         """What `decode_rows` says of each."""
 
         def instead(_: int, why: ChildFailed) -> Row:
@@ -58,10 +58,10 @@ class Preparer:
         def arguments(number: int) -> tuple[Any, ...]:
             return images[number:], self.resize, self.max_pixels
 
-        return each_row(self.child, DECODE, arguments, self.seconds, instead, go_on=True)
+        return read_rows_in_child(self.child, DECODE, arguments, self.seconds, instead, go_on=True)
 
 
-def _prepared(row: Row, decoded: Row) -> Row:
+def _prepared_row(row: Row, decoded: Row) -> Row:
     """One ENCODED row and what came of decoding it -> one PREPARED row."""
     row = {**row, "encoded_bytes": len(row["encoded"] or b""), **decoded}
     if row["status"] != OK:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.plan.remaining import Staged
 from pipeline.schema import DETECTIONS, IMAGES
-from pipeline.stages.staged import read_staged, remove_staged
+from pipeline.stages.staged import read_staged_block, remove_staged_block
 from pipeline.storage.errors import DamagedFile, OutputError
 from pipeline.storage.files import join, open_location, write_whole
 
@@ -72,7 +72,7 @@ class PartFile:
 
 def reconcile(planned: Sequence[str], staged: Staged) -> None:
     """ReconcileError unless every planned shard is staged to its last image."""
-    places = staged.places(pa.array(planned, pa.string()))
+    places = staged.positions_of(pa.array(planned, pa.string()))
     found, sizes = (
         np.append(column, none)[places] for column, none in ((staged.found, 0), (staged.sizes, -1))
     )
@@ -89,20 +89,20 @@ def reconcile(planned: Sequence[str], staged: Staged) -> None:
         )
 
 
-def fitting_images(score_threshold: float) -> int:
+def images_per_file(score_threshold: float) -> int:
     """How many images one task may publish of a run that kept boxes from this score up."""
     low = score_threshold < LOW_SCORE
     return BOXES_PER_FILE // BOXES_PER_IMAGE if low else IMAGES_PER_FILE
 
 
-def parts(
+def group_into_parts(
     planned: Sequence[str], staged: Staged, images_per_file: int = IMAGES_PER_FILE
 ) -> list[Part]:
     """Planned shards, sorted, in groups of about `images_per_file` images."""
     if not planned:
         return []
     names = sorted(planned)
-    places = staged.places(pa.array(names, pa.string()))
+    places = staged.positions_of(pa.array(names, pa.string()))
     starts, count = [0], 0
     for row, images in enumerate(staged.found[places].tolist()):
         if count and count + images > images_per_file:
@@ -124,12 +124,12 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
     """
     blocks = []
     for name in part.files:
-        table = _read_or_remove(target.staging, name)
+        table = _read_block_or_remove_it(target.staging, name)
         blocks.append(table.filter(pc.is_in(table["shard"], pa.array(part.shards, pa.string()))))
     rows = pa.concat_tables(blocks).sort_by(
         [("shard", "ascending"), ("index_in_shard", "ascending")]
     )
-    rows = _first_of_each(rows)
+    rows = _drop_repeated_images(rows)
     tables = {
         "images": images_table(rows, target),
         "detections": detections_table(rows, target),
@@ -140,19 +140,19 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
     ]
 
 
-def _read_or_remove(staging: str, name: str) -> pa.Table:
+def _read_block_or_remove_it(staging: str, name: str) -> pa.Table:
     """A staged block. OutputError for one that is damaged, which is removed."""
     try:
-        return read_staged(staging, name)
+        return read_staged_block(staging, name)
     except DamagedFile as error:
-        remove_staged(staging, name)
+        remove_staged_block(staging, name)
         raise OutputError(
             f"the staged block {name} was damaged, and is removed: nothing was published. Run the "
             "same command again: it computes its images anew, and keeps the others"
         ) from error
 
 
-def _first_of_each(rows: pa.Table) -> pa.Table:
+def _drop_repeated_images(rows: pa.Table) -> pa.Table:
     """Of neighbouring rows with the same shard and position, the first."""
     if len(rows) < 2:
         return rows
@@ -163,7 +163,7 @@ def _first_of_each(rows: pa.Table) -> pa.Table:
 
 def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
     """DETECTED -> IMAGES."""
-    flat, starts, lengths = _boxes(rows)
+    flat, starts, lengths = _flatten_boxes(rows)
     best = pa.array(starts, mask=lengths == 0)  # boxes come best first
     columns = {
         "num_detections": pa.array(lengths, pa.int32()),
@@ -179,7 +179,7 @@ def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
     return pa.table(arrays, schema=IMAGES)
 
 
-def _boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
+def _flatten_boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
     """All boxes (N,) of a DETECTED table, and where each image's begin and how many they are."""
     boxes = rows["boxes"].combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy().astype(np.int64)
@@ -188,7 +188,7 @@ def _boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
 
 def detections_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
     """DETECTED -> DETECTIONS: one row a box, by label and, best first, by score."""
-    flat, starts, lengths = _boxes(rows)
+    flat, starts, lengths = _flatten_boxes(rows)
     parent = pa.array(np.repeat(np.arange(len(rows)), lengths))
     fields = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
     columns = {
@@ -199,10 +199,10 @@ def detections_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
         "label": pa.array(target.labels, pa.string()).take(fields["label_id"]),
         "run_id": pa.array([target.run_id] * len(flat), pa.string()),
     }
-    return by_label(pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS))
+    return sort_by_label(pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS))
 
 
-def by_label(detections: pa.Table) -> pa.Table:
+def sort_by_label(detections: pa.Table) -> pa.Table:
     """Sorted as the files are; images keep their order among equals."""
     place = pa.array(np.arange(len(detections)))
     order = pc.sort_indices(

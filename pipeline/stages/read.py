@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, each_row
+from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, read_rows_in_child
 from pipeline.schema import (
     CORRUPT_SHARD,
     EMPTY_SHARD,
@@ -20,7 +20,7 @@ from pipeline.schema import (
     Done,
     Shard,
 )
-from pipeline.stages.formats import failed
+from pipeline.stages.formats import failed_image
 from pipeline.storage.urls import identity
 
 ROWS_PER_TABLE = 64  # with photos of 200 kB, about the bytes below
@@ -39,7 +39,7 @@ def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
     table: list[Row] = []
     size = 0
     positions = frozenset(done.positions)
-    for row in _numbered(shard, done):
+    for row in _number_rows(shard, done):
         if row["index_in_shard"] in positions and (done.ended or row["shard_size"] is None):
             continue
         table.append(row)
@@ -51,11 +51,11 @@ def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(table, schema=ENCODED)
 
 
-def _numbered(shard: Shard, done: Done) -> Iterator[Row]:
+def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
     """Rows with their position; looks one ahead to know the last."""
     previous: Row | None = None
     count = 0
-    for row in _timed(_isolated(shard)):
+    for row in _time_rows(_read_in_child(shard)):
         if shard.limit is not None and count == shard.limit:
             break
         if previous is not None:
@@ -64,41 +64,41 @@ def _numbered(shard: Shard, done: Done) -> Iterator[Row]:
         count += 1
     if previous is None:
         member = shard.members[0]
-        empty = failed(member, identity(member.uri), EMPTY_SHARD, "the shard holds no image")
+        empty = failed_image(member, identity(member.uri), EMPTY_SHARD, "the shard holds no image")
         previous = {**empty, "shard": shard.shard, "index_in_shard": 0}
         count = 1
     before = max(done.positions, default=-1) + 1
     if count < before:
         yield previous
-        *lost, previous = _lost(shard, count, before + (not done.ended))
+        *lost, previous = _rows_of_lost_images(shard, count, before + (not done.ended))
         yield from lost
         count = previous["index_in_shard"] + 1
     yield {**previous, "shard_size": count}
 
 
-def _lost(shard: Shard, start: int, stop: int) -> Iterator[Row]:
+def _rows_of_lost_images(shard: Shard, start: int, stop: int) -> Iterator[Row]:
     """Rows for positions that a shard had when it was first read, and now has no more."""
     member = shard.members[0]
     reason = f"the shard had more images when it was first read: now {start}"
     for index in range(start, stop):
-        row = failed(member, f"{identity(member.uri)}#lost-{index}", CORRUPT_SHARD, reason)
+        row = failed_image(member, f"{identity(member.uri)}#lost-{index}", CORRUPT_SHARD, reason)
         yield {**row, "shard": shard.shard, "index_in_shard": index, "shard_size": None}
 
 
-def _isolated(shard: Shard) -> Iterator[Row]:
+def _read_in_child(shard: Shard) -> Iterator[Row]:
     """Rows of the shard's reader, run in the child."""
 
     def instead(number: int, why: ChildFailed) -> Row:
         status = TIMED_OUT if isinstance(why, ChildStuck) else WORKER_CRASH
         if shard.kind == "files":
             member = shard.members[number]
-            return failed(member, identity(member.uri), status, f"while it was read: {why}")
+            return failed_image(member, identity(member.uri), status, f"while it was read: {why}")
         member = shard.members[0]
         place = identity(member.uri)
         name = f"{place}#broken-after-{number}" if number else place
-        return failed(member, name, status, f"while the archive was read: {why}")
+        return failed_image(member, name, status, f"while the archive was read: {why}")
 
-    return each_row(
+    return read_rows_in_child(
         _child,
         "pipeline.stages.formats:read_rows",
         lambda number: (shard, number),
@@ -108,7 +108,7 @@ def _isolated(shard: Shard) -> Iterator[Row]:
     )
 
 
-def _timed(rows: Iterator[Row]) -> Iterator[Row]:
+def _time_rows(rows: Iterator[Row]) -> Iterator[Row]:
     """Rows with the seconds that each took to come."""
     began = time.perf_counter()
     for row in rows:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from model.postprocess import Detections
 from model.predictor import Pending, Predictor
-from pipeline.isolation.exclusive import Turns
-from pipeline.isolation.journal import Notes
+from pipeline.isolation.exclusive import ExclusiveCalls
+from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
 
 ATTEMPTS = 2  # at a single picture over which the process ended: it may not have been the cause
@@ -35,13 +35,15 @@ class Batch:
     pending: Pending | Exception | None  # None: it ended a process before, and was not submitted
 
 
-class Attempts:
+class RecoveringDetector:
     """Fills in the boxes of rows, and the status of those that fail."""
 
-    def __init__(self, predictor: Predictor, notes: Notes, score_threshold: float, most: int):
+    def __init__(
+        self, predictor: Predictor, notes: CrashJournal, score_threshold: float, most: int
+    ):
         self.predictor, self.notes = predictor, notes
         self.score_threshold = score_threshold
-        self.turns = Turns()  # of calls of the detector
+        self.turns = ExclusiveCalls()  # of calls of the detector
         self.most = most  # pictures at once; less where memory does not hold as many
 
     def submit(self, rows: list[Row], images: list[Tensor], again: bool = False) -> Batch:
@@ -65,7 +67,7 @@ class Attempts:
         seconds that the device computed for what has boxes now, None where it does not tell.
         """
         if batch.pending is None:
-            return self._one_by_one(batch)
+            return self._detect_one_by_one(batch)
         rows, images, error = batch.rows, batch.images, batch.pending
         if isinstance(error, Pending):
             try:
@@ -90,17 +92,17 @@ class Attempts:
         ]
         return _sum_of_known(took)
 
-    def _one_by_one(self, batch: Batch) -> float | None:
+    def _detect_one_by_one(self, batch: Batch) -> float | None:
         """Pictures over which a process ended, in this command: that of a single one is told."""
         if len(batch.rows) > 1:
             took = []
             for row, image in zip(batch.rows, batch.images, strict=True):
-                with self.turns.alone():
+                with self.turns.exclusive():
                     took.append(self.finish(self.submit([row], [image])))
             self.notes.end(batch.key)
             return _sum_of_known(took)
         if self.notes.unfinished(batch.key) < ATTEMPTS:
-            with self.turns.alone():
+            with self.turns.exclusive():
                 return self.finish(self.submit(batch.rows, batch.images, again=True))
         stuck = self.notes.stood_still(batch.key)
         reason = f"took more than {self.notes.seconds:g} s" if stuck else "ended its process"

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.plan.remaining import Staged, merged
+from pipeline.plan.remaining import Staged, merge_ranges
 from pipeline.schema import DETECTED, RANGES
 from pipeline.storage.errors import DamagedFile
-from pipeline.storage.files import find, join, open_location, read_object
+from pipeline.storage.files import join, list_files, open_location, read_object
 from pipeline.storage.parquet import read_tables
-from pipeline.storage.retries import retried
+from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
 log = logging.getLogger(__name__)
@@ -23,22 +23,24 @@ log = logging.getLogger(__name__)
 READ_AT_ONCE = 16  # files fetched together: latency limits them
 
 
-def staged(staging: str) -> Staged:
+def read_staging(staging: str) -> Staged:
     """Read back what blocks under the URL `staging` hold; nothing where the folder is absent.
 
     Blocks that are damaged are removed.
     """
-    return merged(remove_damaged(staging, [ranges_in(staging, staged_files(staging))]))
+    return merge_ranges(
+        remove_damaged_blocks(staging, [ranges_of_files(staging, list_staged_files(staging))])
+    )
 
 
-def staged_files(staging: str) -> list[str]:
+def list_staged_files(staging: str) -> list[str]:
     """Names of the blocks' files under the URL `staging`, sorted."""
     fs, path = open_location(staging, "staging")
-    names = (name.rsplit("/", 1)[-1] for name in find(fs, path))
+    names = (name.rsplit("/", 1)[-1] for name in list_files(fs, path))
     return sorted(name for name in names if name.startswith("block-"))
 
 
-def read_staged(staging: str, name: str, columns: Sequence[str] = DETECTED.names) -> pa.Table:
+def read_staged_block(staging: str, name: str, columns: Sequence[str] = DETECTED.names) -> pa.Table:
     """Columns of a block under the URL `staging`. DamagedFile where a byte of it is damaged."""
     url = join(staging, name)
     file = io.BytesIO(read_object(*open_location(url, "staging")))
@@ -59,19 +61,19 @@ def _with_nulls(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def remove_staged(staging: str, name: str) -> None:
+def remove_staged_block(staging: str, name: str) -> None:
     """Delete a block under the URL `staging`, unless it is gone."""
     fs, path = open_location(join(staging, name), "staging")
     with suppress(FileNotFoundError):
-        retried(fs.rm_file, path)
+        retry(fs.rm_file, path)
 
 
-def remove_damaged(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def remove_damaged_blocks(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Tables of schema RANGES, after the removal of blocks that are damaged by their word."""
     for table in tables:
         whole = pc.is_valid(table["shard"])
         for name in table.filter(pc.invert(whole))["file"].to_pylist():
-            remove_staged(staging, name)
+            remove_staged_block(staging, name)
             log.warning(
                 "%s was damaged and is removed: its images are computed again",
                 mask(join(staging, name)),
@@ -82,23 +84,23 @@ def remove_damaged(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Tabl
 _COLUMNS = ["shard", "index_in_shard", "shard_size", "status"]
 
 
-def ranges_in(staging: str, files: Sequence[str]) -> pa.Table:
+def ranges_of_files(staging: str, files: Sequence[str]) -> pa.Table:
     """RANGES of some files under the URL `staging`, each read once and to its last byte."""
 
     def rows_of(name: str) -> pa.Table | None:
         try:
-            return read_staged(staging, name, _COLUMNS)
+            return read_staged_block(staging, name, _COLUMNS)
         except DamagedFile:
             return None
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         read = list(zip(files, pool.map(rows_of, files), strict=True))
     damaged = [{"file": name, "start": 0, "stop": 0} for name, table in read if table is None]
-    ranges = _ranges([(name, table) for name, table in read if table is not None])
+    ranges = _ranges_of_rows([(name, table) for name, table in read if table is not None])
     return pa.concat_tables([ranges, pa.Table.from_pylist(damaged, schema=RANGES)])
 
 
-def _ranges(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
+def _ranges_of_rows(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
     """RANGES of files by their names and rows."""
     files, tables = [name for name, _ in blocks], [table for _, table in blocks]
     file = np.repeat(np.arange(len(files)), [len(table) for table in tables])

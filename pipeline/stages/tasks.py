@@ -10,7 +10,7 @@ from itertools import chain
 
 import pyarrow as pa
 
-from pipeline.plan.shards import shards_of_group
+from pipeline.plan.shards import read_shards_of_group
 from pipeline.schema import (
     PART,
     PART_FILE,
@@ -24,10 +24,10 @@ from pipeline.schema import (
 from pipeline.stages.publish import Part, PartFile, PublishTarget, publish_part
 from pipeline.stages.read import read_shard
 from pipeline.stages.stage import stage
-from pipeline.stages.staged import ranges_in
+from pipeline.stages.staged import ranges_of_files
 
 
-def work_table(work: Work) -> pa.Table:
+def table_of_work(work: Work) -> pa.Table:
     """WORK of one task."""
     done = [[{"start": start, "stop": stop} for start, stop in spans] for spans in work.done]
     columns = [[work.group] * len(work.rows), work.rows, done, work.ended]
@@ -37,21 +37,21 @@ def work_table(work: Work) -> pa.Table:
 def read_work(work: pa.Table, plan: str) -> Iterator[pa.Table]:
     """WORK of one task -> ENCODED, of shards of the plan at this URL."""
     group, rows = work["group"][0].as_py(), work["row"].to_pylist()
-    shards = shards_of_group(plan, group, rows)
+    shards = read_shards_of_group(plan, group, rows)
     state = (work[name].to_pylist() for name in ("done", "ended"))
     for shard, spans, ended in zip(shards, *state, strict=True):
         positions = chain.from_iterable(range(span["start"], span["stop"]) for span in spans)
         yield from read_shard(shard, Done(tuple(positions), ended))
 
 
-def files_table(files: Sequence[str]) -> pa.Table:
+def table_of_files(files: Sequence[str]) -> pa.Table:
     """STAGED_FILE of one task."""
     return pa.table([files], schema=STAGED_FILE)
 
 
 def read_ranges(files: pa.Table, staging: str) -> pa.Table:
     """STAGED_FILE -> RANGES."""
-    return ranges_in(staging, files["file"].to_pylist())
+    return ranges_of_files(staging, files["file"].to_pylist())
 
 
 def stage_block(detected: pa.Table, staging: str) -> pa.Table:
@@ -59,13 +59,13 @@ def stage_block(detected: pa.Table, staging: str) -> pa.Table:
     return pa.Table.from_pylist([asdict(stage(detected, staging))], schema=RECEIPT)
 
 
-def receipts(table: pa.Table) -> Iterator[Receipt]:
+def receipts_of_table(table: pa.Table) -> Iterator[Receipt]:
     """The rows of RECEIPT."""
     for row in table.to_pylist():
         yield Receipt(**{**row, "shards": tuple(row["shards"]), "failed": dict(row["failed"])})
 
 
-def part_table(part: Part) -> pa.Table:
+def table_of_part(part: Part) -> pa.Table:
     """PART of one task."""
     return pa.Table.from_pylist([asdict(part)], schema=PART)
 
@@ -79,7 +79,7 @@ def write_parts(parts: pa.Table, target: PublishTarget) -> pa.Table:
     return pa.Table.from_pylist([asdict(file) for file in files], schema=PART_FILE)
 
 
-def part_files(table: pa.Table) -> Iterator[PartFile]:
+def part_files_of_table(table: pa.Table) -> Iterator[PartFile]:
     """The rows of PART_FILE."""
     for row in table.to_pylist():
         yield PartFile(**row)

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.storage.errors import InputError as InputError
 from pipeline.storage.errors import OutputError as OutputError
 from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
-from pipeline.storage.retries import retried
+from pipeline.storage.retries import retry
 from pipeline.storage.urls import identity, mask
 
 CONFLICTS = 20  # creations of one name at once, before its creation is given up
@@ -67,7 +67,7 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     return fs, path
 
 
-def for_other_readers(url: str) -> AbstractFileSystem:
+def open_self_retrying(url: str) -> AbstractFileSystem:
     """The file system of a URL for a library that reads through it, and does not repeat requests.
 
     Ours are repeated by retries.py; this one repeats them itself, as s3fs and botocore do.
@@ -80,7 +80,7 @@ def for_other_readers(url: str) -> AbstractFileSystem:
     return fs
 
 
-def find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+def list_files(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
     """Details of every object below `path`, by name, sorted; none where it does not exist."""
     if isinstance(fs, LocalFileSystem):
         if not fs.exists(path):
@@ -88,7 +88,7 @@ def find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
         # A folder that may not be read is an error; fsspec would leave it out.
         found = fs.find(path, detail=True, on_error="raise")
     else:
-        found = retried(fs.find, path, detail=True)
+        found = retry(fs.find, path, detail=True)
         # s3fs gives a folder without objects as the only object in it.
         found = {name: info for name, info in found.items() if info["type"] != "directory"}
     return dict(sorted(found.items()))
@@ -97,9 +97,9 @@ def find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
 def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
     """An object's bytes, of which `size` are expected where that is known."""
     if size < 0 or isinstance(fs, LocalFileSystem):
-        data: bytes = retried(fs.cat_file, path)
+        data: bytes = retry(fs.cat_file, path)
     else:  # which spares the store a question for the size
-        data = retried(fs.cat_file, path, start=0, end=size) if size else b""
+        data = retry(fs.cat_file, path, start=0, end=size) if size else b""
     return data
 
 
@@ -110,7 +110,7 @@ def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
     """
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
-    if "http" in fs.protocol and not retried(fs.info, path).get("partial"):  # of many servers
+    if "http" in fs.protocol and not retry(fs.info, path).get("partial"):  # of many servers
         return local_copy(fs, path)
     return io.BufferedReader(_Ranges(fs, path), READ_AHEAD)
 
@@ -120,7 +120,7 @@ def local_copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
     file = tempfile.NamedTemporaryFile(prefix="detr-batch-")  # noqa: SIM115
-    retried(fs.get_file, path, file.name)
+    retry(fs.get_file, path, file.name)
     return cast(BinaryIO, file)
 
 
@@ -128,7 +128,7 @@ class _Ranges(io.RawIOBase):
     """One request a read, for a buffer above it to make few of them."""
 
     def __init__(self, fs: AbstractFileSystem, path: str):
-        self._file = retried(fs.open, path, "rb", cache_type="none")
+        self._file = retry(fs.open, path, "rb", cache_type="none")
         self._at = 0
 
     def readable(self) -> bool:
@@ -143,7 +143,7 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        data = retried(self._read, self._at, len(buffer))
+        data = retry(self._read, self._at, len(buffer))
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -170,12 +170,12 @@ def uri(fs: AbstractFileSystem, path: str) -> str:
     return str(fs.unstrip_protocol(path))
 
 
-def canonical(url: str) -> str:
+def canonical_url(url: str) -> str:
     """One name of a place, however it was spelled, without secrets."""
     return identity(uri(*open_location(url, "INPUT")))
 
 
-def describe(error: BaseException, url: str) -> str:
+def describe_error(error: BaseException, url: str) -> str:
     """A storage error as one line that says what to do."""
     kind = type(error).__name__
     place = mask(url)
@@ -191,14 +191,14 @@ def describe(error: BaseException, url: str) -> str:
 
 
 @contextmanager
-def explained(what: str, url: str) -> Iterator[None]:
+def explain_errors(what: str, url: str) -> Iterator[None]:
     """Errors of the storage inside, as InputErrors that name what lies at `url` ("INPUT")."""
     try:
         yield
     except (InputError, OutputError):
         raise
     except Exception as error:  # botocore's errors share no base with OSError
-        raise InputError(f"{what} {describe(error, url)}") from error
+        raise InputError(f"{what} {describe_error(error, url)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -211,12 +211,12 @@ def remove_tree(fs: AbstractFileSystem, path: str) -> None:
         if os.path.exists(path):
             shutil.rmtree(path)
         return
-    files = find(fs, path)
+    files = list_files(fs, path)
     if has_magic(path):
         for name in files:
-            retried(fs.rm_file, name)
+            retry(fs.rm_file, name)
     elif files:
-        retried(fs.rm, list(files))
+        retry(fs.rm, list(files))
 
 
 def create_whole(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
@@ -229,7 +229,7 @@ def create_whole(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
         return _link_whole(Path(path), data)
     for _ in range(CONFLICTS):
         try:
-            retried(fs.pipe_file, path, data, mode="create")
+            retry(fs.pipe_file, path, data, mode="create")
             return True
         except FileExistsError as error:
             # adlfs raises it for every conflict (409), gcsfs for every failed precondition (412).
@@ -299,9 +299,9 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes | Path) -> None:
     """
     if not isinstance(fs, LocalFileSystem):
         if isinstance(data, Path):
-            retried(fs.put_file, str(data), path)
+            retry(fs.put_file, str(data), path)
         else:
-            retried(fs.pipe_file, path, data)
+            retry(fs.pipe_file, path, data)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

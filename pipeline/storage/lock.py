@@ -28,13 +28,13 @@ from pipeline.storage.errors import OutputError
 from pipeline.storage.files import (
     InputError,
     create_whole,
-    explained,
+    explain_errors,
     join,
     open_location,
     read_object,
     write_whole,
 )
-from pipeline.storage.retries import retried
+from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class OutputLock:
 
         OutputError where the lock file is damaged.
         """
-        with explained("OUTPUT", self.output):
+        with explain_errors("OUTPUT", self.output):
             self._take()
         time.sleep(SETTLE_SECONDS)
         self.check()
@@ -163,7 +163,7 @@ class OutputLock:
         self._thread.join()
         try:
             if self._is_own(self._read()):
-                retried(self.fs.rm_file, self.path)
+                retry(self.fs.rm_file, self.path)
         except OutputError as error:
             log.warning("%s", error)
         except Exception as error:  # the run's own end matters more

@@ -53,7 +53,7 @@ def read_tables(
     DamagedFile where it is not whole, or where its columns are not of `schema`. Columns that it
     lacks are left out: older versions had fewer.
     """
-    with damage_named(url):
+    with name_damage(url):
         has_digest = _check_digest(file)
         parquet = _opened(file, schema)
         if not has_digest and KEY in (parquet.metadata.metadata or {}):
@@ -70,7 +70,7 @@ def read_tables(
 
 def read_group(file: BinaryIO, url: str, schema: pa.Schema, group: int) -> pa.Table:
     """A row group of the file at `url`, which is open: its pages are checked, not its digest."""
-    with damage_named(url):
+    with name_damage(url):
         table = _opened(file, schema).read_row_group(group)
         table.validate(full=True)
         return table
@@ -88,7 +88,7 @@ def _opened(file: BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
 
 
 @contextmanager
-def damage_named(url: str) -> Iterator[None]:
+def name_damage(url: str) -> Iterator[None]:
     """DamagedFile, naming the file at `url`, for what Parquet's reader finds wrong inside.
 
     Errors of the storage below it pass as they are, and so does a lack of memory.

@@ -44,7 +44,7 @@ person_waits = False  # whether this process is a person's command
 _answered = False  # whether a store ever answered this process
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether storage failed for a time, or for everything: no word about one object.
 
     Such an error must end the run, to be taken up again: as the row of an image it would stay.
@@ -64,7 +64,7 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(cause, TimeoutError | ConnectionError) or kind in _CLIENTS
 
 
-def retried(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+def retry(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """What the call returns; its last error where it goes on failing, or says something lasting."""
     global repeated, _answered
     on_disk = isinstance(getattr(call, "__self__", None), LocalFileSystem)
@@ -78,7 +78,7 @@ def retried(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         except Exception as error:
             cause = error.__cause__ or error
             _answered = _answered or bool(_answer(cause) or _status(cause))
-            lasting = not is_passing(error) or type(cause).__name__ in _LASTING
+            lasting = not is_transient(error) or type(cause).__name__ in _LASTING
             spent = time.monotonic() - began
             if lasting or attempt == ATTEMPTS or spent + pause > _patience():
                 raise

@@ -24,7 +24,7 @@ from model.checkpoint import read_weights, save_weights
 from model.zoo import create_model
 from pipeline import schema
 from pipeline.plan.listing import is_image
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import plan_shards
 from pipeline.schema import ENCODED
 from pipeline.stages.read import read_shard
 from tests.support.samples import jpeg, preparer
@@ -129,7 +129,7 @@ def test_changed_archives_are_rows(kind: str, tmp_path: Path, edits: list[Edit])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    (shard,) = plan(str(path)).shards
+    (shard,) = plan_shards(str(path)).shards
     return [row for table in read_shard(shard) for row in table.to_pylist()]
 
 

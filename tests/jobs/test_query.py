@@ -19,7 +19,7 @@ from jobs.cli import main
 from jobs.output.views import connect
 from jobs.query import EXAMPLES
 from pipeline.schema import DETECTIONS, IMAGES
-from pipeline.stages.publish import by_label, write_part
+from pipeline.stages.publish import sort_by_label, write_part
 from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
 
@@ -145,7 +145,7 @@ def part(number: int, images: int, boxes: int) -> tuple[pa.Table, pa.Table]:
         pa.table(
             [own.get(name, none.cast(IMAGES.field(name).type)) for name in IMAGES.names], IMAGES
         ),
-        by_label(detections),
+        sort_by_label(detections),
     )
 
 

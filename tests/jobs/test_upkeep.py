@@ -16,14 +16,14 @@ from jobs.cli import main
 from jobs.compact import compact
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
-from jobs.output.known import planned_objects
+from jobs.output.known import read_known_objects
 from jobs.output.log import Added, Entry, Removed, State
 from jobs.output.run_ids import new_run_id
 from jobs.output.views import connect
 from jobs.output.writer import LogWriter
-from jobs.query import answered
-from pipeline.plan.digests import digests, places
-from pipeline.plan.shards import from_table
+from jobs.query import answer_query
+from pipeline.plan.digests import digests, find_positions
+from pipeline.plan.shards import shards_of_table
 from pipeline.storage.files import open_location
 from tests.chaos.faulty_store import FaultyStore
 from tests.support.committed import labelling_runs
@@ -107,15 +107,15 @@ def test_compacting_keeps_what_latest_shows_in_few_files(
 
 def knows(output: str, uri: str, etag: str) -> bool:
     """Whether the newest labels of an object are those of this version."""
-    known = planned_objects(output, committed_runs(output), "in")
-    (place,) = places(digests([uri]), known.uris)
+    known = read_known_objects(output, committed_runs(output), "in")
+    (place,) = find_positions(digests([uri]), known.uris)
     return bool(place >= 0 and (known.etags[:, place] == digests([etag])[:, 0]).all())
 
 
 def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(output: str) -> None:
     compact(output)
     (run,) = committed_runs(output)
-    plan = from_table(pq.read_table(Path(output, run["plan"])))
+    plan = shards_of_table(pq.read_table(Path(output, run["plan"])))
     by_name = {shard.shard: shard for shard in plan}
     for uri, shard, index, etag in rows(
         output, "SELECT uri, shard, index_in_shard, etag FROM images"
@@ -177,7 +177,7 @@ def test_readers_are_undisturbed(output: str) -> None:
 
     def read() -> None:
         while not stop.is_set():
-            found = answered(output, lambda c: c.sql(NEWEST[1]).fetchall())
+            found = answer_query(output, lambda c: c.sql(NEWEST[1]).fetchall())
             if found != expected:
                 wrong.append(found)
 
@@ -314,8 +314,8 @@ def test_years_of_compacting_are_no_matter() -> None:
         gone = Removed(str(number - 1), "compacted", str(number))
         removes = () if number == 1 else (gone,)
         state.apply(Entry(number, "commit", "", "", (added,), removes))
-    assert state.counting() == ["5000"]
-    assert len(state.living()) == 5000
+    assert state.counting_runs() == ["5000"]
+    assert len(state.living_runs()) == 5000
 
 
 @pytest.mark.slow

@@ -52,4 +52,4 @@ def commit_run(
 
 
 def labelling_runs(output: str) -> list[Manifest]:
-    return read_catalog(output).labelling()
+    return read_catalog(output).labelling_runs()

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.output.records import write_document, write_table
-from pipeline.plan.shards import to_table
+from pipeline.plan.shards import table_of_shards
 from pipeline.schema import DETECTED, OK, Member, Shard
-from pipeline.stages.publish import parts, publish_part, reconcile
+from pipeline.stages.publish import group_into_parts, publish_part, reconcile
 from pipeline.stages.stage import stage
-from pipeline.stages.staged import staged
+from pipeline.stages.staged import read_staging
 from pipeline.storage.files import join, open_location, remove_tree
 from tests.support.committed import commit_run, make_target
 
@@ -82,13 +82,17 @@ def write_run(
     for shard, members in by_shard.items():
         rows = [_row(shard, i, len(members), image) for i, image in enumerate(members)]
         stage(pa.Table.from_pylist(rows, schema=DETECTED), staging)
-    found = staged(staging)
+    found = read_staging(staging)
     reconcile(list(by_shard), found)
-    files = [file for part in parts(list(by_shard), found) for file in publish_part(part, target)]
+    files = [
+        file
+        for part in group_into_parts(list(by_shard), found)
+        for file in publish_part(part, target)
+    ]
     counts = Counter(image.status for members in by_shard.values() for image in members)
     record = {"run_id": run_id, "options": {"score_threshold": score_threshold}}
     write_document(output, run_id, "run.json", record)
-    write_table(join(output, "_runs", run_id, "plan.parquet"), to_table(_plan(by_shard)))
+    write_table(join(output, "_runs", run_id, "plan.parquet"), table_of_shards(_plan(by_shard)))
     commit_run(target, source, files, dict(counts))
     remove_tree(*open_location(staging, "staging"))
     return output

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from model.resize import ResizeRule
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import plan_shards
 from pipeline.schema import ENCODED, NOTHING_DONE, PREPARED, Done, Shard
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.read import read_shard
@@ -48,7 +48,7 @@ def preparer() -> Preparer:
 
 def prepared(source: Path, **options: Any) -> list[dict[str, Any]]:
     rows = []
-    for shard in plan(str(source), **options).shards:
+    for shard in plan_shards(str(source), **options).shards:
         for table in read_shard(shard):
             for block in preparer()(table):
                 assert block.schema == PREPARED

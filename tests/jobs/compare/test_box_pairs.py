@@ -10,7 +10,7 @@ from torch import tensor
 from torchvision.ops import box_iou
 
 from jobs.compare import box_pairs
-from jobs.compare.box_pairs import Boxes, overlaps, paired
+from jobs.compare.box_pairs import Boxes, overlaps, pair_boxes
 
 # image, class, score in tenths, x, y, width, height: few values, so that ties are common
 ROW = st.tuples(
@@ -47,7 +47,7 @@ def test_pairs_are_those_of_taking_the_best_one_by_one(
     left_rows: list[Row], right_rows: list[Row], least: float
 ) -> None:
     left, right = boxes(left_rows), boxes(right_rows)
-    found = paired(left, right, least)
+    found = pair_boxes(left, right, least)
     pairs = list(zip(found.left.tolist(), found.right.tolist(), strict=True))
     assert len(set(found.left.tolist())) == len(set(found.right.tolist())) == len(pairs)
     assert set(pairs) == one_by_one(left, right, least)
@@ -57,7 +57,7 @@ def test_pairs_are_those_of_taking_the_best_one_by_one(
 @given(st.lists(ROW, max_size=9), LEAST)
 def test_what_did_not_change_is_paired_with_itself(rows: list[Row], least: float) -> None:
     side = boxes(rows)
-    found = paired(side, side, least)
+    found = pair_boxes(side, side, least)
     assert len(found.left) == len(side)
     for columns in ("kind", "score", "box"):
         values = getattr(side, columns)
@@ -73,8 +73,8 @@ def test_no_two_boxes_overlap_more_than_each_does_its_partner(
     left, right = (
         boxes([(row[0], 0, *row[2:]) for row in rows]) for rows in (left_rows, right_rows)
     )
-    found = paired(left, right, least)
-    assert sorted(paired(right, left, least).overlap) == pytest.approx(sorted(found.overlap))
+    found = pair_boxes(left, right, least)
+    assert sorted(pair_boxes(right, left, least).overlap) == pytest.approx(sorted(found.overlap))
     best_left = dict(zip(found.left.tolist(), found.overlap.tolist(), strict=True))
     best_right = dict(zip(found.right.tolist(), found.overlap.tolist(), strict=True))
     for i, j in product(range(len(left)), range(len(right))):
@@ -99,7 +99,7 @@ def test_many_boxes_in_one_image_are_compared_a_part_at_a_time(
     rng = np.random.default_rng(0)
     rows = [(0, *rng.integers(0, 5, 6).tolist()) for _ in range(60)]
     left, right = boxes(rows[:30]), boxes(rows[30:])
-    whole = paired(left, right, 0.3)
+    whole = pair_boxes(left, right, 0.3)
     monkeypatch.setattr(box_pairs, "AT_ONCE", 7)
-    parts = paired(left, right, 0.3)
+    parts = pair_boxes(left, right, 0.3)
     assert np.array_equal(whole.left, parts.left) and np.array_equal(whole.right, parts.right)

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser
 
 from jobs.cli import main
 from jobs.demo.lake import write_lake
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import plan_shards
 from tests.support.browsing import Scheme, look
 from tests.support.labelled import Labelled, write_run
 
@@ -22,7 +22,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Two OUTPUTs over scenes of a folder, and one image that is nowhere."""
     folder = tmp_path_factory.mktemp("compared")
     write_lake(folder / "lake", 8, 3)
-    shards = plan(str(folder / "lake" / "photos")).shards
+    shards = plan_shards(str(folder / "lake" / "photos")).shards
     members = [member for shard in shards for member in shard.members]
     photos = [Labelled(m.uri, [GONE, BOTH], shard=s.shard) for s in shards for m in s.members]
     assert len(members) == len(photos) == 4
@@ -31,7 +31,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     for name, images in (("a", a), ("b", [*b, Labelled(f"only {HOSTILE}")])):
         write_run(folder / name, images, LABELS, score_threshold=0.3)
         (run,) = (folder / name / "_runs").glob("2*")
-        shards.put(str(run / "plan.parquet"))
+        shards.write_to(str(run / "plan.parquet"))
     return str(folder / "a"), str(folder / "b")
 
 

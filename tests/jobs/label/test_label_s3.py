@@ -105,10 +105,10 @@ def test_a_run_that_was_killed_while_it_tidied_up_may_be_deleted(bucket: str, we
         patch.setattr(OutputWriter, "drop_staging", die)
         with pytest.raises(KeyboardInterrupt):
             label(options(f"{bucket}/photos", output, weights))
-    (first,) = read_catalog(output).committed()
+    (first,) = read_catalog(output).committed_runs()
     assert main(["runs", output, "--delete", first["run_id"], "--yes"]) == 0
     assert label(options(f"{bucket}/photos", output, weights)) == 0
-    (second,) = read_catalog(output).committed()
+    (second,) = read_catalog(output).committed_runs()
     assert second["run_id"] != first["run_id"] and second["images"] == first["images"]
     assert not OutputStore(output).names(paths.STAGING)
     assert main(["compact", output]) == 0

@@ -165,7 +165,10 @@ def a_run(kind: str = "files", **rates: Any) -> tuple[Rates, Run, Tally, NodeMet
     members = (Member("a", "e", 700), Member("b", "e", 300))
     return (
         Rates(**rates),
-        Run("20260101T000000Z-aaaaaa", shards.kept([shards.to_table([Shard("s", kind, members)])])),
+        Run(
+            "20260101T000000Z-aaaaaa",
+            shards.write_shards([shards.table_of_shards([Shard("s", kind, members)])]),
+        ),
         Tally(started=time.time() - 100),
         NodeMeter(lambda: [{"Alive": True, "Resources": {"CPU": 2}}], time.time() - 3600),
     )

@@ -18,10 +18,15 @@ from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
 from jobs.output.records import write_table
 from jobs.output.writing import OutputWriter
-from pipeline.plan.plan import plan
-from pipeline.plan.remaining import merged, open_work
-from pipeline.plan.shards import in_tables, kept, shards_of_group, to_table
-from pipeline.storage.files import InputError, canonical
+from pipeline.plan.plan import plan_shards
+from pipeline.plan.remaining import merge_ranges, remaining_work
+from pipeline.plan.shards import (
+    read_shards_of_group,
+    table_of_shards,
+    tables_of_shards,
+    write_shards,
+)
+from pipeline.storage.files import InputError, canonical_url
 from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
 from tests.support.samples import jpeg
@@ -43,14 +48,14 @@ def wanted(options: LabelOptions) -> PlanRequest:
 
 
 def labels_of(options: LabelOptions, mark: str = MARK) -> LabelRequest:
-    source = canonical(options.input)
+    source = canonical_url(options.input)
     return LabelRequest(source, options.model, options.score_threshold, mark, options.relabel)
 
 
 def begin(options: LabelOptions, run_id: str) -> Run:
     """A run that was planned and written down, as a killed command leaves it."""
-    run = Run(run_id, plan(options.input).shards)
-    recorded = options.without_secrets(canonical(options.input))
+    run = Run(run_id, plan_shards(options.input).shards)
+    recorded = options.without_secrets(canonical_url(options.input))
     write_run_record(options.output, run, recorded, MARK, NO_URIS, None)
     return run
 
@@ -95,13 +100,13 @@ def test_a_plan_that_an_earlier_version_wrote_is_taken_up(photos: Path, tmp_path
     (shard,) = run.shards
     shards = [replace(shard, shard=f"files-{number:04}") for number in range(700)]
     place = plan_url(options.output, run.run_id)
-    write_table(place, to_table(shards))  # all in one row group
+    write_table(place, table_of_shards(shards))  # all in one row group
     taken_up = found_unfinished(options)
     assert taken_up is not None
-    work, size = open_work(taken_up.shards, merged([]))
+    work, size = remaining_work(taken_up.shards, merge_ranges([]))
     assert size == 700 * shard.size
     assert [len(one.rows) for one in work] == [2] * 94 + [1] * 512
-    read = [one for w in work for one in shards_of_group(place, w.group, w.rows)]
+    read = [one for w in work for one in read_shards_of_group(place, w.group, w.rows)]
     assert sorted(read, key=lambda one: one.shard) == shards
 
 
@@ -113,7 +118,7 @@ def test_a_run_killed_while_it_tidied_up_is_not_done_again(
     options = LabelOptions(str(photos), output, relabel=relabel, limit=limit)
     run = begin(options, "20260101T000000Z-aaaaaa")
     target = make_target(output, run.run_id, fingerprint=MARK)
-    commit_run(target, canonical(str(photos)), [], {"ok": 2})
+    commit_run(target, canonical_url(str(photos)), [], {"ok": 2})
     taken_up = found_unfinished(options)
     assert taken_up is not None
     assert (taken_up.run_id, len(taken_up.shards)) == (run.run_id, 0)
@@ -124,18 +129,18 @@ def test_a_run_killed_while_it_tidied_up_is_not_done_again(
 def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     known = [f"file://{photos}/{name}.jpg" for name in ("a", "b", "left")]
-    write_run(output, [Labelled(uri) for uri in known], ("",), source=canonical(str(photos)))
+    write_run(output, [Labelled(uri) for uri in known], ("",), source=canonical_url(str(photos)))
     # What lies there now is what was labelled.
-    shards = plan(str(photos)).shards
-    shards.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
+    shards = plan_shards(str(photos)).shards
+    shards.write_to(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     options = LabelOptions(str(photos), str(output))
     found = plan_images(
         wanted(options), known_objects(str(output), labels_of(options), read_catalog(str(output)))
     )
     assert (len(found.shards), found.known, found.changed) == (0, 2, 0)
     again = LabelOptions(str(photos), str(output), relabel=True)
-    cut = kept(in_tables(replace(shard, limit=1) for shard in shards))
-    cut.put(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
+    cut = write_shards(tables_of_shards(replace(shard, limit=1) for shard in shards))
+    cut.write_to(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     with pytest.raises(InputError, match="--relabel"):
         known_objects(str(output), labels_of(options), read_catalog(str(output)))
     (photos / "b.jpg").unlink()

@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.output.known import planned_objects
+from jobs.output.known import read_known_objects
 from jobs.output.manifest import make_manifest
 from pipeline import dataflow
 from pipeline.plan import plan as planning
-from pipeline.plan.digests import NOTHING, Known
-from pipeline.plan.remaining import merged, open_work
-from pipeline.plan.shards import kept, plan_tables
+from pipeline.plan.digests import NOTHING_KNOWN, Known
+from pipeline.plan.remaining import merge_ranges, remaining_work
+from pipeline.plan.shards import read_plan_tables, write_shards
 from pipeline.schema import DETECTED, OK, Member
-from pipeline.stages.publish import parts, reconcile
+from pipeline.stages.publish import group_into_parts, reconcile
 from pipeline.stages.stage import block_name
 from tests.support.committed import make_target
 
@@ -51,10 +51,10 @@ def listed(kind: str, count: int) -> Iterator[tuple[Member, str]]:
         yield Member(uri, etag, 150_000 * IMAGES[kind]), kind
 
 
-def planned(kind: str, count: int, known_before: Known = NOTHING) -> planning.Plan:
+def planned(kind: str, count: int, known_before: Known = NOTHING_KNOWN) -> planning.Plan:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "listing", lambda *_: listed(kind, count))
-        return planning.plan("s3://lake", known=known_before)
+        patch.setattr(planning, "list_objects", lambda *_: listed(kind, count))
+        return planning.plan_shards("s3://lake", known=known_before)
 
 
 def plan_in(folder: Path) -> str:
@@ -66,8 +66,8 @@ def first_night(kind: str, count: int, folder: Path) -> None:
     """All is new."""
     found = planned(kind, count)
     assert len(found.shards) == -(-count // PER_SHARD[kind])
-    found.shards.put(plan_in(folder))
-    work, size = open_work(found.shards, merged([]))
+    found.shards.write_to(plan_in(folder))
+    work, size = remaining_work(found.shards, merge_ranges([]))
     assert size == 150_000 * count
     assert sum(len(one.rows) for one in work) == len(found.shards)
     assert len(work) < 4000
@@ -77,7 +77,7 @@ def second_night(kind: str, count: int, folder: Path) -> None:
     """All is known, and one object left."""
     plan = plan_in(folder)[len(str(folder)) + 1 :]
     run = make_manifest(make_target(folder, "1"), plan, "s3://lake", [], {})
-    night = planned_objects(str(folder), [run], "s3://lake")
+    night = read_known_objects(str(folder), [run], "s3://lake")
     found = planned(kind, count - IMAGES[kind], night)
     assert (len(found.shards), found.changed, len(found.gone)) == (0, 0, 1)
 
@@ -85,7 +85,7 @@ def second_night(kind: str, count: int, folder: Path) -> None:
 def stage_all(kind: str, count: int, folder: Path) -> None:
     """Blocks of images without boxes, of all shards in their order."""
     (folder / "blocks").mkdir()
-    names, per = pa.array(kept(plan_tables(plan_in(folder))).names()), PER_SHARD[kind]
+    names, per = pa.array(write_shards(read_plan_tables(plan_in(folder))).names()), PER_SHARD[kind]
     for first in range(0, count, BLOCK):
         image = np.arange(first, min(first + BLOCK, count))
         shard, index = image // per, image % per
@@ -103,11 +103,11 @@ def stage_all(kind: str, count: int, folder: Path) -> None:
 
 def publish(kind: str, count: int, folder: Path) -> None:
     """Read back, reconcile and share out; the parts' own tasks grow with the cluster."""
-    shards = kept(plan_tables(plan_in(folder)))
-    staged = dataflow.read_back(str(folder / "blocks"))
+    shards = write_shards(read_plan_tables(plan_in(folder)))
+    staged = dataflow.read_back_staging(str(folder / "blocks"))
     reconcile(shards.names(), staged)
-    assert staged.counts() == {OK: count}
-    found = parts(shards.names(), staged)
+    assert staged.count_by_status() == {OK: count}
+    found = group_into_parts(shards.names(), staged)
     assert sum(len(part.shards) for part in found) == len(shards)
     assert sum(len(part.files) for part in found) >= -(-count // BLOCK)
 
@@ -117,9 +117,9 @@ def resume(kind: str, count: int, folder: Path) -> None:
     blocks = sorted((folder / "blocks").iterdir())
     for block in blocks[::3]:
         block.unlink()
-    shards = kept(plan_tables(plan_in(folder)))
-    staged = dataflow.read_back(str(folder / "blocks"))
-    work, _ = open_work(shards, staged)
+    shards = write_shards(read_plan_tables(plan_in(folder)))
+    staged = dataflow.read_back_staging(str(folder / "blocks"))
+    work, _ = remaining_work(shards, staged)
     assert sum(len(one.rows) for one in work) == len(shards) - (staged.found == staged.sizes).sum()
     begun = sum(stop - start for one in work for done in one.done for start, stop in done)
     assert begun + staged.found[staged.found == staged.sizes].sum() == staged.images

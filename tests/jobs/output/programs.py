@@ -38,12 +38,12 @@ def fence(desk: Desk, store: MemoryStore) -> Outcome | None:
 
 def take_all(desk: Desk, store: MemoryStore) -> Outcome | None:
     """Remove all runs that count, as this writer read it."""
-    desk.removes = [run["run_id"] for run in desk.writer.catalog.committed()]
+    desk.removes = [run["run_id"] for run in desk.writer.catalog.committed_runs()]
     return None
 
 
 def take_one(desk: Desk, store: MemoryStore) -> Outcome | None:
-    desk.removes = [run["run_id"] for run in desk.writer.catalog.committed()][:1]
+    desk.removes = [run["run_id"] for run in desk.writer.catalog.committed_runs()][:1]
     return None if desk.removes else Outcome("done")
 
 
@@ -67,7 +67,7 @@ def write_shared(desk: Desk, store: MemoryStore) -> Outcome | None:
 
 def merge(desk: Desk, store: MemoryStore) -> Outcome | None:
     """Write the rows of all runs that count as one run."""
-    runs = desk.writer.catalog.committed()
+    runs = desk.writer.catalog.committed_runs()
     if not runs:
         return Outcome("done")
     desk.removes = [run["run_id"] for run in runs]
@@ -127,7 +127,10 @@ def look(desk: Desk, store: MemoryStore) -> Outcome | None:
 
 def list_runs(desk: Desk, store: MemoryStore) -> Outcome | None:
     found = load_catalog(store)
-    seen = [tuple(run["run_id"] for run in runs) for runs in (found.committed(), found.labelling())]
+    seen = [
+        tuple(run["run_id"] for run in runs)
+        for runs in (found.committed_runs(), found.labelling_runs())
+    ]
     return Outcome("read", 0, tuple(seen), desk.since)
 
 

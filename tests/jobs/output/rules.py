@@ -134,7 +134,8 @@ def rested(content: Content, facts: Facts) -> None:
     """What an undisturbed reader sees, and what an undisturbed writer leaves. Violation."""
     counting, found = facts.counting[-1], load_catalog(MemoryStore(content))
     seen = tuple(
-        tuple(r["run_id"] for r in runs) for runs in (found.committed(), found.labelling())
+        tuple(r["run_id"] for r in runs)
+        for runs in (found.committed_runs(), found.labelling_runs())
     )
     if seen != (counting, facts.labelling[-1]):
         raise Violation(f"a last reader sees {seen} where {counting} count")

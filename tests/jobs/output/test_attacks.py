@@ -101,7 +101,7 @@ def test_a_commit_whose_answer_was_lost_is_known_to_have_happened(
     _, said = done.communicate(timeout=120)
     assert done.returncode == 0, said
     assert store.injected["lost_answer"] == 1
-    assert [run["compacts"] for run in read_catalog(output).committed()] == [True]
+    assert [run["compacts"] for run in read_catalog(output).committed_runs()] == [True]
     assert rows(output) == [("a.jpg", 3)]
 
 
@@ -130,7 +130,7 @@ def test_a_label_that_was_cut_off_at_its_commit_has_lost(
     assert "another run took OUTPUT over" in said and "Traceback" not in said
     catalog = read_catalog(output)
     assert catalog.state.number == 5
-    assert [sum(run["images"].values()) for run in catalog.committed()] == [8]
+    assert [sum(run["images"].values()) for run in catalog.committed_runs()] == [8]
     assert len(rows(output)) == 2 * len(before) > 0
     assert main(["runs", output, "--verify"]) == 0
     run_elsewhere(*words)

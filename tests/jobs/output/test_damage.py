@@ -24,7 +24,7 @@ from jobs.report.report import report_of
 from model.checkpoint import save_weights
 from model.zoo import create_model
 from pipeline import dataflow
-from pipeline.stages.publish import Part, parts
+from pipeline.stages.publish import Part, group_into_parts
 from pipeline.storage.lock import OLD_NAME
 from tests.support.damage import DAMAGES, Damage, flip, warnings_of
 
@@ -261,11 +261,11 @@ def test_damaged_blocks_are_computed_again(
 
     def damage_then_parts(*given: Any) -> list[Part]:
         damage(others[0])
-        return parts(*given)
+        return group_into_parts(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(dataflow, "FILES_PER_TASK", 1)
-        patch.setattr("jobs.label.publication.parts", damage_then_parts)
+        patch.setattr("jobs.label.publication.group_into_parts", damage_then_parts)
         logged = warnings_of("pipeline.stages.staged", patch)
         assert main(label_into(output, weights)) == 1
     assert logged == [f"{first} was damaged and is removed: its images are computed again"]

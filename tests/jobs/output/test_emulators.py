@@ -32,7 +32,7 @@ from jobs.output.store import OutputStore
 from jobs.output.views import connect
 from jobs.output.writer import LogWriter
 from pipeline.storage.files import InputError, create_whole, open_location, open_object
-from pipeline.storage.retries import is_passing
+from pipeline.storage.retries import is_transient
 from tests.jobs.output.test_old_versions import detections
 from tests.support.s3_server import free_ports
 
@@ -195,7 +195,7 @@ def test_the_commands_that_write(output: str, tmp_path: Path) -> None:
     assert main(bring_in(output, tmp_path, "b", 1)) == 0
     assert main(["runs", output, "--verify"]) == 0
     assert rows(output) == [("a.jpg", 3), ("b.jpg", 1)]
-    first, second = (run["run_id"] for run in read_catalog(output).committed())
+    first, second = (run["run_id"] for run in read_catalog(output).committed_runs())
     assert main(["runs", output, "--delete", first, "--yes"]) == 0
     assert main(["runs", output, "--verify"]) == 0
     assert rows(output) == [("b.jpg", 1)]
@@ -212,7 +212,7 @@ def test_a_writer_that_stood_still_before_its_commit_has_lost(output: str, tmp_p
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with pytest.raises(CommitLost):
-        slow.commit(None, removes=list(slow.catalog.state.counting()))
+        slow.commit(None, removes=list(slow.catalog.state.counting_runs()))
     assert rows(output) == [("a.jpg", 2), ("b.jpg", 1)]
     assert main(["runs", output, "--verify"]) == 0
 
@@ -233,7 +233,7 @@ def test_a_commit_whose_answer_was_lost_has_happened(
         raise ConnectionResetError
 
     monkeypatch.setattr(store.fs, "pipe_file", lose_answer)
-    writer.commit(None, removes=list(writer.catalog.state.counting())[:1])
+    writer.commit(None, removes=list(writer.catalog.state.counting_runs())[:1])
     assert rows(output) == [("b.jpg", 2)]
 
 
@@ -269,15 +269,15 @@ def test_errors_of_azure_and_google_pass_or_last() -> None:
     for status, passes in ((500, True), (503, True), (429, True), (403, False), (412, False)):
         error = azure.HttpResponseError("of Azure")
         error.status_code = status
-        assert is_passing(error) is passes
-        assert is_passing(gcsfs.HttpError({"code": status, "message": "of Google"})) is passes
+        assert is_transient(error) is passes
+        assert is_transient(gcsfs.HttpError({"code": status, "message": "of Google"})) is passes
     for error in (
         azure.ServiceRequestError("no connection"),
         azure.ServiceResponseError("connection lost"),
         import_module("requests.exceptions").ProxyError(),  # gcsfs's word for 502
         import_module("google.auth.exceptions").TransportError(),
     ):
-        assert is_passing(error)
+        assert is_transient(error)
 
 
 def test_a_refused_name_is_taken_only_where_something_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ class Fenceless(LogWriter):
     def fence(self) -> None:
         self.catalog.state.number -= 1
         self.fenced = True
-        self.store.remove(self.remains())
+        self.store.remove(self.abandoned_files())
 
 
 class Overwriting(LogWriter):
@@ -266,7 +266,7 @@ class Sweeping(LogWriter):
     """Deletes what does not count, whoever made it."""
 
     def remains(self) -> list[str]:
-        runs = self.catalog.committed()
+        runs = self.catalog.committed_runs()
         names = {file["path"] for run in runs for file in run["files"]}
         names |= {self.catalog.state.runs[run["run_id"]].added.manifest for run in runs}
         listed = [name for folder in paths.TABLES for name in self.store.names(folder)]

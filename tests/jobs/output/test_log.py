@@ -50,7 +50,7 @@ def store() -> MemoryStore:
     state.manifests = load_catalog(store).manifests
     store.create(paths.checkpoint(state.number), checkpoint_to_bytes(state))
     commit(store, "b")
-    assert [run["run_id"] for run in load_catalog(store).committed()] == ["a", "b"]
+    assert [run["run_id"] for run in load_catalog(store).committed_runs()] == ["a", "b"]
     return store
 
 
@@ -224,7 +224,7 @@ def test_what_no_reader_would_take_in_is_not_committed(store: MemoryStore) -> No
         writer.fence()
         with pytest.raises(AssertionError):
             writer.commit(labelled(writer, run_id), removes)
-    assert [run["run_id"] for run in load_catalog(store).committed()] == ["a", "b"]
+    assert [run["run_id"] for run in load_catalog(store).committed_runs()] == ["a", "b"]
 
 
 def commit_as_of_old(
@@ -247,8 +247,8 @@ def test_old_runs_that_a_slow_clock_named_are_adopted() -> None:
     commit_as_of_old(store, "a", ["b", "c"], compacts=True)
     for _ in range(2):
         catalog = load_catalog(store)
-        assert [run["run_id"] for run in catalog.committed()] == ["a"]
-        assert [run["run_id"] for run in catalog.labelling()] == ["b", "c"]
+        assert [run["run_id"] for run in catalog.committed_runs()] == ["a"]
+        assert [run["run_id"] for run in catalog.labelling_runs()] == ["b", "c"]
         LogWriter(store).fence()
 
 
@@ -259,7 +259,7 @@ def test_what_an_old_version_replaced_after_the_first_adoption_counts_no_more() 
     LogWriter(store).fence()
     commit_as_of_old(store, "b", ["a"])
     LogWriter(store, adopt=True).fence()
-    assert [run["run_id"] for run in load_catalog(store).committed()] == ["b"]
+    assert [run["run_id"] for run in load_catalog(store).committed_runs()] == ["b"]
 
 
 @pytest.mark.parametrize("dead", [0, 1])
@@ -289,7 +289,7 @@ def long_log(entries: int, merged_every: int = 0) -> MemoryStore:
             manifest = manifest_of(run_id, token, files, [], merges)
             data = manifest_to_bytes(manifest)
             added = Added(run_id, paths.manifest(run_id, token), hashlib.sha256(data).hexdigest())
-            gone = state.counting() if merges else []
+            gone = state.counting_runs() if merges else []
             removes = tuple(Removed(one, "compacted", run_id) for one in gone)
             entry = replace(entry, adds=(added,), removes=removes)
             content[added.manifest] = data
@@ -311,8 +311,8 @@ def test_ten_thousand_entries_open_within_a_second(merged_every: int) -> None:
         catalog = load_catalog(store)
         seconds.append(time.perf_counter() - began)
     assert catalog.state.number == 10_000
-    assert len(catalog.committed()) == (1 if merged_every else 5000)
-    assert len(catalog.labelling()) == (2500 if merged_every else 5000)
+    assert len(catalog.committed_runs()) == (1 if merged_every else 5000)
+    assert len(catalog.labelling_runs()) == (2500 if merged_every else 5000)
     assert median(seconds) < 1
 
 

@@ -96,12 +96,12 @@ def test_what_it_compacted_stays_compacted(old_code: Path, tmp_path: Path) -> No
         assert run_old(old_code, *import_into(output, found)).returncode == 0
     assert run_old(old_code, "compact", str(output)).returncode == 0
     catalog = read_catalog(str(output))
-    assert [run["compacts"] for run in catalog.committed()] == [True]
-    assert len(catalog.labelling()) == 2
+    assert [run["compacts"] for run in catalog.committed_runs()] == [True]
+    assert len(catalog.labelling_runs()) == 2
     assert main(import_into(output, detections(tmp_path, "b", 1))) == 0
     catalog = read_catalog(str(output))
-    assert [run["compacts"] for run in catalog.committed()] == [True, False]
-    assert len(catalog.labelling()) == 3
+    assert [run["compacts"] for run in catalog.committed_runs()] == [True, False]
+    assert len(catalog.labelling_runs()) == 3
 
 
 def test_adoption_that_was_killed_is_done_again(

@@ -145,7 +145,7 @@ def test_pages_of_old_reports_and_lost_pictures_say_what_is_not_known(
 
 @pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent: it needs its photos")
 def test_a_run_in_a_bucket_has_its_page_there(bucket: str, tmp_path: Path, local_ray: None) -> None:
-    from pipeline.storage.files import find, open_location, read_object
+    from pipeline.storage.files import list_files, open_location, read_object
 
     fs, path = open_location(bucket, "INPUT")
     for photo in sorted((TESTDATA / "coco/images/val2017").glob("*.jpg"))[:5]:
@@ -154,7 +154,7 @@ def test_a_run_in_a_bucket_has_its_page_there(bucket: str, tmp_path: Path, local
         f"{bucket}/lake", f"{bucket}/out", model="shapes-tiny", score_threshold=0.0
     )
     assert label(options) == 0
-    (name,) = [name for name in find(fs, f"{path}/out/_runs") if name.endswith("report.html")]
+    (name,) = [name for name in list_files(fs, f"{path}/out/_runs") if name.endswith("report.html")]
     page = read_object(fs, name).decode()
     assert page.count("data:image/jpeg") == 5
     assert "No picture" not in page

@@ -17,12 +17,12 @@ from jobs.report.pictures import (
     PictureReader,
     Place,
     data_uri,
-    drawn,
-    planned_now,
-    planned_then,
+    draw_boxes,
+    plan_of_shards,
+    read_plan_of_run,
 )
 from model.resize import ResizeRule
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import plan_shards
 from pipeline.schema import Member, Shard
 from pipeline.storage.files import join, open_location
 from tests.support.committed import commit_run, make_target
@@ -83,7 +83,7 @@ def check(found: list[pictures.Picture], shards: list[Shard]) -> None:
 
 def test_pictures_of_files_and_archives_come_in_the_order_asked_for(tmp_path: Path) -> None:
     write_lake(tmp_path)
-    shards = list(plan(str(tmp_path)).shards)
+    shards = list(plan_shards(str(tmp_path)).shards)
     with PictureReader(SIZE, seconds=60) as reader:
         check(reader.fetch(places_of(shards)), shards)
         again = reader.fetch(places_of(shards)[::-1])  # the same processes serve once more
@@ -95,12 +95,12 @@ def test_pictures_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, buc
     fs, path = open_location(bucket, "INPUT")
     for file in tmp_path.iterdir():
         fs.put_file(str(file), f"{path}/lake/{file.name}")
-    found_now = plan(f"{bucket}/lake").shards
-    found_now.put(join(bucket, "out/_runs/1/plan.parquet"))
+    found_now = plan_shards(f"{bucket}/lake").shards
+    found_now.write_to(join(bucket, "out/_runs/1/plan.parquet"))
     shards = list(found_now)
     commit_run(make_target(f"{bucket}/out", "1"), f"{bucket}/lake", [], {})
-    planned = planned_then(f"{bucket}/out", "1")
-    assert sorted(planned.archives) == sorted(planned_now(found_now).archives)
+    planned = read_plan_of_run(f"{bucket}/out", "1")
+    assert sorted(planned.archives) == sorted(plan_of_shards(found_now).archives)
     found = planned.find([shard.shard for shard in shards])
     assert list(found.values()) == shards
     with PictureReader(SIZE, seconds=60) as reader:
@@ -109,7 +109,7 @@ def test_pictures_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, buc
 
 def test_what_is_gone_changed_or_too_large_is_said(tmp_path: Path) -> None:
     write_lake(tmp_path)
-    shards = {shard.kind: shard for shard in plan(str(tmp_path)).shards}
+    shards = {shard.kind: shard for shard in plan_shards(str(tmp_path)).shards}
     for member in shards["files"].members:
         Path(member.uri.removeprefix("file://")).unlink()
     (tmp_path / "plain.jpg").write_bytes(encoded(10) + b"more")
@@ -142,7 +142,7 @@ def test_a_store_that_is_gone_is_said_and_others_still_give_theirs(
 ) -> None:
     monkeypatch.setenv("DETR_BATCH_STORE_PATIENCE", "0.5")  # seconds
     write_lake(tmp_path)
-    (tar,) = [shard for shard in plan(str(tmp_path)).shards if shard.kind == "tar"]
+    (tar,) = [shard for shard in plan_shards(str(tmp_path)).shards if shard.kind == "tar"]
     away = Shard("s", "files", (Member("http://127.0.0.1:9/a.jpg", "", 100),))  # nobody listens
     with PictureReader(SIZE, seconds=60) as reader:
         found = reader.fetch([Place(away, 0), Place(tar, 1)])
@@ -153,12 +153,12 @@ def test_a_store_that_is_gone_is_said_and_others_still_give_theirs(
 def test_boxes_are_drawn_where_they_are_and_texts_stay_within() -> None:
     pixels = np.zeros((200, 300, 3), np.uint8)
     box = Box((200.0, 100.0, 400.0, 300.0), "", "#ff0000")
-    picture = drawn(pixels, (600, 400), [box])  # at half the size
+    picture = draw_boxes(pixels, (600, 400), [box])  # at half the size
     red = np.argwhere(picture[..., 0] == 255)
     assert red.min(0).tolist() == [50, 100]
     assert red.max(0).tolist() == [150, 200]
     corner = Box((590.0, 0.0, 600.0, 5.0), "a long name 0.99", "#ff0000")
-    written = drawn(pixels, (600, 400), [corner])[..., 0] == 255
+    written = draw_boxes(pixels, (600, 400), [corner])[..., 0] == 255
     assert written[:, 150:].sum() > 500  # its ground, which does not leave the picture
     assert not pixels.any()
 
@@ -174,4 +174,4 @@ def test_a_data_uri_is_a_jpeg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["日本", "a\nb", "x" * 300, "$\\frac{"])
 def test_any_text_can_be_drawn(text: str) -> None:
-    drawn(np.zeros((30, 30, 3), np.uint8), (30, 30), [Box((1, 1, 9, 9), text, "#ffffff")])
+    draw_boxes(np.zeros((30, 30, 3), np.uint8), (30, 30), [Box((1, 1, 9, 9), text, "#ffffff")])

@@ -9,7 +9,7 @@ import pytest
 from jobs.cli import main
 from jobs.output.records import write_document
 from jobs.report.report import as_text, overview
-from jobs.report.text import compared, duration, figure
+from jobs.report.text import compare_with_reference, format_duration, format_figure
 from tests.support.committed import commit_run, make_target
 
 
@@ -106,13 +106,14 @@ def test_text_tells_what_limits_and_reports_without_it_still_read(tmp_path: Path
 
 
 def test_figures_in_words() -> None:
-    assert [figure(v) for v in (None, 0.0, 0.0034, 0.0472, 0.812, 8.29, 20.03, 240, 1.2e6)] == [
+    values = (None, 0.0, 0.0034, 0.0472, 0.812, 8.29, 20.03, 240, 1.2e6)
+    assert [format_figure(value) for value in values] == [
         "\N{EN DASH}", "0", "0.0034", "0.047", "0.81", "8.29", "20.0", "240", "1,200,000",
     ]  # fmt: skip
-    assert [duration(v) for v in (8.44, 73.4, 725, 12_000)] == [
+    assert [format_duration(v) for v in (8.44, 73.4, 725, 12_000)] == [
         "8.4 s", "73 s", "12 min 5 s", "3 h 20 min",
     ]  # fmt: skip
-    assert compared(0.0235).startswith("50 % below")
-    assert compared(0.0477).startswith("as much as")
-    assert compared(0.47).startswith("10.0 times")
-    assert compared(None) == ""
+    assert compare_with_reference(0.0235).startswith("50 % below")
+    assert compare_with_reference(0.0477).startswith("as much as")
+    assert compare_with_reference(0.47).startswith("10.0 times")
+    assert compare_with_reference(None) == ""

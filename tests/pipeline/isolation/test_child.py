@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.isolation import child
 from pipeline.isolation.child import Child, ChildDied
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import plan_shards
 from pipeline.schema import ENCODED
 from pipeline.stages import formats, read
 from pipeline.stages.prepare import Preparer
@@ -80,7 +80,7 @@ def test_a_read_that_stands_still_is_given_up(
     monkeypatch.setattr(read, "READ_SECONDS", 4)
     for index in range(3):
         (tmp_path / f"{index}.jpg").write_bytes(jpeg(index))
-    (shard,) = plan(str(tmp_path)).shards
+    (shard,) = plan_shards(str(tmp_path)).shards
     (tmp_path / "1.jpg").unlink()
     os.mkfifo(tmp_path / "1.jpg")
     rows = encoded(shard)
@@ -114,7 +114,7 @@ def test_objects_that_changed_after_they_were_listed_are_noticed(
     pq.write_table(pa.table({"image": [jpeg(3), jpeg(4)]}), tmp_path / "p.parquet")
     names = ["kept.jpg", "longer.jpg", "same.jpg", "t.tar", "p.parquet"]
     change_and_list(place, names, [jpeg(1), b"x" * 500, b"y" * 500, tar, parquet])
-    shards = plan(place).shards
+    shards = plan_shards(place).shards
     time.sleep(0.05)
     changed = [b"w" * 501, b"z" * 500, other, (tmp_path / "p.parquet").read_bytes()]
     change_and_list(place, names[1:], changed)
@@ -127,7 +127,7 @@ def test_an_archive_that_changes_while_it_is_read_is_noticed(bucket: str, tmp_pa
     members = {f"{i}.jpg": os.urandom(3 << 20) for i in range(4)}
     content = write_tar(tmp_path / "t.tar", members).read_bytes()
     change_and_list(bucket, ["t.tar"], [content])
-    (shard,) = plan(bucket).shards
+    (shard,) = plan_shards(bucket).shards
     rows = formats.read_rows(shard, 0)
     first = next(rows)
     change_and_list(bucket, ["t.tar"], [content[::-1]])
@@ -147,7 +147,7 @@ def test_a_child_that_is_gone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
         list(worker.stream("os:_exit", (7,), 30))
     with pytest.raises(ZeroDivisionError):
         list(worker.stream("tests.pipeline.isolation.test_child:counted", ("no",), 30))
-    tries = child.each_row(
+    tries = child.read_rows_in_child(
         worker,
         "tests.pipeline.isolation.test_child:dying_at_two",
         lambda number: (number,),

@@ -4,16 +4,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.isolation.exclusive import Turns
+from pipeline.isolation.exclusive import ExclusiveCalls
 
 LONG = 10.0  # seconds; a test that waits that long has failed
 
 
 def test_calls_run_side_by_side() -> None:
-    turns, met = Turns(), threading.Barrier(2)
+    turns, met = ExclusiveCalls(), threading.Barrier(2)
 
     def call() -> None:
-        with turns.beside():
+        with turns.shared():
             met.wait(LONG)
 
     with ThreadPoolExecutor(2) as pool:
@@ -22,22 +22,22 @@ def test_calls_run_side_by_side() -> None:
 
 
 def test_who_is_alone_waits_for_the_others_and_they_for_it() -> None:
-    turns, both, begun = Turns(), threading.Barrier(2), threading.Event()
+    turns, both, begun = ExclusiveCalls(), threading.Barrier(2), threading.Event()
     events: list[str] = []
 
     def other() -> None:
-        with turns.beside():
+        with turns.shared():
             both.wait(LONG)
             time.sleep(0.2)
             events.append("other ends")
         begun.wait(LONG)
-        with turns.beside():
+        with turns.shared():
             events.append("other again")
 
     def suspicious() -> None:
-        with turns.beside():
+        with turns.shared():
             both.wait(LONG)
-            with turns.alone():
+            with turns.exclusive():
                 events.append("alone")
                 begun.set()
                 time.sleep(0.2)
@@ -50,15 +50,15 @@ def test_who_is_alone_waits_for_the_others_and_they_for_it() -> None:
 
 
 def test_two_that_want_to_be_alone_take_turns() -> None:
-    turns, both = Turns(), threading.Barrier(2)
+    turns, both = ExclusiveCalls(), threading.Barrier(2)
     inside = 0
 
     def call() -> None:
         nonlocal inside
-        with turns.beside():
+        with turns.shared():
             both.wait(LONG)
             for _ in range(20):
-                with turns.alone():
+                with turns.exclusive():
                     inside += 1
                     assert inside == 1
                     time.sleep(0.001)
@@ -67,27 +67,27 @@ def test_two_that_want_to_be_alone_take_turns() -> None:
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(call) for _ in range(2)]:
             done.result(LONG)
-    with turns.beside(), turns.alone():
+    with turns.shared(), turns.exclusive():
         pass
 
 
 def test_who_waits_to_be_alone_is_next() -> None:
-    turns, there, release = Turns(), threading.Barrier(2), threading.Event()
+    turns, there, release = ExclusiveCalls(), threading.Barrier(2), threading.Event()
     events: list[str] = []
 
     def long() -> None:
-        with turns.beside():
+        with turns.shared():
             there.wait(LONG)
             release.wait(LONG)
 
     def suspicious() -> None:
-        with turns.beside():
+        with turns.shared():
             there.wait(LONG)
-            with turns.alone(), turns.alone():  # it may be entered again
+            with turns.exclusive(), turns.exclusive():  # it may be entered again
                 events.append("alone")
 
     def late() -> None:
-        with turns.beside():
+        with turns.shared():
             events.append("late")
 
     with ThreadPoolExecutor(3) as pool:

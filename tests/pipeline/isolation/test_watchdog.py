@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from pipeline.isolation.watchdog import Stalled, unstalled
+from pipeline.isolation.watchdog import Stalled, end_when_stalled
 
 
 def slowly(waits: list[float]) -> Iterator[int]:
@@ -17,11 +17,11 @@ def slowly(waits: list[float]) -> Iterator[int]:
 
 
 def test_what_comes_in_time_passes() -> None:
-    assert list(unstalled(slowly([0.3, 0.3, 0.3]), 0.6)) == [0, 1, 2]
+    assert list(end_when_stalled(slowly([0.3, 0.3, 0.3]), 0.6)) == [0, 1, 2]
 
 
 def test_what_stands_still_ends() -> None:
-    found = unstalled(slowly([0, 60]), 0.5)
+    found = end_when_stalled(slowly([0, 60]), 0.5)
     assert next(found) == 0
     with pytest.raises(Stalled, match="nothing was labelled"):
         next(found)
@@ -33,7 +33,7 @@ def test_errors_pass_through() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        list(unstalled(broken(), 5))
+        list(end_when_stalled(broken(), 5))
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -45,7 +45,7 @@ def test_rays_waiting_is_interrupted() -> None:
     flow = ray.data.from_items([{"x": 1}]).map(stuck)
     began = time.monotonic()
     with pytest.raises(Stalled):
-        list(unstalled(flow.iter_batches(), 5))
+        list(end_when_stalled(flow.iter_batches(), 5))
     assert time.monotonic() - began < 60
 
 
@@ -54,6 +54,6 @@ def test_it_ends_where_interrupts_are_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(Stalled):
-            list(unstalled(slowly([60]), 0.3))
+            list(end_when_stalled(slowly([60]), 0.3))
     finally:
         signal.signal(signal.SIGINT, before)

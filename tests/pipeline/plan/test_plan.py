@@ -11,9 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.plan.digests import Objects, digests, named, newest, places, versions
-from pipeline.plan.plan import plan
-from pipeline.plan.shards import kept, plan_tables
+from pipeline.plan.digests import (
+    Objects,
+    consume_into_known,
+    digest_versions,
+    digests,
+    find_names,
+    find_positions,
+)
+from pipeline.plan.plan import plan_shards
+from pipeline.plan.shards import read_plan_tables, write_shards
 from pipeline.schema import Member, Shard
 from pipeline.storage.files import InputError
 from tests.support.samples import encoded, jpeg, prepared, write_tar
@@ -34,7 +41,7 @@ def test_output_within_input_is_no_input(tmp_path: Path) -> None:
     output = tmp_path / "labels"
     (output / "images").mkdir(parents=True)
     pq.write_table(pa.table({"x": [1]}), output / "images" / "part.parquet")
-    found = plan(str(tmp_path), output=str(output))
+    found = plan_shards(str(tmp_path), output=str(output))
     assert [shard.kind for shard in found.shards] == ["files"]
     assert found.ignored == 0
 
@@ -49,7 +56,7 @@ def test_limit_counts_what_archives_hold(
     write_tar(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(5)})
     pq.write_table(pa.table({"jpg": [jpeg()] * 5}), tmp_path / "b.parquet")
     (tmp_path / "c.tar").write_bytes(b"no archive")
-    shards = plan(str(tmp_path), limit=limit).shards
+    shards = plan_shards(str(tmp_path), limit=limit).shards
     assert [shard.limit for shard in shards] == limits
     assert sum(len(encoded(shard)) for shard in shards) == images
 
@@ -58,47 +65,51 @@ def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> N
     for name in ("a.jpg", "sub/b.png", "sub/note.txt", "_hidden/c.jpg", ".d.jpg", "misnamed"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jpeg())
-    whole = plan(str(tmp_path))
+    whole = plan_shards(str(tmp_path))
     (shard,) = whole.shards
     members = shard.members
     names = [member.uri.removeprefix(f"file://{tmp_path}/") for member in members]
     assert names == ["a.jpg", "misnamed", "sub/b.png"]
     assert whole.ignored == 1
-    whole.shards.put(str(tmp_path / "kept" / "plan.parquet"))
-    again = kept(plan_tables(str(tmp_path / "kept" / "plan.parquet")))
+    whole.shards.write_to(str(tmp_path / "kept" / "plan.parquet"))
+    again = write_shards(read_plan_tables(str(tmp_path / "kept" / "plan.parquet")))
     assert list(again) == [shard]
-    seen = newest([Objects(versions([(members[0].uri, members[0].etag)]))], lambda: iter([]))
-    (rest,) = plan(str(tmp_path), known=seen, output=str(tmp_path / "kept")).shards
+    seen = consume_into_known(
+        [Objects(digest_versions([(members[0].uri, members[0].etag)]))], lambda: iter([])
+    )
+    (rest,) = plan_shards(str(tmp_path), known=seen, output=str(tmp_path / "kept")).shards
     assert len(rest.members) == 2
 
 
 def test_objects_are_known_by_both_halves_of_their_digests() -> None:
     among = np.array([[1, 5], [2, 1], [2, 3], [2, 8], [9, 0]], np.uint64).T
     wanted = np.array([[2, 8], [2, 4], [9, 0], [9, 1], [0, 5], [1, 5], [2, 1], [7, 7]], np.uint64).T
-    assert places(wanted, among).tolist() == [3, -1, 4, -1, -1, 0, 1, -1]
+    assert find_positions(wanted, among).tolist() == [3, -1, 4, -1, -1, 0, 1, -1]
 
 
 def test_the_last_labels_of_an_object_are_known_and_the_names_of_those_that_left(
     tmp_path: Path,
 ) -> None:
     nights = [
-        Objects(versions([("x", "1"), ("y", "1"), ("z", "2")])),
-        Objects(versions([("y", "3"), ("x", "1")]), of_input=False),
-        Objects(versions([("z", "2")]), labelled=False),
+        Objects(digest_versions([("x", "1"), ("y", "1"), ("z", "2")])),
+        Objects(digest_versions([("y", "3"), ("x", "1")]), of_input=False),
+        Objects(digest_versions([("z", "2")]), labelled=False),
     ]
-    night = newest(nights, lambda: iter([pa.array(["x", "y", "x"]), pa.array(["y", "z"])]))
-    at = places(digests("xyz"), night.uris)
+    night = consume_into_known(
+        nights, lambda: iter([pa.array(["x", "y", "x"]), pa.array(["y", "z"])])
+    )
+    at = find_positions(digests("xyz"), night.uris)
     assert (night.etags[:, at] == digests(["1", "3", "2"])).all()
     assert night.labelled[at].tolist() == [True, True, False]
     assert night.of_input.all()
-    assert named(night.uris, night.names).to_pylist() == ["x", "y", "z"]
+    assert find_names(night.uris, night.names).to_pylist() == ["x", "y", "z"]
 
 
 def test_missing_and_empty_input_are_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        plan(str(tmp_path / "nowhere"))
+        plan_shards(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="nothing to label"):
-        plan(str(tmp_path))
+        plan_shards(str(tmp_path))
 
 
 def test_list_of_urls(tmp_path: Path) -> None:

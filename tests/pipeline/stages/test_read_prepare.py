@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import plan_shards
 from pipeline.schema import Done
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.read import read_shard
@@ -45,7 +45,7 @@ def test_truncated_tar_keeps_what_came_before(tmp_path: Path, mode: str) -> None
     whole = write_tar(tmp_path / "whole.tar", members, mode).read_bytes()
     for cut in range(700, len(whole) - 11_000 if mode == "w" else len(whole) - 20, 1777):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
-        (shard,) = plan(str(tmp_path / "cut.tar")).shards
+        (shard,) = plan_shards(str(tmp_path / "cut.tar")).shards
         rows = encoded(shard)
         good = [row for row in rows if row["status"] == "ok"]
         assert [row["encoded"] for row in good] == list(members.values())[: len(good)]
@@ -57,14 +57,14 @@ def test_truncated_tar_keeps_what_came_before(tmp_path: Path, mode: str) -> None
 def test_ids_are_unique_within_a_tar(tmp_path: Path) -> None:
     names = ["a/1.jpg", "a/1.png", "b/1.jpg", "b/1.seg.jpg", "./b/1.jpg", "note.txt"]
     source = write_tar(tmp_path / "t.tar", {name: jpeg() for name in names})
-    (shard,) = plan(str(source)).shards
+    (shard,) = plan_shards(str(source)).shards
     ids = [row["image_id"].split("#")[1] for row in encoded(shard)]
     assert ids == ["a/1", "a/1.png", "b/1", "b/1.seg.jpg", "./b/1.jpg"]
 
 
 def test_leaving_out_what_is_done_keeps_positions(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "t.tar", {f"{i}.jpg": jpeg(i) for i in range(7)})
-    (shard,) = plan(str(source)).shards
+    (shard,) = plan_shards(str(source)).shards
     everything = [steady(row) for row in encoded(shard)]
     for done in (Done((0, 3)), Done((6,), ended=True), Done(tuple(range(7)), ended=True)):
         rest = [steady(row) for row in encoded(shard, done)]
@@ -83,7 +83,7 @@ def test_shard_that_lost_images_since_a_kill_still_adds_up(
     left: int, ended: bool, tmp_path: Path
 ) -> None:
     source = write_tar(tmp_path / "t.tar", {f"{i}.jpg": jpeg(i) for i in range(7)})
-    (shard,) = plan(str(source)).shards
+    (shard,) = plan_shards(str(source)).shards
     done = Done((0, 4, 6), ended)
     write_tar(source, {f"{i}.jpg": jpeg(i) for i in range(left)})
     if not left:
@@ -193,7 +193,7 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
 
 def test_pixel_limit_is_read_from_the_header(tmp_path: Path) -> None:
     Image.new("L", (400, 300)).save(tmp_path / "large.png")
-    (shard,) = plan(str(tmp_path)).shards
+    (shard,) = plan_shards(str(tmp_path)).shards
     (encoded,) = read_shard(shard)
     (table,) = Preparer(RULE, max_pixels=400 * 300 - 1)(encoded)
     (row,) = table.to_pylist()
@@ -221,7 +221,9 @@ def test_archives_of_a_plain_web_server(says_length: bool, tmp_path: Path) -> No
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
     (tmp_path / "list.txt").write_text(f"{base}/t.tar\n{base}/p.parquet")
-    rows = [row for shard in plan(str(tmp_path / "list.txt")).shards for row in encoded(shard)]
+    rows = [
+        row for shard in plan_shards(str(tmp_path / "list.txt")).shards for row in encoded(shard)
+    ]
     server.shutdown()
     assert [row["status"] for row in rows] == ["ok"] * 4
     assert [row["encoded"] for row in rows] == [large, jpeg(1)] * 2

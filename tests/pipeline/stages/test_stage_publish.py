@@ -13,9 +13,15 @@ import pytest
 from jobs.output.catalog import committed_runs
 from pipeline.plan.remaining import Staged
 from pipeline.schema import DETECTED, DETECTIONS, IMAGES
-from pipeline.stages.publish import PublishTarget, ReconcileError, parts, publish_part, reconcile
+from pipeline.stages.publish import (
+    PublishTarget,
+    ReconcileError,
+    group_into_parts,
+    publish_part,
+    reconcile,
+)
 from pipeline.stages.stage import stage
-from pipeline.stages.staged import staged
+from pipeline.stages.staged import read_staging
 from tests.support.committed import commit_run, make_target
 
 BOX = {"label_id": 1, "score": 0.5, "x_min": 0.0, "y_min": 1.0, "x_max": 2.0, "y_max": 3.0}
@@ -53,7 +59,7 @@ def test_shards_with_equal_ids_do_not_overwrite_each_other(tmp_path: Path) -> No
     staging = str(tmp_path / "_staging")
     receipts = [stage(block(shard, [0, 1], size=2), staging) for shard in ("a", "b")]
     assert receipts[0].file != receipts[1].file
-    result = staged(staging)
+    result = read_staging(staging)
     assert complete(result) == {"a", "b"}
     reconcile(["a", "b"], result)
 
@@ -70,9 +76,9 @@ def test_missing_images_are_not_published(tmp_path: Path) -> None:
     stage(block("a", [0, 1]), staging)
     stage(block("a", [3], size=4), staging)
     with pytest.raises(ReconcileError, match="a: 3 of 4"):
-        reconcile(["a"], staged(staging))
+        reconcile(["a"], read_staging(staging))
     with pytest.raises(ReconcileError, match="b: 0 of an unknown number"):
-        reconcile(["b"], staged(staging))
+        reconcile(["b"], read_staging(staging))
 
 
 def test_published_rows_are_sorted_and_unique(tmp_path: Path) -> None:
@@ -80,9 +86,9 @@ def test_published_rows_are_sorted_and_unique(tmp_path: Path) -> None:
     for indices, size in (([2, 3], 4), ([0, 1], None), ([1, 2], None)):
         stage(block("a", indices, size, boxes=2), goal.staging)
     stage(block("b", [0], 1, boxes=0), goal.staging)
-    result = staged(goal.staging)
+    result = read_staging(goal.staging)
     reconcile(["a", "b"], result)
-    files = [f for part in parts(["b", "a"], result) for f in publish_part(part, goal)]
+    files = [f for part in group_into_parts(["b", "a"], result) for f in publish_part(part, goal)]
     assert committed_runs(str(tmp_path)) == []
     commit_run(goal, "s3://lake/photos", files, {"ok": 5})
     (manifest,) = committed_runs(str(tmp_path))
@@ -112,25 +118,25 @@ def test_images_of_several_files_count_once_as_they_are_published(tmp_path: Path
         stage(rows.set_column(rows.column_names.index("status"), "status", status), goal.staging)
     stage(block("a", list(range(20)), 20), goal.staging)
     stage(block("b", [0, 1, 3], 4), goal.staging)
-    result = staged(goal.staging)
+    result = read_staging(goal.staging)
     assert complete(result) == {"a"}
     assert result.images == 23
-    (b,) = result.places(pa.array(["b"]))
-    assert result.done(b) == [(0, 2), (3, 4)]
+    (b,) = result.positions_of(pa.array(["b"]))
+    assert result.finished_spans(b) == [(0, 2), (3, 4)]
     stage(block("b", [2]), goal.staging)
-    result = staged(goal.staging)
+    result = read_staging(goal.staging)
     reconcile(["a", "b"], result)
-    (part,) = parts(["a", "b"], result)
+    (part,) = group_into_parts(["a", "b"], result)
     images = pq.read_table(tmp_path / publish_part(part, goal)[0].path, partitioning=None)
     counts = Counter(images["status"].to_pylist())
     assert counts.total() == 24
-    assert result.counts() == dict(counts)
+    assert result.count_by_status() == dict(counts)
 
 
 def test_a_run_without_one_box_has_tables_of_the_same_types(tmp_path: Path) -> None:
     goal = target(tmp_path)
     stage(block("a", [0, 1], 2, boxes=0), goal.staging)
-    (part,) = parts(["a"], staged(goal.staging))
+    (part,) = group_into_parts(["a"], read_staging(goal.staging))
     files = publish_part(part, goal)
     detections = pq.read_table(tmp_path / files[1].path, partitioning=None)
     assert detections.schema.equals(DETECTIONS)
@@ -141,7 +147,7 @@ def test_a_run_that_was_replaced_counts_no_more(tmp_path: Path) -> None:
     goals = [make_target(tmp_path, run_id, ("", "c"), str(tmp_path / "s")) for run_id in "12"]
     for goal in goals:
         stage(block("a", [0], 1), goal.staging)
-        (part,) = parts(["a"], staged(goal.staging))
+        (part,) = group_into_parts(["a"], read_staging(goal.staging))
         replaced = [] if goal.run_id == "1" else ["1"]
         commit_run(goal, "in", publish_part(part, goal), {"ok": 1}, replaced)
     assert [run["run_id"] for run in committed_runs(str(tmp_path))] == ["2"]

@@ -9,11 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.plan.shards import kept, plan_tables, shards_of_group, to_table
+from pipeline.plan.shards import (
+    read_plan_tables,
+    read_shards_of_group,
+    table_of_shards,
+    write_shards,
+)
 from pipeline.schema import Member, Shard
-from pipeline.stages.publish import parts, publish_part
+from pipeline.stages.publish import group_into_parts, publish_part
 from pipeline.stages.stage import stage
-from pipeline.stages.staged import read_staged, staged
+from pipeline.stages.staged import read_staged_block, read_staging
 from pipeline.storage.errors import DamagedFile, OutputError
 from pipeline.storage.files import open_location
 from tests.pipeline.stages.test_stage_publish import block
@@ -36,7 +41,7 @@ def plan(tmp_path: Path) -> Path:
     """A plan of six shards, a row group each."""
     members = tuple(Member(f"file:///lake/{n}.jpg", f"{n}-{n}", n) for n in range(3))
     shards = [Shard(f"files-{n:04}", "files", members) for n in range(6)]
-    kept([to_table(shards)]).put(str(tmp_path / "plan.parquet"))
+    write_shards([table_of_shards(shards)]).write_to(str(tmp_path / "plan.parquet"))
     return tmp_path / "plan.parquet"
 
 
@@ -47,7 +52,7 @@ def test_a_damaged_block_is_dropped(
     first, *others = blocks
     logged = warnings_of("pipeline.stages.staged", monkeypatch)
     first.write_bytes(DAMAGES[damage](first.read_bytes()))
-    result = staged(str(first.parent))
+    result = read_staging(str(first.parent))
     assert result.files.to_pylist() == [path.name for path in others]
     assert result.images == 2 * len(others)
     assert sorted(first.parent.iterdir()) == others
@@ -58,7 +63,7 @@ def test_a_damaged_block_is_dropped_from_a_bucket(bucket: str) -> None:
     names = [stage(block(shard, [0, 1], 2), bucket).file for shard in SHARDS]
     fs, path = open_location(f"{bucket}/{names[0]}", "staging")
     fs.pipe_file(path, flip(0.4, 6)(fs.cat_file(path)))
-    assert staged(bucket).files.to_pylist() == sorted(names[1:])
+    assert read_staging(bucket).files.to_pylist() == sorted(names[1:])
     fs.invalidate_cache()
     assert not fs.exists(path)
 
@@ -67,31 +72,31 @@ def test_a_block_that_is_damaged_when_it_is_published_is_computed_again(
     blocks: list[Path], tmp_path: Path
 ) -> None:
     target = make_target(tmp_path, "run", ("", "circle"), str(tmp_path / "blocks"))
-    (part,) = parts(SHARDS, staged(target.staging))
+    (part,) = group_into_parts(SHARDS, read_staging(target.staging))
     blocks[0].write_bytes(flip(0.5, 1)(blocks[0].read_bytes()))
     with pytest.raises(OutputError, match=f"{blocks[0].name} was damaged, and is removed"):
         publish_part(part, target)
     assert sorted(blocks[0].parent.iterdir()) == blocks[1:]
     assert not (tmp_path / "images").exists()
-    (gone,) = set(SHARDS) - set(staged(target.staging).shards.to_pylist())
+    (gone,) = set(SHARDS) - set(read_staging(target.staging).shards.to_pylist())
     stage(block(gone, [0, 1], 2, boxes=3), target.staging)
-    (part,) = parts(SHARDS, staged(target.staging))
+    (part,) = group_into_parts(SHARDS, read_staging(target.staging))
     assert [file.rows for file in publish_part(part, target)] == [8, 24]
 
 
 def test_blocks_of_older_versions_are_read(blocks: list[Path]) -> None:
     """They had no checksums, and fewer columns. What Parquet itself notices is found."""
     folder, name = str(blocks[0].parent), blocks[0].name
-    whole = read_staged(folder, name)
+    whole = read_staged_block(folder, name)
     older = whole.drop_columns(["retries", "batch_limit"])
     pq.write_table(older, blocks[0], compression="zstd")
-    assert read_staged(folder, name).equals(whole)
-    assert staged(folder).images == 2 * len(SHARDS)
+    assert read_staged_block(folder, name).equals(whole)
+    assert read_staging(folder).images == 2 * len(SHARDS)
     pq.write_table(older.rename_columns({"boxes": "coxes"}), blocks[0], compression="zstd")
     with pytest.raises(DamagedFile):
-        read_staged(folder, name)
+        read_staged_block(folder, name)
     blocks[0].write_bytes(blocks[0].read_bytes()[:-9])
-    assert staged(folder).images == 2 * len(SHARDS) - 2
+    assert read_staging(folder).images == 2 * len(SHARDS) - 2
 
 
 def test_every_bit_that_is_flipped_is_noticed(
@@ -100,8 +105,8 @@ def test_every_bit_that_is_flipped_is_noticed(
     """Also those of the footer and of headers of pages, which page checksums do not cover."""
     folder, name = str(blocks[0].parent), blocks[0].name
     cases: list[tuple[Path, Callable[[], pa.Table]]] = [
-        (blocks[0], lambda: read_staged(folder, name)),
-        (plan, lambda: pa.concat_tables(plan_tables(str(plan)))),
+        (blocks[0], lambda: read_staged_block(folder, name)),
+        (plan, lambda: pa.concat_tables(read_plan_tables(str(plan)))),
     ]
     for file, read in cases:
         read()
@@ -119,7 +124,7 @@ def test_a_damaged_plan_is_named(damage: str, plan: Path) -> None:
     whole = plan.read_bytes()
     plan.write_bytes({**DAMAGES, "short": lambda data: data[:-1]}[damage](whole))
     with pytest.raises(DamagedFile, match=f"{plan} is damaged"):
-        list(plan_tables(str(plan)))
+        list(read_plan_tables(str(plan)))
 
 
 def test_tasks_find_what_is_damaged_of_their_row_group(plan: Path) -> None:
@@ -127,9 +132,9 @@ def test_tasks_find_what_is_damaged_of_their_row_group(plan: Path) -> None:
     chunk = pq.read_metadata(plan).row_group(3).column(2)  # addresses of the members
     place = chunk.data_page_offset + chunk.total_compressed_size - 1
     plan.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    assert len(list(shards_of_group(str(plan), 2, [0]))) == 1
+    assert len(list(read_shards_of_group(str(plan), 2, [0]))) == 1
     with pytest.raises(DamagedFile, match=f"{plan} is damaged"):
-        list(shards_of_group(str(plan), 3, [0]))
+        list(read_shards_of_group(str(plan), 3, [0]))
 
 
 def test_errors_of_the_storage_are_no_damage(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,5 +151,5 @@ def test_errors_of_the_storage_are_no_damage(plan: Path, monkeypatch: pytest.Mon
         file.error = error
         with monkeypatch.context() as patch, pytest.raises(type(error)) as raised:
             patch.setattr("pipeline.plan.shards.local_copy", lambda *_, file=file: file)
-            list(plan_tables(str(plan)))
+            list(read_plan_tables(str(plan)))
         assert raised.value is error

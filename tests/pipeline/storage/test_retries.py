@@ -7,8 +7,8 @@ import pytest
 from s3fs import S3FileSystem
 
 from pipeline.storage import retries
-from pipeline.storage.files import find, open_location, read_object
-from pipeline.storage.retries import retried
+from pipeline.storage.files import list_files, open_location, read_object
+from pipeline.storage.retries import retry
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +28,11 @@ def test_a_misspelt_endpoint_is_said_soon_whatever_disks_answer(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     S3FileSystem.clear_instance_cache()
     local, path = open_location(str(tmp_path), "OUTPUT")
-    assert list(find(local, path)) and read_object(local, f"{path}/a") == b"a"
+    assert list(list_files(local, path)) and read_object(local, f"{path}/a") == b"a"
     fs, place = open_location("s3://lake/photos", "INPUT")
     began = time.monotonic()
     with pytest.raises(Exception, match="Could not connect"):
-        find(fs, place)
+        list_files(fs, place)
     S3FileSystem.clear_instance_cache()
     assert 0.5 < time.monotonic() - began < 8
     assert retries.repeated > 2
@@ -52,7 +52,7 @@ class Flaky:
 
 
 def test_what_passes_is_repeated_and_counted() -> None:
-    assert retried(Flaky(3, ConnectionResetError())) == "answer"
+    assert retry(Flaky(3, ConnectionResetError())) == "answer"
     assert retries.repeated == 3
 
 
@@ -60,7 +60,7 @@ def test_what_passes_is_repeated_and_counted() -> None:
 def test_what_says_something_about_the_object_is_not(error: Exception) -> None:
     flaky = Flaky(1, error)
     with pytest.raises(type(error)):
-        retried(flaky)
+        retry(flaky)
     assert flaky.calls == 1 and retries.repeated == 0
 
 
@@ -68,5 +68,5 @@ def test_repetition_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.02)
     flaky = Flaky(1000, TimeoutError())
     with pytest.raises(TimeoutError):
-        retried(flaky)
+        retry(flaky)
     assert flaky.calls == retries.ATTEMPTS
