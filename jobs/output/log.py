@@ -1,6 +1,8 @@
-"""The log of commits: numbered entries, each created whole and only where there is none.
+"""The log of commits: numbered entries. An entry is created whole, and only if its name is free.
 
-What OUTPUT holds is what the entries say, first to last. An entry is never changed or removed.
+The entries, first to last, define what OUTPUT holds. An entry is never changed or removed. A run
+counts from the entry that adds it until an entry removes it: readers see the labels of runs that
+count.
 """
 
 import math
@@ -16,8 +18,8 @@ from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest, check_manifest
 from jobs.output.store import Store
 
-READ_AT_ONCE = 16  # entries or manifests fetched together: latency limits them
-CHECKPOINT_EVERY = 32  # entries
+READ_AT_ONCE = 16  # entries or manifests fetched at once, because latency limits them
+CHECKPOINT_EVERY = 32  # log entries
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,31 +29,31 @@ Reason = Literal["replaced", "compacted", "deleted"]
 
 @dataclass(frozen=True)
 class Added:
-    """A run that an entry lets count."""
+    """A run that counts from this log entry on."""
 
     run_id: str
-    manifest: str  # its name below OUTPUT
-    sha256: str  # of the manifest
+    manifest: str  # name of the manifest below OUTPUT
+    sha256: str  # digest of the manifest
 
 
 @dataclass(frozen=True)
 class Removed:
-    """A run that an entry lets count no more."""
+    """A run that counts no more from this log entry on."""
 
     run_id: str
     reason: Reason
-    by: str | None = None  # the run that took its place, if any
-    kept_until: float = 0.0  # Unix time before which its files stay
+    by: str | None = None  # id of the run that replaced it, if any
+    kept_until: float = 0.0  # Unix time until which its files stay
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the log. Every kind fences off the writers that began before it."""
+    """One entry of the log. Every kind of entry fences off the writers that began before it."""
 
     number: int
     kind: Kind
-    token: str  # of its writer
-    holder: str  # its writer, for people
+    token: str  # of the writer that created the entry
+    holder: str  # host and process of that writer, for people
     adds: tuple[Added, ...] = ()
     removes: tuple[Removed, ...] = ()
 
@@ -60,7 +62,7 @@ class Entry:
 
 
 def entry_of_bytes(name: str, data: bytes) -> Entry:
-    """The entry of that name. DamagedOutput where it is none."""
+    """Parse the log entry `name`. Raises DamagedOutput if `data` is no log entry of that name."""
     document = unseal(name, data)
 
     def convert() -> Entry:
@@ -74,7 +76,7 @@ def entry_of_bytes(name: str, data: bytes) -> Entry:
 
 
 def check_entry(entry: Entry, number: int | None) -> None:
-    """AssertionError for fields that no writer writes: names must not lead out of OUTPUT."""
+    """Raise AssertionError for fields that no writer writes. Names must not lead out of OUTPUT."""
     assert type(entry.number) is int and entry.number == number
     assert entry.kind in get_args(Kind)
     assert paths.is_token(entry.token) and isinstance(entry.holder, str)
@@ -97,7 +99,7 @@ def check_added(one: Added) -> None:
 
 @dataclass
 class RunState:
-    """A run that was added, and what became of it."""
+    """A run that a log entry added, and its removal, if it was removed."""
 
     added: Added
     removed: Removed | None = None
@@ -105,17 +107,21 @@ class RunState:
 
 @dataclass
 class State:
-    """What the entries up to `number` say."""
+    """The state of OUTPUT after the log entry `number`."""
 
     number: int = 0
-    runs: dict[str, RunState] = field(default_factory=dict)  # in the order of their entries
-    tokens: set[str] = field(default_factory=set)  # of all writers so far
-    # Those that a checkpoint had; others are read where they lie.
+    # By run id, in the order of their log entries.
+    runs: dict[str, RunState] = field(default_factory=dict)
+    tokens: set[str] = field(default_factory=set)  # tokens of all writers so far
+    # Manifests that the checkpoint holds. Other manifests are read from their own files.
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    kept: int = 0  # the number of the last checkpoint that is known of
+    kept: int = 0  # the number of the newest checkpoint that is known
 
     def apply(self, entry: Entry) -> None:
-        """Take in the next entry. DamagedOutput where it speaks of runs that there are not."""
+        """Apply the next log entry.
+
+        Raises DamagedOutput if the entry adds a run twice, or removes a run that was never added.
+        """
         assert entry.number == self.number + 1
         for one in entry.adds:
             if one.run_id in self.runs:
@@ -129,12 +135,12 @@ class State:
         self.number = entry.number
 
     def counting_runs(self) -> list[str]:
-        """Runs that count, by name: oldest first."""
+        """Ids of the runs that count, oldest first, because the ids sort by age."""
         return sorted(name for name, run in self.runs.items() if run.removed is None)
 
     def living_runs(self) -> set[str]:
-        """Runs whose labels are there, in their own tables or in those they were merged into."""
-        merged: dict[str | None, list[str]] = {}  # by the run that they were merged into
+        """Ids of the runs whose labels OUTPUT holds, in their own tables or in merged tables."""
+        merged: dict[str | None, list[str]] = {}  # by the id of the run that they were merged into
         for run_id, run in self.runs.items():
             if run.removed is not None and run.removed.reason == "compacted":
                 merged.setdefault(run.removed.by, []).append(run_id)
@@ -148,17 +154,18 @@ class State:
 
 
 def read_state(store: Store) -> State:
-    """What the log says by now. A log without entries gives a state of number 0.
+    """Read the newest checkpoint and all log entries behind it.
 
-    DamagedOutput for a document that is not as it was written, or an entry that is missing.
+    A log without entries gives a state of number 0. Raises DamagedOutput if a document is not as it
+    was written, or a log entry is missing.
     """
     names = store.names(paths.LOG)
     entries = [n for n in map(paths.number_of_entry, names) if n is not None]
     checkpoints = [n for n in map(paths.number_of_checkpoint, names) if n is not None]
     state = read_checkpoint(store, max(checkpoints)) if checkpoints else State()
-    for entry in read_entries(store, state.number + 1):
+    for entry in read_entries(store, state.number + 1, max(entries, default=0)):
         state.apply(entry)
-    # The listing came first: what it has was there before the reading began.
+    # The names were listed before the entries were read, so all listed entries must be readable.
     if entries and max(entries) > state.number:
         missing, last = paths.entry(state.number + 1), paths.entry(max(entries))
         raise DamagedOutput(
@@ -168,29 +175,35 @@ def read_state(store: Store) -> State:
     return state
 
 
-def read_entries(store: Store, number: int) -> Iterator[Entry]:
-    """Entries from a number on, until one is missing: a listing may lack the newest."""
+def read_entries(store: Store, number: int, listed: int) -> Iterator[Entry]:
+    """Read log entries from `number` on, until one is missing.
+
+    `listed` is the number of the newest entry in a listing. A listing may lack newer entries, so
+    reading goes on behind it, one by one.
+    """
     while True:
-        names = [paths.entry(n) for n in range(number, number + READ_AT_ONCE)]
+        count = max(1, min(READ_AT_ONCE, listed - number + 1))
+        names = [paths.entry(n) for n in range(number, number + count)]
         found = map_at_once(partial(read_if_any, store), names)
         for name, data in zip(names, found, strict=True):
             if data is None:
                 return
             yield entry_of_bytes(name, data)
-        number += READ_AT_ONCE
+        number += count
 
 
 def map_at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What a function makes of each item, in their order; READ_AT_ONCE are waited for together.
+    """Call a function with each item, READ_AT_ONCE at a time. Results have the order of the items.
 
-    All of it: a pool that is left to the collection of garbage may wait for itself for ever.
+    It returns a list, not an iterator: a thread pool that the garbage collector closes may wait for
+    itself for ever.
     """
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         return list(pool.map(function, items))
 
 
 def read_if_any(store: Store, name: str) -> bytes | None:
-    """An object; None where there is none."""
+    """Read an object. None if it does not exist."""
     try:
         return store.read(name)
     except FileNotFoundError:
@@ -198,7 +211,7 @@ def read_if_any(store: Store, name: str) -> bytes | None:
 
 
 def checkpoint_to_bytes(state: State) -> bytes:
-    """All of a state, manifests of runs whose labels are there included."""
+    """Serialize a whole state, with the manifests of the runs whose labels OUTPUT holds."""
     return seal(
         {
             "number": state.number,
@@ -210,7 +223,7 @@ def checkpoint_to_bytes(state: State) -> bytes:
 
 
 def read_checkpoint(store: Store, number: int) -> State:
-    """The state that was kept when an entry was the last. DamagedOutput where it is not that."""
+    """Read the state after the log entry `number`. Raises DamagedOutput if it is damaged."""
     name = paths.checkpoint(number)
     document = unseal(name, store.read(name))
 
@@ -234,7 +247,7 @@ def read_checkpoint(store: Store, number: int) -> State:
 
 
 def next_entry(state: State, kind: Kind, token: str, holder: str) -> Entry:
-    """An entry behind a state, without runs yet."""
+    """The log entry that follows a state, without runs."""
     return Entry(state.number + 1, kind, token, holder)
 
 

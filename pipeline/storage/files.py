@@ -95,11 +95,15 @@ def list_files(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
 
 
 def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
-    """An object's bytes, of which `size` are expected where that is known."""
-    if size < 0 or isinstance(fs, LocalFileSystem):
+    """An object's bytes, at most `size` where that is known. It takes S3 one request."""
+    if isinstance(fs, LocalFileSystem):
         data: bytes = retry(fs.cat_file, path)
-    else:  # which spares the store a question for the size
+    elif size >= 0:
         data = retry(fs.cat_file, path, start=0, end=size) if size else b""
+    else:
+        # s3fs would ask for the size first, to read large objects by several requests.
+        options = {"max_concurrency": 1} if "s3" in fs.protocol else {}
+        data = retry(fs.cat_file, path, **options)
     return data
 
 

@@ -29,6 +29,7 @@ class FaultyStore:
         self.held, self.release = threading.Event(), threading.Event()
         self.lose_at = ""  # the first PUT whose path ends so takes effect, and nobody hears of it
         self.injected: Counter[str] = Counter()
+        self.requests: list[tuple[str, str]] = []  # method and path of each
         self.url = ""
 
     @contextmanager
@@ -65,6 +66,7 @@ class FaultyStore:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
+        self.requests.append((request.method, request.path))
         if self.gone:
             return self._reset(request)
         if self.forbidding and request.method in ("PUT", "POST"):

@@ -265,7 +265,7 @@ class Sealless(LogWriter):
 class Sweeping(LogWriter):
     """Deletes what does not count, whoever made it."""
 
-    def remains(self) -> list[str]:
+    def abandoned_files(self) -> list[str]:
         runs = self.catalog.committed_runs()
         names = {file["path"] for run in runs for file in run["files"]}
         names |= {self.catalog.state.runs[run["run_id"]].added.manifest for run in runs}
