@@ -97,6 +97,7 @@ def test_label_then_only_what_is_new(
     assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
 
 
+@pytest.mark.slow
 def test_detectors_that_take_two_calls_at_once_answer_alike(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
