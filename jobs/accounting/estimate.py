@@ -1,27 +1,27 @@
-"""What a run should take and cost, by the runs before it; and how far off that was."""
+"""The estimated time and cost of a run, from earlier runs, and the error of that estimate."""
 
 from statistics import median
 from typing import Any, TypedDict
 
 from jobs.accounting.node_hours import CPU, GPU, Rates
 
-RUNS = 5  # the newest, whose medians count
+RUNS = 5  # the estimate takes medians over this many of the newest runs
 
 
 class Estimate(TypedDict):
-    """Of a run that is planned."""
+    """The estimate of a planned run."""
 
     images: int
     seconds: float  # start-up included
     usd: float | None  # None without a price
-    runs: int  # that it was made from
+    runs: int  # number of runs that the estimate was made from
 
 
 def estimate(reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates) -> Estimate | None:
-    """From reports of earlier runs, oldest first; None where none of them tells enough.
+    """Estimate a run from reports of earlier runs, oldest first. None if no report has enough data.
 
-    Time grows with bytes beyond what starting takes: how many images an archive holds is not known
-    before it is read.
+    The time is the start-up time plus a time for each byte. Bytes are used because the number of
+    images in an archive is not known before it is read.
     """
     known = [
         report
@@ -54,7 +54,7 @@ def estimate(reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates) ->
 
 
 def as_text(found: Estimate | None) -> str:
-    """For --dry-run."""
+    """The text that --dry-run prints."""
     if found is None:
         return "not known before a first run over like images"
     usd = "no price was given" if found["usd"] is None else f"{found['usd']:.4f} USD"
@@ -63,7 +63,7 @@ def as_text(found: Estimate | None) -> str:
 
 
 def accuracy(report: dict[str, Any]) -> str | None:
-    """How far off the estimate of a finished run was; None where there was none."""
+    """The error of the estimate of a finished run, as text. None if there was no estimate."""
     found = report.get("estimate")
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""What a run costs: node-hours by kind of node, start-up and idle time included, and prices."""
+"""The cost of a run: node-hours by kind of node, start-up and idle time included, and prices."""
 
 import threading
 import time
@@ -8,12 +8,12 @@ from typing import Any, TypedDict
 
 from jobs.accounting.prices import Machine
 
-SAMPLE_SECONDS = 10.0  # between two looks at a cluster's nodes
-GPU, CPU = "gpu", "cpu"  # nodes with an accelerator, and without
+SAMPLE_SECONDS = 10.0  # between two samples of the nodes of a cluster
+GPU, CPU = "gpu", "cpu"  # kinds of nodes: with an accelerator, and without
 
 
 class NodeCost(TypedDict):
-    """The nodes of one kind."""
+    """The cost of the nodes of one kind."""
 
     kind: str  # GPU or CPU
     instance_type: str
@@ -23,18 +23,18 @@ class NodeCost(TypedDict):
 
 
 class Cost(TypedDict):
-    """USD of a run. What each kind of node cost is not known where one price was given for all."""
+    """The cost of a run in USD. Costs by kind of node are absent if one price was given for all."""
 
     usd: float
     usd_on_demand: float | None
     usd_spot: float | None
     nodes: list[NodeCost]
-    basis: str  # where the prices are from
+    basis: str  # source of the prices
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What an hour costs: of all together (`usd_per_hour`), or of a node of each kind."""
+    """The prices of an hour: of all nodes together (`usd_per_hour`), or of a node of each kind."""
 
     usd_per_hour: float | None = None
     gpu: Machine | None = None
@@ -42,7 +42,7 @@ class Rates:
     spot: bool = False
 
     def bill(self, node_hours: Mapping[str, float], hours: float) -> Cost | None:
-        """The cost of `node_hours` by kind, of a run of so many `hours`; None without a price."""
+        """The cost of a run of `hours`, with `node_hours` by kind of node. None without a price."""
         if self.usd_per_hour is not None:
             usd = self.usd_per_hour * hours
             return Cost(
@@ -86,10 +86,10 @@ class Rates:
 
 
 class NodeMeter:
-    """Counts node-hours by kind while the `with` block runs, looking at the nodes every so often.
+    """Counts node-hours by kind while the `with` block runs. It samples the nodes periodically.
 
-    A node counts from the sample in which it is first alive: machines that boot are not seen by
-    Ray. `started` is Unix time from which the first nodes count.
+    A node counts from the first sample in which it is alive, because Ray does not see machines that
+    still boot. The nodes of the first sample count from the Unix time `started`.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class NodeMeter:
         self._thread.join()
 
     def read(self) -> tuple[dict[str, float], float]:
-        """Node-hours by kind, and hours, until now."""
+        """Node-hours by kind of node, and hours of the run, both until now."""
         self._add()
         return dict(self._hours), (self._last - self._started) / 3600
 

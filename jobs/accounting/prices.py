@@ -1,7 +1,8 @@
-"""What machines cost: `infra/prices.yaml`, a dated table, or a price that the user gives.
+"""Prices of machines, from the dated table `infra/prices.yaml`.
 
-It holds USD per machine-hour of Linux in one region, as a source had it on the day it was read;
-the spot price is the median over the region's zones. Add entries for other machines.
+The table has USD per machine-hour of Linux in one region, with the source and the day on which the
+source was read. The spot price is the median over the zones of the region. Add entries for other
+machines to the table, or give a price with --usd-per-hour.
 """
 
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ from functools import cache
 
 from pipeline.storage.errors import InputError
 
-# What labelling 1,000 images is compared with.
+# Reports compare the cost of labelling 1,000 images with this figure.
 REFERENCE_USD_PER_1000 = 0.047
 
 
 @dataclass(frozen=True)
 class Machine:
-    """An entry of the table; prices in USD an hour."""
+    """An entry of the table. Prices are in USD an hour."""
 
     instance_type: str
     devices: str
@@ -29,7 +30,7 @@ class Machine:
 @cache
 def machines() -> dict[str, Machine]:
     """The table, by instance type."""
-    from importlib.resources import files  # here, as most commands do without
+    from importlib.resources import files  # most commands do not need it
 
     import yaml
 
@@ -50,7 +51,7 @@ def machines() -> dict[str, Machine]:
 
 
 def machine(instance_type: str, option: str = "--instance-type") -> Machine:
-    """An entry of the table; InputError with the machines it has."""
+    """Look up an entry of the table. The InputError for an unknown machine lists the known ones."""
     if instance_type not in machines():
         raise InputError(
             f"no price of {option} {instance_type}: the table has {', '.join(machines())}; give "
@@ -60,7 +61,7 @@ def machine(instance_type: str, option: str = "--instance-type") -> Machine:
 
 
 def as_text() -> str:
-    """The table for people."""
+    """The table as text."""
     lines = [f"{'machine':<14} {'accelerators':<16} {'on demand':>10} {'spot':>8}  region, read on"]
     lines += [
         f"{m.instance_type:<14} {m.devices:<16} {m.on_demand:>10.4f} {m.spot:>8.4f}  "

@@ -1,4 +1,4 @@
-"""How long a run takes until its first images are labelled, by part."""
+"""The start-up time of a run until its first images are labelled, by part."""
 
 import time
 
@@ -8,32 +8,32 @@ from pipeline.storage import retries
 
 # The parts in their usual order. A part that did not happen is not recorded.
 IMPORTS = "imports"  # the process starts, and Python loads its code
-WEIGHTS = "weights"  # they are found, hashed, and checked against the model
-CATALOGUE = "catalogue"  # OUTPUT is locked, and what it holds is read
+WEIGHTS = "weights"  # weights are found, hashed, and checked against the model
+CATALOGUE = "catalogue"  # OUTPUT is locked, and its catalog is read
 LISTING = "listing"  # INPUT is listed, and the plan is written
 RAY = "ray"  # Ray is started or joined
 FIRST_BLOCK = "first block"  # workers start, models load, and the first images come out
 
 
 class Startup:
-    """Measures the parts of a start-up, which follow one another."""
+    """Measures the parts of a start-up. The parts follow one another."""
 
     def __init__(self, imports: float | None = None):
-        """`imports` are seconds that this process took before, where they are known."""
+        """`imports` is the time that this process took before, in seconds. None: not known."""
         self.began = self._last = time.time()
-        self.repeated_before = retries.repeated  # requests of this process, for earlier runs
+        self.repeated_before = retries.repeated  # requests repeated for earlier runs
         self.seconds: dict[str, float] = {} if imports is None else {IMPORTS: imports}
 
     def end(self, part: str, at: float | None = None) -> None:
-        """Add the time since another part ended to `part`. It ends now, or `at` a Unix time."""
+        """End `part`, now or at the Unix time `at`. It began when the part before it ended."""
         now = time.time() if at is None else at
         self.seconds[part] = self.seconds.get(part, 0.0) + max(0.0, now - self._last)
         self._last = now
 
 
 def seconds_of_process() -> float:
-    """The time since this process was created, in seconds."""
+    """Seconds since this process was created."""
     created = psutil.Process().create_time()
-    if hasattr(time, "CLOCK_BOOTTIME"):  # Linux tells the time of its start in whole seconds
+    if hasattr(time, "CLOCK_BOOTTIME"):  # Linux gives its boot time in whole seconds only
         return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - psutil.boot_time())
     return time.time() - created

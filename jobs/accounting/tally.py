@@ -1,4 +1,4 @@
-"""What a run writes about itself: run.json when it starts, report.json when it ends."""
+"""Sums over the receipts of a run, and report.json made from them."""
 
 import time
 from collections import Counter, defaultdict
@@ -13,76 +13,77 @@ from jobs.accounting.timeline import CpuMeter, Point, Timeline
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries
 
-STEADY_SHARE = 0.1  # of the time so far, from which what follows the first block tells a rate
-STAGES = ("read", "prepare", "detect", "stage")  # those of the flow, whose workers run side by side
+STEADY_SHARE = 0.1  # least share of the time so far that a steady rate needs behind the first block
+STAGES = ("read", "prepare", "detect", "stage")  # of the dataflow; their workers run in parallel
 ALL_STAGES = (*STAGES, "publish")
 
 
 class Report(TypedDict):
-    """report.json: what a run did, how fast, and at what cost.
+    """report.json: the images, times, rates and costs of a run.
 
-    Where a run took up a killed one, counts are of the whole run, and times, rates and costs of the
-    command that ended it. Runs of earlier versions lack some of it: absent is not known.
+    If a run was killed and resumed, the counts are those of the whole run. Times, rates and costs
+    are those of the command that finished it. Reports of earlier versions lack some fields: an
+    absent field is not known.
     """
 
     images: int
     ok: int
-    failed: dict[str, int]  # images by reason, see pipeline/schema.py
-    labelled_before: int  # images of the killed run that was taken up
+    failed: dict[str, int]  # number of images by reason, see pipeline/schema.py
+    labelled_before: int  # images that killed commands had labelled
     detections: int
     wall_seconds: float  # from the start of the flow until the tables were written
-    startup_seconds: float | None  # until the first block was done; None where there was none
-    # By part, in order, from the start of the process; see startup.py. "first block" is the last of
-    # them, and `startup_seconds` lies within it. A part that did not happen is absent.
+    startup_seconds: float | None  # until the first block was done; None if there was none
+    # Seconds by part, in order, from the start of the process; see startup.py. "first block" is the
+    # last part, and `startup_seconds` lies within it. A part that did not happen is absent.
     startup_parts: NotRequired[dict[str, float]]
     images_per_second: float  # start-up included
-    images_per_second_steady: float | None  # behind the first block; None where that is all
-    seconds_by_stage: dict[str, float]  # summed over its workers; "publish" is wall time
-    stage_workers: dict[str, int]  # how many of each can work at once
-    stage_use: dict[str, float] | None  # share of their time, behind the first block, that they did
-    limiting_stage: str | None  # whose workers were busiest; None where nothing tells
+    images_per_second_steady: float | None  # behind the first block; None if that is too short
+    seconds_by_stage: dict[str, float]  # summed over workers; "publish" is wall time
+    stage_workers: dict[str, int]  # number of workers that can work at once, by stage
+    stage_use: dict[str, float] | None  # busy share behind the first block
+    limiting_stage: str | None  # stage with the busiest workers; None if not known
     timeline: list[Point]  # at most 201, the first at 0
     storage_retries: int  # requests that were repeated
-    batch_limit: int | None  # pictures at once, where memory did not hold --batch-size
-    # Share of the wall time in which detectors computed: GPUs tell it by events of their own.
+    batch_limit: int | None  # images in a batch, if memory did not hold --batch-size
+    # Share of the wall time in which detectors computed. On GPUs it is measured with GPU events.
     device_use: float
-    cpus: int | None  # of the machine; None on a cluster, where nobody measures the next
-    cpu_use: float | None  # share of their time that the run's processes took
+    cpus: int | None  # of this machine; None on a cluster, where it is not measured
+    cpu_use: float | None  # share of CPU time that the processes of the run took
     encoded_bytes: int  # of the images that this command labelled
     node_hours: dict[str, float]  # by kind of node, "gpu" or "cpu"; start-up included
-    cost: Cost | None  # by kind of node; None: no price was given, as with the next four
+    cost: Cost | None  # None if no price was given, as in the next four fields
     usd_per_hour: float | None  # of all machines together
-    price_basis: str | None  # where the price is from
-    usd: float | None  # what the run cost
+    price_basis: str | None  # source of the price
+    usd: float | None  # cost of the run
     usd_per_1000_images: float | None
-    estimate: NotRequired[Estimate | None]  # what was expected before the run
-    reconciliation: NotRequired[dict[str, int]]  # "planned", and rows by status
+    estimate: NotRequired[Estimate | None]  # estimate from before the run
+    reconciliation: NotRequired[dict[str, int]]  # number of planned images, and of rows by status
 
 
 @dataclass
 class Tally:
-    """Sums over receipts: all that the driver knows of a run under way."""
+    """Sums over receipts: all that the driver knows of a run while it goes on."""
 
     started: float = field(default_factory=time.time)  # Unix time
     images: int = 0
     detections: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    # By stage, summed over workers.
+    # Seconds by stage, summed over workers.
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     encoded_bytes: int = 0
     retries: int = 0  # requests to stores that were repeated
-    batch_limit: int | None = None  # pictures at once, where memory does not hold as many as asked
+    batch_limit: int | None = None  # images in a batch, if memory does not hold --batch-size
     first: Receipt | None = None
-    last: float = 0.0
+    last: float = 0.0  # Unix time at which the last block was done
     timeline: Timeline = field(default_factory=Timeline)
-    cpus: int | None = None  # of this machine, where all of the run is on it
+    cpus: int | None = None  # of this machine; None if the run is on a cluster
     meter: CpuMeter = field(default_factory=CpuMeter)
     startup: Startup = field(default_factory=Startup)
-    listener: Callable[[Receipt], None] | None = None  # hears of each receipt
+    listener: Callable[[Receipt], None] | None = None  # called with each receipt
 
     def add(self, receipt: Receipt) -> None:
         now = time.time()
-        # Clocks of a cluster's machines differ: nothing is done before the start or after now.
+        # Clocks of a cluster differ, so the time is limited to between the start and now.
         done = min(max(receipt.finished_at, self.started), now)
         self.timeline.add(done - self.started, receipt.images)
         if self.cpus is not None:
@@ -104,7 +105,7 @@ class Tally:
             self.listener(receipt)
 
     def steady_seconds(self) -> float | None:
-        """Behind the first receipt, so without start-up; None where that is too short to tell."""
+        """Seconds behind the first receipt, so without start-up. None if too short for a rate."""
         if self.first is None:
             return None
         seconds = self.last - self.first.finished_at
@@ -112,18 +113,18 @@ class Tally:
         return seconds if enough else None
 
     def steady_rate(self) -> float | None:
-        """Images/s without start-up; None where `steady_seconds` is."""
+        """Images/s without start-up. None if `steady_seconds` is None."""
         seconds = self.steady_seconds()
         if seconds is None or self.first is None:
             return None
         return (self.images - self.first.images) / seconds
 
     def startup_seconds(self) -> float | None:
-        """Until the first receipt; None before it."""
+        """Seconds until the first receipt. None before the first receipt."""
         return None if self.first is None else max(0.0, self.first.finished_at - self.started)
 
     def stage_use(self, workers: Mapping[str, int]) -> dict[str, float] | None:
-        """By stage: how much of their time `workers` were busy, without start-up."""
+        """The share of time in which `workers` were busy, by stage, without start-up."""
         window = self.steady_seconds()
         if window is None or self.first is None:
             return None
@@ -131,7 +132,7 @@ class Tally:
         return {stage: min(1.0, busy[stage] / (window * workers[stage])) for stage in STAGES}
 
     def seconds_left(self, encoded_bytes: int) -> float | None:
-        """Until this many bytes of images are labelled, at the steady rate; None before it."""
+        """Seconds until `encoded_bytes` are labelled, at the steady rate. None without a rate."""
         seconds = self.steady_seconds()
         if seconds is None or self.first is None:
             return None
@@ -141,7 +142,7 @@ class Tally:
 
 
 def sorted_counts(counts: Mapping[str, int]) -> dict[str, int]:
-    """Images by status: those that are labelled first, then reasons of failures by their names."""
+    """Sort the number of images by status: labelled images first, then failures by name."""
     return {name: counts[name] for name in sorted(counts, key=lambda name: (name != OK, name))}
 
 
@@ -154,11 +155,11 @@ def report(
     hours: float,
     rates: Rates,
 ) -> Report:
-    """The figures of a finished run; money is null where no price was given.
+    """Make the report of a finished run. Costs are None if no price was given.
 
-    `counts` are the images of the whole run by status, `detections` its boxes, `workers` how many
-    of each stage can work at once. `tally` is what this command labelled, in `hours`, by nodes of
-    so many `node_hours`.
+    `counts` is the number of images of the whole run by status, and `detections` its number of
+    boxes. `workers` is the number of workers that can work at once, by stage. `tally` has what this
+    command labelled, which took `hours`, and `node_hours` by kind of node.
     """
     wall = time.time() - tally.started
     cost = rates.bill(node_hours, hours)

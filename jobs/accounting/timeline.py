@@ -1,4 +1,4 @@
-"""A run over time: images and CPU time so far, in a bounded number of points however long it is."""
+"""A run over time: images and CPU time so far. The number of points is bounded for any length."""
 
 from collections.abc import Iterator
 from typing import TypedDict
@@ -9,28 +9,28 @@ MOST_POINTS = 200
 
 
 class Point(TypedDict):
-    """Where a run stood."""
+    """The progress of a run at one time."""
 
     seconds: float  # since it began
-    images: int  # so far
-    cpu_seconds: float | None  # that it had used so far; None where that is not measured
+    images: int  # number of images done so far
+    cpu_seconds: float | None  # used so far; None if not measured
 
 
 class Timeline:
-    """Images in buckets of a second; of two, four, ... seconds as a run grows longer."""
+    """Images in buckets of one second. The width doubles as a run grows longer."""
 
     def __init__(self) -> None:
-        self.width = 1.0  # seconds of a bucket
+        self.width = 1.0  # width of a bucket in seconds
         self._images: dict[int, int] = {}
         self._cpu: dict[int, float] = {}
 
     def add(self, seconds: float, images: int) -> None:
-        """`images` were done `seconds` after the run began."""
+        """Add `images` that were done `seconds` after the run began."""
         bucket = self._bucket(seconds)
         self._images[bucket] = self._images.get(bucket, 0) + images
 
     def add_cpu(self, seconds: float, cpu_seconds: float) -> None:
-        """`cpu_seconds` had been used until `seconds` after the run began."""
+        """Add that the run had used `cpu_seconds`, `seconds` after it began."""
         bucket = self._bucket(seconds)
         self._cpu[bucket] = max(self._cpu.get(bucket, 0.0), cpu_seconds)
 
@@ -46,7 +46,7 @@ class Timeline:
         return max(0, int(seconds / self.width))
 
     def points(self) -> list[Point]:
-        """One a bucket in which something happened, at the bucket's end; the first is 0."""
+        """One point at the end of each bucket that is not empty, behind a first point at 0."""
         done = 0
         points = [Point(seconds=0.0, images=0, cpu_seconds=0.0 if self._cpu else None)]
         for bucket in sorted(self._images.keys() | self._cpu.keys()):
@@ -57,14 +57,17 @@ class Timeline:
 
 
 class CpuMeter:
-    """CPU seconds of this process and all that it started, which is all of a local run."""
+    """CPU seconds of this process and all its child processes, which are all of a local run."""
 
     def __init__(self) -> None:
         self._before = self._now()
         self._most = 0.0
 
     def seconds(self) -> float:
-        """Since this meter was made. A process that was killed unseen may take its own with it."""
+        """CPU seconds since this meter was made.
+
+        The time of a process that is killed between two calls may be missing.
+        """
         self._most = max(self._most, self._now() - self._before)
         return self._most
 
@@ -76,20 +79,21 @@ class CpuMeter:
 def _times(process: psutil.Process) -> Iterator[float]:
     try:
         times = process.cpu_times()
-    except psutil.Error:  # it ended meanwhile, and counts with its parent
+    except psutil.Error:  # the process ended meanwhile, and its parent counts its time
         return
     yield from (times.user, times.system)
-    # Of those of its children that ended; not known on every system.
+    # The times of children that ended. Not every system has them.
     yield from (getattr(times, "children_user", 0.0), getattr(times, "children_system", 0.0))
 
 
 def rates(
     points: list[Point], parts: int, steady: float | None
 ) -> list[tuple[float, float, float | None]]:
-    """(seconds, images/s, CPUs busy) at the middle of each of `parts` equal parts of a run.
+    """(seconds, images/s, busy CPUs) at the middle of each of `parts` equal parts of a run.
 
-    Between points both are taken to grow evenly, but for the first images: they are taken to come
-    at the `steady` rate, behind the start-up. CPUs are None where they were not measured.
+    Images and CPU time are interpolated linearly between points. The first images are an exception:
+    they are assumed to come at the `steady` rate, after the start-up. Busy CPUs are None if CPU
+    time was not measured.
     """
     end = points[-1]["seconds"] if points else 0.0
     if not end:
@@ -115,8 +119,8 @@ def rates(
 
 
 def _between(points: list[tuple[float, float]], at: list[float]) -> list[float]:
-    """The line through `points` at ascending places; flat before and behind them."""
+    """Interpolate `points` linearly at the ascending positions `at`. Constant outside of them."""
     import numpy as np
 
-    places, values = zip(*points, strict=True)
-    return [float(value) for value in np.interp(at, places, values)]
+    positions, values = zip(*points, strict=True)
+    return [float(value) for value in np.interp(at, positions, values)]

@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit codes out. Each file of this folder adds its commands."""
+"""The command line: it parses arguments and returns exit codes. Each file adds its commands."""
 
 import argparse
 import os
@@ -18,9 +18,9 @@ DEBUG = "--debug"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. What goes wrong is one line on stderr; --debug adds the traceback."""
+    """Run one command. An error is one line on stderr; --debug adds the traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if DEBUG in words:  # also behind the command
+    if DEBUG in words:  # the user may give it behind the command too
         words = [DEBUG, *(word for word in words if word != DEBUG)]
     arguments = vars(parser().parse_args(words))
     command, again = arguments.pop("run"), arguments.pop("again", "")
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(command(**arguments))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who read the output has seen enough, as `head` does
+    except BrokenPipeError:  # the reader of stdout closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"detr-batch: interrupted{again}", file=sys.stderr)
         return EXIT_FAILED
     except SystemExit as end:
-        if end.code != signal.SIGTERM:  # as Ray (2.60) ends a process that gets one
+        if end.code != signal.SIGTERM:  # the code with which Ray (2.60) exits at SIGTERM
             raise
         print(f"detr-batch: ended{again}", file=sys.stderr)
         return EXIT_FAILED
@@ -49,16 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(error: Exception) -> int:
-    """2 for arguments that are refused; 1 for all else, which schedulers try again."""
+    """The exit code: 2 for refused arguments, 1 for all other errors, which schedulers retry."""
     passing = isinstance(error, CheckpointUnavailable | DamagedCheckpoint)
     refused = isinstance(error, InputError | UnknownName | CheckpointError)
-    # Also names that an older Python does not have, or an image without a package.
+    # The Python is too old to have a name, or a container image lacks a package.
     unfit = isinstance(error, ImportError)
     return EXIT_BAD_INPUT if (refused and not passing) or unfit else EXIT_FAILED
 
 
 def message_of(error: Exception) -> str:
-    """What went wrong, in a line, or in the lines that an error of ours has."""
+    """The message for the user: one line, or all lines of an error type of ours."""
     if isinstance(error, ImportError):
         return (
             f"this Python ({sys.version.split()[0]}) cannot run detr-batch: {error}. It takes "
@@ -71,12 +71,12 @@ def message_of(error: Exception) -> str:
 
 
 def _is_explained(error: Exception) -> bool:
-    """Whether the line of an error says all: of a type of ours, or of the installation.
+    """Whether the message of an error is enough: it is of a type of ours, or an ImportError.
 
-    Not where a run failed by a mistake in our code, or in a library.
+    It is not enough if a run failed by a defect in our code or in a library.
     """
     if isinstance(error, CommandFailed) and error.__cause__ is not None:
-        cause = getattr(error.__cause__, "cause", error.__cause__)  # what Ray wraps in a task's
+        cause = getattr(error.__cause__, "cause", error.__cause__)  # Ray wraps the error of a task
         return _is_ours(cause) or isinstance(cause, OSError)
     return _is_ours(error) or isinstance(error, ImportError)
 
@@ -86,7 +86,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every command with its help."""
+    """Make the parser, with every command and its help."""
     top = Parser(prog="detr-batch", description="Label image lakes with Deformable DETR.")
     top.add_argument(
         DEBUG,

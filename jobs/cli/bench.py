@@ -1,4 +1,4 @@
-"""`detr-batch bench`."""
+"""`detr-batch bench`: measure the attention, a whole model or the pipeline."""
 
 import shlex
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from pipeline.storage.errors import InputError
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """Measure into `out`, or collect what is in a folder."""
+    """Options of `bench gpu`: measure into `out`, or collect the results in a folder."""
 
     out: Path | None = field(
         default=None, metadata={"metavar": "DIR", "help": "folder for the results"}
@@ -105,7 +105,7 @@ def add(commands: Any) -> None:
 
 
 def _subject(name: str) -> Callable[[Options], int]:
-    """A command that is the function of that name of jobs.bench.subjects."""
+    """Make a command that calls the function `name` of jobs.bench.subjects."""
 
     def run(options: Options) -> int:
         from jobs.bench import subjects

@@ -1,4 +1,4 @@
-"""`detr-batch evaluate` and `compare`: labels against the truth, and against other labels."""
+"""`detr-batch evaluate` and `compare`: compare labels with annotations, or with other labels."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`detr-batch export` and `import`: labels for other tools, and labels from them."""
+"""`detr-batch export` and `import`: write labels for other tools, and read their labels."""
 
 from dataclasses import dataclass, field
 from typing import Any

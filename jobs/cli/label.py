@@ -1,4 +1,4 @@
-"""`detr-batch label`."""
+"""`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`detr-batch models` and `prices`: what the package knows."""
+"""`detr-batch models` and `prices`: print the named models, and the table of prices."""
 
 from dataclasses import dataclass
 from typing import Any

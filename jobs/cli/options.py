@@ -1,20 +1,20 @@
-"""Options of the command line, made from the fields of the dataclass that a command takes.
+"""Make the options of a command from the fields of its dataclass.
 
 A field is an option where its metadata has `help`:
 
     limit: int | None = field(default=None, metadata={"help": "label at most this many images"})
 
-`--limit N` sets it. A field of type bool is a switch: `--spot` where the default is False, and
-`--no-page` where the default of `page` is True. A field without a default must be given. Further
-keys of the metadata, all optional:
+`--limit N` sets it. A field of type bool is a switch: `--spot` if the default of `spot` is False,
+and `--no-page` if the default of `page` is True. A field without a default must be given. The
+metadata may have further keys, all optional:
 
-    positional   True: given without a name
-    choices      the values that are allowed
-    metavar      what help calls the value
-    environment  the variable of the environment that has the default
-    one_of       a name; of the fields that share it only one may be given
-    flag         the option, where that is not the name of the field
-    parse        makes one value from a word; the field is a tuple, and the option may be repeated
+    positional   True: a positional argument
+    choices      the allowed values
+    metavar      the name of the value in the help
+    environment  the environment variable that has the default
+    one_of       the name of a group; the user may give only one option of a group
+    flag         the option, if it differs from the name of the field
+    parse        makes one value from one argument; the field is a tuple, the option may be repeated
 """
 
 import argparse
@@ -31,11 +31,11 @@ Options = TypeVar("Options")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line: usage of many options hides it."""
+    """A parser that prints an error in one line. The usage of many options would hide it."""
 
     def error(self, message: str) -> NoReturn:
-        said = printable(mask(f"{self.prog}: error: {message}"))
-        self.exit(2, f"{said} (see {self.prog} --help)\n")
+        line = printable(mask(f"{self.prog}: error: {message}"))
+        self.exit(2, f"{line} (see {self.prog} --help)\n")
 
 
 def add_command(
@@ -48,9 +48,9 @@ def add_command(
     description: str | None = None,
     again: str | None = None,
 ) -> argparse.ArgumentParser:
-    """Add the command `name`, which is `run` with an instance of the dataclass `kind`.
+    """Add the command `name`. It calls `run` with an instance of the dataclass `kind`.
 
-    `again` is what an interrupted command says about a repetition.
+    `again` is the text that an interrupted command prints about running it again.
     """
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=description)
     add_options(parser, kind)
@@ -61,7 +61,7 @@ def add_command(
 
 
 def options_from(kind: type[Options], given: Mapping[str, Any]) -> Options:
-    """An instance of the dataclass `kind` from what the parser found."""
+    """Make an instance of the dataclass `kind` from the parsed arguments."""
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
@@ -85,9 +85,9 @@ def options_of(kind: type) -> list[Field[Any]]:
 
 
 def words_of(options: Any, kind: type) -> list[str]:
-    """The words of a command line that sets the fields of `kind` as `options` has them.
+    """The arguments of a command line that gives the fields of `kind` the values of `options`.
 
-    Defaults are left out. Positional arguments come first.
+    Default values are left out. Positional arguments come first.
     """
     positional, named = [], []
     for field in options_of(kind):
@@ -110,11 +110,11 @@ def _flag(field: Field[Any]) -> str:
 
 
 def _argument(field: Field[Any], hint: Any) -> tuple[Sequence[str], dict[str, Any]]:
-    """What `add_argument` takes for a field of a type."""
-    told = field.metadata
+    """The arguments of `add_argument` for a field with the type `hint`."""
+    metadata = field.metadata
     keywords: dict[str, Any] = {"help": _help(field)}
-    keywords |= {key: told[key] for key in ("choices", "metavar") if key in told}
-    if told.get("positional"):
+    keywords |= {key: metadata[key] for key in ("choices", "metavar") if key in metadata}
+    if metadata.get("positional"):
         keywords = {"metavar": field.name.upper(), "type": _type(hint), **keywords}
         if field.default is not MISSING:
             keywords |= {"nargs": "?", "default": field.default}
@@ -123,21 +123,21 @@ def _argument(field: Field[Any], hint: Any) -> tuple[Sequence[str], dict[str, An
     if hint is bool:
         keywords["action"] = "store_false" if field.default is True else "store_true"
         return [_flag(field)], keywords
-    if "parse" in told:
+    if "parse" in metadata:
         return [_flag(field)], {
-            **keywords, "action": "append", "type": told["parse"], "default": []
+            **keywords, "action": "append", "type": metadata["parse"], "default": []
         }  # fmt: skip
     keywords["type"] = _type(hint)
     if field.default is MISSING:
         keywords["required"] = True
     else:
-        variable = told.get("environment")
+        variable = metadata.get("environment")
         keywords["default"] = os.environ.get(variable, field.default) if variable else field.default
     return [_flag(field)], keywords
 
 
 def _type(hint: Any) -> Callable[[str], Any]:
-    """str, int, float or Path, also where None is allowed."""
+    """The type of a value: str, int, float or Path. A type with None gives the type without it."""
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     assert len(kinds) == 1 and kinds[0] in (str, int, float, Path), hint
     kind: Callable[[str], Any] = kinds[0]
@@ -145,10 +145,10 @@ def _type(hint: Any) -> Callable[[str], Any]:
 
 
 def _help(field: Field[Any]) -> str:
-    """The help of a field, with its default where that says something."""
+    """The help of a field, with its default if the default has a meaning."""
     text = str(field.metadata["help"])
-    told = "(default" in text or isinstance(field.default, bool)
-    if told or field.default is MISSING or field.default in (None, "", ()):
+    complete = "(default" in text or isinstance(field.default, bool)
+    if complete or field.default is MISSING or field.default in (None, "", ()):
         return text
     default = f"{field.default:g}" if isinstance(field.default, float) else field.default
     return f"{text} (default: {default})"

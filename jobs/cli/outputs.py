@@ -1,4 +1,4 @@
-"""`detr-batch report` and `query`: what a run did, and what its tables say."""
+"""`detr-batch report` and `query`: print the report of a run, or query its tables with SQL."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

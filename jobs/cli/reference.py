@@ -1,8 +1,8 @@
-"""`make reference`: jobs/REFERENCE.md, all options of all commands, and the variables that we read.
+"""`make reference`: write jobs/REFERENCE.md, with all options and environment variables.
 
     python -m jobs.cli.reference
 
-The options come from the parser itself. A test compares the file with what this makes.
+The options come from the parser itself. A test compares the file with the text made here.
 """
 
 import argparse
@@ -27,7 +27,7 @@ refused before any work. 3 is a finished run of which more images failed than
 
 @dataclass(frozen=True)
 class Variable:
-    """An environment variable: its default, the file that reads it, and what it means."""
+    """An environment variable: its default, the file that reads it, and its meaning."""
 
     name: str
     default: str
@@ -35,7 +35,7 @@ class Variable:
     meaning: str
 
 
-# All DETR_BATCH_* variables. A test looks for others in the code.
+# All DETR_BATCH_* variables. A test searches the code for others.
 VARIABLES = (
     Variable(
         "DETR_BATCH_LEASE_SECONDS",
@@ -75,7 +75,7 @@ VARIABLES = (
         "Tests only: calls that a detector on a CPU takes at once.",
     ),
 )
-# Variables of others that change what a command does, beside those of the stores' own clients.
+# Variables of other programs that change a command. Those of store clients are not listed.
 OTHERS = (
     ("RAY_ADDRESS", "The default of `label --address`."),
     ("RAY_API_SERVER_ADDRESS", "The default of `submit --address`."),
@@ -85,7 +85,7 @@ OTHERS = (
 
 
 def reference() -> str:
-    """The whole document. It depends on no variable of the environment."""
+    """The text of the whole document. It does not depend on environment variables."""
     with_address = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     before = {name: os.environ.pop(name) for name in with_address if name in os.environ}
     try:
@@ -96,7 +96,7 @@ def reference() -> str:
 
 
 def _commands(described: argparse.ArgumentParser, name: str) -> Iterator[str]:
-    """The section of each command below one, in the order of its help."""
+    """The sections of all commands below one parser, in the order of its help."""
     for action in described._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
@@ -106,7 +106,7 @@ def _commands(described: argparse.ArgumentParser, name: str) -> Iterator[str]:
 
 
 def _section(command: argparse.ArgumentParser, name: str, short: str) -> str:
-    """A heading, what the command does (`short` where it has no description), its arguments."""
+    """The section of a command: heading, description (`short` if it has none), and arguments."""
     nested = any(isinstance(action, argparse._SubParsersAction) for action in command._actions)
     arguments = [action for action in command._actions if not action.option_strings and not nested]
     options = [action for action in command._actions if action.option_strings]
@@ -129,7 +129,7 @@ def _argument(action: argparse.Action) -> str:
 
 
 def _row(command: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """A line of the table; "" for what the help hides."""
+    """One row of the table. "" for an argument that the help hides."""
     if action.help is argparse.SUPPRESS:
         return ""
     name = ", ".join(action.option_strings) or _argument(action)

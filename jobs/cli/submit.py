@@ -1,4 +1,4 @@
-"""`detr-batch submit`."""
+"""`detr-batch submit`: run `label` as a job on a Ray cluster."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def words_on_the_cluster(options: LabelOptions) -> list[str]:
-    """The arguments that `label` is given by a job: it joins the cluster that the job is on."""
+    """The arguments of `label` in a job. There it joins the cluster on which the job runs."""
     return words_of(replace(options, address="auto"), LabelOptions)
 
 

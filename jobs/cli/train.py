@@ -1,4 +1,4 @@
-"""`detr-batch train`."""
+"""`detr-batch train`: train a model, or fine-tune one."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -9,7 +9,7 @@ from jobs.train.options import TrainOptions
 
 @dataclass(frozen=True)
 class TrainCommand(TrainOptions):
-    """A recipe, and whether it was begun before."""
+    """A training recipe, and whether to resume an earlier command."""
 
     resume: bool = field(default=False, metadata={"help": "go on from OUTPUT/last.pt"})
 

@@ -1,4 +1,4 @@
-"""`detr-batch runs` and `compact`: keep an OUTPUT tidy."""
+"""`detr-batch runs` and `compact`: list, delete, verify and merge the runs of an OUTPUT."""
 
 import sys
 from dataclasses import dataclass, field
@@ -97,7 +97,7 @@ def _runs(options: RunsOptions) -> int:
 
 
 def _confirm_deletion(lost: str) -> bool:
-    """Ask on the terminal. InputError where there is none."""
+    """Ask the user on the terminal. Raises InputError if stdin is no terminal."""
     if not sys.stdin.isatty():
         raise InputError(f"--delete removes {lost}: nobody is there to be asked, so pass --yes")
     return input(printable(f"delete {lost}? [y/N] ")).strip().lower() in ("y", "yes")

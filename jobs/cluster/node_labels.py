@@ -1,16 +1,16 @@
-"""Labels of Ray's nodes, and the rules by which they are chosen."""
+"""Labels of Ray nodes, and the rules that choose nodes by their labels."""
 
 import re
 from collections.abc import Mapping
 
 from pipeline.storage.errors import InputError
 
-Labels = dict[str, str]  # by key: the value that a label must have, or a rule such as "!spot"
+Labels = dict[str, str]  # by label key: the required value, or a rule such as "!spot"
 
 
 def selector(text: str | None) -> Labels:
-    """Labels from `key=value`, several with commas between. InputError where Ray knows no such."""
-    from jobs.cluster.ray_internals import problem_of_selector  # as Ray is slow to import
+    """Parse `key=value` labels, separated by commas. Raises InputError if Ray refuses them."""
+    from jobs.cluster.ray_internals import problem_of_selector  # Ray is slow to import
 
     labels: Labels = {}
     for part in re.split(r",(?![^(]*\))", text or ""):
@@ -26,7 +26,10 @@ def selector(text: str | None) -> Labels:
 
 
 def matches(labels: Mapping[str, str], wanted: Labels) -> bool:
-    """Whether Ray would choose a node of these `labels`: "a", "!a", "in(a, b)", "!in(a, b)"."""
+    """Whether Ray would choose a node with these `labels`.
+
+    A rule of `wanted` is "a", "!a", "in(a, b)" or "!in(a, b)".
+    """
     for key, rule in wanted.items():
         positive = rule.removeprefix("!")
         listed = re.fullmatch(r"in\((.*)\)", positive)

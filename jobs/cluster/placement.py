@@ -1,4 +1,4 @@
-"""Where the stages of a run go on a cluster, and whether they fit there."""
+"""The placement of a run: on which nodes its stages run, and whether they fit there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,43 +11,43 @@ from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Layout, Pool
 from pipeline.stages.detect import CPU_CALLS, GPU_CALLS
 
-ACCELERATOR = "ray.io/accelerator-type"  # what Ray labels nodes with whose GPUs it knows
-TASKS_PER_DETECTOR = 8  # at least, on a cluster whose CPUs may come later
+ACCELERATOR = "ray.io/accelerator-type"  # label key of nodes whose GPU type Ray knows
+TASKS_PER_DETECTOR = 8  # the minimum on a cluster, which may get more CPUs later
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine as Ray counts it."""
+    """A node of Ray."""
 
     resources: Mapping[str, float]  # "CPU", "GPU", "memory" in bytes
     labels: Mapping[str, str]
 
     def holds(self, wanted: Mapping[str, float]) -> int:
-        """How many that want so much fit on it, when it is empty."""
+        """How many workers that need the resources `wanted` fit on this node when it is empty."""
         return int(min(self.resources.get(name, 0) // amount for name, amount in wanted.items()))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What runs where: `label` goes by it, and `--dry-run` prints it."""
+    """The device and the layout of a run. `label` runs by it, and `--dry-run` prints it."""
 
     device: str  # "cpu" or "cuda"
     layout: Layout
 
     def detector(self) -> dict[str, float]:
-        """What one detector takes of a node."""
+        """The resources that one detector takes from a node."""
         pool = self.layout.detectors
         kinds = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, "memory": pool.memory}
         return {name: float(amount) for name, amount in kinds.items() if amount}
 
     def others(self) -> dict[str, float]:
-        """What the other stages want at least of one node, beside a detector that may be there."""
+        """The least resources of a node for the other stages, and a detector that may be on it."""
         pool = self.layout.detectors
         beside = pool.num_cpus if pool.nodes in ({}, self.layout.nodes) else 0
         return {"CPU": ACTOR_CPUS + 2 * TASK_CPUS + beside}
 
     def demand(self) -> list[dict[str, Any]]:
-        """What the run needs at least, as Ray's autoscaler takes it."""
+        """The least resources of the run, in the form that Ray's autoscaler takes."""
         pool = self.layout.detectors
         return [
             *[{"resources": self.detector(), "label_selector": pool.nodes}] * pool.fewest,
@@ -55,20 +55,20 @@ class Placement:
         ]
 
     def uses(self, node: Node) -> bool:
-        """Whether a stage may be on it."""
+        """Whether a stage may run on the node."""
         counts = node.resources.get("CPU") or node.resources.get("GPU")
         rules = (self.layout.detectors.nodes, self.layout.nodes)
         return bool(counts and any(matches(node.labels, rule) for rule in rules))
 
     def lacks(self, nodes: Sequence[Node]) -> str | None:
-        """What `nodes`, were they empty, do not hold of the run; None where they hold it."""
+        """The demand of the run that does not fit on `nodes`, even if they are empty, or None."""
         lacking = []
         pool, wanted = self.layout.detectors, self.detector()
-        there = sum(node.holds(wanted) for node in nodes if matches(node.labels, pool.nodes))
-        if there < pool.fewest:
+        fitting = sum(node.holds(wanted) for node in nodes if matches(node.labels, pool.nodes))
+        if fitting < pool.fewest:
             lacking.append(
                 f"{pool.fewest} detectors want {_amounts(wanted)} each{_where(pool.nodes)}, and "
-                f"{there} fit"
+                f"{fitting} fit"
             )
         others = self.others()
         if not any(n.holds(others) for n in nodes if matches(n.labels, self.layout.nodes)):
@@ -79,7 +79,7 @@ class Placement:
         return "; ".join(lacking) or None
 
     def as_text(self) -> str:
-        """For --dry-run."""
+        """The text that --dry-run prints."""
         layout, pool = self.layout, self.layout.detectors
         count = f"{pool.fewest} to {pool.most}" if pool.most > pool.fewest else str(pool.fewest)
         most = (
@@ -94,9 +94,9 @@ class Placement:
 
 
 def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) -> Placement:
-    """Where a run goes, on the `nodes` that are there; those of a `cluster` may become more.
+    """Place a run on the `nodes` that exist now. A `cluster` may get more nodes later.
 
-    On CPUs a detector takes all cores of its machine, so there is one on each that is there.
+    On CPUs there is one detector on each node, because a detector takes all cores of its machine.
     """
     device = _device(request, nodes)
     on_cpu = device == "cpu"
@@ -107,7 +107,7 @@ def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) 
     cpus_of_each, gpus_of_each, calls = (ACTOR_CPUS, 0, CPU_CALLS) if on_cpu else (0, 1, GPU_CALLS)
     pool = Pool(fewest, most, cpus_of_each, gpus_of_each, request.memory, calls, request.detect_on)
     cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
-    if cluster:  # whose CPUs may become more
+    if cluster:  # it may get more CPUs later
         preparers, tasks = None, max(TASKS_PER_DETECTOR * most, 4 * cpus)
     else:
         preparers, tasks = max(1, cpus // 2 if on_cpu else cpus), max(2, 2 * cpus)
@@ -116,21 +116,22 @@ def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) 
 
 
 def _device(request: ClusterRequest, nodes: Sequence[Node]) -> str:
-    """Where detectors run. "auto": on GPUs where there are any.
+    """The device of the detectors. "auto" is "cuda" if there are GPUs now.
 
-    A cluster that makes its GPU nodes on demand has none yet: name "cuda" there.
+    A cluster that starts GPU nodes on demand has none at first: the user has to name "cuda" there.
     """
     if request.device != "auto":
         return request.device
-    there = any(node.resources.get("GPU") for node in nodes)
-    here = not request.address and torch.cuda.is_available()
-    return "cuda" if there or here else "cpu"
+    nodes_have_gpus = any(node.resources.get("GPU") for node in nodes)
+    torch_has_gpus = not request.address and torch.cuda.is_available()
+    return "cuda" if nodes_have_gpus or torch_has_gpus else "cpu"
 
 
 def _off_accelerators(nodes: Sequence[Node], detectors: int) -> Labels:
-    """Keeps CPU stages off nodes with accelerators, whose CPUs feed these.
+    """A rule that keeps CPU stages off nodes with accelerators, whose CPUs feed the accelerators.
 
-    Only where other nodes have a CPU for each detector: fewer would starve them.
+    The rule is empty unless other nodes have a CPU for each detector: fewer CPUs would starve the
+    detectors.
     """
     kinds = sorted({node.labels[ACCELERATOR] for node in nodes if node.labels.get(ACCELERATOR)})
     others = sum(n.resources.get("CPU", 0) for n in nodes if ACCELERATOR not in n.labels)
@@ -142,7 +143,7 @@ def _where(labels: Labels) -> str:
 
 
 def _amounts(wanted: Mapping[str, float]) -> str:
-    """ "1 GPU and 2.0 GiB of memory"."""
+    """Resources as text, such as "1 GPU and 2.0 GiB of memory"."""
     words = [
         f"{amount / (1 << 30):.1f} GiB of memory" if name == "memory" else f"{amount:.2g} {name}"
         for name, amount in wanted.items()

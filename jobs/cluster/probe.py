@@ -1,4 +1,4 @@
-"""probe: whether a node of a cluster can do its part, asked before anything is computed."""
+"""`probe` checks whether a node of a cluster can work, before anything is computed."""
 
 import socket
 import uuid
@@ -20,10 +20,10 @@ PACKAGES = ("ray", "torch", "pyarrow", "fsspec", "s3fs", "pillow", "simplejpeg")
 
 
 def probe(versions: dict[str, str], lock_url: str, first: Member) -> str | None:
-    """What is wrong on this node, in a line; None where nothing is.
+    """The first problem of this node, in one line. None if there is no problem.
 
-    `versions` are the driver's, by package; the driver's lock lies at `lock_url`, in OUTPUT;
-    `first` is an object that the run is to read.
+    `versions` are the versions of the driver, by package. `lock_url` is the driver's lock in
+    OUTPUT. `first` is an object that the run is to read.
     """
     node = socket.gethostname()
     for name, wanted in versions.items():
@@ -42,10 +42,10 @@ def probe(versions: dict[str, str], lock_url: str, first: Member) -> str | None:
             f"node {node} does not see what the driver wrote to {mask(folder)}: OUTPUT has to be "
             "a bucket, or a folder that all nodes share"
         )
-    except Exception as error:  # of the store, of many kinds
+    except Exception as error:  # stores raise many types
         return f"node {node} cannot read OUTPUT: {describe_error(error, folder)}"
     try:
-        # Below _staging, where the run will write, and which no reader looks at.
+        # The run writes below _staging too, and no reader looks there.
         trial = f"{path.rsplit('/', 1)[0]}/_staging/.probe-{uuid.uuid4().hex}"
         write_whole(fs, trial, b"")
         fs.rm_file(trial)
@@ -62,12 +62,15 @@ def _version(name: str) -> str | None:
 
 
 def _unreadable(node: str, first: Member) -> str | None:
-    """Why this node cannot read INPUT. That an object left a bucket is a row of that object."""
+    """Why this node cannot read INPUT. None if it can.
+
+    An object that left a bucket is no problem here: it fails as one row of the run.
+    """
     try:
         fs, path = open_location(first.uri, "INPUT")
         with open_object(fs, path) as file:
             file.read(1)
-    except Exception as error:  # of the store, of many kinds
+    except Exception as error:  # stores raise many types
         gone = isinstance(error, FileNotFoundError)
         if gone and not isinstance(fs, LocalFileSystem):
             return None

@@ -1,6 +1,6 @@
-"""Private parts of Ray (2.59 to 2.63). Nothing else of the product but `bench` uses such.
+"""Private parts of Ray (2.59 to 2.63). Beside this file, only `bench` uses private parts of Ray.
 
-An upgrade of Ray has this file to check: tests/jobs/cluster/test_ray_internals.py fails first.
+Check this file when Ray is upgraded: tests/jobs/cluster/test_ray_internals.py fails first.
 """
 
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ import ray
 
 @dataclass(frozen=True)
 class AutoscalerView:
-    """What the autoscaler of a cluster last said."""
+    """The last state that the autoscaler of a cluster reported."""
 
-    version: int  # grows with each look; 0 where there is no autoscaler
-    # Of each request that it cannot meet: the resources of the nodes that were asked for.
+    version: int  # grows with each update; 0 if there is no autoscaler
+    # One list for each request that it cannot meet: the resources of the requested nodes.
     infeasible: list[list[dict[str, float]]]
 
 
 def read_autoscaler() -> AutoscalerView:
-    """Ask the cluster that this process is connected to."""
+    """Read the autoscaler state of the cluster that this process is connected to."""
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     gcs = ray.get_runtime_context().gcs_address
@@ -33,7 +33,7 @@ def read_autoscaler() -> AutoscalerView:
 
 
 def problem_of_selector(labels: Mapping[str, str]) -> str | None:
-    """Why Ray would refuse to choose nodes by these labels; None where it would not."""
+    """Why Ray refuses to choose nodes by these labels. None if it accepts them."""
     from ray._private.label_utils import validate_label_selector
 
     problem: str | None = validate_label_selector(dict(labels))

@@ -1,4 +1,4 @@
-"""Lines of Ray's own (2.60) on stderr that say nothing to a user of ours. Errors stay."""
+"""Hide lines of Ray (2.60) on stderr that are of no use to our users. Errors stay."""
 
 import logging
 import os
@@ -10,28 +10,30 @@ from typing import Any
 
 import ray
 
-# Ray starts a cluster of our own with a token that it makes: that this is so is no news.
+# Ray creates a token for each local cluster, and this logger reports it at every start.
 _TOKENS = "ray._private.authentication.authentication_token_setup"
-# Ray Data puts arguments of all its actors into the object store, and Ray's core warns of the first
-# such actor of a process (ray-project/ray#57733). The driver holds them, so that they are not lost.
+# Ray Data puts the arguments of its actors into the object store, and Ray's core warns at the first
+# such actor of a process (ray-project/ray#57733). The driver holds the arguments, so they cannot be
+# lost.
 _ACTOR_WARNING = b"has constructor arguments in the object store and max_restarts > 0"
 _NOWHERE = "detr_batch_nowhere"  # a resource that no node has
 
 
 def hush_logs() -> None:
-    """Leave news, and tracebacks of what a command says in a line, to Ray's own log files."""
+    """Keep Ray's information, and tracebacks of errors that we print, to Ray's own log files."""
     for name, level in (("ray", logging.WARNING), ("ray.data", logging.CRITICAL)):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setLevel(level)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is printed
     logging.getLogger(_TOKENS).setLevel(logging.ERROR)
 
 
 def hush_actor_warning() -> None:
-    """Let Ray give its one warning of such actors now, and keep it off stderr: it comes once.
+    """Trigger Ray's warning about actors with arguments in the object store, and hide it.
 
-    The actor that causes it never runs, as it asks for what no node has. It costs 0.1 s.
+    Ray gives the warning once in a process. The actor that triggers it never runs, because it needs
+    a resource that no node has. It costs 0.1 s.
     """
 
     class Unplaced:
@@ -45,18 +47,18 @@ def hush_actor_warning() -> None:
 
 @contextmanager
 def _stderr_without(text: bytes) -> Iterator[None]:
-    """Hold back what this process writes on stderr meanwhile, then write all lines but those."""
+    """Collect what the block writes on stderr, then write all lines but those with `text`."""
     sys.stderr.flush()
     try:
         stderr = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # this process has no stderr
         yield
         return
-    with tempfile.TemporaryFile() as held, open(stderr, "wb", closefd=True) as out:
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as lines, open(stderr, "wb", closefd=True) as out:
+        os.dup2(lines.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(stderr, 2)
-            held.seek(0)
-            out.writelines(line for line in held if text not in line)
+            lines.seek(0)
+            out.writelines(line for line in lines if text not in line)

@@ -1,4 +1,4 @@
-"""What a run asks of machines: detectors of a kind and number, and where they may be."""
+"""The machines that a run requests: device and number of detectors, and the nodes for them."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,22 +6,23 @@ from dataclasses import dataclass, field
 from jobs.cluster.node_labels import Labels, selector
 from pipeline.storage.errors import InputError
 
-# Of the logical memory of a node. A detector of the largest model takes 1.3 GiB on a CPU for one
-# picture (`bench model`, 2026-11-24), and as much of the host for loading where it is on a GPU.
+# Bytes of a node's logical memory for each detector. A detector of the largest model takes 1.3 GiB
+# on a CPU for one image (`bench model`, 2026-11-24). A detector on a GPU takes as much of the
+# host's memory while it loads.
 MEMORY, TINY_MEMORY = 2 << 30, 512 << 20
 
 
 @dataclass(frozen=True)
 class ClusterRequest:
-    """Machines for one run."""
+    """The machines that one run requests."""
 
     device: str  # "auto", "cpu" or "cuda"
-    fewest_gpus: int  # of detectors on GPUs
-    most_gpus: int
+    fewest_gpus: int  # least number of detectors on GPUs
+    most_gpus: int  # largest number of detectors on GPUs
     memory: int  # bytes of a node's logical memory for each detector
-    address: str | None = None  # of a Ray cluster; None: this machine
-    detect_on: Labels = field(default_factory=dict)
-    prepare_on: Labels = field(default_factory=dict)
+    address: str | None = None  # address of a Ray cluster; None means this machine
+    detect_on: Labels = field(default_factory=dict)  # labels of nodes for detectors
+    prepare_on: Labels = field(default_factory=dict)  # labels of nodes for other stages
 
 
 def cluster_request(
@@ -32,7 +33,7 @@ def cluster_request(
     detect_on: str | None = None,
     prepare_on: str | None = None,
 ) -> ClusterRequest:
-    """The request that options of `label` make. InputError where one of them cannot be meant.
+    """Make a request from options of `label`. Raises InputError for a wrong value.
 
     `num_gpus` is a number, or a range like "2-8".
     """

@@ -1,4 +1,4 @@
-"""The Ray that a run is on: started or joined, and looked at before anything is computed."""
+"""Start or join Ray for a run, and check it before anything is computed."""
 
 import os
 import socket
@@ -24,14 +24,14 @@ from pipeline.schema import Member
 from pipeline.storage.files import InputError
 from pipeline.storage.urls import mask
 
-CONNECT_SECONDS = 10.0  # for a cluster's answer
-JOIN_SECONDS = 30.0  # for nodes that are about to join, and for an autoscaler's word
-LOOK_SECONDS = 1.0
-PROBE_SECONDS = 120.0  # for all nodes: a worker starts, and fetches the job's code
+CONNECT_SECONDS = 10.0  # to wait for a connection to a cluster
+JOIN_SECONDS = 30.0  # to wait for nodes that join, and for the autoscaler
+LOOK_SECONDS = 1.0  # between two looks at the cluster
+PROBE_SECONDS = 120.0  # for all nodes; a worker starts, and fetches the code of the job
 
 
 def check_machines(request: ClusterRequest) -> None:
-    """InputError for a request that nothing here can meet, before Ray is started or joined."""
+    """Raise InputError for an impossible request, before Ray is started or joined."""
     if request.address and request.address != "auto":
         check_reachable(request.address)
     if request.address:
@@ -47,15 +47,15 @@ def check_machines(request: ClusterRequest) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """InputError unless something listens at a Ray address: Ray itself would try for ten minutes.
+    """Raise InputError if nothing listens at a Ray address. Ray itself would try for ten minutes.
 
     `address` is `host:port` or `ray://host:port`.
     """
-    place = urlsplit(address if "://" in address else f"ray://{address}")
+    target = urlsplit(address if "://" in address else f"ray://{address}")
     try:
-        if place.hostname is None or place.port is None:
+        if target.hostname is None or target.port is None:
             raise ValueError("give host:port, ray://host:port or auto")
-        socket.create_connection((place.hostname, place.port), CONNECT_SECONDS).close()
+        socket.create_connection((target.hostname, target.port), CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
 
@@ -65,7 +65,7 @@ def start_ray(address: str | None) -> None:
     hush_logs()
     if ray.is_initialized():
         return
-    address = address or "local"  # not one that was left running
+    address = address or "local"  # never an old cluster that still runs on this machine
     try:
         ray.init(
             address=address, log_to_driver=False, include_dashboard=False, configure_logging=False
@@ -87,7 +87,7 @@ def start_ray(address: str | None) -> None:
 
 
 def alive_nodes() -> dict[str, Node]:
-    """Nodes of the cluster by their ids."""
+    """The alive nodes of the cluster, by node id."""
     return {
         node["NodeID"]: Node(node["Resources"], node.get("Labels") or {})
         for node in ray.nodes()
@@ -96,13 +96,13 @@ def alive_nodes() -> dict[str, Node]:
 
 
 def this_machine() -> Node:
-    """What a Ray of its own would count of it, but for what Ray keeps for itself."""
+    """This machine as a node of a local Ray. The memory that Ray keeps for itself is included."""
     available = psutil.virtual_memory().available
     return Node({"CPU": os.cpu_count() or 1, "memory": available}, {})
 
 
 def placement_without_starting(request: ClusterRequest) -> Placement:
-    """Where a run would go. Joins a cluster where one is named, and starts none."""
+    """The placement of a run, for --dry-run. Joins a named cluster, but starts no local Ray."""
     if not request.address:
         return placement_on(request, [this_machine()], cluster=False)
     start_ray(request.address)
@@ -110,10 +110,10 @@ def placement_without_starting(request: ClusterRequest) -> Placement:
 
 
 def start_or_join_ray(request: ClusterRequest, lock_url: str, first: Member) -> Placement:
-    """Start or join Ray, and make sure that the run can go on it. InputError where it cannot.
+    """Start or join Ray, and place the run on it. Raises InputError if the run cannot go there.
 
-    On a cluster its workers are asked too: for what runs there, and whether they see OUTPUT (the
-    lock at `lock_url`) and INPUT (its `first` object).
+    On a cluster, workers are checked too: their package versions, and their access to OUTPUT (the
+    lock at `lock_url`) and to INPUT (its `first` object).
     """
     start_ray(request.address)
     if not request.address:
@@ -128,9 +128,9 @@ def start_or_join_ray(request: ClusterRequest, lock_url: str, first: Member) -> 
 
 
 def wait_until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -> Placement:
-    """Where the run goes. InputError within `seconds` where the cluster can never hold it.
+    """Place the run on the cluster. Raises InputError after `seconds` if it can never fit.
 
-    Nodes that are about to join are waited for; an autoscaler is asked whether it could make them.
+    It waits for nodes that are about to join, and asks the autoscaler whether it can start nodes.
     """
     placement, lacks = _look_at_cluster(request)
     if lacks is None:
@@ -146,7 +146,7 @@ def wait_until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -
             if lacks is None or _can_be_made(read_autoscaler(), seen, placement):
                 return placement
     finally:
-        request_cluster_resources(gcs, [])  # from now on the actors that wait ask
+        request_cluster_resources(gcs, [])  # from now on, waiting actors request the nodes
     has = _nodes_as_text(list(alive_nodes().values()))
     raise InputError(
         f"the cluster cannot hold the run: {lacks}. {has} Give other "
@@ -155,26 +155,26 @@ def wait_until_it_fits(request: ClusterRequest, seconds: float = JOIN_SECONDS) -
 
 
 def _look_at_cluster(request: ClusterRequest) -> tuple[Placement, str | None]:
-    """Where the run would go now, and what is lacking."""
+    """The placement of the run on the nodes that exist now, and the demand that they lack."""
     nodes = list(alive_nodes().values())
     placement = placement_on(request, nodes, cluster=True)
     return placement, placement.lacks(nodes)
 
 
 def _can_be_made(view: AutoscalerView, seen: int, placement: Placement) -> bool:
-    """Whether an autoscaler has looked twice since version `seen`, and makes what is asked for."""
+    """Whether the autoscaler was updated twice since version `seen` and can meet the demand."""
     ours = _amounts(one["resources"] for one in placement.demand())
     refused = [_amounts(bundles) for bundles in view.infeasible]
     return view.version > seen + 1 and ours not in refused
 
 
 def _amounts(bundles: Iterable[Mapping[str, float]]) -> set[tuple[tuple[str, float], ...]]:
-    """What is asked for, to be compared: a request of another job is no word about this one."""
+    """A request in a form that can be compared, to tell it from requests of other jobs."""
     return {tuple(sorted(bundle.items())) for bundle in bundles}
 
 
 def _nodes_as_text(nodes: Sequence[Node]) -> str:
-    """What there is, in a sentence."""
+    """The resources of the nodes, in one sentence."""
     resources = {name: sum(n.resources.get(name, 0) for n in nodes) for name in ("CPU", "GPU")}
     memory = max((node.resources.get("memory", 0) for node in nodes), default=0) / (1 << 30)
     return (
@@ -184,19 +184,20 @@ def _nodes_as_text(nodes: Sequence[Node]) -> str:
 
 
 def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
-    """InputError where a node of the run has other versions, or cannot use OUTPUT or INPUT."""
+    """Raise InputError if a node of the run has other versions, or no access to OUTPUT or INPUT."""
     versions = {name: version(name) for name in PACKAGES}
     task = ray.remote(num_cpus=0, max_retries=1)(probe)
-    there = [
+    strategies = [
         NodeAffinitySchedulingStrategy(node_id, soft=True)
         for node_id, node in alive_nodes().items()
         if placement.uses(node)
     ]
-    asked = [
-        task.options(scheduling_strategy=node).remote(versions, lock_url, first) for node in there
+    pending = [
+        task.options(scheduling_strategy=strategy).remote(versions, lock_url, first)
+        for strategy in strategies
     ]
     try:
-        answers = ray.get(asked, timeout=PROBE_SECONDS)
+        answers = ray.get(pending, timeout=PROBE_SECONDS)
     except GetTimeoutError as error:
         raise InputError(f"no worker of Ray started within {PROBE_SECONDS:.0f} s") from error
     except ray.exceptions.RayError as error:
@@ -207,7 +208,7 @@ def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
 
 
 def stage_workers(layout: Layout) -> dict[str, int]:
-    """How many of each stage can work at once, by what the cluster is now."""
+    """How many workers of each stage can work at once on the cluster as it is now."""
     cpus = ray.cluster_resources().get("CPU", 1.0)
     fit = max(1, int(cpus / ACTOR_CPUS))
     return {
@@ -219,5 +220,5 @@ def stage_workers(layout: Layout) -> dict[str, int]:
 
 
 def measured_cpus(request: ClusterRequest) -> int | None:
-    """CPUs of a run that is all on this machine; those of a cluster's machines are not measured."""
+    """The CPUs of a run on this machine. None on a cluster, whose CPU time is not measured."""
     return None if request.address else int(ray.cluster_resources().get("CPU", 1))

@@ -1,4 +1,4 @@
-"""A planned run on Ray: its images are labelled and staged."""
+"""The execution of a planned run on Ray: label its images and stage the labels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from pipeline.storage.urls import mask
 
 
 def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
-    """Label and stage what is not staged yet, showing progress; sums are added to `tally`."""
+    """Label and stage the images that are not staged yet. Show progress, and add up in `tally`."""
     before = read_back_staging(settings.staging, settings.layout.nodes)
     work, size = remaining_work(shards, before)
     if work:
@@ -27,15 +27,15 @@ def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
 
 @contextmanager
 def explained_failures() -> Iterator[None]:
-    """Errors inside, of storage and workers and of many kinds, as lines that say what to do.
+    """Convert the errors of storage and of workers to errors of one line that says what to do.
 
-    OutputError and ReconcileError say it themselves; all others become CommandFailed.
+    OutputError and ReconcileError have such a line. All other errors become CommandFailed.
     """
     try:
         yield
     except Exception as error:
         cause = error.cause if isinstance(error, RayTaskError) else None
-        if isinstance(cause, OutputError):  # a worker's
+        if isinstance(cause, OutputError):  # raised in a worker
             raise OutputError(reason_of(error)) from error
         if isinstance(error, OutputError | ReconcileError):
             raise
@@ -46,7 +46,10 @@ def explained_failures() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a worker said, in a line: Ray puts pages before it, Ray Data (2.60) advice behind."""
+    """The message of an error, in one line.
+
+    Ray puts pages before the message of a worker, and Ray Data (2.60) puts advice behind it.
+    """
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     lines = str(error).strip().splitlines() or [type(error).__name__]

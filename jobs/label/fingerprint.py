@@ -1,4 +1,4 @@
-"""What tells labels of one model, its weights and its settings from those of others."""
+"""The fingerprint: it differs where the model, its weights or its settings differ."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from model.config import DeformableDetrConfig
 
 
 def fingerprint(config: DeformableDetrConfig, weights: str, score_threshold: float) -> str:
-    """16 hex digits of all that decides an image's labels; `weights` is a digest, or "random"."""
+    """16 hex digits over all that decides the labels. `weights` is a digest, or "random"."""
     document = {
         "config": asdict(config),
         "weights": weights,

@@ -1,4 +1,4 @@
-"""`detr-batch label`: everything under INPUT that OUTPUT does not hold yet."""
+"""`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
 import secrets
 import shlex
@@ -51,27 +51,27 @@ EXIT_OK, EXIT_TOO_MANY_FAILURES = 0, 3
 
 @dataclass(frozen=True)
 class Command:
-    """One `label`: its options, and what follows from them."""
+    """One `label` command: its options, and the requests made from them."""
 
     options: LabelOptions
     config: DeformableDetrConfig
-    wanted: PlanRequest  # which images
-    labels: LabelRequest  # by which model
+    wanted: PlanRequest  # the images to label
+    labels: LabelRequest  # the model that labels them
 
     @property
     def output(self) -> str:
         return self.options.output
 
     def estimate(self, shards: Shards) -> Estimate | None:
-        """What labelling `shards` should take, by earlier runs of the same model."""
+        """The estimated time and cost of `shards`, from earlier runs of the same model."""
         reports = past_reports(self.output, self.labels.fingerprint, RUNS)
         return estimate(reports, shards.size, self.options.rates())
 
 
 def label(options: LabelOptions, startup: Startup | None = None) -> int:
-    """Run to the end and return the exit code. InputError before anything is written.
+    """Run the command and return its exit code. InputError is raised before anything is written.
 
-    `startup` knows what this process did before; without it nothing is known of that.
+    `startup` has the time that this process took before; None means that it is not known.
     """
     startup = startup or Startup()
     options.check()
@@ -90,10 +90,10 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
 
 
 def _read_model(options: LabelOptions) -> Command:
-    """The command with its model. CheckpointError for weights that do not fit, or are not there."""
+    """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
     weights = options.weights or named_model(options.model).weights
     digest = RANDOM if weights == RANDOM else file_sha256(find_weights(weights))
-    # On the driver too, so that weights that do not fit are refused at once; it does not run here.
+    # The driver loads the model too, to refuse wrong weights at once. The model does not run here.
     config = create_model(options.model, options.weights, training=True).config
     mark = fingerprint(config, digest, options.score_threshold)
     return Command(
@@ -111,7 +111,7 @@ def _read_model(options: LabelOptions) -> Command:
 
 
 def _describe_plan(command: Command) -> str:
-    """For --dry-run."""
+    """The text that --dry-run prints."""
     known = known_objects(command.output, command.labels, read_catalog(command.output))
     found = plan_images(command.wanted, known)
     placement = placement_without_starting(command.options.machines())
@@ -119,17 +119,20 @@ def _describe_plan(command: Command) -> str:
 
 
 def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup) -> Counter[str]:
-    """Finish the run that was killed, then label what is new: images of both runs by status."""
+    """Finish the run of a killed command, if there is one, then label the new images.
+
+    Returns the number of images of both runs by status.
+    """
     options = command.options
     counts: Counter[str] = Counter()
     known = known_objects(command.output, command.labels, writer.catalog)
     unfinished = take_up_unfinished_run(writer, command.wanted, command.labels)
     startup.end(CATALOGUE)
     if unfinished and unfinished.shards:
-        del known  # of ten million objects it takes a third of a gigabyte
+        del known  # it takes a third of a gigabyte for ten million objects
         placement = _start_ray(command, unfinished, startup)
         counts.update(execute_run(command, unfinished, placement, writer, startup))
-        startup = Startup()  # of the run that may follow
+        startup = Startup()  # for the run that may follow
         known = known_objects(command.output, command.labels, writer.catalog)
         startup.end(CATALOGUE)
     if unfinished and (options.limit is not None or options.relabel):
@@ -156,7 +159,7 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
 
 
 def _start_ray(command: Command, run: Run, startup: Startup) -> Placement:
-    """Start or join Ray: where on it the run goes. InputError where it cannot."""
+    """Start or join Ray, and place the run on it. Raises InputError if it does not fit there."""
     lock = join(command.output, paths.LOCK)
     placement = start_or_join_ray(command.options.machines(), lock, run.shards.first_member())
     startup.end(RAY)
@@ -166,9 +169,9 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placement:
 def execute_run(
     command: Command, run: Run, placement: Placement, writer: OutputWriter, startup: Startup
 ) -> dict[str, int]:
-    """Label and publish a planned run: its images by status. CommandFailed where that fails.
+    """Label and publish a planned run. Returns its number of images by status.
 
-    Nodes are paid for since the `startup` began.
+    Raises CommandFailed if that fails. Node-hours count from the time when the `startup` began.
     """
     options, device = command.options, placement.device
     target = writer.publish_target(
@@ -190,7 +193,7 @@ def execute_run(
 
 
 def _flow_settings(command: Command, run: Run, staging: str, placement: Placement) -> FlowSettings:
-    """What the flow is to do with the images of a run."""
+    """The settings of the dataflow for a run."""
     options = command.options
     spec = DetectorSpec(
         options.model,
@@ -213,14 +216,14 @@ def _flow_settings(command: Command, run: Run, staging: str, placement: Placemen
 
 
 def _precision_as_text(precision: str, device: str) -> str:
-    """What detectors compute in, as far as this machine can tell for them."""
+    """The precision of the detectors, as far as this machine can tell it."""
     if precision == "auto" and device == "cuda" and not torch.cuda.is_available():
         return "the best precision of its GPUs"
     return resolved_precision(precision, device)
 
 
 def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
-    """Labels of objects that left stay: whoever wants them gone has to know."""
+    """Print which objects left INPUT. Their labels stay unless --relabel replaces them."""
     if len(gone):
         first = ", ".join(gone[:GONE_SHOWN].to_pylist())
         more = ", ..." if len(gone) > GONE_SHOWN else ""
@@ -233,7 +236,7 @@ def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
 
 
 def _print_outcome(output: str, counts: dict[str, int], max_failed_fraction: float) -> int:
-    """Print what came of the command; its exit code, by the share of its images that failed."""
+    """Print the result. Returns the exit code, which depends on the share of failed images."""
     images = sum(counts.values())
     failed = images - counts.get(OK, 0)
     if images:

@@ -1,10 +1,11 @@
-"""What a run tells Prometheus while it goes on, through Ray's own metrics.
+"""Metrics of a run for Prometheus, exported through Ray's own metrics while the run goes on.
 
-Ray serves them, with `ray_` before each name, on the node where the command runs; infra/monitoring
-has rules and a dashboard over them. Each is tagged with OUTPUT, without secrets, and the run's id:
-as Ray tags all of them with the process, which is a run's own, that makes no more of them. Figures
-come from receipts, as those of report.json: how busy a GPU is beside that is not measured. A
-receipt costs 14 us more, an update of gauges 0.2 ms of a CPU (2026-11-25).
+Ray serves them on the node where the command runs, with `ray_` before each name. infra/monitoring
+has rules and a dashboard over them. Each metric is tagged with OUTPUT, without secrets, and with
+the run id. These tags add no time series, because Ray tags all metrics with the process, which
+belongs to the run. Figures come from receipts, as the figures of report.json do. Other work of a
+GPU is not measured. The metrics cost 14 us more for each receipt, and 0.2 ms of a CPU for each
+update of the gauges (2026-11-25).
 """
 
 import logging
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "detr_batch_"
 TAGS = ("output", "run")
-COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {  # what each counts, and its further tags
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {  # by name: description and further tags
     "images": ("Images that are labelled, or failed, by their status", ("status",)),
     "encoded_bytes": ("Bytes of those images, as they lay in the store", ()),
     "detect_seconds": ("Seconds in which detectors computed, summed over them", ()),
@@ -43,19 +44,19 @@ GAUGES = {
     "planned_images": "Images that the run is to label, where all are loose files",
     "last_block_timestamp_seconds": "Unix time of the newest block that was done, or of the start",
 }
-UPDATE_SECONDS = 5.0  # between two updates of gauges, which Ray (2.60) sends on every 10
+UPDATE_SECONDS = 5.0  # between two updates of gauges; Ray (2.60) exports them every 10 s
 
 
 def exported_names() -> set[str]:
-    """All of them, as Prometheus sees them."""
+    """The names of all metrics in Prometheus."""
     counters = {f"ray_{PREFIX}{name}_total" for name in COUNTERS}
     return counters | {f"ray_{PREFIX}{name}" for name in GAUGES}
 
 
 class RunMetrics:
-    """Exports a run's figures while the `with` block runs. What goes wrong here never ends a run.
+    """Exports the metrics of a run while the `with` block runs. An error here never ends a run.
 
-    `tally` is what the run adds its receipts to; `nodes` counts what it pays for.
+    `tally` has the sums over the receipts of the run; `nodes` counts its node-hours.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class RunMetrics:
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._planned: dict[str, int] = {}
-        self._newest = time.time()  # block
+        self._newest = time.time()  # Unix time of the newest block
         self._repeated = retries.repeated
         self._complained = False
         self._result = "failed"
@@ -90,12 +91,12 @@ class RunMetrics:
         self._tally.listener = None
         self._result = "failed" if kind else "published"
         self._stop.set()
-        self._thread.join(UPDATE_SECONDS)  # Ray may be gone, and not answer
+        self._thread.join(UPDATE_SECONDS)  # with a limit, because Ray may not answer any more
 
     def _quietly(self, export: Callable[[], None]) -> None:
         try:
             export()
-        except Exception as error:  # of Ray's: of many kinds
+        except Exception as error:  # Ray raises many types
             if not self._complained:
                 log.warning("some metrics of %s are not exported: %s", self._run.run_id, error)
             self._complained = True
@@ -136,7 +137,7 @@ class RunMetrics:
             last_block_timestamp_seconds=self._newest,
             **self._planned,
         )
-        repeated = retries.repeated  # by this process; receipts tell of the others
+        repeated = retries.repeated  # requests of this process; receipts have those of workers
         self._inc("storage_retries", repeated - self._repeated)
         self._repeated = repeated
         cost = self._rates.bill(*self._nodes.read())
@@ -152,4 +153,4 @@ class RunMetrics:
 
     def _set(self, **values: float | None) -> None:
         for name, value in values.items():
-            self._gauges[name].set(value, self._tags)  # None: stays unset
+            self._gauges[name].set(value, self._tags)  # None leaves the gauge unset

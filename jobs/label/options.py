@@ -1,4 +1,4 @@
-"""The options of `detr-batch label`: what they mean, and which make no sense."""
+"""The options of `detr-batch label`, and the check of their values."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ from pipeline.storage.urls import mask
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """The options of the command line, checked by `check`."""
+    """The options of the command line. `check` validates them."""
 
     input: str = field(
         metadata={
@@ -113,7 +113,7 @@ class LabelOptions:
     dry_run: bool = field(default=False, metadata={"help": "print the plan; touch nothing"})
 
     def check(self) -> None:
-        """InputError for values that cannot be meant on any machine."""
+        """Raise InputError for values that are wrong on every machine."""
         if not 0 <= self.score_threshold < 1:
             raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
         if not 0 <= self.max_failed_fraction <= 1:
@@ -132,7 +132,7 @@ class LabelOptions:
         self.machines()
 
     def machines(self) -> ClusterRequest:
-        """What the run asks of machines. InputError for what cannot be meant."""
+        """The machines that the run requests. Raises InputError for wrong values."""
         return cluster_request(
             self.device,
             self.num_gpus,
@@ -143,7 +143,7 @@ class LabelOptions:
         )
 
     def rates(self) -> Rates:
-        """What an hour costs; InputError for a machine that has no price."""
+        """The prices for an hour. Raises InputError for a machine that has no price."""
         return Rates(
             self.usd_per_hour,
             machine(self.instance_type) if self.instance_type else None,
@@ -154,7 +154,7 @@ class LabelOptions:
         )
 
     def without_secrets(self, source: str) -> dict[str, Any]:
-        """The fields as run.json keeps them: INPUT by its one name `source`, other URLs masked."""
+        """The fields for run.json: INPUT is its canonical URL `source`, other URLs are masked."""
         given = asdict(self)
         for name in ("output", "weights", "address"):
             given[name] = given[name] and mask(given[name])

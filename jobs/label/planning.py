@@ -1,4 +1,4 @@
-"""What a run is to label, planned anew. Nothing here writes; `record.py` keeps what is planned."""
+"""Plan which images a run labels. Nothing here writes; `record.py` writes the plan."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,17 @@ KINDS = (("files", "image files"), ("tar", "tar shards"), ("parquet", "Parquet")
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """Which images a command is to label."""
+    """The images that a command is to label."""
 
-    input: str  # as it was given, secrets included
+    input: str  # INPUT as the user gave it, secrets included
     format: str
     limit: int | None
-    output: str  # is left out, where it lies below INPUT
+    output: str  # OUTPUT; the listing leaves it out if it lies below INPUT
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has been planned, new or taken up again."""
+    """A planned run, new or resumed."""
 
     run_id: str
     shards: Shards
@@ -38,22 +38,22 @@ def staging_url(output: str, run_id: str) -> str:
 
 
 def plan_url(output: str, run_id: str) -> str:
-    """Where the plan of a run under way is; once it is finished, one beside its manifest stays."""
+    """The URL of the plan of an unfinished run. A finished run has a plan beside its manifest."""
     return join(output, paths.plan_under_way(run_id))
 
 
 def plan_images(request: PlanRequest, known: Known) -> Plan:
-    """What there is to label under INPUT that is not `known`."""
+    """Plan the images under INPUT that are not `known`."""
     return plan_shards(request.input, request.format, request.limit, known, request.output)
 
 
 def make_run(output: str, shards: Shards) -> Run:
-    """A run of a new name over planned shards."""
+    """A run with a new run id over planned shards."""
     return Run(new_run_id(output), shards)
 
 
 def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
-    """For --dry-run: a plan, what it should take, and where it would run."""
+    """The text that --dry-run prints: the plan, its estimate, and its placement."""
     lines = []
     for kind, name in KINDS:
         outline = found.shards.outline

@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal, plain lines in a log. All on stderr."""
+"""Progress of a run on stderr: a live line on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from jobs.accounting.tally import Tally
 from pipeline.schema import Receipt
 
-LOG_SECONDS = 10.0  # between plain lines
+LOG_SECONDS = 10.0  # between two plain lines
 
 
 def describe(tally: Tally, already: int, encoded_bytes: int) -> str:
-    """Images done, rate, failed, time left."""
+    """One line: images done, rate, failed images, time left."""
     rate = tally.steady_rate()
     speed = f"{rate:.1f} images/s" if rate else "starting"
     text = f"{already + tally.images} images, {speed}, {tally.failed.total()} failed"
@@ -25,7 +25,10 @@ def describe(tally: Tally, already: int, encoded_bytes: int) -> str:
 
 
 def describe_end(tally: Tally, already: int) -> str:
-    """The last line: images done, rate, failed. Without a steady rate, that from the start on."""
+    """The last line: images done, rate, failed images.
+
+    The rate is that since the start if there is no steady rate.
+    """
     seconds = time.time() - tally.started
     rate = tally.steady_rate() or tally.images / max(seconds, 1e-9)
     return f"{already + tally.images} images, {rate:.1f} images/s, {tally.failed.total()} failed"
@@ -34,18 +37,18 @@ def describe_end(tally: Tally, already: int) -> str:
 def show_progress(
     receipts: Iterable[Receipt], tally: Tally, already: int = 0, encoded_bytes: int = 0
 ) -> None:
-    """Add up `receipts` into `tally` as they come.
+    """Add `receipts` to `tally` as they arrive, and show progress.
 
-    `already` images were done before; the rest lie in about `encoded_bytes`, which tell how long
-    it will take (0: not known).
+    `already` images were done before. The others have about `encoded_bytes`, from which the time
+    left is computed (0: not known).
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        said = time.monotonic()
+        last_line = time.monotonic()
         for receipt in receipts:
             _add(receipt, tally, console)
-            if time.monotonic() - said > LOG_SECONDS:
-                said = time.monotonic()
+            if time.monotonic() - last_line > LOG_SECONDS:
+                last_line = time.monotonic()
                 console.print(describe(tally, already, encoded_bytes), highlight=False)
         console.print(describe_end(tally, already), highlight=False)
         return
@@ -58,10 +61,10 @@ def show_progress(
 
 
 def _add(receipt: Receipt, tally: Tally, console: Console) -> None:
-    """Add up one receipt, and say so where it is the first to tell of too little memory."""
-    known = tally.batch_limit
+    """Add one receipt. Print a line if it is the first that reports too little memory."""
+    limit_before = tally.batch_limit
     tally.add(receipt)
-    if known is None and tally.batch_limit is not None:
+    if limit_before is None and tally.batch_limit is not None:
         console.print(
             "the memory of a detector does not hold as many pictures as --batch-size says: "
             f"it takes {tally.batch_limit} at once from now on",

@@ -1,4 +1,4 @@
-"""The end of a run: it is reconciled, its tables, report and page are written, and it counts."""
+"""The publication of a run: reconcile it, write its tables, report and page, and commit it."""
 
 import sys
 import time
@@ -27,7 +27,7 @@ from pipeline.storage.urls import mask
 
 @dataclass(frozen=True)
 class Meters:
-    """What is measured of a run under way."""
+    """The measurements of a run."""
 
     tally: Tally
     nodes: NodeMeter
@@ -43,17 +43,17 @@ def publish_run(
     writer: OutputWriter,
     page: bool,
 ) -> dict[str, int]:
-    """Reconcile, write the tables and the report, and only then let the run count.
+    """Reconcile the run, write its tables and its report, and only then commit it.
 
-    Its images by status. `page`: report.html too.
+    Returns the number of images by status. `page` says whether to write report.html too.
     """
     began = time.time()
     planned = run.shards.names()
-    writer.check_lock()  # who takes a lost lock over may have finished this run
+    writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
     reconcile(planned, staged)
     grouped = group_into_parts(planned, staged, images_per_file(labels.score_threshold))
-    pictures = PictureReader() if page else None  # starts while the tables are written
+    pictures = PictureReader() if page else None  # it starts while the tables are written
     files = list(publish_parts(grouped, target, layout.nodes))
     counts = sorted_counts(staged.count_by_status())
     meters.tally.seconds["publish"] = time.time() - began
@@ -74,13 +74,13 @@ def _report(
     counts: dict[str, int],
     files: list[PartFile],
 ) -> Report:
-    """What report.json will say."""
+    """The content of report.json."""
     detections = sum(file.rows for file in files if file.path.startswith("detections/"))
     node_hours, hours = meters.nodes.read()
     workers = stage_workers(layout)
     summary = report(meters.tally, counts, detections, workers, node_hours, hours, meters.rates)
     summary["reconciliation"] = {"planned": sum(counts.values()), **counts}
-    if not summary["labelled_before"]:  # an estimate is of a whole run
+    if not summary["labelled_before"]:  # an estimate is for a whole run
         summary["estimate"] = read_document(output, run.run_id, "run.json").get("estimate")
     return summary
 
@@ -88,15 +88,15 @@ def _report(
 def _write_page(
     output: str, done: FinishedRun, run: Run, token: str, pictures: PictureReader
 ) -> None:
-    """Write report.html beside report.json. Labels are worth more: what goes wrong is said."""
+    """Write report.html beside report.json. An error is printed and does not end the run."""
     try:
-        from jobs.report.page import page_of  # here, as matplotlib would delay the start
+        from jobs.report.page import page_of  # matplotlib would delay the start
 
         with pictures:
             planned = plan_of_shards(run.shards)
             page = page_of(output, done.manifest(token), done.report, planned, pictures)
         write_text(output, run.run_id, "report.html", page)
-    except Exception as error:  # of drawing, of storage and of tables: of many kinds
+    except Exception as error:  # drawing, storage and tables raise many types
         print(
             f"there is no report.html ({reason_of(error)}): `detr-batch report {mask(output)} "
             "--html FILE` makes one",

@@ -1,4 +1,4 @@
-"""run.json of a run under way, and its plan: what a rerun goes by."""
+"""run.json and the plan of an unfinished run. A rerun of the command resumes from them."""
 
 import time
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jobs.output.known import LabelRequest
 from jobs.output.records import environment, read_document, write_record, write_table
 from pipeline.storage.files import join
 
-_NAMES = {  # options without which a record is useless
+_NAMES = {  # options that a record must have
     "input", "output", "model", "weights", "score_threshold", "format", "limit", "relabel",
 }  # fmt: skip
 
@@ -29,7 +29,7 @@ def write_run_record(
 ) -> None:
     """Write run.json, the plan, and a table of the objects that are `gone` from INPUT.
 
-    `options` are those of the command, without secrets.
+    `options` are the options of the command, without secrets.
     """
     record: dict[str, Any] = {
         "run_id": run.run_id,
@@ -48,10 +48,13 @@ def write_run_record(
 
 
 def read_run_record(output: str, run_id: str) -> dict[str, Any]:
-    """run.json of an unfinished run. DamagedOutput where it does not say what was to be done."""
+    """Read run.json of an unfinished run.
+
+    Raises DamagedOutput if it is missing, damaged, or lacks options that the run needs.
+    """
     try:
         record = read_document(output, run_id, "run.json")
-    except (FileNotFoundError, DamagedOutput) as error:  # it was written before the plan
+    except (FileNotFoundError, DamagedOutput) as error:  # it is written before the plan
         raise unusable_run_error(run_id, paths.document(run_id, "run.json")) from error
     options = record.get("options")
     known = isinstance(options, dict) and options.keys() >= _NAMES
@@ -61,7 +64,7 @@ def read_run_record(output: str, run_id: str) -> dict[str, Any]:
 
 
 def unusable_run_error(run_id: str, name: str) -> DamagedOutput:
-    """The error of an unfinished run that cannot be taken up without its document `name`."""
+    """The error for an unfinished run that cannot be resumed without its document `name`."""
     return DamagedOutput(
         f"{name} of OUTPUT is damaged or missing: put back what was there, or delete "
         f"{paths.staging(run_id)} of OUTPUT, and the same command plans anew. What is staged of "
@@ -70,7 +73,7 @@ def unusable_run_error(run_id: str, name: str) -> DamagedOutput:
 
 
 def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRequest) -> bool:
-    """Whether a recorded run is over the same images, by the same model."""
+    """Whether a recorded run labels the same images with the same model."""
     options = record["options"]
     return bool(
         record["model_fingerprint"] == labels.fingerprint
@@ -82,7 +85,7 @@ def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRe
 
 
 def recorded_command(record: Mapping[str, Any]) -> str:
-    """A recorded command as a person would type it, as far as it decides what is labelled."""
+    """A recorded command as a user types it, with the options that decide what is labelled."""
     given = record["options"]
     words = [given["input"], given["output"], "--model", given["model"]]
     words += ["--weights", given["weights"]] if given["weights"] else []

@@ -1,4 +1,4 @@
-"""What killed commands left behind: taken up by the same command, dropped by --relabel."""
+"""Unfinished runs of killed commands. The same command resumes them, --relabel drops them."""
 
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.label.record import is_same_work, read_run_record, recorded_command, unusable_run_error
@@ -15,20 +15,19 @@ from pipeline.storage.urls import identity, mask
 def take_up_unfinished_run(
     writer: OutputWriter, wanted: PlanRequest, labels: LabelRequest
 ) -> Run | None:
-    """The run that a killed command left behind, if it was this command; without shards if done.
+    """Resume the run that a killed command left behind, if it was the same command as this one.
 
-    Its plan is written again, as this version writes it. Staging of runs that are committed is
-    removed. --relabel drops the run of another command; without it that is an InputError.
+    Its plan is written again, in the format of this version. The run has no shards if it was
+    committed already. Staging of committed runs is deleted. An unfinished run of another command
+    is dropped with --relabel; without --relabel it raises InputError.
     """
     for run_id in writer.staged:
         record = read_run_record(writer.output, run_id)
         same = is_same_work(record, wanted, labels)
-        if writer.catalog.knows(run_id):  # committed, but killed before it had tidied up
+        if writer.catalog.knows(run_id):  # the command was killed after the commit
             writer.drop_staging(run_id)
             if same and (labels.relabel or wanted.limit is not None):
-                return Run(
-                    run_id, write_shards([])
-                )  # which is finished: it is not to be done again
+                return Run(run_id, write_shards([]))  # the run is finished: nothing is left to do
             continue
         if same:
             shards = _read_planned_shards(wanted, run_id)
@@ -46,9 +45,10 @@ def take_up_unfinished_run(
 
 
 def _read_planned_shards(wanted: PlanRequest, run_id: str) -> Shards:
-    """Shards of an unfinished run, in the format of this version. DamagedOutput without its plan.
+    """Read the shards of an unfinished run, in the format of this version.
 
-    Where addresses carry secrets, with those that INPUT gives them now: the old ones end.
+    URLs that carry secrets get the secrets that INPUT has now, because the old ones expire. Raises
+    DamagedOutput if the plan is missing or damaged.
     """
     try:
         shards = write_shards(read_plan_tables(plan_url(wanted.output, run_id)))

@@ -1,1 +1,1 @@
-"""OUTPUT: its paths, its log of commits, and the one way to write it. README.md explains it."""
+"""OUTPUT: its paths, its log of commits, and the only way to write it. See README.md."""

@@ -1,4 +1,4 @@
-"""What an OUTPUT holds, as its log says it."""
+"""The catalog of an OUTPUT: the runs that it holds, read from its log."""
 
 import hashlib
 import json
@@ -25,33 +25,36 @@ from pipeline.storage.files import explain_errors
 
 @dataclass
 class Catalog:
-    """The runs of an OUTPUT up to an entry of its log, with their manifests."""
+    """The runs of an OUTPUT up to one entry of its log, with their manifests."""
 
     state: State
-    manifests: dict[str, Manifest]  # of runs whose labels are there
+    manifests: dict[str, Manifest]  # by run id, of runs whose labels OUTPUT still holds
 
     def committed_runs(self) -> list[Manifest]:
-        """Runs that count, oldest first."""
+        """Manifests of the runs that count, oldest first."""
         return [self.manifests[run_id] for run_id in self.state.counting_runs()]
 
     def labelling_runs(self) -> list[Manifest]:
-        """Runs whose labels are there, also where `compact` merged their tables, oldest first."""
+        """Manifests of the runs that made the labels OUTPUT holds, oldest first.
+
+        Runs whose tables `compact` merged are included. The runs that `compact` made are not.
+        """
         return [run for _, run in sorted(self.manifests.items()) if not run["compacts"]]
 
     def drop_removed(self) -> list[str]:
-        """Drop the manifests of runs whose labels are not there any more; which those are."""
+        """Drop the manifests of runs whose labels OUTPUT holds no more; return their run ids."""
         gone = sorted(self.manifests.keys() - self.state.living_runs())
         for run_id in gone:
             del self.manifests[run_id]
         return gone
 
     def knows(self, run_id: str) -> bool:
-        """Whether a run was ever committed, whatever became of it."""
+        """Whether a run was ever committed, even if it was removed later."""
         return run_id in self.state.runs
 
 
 def read_catalog(output: str) -> Catalog:
-    """What OUTPUT holds by now. InputError where it cannot be read, DamagedOutput as `log`."""
+    """Read the catalog. Raises InputError if OUTPUT is unreadable, DamagedOutput if damaged."""
     store = OutputStore(output)
     with explain_errors("OUTPUT", output):
         return load_catalog(store)
@@ -63,7 +66,10 @@ def committed_runs(output: str) -> list[Manifest]:
 
 
 def load_catalog(store: Store) -> Catalog:
-    """What a store's log says; what versions before the log left, where there is none."""
+    """Read the catalog of a store.
+
+    A store without a log has the runs that versions before the log committed.
+    """
 
     def begin(state: State) -> None:
         if not state.number:
@@ -73,9 +79,9 @@ def load_catalog(store: Store) -> Catalog:
 
 
 def load(store: Store, begin: Callable[[State], None]) -> Catalog:
-    """What a store's log says, and `begin` adds to it.
+    """Read the log of a store, let `begin` change its state, then read the manifests.
 
-    It is read again where it went on meanwhile, and something that it speaks of is gone by then.
+    The log is read again if it grew meanwhile and a manifest that it names has been deleted.
     """
     while True:
         state = read_state(store)
@@ -87,7 +93,8 @@ def load(store: Store, begin: Callable[[State], None]) -> Catalog:
             if not _has_entry(store, last + 1):
                 raise
         else:
-            if last or not _has_entry(store, 1):  # before the log, only a listing said what counts
+            # Without a log the runs come from a listing, which is out of date once entry 1 exists.
+            if last or not _has_entry(store, 1):
                 return catalog
 
 
@@ -96,7 +103,7 @@ def _has_entry(store: Store, number: int) -> bool:
 
 
 def with_manifests(store: Store, state: State) -> Catalog:
-    """A state with the manifests of the runs that live. DamagedOutput where one is gone."""
+    """Add the manifests of living runs to a state. Raises DamagedOutput if one is missing."""
     wanted = state.living_runs()
     unread = sorted(wanted - state.manifests.keys())
 
@@ -113,7 +120,10 @@ def with_manifests(store: Store, state: State) -> Catalog:
 
 
 def adopting(store: Store, state: State, entry: Entry) -> Entry:
-    """An entry that adds what versions before the log committed, and no entry has yet."""
+    """A copy of `entry` that adds the runs that versions before the log committed.
+
+    Runs that an earlier entry added are left out.
+    """
     found = [pair for pair in old_runs(store) if pair[0].run_id not in state.runs]
     counting = {added.run_id for added, _ in found} | set(state.counting_runs())
     removes = tuple(
@@ -126,11 +136,11 @@ def adopting(store: Store, state: State, entry: Entry) -> Entry:
 
 
 def old_runs(store: Store) -> Iterator[tuple[Added, Manifest]]:
-    """Runs that versions before the log committed: wherever a listing shows a manifest."""
+    """Runs that versions before the log committed, found by listing their manifests."""
     for name in store.names(paths.RUNS):
         found = paths.run_and_token_of_manifest(name)
         data = read_if_any(store, name) if found is not None and found[1] is None else None
-        if found is None or data is None:  # another file, or deleted since the listing
+        if found is None or data is None:  # no old manifest, or deleted since the listing
             continue
         document = convert_document(name, partial(json.loads, data))
         digest = hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""The end of every run, labelled or imported: its record and its plan, then its commit."""
+"""The last step of every run, labelled or imported: write report and plan, then commit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,24 +15,27 @@ from pipeline.storage.files import join
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run whose tables are written."""
+    """A run whose tables are written and that is not committed yet."""
 
     target: PublishTarget
-    source: str  # canonical INPUT
+    source: str  # canonical URL of INPUT
     shards: Shards
     files: list[PartFile]
-    counts: dict[str, int]  # images by status
+    counts: dict[str, int]  # number of images by status
     report: dict[str, Any]
-    replaces: Sequence[str] = ()  # runs that count no more
+    replaces: Sequence[str] = ()  # ids of the runs that this run replaces
 
     def manifest(self, token: str) -> Manifest:
-        """Its manifest by the writer of that token, written or not."""
+        """The manifest of this run, as the writer with `token` names its files. Writes nothing."""
         plan = paths.plan(self.target.run_id, token)
         return make_manifest(self.target, plan, self.source, self.files, self.counts, self.replaces)
 
 
 def commit_run(run: FinishedRun, writer: OutputWriter) -> None:
-    """Let the run count. LockLost, and it does not, where another has OUTPUT by now."""
+    """Write the report and the plan, commit the run, and delete its staging.
+
+    Raises LockLost, and commits nothing, if another command has taken OUTPUT over.
+    """
     output, run_id = run.target.output, run.target.run_id
     manifest = run.manifest(writer.token)
     write_document(output, run_id, "report.json", run.report)

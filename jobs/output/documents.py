@@ -1,4 +1,4 @@
-"""Documents of OUTPUT that say themselves whether they are whole."""
+"""JSON documents of OUTPUT that carry their own digest, so that readers detect damage."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from jobs.output.errors import DamagedOutput
 
-FORMAT = 2  # of entries, checkpoints and manifests; what versions before 0.2 wrote is 1
+FORMAT = 2  # of log entries, checkpoints and manifests; versions before 0.2 wrote format 1
 T = TypeVar("T")
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """A document as JSON, with its format and the digest of its content."""
+    """Serialize a document as JSON, with its format and the digest of its content."""
     content = json.dumps(document)
     digest = hashlib.sha256(content.encode()).hexdigest()
     head = json.dumps({"format": FORMAT, "sha256": digest})
@@ -20,7 +20,10 @@ def seal(document: dict[str, Any]) -> bytes:
 
 
 def unseal(name: str, data: bytes) -> dict[str, Any]:
-    """What was sealed. DamagedOutput where it is not whole, or of a format that is not known."""
+    """The content of a sealed document.
+
+    Raises DamagedOutput if the document is not whole, or a newer version wrote its format.
+    """
 
     def convert() -> dict[str, Any]:
         document = json.loads(data)
@@ -34,7 +37,7 @@ def unseal(name: str, data: bytes) -> dict[str, Any]:
 
 
 def convert_document(name: str, convert: Callable[[], T]) -> T:
-    """What a function makes of a document; DamagedOutput where it is not what it must be."""
+    """Return the result of `convert`. Raises DamagedOutput if the document has another form."""
     try:
         return convert()
     except (
@@ -49,7 +52,7 @@ def convert_document(name: str, convert: Callable[[], T]) -> T:
 
 
 def refuse_newer(name: str, version: object) -> None:
-    """DamagedOutput where a newer version wrote a document."""
+    """Raise DamagedOutput if a newer version wrote the document `name`."""
     assert type(version) is int and version > 0
     if version > FORMAT:
         raise DamagedOutput(

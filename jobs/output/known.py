@@ -1,4 +1,4 @@
-"""What an OUTPUT holds labels of, read from the plans of its runs: nothing else is opened."""
+"""Objects that OUTPUT holds labels of, read from the plans of its runs. No table is opened."""
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,24 +23,24 @@ from pipeline.storage.urls import mask
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """Which labels a run would add."""
+    """The labels that a run would add."""
 
-    source: str  # INPUT, by its one name
+    source: str  # canonical URL of INPUT
     model: str
     score_threshold: float
-    fingerprint: str  # of the model, its weights and its settings
-    relabel: bool = False  # in the place of those that there are
+    fingerprint: str  # of the model, its weights and its settings, see jobs/label/fingerprint.py
+    relabel: bool = False  # whether to replace the labels that OUTPUT has of INPUT
 
     def replaced_runs(self, runs: Sequence[Manifest]) -> list[str]:
-        """Which of the committed `runs` it takes the place of: those over the same INPUT."""
+        """Ids of the committed `runs` over the same INPUT if this is `relabel`, else none."""
         return [run["run_id"] for run in runs if self.relabel and run["input"] == self.source]
 
 
 def known_objects(output: str, request: LabelRequest, catalog: Catalog) -> Known:
-    """What need not be labelled again, each object as it was labelled last.
+    """The objects that need not be labelled again, each in the version that was labelled last.
 
-    InputError where labels were made otherwise, or where an archive was read in part: this run
-    would lose the rest, or label the beginning twice.
+    Raises InputError if OUTPUT has labels of another model, weights or threshold. Raises it too if
+    a run read an archive in part: this run would lose the rest, or label the beginning twice.
     """
     runs = catalog.committed_runs()
     replaced = request.replaced_runs(runs)
@@ -60,9 +60,10 @@ def known_objects(output: str, request: LabelRequest, catalog: Catalog) -> Known
 def read_known_objects(
     output: str, runs: list[Manifest], source: str, replaced: Collection[str] = ()
 ) -> Known:
-    """What `runs` labelled, oldest first; those over the INPUT `source` are of this one.
+    """The objects that `runs` labelled; `runs` are sorted from the oldest.
 
-    What runs that are `replaced` held is not known, but may be gone.
+    Objects of runs over the INPUT `source` are marked as objects of this INPUT. Objects of
+    `replaced` runs do not count as labelled, but can be found to be gone from INPUT.
     """
     runs = sorted(runs, key=lambda run: run["run_id"] not in replaced)
 
@@ -80,7 +81,7 @@ def read_known_objects(
 
 
 def read_plan(output: str, name: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
-    """The plan of that name below OUTPUT, some shards at a time. DamagedOutput."""
+    """Read the plan `name` below OUTPUT, some shards at a time. Raises DamagedOutput."""
     try:
         yield from read_plan_tables(join(output, name), columns)
     except DamagedFile as error:
@@ -94,7 +95,7 @@ def _uris(output: str, runs: list[Manifest]) -> Iterator[pa.Array]:
 
 
 def _plan(output: str, run: Manifest, whole: bool) -> Iterator[pa.Table]:
-    """The plan of a run. InputError where it must be `whole`, and --limit ended in an archive."""
+    """Read the plan of a run. Raises InputError if `whole` is set and --limit cut an archive."""
     for table in read_plan(output, run["plan"], ["shard", "members", "limit"]):
         cut = table.filter(pc.is_valid(table["limit"]))
         if whole and len(cut):

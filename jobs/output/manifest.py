@@ -1,4 +1,4 @@
-"""The manifest of a run: what it labelled, and the files that hold it."""
+"""The manifest of a run: its model, its image counts, and the files of its tables."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pipeline.stages.publish import PartFile, PublishTarget
 
 
 class FileOfRun(TypedDict):
-    """A file of a table."""
+    """One file of a table."""
 
     path: str  # below OUTPUT
     rows: int
@@ -20,19 +20,19 @@ class FileOfRun(TypedDict):
 
 
 class Manifest(TypedDict):
-    """A run that is finished."""
+    """The manifest of a finished run."""
 
     format: int
     run_id: str
-    input: str  # canonical INPUT
+    input: str  # canonical URL of INPUT
     model: str
     model_fingerprint: str
-    labels: list[str]  # by label_id
-    images: dict[str, int]  # by status
+    labels: list[str]  # class names by label_id
+    images: dict[str, int]  # number of images by status
     files: list[FileOfRun]
-    replaces: list[str]  # runs that counted until this one did
-    compacts: bool  # whether their labels live on in this one
-    plan: str  # the name of its plan below OUTPUT
+    replaces: list[str]  # ids of the runs that this run replaced
+    compacts: bool  # whether this run holds the labels of the replaced runs
+    plan: str  # name of the plan below OUTPUT
 
 
 def make_manifest(
@@ -44,9 +44,10 @@ def make_manifest(
     replaces: Sequence[str] = (),
     compacts: bool = False,
 ) -> Manifest:
-    """What a run over INPUT `source` wrote; runs that it `replaces` are to count no more.
+    """The manifest of a run over INPUT `source`.
 
-    `compacts`: their labels live on in this one. `counts` are images by status.
+    `counts` is the number of images by status. The runs in `replaces` count no more once this run
+    is committed. `compacts` says that this run holds the labels of the replaced runs.
     """
     return {
         "format": FORMAT,
@@ -71,14 +72,14 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
 
 
 def manifest_of_bytes(name: str, data: bytes, sha256: str) -> Manifest:
-    """A manifest, checked. DamagedOutput where it is none, or not the one of that digest."""
+    """Parse and check a manifest. Raises DamagedOutput if it is none, or has another digest."""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise damaged_document(name)
     return check_manifest(name, convert_document(name, lambda: json.loads(data)))
 
 
 def check_manifest(name: str, document: Any) -> Manifest:
-    """A manifest of this version or an older one. DamagedOutput where it is none."""
+    """Check a manifest of this or an older version. Raises DamagedOutput if it is no manifest."""
 
     def convert() -> Manifest:
         run_id = document["run_id"]
@@ -92,7 +93,7 @@ def check_manifest(name: str, document: Any) -> Manifest:
 
 
 def _check(document: dict[str, Any]) -> None:
-    """AssertionError for what no writer writes: names must not lead out of OUTPUT."""
+    """Raise AssertionError for fields that no writer writes. Names must not lead out of OUTPUT."""
     run_id = document["run_id"]
     assert paths.is_run_id(run_id)
     assert all(isinstance(document[n], str) for n in ("input", "model", "model_fingerprint"))

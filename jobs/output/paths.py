@@ -1,4 +1,4 @@
-"""Names of all that lies in an OUTPUT, below it. Nothing else spells them."""
+"""Names of all files of an OUTPUT, relative to OUTPUT. No other file of the code spells them."""
 
 import re
 
@@ -6,7 +6,7 @@ LOG = "_runs/log"
 RUNS, STAGING = "_runs", "_staging"
 TABLES = ("images", "detections")
 LOCK = "_runs/lock.json"
-# The lock of versions before 0.2. It stays for ever, held by nobody, so that they write no more.
+# The lock of versions before 0.2. It stays for ever, so that these versions write no more.
 OLD_LOCK = "_lock.json"
 
 _ID = r"[0-9A-Za-z][0-9A-Za-z_.\-]*"
@@ -14,7 +14,7 @@ _RUN_ID = re.compile(_ID)
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _ENTRY = re.compile(rf"{LOG}/(\d{{20}})\.json")
 _CHECKPOINT = re.compile(rf"{LOG}/checkpoint-(\d{{20}})\.json")
-# Versions before 0.2 gave a part no token.
+# Versions before 0.2 wrote parts without a token in their names.
 _PART = re.compile(
     rf"(?:images|detections)/run=({_ID})/part-\d{{5,}}(?:-([0-9a-f]{{32}}))?\.parquet"
 )
@@ -22,7 +22,7 @@ _MANIFEST = re.compile(rf"{RUNS}/({_ID})/manifest(?:-([0-9a-f]{{32}}))?\.json")
 
 
 def is_run_id(text: object) -> bool:
-    """Whether this names a run, and nothing outside its folder."""
+    """Whether the text is a run id. A run id cannot lead out of its folder."""
     return isinstance(text, str) and _RUN_ID.fullmatch(text) is not None
 
 
@@ -35,7 +35,7 @@ def entry(number: int) -> str:
 
 
 def number_of_entry(name: str) -> int | None:
-    """The number of a log entry; None where the name is another's."""
+    """The number of a log entry. None if the name is not that of a log entry."""
     found = _ENTRY.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -45,7 +45,7 @@ def checkpoint(number: int) -> str:
 
 
 def number_of_checkpoint(name: str) -> int | None:
-    """The number of the last entry that a checkpoint holds; None where the name is another's."""
+    """The number of the last log entry in a checkpoint. None if the name is not a checkpoint's."""
     found = _CHECKPOINT.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -55,7 +55,7 @@ def run_folder(run_id: str) -> str:
 
 
 def document(run_id: str, name: str) -> str:
-    """A file about a run, such as run.json."""
+    """A document of a run, such as run.json."""
     return f"{RUNS}/{run_id}/{name}"
 
 
@@ -64,29 +64,29 @@ def manifest(run_id: str, token: str) -> str:
 
 
 def run_and_token_of_manifest(name: str) -> tuple[str, str | None] | None:
-    """Whose manifest this is; None where the name is another's. Old ones have no token."""
+    """Run id and token in the name of a manifest. None for other names. Old names have no token."""
     found = _MANIFEST.fullmatch(name)
     return (found[1], found[2]) if found else None
 
 
 def plan(run_id: str, token: str) -> str:
-    """The plan of a run that is committed."""
+    """The plan of a committed run."""
     return f"{RUNS}/{run_id}/plan-{token}.parquet"
 
 
 def is_plan(name: object, run_id: str) -> bool:
-    """Whether this names a plan of that run."""
+    """Whether the name is that of a plan of the run."""
     pattern = rf"{RUNS}/{re.escape(run_id)}/plan(?:-[0-9a-f]{{32}})?\.parquet"
     return isinstance(name, str) and re.fullmatch(pattern, name) is not None
 
 
 def part_template(run_id: str, token: str) -> str:
-    """The name of a part, with places for `table` and `number`."""
+    """The name of a part, as a template with the fields `table` and `number`."""
     return f"{{table}}/run={run_id}/part-{{number:05d}}-{token}.parquet"
 
 
 def run_and_token_of_part(name: str) -> tuple[str, str | None] | None:
-    """Whose part this is; None where the name is another's. Old ones have no token."""
+    """Run id and token in the name of a part. None for other names. Old names have no token."""
     found = _PART.fullmatch(name)
     return (found[1], found[2]) if found else None
 
@@ -96,12 +96,12 @@ def staging(run_id: str) -> str:
 
 
 def plan_under_way(run_id: str) -> str:
-    """The plan of a run that is not committed yet."""
+    """The plan of an unfinished run, in its staging folder."""
     return f"{STAGING}/{run_id}/plan.parquet"
 
 
 def run_of_plan_under_way(name: str) -> str | None:
-    """Whose plan this is; None where the name is another's."""
+    """The run id in the name of a staged plan. None for other names."""
     parts = name.split("/")
     return parts[1] if len(parts) == 3 and name == plan_under_way(parts[1]) else None
 

@@ -1,4 +1,4 @@
-"""Documents beside a manifest: run.json from when a run starts, report.json from when it ends."""
+"""Documents beside a manifest: run.json is written when a run starts, report.json at its end."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ PACKAGES = ("detr-batch", "ray", "torch", "torchvision", "pyarrow", "pillow", "f
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware of the driver."""
+    """Versions of packages and hardware of the driver."""
     return {
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -29,12 +29,12 @@ def environment() -> dict[str, Any]:
 
 
 def write_document(output: str, run_id: str, name: str, document: dict[str, Any]) -> None:
-    """Put a JSON document beside the run's manifest."""
+    """Write a JSON document beside the manifest of the run."""
     write_text(output, run_id, name, json.dumps(document, indent=1))
 
 
 def write_record(output: str, run_id: str, record: dict[str, Any]) -> None:
-    """Put run.json beside the run's manifest, with the digest of what it says."""
+    """Write run.json beside the manifest of the run, with the digest of its content."""
     write_document(output, run_id, "run.json", {**record, "sha256": _digest(record)})
 
 
@@ -43,16 +43,16 @@ def _digest(document: dict[str, Any]) -> str:
 
 
 def write_text(output: str, run_id: str, name: str, text: str) -> None:
-    """Put a text beside the run's manifest."""
+    """Write a text file beside the manifest of the run."""
     fs, path = open_location(join(output, paths.document(run_id, name)), "OUTPUT")
     write_whole(fs, path, text.encode())
 
 
 def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
-    """A JSON document of a run, without its digest.
+    """Read a JSON document of a run; the result is without its digest.
 
-    FileNotFoundError where there is none, DamagedOutput where it is not as it was written. Versions
-    before 0.2 wrote no digests.
+    Raises FileNotFoundError if there is none, DamagedOutput if it is not as it was written.
+    Versions before 0.2 wrote no digests.
     """
     fs, path = open_location(join(output, paths.document(run_id, name)), "OUTPUT")
     data = read_object(fs, path)
@@ -68,7 +68,7 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
 
 
 def score_threshold(output: str, run_id: str) -> float:
-    """The score below which a run kept no box; 0 where it says nothing of one."""
+    """The score below which a run kept no box. 0 if run.json is missing or names no threshold."""
     try:
         options = read_document(output, run_id, "run.json").get("options", {})
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def score_threshold(output: str, run_id: str) -> float:
 
 
 def write_table(url: str, table: pa.Table) -> None:
-    """Put a table at `url` as Parquet, whole or not at all."""
+    """Write a table to `url` as Parquet, whole or not at all."""
     buffer = io.BytesIO()
     write_parquet(buffer, table.schema, [table])
     fs, path = open_location(url, "OUTPUT")

@@ -1,4 +1,4 @@
-"""The objects of an OUTPUT, by their names below it."""
+"""The objects of an OUTPUT, addressed by their names relative to OUTPUT."""
 
 import uuid
 from collections.abc import Iterable
@@ -20,29 +20,29 @@ from pipeline.storage.files import (
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
-REMOVED_AT_ONCE = 16  # objects: latency limits them
+REMOVED_AT_ONCE = 16  # objects deleted at once, because latency limits them
 
 
 class Store(Protocol):
-    """What the log and its writers need of a place."""
+    """The operations that the log and its writers need."""
 
     def read(self, name: str) -> bytes:
-        """An object. FileNotFoundError where there is none."""
+        """Read an object. Raises FileNotFoundError if there is none."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make an object, whole, unless its name is taken; False where it is.
+        """Create a whole object if its name is free. Returns False if the name is taken.
 
-        Any error leaves open whether it was made, or will be.
+        Any error leaves open whether the object was created, or will be.
         """
 
     def write(self, name: str, data: bytes) -> None:
-        """Make or replace an object."""
+        """Create or replace an object."""
 
     def names(self, folder: str) -> list[str]:
-        """All names below a folder, sorted; none where it does not exist."""
+        """All names below a folder, sorted. Empty if the folder does not exist."""
 
     def remove(self, names: Iterable[str]) -> None:
-        """Delete objects; those that are gone already are no error."""
+        """Delete objects. An object that does not exist is no error."""
 
 
 class OutputStore:
@@ -84,7 +84,7 @@ class OutputStore:
             _remove_empty_folder(Path(path).parent)
 
     def refuse_without_atomic_create(self) -> None:
-        """InputError where two writers could create the same name: judged by trying it."""
+        """Raise InputError if two writers could create the same name. A probe object tells."""
         name = f"{paths.LOG}/probe-{uuid.uuid4().hex}"
         try:
             atomic = self.create(name, b"1") and not self.create(name, b"2")
@@ -103,5 +103,5 @@ class OutputStore:
 def _remove_empty_folder(folder: Path) -> None:
     try:
         folder.rmdir()
-    except OSError:  # it has other files, or is gone
+    except OSError:  # the folder has other files, or is gone
         return

@@ -1,8 +1,8 @@
-"""DuckDB views of an OUTPUT: what every command over finished tables reads through.
+"""DuckDB views of an OUTPUT. Every command over finished tables reads through them.
 
 - `images`, `detections`: all rows of committed runs, with the column `run`
-- `latest_images`: of each object (`uri`) the rows of the newest run that labelled it
-- `latest`: the boxes of those
+- `latest_images`: for each object (`uri`) the rows of the newest run that labelled it
+- `latest`: the boxes of `latest_images`
 """
 
 import re
@@ -21,7 +21,7 @@ from pipeline.storage.urls import mask
 
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
 _COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
-_OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of format 1
+_OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of manifests in format 1
 _LATEST = """
 CREATE VIEW latest_images AS
     SELECT * FROM images
@@ -32,7 +32,7 @@ CREATE VIEW latest AS
 
 
 def finished_runs(output: str) -> list[Manifest]:
-    """Manifests of the runs that count, oldest first; InputError where OUTPUT has none."""
+    """Manifests of the runs that count, oldest first. Raises InputError if OUTPUT has none."""
     runs = committed_runs(output)
     if not runs:
         raise InputError(f"{output} holds no finished run: `detr-batch label` makes one")
@@ -40,9 +40,9 @@ def finished_runs(output: str) -> list[Manifest]:
 
 
 def connect(output: str, runs: Sequence[Manifest] | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection with the views over `runs`, by their manifests (None: all that count).
+    """A connection with the views over `runs`, given by their manifests (None: all that count).
 
-    InputError where there is none.
+    Raises InputError if OUTPUT has no run that counts.
     """
     connection = duckdb.connect()
     add_views(connection, output, finished_runs(output) if runs is None else runs)
@@ -55,8 +55,8 @@ def add_views(
     runs: Sequence[Manifest],
     schema: str = "main",
 ) -> None:
-    """The views over `runs` of OUTPUT, in a schema of their own where a connection has several."""
-    connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
+    """Create the views over `runs` of OUTPUT. Each OUTPUT of a connection has its own `schema`."""
+    connection.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
     fs = open_self_retrying(output)
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
@@ -78,39 +78,39 @@ def add_views(
 def _read(
     connection: duckdb.DuckDBPyConnection, output: str, table: str, runs: Sequence[Manifest]
 ) -> duckdb.DuckDBPyRelation:
-    """A table's files of some runs."""
+    """The files of a table of some runs, as one relation."""
     files = [
         _literal(join(output, file["path"]))
         for run in runs
         for file in run["files"]
         if file["path"].startswith(f"{table}/")
     ]
-    # Not as Hive partitions: folders above OUTPUT may be called `label=...` as well.
+    # Hive partitions are off, because folders above OUTPUT may have names such as `label=...`.
     return connection.read_parquet(files, hive_partitioning=False, filename=True)
 
 
 def limit_memory(connection: duckdb.DuckDBPyConnection, memory: str, scratch: str) -> None:
-    """Let DuckDB hold `memory` ("1GB") at most, and put the rest in files below `scratch`."""
+    """Limit DuckDB to `memory` ("1GB"). It writes the rest to files below `scratch`."""
     connection.execute("SET memory_limit = $memory", {"memory": memory})
     connection.execute("SET temp_directory = $folder", {"folder": scratch})
 
 
 class CannotRead(RuntimeError):
-    """Tables of an OUTPUT that are not to be had, for the moment or for good."""
+    """The tables of an OUTPUT cannot be read, temporarily or permanently."""
 
 
 @contextmanager
 def explain_query_errors(output: str) -> Iterator[None]:
-    """Errors of DuckDB inside: InputError for a mistake in SQL, else CannotRead, a line."""
+    """Convert errors of DuckDB: InputError for a mistake in SQL, else CannotRead in one line."""
     try:
         yield
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
         raise InputError(str(error)) from error
-    except duckdb.Error as error:  # of reading: those of Python's file systems come as pages
+    except duckdb.Error as error:  # a read error; one from a Python file system has many lines
         last = str(error).strip().splitlines()[-1]
         raise CannotRead(f"{mask(output)} cannot be read: {mask(last)}") from error
 
 
 def _literal(path: str) -> str:
-    """`path` for DuckDB, which takes brackets, stars and question marks for patterns."""
+    """Escape `path` for DuckDB, which reads brackets, stars and question marks as patterns."""
     return re.sub(r"[\[*?]", lambda sign: f"[{sign[0]}]", path)

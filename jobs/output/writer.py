@@ -1,4 +1,4 @@
-"""The one way to write an OUTPUT: fence, read, commit, and only then remove."""
+"""The only way to write an OUTPUT: read, fence, commit, and only then remove."""
 
 import hashlib
 import logging
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 
 
 class LogWriter:
-    """Writes to a store's log. It has the right to commit until another writer's entry says no.
+    """Appends to the log of a store, until another writer appends an entry.
 
-    A writer reads what there is, and creates a fence as the very next entry: so nothing has changed
-    since. Then it commits by creating the very next number: where another's entry has that number,
-    this writer has lost for good.
+    A writer reads the log, and creates a fence as the next entry. If that succeeds, nothing has
+    changed since it read. It commits by creating the entry with the next number. If another writer
+    has created that entry, this writer can never commit again.
     """
 
     def __init__(self, store: Store, adopt: bool = False):
-        """Read what there is. `adopt`: versions before the log may have written meanwhile."""
+        """Read the log. `adopt` says that versions before the log may have written meanwhile."""
         self.store = store
         self.token = uuid.uuid4().hex
         self.holder = f"{socket.gethostname()}:{os.getpid()}"
@@ -48,14 +48,15 @@ class LogWriter:
             self.first = Entry(state.number + 1, "fence", self.token, self.holder)
             if adopt or not state.number:
                 self.first = adopting(store, state, replace(self.first, kind="adopt"))
-            state.apply(self.first)  # as if it were there: else nothing that is planned counts
+            # The entry is applied before it is written, so that plans know the adopted runs.
+            state.apply(self.first)
 
         self.catalog = load(store, begin)
 
     def fence(self) -> None:
-        """Shut out all writers that began before, once, and delete what they left.
+        """Fence off all writers that began before, and delete the files that they left; only once.
 
-        CommitLost where another writer began since this one read. CommitUnknown as `commit`.
+        Raises CommitLost if another writer began since this one read, CommitUnknown as `commit`.
         """
         if not self.fenced:
             self._append(self.first)
@@ -63,7 +64,7 @@ class LogWriter:
             self.store.remove(self.abandoned_files())
 
     def _append(self, entry: Entry) -> None:
-        """Create an entry. CommitLost where its number is another's. CommitUnknown as `commit`."""
+        """Create an entry. Raises CommitLost if its number is taken, CommitUnknown as `commit`."""
         if not self._create(entry):
             raise CommitLost(
                 f"another run took OUTPUT over before entry {entry.number} of its log was written: "
@@ -71,24 +72,25 @@ class LogWriter:
             )
 
     def _create(self, entry: Entry) -> bool:
-        """Create an entry; False where the number is another's.
+        """Create a log entry. Returns False if another writer's entry has the number.
 
-        CommitLost where it will never be there, as a fence of its own has the number by now.
-        CommitUnknown where the store does not say whether it is there. Another request for it may
-        still be under way then.
+        Raises CommitLost if the entry can never appear, because a fence of this writer has the
+        number. Raises CommitUnknown if the store does not say whether the entry exists; a request
+        for it may still be under way then.
         """
         name = paths.entry(entry.number)
         try:
             if self.store.create(name, entry.to_bytes()):
                 return True
-        except Exception as error:  # of stores: of many kinds, and each leaves it open
+        except Exception as error:  # stores raise many types, and none says whether it was created
             return self._settle(entry, error)
         return self._owner(name) == entry.token
 
     def _settle(self, entry: Entry, error: Exception) -> bool:
-        """Find out whether an entry was created although no answer came, as `_create`.
+        """Find out whether a log entry was created after an error. Returns and raises as `_create`.
 
-        Where it is absent, its request may still arrive: a fence there decides who has the number.
+        If the entry is absent, its request may still arrive. This writer then creates a fence of
+        that number, and the number belongs to whichever came first.
         """
         name = paths.entry(entry.number)
         fence = Entry(entry.number, "fence", uuid.uuid4().hex, self.holder)
@@ -110,7 +112,7 @@ class LogWriter:
         return owner == entry.token
 
     def _owner(self, name: str) -> str | None:
-        """The token of an entry's writer; None where there is no such entry."""
+        """The token of the writer of a log entry. None if there is no such entry."""
         data = read_if_any(self.store, name)
         return None if data is None else entry_of_bytes(name, data).token
 
@@ -121,16 +123,18 @@ class LogWriter:
         reason: Reason = "replaced",
         kept_until: float = 0.0,
     ) -> None:
-        """Let a run count, in the place of those that it `removes`, and then delete their files.
+        """Commit a run, remove the runs `removes` in the same entry, and then delete their files.
 
-        Files stay until a command after `kept_until`, a Unix time, where that is to come.
+        If the Unix time `kept_until` is in the future, the files stay, and a command after that
+        time deletes them.
 
-        CommitLost where another writer came between: then nothing has changed, and nothing of this
-        writer will ever count. CommitUnknown where the store does not tell: nothing may be deleted.
+        Raises CommitLost if another writer came between: nothing has changed then, and no run of
+        this writer will ever count. Raises CommitUnknown if the store does not say whether the
+        entry exists: nothing may be deleted then.
         """
         state = self.catalog.state
         assert self.fenced
-        # Else no reader would take the entry in.
+        # Readers refuse an entry that adds a run twice, or removes a run that was never added.
         assert run is None or run["run_id"] not in state.runs
         assert set(removes) <= set(state.counting_runs())
         adds = () if run is None else (self._write_manifest(run),)
@@ -156,7 +160,10 @@ class LogWriter:
         return Added(run["run_id"], name, hashlib.sha256(data).hexdigest())
 
     def _keep_checkpoint(self) -> None:
-        """Now and then, so that readers need not read all entries. They can do without."""
+        """Write a checkpoint every CHECKPOINT_EVERY entries, so that readers read fewer entries.
+
+        A checkpoint is optional: readers can read all entries instead.
+        """
         state = self.catalog.state
         if state.number - state.kept < CHECKPOINT_EVERY:
             return
@@ -164,21 +171,21 @@ class LogWriter:
             state.manifests = self.catalog.manifests
             self.store.create(paths.checkpoint(state.number), checkpoint_to_bytes(state))
             state.kept = state.number
-        except Exception as error:  # the commit is what matters
+        except Exception as error:  # the commit is valid without a checkpoint
             log.warning("no checkpoint of the log was written: %s", error)
 
     def abandoned_files(self) -> list[str]:
-        """Names of parts and manifests that never counted, or count no more.
+        """Names of parts and manifests whose runs never counted, or count no more.
 
-        They are those of writers that are fenced off: files of a writer that came later are left
-        alone, also where this one stood still meanwhile.
+        Only files of fenced writers are named. Files of a writer that began later are left alone,
+        even if this writer was suspended meanwhile.
         """
         state, catalog = self.catalog.state, self.catalog
         counting = {file["path"] for run in catalog.committed_runs() for file in run["files"]}
         counting |= {state.runs[run_id].added.manifest for run_id in catalog.manifests}
         fenced = state.tokens - {self.token}
         now = time.time()
-        kept = {
+        retained = {
             name for name, run in state.runs.items() if run.removed and run.removed.kept_until > now
         }
         found = []
@@ -186,7 +193,7 @@ class LogWriter:
             for name in self.store.names(folder):
                 parsed = paths.run_and_token_of_part(name)
                 parsed = parsed or paths.run_and_token_of_manifest(name)
-                if parsed is None or name in counting or parsed[0] in kept:
+                if parsed is None or name in counting or parsed[0] in retained:
                     continue
                 if parsed[1] is None or parsed[1] in fenced:
                     found.append(name)

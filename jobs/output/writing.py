@@ -1,4 +1,7 @@
-"""OUTPUT held by one command: the lock as a courtesy, the log as the right."""
+"""The right of one command to write OUTPUT.
+
+The lock refuses a second command early. Only the log decides whose commit counts.
+"""
 
 import json
 import time
@@ -16,21 +19,21 @@ from pipeline.stages.publish import PublishTarget
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.lock import OutputLock
 
-MOST_HOURS = 10_000  # for which replaced files are kept
-# What the lock file of versions before 0.2 says for ever: they wait for a lease of this length.
+MOST_HOURS = 10_000  # the longest time for which replaced files are kept
+# The lease in the lock file of versions before 0.2. These versions wait until it ends.
 FOR_EVER = 1e12  # seconds
 NEEDED = "detr-batch 0.2 or newer, as the format of this OUTPUT needs: upgrade this one"
 
 
 class OutputWriter:
-    """The right to write OUTPUT, from reading what it holds until the `with` block ends.
+    """The right to write OUTPUT. A command has it from reading the log until the `with` block ends.
 
-    InputError where another command has it, or where the store cannot keep two of them apart,
-    unless it is known that there is a `single_writer`.
+    Raises InputError if another command has the right. Raises it too if the store cannot keep two
+    writers apart, unless `single_writer` says that there is only one.
     """
 
     def __init__(self, output: str, single_writer: bool = False, keep_replaced: float = 0.0):
-        """`keep_replaced` are hours for which files of runs stay that others take the place of."""
+        """`keep_replaced` is the time in hours for which the files of replaced runs stay."""
         self.output, self.single_writer = output, single_writer
         self.keep_replaced = keep_replaced
         if not 0 <= keep_replaced <= MOST_HOURS:
@@ -70,32 +73,34 @@ class OutputWriter:
         planned = {run_id for run_id in map(paths.run_of_plan_under_way, names) if run_id}
         gone = {name for name in planned if self.catalog.knows(name)}
         gone -= set(self.catalog.state.counting_runs())
-        # Runs whose plan is staged: unfinished, or committed by a command that was killed then.
+        # Runs with a staged plan. A command was killed before, or just after, it committed the run.
         self.staged = sorted(planned - gone)
         folders = {name.split("/")[1] for name in names if name.count("/") > 1}
         self._abandoned = sorted(folders - set(self.staged))
 
     @property
     def token(self) -> str:
-        """What the names of this writer's files have, so that no other writer's are the same."""
+        """The token in the names of this writer's files. No other writer has the same."""
         return self.log.token
 
     @property
     def catalog(self) -> Catalog:
-        """What OUTPUT holds: as this writer found it, and what it committed since."""
+        """The catalog that this writer read, with the runs that it committed since."""
         return self.log.catalog
 
     def begin_writing(self) -> None:
-        """Before the first write: shut out all that may still write from before.
+        """Fence off all earlier writers. It has to be called before the first write.
 
-        CommitLost where another writer began since OUTPUT was read.
+        Also deletes the staging that they abandoned. Raises CommitLost if another writer began
+        since OUTPUT was read.
         """
         if self.log.fenced:
             return
         with explain_errors("OUTPUT", self.output):
             if not self.single_writer:
                 self.store.refuse_without_atomic_create()
-            # First of all: versions before the log delete tables whose manifest they do not see.
+            # This comes first, because versions before the log delete tables whose manifest they do
+            # not see.
             if self.old_lock is not None:
                 self.old_lock.check()
                 self.old_lock.leave(json.dumps(_tombstone()).encode())
@@ -105,15 +110,15 @@ class OutputWriter:
                 self.drop_staging(name)
 
     def check_lock(self) -> None:
-        """LockLost where another command took OUTPUT over: what is done from now on is in vain."""
+        """Raise LockLost if another command took OUTPUT over: this one can commit nothing then."""
         self.lock.check()
 
     def unfinished_runs(self) -> list[str]:
-        """Runs of killed commands that can be gone on with, oldest first."""
+        """Ids of runs of killed commands that can be resumed, oldest first."""
         return [run_id for run_id in self.staged if not self.catalog.knows(run_id)]
 
     def drop_staging(self, run_id: str) -> None:
-        """Delete what is staged of a run."""
+        """Delete the staging of a run."""
         self.begin_writing()
         fs, path = open_location(join(self.output, paths.staging(run_id)), "OUTPUT")
         remove_tree(fs, path)
@@ -121,7 +126,7 @@ class OutputWriter:
     def publish_target(
         self, run_id: str, model: str, fingerprint: str, labels: Sequence[str]
     ) -> PublishTarget:
-        """Where this writer puts the tables of a run."""
+        """The target to which this writer publishes the tables of a run."""
         return PublishTarget(
             self.output,
             run_id,
@@ -133,7 +138,7 @@ class OutputWriter:
         )
 
     def discard_tables(self, run_id: str) -> None:
-        """Delete the tables of a run that this writer began and will not commit."""
+        """Delete the tables that this writer wrote for a run that it will not commit."""
         template = paths.part_template(run_id, self.token)
         own = {template.partition("part-")[0].format(table=table) for table in paths.TABLES}
         self.store.remove(
@@ -143,7 +148,7 @@ class OutputWriter:
     def commit(
         self, run: Manifest | None, removes: Sequence[str] = (), reason: Reason = "replaced"
     ) -> None:
-        """As `LogWriter.commit`."""
+        """Commit as `LogWriter.commit`; files of replaced runs stay for `keep_replaced` hours."""
         self.begin_writing()
         self.check_lock()
         hours = 0.0 if reason == "deleted" else self.keep_replaced
@@ -152,7 +157,7 @@ class OutputWriter:
 
 
 def _tombstone() -> dict[str, Any]:
-    """A lock that versions before 0.2 take for that of a command that lives."""
+    """A lock file that versions before 0.2 read as the lock of a running command."""
     return {
         "token": "0" * 32,
         "holder": NEEDED,

@@ -1,4 +1,4 @@
-"""Ray's job server: found, asked, and followed to a job's end."""
+"""Ray's job server: connect to it, query its jobs, and follow a job to its end."""
 
 import asyncio
 import logging
@@ -23,20 +23,21 @@ from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError
 from pipeline.storage.urls import mask, printable
 
-CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
-QUIET_SECONDS = 60.0  # of a log, after which a new connection tells whether the old one was alive
-PATIENCE = 180.0  # seconds without an answer: a head that starts anew takes so long
-LOOK_SECONDS = 1.0
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0  # to wait for each
+QUIET_SECONDS = 60.0  # without log lines, until a new connection is made: the old one may be dead
+PATIENCE = 180.0  # seconds without an answer; a head that restarts takes so long
+LOOK_SECONDS = 1.0  # between two requests
 EXIT_FAILED = 1
-# Of the network, of Ray's answers, and of a token that is refused; requests' own are OSErrors.
+# Errors of the network, of Ray's answers, and of a refused token. Errors of requests are OSErrors.
 TROUBLES = (OSError, RuntimeError, ClientError, AuthenticationError)
-# With which Ray overrides the address that a client is given.
+# Variables with which Ray overrides the address that a client is given.
 OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+# Loggers of Ray that report uploads and connections.
 NEWS = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env")
 
 
 class Client(JobSubmissionClient):
-    """Ray's own, which would wait for ever for a server that stands still."""
+    """Ray's client with time limits. Ray's own waits for ever for a server that does not answer."""
 
     def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:
         options.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
@@ -44,9 +45,9 @@ class Client(JobSubmissionClient):
 
 
 def connect(server: str) -> Client:
-    """A client of the job server at a URL. InputError where none answers, or its Ray is no use."""
-    place = mask(server)
-    for name in NEWS:  # of uploads and connections
+    """Connect to the job server at a URL. Raises InputError if none answers, or Ray is unfit."""
+    url = mask(server)
+    for name in NEWS:
         logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
     try:
         parts = urlsplit(server)
@@ -56,19 +57,19 @@ def connect(server: str) -> Client:
             client = Client(server)
     except AuthenticationError as error:
         raise InputError(
-            f"--address {place} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            f"--address {url} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
     except (*TROUBLES, ValueError) as error:
         reason = mask((str(error).splitlines() or [type(error).__name__])[0])
         raise InputError(
-            f"--address {place}: no job server of Ray answers there ({reason}); it listens at port "
+            f"--address {url}: no job server of Ray answers there ({reason}); it listens at port "
             "8265 of the head"
         ) from error
     ours = next(one for one in map(Requirement, requires("detr-batch") or []) if one.name == "ray")
     theirs = client._server_ray_version
     if theirs is None or theirs not in ours.specifier:
         raise InputError(
-            f"--address {place} runs Ray {theirs}, and detr-batch needs {ours.specifier}: use the "
+            f"--address {url} runs Ray {theirs}, and detr-batch needs {ours.specifier}: use the "
             "image of infra/Dockerfile"
         )
     return client
@@ -76,7 +77,7 @@ def connect(server: str) -> Client:
 
 @contextmanager
 def _without(names: tuple[str, ...]) -> Iterator[None]:
-    """The environment without some of its variables."""
+    """Remove variables from the environment while the block runs."""
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
@@ -85,52 +86,52 @@ def _without(names: tuple[str, ...]) -> Iterator[None]:
 
 
 def jobs_named(client: Client, name: str) -> list[JobDetails]:
-    """Jobs called `<name>-<number>`, oldest first."""
+    """Jobs with the id `<name>-<number>`, oldest first."""
     pattern = re.compile(rf"{re.escape(name)}-\d+")
     found = [job for job in client.list_jobs() if pattern.fullmatch(job.submission_id or "")]
     return sorted(found, key=number)
 
 
 def number(job: JobDetails) -> int:
-    """With which the name of a job ends."""
+    """The number at the end of a job id."""
     return int(str(job.submission_id).rsplit("-", 1)[1])
 
 
 def follow(client: Client, job_id: str) -> int:
-    """Show a job's log as it grows; the job's own exit code. RuntimeError where Ray is gone."""
+    """Print the log of a job as it grows. Returns its exit code. CommandFailed if Ray is gone."""
     asyncio.run(_log(client, job_id))
     job = client.get_job_info(job_id)
     if job.status == JobStatus.SUCCEEDED:
         return 0
     if job.driver_exit_code is None or job.status == JobStatus.STOPPED:
-        said = printable(mask(job.message or "")).strip()
-        print(f"detr-batch: job {job_id} {job.status.lower()}: {said}", file=sys.stderr)
+        message = printable(mask(job.message or "")).strip()
+        print(f"detr-batch: job {job_id} {job.status.lower()}: {message}", file=sys.stderr)
         return EXIT_FAILED
     return int(job.driver_exit_code)
 
 
 async def _log(client: Client, job_id: str) -> None:
-    """Print a job's log to its end, also where the connection is lost in between."""
+    """Print the log of a job to its end, even if the connection is lost in between."""
     shown = 0
-    lost: float | None = None  # since when nobody answers
+    lost_since: float | None = None  # time of the first failed request
     while True:
         try:
-            at = 0
+            position = 0
             async for text in _while_it_speaks(client.tail_job_logs(job_id)):
-                lost = None
-                # A new connection tells all from the beginning.
-                fresh = text[max(0, shown - at) :]
-                at += len(text)
-                shown = max(shown, at)
-                print(printable(fresh.expandtabs().replace("\r", "")), end="", flush=True)
+                lost_since = None
+                # A new connection sends the whole log again.
+                new_text = text[max(0, shown - position) :]
+                position += len(text)
+                shown = max(shown, position)
+                print(printable(new_text.expandtabs().replace("\r", "")), end="", flush=True)
             if client.get_job_info(job_id).status.is_terminal():
                 return
-            lost = None
+            lost_since = None
         except BrokenPipeError:
-            raise  # of who reads what is printed
+            raise  # the reader of our stdout is gone
         except TROUBLES as error:
-            lost = lost or time.monotonic()
-            if time.monotonic() - lost > PATIENCE:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > PATIENCE:
                 raise CommandFailed(
                     f"the job server does not answer any more ({mask(str(error))}): the job may go "
                     "on, and `detr-batch submit --follow` follows it when the server is back"
@@ -139,7 +140,7 @@ async def _log(client: Client, job_id: str) -> None:
 
 
 async def _while_it_speaks(texts: AsyncIterator[str]) -> AsyncIterator[str]:
-    """`texts` until they end, or nothing comes for QUIET_SECONDS."""
+    """Yield `texts` until they end, or until none comes for QUIET_SECONDS."""
     while True:
         try:
             yield await asyncio.wait_for(anext(texts), QUIET_SECONDS)
@@ -148,7 +149,7 @@ async def _while_it_speaks(texts: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 def stop(client: Client, job: JobDetails, seconds: float) -> JobDetails:
-    """Ask a job to end, and wait for it. RuntimeError where it has not within `seconds`."""
+    """Stop a job, and wait for its end. Raises CommandFailed if it has not ended in `seconds`."""
     client.stop_job(job.submission_id)
     until = time.monotonic() + seconds
     while not job.status.is_terminal():

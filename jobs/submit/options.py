@@ -1,4 +1,4 @@
-"""The options of `detr-batch submit`: those of `label`, and what is done with the job."""
+"""The options of `detr-batch submit`: those of `label`, and those for the job."""
 
 import argparse
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from jobs.label.options import LabelOptions
 
 
 def variable(text: str) -> tuple[str, str]:
-    """NAME=VALUE, apart."""
+    """Split NAME=VALUE into its name and its value."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text}: give NAME=VALUE")
@@ -16,7 +16,7 @@ def variable(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class SubmitOptions(LabelOptions):
-    """The options of the command line."""
+    """The options of the command line: those of `label`, and those for the job."""
 
     address: str | None = field(
         default=None,

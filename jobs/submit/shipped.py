@@ -1,11 +1,11 @@
-"""What a job takes along to a cluster: the code of this distribution, and nothing else."""
+"""The files that a job takes to a cluster: the code of this distribution, and nothing else."""
 
 import shutil
 from importlib.metadata import Distribution, distribution
 from importlib.resources import as_file, files
 from pathlib import Path
 
-# As the wheel has them: what else lies in a checkout, or in infra/, is its owner's.
+# The files of the wheel. Other files of a checkout or of infra/ are private to their owner.
 CODE = {
     "model": ("**/*.py", "shapes_tiny.safetensors", "ops/*.json"),
     "pipeline": ("**/*.py",),
@@ -15,10 +15,10 @@ CODE = {
 
 
 def ship(folder: Path) -> None:
-    """Copy the packages, and the distribution's name and version, into the empty `folder`.
+    """Copy the packages, and the name and version of the distribution, into the empty `folder`.
 
-    A process that has it on its path runs this code, whether or not the cluster has the
-    distribution installed. The content is the same for the same code, so that Ray uploads it once.
+    A process with `folder` on its path runs this code, whether or not the cluster has the
+    distribution installed. The same code gives the same content, so Ray uploads it only once.
     """
     for room, patterns in CODE.items():
         with as_file(files(room)) as source:
@@ -31,7 +31,9 @@ def ship(folder: Path) -> None:
 
 
 def _name(installed: Distribution, folder: Path) -> None:
-    """Metadata by which `importlib.metadata` finds the version there."""
+    """Write the metadata in which `importlib.metadata` finds the version."""
     info = folder / f"detr_batch-{installed.version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(str(installed.metadata), encoding="utf-8")
+    metadata = installed.metadata
+    fields = (f"{name}: {metadata[name]}" for name in ("Metadata-Version", "Name", "Version"))
+    (info / "METADATA").write_text("\n".join([*fields, ""]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`detr-batch submit`: `label` as a job on a Ray cluster, through its job server."""
+"""`detr-batch submit`: run `label` as a job on a Ray cluster, through its job server."""
 
 import hashlib
 import re
@@ -27,17 +27,17 @@ SECRET = re.compile(
     r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY|_KEY$|_SAS$|CONNECTION_STRING", re.IGNORECASE
 )
 
-AGENT_SECONDS = 60.0  # for a cluster that has just started to find a place for jobs
-STOP_SECONDS = 60.0  # Ray itself kills a job some seconds after it asked it to end
+AGENT_SECONDS = 60.0  # to wait until a new cluster can run jobs
+STOP_SECONDS = 60.0  # to wait for a job's end; Ray kills it some seconds after asking it to end
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that labels, and the cluster that runs it."""
+    """A job that runs `label`, and the cluster that runs the job."""
 
-    options: LabelOptions  # whose `address` is the job server's
-    environment: Mapping[str, str]  # variables of the job; no secrets
-    words: Sequence[str]  # the arguments of `label` there
+    options: LabelOptions  # `address` is that of the job server
+    environment: Mapping[str, str]  # environment variables of the job; no secrets
+    words: Sequence[str]  # the arguments of `label` on the cluster
 
     @property
     def server(self) -> str:
@@ -46,7 +46,7 @@ class Submission:
         return address if "://" in address else f"http://{address}"
 
     def check(self) -> None:
-        """InputError for what cannot work on a cluster, or would show a secret there."""
+        """Raise InputError for options that a cluster cannot use, or that would show a secret."""
         if not self.options.address:
             raise InputError("--address: name the cluster's job server, as http://head:8265")
         if not self.server.startswith(("http://", "https://")):
@@ -56,17 +56,17 @@ class Submission:
             )
         self.options.check()
         for name in ("input", "output", "weights"):
-            place = getattr(self.options, name)
-            if place and identity(place) != place:
+            url = getattr(self.options, name)
+            if url and identity(url) != url:
                 raise InputError(
-                    f"{name.upper()} {mask(place)} carries a secret, which the cluster would show "
+                    f"{name.upper()} {mask(url)} carries a secret, which the cluster would show "
                     "to all who see its jobs: let the cluster's role read and write it"
                 )
         for name in ("input", "output"):
-            place = getattr(self.options, name)
-            if "://" not in place and not Path(place).is_absolute():
+            url = getattr(self.options, name)
+            if "://" not in url and not Path(url).is_absolute():
                 raise InputError(
-                    f"{name.upper()} {place} is a path of this machine: give a bucket, or an "
+                    f"{name.upper()} {url} is a path of this machine: give a bucket, or an "
                     "absolute path that all nodes of the cluster share"
                 )
         weights = self.options.weights
@@ -83,20 +83,20 @@ class Submission:
                 )
 
     def command(self) -> str:
-        """What runs on the cluster."""
+        """The command that runs on the cluster."""
         return shlex.join(["python", "-m", "jobs.cli", "label", *self.words])
 
     def name(self) -> str:
-        """By which Ray knows the jobs over this OUTPUT, all but their number."""
+        """The job id of all jobs over this OUTPUT, without the number at its end."""
         output = canonical_url(self.options.output)
         return f"detr-batch-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
 
 
 def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
-    """Start the job; where it is waited for, show its log and return its own exit code.
+    """Start the job. With `wait`, print its log and return its exit code.
 
-    `join`: follow the job that labels into this OUTPUT, where one runs. InputError where the
-    cluster does not answer, or runs such a job and this is not to join it.
+    With `join`, a job that already labels into this OUTPUT is followed instead. Raises InputError
+    if the cluster does not answer, or if it runs such a job and `join` is not set.
     """
     given.check()
     client = connect(given.server)
@@ -106,10 +106,10 @@ def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
 
 
 def start_job(client: Client, given: Submission, join: bool) -> str:
-    """The job's name: the next one over this OUTPUT, which Ray itself refuses to give twice.
+    """Start a job with the next job id over this OUTPUT, and return the id.
 
-    That of the one that runs, where this is to `join` it. A dry run is no job over OUTPUT, and has
-    a name of its own.
+    Ray refuses to start two jobs with the same id. With `join`, the id of a job that runs already
+    is returned, and none is started. A dry run writes no OUTPUT, and has an id of another form.
     """
     name = given.name()
     if given.options.dry_run:
@@ -134,7 +134,7 @@ def start_job(client: Client, given: Submission, join: bool) -> str:
 
 
 def _submit_job(client: Client, given: Submission, job_id: str, folder: str) -> str:
-    """Submit, again where a cluster is so new that nothing on it runs jobs yet."""
+    """Submit the job. Repeats it while the cluster is so new that it cannot run jobs yet."""
     until = time.monotonic() + AGENT_SECONDS
     while True:
         try:
@@ -152,7 +152,7 @@ def _submit_job(client: Client, given: Submission, job_id: str, folder: str) -> 
 
 
 def status(given: Submission) -> dict[str, Any]:
-    """The newest job over this OUTPUT. InputError where there is none."""
+    """The status of the newest job over this OUTPUT. Raises InputError if there is none."""
     job = _newest_job(connect(given.server), given)
     return {
         "job": job.submission_id,
@@ -166,7 +166,7 @@ def status(given: Submission) -> dict[str, Any]:
 
 
 def stop(given: Submission) -> str:
-    """End the newest job over this OUTPUT, and say so; what it labelled is kept."""
+    """End the newest job over this OUTPUT, and return a message. What it labelled is kept."""
     client = connect(given.server)
     job = _newest_job(client, given)
     if job.status.is_terminal():
@@ -176,7 +176,7 @@ def stop(given: Submission) -> str:
 
 
 def status_as_text(document: Mapping[str, Any]) -> str:
-    """For people."""
+    """The status as text."""
     return "\n".join(f"{name:<12} {value}" for name, value in document.items() if value is not None)
 
 
@@ -189,7 +189,7 @@ def _newest_job(client: Client, given: Submission) -> JobDetails:
 
 
 def _time_of(milliseconds: int | None) -> str | None:
-    """Of Ray's Unix time."""
+    """Convert Ray's Unix time in milliseconds to ISO 8601."""
     if milliseconds is None:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
