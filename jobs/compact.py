@@ -1,9 +1,9 @@
-"""`detr-batch compact`: the labels of many runs as one run of few large files.
+"""`detr-batch compact`: merge the labels of many runs into one run of few large files.
 
-What it writes is a run like any other, whose manifest `replaces` those that it was made of: readers
-see either them or it. It keeps what the views `latest_images` and `latest` show; rows of objects
-that a later run labelled again are left out. DuckDB sorts, on disk where memory does not do, and
-files are written as its rows come.
+The result is a run like any other. Its manifest `replaces` the runs that it was made of, so readers
+see either those runs or the new one. The new run keeps what the views `latest_images` and `latest`
+show. Rows of objects that a later run labelled again are left out. DuckDB sorts the rows, on disk
+if memory is not enough, and files are written as the rows arrive.
 """
 
 import tempfile
@@ -37,11 +37,11 @@ from pipeline.stages.publish import (
 )
 from pipeline.storage.files import InputError, join
 
-MEMORY = "512MB"  # for DuckDB to sort in; it spills to disk beyond
+MEMORY = "512MB"  # memory limit of DuckDB's sort, which spills to disk beyond it
 ROWS_AT_ONCE = 1 << 16
 
-# `members`: of each object of these runs the newest plan. Loose files get new shards, which the
-# new plan names; an archive is its own shard.
+# `members` is the newest plan of each object of these runs. Loose files move to new shards, which
+# the new plan names; an archive is its own shard.
 _PLACES = f"""
 CREATE TABLE members AS
     SELECT member.uri, member.etag, member.size, kind, shard, "limit"
@@ -96,7 +96,7 @@ SELECT (SELECT count(*) FROM images WHERE run IN $ids),
 
 @dataclass(frozen=True)
 class Compacted:
-    """What became of the runs over one INPUT."""
+    """The result of compacting the runs over one INPUT."""
 
     run_id: str
     runs: int
@@ -113,10 +113,10 @@ def compact(
     single_writer: bool = False,
     keep_replaced: float = 0.0,
 ) -> list[Compacted]:
-    """Make one run of all over the same INPUT, for each INPUT that has several.
+    """Merge all runs over the same INPUT into one, for each INPUT that has several runs.
 
-    InputError where an unfinished run is to be taken up first; ReconcileError, with nothing
-    changed, where rows would be lost.
+    InputError if an unfinished run must be finished first. ReconcileError, with nothing changed, if
+    rows would be lost.
     """
     with OutputWriter(output, single_writer, keep_replaced) as writer:
         runs = writer.catalog.committed_runs()
@@ -156,9 +156,9 @@ def _compact_group(
     group: list[Manifest],
     most: tuple[int, int],
 ) -> tuple[Compacted, Manifest]:
-    """Write tables and documents of a run in the place of `group`, and make its manifest.
+    """Write the tables and documents of the run that replaces `group`, and make its manifest.
 
-    `most` are images and boxes of a file.
+    `most` are the greatest numbers of images and of boxes in a file.
     """
     newest, output = group[-1], writer.output
     target = writer.publish_target(
@@ -179,7 +179,7 @@ def _compact_group(
             *_write_files(connection, _DETECTIONS, DETECTIONS, target, "detections"),
         ]
         before, kept, boxes = connection.execute(_COUNTS, {"ids": ids}).fetchall()[0]
-        _reconcile(files, kept, boxes)
+        _check_row_counts(files, kept, boxes)
         by_status = connection.sql("SELECT status, count(*) FROM places GROUP BY 1 ORDER BY 1")
         counts = dict(by_status.fetchall())
         plan = connection.sql(_PLAN).to_arrow_table().select(PLAN.names).cast(PLAN)
@@ -201,7 +201,7 @@ def _compact_group(
 
 
 def _read_plans(output: str, runs: Sequence[Manifest]) -> pa.Table:
-    """Plans of all runs, with the column `run`."""
+    """Read the plans of all runs, with the column `run`."""
     tables = []
     for run in runs:
         run_id = run["run_id"]
@@ -217,10 +217,10 @@ def _write_files(
     target: PublishTarget,
     name: str,
 ) -> Iterator[PartFile]:
-    """The files of one table: rows come by ascending `part`, which ends where a file does.
+    """Write the files of one table; its rows come by ascending `part`, one part for each file.
 
-    There is one at least, and every part of `images` has one of `detections`, without rows if need
-    be.
+    At least one file is written. Every part of `images` has a file of `detections`, which may have
+    no rows.
     """
     (last,) = connection.sql("SELECT coalesce(max(part), 0) FROM places").fetchall()[0]
     rows = schema.empty_table()
@@ -243,7 +243,7 @@ def _write_files(
         rows, part = schema.empty_table(), part + 1
 
 
-def _reconcile(files: Sequence[PartFile], images: int, boxes: int) -> None:
+def _check_row_counts(files: Sequence[PartFile], images: int, boxes: int) -> None:
     """ReconcileError unless the files hold as many rows as the views."""
     found = [
         sum(file.rows for file in files if file.path.startswith(f"{table}/")) for table in TABLES

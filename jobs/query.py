@@ -16,7 +16,7 @@ from pipeline.storage.urls import printable
 
 FILE_FORMATS = ("csv", "json", "parquet")
 ANSWERED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # DESCRIBE is a SELECT
-ROWS_SHOWN = 200  # of a table
+ROWS_SHOWN = 200  # most rows of a printed table
 Answer = TypeVar("Answer")
 
 EXAMPLES: tuple[tuple[str, str], ...] = (
@@ -72,24 +72,24 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 
 
 def answer_query(output: str, ask: Callable[[duckdb.DuckDBPyConnection], Answer]) -> Answer:
-    """What `ask` makes of a connection, asked again where a file left in the middle of it.
+    """Return what `ask` computes from a connection to OUTPUT; ask again if a file has vanished.
 
-    `compact` and `runs delete` remove files that a reader may have been about to open; the views
-    of a second connection name those that took their place. InputError with DuckDB's words where
-    the SQL has a mistake.
+    `compact` and `runs delete` remove files that a reader may be about to open. The views of a
+    second connection name the files that replaced them. InputError with DuckDB's message for
+    invalid SQL.
     """
-    return asked(partial(connect, output), ask, output)
+    return run_with_second_attempt(partial(connect, output), ask, output)
 
 
-def asked(
-    connected: Callable[[], duckdb.DuckDBPyConnection],
+def run_with_second_attempt(
+    connect_to_data: Callable[[], duckdb.DuckDBPyConnection],
     ask: Callable[[duckdb.DuckDBPyConnection], Answer],
     place: str,
 ) -> Answer:
-    """`answered`, over a connection that the caller makes to what lies at `place`."""
+    """Do as `answer_query` does, with a connection that the caller opens to the data at `place`."""
     for again in (True, False):
         try:
-            with explain_query_errors(place), connected() as connection:
+            with explain_query_errors(place), connect_to_data() as connection:
                 return ask(connection)
         except (FileNotFoundError, CannotRead):
             if not again:
@@ -100,7 +100,7 @@ def asked(
 def query(output: str, sql: str, form: str = "table", file: Path | None = None) -> None:
     """Print the answer to one statement, or write it into a file.
 
-    InputError where the statement has a mistake or returns nothing.
+    InputError if the statement is invalid or returns nothing.
     """
 
     def ask(connection: duckdb.DuckDBPyConnection) -> None:
@@ -110,13 +110,13 @@ def query(output: str, sql: str, form: str = "table", file: Path | None = None) 
         relation = connection.sql(sql)
         assert relation is not None
         if form == "table" and file is None:
-            relation.show(max_rows=ROWS_SHOWN)  # DuckDB spells control characters out
+            relation.show(max_rows=ROWS_SHOWN)  # DuckDB escapes control characters
             return
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "answer"
-            _write(connection, relation, "csv" if form == "table" else form, written)
+            _write_answer(connection, relation, "csv" if form == "table" else form, written)
             if file is None:
-                _print(written, form)
+                _print_file(written, form)
             else:
                 shutil.move(written, file)
 
@@ -124,14 +124,16 @@ def query(output: str, sql: str, form: str = "table", file: Path | None = None) 
 
 
 def form_of(file: Path) -> str:
-    """The format that a file's name asks for; InputError for one that is not known."""
+    """Return the format that a file's name asks for; InputError for an unknown one."""
     form = file.suffix.lower().lstrip(".")
     if form not in FILE_FORMATS:
         raise InputError(f"--out {file}: its name must end in .csv, .json or .parquet")
     return form
 
 
-def _write(connection: duckdb.DuckDBPyConnection, relation: Any, form: str, written: Path) -> None:
+def _write_answer(
+    connection: duckdb.DuckDBPyConnection, relation: Any, form: str, written: Path
+) -> None:
     if form == "parquet":
         relation.write_parquet(str(written), compression="zstd")
     elif form == "csv":
@@ -141,8 +143,8 @@ def _write(connection: duckdb.DuckDBPyConnection, relation: Any, form: str, writ
         connection.execute("COPY answer TO ? (FORMAT json, ARRAY true)", [str(written)])
 
 
-def _print(written: Path, form: str) -> None:
-    """A file on stdout; on a terminal control characters are spelled out."""
+def _print_file(written: Path, form: str) -> None:
+    """Print a file on stdout; control characters are spelled out on a terminal."""
     if form == "parquet" and sys.stdout.isatty():
         raise InputError("Parquet is no text: give --out FILE, or send it into one")
     if sys.stdout.isatty():
@@ -156,5 +158,5 @@ def _print(written: Path, form: str) -> None:
 
 
 def examples() -> str:
-    """The worked examples, for people."""
+    """Return the worked examples as text for people."""
     return "\n\n".join(f"-- {title}\n{sql}" for title, sql in EXAMPLES)

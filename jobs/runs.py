@@ -1,4 +1,4 @@
-"""`detr-batch runs`: what an OUTPUT is made of; delete a run, verify all."""
+"""`detr-batch runs`: list the runs of an OUTPUT, show or delete one, verify all."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -21,15 +21,15 @@ HASHED_AT_ONCE = 8 << 20  # bytes
 
 
 class Problem(TypedDict):
-    """What is wrong with a file of a run."""
+    """A fault of a file of a run."""
 
     run_id: str
-    path: str  # below OUTPUT; a table's name where it is the sum of its files
+    path: str  # path below OUTPUT; a table's name for the sum over its files
     what: str
 
 
 def list_runs(output: str) -> list[dict[str, Any]]:
-    """A line a run that counts, oldest first."""
+    """List the runs that count, oldest first."""
     return [
         {
             "run_id": run["run_id"],
@@ -47,7 +47,7 @@ def list_runs(output: str) -> list[dict[str, Any]]:
 
 
 def as_text(runs: list[dict[str, Any]]) -> str:
-    """The list for people."""
+    """Describe the list for people."""
     lines = [
         f"{'run':<24} {'images':>10} {'failed':>8} {'detections':>11} {'files':>6} {'MB':>9}  "
         "model, INPUT"
@@ -62,27 +62,28 @@ def as_text(runs: list[dict[str, Any]]) -> str:
 
 
 def problems_as_text(problems: list[Problem]) -> str:
-    """What `verify` found, for people."""
+    """Describe the result of `verify` for people."""
     lines = [f"{one['run_id']} {one['path']}: {one['what']}" for one in problems]
-    said = f"{len(lines)} problems" if lines else "all files are as they were written"
-    return "\n".join([*lines, said])
+    summary = f"{len(lines)} problems" if lines else "all files are as they were written"
+    return "\n".join([*lines, summary])
 
 
 def describe_run(output: str, run_id: str) -> dict[str, Any]:
-    """All that is written down of one run: its manifest, and run.json."""
-    manifest = _manifest_of(output, run_id)
+    """Return all that is recorded of one run: its manifest, and run.json."""
+    manifest = _find_manifest(output, run_id)
     return {"manifest": manifest, "run": read_document(output, run_id, "run.json")}
 
 
 def delete(
     output: str, run_id: str, confirm: Callable[[str], bool], single_writer: bool = False
 ) -> str | None:
-    """Remove a run's labels, so that the next `label` makes them anew; what was done, in words.
+    """Remove a run's labels, so that the next `label` makes them again; return what was done.
 
-    None where `confirm`, asked with what would be lost, says no. InputError for an unknown run.
+    `confirm` is called with a description of what would be lost; None if it says no. InputError
+    for an unknown run.
     """
     with OutputWriter(output, single_writer) as writer:
-        manifest = _manifest_of(output, run_id)
+        manifest = _find_manifest(output, run_id)
         images = sum(manifest["images"].values())
         boxes = _count_rows(manifest, "detections")
         lost = f"run {run_id} over {manifest['input']}: {images} images, {boxes} detections"
@@ -93,11 +94,11 @@ def delete(
 
 
 def verify(output: str) -> list[Problem]:
-    """What is wrong with files that count: absent, altered, or not what the manifest says."""
-    return [problem for run in committed_runs(output) for problem in _verify(output, run)]
+    """Find files that count and are absent, altered, or unlike their manifest."""
+    return [problem for run in committed_runs(output) for problem in _find_problems(output, run)]
 
 
-def _verify(output: str, run: Manifest) -> Iterator[Problem]:
+def _find_problems(output: str, run: Manifest) -> Iterator[Problem]:
     statuses: dict[str, int] = {}
     boxes = 0
     for file in run["files"]:
@@ -129,7 +130,7 @@ def _verify(output: str, run: Manifest) -> Iterator[Problem]:
 def _check_file(
     output: str, file: FileOfRun, schema: pa.Schema
 ) -> tuple[str | None, pa.Table | None]:
-    """What is wrong with one file, and of `images` the columns that are counted."""
+    """Return what is wrong with one file, and for `images` the columns that are counted."""
     fs, path = open_location(join(output, file["path"]), "OUTPUT")
     with open_object(fs, path) as content:
         digest = hashlib.sha256()
@@ -148,7 +149,7 @@ def _check_file(
         return None, counted
 
 
-def _manifest_of(output: str, run_id: str) -> Manifest:
+def _find_manifest(output: str, run_id: str) -> Manifest:
     for run in finished_runs(output):
         if run["run_id"] == run_id:
             return run

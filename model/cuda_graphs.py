@@ -1,8 +1,8 @@
-"""CUDA graphs: what a GPU is to do, recorded once for each shape and started by one call.
+"""CUDA graphs: the work of a GPU is recorded once per shape and then started by one call.
 
-A forward pass of the detector starts hundreds of kernels, each of which costs the host
-microseconds; at small batches that takes longer than the computation. A recording costs some passes
-and memory, so shapes are recorded when they come again, and few are kept.
+A forward pass of the detector starts hundreds of kernels, and each start costs the host
+microseconds. With small batches this takes longer than the computation. A recording costs some
+passes and memory. Therefore only shapes that occur again are recorded, and few recordings are kept.
 """
 
 from collections import Counter, OrderedDict
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-RECORD_AT = 3  # the time that a shape comes
-KEPT = 24  # recordings; all share one pool of memory
+RECORD_AT = 3  # a shape is recorded at its third pass
+KEPT = 24  # maximum number of recordings; all share one memory pool
 EAGER, RECORDED, REPLAYED = "eager", "recorded", "replayed"  # kinds of passes
-WARM_UP = 2  # passes before a recording: libraries choose their algorithms, caches fill
+WARM_UP = 2  # passes before a recording, in which libraries choose algorithms and caches fill
 
 T = TypeVar("T")
 Arguments = tuple[Tensor | None, ...]
@@ -24,14 +24,15 @@ Key = tuple[Any, ...]
 
 
 def key_of(arguments: Arguments) -> Key:
-    """Shapes and dtypes: what a recording holds for."""
+    """The shapes and dtypes of the arguments. A recording is valid for one key."""
     return tuple(None if a is None else (tuple(a.shape), a.dtype) for a in arguments)
 
 
 def record(function: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
-    """What `function` asks of the current GPU, and its result, which each replay writes anew.
+    """Record the work of `function` on the current GPU. Returns the graph and the result.
 
-    The memory is that of a `pool` of torch's, or of one for this graph alone.
+    Each replay of the graph writes the result again. The graph takes its memory from `pool`, a
+    memory pool of torch, or from a pool of its own.
     """
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
@@ -40,7 +41,7 @@ def record(function: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDA
             function()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    # Another thread may stack pictures in page-locked memory, or wait for boxes, meanwhile.
+    # During the recording another thread may stack images in page-locked memory or wait for boxes.
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = function()
     return graph, result
@@ -53,15 +54,16 @@ class Recording:
     graph: torch.cuda.CUDAGraph
     arguments: Arguments
     result: Tensor
-    held: object  # what the function keeps by shape, and might drop before the graph
+    held: object  # tensors that the function caches by shape and might free before the graph
 
 
 class Graphed:
-    """A function of tensors on one GPU, replayed from recordings where its shapes come again.
+    """A function of tensors on one GPU, which is replayed from a recording when a shape repeats.
 
-    The function must neither wait for the device nor depend on what tensors hold. Its result is
-    valid until the next call on the same stream; one call at a time. `held` gives the tensors that
-    the function keeps between calls: a graph knows memory by address alone.
+    The function must not wait for the device, and its control flow must not depend on the values of
+    tensors. Its result is valid until the next call on the same stream. Only one call may run at a
+    time. `held` returns the tensors that the function keeps between calls. They must stay alive,
+    because a graph refers to memory by address.
     """
 
     def __init__(self, function: Callable[..., Tensor], held: Callable[[], object]):
@@ -72,7 +74,7 @@ class Graphed:
         self.passes: Counter[str] = Counter()  # EAGER, RECORDED and REPLAYED ones so far
 
     def __call__(self, *arguments: Tensor | None) -> Tensor:
-        """The function's result."""
+        """The result of the function for the arguments."""
         key = key_of(arguments)
         recording = self.recordings.get(key)
         if recording is None:
@@ -102,7 +104,7 @@ class Graphed:
         return recording
 
     def forget(self) -> None:
-        """Give the memory of all recordings back."""
+        """Delete all recordings and free their memory."""
         self.recordings.clear()
         self.seen.clear()
         self.pool = None

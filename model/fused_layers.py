@@ -1,8 +1,8 @@
-"""Layers for inference: batch norms folded in, sums and ReLUs taken in the same pass.
+"""Layers for inference, with folded batch norms and with sums and ReLUs in the same pass.
 
-The passes over memory that this saves are as dear as the products themselves. On CPUs oneDNN, which
-torch brings, does them while it writes the result; on GPUs one kernel (ops/pointwise.py) does what
-torch has several for.
+The passes over memory that this saves cost as much as the products themselves. On CPUs oneDNN,
+which is part of torch, does these operations while it writes the result. On GPUs one kernel
+(ops/pointwise.py) replaces several kernels of torch.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ BatchNorm: TypeAlias = nn.BatchNorm2d | FrozenBatchNorm2d
 
 
 def folded(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that equals both in evaluation mode; fp32."""
+    """Weight and bias of the one convolution that equals both in evaluation mode, in fp32."""
     assert (
         norm.weight is not None and norm.running_var is not None and norm.running_mean is not None
     )
@@ -43,10 +43,10 @@ def conv_add_relu(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """relu(conv(x) + residual), which cuDNN takes in one pass in half precision.
+    """relu(conv(x) + residual), which cuDNN computes in one pass in half precision.
 
-    RuntimeError where it has no such kernel. (Its sister without a residual, as torch calls it, may
-    add 0 times memory that nobody wrote, which is not 0 where that is no number.)
+    Raises RuntimeError if cuDNN has no such kernel. (The variant without a residual, as torch calls
+    it, may add 0 times uninitialised memory, which is not 0 if the memory holds NaN or infinity.)
     """
     geometry = (stride, padding, dilation, groups)
     return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
@@ -59,7 +59,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, residual: object, *geometry: Any)
 
 
 class FusedConv2d(nn.Module):
-    """`conv` and the batch norm behind it, folded in fp32 and then cast to `dtype`."""
+    """`conv` and the batch norm after it, folded in fp32 and then cast to `dtype`."""
 
     def __init__(self, conv: nn.Conv2d, norm: BatchNorm, dtype: torch.dtype):
         super().__init__()
@@ -74,9 +74,10 @@ class FusedConv2d(nn.Module):
             and way_of(RESIDUAL, capability_of(weight.device)) == CUDNN
         )
         self.bias = bias.to(dtype)
-        # Not reordered for oneDNN beforehand: without the size of the picture that made 1x1
-        # convolutions of many channels three to eight times slower, and with it, which differs
-        # from batch to batch, up to a sixth faster (one shared machine, medians of nine).
+        # The weight is not reordered for oneDNN in advance. Reordering without the size of the
+        # image made 1x1 convolutions of many channels three to eight times slower. Reordering with
+        # the size, which differs from batch to batch, made them up to a sixth faster (one shared
+        # machine, medians of nine).
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
         self.onednn = undocumented.has_onednn(weight.device, dtype)
 
@@ -87,9 +88,9 @@ class FusedConv2d(nn.Module):
         relu: bool = False,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """`x` (B, C, H, W) -> (B, D, H', W'), plus `residual`, alike, which it may overwrite.
+        """Convolve `x` (B, C, H, W) to (B, D, H', W'), and add `residual` of the same shape.
 
-        All beyond `valid` (B, 2) is 0.
+        `residual` may be overwritten. Everything outside the area `valid` (B, 2) becomes 0.
         """
         if self.cudnn and residual is not None and relu and valid is None:
             try:
@@ -117,7 +118,7 @@ class FusedConv2d(nn.Module):
         return zero_padding(y, valid)
 
     def relu_pool(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """The max-pool, 3x3 of stride 2, of relu(conv(x)) with all beyond `valid` set to 0."""
+        """Max-pool (3x3, stride 2) of relu(conv(x)), which is set to 0 outside `valid`."""
         if self.triton:
             from model.ops.pointwise import finish_pool
 
@@ -125,14 +126,14 @@ class FusedConv2d(nn.Module):
         return F.max_pool2d(self(x, relu=True, valid=valid), 3, 2, 1)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Without the bias, channels last in memory."""
+        """The convolution without the bias, channels last in memory."""
         padding, stride, dilation, groups = self.geometry
         y = F.conv2d(x, self.weight, None, stride, padding, dilation, groups)
         return y.contiguous(memory_format=torch.channels_last)
 
 
 class FusedLinear(nn.Module):
-    """One linear layer for several of the same input, their outputs side by side."""
+    """One linear layer that replaces several with the same input. It concatenates their outputs."""
 
     def __init__(self, *layers: nn.Linear, dtype: torch.dtype):
         super().__init__()
@@ -147,13 +148,13 @@ class FusedLinear(nn.Module):
         """`x` (..., C) -> (..., D)."""
         if self.onednn:
             return undocumented.linear(x, self.weight, self.bias, relu)
-        if relu and self.weight.device.type == "cuda":  # cuBLAS takes both in the same pass
+        if relu and self.weight.device.type == "cuda":  # cuBLAS computes both in one pass
             return undocumented.linear_relu_on_gpu(x, self.weight, self.bias)
         y = F.linear(x, self.weight, self.bias)
         return y.relu_() if relu else y
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """`x` (..., C) and `residual` (..., D) -> `norm` of the layer of `x` plus `residual`."""
+        """norm(layer(x) + residual), for `x` (..., C) and `residual` (..., D)."""
         if self.triton:
             from model.ops.pointwise import add_norm
 
@@ -168,7 +169,7 @@ class FusedLinear(nn.Module):
     def add_norm_place(
         self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`add_norm` of (B, S, C), and that plus `position`, (B, S, D) or (1, S, D)."""
+        """y = `add_norm` of `x` (B, S, C), and y + position. `position` is (B or 1, S, D)."""
         if self.triton:
             from model.ops.pointwise import add_norm_place
 
@@ -188,7 +189,7 @@ def conv_norm_relu(
     residual: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """relu(norm(conv(x)) + residual), 0 beyond `valid`; `conv` may have its norm folded in."""
+    """relu(norm(conv(x)) + residual), set to 0 outside `valid`. `conv` may include its norm."""
     if isinstance(conv, FusedConv2d):
         return conv(x, residual, relu=True, valid=valid)
     y = norm(conv(x))
@@ -198,7 +199,7 @@ def conv_norm_relu(
 def conv_norm_relu_pool(
     conv: nn.Module, norm: nn.Module, x: Tensor, valid: Tensor | None
 ) -> Tensor:
-    """The max-pool, 3x3 of stride 2, of `conv_norm_relu`."""
+    """Max-pool (3x3, stride 2) of `conv_norm_relu`."""
     if isinstance(conv, FusedConv2d):
         return conv.relu_pool(x, valid)
     return F.max_pool2d(conv_norm_relu(conv, norm, x, valid=valid), 3, 2, 1)
@@ -212,7 +213,7 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
 def add_linear_norm(
     layer: nn.Module, norm: nn.LayerNorm, x: Tensor, residual: Tensor, dropout: float = 0.0
 ) -> Tensor:
-    """norm(residual + dropout(layer(x))); `dropout` is the share set to 0, while training."""
+    """norm(residual + dropout(layer(x))). `dropout` is the share that training sets to 0."""
     if isinstance(layer, FusedLinear):
         return layer.add_norm(x, residual, norm)
     y: Tensor = norm(residual + F.dropout(layer(x), dropout, layer.training))
@@ -227,7 +228,7 @@ def add_linear_norm_place(
     position: Tensor,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`add_linear_norm`, and that plus `position`."""
+    """y = `add_linear_norm`, and y + position."""
     if isinstance(layer, FusedLinear):
         return layer.add_norm_place(x, residual, norm, position)
     y = add_linear_norm(layer, norm, x, residual, dropout)

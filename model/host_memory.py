@@ -1,18 +1,18 @@
-"""How the C library hands out the memory that a detector on a CPU computes in."""
+"""Settings of the C library's memory allocator for a detector on a CPU."""
 
 import ctypes
 import sys
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them: M_...
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Let this process reuse what it frees; False where the C library cannot (it is not glibc).
+    """Let this process keep freed memory for reuse. Returns False if the C library is not glibc.
 
-    By default glibc gives tensors above some megabytes back to the system at once, and each new one
-    costs a page fault for every 4 KiB: a tenth of the multi-scale model's time on a CPU. It is for
-    processes that do little else than detect: what they held at their peak stays theirs.
+    By default glibc returns tensors above some megabytes to the system at once. Each new tensor
+    then costs a page fault per 4 KiB, which takes a tenth of the multi-scale model's time on a CPU.
+    This function is for processes that mainly detect, because they keep the memory of their peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -1,4 +1,4 @@
-"""The same detector, rewritten for inference: equal results from fewer, larger operations."""
+"""Rewrite a detector for inference, so that fewer and larger operations give equal results."""
 
 from collections.abc import Iterable
 
@@ -16,15 +16,17 @@ FUSED = (MSDeformAttn, EncoderLayer, DecoderLayer)
 
 @torch.no_grad()
 def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> DeformableDetr:
-    """Fold, fuse and cast, on the device where `net` lies; there is no way back to checkpoints.
+    """Fold, fuse and cast the layers of `net` in place, on its device.
 
-    - batch norms go into the convolutions before them, in fp32;
-    - sums and ReLUs are part of the convolution or the linear layer before them;
-    - offsets and attention weights come from one linear layer, the values of all decoder layers
-      from another; the offsets' bias is added within the attention, in fp32;
-    - without two-stage proposals the first self-attention of the queries, the same for all
-      pictures, is computed here;
-    - trunk, encoder and decoder are cast to `dtype`; heads, proposals, reference points and
+    The result cannot be converted back to a checkpoint.
+
+    - Batch norms are folded into the convolutions before them, in fp32.
+    - Sums and ReLUs become part of the convolution or the linear layer before them.
+    - One linear layer computes offsets and attention weights. Another computes the values of all
+      decoder layers. The offsets' bias is added within the attention, in fp32.
+    - Without two-stage proposals the first self-attention of the queries is computed here, because
+      it is the same for all images.
+    - Trunk, encoder and decoder are cast to `dtype`. Heads, proposals, reference points and
       sampling locations stay fp32.
     """
     net.refuse_if_prepared()
@@ -61,7 +63,7 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
 
 
 def _fold_norms(module: nn.Module, dtype: torch.dtype) -> None:
-    """Each `conv` of a block with its `bn` of the same number, and its shortcut."""
+    """Fold each `bn` of a block into the `conv` with the same number, and fold its shortcut."""
     for name, conv in list(module.named_children()):
         norm = getattr(module, name.replace("conv", "bn"), None)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):

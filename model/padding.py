@@ -1,7 +1,7 @@
-"""What lets a padded picture give what it gives alone: masks, and a norm that leaves padding out.
+"""Masks, and a norm that ignores padding, so that a padded image gives the same result as alone.
 
-`valid` and `area` are (B, 2) int64, the height and width of each picture at some resolution, of
-which the rest, at the bottom and right, is padding.
+`valid` and `area` are (B, 2) int64: the height and width of each image at some resolution. The
+rest, at the bottom and right, is padding.
 """
 
 from collections.abc import Sequence
@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 
 def valid_mask(area: Tensor, x: Tensor) -> Tensor:
-    """(B, H, W) bool of `x` (B, C, H, W), True within each picture's `area`."""
+    """A mask (B, H, W) bool for `x` (B, C, H, W), which is True within the `area` of each image."""
     rows = torch.arange(x.shape[2], device=x.device) < area[:, :1]
     columns = torch.arange(x.shape[3], device=x.device) < area[:, 1:]
     return rows[:, :, None] & columns[:, None]
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
-    """`x` (B, C, H, W), in its order in memory, with all beyond `valid` set to 0."""
+    """`x` (B, C, H, W) with everything outside `valid` set to 0; the memory order is kept."""
     if valid is None:
         return x
     return torch.where(valid_mask(valid, x)[:, None], x, x.new_zeros(()))
 
 
 def halve(valid: Tensor | None, stride: int = 2) -> Tensor | None:
-    """The valid area after a convolution of this stride: every partly covered cell counts."""
+    """The valid area after a convolution of stride 1 or 2. Every partly covered cell counts."""
     return valid if valid is None or stride == 1 else (valid + 1) // 2
 
 
 def valid_at(valid: Tensor, size: Sequence[int], level: Sequence[int]) -> Tensor:
-    """The valid area of pictures at a level: halved as often as the level was.
+    """The valid area of images at a level. It is halved as often as the size of the level.
 
-    `size` and `level` are height and width of the padded batch and of the level.
+    `size` is the height and width of the padded batch, and `level` is that of the level.
     """
     while size[0] > level[0] or size[1] > level[1]:
         size, valid = [(side + 1) // 2 for side in size], (valid + 1) // 2
@@ -40,7 +40,7 @@ def valid_at(valid: Tensor, size: Sequence[int], level: Sequence[int]) -> Tensor
 
 
 def group_norm_of_valid(x: Tensor, norm: nn.GroupNorm, area: Tensor) -> Tensor:
-    """GroupNorm whose mean and variance are those of the valid area alone. Returns fp32."""
+    """GroupNorm of `x` (B, C, H, W), with mean and variance of the valid area. Returns fp32."""
     batch, channels = x.shape[:2]
     mask = valid_mask(area, x)[:, None, None]  # (B, 1, 1, H, W)
     groups = x.float().view(batch, norm.num_groups, -1, *x.shape[2:])

@@ -1,11 +1,11 @@
-"""A detector on its device: pictures in, boxes out, and a GPU does not wait for the host.
+"""A detector on its device, from images to boxes. A GPU does not wait for the host.
 
     host     stack 1 | stack 2       | boxes 1 | stack 3 | boxes 2
     copies           | 1 ->          | 2 ->    |         | 3 ->
     device                | compute 1 ....... | compute 2 .......
 
-`submit` returns as soon as the work is in the device's queue; whoever submits the next batch before
-asking for the `result` of the last one keeps the device busy.
+`submit` returns as soon as the work is in the device's queue. A caller keeps the device busy by
+submitting the next batch before it asks for the `result` of the last one.
 """
 
 import threading
@@ -20,33 +20,38 @@ from model.deformable_detr import DeformableDetr
 from model.postprocess import Detections, postprocess
 from model.preprocess import normalize, stack_images
 
-# Padded pictures on GPUs are rounded up to this: each shape has a CUDA graph of its own.
+# On GPUs the sides of padded images are rounded up to a multiple of this number of pixels, because
+# each shape needs its own CUDA graph.
 MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Events:
-    """Points in the queue of a GPU, in their order; all are recorded on the computing stream."""
+    """Events in the queue of a GPU, in their order. All are recorded on the computing stream."""
 
-    began: torch.cuda.Event  # the pictures are on the device
-    computed: torch.cuda.Event  # so are the boxes
+    began: torch.cuda.Event  # the images are on the device
+    computed: torch.cuda.Event  # the boxes are on the device
     ready: torch.cuda.Event  # the boxes are on the host
 
     @classmethod
     def create(cls) -> "Events":
-        """New ones. Who waits for `ready` sleeps, as spinning would take a core from decoders."""
+        """Create new events. A thread that waits for `ready` sleeps: spinning would use a core."""
         began, computed = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         return cls(began, computed, torch.cuda.Event(blocking=True))
 
 
 class Pending:
-    """Boxes that a device may still be computing."""
+    """The result of a batch that a device may still be computing."""
 
     def __init__(self, packed: Tensor, events: Events | None):
         self._packed, self._events = packed, events
 
     def result(self) -> Detections:
-        """On the host. RuntimeError where the device failed."""
+        """Wait for the detections and return them on the host. RuntimeError if the device failed.
+
+        For B images and N detections each: scores (B, N) fp32, labels (B, N) int64 and boxes
+        (B, N, 4) fp32.
+        """
         if self._events is not None:
             self._events.ready.synchronize()
         scores, labels, boxes = self._packed.split((1, 1, 4), dim=-1)
@@ -54,10 +59,10 @@ class Pending:
 
     @property
     def device_seconds(self) -> float | None:
-        """How long the device computed, copies excluded; None on CPUs. Known after `result`.
+        """The device's computing time in seconds, without copies; None on CPUs.
 
-        It includes the gaps between kernels where the host starts each of them, and the recording
-        of a CUDA graph where the batch caused one.
+        It is known after `result`. It includes the gaps between kernels that the host starts one by
+        one, and the time to record a CUDA graph if the batch caused a recording.
         """
         if self._events is None:
             return None
@@ -65,9 +70,9 @@ class Pending:
 
 
 class Predictor:
-    """Runs `net`, prepared for inference, where it lies. Keeps `top` detections of a picture.
+    """Runs `net`, which is prepared for inference, on its device.
 
-    Several threads may use it.
+    It keeps the `top` best detections per image. Several threads may use it at the same time.
     """
 
     def __init__(self, net: DeformableDetr, device: str, top: int = 100):
@@ -80,15 +85,15 @@ class Predictor:
 
     @property
     def ahead(self) -> int:
-        """How many batches may wait for their results while the next is submitted."""
+        """The number of batches that may wait for their results while the next is submitted."""
         return 1 if self.on_gpu else 0
 
     @torch.inference_mode()
     def submit(self, images: Sequence[Tensor], sizes: Tensor) -> Pending:
-        """Begin to detect in pictures (h, w, 3) uint8.
+        """Start the detection in a batch of B images, each (h, w, 3) uint8.
 
-        `sizes` (B, 2) int64 are heights and widths in pixels of what boxes shall refer to.
-        RuntimeError where memory does not hold the batch, or the device fails.
+        `sizes` (B, 2) int64 are the heights and widths in pixels to which the boxes are scaled.
+        Raises RuntimeError if memory does not hold the batch, or if the device fails.
         """
         pixels, valid = stack_images(images, MULTIPLE if self.on_gpu else 1, pin=self.on_gpu)
         if self.copies is None:
@@ -103,7 +108,7 @@ class Predictor:
                     valid = valid.to(self.device, non_blocking=True)
             computing.wait_stream(self.copies)
             for tensor in (pixels, sizes, *(() if valid is None else (valid,))):
-                tensor.record_stream(computing)  # it was made on the other stream
+                tensor.record_stream(computing)  # the tensor was created on the other stream
             events = Events.create()
             events.began.record(computing)
             packed = self.detect(pixels, valid, sizes)
@@ -114,13 +119,13 @@ class Predictor:
         return Pending(back, events)
 
     def _detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
-        """(B, N, 6) fp32: score, label and corners, packed for one copy to the host."""
+        """Detections as (B, N, 6) fp32: score, label and corners in one tensor, for one copy."""
         found = postprocess(self.net(*normalize(pixels, valid, self.net.dtype)), sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)
 
     def give_memory_back(self) -> None:
-        """After the device had too little: forget what was kept for speed alone."""
+        """Free the memory of CUDA graphs, which only save time. For use after memory ran out."""
         if isinstance(self.detect, Graphed):
             with self._lock:
                 self.detect.forget()

@@ -1,4 +1,4 @@
-"""Pixels to what the network takes. (How large a picture should be: resize.py.)"""
+"""Convert pixels to the inputs of the network. (resize.py computes the size of an image.)"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,11 +16,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def batch_images(
     images: Sequence[Tensor], device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
-    """Pad pictures of unlike sizes to one batch, at the bottom and right, and normalise them.
+    """Pad images of different sizes to one batch, at the bottom and right, and normalise them.
 
-    `images` are (h, w, 3) uint8 RGB -> `pixel_values` (B, 3, H, W) fp32 with H, W the largest
-    height and width, and `pixel_mask` (B, H, W) bool, None where all sizes are equal. Padding is
-    zero after normalisation, as published.
+    `images` are (h, w, 3) uint8 RGB. Returns `pixel_values` (B, 3, H, W) fp32, where H and W are
+    the largest height and width, and `pixel_mask` (B, H, W) bool, which is None if all sizes are
+    equal. Padding is zero after normalisation, as published.
     """
     pixels, valid = stack_images(images)
     return normalize(pixels.to(device), None if valid is None else valid.to(device))
@@ -29,11 +29,12 @@ def batch_images(
 def stack_images(
     images: Sequence[Tensor], multiple: int = 1, pin: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Pictures (h, w, 3) uint8 side by side, padded with 0 at the bottom and right.
+    """Stack images (h, w, 3) uint8 into one batch, padded with 0 at the bottom and right.
 
-    Returns (B, H, W, 3) uint8, and (B, 2) int64, the height and width of each: None where all sizes
-    are equal. Where they are not, H and W are rounded up to a `multiple`, so that shapes are few.
-    `pin` puts both into page-locked memory, from which a GPU copies while the host goes on.
+    Returns the batch (B, H, W, 3) uint8, and the height and width of each image (B, 2) int64, which
+    is None if all sizes are equal. If the sizes differ, H and W are rounded up to a `multiple`, so
+    that few shapes occur. `pin` puts both into page-locked memory, from which a GPU copies while
+    the host continues.
     """
     shapes = [image.shape[:2] for image in images]
     alike = all(shape == shapes[0] for shape in shapes)
@@ -52,9 +53,10 @@ def stack_images(
 def normalize(
     pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor | None]:
-    """What `stack_images` gives, on any device, as `pixel_values` and `pixel_mask` of the network.
+    """Convert the result of `stack_images`, on any device, to the inputs of the network.
 
-    (B, H, W, 3) uint8 -> (B, 3, H, W) in channels-last order, and (B, H, W) bool.
+    `pixels` (B, H, W, 3) uint8 become `pixel_values` (B, 3, H, W) of `dtype`, channels last in
+    memory. `valid` (B, 2) int64 becomes `pixel_mask` (B, H, W) bool; None stays None.
     """
     mean, std = _mean_and_std(pixels.device)
     if by_triton(pixels.device):
@@ -70,7 +72,10 @@ def normalize(
 
 @cache
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of ImageNet's pictures, on the scale of bytes; made once, for copies make a device wait."""
+    """Mean and standard deviation (3,) fp32 of ImageNet's pixels, on the scale from 0 to 255.
+
+    They are created once per device, because a copy would make the device wait.
+    """
     with torch.inference_mode(False):
         mean, std = (torch.tensor(numbers) * 255 for numbers in (IMAGENET_MEAN, IMAGENET_STD))
         return mean.to(device), std.to(device)

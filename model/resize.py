@@ -1,15 +1,15 @@
-"""How large a picture becomes before the model sees it. Free of torch: CPU workers use it."""
+"""The size to which an image is resized for the model. CPU workers use it, so it needs no torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ResizeRule:
-    """Bring the shorter side to `shorter` pixels, unless the longer would pass `longest`.
+    """Resize the shorter side to `shorter` pixels, unless the longer side would exceed `longest`.
 
-    Then round both sides to a `multiple`. Where a side is no multiple of a level's stride, the
-    level's last cell hangs over the picture, and boxes are drawn towards the top left, the more the
-    smaller the picture: shapes-tiny went from AP 0.69 to 0.80 by multiples alone.
+    Then both sides are rounded to a `multiple`. If a side is not a multiple of a level's stride,
+    the level's last cell extends beyond the image, and boxes are shifted towards the top left. The
+    shift is larger for smaller images: shapes-tiny went from AP 0.69 to 0.80 by multiples alone.
     """
 
     shorter: int
@@ -17,17 +17,17 @@ class ResizeRule:
     multiple: int = 1
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after resizing."""
+        """Height and width in pixels after resizing an image of this height and width."""
         sides = target_size(height, width, self.shorter, self.longest)
         height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
         return height, width
 
 
 def target_size(height: int, width: int, shorter: int, longest: int) -> tuple[int, int]:
-    """Height and width after resizing, as the original implementation rounds them.
+    """Height and width in pixels after resizing, rounded as in the original implementation.
 
-    Source: `get_size_with_aspect_ratio` of Deformable DETR's transforms. Pictures so thin that
-    their shorter side would become 0 become 1 x `longest`, out of proportion.
+    Source: `get_size_with_aspect_ratio` of Deformable DETR's transforms. An image that is so thin
+    that its shorter side would become 0 becomes 1 x `longest`, and its proportions change.
     """
     short, long = min(height, width), max(height, width)
     if long / short * shorter > longest:

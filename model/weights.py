@@ -1,4 +1,4 @@
-"""From what a user calls weights to a file on this machine."""
+"""Find the local file for the weights that a user names."""
 
 import hashlib
 import os
@@ -18,20 +18,22 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept: `$XDG_CACHE_HOME/detr-batch`, or `~/.cache/detr-batch`."""
+    """The folder of downloaded weights: `$XDG_CACHE_HOME/detr-batch` or `~/.cache/detr-batch`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr-batch"
 
 
 def find_weights(weights: str) -> Path:
-    """The local file of `weights`: a path, an fsspec URL or a hub id, fetched once.
+    """The local file of `weights`: a path, an fsspec URL or a hub id. It is downloaded once.
 
-    `#sha256=<hex>` behind it is checked. CheckpointError where it cannot be had, or differs.
+    A suffix `#sha256=<hex>` is checked. Raises CheckpointError if there are no such weights. Its
+    subclasses are raised if they cannot be fetched now (CheckpointUnavailable) or if the sha256
+    differs (DamagedCheckpoint).
     """
-    place, _, digest = weights.partition("#sha256=")
-    path = _fetch(place)
+    name, _, digest = weights.partition("#sha256=")
+    path = _fetch(name)
     if digest and digest.lower() != (found := file_sha256(path)):
         raise DamagedCheckpoint(
-            f"{_without_secrets(place)} has sha256 {found}, not the {digest} that was asked for"
+            f"{_without_secrets(name)} has sha256 {found}, not the {digest} that was asked for"
         )
     return path
 
@@ -48,12 +50,12 @@ def _fetch(place: str) -> Path:
 
 
 def _from_hub(repository: str) -> Path:
-    """The repository's weights, from the hub or its cache."""
+    """The local file of the repository's weights, from the hub or from its cache."""
     unreachable: Exception | None = None
     for name in HUB_FILES:
         try:
             return Path(hf_hub_download(repository, name))
-        except LocalEntryNotFoundError as error:  # the other file may be cached
+        except LocalEntryNotFoundError as error:  # the other file of HUB_FILES may be cached
             unreachable = error
         except EntryNotFoundError:
             continue
@@ -71,7 +73,10 @@ def _from_hub(repository: str) -> Path:
 
 
 def _from_url(url: str) -> Path:
-    """A copy of `url`, named by the version that the store reports; an older one when offline."""
+    """A cached copy of `url`, named by the version that the store reports.
+
+    If the store cannot be reached, this is the newest copy in the cache.
+    """
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
     suffix = Path(urlsplit(url).path).suffix
     try:
@@ -84,10 +89,10 @@ def _from_url(url: str) -> Path:
                 shutil.copyfileobj(source, sink)
             partial.replace(target)
         return target
-    except Exception as error:  # stores raise many kinds
-        known = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
-        if known and not isinstance(error, FileNotFoundError | PermissionError):
-            return known[-1]
+    except Exception as error:  # stores raise many types of errors
+        copies = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
+        if copies and not isinstance(error, FileNotFoundError | PermissionError):
+            return copies[-1]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         shown = _without_secrets(url)
         gone = isinstance(error, FileNotFoundError | PermissionError)
@@ -96,14 +101,14 @@ def _from_url(url: str) -> Path:
 
 
 def _without_secrets(url: str) -> str:
-    """A place without the user, the password and the parameters that its URL may have."""
-    protocol, separator, place = url.rpartition("://")
+    """A path or URL without user, password and query parameters."""
+    protocol, separator, rest = url.rpartition("://")
     if not separator:
         return url
-    return protocol + separator + place.partition("?")[0].rpartition("@")[2]
+    return protocol + separator + rest.partition("?")[0].rpartition("@")[2]
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """The SHA-256 of a file's content, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

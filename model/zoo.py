@@ -24,10 +24,11 @@ PRECISIONS = ("auto", *DTYPES)
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that users call by name.
+    """A model that users select by name.
 
-    `weights` are its own: a hub id or a packaged file. `gmacs` are the billions of multiply-adds of
-    its convolutions and matrix products on a picture of 640 x 480, as torch counts them.
+    `weights` names the model's own weights: a hub id or a packaged file. `gmacs` is the number of
+    multiply-adds, in billions, of its convolutions and matrix products on an image of 640 x 480, as
+    torch counts them.
     """
 
     name: str
@@ -70,17 +71,17 @@ MODELS = {
 
 
 def named_model(name: str) -> NamedModel:
-    """The model of that name; UnknownName with the names there are."""
+    """The model with this name. Raises UnknownName, which lists the known names."""
     if name not in MODELS:
         raise UnknownName(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def resolved_precision(precision: str, device: str) -> str:
-    """One of DTYPES.
+    """The key of DTYPES for a precision on a device.
 
-    "auto" is bf16 where the hardware multiplies it (GPUs from compute capability 8.0, CPUs with
-    AVX512-BF16 or AMX), else fp32. UnknownName for another.
+    "auto" is bf16 if the hardware multiplies bf16 (GPUs from compute capability 8.0, CPUs with
+    AVX512-BF16 or AMX), else fp32. Raises UnknownName for an unknown precision.
     """
     if precision not in PRECISIONS:
         raise UnknownName(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -106,20 +107,22 @@ def create_model(
     """A detector ready to run, in evaluation mode.
 
     Args:
-        name: one of `MODELS`.
-        weights: None for the model's own; "random" for seeded random ones; else a path, any fsspec
-            URL (`#sha256=<hex>` behind it is checked) or a hub id.
+        name: a key of `MODELS`.
+        weights: None for the model's own weights; "random" for seeded random weights; else a path,
+            any fsspec URL (a suffix `#sha256=<hex>` is checked) or a hub id.
         device: "cpu", "cuda", "cuda:1", ...
         precision: "fp32", "bf16", "fp16", or "auto" (see `resolved_precision`).
-        padding: "published" (the original's arithmetic) or "invariant" (a padded picture gives
-            what it gives alone).
-        labels: other class names, for training: their heads start anew.
-        seed: of random weights.
-        training: leave every parameter as checkpoints have it, fp32, to be trained or saved. The
-            default is prepared for inference: the same results, faster (model/inference.py).
+        padding: "published" (the original's arithmetic) or "invariant" (an image in a padded batch
+            gives the same result as alone).
+        labels: other class names, for training. The heads for them start with new weights.
+        seed: the seed of random weights.
+        training: keep all parameters in fp32 and as in checkpoints, so that they can be trained or
+            saved. By default the model is prepared for inference, with the same results but faster
+            (model/inference.py).
 
     Raises:
-        ValueError: an unknown name or precision, weights that cannot be had or do not fit.
+        ValueError: the name or the precision is unknown, or the weights cannot be read or do not
+            fit the model.
     """
     config = named_model(name).config()
     dtype = DTYPES[resolved_precision(precision, device)]

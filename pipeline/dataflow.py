@@ -1,4 +1,4 @@
-"""The dataflow on Ray Data: shards -> encoded -> prepared -> detected -> staged, then published."""
+"""The dataflow on Ray Data: shards -> encoded -> prepared -> detected -> staged -> published."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,83 +28,83 @@ from pipeline.stages.tasks import (
     write_parts,
 )
 
-# Ray merges what a task yields up to this size, so it is also how much is committed at once: about
-# 40 pictures of 288 x 400, 6 of 800 x 1066 (a detector batch takes several blocks then). GPUs take
-# hundreds of these a second.
+# Ray merges the output of a task into blocks of up to this many bytes. A block is also the unit of
+# commit: 40 images of 288 x 400, or 6 of 800 x 1066 (a detector batch then takes several blocks).
+# GPUs process hundreds of images a second, so their blocks are larger.
 BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 32 << 20
-# Many detectors make many blocks, and a driver takes 5 to 8 ms of a CPU for each (`bench scale`,
-# 2026-11-26): blocks grow with the pool, up to Ray Data's own size.
+# Many detectors make many blocks, and the driver needs 5 to 8 ms of a CPU for each block
+# (`bench scale`, 2026-11-26). Blocks therefore grow with the pool, up to Ray Data's own size.
 DETECTORS_PER_BLOCK_SIZE, MOST_BLOCK_BYTES = 4, 128 << 20
-# What one of each holds of a CPU in Ray's count. Two actors leave room for two tasks on every CPU:
-# else a pool without bounds would fill its nodes, keep readers and stagers out, and wait for them
-# for ever (seen on 2026-11-25). How many of these run at once, `tasks` bounds.
+# CPUs that Ray counts for each actor and each task. Two actors leave room for two tasks on every
+# CPU. Otherwise a pool without an upper bound would fill its nodes, leave no room for readers and
+# stagers, and wait for them for ever (seen on 2026-11-25). `Layout.tasks` limits concurrent tasks.
 ACTOR_CPUS, TASK_CPUS, PUBLISHER_CPUS = 0.499, 0.001, 0.5
-FILES_PER_TASK = 256  # staged files that one task reads back, which takes it about a second
+FILES_PER_TASK = 256  # staged files that one task reads back; this takes about a second
 
-# Of Ray's nodes: a label, and what it must be ("A10G", "!spot", "in(A10G, L4)").
+# Node labels in Ray: label key -> required value ("A10G", "!spot", "in(A10G, L4)").
 Labels = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The actors that detect: how many there are, and what each takes of what nodes."""
+    """The detector actors: their number, the resources of each actor, and the allowed nodes."""
 
     fewest: int
     most: int
     num_cpus: float
     num_gpus: float
     memory: int  # bytes of a node's logical memory
-    calls: int = 1  # of one detector at a time, in threads
-    nodes: Labels = field(default_factory=dict)  # where they may be
+    calls: int = 1  # concurrent calls of one detector, each in its own thread
+    nodes: Labels = field(default_factory=dict)  # labels of the nodes that may run detectors
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many of each stage there may be, and where."""
+    """How many actors and tasks each stage may have, and on which nodes."""
 
     detectors: Pool
-    preparers: int | None  # actors that decode, at most; None: as many as are needed and fit
-    tasks: int  # that read, at most, and as many that stage
-    nodes: Labels = field(default_factory=dict)  # where all but the detectors may be
+    preparers: int | None  # maximum number of decoding actors; None: as many as are needed and fit
+    tasks: int  # maximum number of reading tasks, and also of staging tasks
+    nodes: Labels = field(default_factory=dict)  # labels of the nodes for all other stages
 
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """What the flow needs."""
+    """The settings of the dataflow."""
 
-    plan: str  # the URL of its file
-    staging: str
+    plan: str  # URL of the plan file
+    staging: str  # URL of the staging folder
     resize: ResizeRule
-    detector: type  # a callable PREPARED -> DETECTED, and what it is made with
-    arguments: tuple[Any, ...]
-    images_per_call: int  # from which a detector forms its batches
+    detector: type  # a class whose instances are callables PREPARED -> DETECTED
+    arguments: tuple[Any, ...]  # arguments of the constructor of `detector`
+    images_per_call: int  # images that a detector receives in one call and groups into batches
     layout: Layout
 
 
 def block_bytes(detectors: Pool) -> int:
-    """How much is handed on and committed at once, in a flow with such detectors."""
+    """Target size of a block in bytes, in a flow with these detectors."""
     one = GPU_BLOCK_BYTES if detectors.num_gpus else BLOCK_BYTES
     return min(MOST_BLOCK_BYTES, one * max(1, detectors.most // DETECTORS_PER_BLOCK_SIZE))
 
 
 def _set_context(block: int = BLOCK_BYTES) -> None:
-    """What Ray Data goes by in this process."""
+    """Set Ray Data's options in this process."""
     context = DataContext.get_current()
     context.target_max_block_size = block
-    context.enable_progress_bars = False  # ours is shown
-    # Else Ray Data 2.60 says of every error that "UDF failed to process a data block".
+    context.enable_progress_bars = False  # the project shows its own progress bar
+    # Without this option Ray Data 2.60 reports every error as "UDF failed to process a data block".
     context.raise_original_map_exception = True
-    # It is no mistake to allow more readers than there are shards.
+    # Ray warns if the limit of readers is above the number of shards. This is not a mistake here.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
 
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
-    """Label what is left of a plan's shards: one receipt a staged block."""
+    """Label the shards in `work`. Yields one receipt per staged block."""
     layout, detectors = settings.layout, settings.layout.detectors
     _set_context(block_bytes(detectors))
     nodes = layout.nodes or None
     with warnings.catch_warnings():
-        # Ray 2.60 announces the end of `scheduling_strategy`; pyproject.toml stays below 2.64.
+        # Ray 2.60 deprecates `scheduling_strategy`. pyproject.toml requires a version below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         flow = (
             ray.data.from_arrow([table_of_work(one) for one in work])
@@ -126,7 +126,8 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
                 label_selector=nodes,
                 compute=ActorPoolStrategy(min_size=1, max_size=layout.preparers),
             )
-            # Fixed, or from the fewest up: growing one GPU at a time costs minutes.
+            # The pool has a fixed size or starts with `fewest` actors, because adding one GPU at a
+            # time takes minutes.
             .map_batches(
                 settings.detector,
                 fn_constructor_args=settings.arguments,
@@ -159,9 +160,10 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
 
 
 def read_back_staging(staging: str, nodes: Labels | None = None) -> Staged:
-    """What is staged: read here where it is little, else by Ray tasks on nodes of these labels.
+    """Read what the blocks under the URL `staging` hold, and remove damaged blocks.
 
-    Blocks that are damaged are removed.
+    Up to FILES_PER_TASK files are read in this process. More files are read by Ray tasks on nodes
+    with the labels `nodes`.
     """
     names = list_staged_files(staging)
     groups = [names[i : i + FILES_PER_TASK] for i in range(0, len(names), FILES_PER_TASK)]
@@ -175,7 +177,7 @@ def read_back_staging(staging: str, nodes: Labels | None = None) -> Staged:
 def publish_parts(
     parts: list[Part], target: PublishTarget, nodes: Labels | None = None
 ) -> Iterator[PartFile]:
-    """Write all output files, one Ray task a part, on nodes of these labels."""
+    """Write all output files, with one Ray task per part, on nodes with the labels `nodes`."""
     if parts:
         for batch in _by_tasks(write_parts, [table_of_part(part) for part in parts], target, nodes):
             yield from part_files_of_table(batch)
@@ -184,7 +186,7 @@ def publish_parts(
 def _by_tasks(
     function: Callable[..., Any], tables: list[pa.Table], argument: Any, nodes: Labels | None
 ) -> Iterator[pa.Table]:
-    """What `function` of each table and the `argument` gives, a Ray task a table."""
+    """The results of `function(table, argument)`, with one Ray task per table."""
     _set_context()
     flow = ray.data.from_arrow(tables).map_batches(
         function,

@@ -5,11 +5,11 @@ Read this file first: the dataflow is these types in order.
     Shard -> ENCODED -> PREPARED -> DETECTED -> Receipt        (pipeline/dataflow.py)
                                         \\-> IMAGES, DETECTIONS  (pipeline/stages/publish.py)
 
-Every stage is a function from one of these to the next; no stage imports another. Schemas are
-explicit, because a schema inferred from a batch without boxes says `list<null>`.
+Each stage is a function from one row type to the next. No stage imports another stage. Schemas are
+explicit, because a schema that is inferred from a batch without boxes contains `list<null>`.
 
-A row whose `status` is not `OK` has failed: later stages pass it on untouched, so that a bad image
-costs one row. The reasons are the constants below; `error` says it in words.
+A row whose `status` is not `OK` has failed. Later stages pass it on unchanged, so that a bad image
+costs one row. The values of `status` are the constants below; `error` describes the failure.
 """
 
 from dataclasses import dataclass, field
@@ -18,46 +18,46 @@ from typing import Any
 import pyarrow as pa
 
 OK = "ok"
-# Reasons of the reader.
+# Failures in the reader.
 UNREADABLE = "unreadable"  # the object could not be fetched (missing, forbidden, network)
 EMPTY_FILE = "empty_file"  # zero bytes
-CORRUPT_SHARD = "corrupt_shard"  # a tar or Parquet file broken at this point: one row for the rest
-EMPTY_SHARD = "empty_shard"  # a tar or Parquet file without one image: one row for the shard
+CORRUPT_SHARD = "corrupt_shard"  # a tar or Parquet file is broken here: one row for its rest
+EMPTY_SHARD = "empty_shard"  # a tar or Parquet file holds no image: one row for the shard
 MISSING_BYTES = "missing_bytes"  # a Parquet row whose image column is null
-TOO_LARGE = "too_large"  # more bytes than any picture has: left unread
-CHANGED = "changed"  # not what was planned: another version lies there, which the next run labels
-# Reasons of the decoder.
-UNDECODABLE = "undecodable"  # not an image, or one that no decoder here reads
-TRUNCATED = "truncated"  # the file ends before the picture does
-TOO_MANY_PIXELS = "too_many_pixels"  # refused by its header
-# Reasons of the detector.
+TOO_LARGE = "too_large"  # the file has more bytes than the limit and was not read
+CHANGED = "changed"  # the object is not the planned version; the next run labels the new one
+# Failures in the decoder.
+UNDECODABLE = "undecodable"  # not an image, or a format that no decoder here reads
+TRUNCATED = "truncated"  # the file ends before the image is complete
+TOO_MANY_PIXELS = "too_many_pixels"  # the header announces more pixels than the limit
+# Failures in the detector.
 DETECTOR_ERROR = "detector_error"  # the model failed on this image alone
-# Reasons of all of them.
-WORKER_CRASH = "worker_crash"  # the process that looked into it ended, whenever it did
-TIMED_OUT = "timed_out"  # it took longer than any image should
+# Failures in the reader, the decoder or the detector.
+WORKER_CRASH = "worker_crash"  # the process that handled the image ended at each attempt
+TIMED_OUT = "timed_out"  # the image took longer than the time limit of the stage
 
 
 @dataclass(frozen=True)
 class Member:
-    """One object of a shard: where it is and which version of it was planned."""
+    """One object of a shard: its address and the version that was planned."""
 
     uri: str
     etag: str  # the store's ETag, or "<mtime_ns>-<size>" of a local file
-    size: int  # bytes; -1 where the store does not say
+    size: int  # bytes; -1 if the store does not report the size
 
 
 @dataclass(frozen=True)
 class Shard:
     """A unit of reading: some loose files, one tar, or one Parquet file.
 
-    `kind` is "files", "tar" or "parquet". A "files" shard has one image a member; the others have
-    one member that holds any number of images.
+    `kind` is "files", "tar" or "parquet". A "files" shard has one image per member. The other kinds
+    have one member that holds any number of images.
     """
 
     shard: str
     kind: str
     members: tuple[Member, ...]
-    limit: int | None = None  # images to read of a tar or Parquet file; None: all
+    limit: int | None = None  # number of images to read from a tar or Parquet file; None: all
 
     @property
     def size(self) -> int:
@@ -67,10 +67,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Done:
-    """What a run that was killed had finished of a shard."""
+    """The images of a shard that an interrupted run had already staged."""
 
-    positions: tuple[int, ...] = ()  # ascending
-    ended: bool = False  # whether the shard's last image is among them
+    positions: tuple[int, ...] = ()  # positions of the images in the shard, ascending
+    ended: bool = False  # whether the shard's last image is one of them
 
 
 NOTHING_DONE = Done()
@@ -78,15 +78,18 @@ NOTHING_DONE = Done()
 
 @dataclass(frozen=True)
 class Work:
-    """What one task reads: shards of a row group of the plan, and what is finished of each."""
+    """The shards that one task reads, and the images of each shard that are already staged.
 
-    group: int
-    rows: list[int]  # of the group
-    done: list[list[tuple[int, int]]]  # of each shard, positions from `start` to before `stop`
-    ended: list[bool]  # of each shard, whether its last image is among them
+    All shards are from one row group of the plan.
+    """
+
+    group: int  # number of the row group
+    rows: list[int]  # row numbers of the shards within the group
+    done: list[list[tuple[int, int]]]  # for each shard, spans of positions: [start, stop)
+    ended: list[bool]  # for each shard, whether its last image is in `done`
 
 
-# driver -> read, a row a shard: `Work` as a table.
+# driver -> read: `Work` as a table, one row per shard.
 SPAN = pa.struct([pa.field("start", pa.int64()), pa.field("stop", pa.int64())])
 WORK = pa.schema(
     [
@@ -97,33 +100,33 @@ WORK = pa.schema(
     ]
 )
 
-# Columns that name an image from the first stage to the last.
+# Columns that identify an image in every stage.
 _IDENTITY = [
     pa.field("image_id", pa.string()),
     pa.field("uri", pa.string()),
     pa.field("shard", pa.string()),
     pa.field("index_in_shard", pa.int64()),  # position among the shard's images, from 0
-    # Number of images in the shard, on its last row alone (null elsewhere): it lets publishing
-    # reconcile each shard, and a rerun leave finished shards closed.
+    # Number of images in the shard. Only the last row of the shard has it; other rows have null.
+    # Publishing uses it to reconcile each shard. A rerun uses it to skip finished shards.
     pa.field("shard_size", pa.int64()),
     pa.field("etag", pa.string()),
     pa.field("status", pa.string()),
     pa.field("error", pa.string()),
-    pa.field("read_seconds", pa.float32()),  # waiting for this image's bytes
-    pa.field("retries", pa.int32()),  # requests to the store that were repeated meanwhile
+    pa.field("read_seconds", pa.float32()),  # time spent waiting for this image's bytes
+    pa.field("retries", pa.int32()),  # requests to the store that were repeated in that time
 ]
 
-# read -> prepare: the file as it lies in the store (null where it could not be had).
+# read -> prepare: the bytes of the image file (null if they could not be read).
 ENCODED = pa.schema([*_IDENTITY, pa.field("encoded", pa.large_binary())])
 
-# The size of an image as displayed, after EXIF orientation; null where it is not known.
+# The size of an image as displayed, in pixels after EXIF orientation; null if it is not known.
 _DISPLAYED = [
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
-    pa.field("orientation", pa.int8()),  # the EXIF value that was undone, 1 where there is none
+    pa.field("orientation", pa.int8()),  # the EXIF value that was undone; 1 if there is none
 ]
 
-# prepare -> detect: RGB, resized, as (rows, columns, 3) uint8 bytes in C order.
+# prepare -> detect: the resized RGB image as (rows, columns, 3) uint8 bytes in C order.
 PREPARED = pa.schema(
     [
         *_IDENTITY,
@@ -131,8 +134,8 @@ PREPARED = pa.schema(
         pa.field("pixels", pa.large_binary()),
         pa.field("rows", pa.int32()),
         pa.field("columns", pa.int32()),
-        pa.field("encoded_bytes", pa.int64()),  # of the file, or of the archive's member
-        pa.field("prepare_seconds", pa.float32()),  # decode, convert and resize of this image
+        pa.field("encoded_bytes", pa.int64()),  # size of the file or of the archive's member
+        pa.field("prepare_seconds", pa.float32()),  # time to decode, convert and resize this image
     ]
 )
 
@@ -147,23 +150,24 @@ BOX = pa.struct(
     ]
 )
 
-# detect -> stage: boxes nested, so that an image without any is still one row.
+# detect -> stage: boxes are nested, so that an image without boxes is still one row.
 DETECTED = pa.schema(
     [
         *_IDENTITY,
         *_DISPLAYED,
-        pa.field("boxes", pa.list_(BOX)),  # best score first; pixels of the displayed image
+        pa.field("boxes", pa.list_(BOX)),  # highest score first; in pixels of the displayed image
         pa.field("encoded_bytes", pa.int64()),
         pa.field("prepare_seconds", pa.float32()),
-        pa.field("detect_seconds", pa.float32()),  # this image's share of its batch
-        # Pictures that its detector takes at once, where memory does not hold as many as asked for.
+        pa.field("detect_seconds", pa.float32()),  # this image's share of its batch's time
+        # Number of images per batch, if memory does not hold the batch size that was requested.
         pa.field("batch_limit", pa.int32()),
         pa.field("processed_at", pa.timestamp("us", "UTC")),
     ]
 )
 
-# What users query: OUTPUT/images/ and OUTPUT/detections/.
-# Also in the name of the folder; engines that take files by their footers read no such names.
+# The published tables that users query: OUTPUT/images/ and OUTPUT/detections/.
+# The run id is also in the folder names, but engines that find files by their footers do not read
+# folder names.
 RUN_ID = pa.field("run_id", pa.string())
 IMAGES = pa.schema(
     [
@@ -187,7 +191,7 @@ DETECTIONS = pa.schema(
     [
         pa.field("image_id", pa.string()),
         pa.field("shard", pa.string()),
-        pa.field("detection", pa.int32()),  # 0 is the image's best
+        pa.field("detection", pa.int32()),  # rank by score within the image; 0 has the highest
         pa.field("label_id", pa.int32()),
         pa.field("label", pa.string()),
         pa.field("score", pa.float32()),
@@ -202,24 +206,27 @@ DETECTIONS = pa.schema(
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one staged block tells the driver: progress, failures and times come from these."""
+    """Summary of one staged block for the driver.
 
-    file: str
+    The driver computes progress, failures and times from receipts.
+    """
+
+    file: str  # name of the staged file
     shards: tuple[str, ...]
     images: int
     detections: int
-    failed: dict[str, int] = field(default_factory=dict)  # status -> images
-    encoded_bytes: int = 0  # of all images
+    failed: dict[str, int] = field(default_factory=dict)  # status -> number of images
+    encoded_bytes: int = 0  # sum over all images
     read_seconds: float = 0.0
     prepare_seconds: float = 0.0
     detect_seconds: float = 0.0
     stage_seconds: float = 0.0
     retries: int = 0  # requests to stores that were repeated
-    batch_limit: int | None = None  # the smallest of DETECTED's
+    batch_limit: int | None = None  # the smallest value of the column of DETECTED
     finished_at: float = 0.0  # Unix time
 
 
-# stage -> driver: `Receipt` as a row.
+# stage -> driver: one `Receipt` per row.
 RECEIPT = pa.schema(
     [
         pa.field("file", pa.string()),
@@ -238,10 +245,10 @@ RECEIPT = pa.schema(
     ]
 )
 
-# driver -> read back: a name of a staged file a row.
+# driver -> read back: one name of a staged file per row.
 STAGED_FILE = pa.schema([pa.field("file", pa.string())])
 
-# driver -> publish: a part of the tables as a row.
+# driver -> publish: one part of the published tables per row.
 PART = pa.schema(
     [
         pa.field("number", pa.int64()),
@@ -250,7 +257,7 @@ PART = pa.schema(
     ]
 )
 
-# publish -> driver: a file of the tables as a row.
+# publish -> driver: one file of the published tables per row.
 PART_FILE = pa.schema(
     [
         pa.field("path", pa.string()),
@@ -260,9 +267,9 @@ PART_FILE = pa.schema(
     ]
 )
 
-# staged files -> driver: positions of a shard that follow on one another in one file and have one
-# status, from `start` to before `stop`; `shard_size` where one of them tells it. A file that is
-# damaged has one row, without a shard.
+# staged files -> driver: one range of positions [start, stop) per row. All images of a range are in
+# one shard and one file and have one status. `shard_size` is set if a row of the range has it. A
+# damaged file has one row whose `shard` is null.
 RANGES = pa.schema(
     [
         ("shard", pa.string()),
@@ -276,6 +283,6 @@ RANGES = pa.schema(
 
 
 def failed_row(schema: pa.Schema, row: dict[str, Any], status: str, error: str) -> dict[str, Any]:
-    """`row` reduced to `schema`'s columns (absent ones null), marked as failed."""
-    kept = {name: row.get(name) for name in schema.names}
-    return {**kept, "status": status, "error": error}
+    """A copy of `row` with the columns of `schema`, marked as failed; absent columns are null."""
+    columns = {name: row.get(name) for name in schema.names}
+    return {**columns, "status": status, "error": error}

@@ -19,17 +19,17 @@ from model.zoo import create_model, named_model
 from pipeline.storage.errors import CommandFailed
 
 Answer = tuple[Tensor, Tensor]  # logits and boxes
-Forward = Callable[[Tensor], Answer]  # of (B, 3, H, W) fp32
+Forward = Callable[[Tensor], Answer]  # takes (B, 3, H, W) fp32
 OURS, PEER, OPENVINO = "detr-batch", "transformers", "openvino"
 GRAPH = "transformers, CUDA graph"
-# By how torch compiles them: "compiled" is its default mode.
+# Modes of torch.compile; "compiled" is its default mode.
 COMPILED, REDUCE_OVERHEAD, MAX_AUTOTUNE = (
     f"transformers, {how}" for how in ("compiled", "reduce-overhead", "max-autotune")
 )
 
 FASTER_RCNN = "torchvision's Faster R-CNN R50-FPN"  # another model, so its answers are not compared
-WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # requests
-# On random weights, as a share of the largest logit: bf16 has 8 bits, and TF32 10.
+WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # number of requests
+# Tolerances on random weights, as a share of the largest logit: bf16 has 8 bits, and TF32 10.
 TOLERANCES = {"fp32": 1e-3, "TF32": 2e-2, "bf16": 0.1, "fp16": 0.1}
 
 
@@ -37,19 +37,19 @@ TOLERANCES = {"fp32": 1e-3, "TF32": 2e-2, "bf16": 0.1, "fp16": 0.1}
 class Subject:
     """One way to run a model, in a process of its own."""
 
-    name: str  # as in BUILDERS
-    precision: str  # "fp32", "bf16", "fp16", or of peers also "TF32" and "bf16 autocast"
+    name: str  # name in BUILDERS
+    precision: str  # "fp32", "bf16", "fp16"; for peers also "TF32" and "bf16 autocast"
     model: str
-    weights: Path | None  # transformers' layout; None: the model's own
-    size: tuple[int, int]  # rows and columns of the pictures
+    weights: Path | None  # in transformers' layout; None: the model's own weights
+    size: tuple[int, int]  # rows and columns of the images
     batch: int
     device: str
-    compile_threads: int = 1  # more of them are processes that stay behind
+    compile_threads: int = 1  # with more threads, processes stay behind
 
 
 def _ours(subject: Subject) -> Forward:
     if subject.device == "cpu":
-        keep_freed_memory()  # as detectors do
+        keep_freed_memory()  # detectors of the pipeline do this too
     weights = None if subject.weights is None else str(subject.weights)
     net = create_model(subject.model, weights, subject.device, subject.precision)
 
@@ -58,7 +58,8 @@ def _ours(subject: Subject) -> Forward:
         return torch.cat((out.pred_logits, out.pred_boxes), dim=-1)
 
     on_gpu = subject.device != "cpu"
-    recorded = Graphed(forward, net.kept_positions) if on_gpu else forward  # as detectors do
+    # detectors of the pipeline do this too
+    recorded = Graphed(forward, net.kept_positions) if on_gpu else forward
 
     def run(pictures: Tensor) -> Answer:
         both = recorded(pictures)
@@ -75,9 +76,10 @@ def _allow_tf32(subject: Subject) -> None:
 
 
 def _transformers(subject: Subject, mode: str | None = None) -> Forward:
-    """As it comes for fp32 and TF32; else with channels last, in bf16 weights or under autocast.
+    """Build transformers' model: unchanged for fp32 and TF32.
 
-    `mode` is torch.compile's; None does not compile.
+    Other precisions use channels last, with bf16 weights or under autocast. `mode` is
+    torch.compile's; None does not compile.
     """
     _allow_tf32(subject)
     net: Any = peer(subject.model).to(subject.device)
@@ -101,7 +103,10 @@ def _transformers(subject: Subject, mode: str | None = None) -> Forward:
 
 
 def _transformers_graph(subject: Subject) -> Forward:
-    """The same, recorded as a CUDA graph. RuntimeError where it waits for the host."""
+    """Record transformers' model as a CUDA graph.
+
+    RuntimeError if the model waits for the host.
+    """
     forward = _transformers(subject)
     own = torch.zeros(subject.batch, 3, *subject.size, device=subject.device)
     graph, answer = record(lambda: forward(own))
@@ -115,7 +120,7 @@ def _transformers_graph(subject: Subject) -> Forward:
 
 
 def _openvino(subject: Subject) -> Forward:
-    """transformers' model, converted; its precision as the hardware has it."""
+    """Convert transformers' model to OpenVINO; the hardware decides how a precision is computed."""
     import openvino
 
     class Plain(torch.nn.Module):
@@ -141,7 +146,7 @@ def _openvino(subject: Subject) -> Forward:
 
 
 def _faster_rcnn(subject: Subject) -> Forward:
-    """Random weights: hardly any box passes its threshold, so that its last step is cheap."""
+    """Build it with random weights. Few boxes pass its threshold, so its last step is cheap."""
     from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
     _allow_tf32(subject)
@@ -154,7 +159,7 @@ def _faster_rcnn(subject: Subject) -> Forward:
         with torch.autocast(subject.device, torch.bfloat16, enabled=autocast):
             found = net(list(pictures.sigmoid()))
         scores, boxes = (torch.cat([one[key] for one in found]) for key in ("scores", "boxes"))
-        return scores.float(), boxes.float()  # under autocast they may be bf16, which numpy lacks
+        return scores.float(), boxes.float()  # under autocast these may be bf16, which numpy lacks
 
     return run
 
@@ -173,15 +178,15 @@ BUILDERS: dict[str, Callable[[Subject], Forward]] = {
 
 @dataclass(frozen=True)
 class Reply:
-    """What a subject's process says of one request."""
+    """The answer of a subject's process to one request."""
 
     seconds: float
     answer: tuple[Any, Any]  # arrays of logits and boxes
-    memory: int | None  # its peak in MiB
+    memory: int | None  # the process's peak in MiB
 
 
 def _serve(subject: Subject, pipe: Connection) -> None:
-    """Build the subject; then answer each request with a `Reply`, or once with a reason."""
+    """Build the subject; then answer each request with a `Reply`, or once with an error text."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(subject.batch, 3, *subject.size, generator=generator)
     pictures = pictures.to(subject.device)
@@ -194,15 +199,15 @@ def _serve(subject: Subject, pipe: Connection) -> None:
                 took = time.perf_counter() - began
                 answer = logits.numpy(), boxes.numpy()
                 pipe.send(Reply(took, answer, _peak_memory(subject.device)))
-    except Exception as error:  # of torch, compilers and peers: of many kinds
+    except Exception as error:  # torch, compilers and peers raise many kinds of errors
         lines = str(error).strip().splitlines() or [""]
         pipe.send(f"{type(error).__name__}: {lines[0]}")
 
 
 def _peak_memory(device: str) -> int | None:
-    """MiB of the GPU, or of this process where the system says so.
+    """Return the peak MiB of the GPU, or of this process where the system reports it.
 
-    (`getrusage` would count what the parent held when it started this process.)
+    (`getrusage` would include the memory that the parent held when it started this process.)
     """
     if device != "cpu":
         return torch.cuda.max_memory_reserved() // 2**20
@@ -212,7 +217,7 @@ def _peak_memory(device: str) -> int | None:
 
 
 class Worker:
-    """A subject's process. RuntimeError where it fails, TimeoutError where it takes too long."""
+    """A subject's process. CommandFailed if it fails, TimeoutError if it takes too long."""
 
     def __init__(self, subject: Subject):
         context = multiprocessing.get_context("spawn")
@@ -223,7 +228,7 @@ class Worker:
         theirs.close()
 
     def warm_up(self, limit: float | None = None) -> Answer:
-        """Wait until it is ready, with all that it compiles and records; its answer.
+        """Wait until the subject has compiled and recorded everything, and return its answer.
 
         TimeoutError after `limit` seconds.
         """
@@ -234,7 +239,7 @@ class Worker:
         return logits, boxes
 
     def request(self, limit: float | None = None) -> Reply:
-        """One run."""
+        """Run the subject once."""
         name = f"{self.subject.name} ({self.subject.precision})"
         try:
             self.pipe.send(True)
@@ -252,7 +257,7 @@ class Worker:
         return self.request().seconds
 
     def memory(self) -> int | None:
-        """Its peak in MiB, after one more run."""
+        """Return the process's peak in MiB, after one more run."""
         return self.request().memory
 
     def stop(self) -> None:
@@ -266,11 +271,11 @@ def has_peer(model: str) -> bool:
 
 
 def error_of_answer(found: Answer, expected: Answer, model: str) -> float:
-    """The largest difference of logits or of boxes, as a share of the largest of them.
+    """Return the largest difference of logits or boxes, as a share of the largest of them.
 
-    Of two stages each expected query is compared with the found one that is nearest to it, and the
+    For a two-stage model each expected query is compared with the nearest found query, and the
     median of their differences counts: rounding changes which proposals become queries, and in
-    which order, where they score nearly alike.
+    which order, where their scores are nearly equal.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         return float("nan")

@@ -1,4 +1,7 @@
-"""`detr-batch bench launches`: how the Triton kernel is best cut on this GPU, for its table."""
+"""`detr-batch bench launches`: find the fastest launches of the Triton kernel on this GPU.
+
+The result goes into the table that the code reads.
+"""
 
 from collections.abc import Iterable
 from functools import partial
@@ -20,7 +23,7 @@ CASE_OF = {"decoder": FEW, "encoder": MANY}
 
 
 def run(tensors: Inputs, launch: Launch) -> Tensor:
-    """The kernel, cut like that."""
+    """Run the kernel with this launch."""
     levels = bench_op.LEVELS
     return fused_ms_deform_attn_triton(
         spatial_shapes=levels, padding_mask=None, launch=launch, **tensors
@@ -35,9 +38,9 @@ def fastest(
     seconds: float,
     candidates: Iterable[Launch] = CANDIDATES,
 ) -> tuple[Launch, dict[Launch, float]]:
-    """The launch of the least median time, and the median seconds of each of them.
+    """Return the launch with the least median time, and the median seconds of each launch.
 
-    Wrong, and no times, where one is wrong.
+    Wrong, without any times, if the results of one launch are wrong.
     """
     batch, queries = bench_op.cases(device)[case]
     tensors = inputs(batch, queries, DTYPES[precision], device)
@@ -55,7 +58,7 @@ def fastest(
 
 
 def bench_launches(device: str, precision: str, seconds: float, table: Path = TABLE) -> str:
-    """Fill the table for this GPU; what was chosen, for people. InputError without a GPU."""
+    """Fill the table for this GPU, and describe it for people. InputError without a GPU."""
     capability = capability_of(torch.device(device))
     if not capability:
         raise InputError(f"launches are those of GPUs: pass --device cuda, not {device}")

@@ -28,12 +28,12 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Wrong(RuntimeError):
-    """A result is not what it must be, and is not timed."""
+    """A result is wrong, so it is not timed."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of the results: what ran, how long, and how right it was."""
+    """One row of the results: what ran, how long, and with what error."""
 
     benchmark: str
     case: str  # the model, or the shape
@@ -43,20 +43,20 @@ class Measurement:
     p20_ms: float
     p50_ms: float
     p80_ms: float
-    images_per_second: float | None  # at the median; None: of no images
+    images_per_second: float | None  # at the median time; None: the subject does not process images
     peak_memory_mib: int | None  # of a process of its own; None: not measured
     error: float  # largest difference from the reference, as a share of its largest number
     ap: float | None = None  # COCO's average precision, in [0, 1]; None: not known
-    details: dict[str, Any] = field(default_factory=dict)  # what else was measured, as JSON
+    details: dict[str, Any] = field(default_factory=dict)  # other measurements, as JSON
 
 
 def interleaved(
     subjects: Mapping[Name, Callable[[], float]], seconds: float
 ) -> dict[Name, list[float]]:
-    """Run all subjects in turn, in a new order each round, for about that many `seconds`.
+    """Run all subjects in turn, in a new order each round, for about `seconds` in total.
 
-    Whatever else the machine does then meets all of them alike. Each subject returns the seconds
-    that it took. At least FEWEST_ROUNDS rounds; the caller has warmed them up.
+    Other load on the machine thus affects all of them alike. Each subject returns the seconds that
+    it took. There are at least FEWEST_ROUNDS rounds; the caller has warmed the subjects up.
     """
     took: dict[Name, list[float]] = {name: [] for name in subjects}
     order = list(subjects)
@@ -68,10 +68,11 @@ def interleaved(
 
 
 def timer(run: Callable[[], object], device: str, recorded: bool = False) -> Callable[[], float]:
-    """What times one `run` until its result is there, in seconds.
+    """Return a function that times one `run` until its result is ready, in seconds.
 
-    `recorded`, on GPUs: the device's own time of a CUDA graph of it, as detectors use it. Launching
-    a small kernel takes the host longer than it runs. `run` must not wait for the device then.
+    On GPUs `recorded` measures the device's own time of a CUDA graph of `run`, as detectors use it,
+    because launching a small kernel takes the host longer than the kernel runs. `run` must not wait
+    for the device then.
     """
     if device == "cpu" or not recorded:
         return partial(_by_the_clock, run, device)
@@ -91,7 +92,7 @@ def _by_the_clock(run: Callable[[], object], device: str) -> float:
 def _by_the_gpu(graph: torch.cuda.CUDAGraph, device: str) -> float:
     with torch.cuda.device(device):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        graph.replay()  # so that the device is busy while the host asks for the next
+        graph.replay()  # keeps the device busy while the host launches the next
         began.record()
         graph.replay()
         ended.record()
@@ -100,7 +101,7 @@ def _by_the_gpu(graph: torch.cuda.CUDAGraph, device: str) -> float:
 
 
 class Spread(TypedDict):
-    """Fields of Measurement."""
+    """The times of Measurement."""
 
     p20_ms: float
     p50_ms: float
@@ -108,13 +109,13 @@ class Spread(TypedDict):
 
 
 def milliseconds(took: list[float]) -> Spread:
-    """The 20th, 50th and 80th percentile of seconds."""
+    """Return the 20th, 50th and 80th percentile of seconds, in milliseconds."""
     p20, p50, p80 = (1e3 * float(value) for value in np.percentile(took, (20, 50, 80)))
     return {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80}
 
 
 def device_name(device: str) -> str:
-    """The GPU, or the processor and its threads."""
+    """Return the GPU's name, or the processor's name and its number of threads."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -128,7 +129,7 @@ def device_name(device: str) -> str:
 
 
 def environment(device: str) -> dict[str, str]:
-    """What a row holds for: the date, the commit, the device and the versions."""
+    """Describe what a row holds for: the date, the commit, the device and the versions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "git_sha": commit(),
@@ -139,14 +140,14 @@ def environment(device: str) -> dict[str, str]:
 
 
 def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
-    """Add rows that were measured here and now. InputError for a file of other columns."""
+    """Add rows that were measured here and now. InputError for a file with other columns."""
     append_rows([environment(device) | asdict(row) for row in measurements], path)
 
 
 def append_rows(rows: list[dict[str, Any]], path: Path = RESULTS) -> int:
-    """Add rows of `environment` and `Measurement`, but for those that are there; how many.
+    """Add rows of `environment` and `Measurement`, except those already there; return their number.
 
-    InputError for a file of other columns.
+    InputError for a file with other columns.
     """
     names = [*environment("cpu"), *(column.name for column in fields(Measurement))]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +170,7 @@ def _csv_line(values: list[str]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A number with four digits, a dictionary as JSON, and nothing for what is not known."""
+    """Format a number with four digits, a dictionary as JSON, and None as ""."""
     if isinstance(value, dict):
         return json.dumps(value, separators=(",", ":")) if value else ""
     if isinstance(value, float):
@@ -178,7 +179,7 @@ def _as_text(value: Any) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with a + where files differ from it."""
+    """Return the commit of this checkout, with a + if files differ from it."""
     if shutil.which("git") is None:
         return NO_COMMIT
     here = Path(__file__).parent
@@ -193,7 +194,7 @@ def commit() -> str:
 
 
 def as_table(measurements: list[Measurement], baseline: str) -> str:
-    """For people: medians, and how often faster than `baseline` (or the first) each one is."""
+    """Make a table for people: medians, and how many times faster each is than `baseline`."""
     lines = []
     for case, batch in dict.fromkeys((m.case, m.batch) for m in measurements):
         rows = [m for m in measurements if (m.case, m.batch) == (case, batch)]

@@ -1,7 +1,7 @@
-"""`detr-batch bench model`: whole detectors, beside what else runs Deformable DETR.
+"""`detr-batch bench model`: whole detectors, beside other software that runs Deformable DETR.
 
-The published models run with random weights, the same in all subjects. The packaged model, which no
-one else has, runs with its own beside itself in fp32, and its AP is measured too.
+The published models run with random weights, the same in all subjects. The packaged model has no
+peer. It runs with its own weights beside itself in fp32, and its AP is measured too.
 """
 
 from importlib.util import find_spec
@@ -30,14 +30,15 @@ AP_SCENES = 100
 
 
 def ways(model: str, precision: str, device: str) -> list[Way]:
-    """What can run here: names of BUILDERS, each with its precision. The first is the reference."""
+    """List what can run here: names of BUILDERS with precisions. The first is the reference."""
     if not has_peer(model):
         return list(dict.fromkeys([(OURS, "fp32"), (OURS, precision)]))
     found = [(PEER, "fp32"), (OURS, precision)]
     if precision != "fp32":
         found += [(PEER, "bf16"), (PEER, "bf16 autocast")]
     if _can_compile(device):
-        compiled = COMPILED if device == "cpu" else REDUCE_OVERHEAD  # CUDA graphs, as ours
+        # CUDA graphs, as our detector uses
+        compiled = COMPILED if device == "cpu" else REDUCE_OVERHEAD
         found.append((compiled, "fp32" if precision == "fp32" else "bf16 autocast"))
     if device == "cpu" and find_spec("openvino") is not None:
         found.append((OPENVINO, "fp32" if precision == "fp32" else "bf16"))
@@ -45,7 +46,10 @@ def ways(model: str, precision: str, device: str) -> list[Way]:
 
 
 def _can_compile(device: str) -> bool:
-    """Whether torch.compile has the compiler that it needs: of C++ on CPUs, of C beside Triton."""
+    """Whether torch.compile has the compiler that it needs.
+
+    That is one for C++ on CPUs, and one for C beside Triton on GPUs.
+    """
     kinds = ("g++", "clang++", "c++") if device == "cpu" else ("gcc", "clang", "cc")
     return any(map(which, kinds)) and (device == "cpu" or find_spec("triton") is not None)
 
@@ -53,10 +57,10 @@ def _can_compile(device: str) -> bool:
 def bench_model(
     model: str, size: tuple[int, int], batch: int, precision: str, device: str, seconds: float
 ) -> list[Measurement]:
-    """Compare answers with the reference's, then time all subjects in turn.
+    """Compare all answers with the reference's, then time all subjects in turn.
 
-    `size` is rows and columns, `precision` "fp32", "bf16" or "fp16". Wrong, and no times,
-    where ours differ.
+    `size` is rows and columns; `precision` is "fp32", "bf16" or "fp16". Wrong, without any times,
+    if our answers differ.
     """
     chosen = ways(model, precision, device)
     workers: dict[Way, Worker] = {}
@@ -96,10 +100,10 @@ def bench_model(
 
 
 def scenes_ap(model: str, precision: str, device: str) -> float:
-    """AP of a packaged model on AP_SCENES held-out scenes."""
+    """Compute the AP of a packaged model on AP_SCENES held-out scenes."""
     from jobs.train.data import HeldOutScenes
     from jobs.train.train import (
-        evaluate,  # which needs DuckDB and pycocotools, as other benches do not
+        evaluate,  # it needs DuckDB and pycocotools, which other benches do not
     )
 
     net = create_model(model, device=device, precision=precision)

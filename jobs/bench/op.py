@@ -13,20 +13,20 @@ from model.ops import Implementation, fused_ms_deform_attn
 from model.ops.sampling import sampling_locations
 from model.zoo import DTYPES
 
-LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))  # of 800 x 1066 pixels
+LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))  # levels of an image of 800 x 1066 pixels
 HEADS, CHANNELS, POINTS = 8, 32, 4
 ROWS = sum(height * width for height, width in LEVELS)
-CASES = {"encoder": (1, ROWS), "decoder": (4, 300)}  # pictures and queries
-GPU_CASES = {"encoder": (8, ROWS), "decoder": (8, 300)}  # a GPU is filled by several pictures
+CASES = {"encoder": (1, ROWS), "decoder": (4, 300)}  # numbers of images and queries
+GPU_CASES = {"encoder": (8, ROWS), "decoder": (8, 300)}  # a GPU is full only with several images
 PEER = "transformers"
-# Of the output's size; what bf16 and fp16 round away of sums of 16 samples.
+# Shares of the output's size: what bf16 and fp16 round away in sums of 16 samples.
 TOLERANCES = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
 
 Inputs = dict[str, Tensor]
 
 
 def inputs(batch: int, queries: int, dtype: torch.dtype, device: str) -> Inputs:
-    """Random arguments of the fused op; offsets of a few pixels, as trained models have them."""
+    """Make random arguments of the fused op; offsets of a few pixels, as in trained models."""
     generator = torch.Generator().manual_seed(0)
     samples = HEADS * len(LEVELS) * POINTS
 
@@ -34,7 +34,7 @@ def inputs(batch: int, queries: int, dtype: torch.dtype, device: str) -> Inputs:
         return torch.randn(shape, generator=generator)
 
     points = torch.rand(batch, queries, 2, generator=generator)
-    if queries == ROWS:  # an encoder's: each cell looks around its own centre
+    if queries == ROWS:  # for an encoder, each cell looks around its own centre
         centres = [
             torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(1)
             for h, w in LEVELS
@@ -52,12 +52,12 @@ def inputs(batch: int, queries: int, dtype: torch.dtype, device: str) -> Inputs:
 
 
 def cases(device: str) -> dict[str, tuple[int, int]]:
-    """Pictures and queries of each case."""
+    """Return the numbers of images and queries of each case."""
     return CASES if device == "cpu" else GPU_CASES
 
 
 def transformers_op(tensors: Inputs) -> Tensor:
-    """What transformers computes between its linear layers."""
+    """Compute what transformers computes between its linear layers."""
     from transformers.models.deformable_detr.modeling_deformable_detr import (
         MultiScaleDeformableAttention,
     )
@@ -79,7 +79,7 @@ def transformers_op(tensors: Inputs) -> Tensor:
 
 
 def subjects(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
-    """What can run here, by name."""
+    """Return the implementations that can run here, by name."""
     names = [name for name in get_args(Implementation) if name != "auto"]
     no_triton = device == "cpu" or find_spec("triton") is None
     absent = {"triton"} if no_triton else set()
@@ -102,11 +102,9 @@ def bench_op(
 ) -> list[Measurement]:
     """Check each implementation against the reference, then time them in turn.
 
-    By the clock, launches included; on GPUs Triton's kernel by the device, in a CUDA graph, as
-    detectors run it.
-
-    `names` are those of the cases. Wrong, and no times, where one is wrong. (transformers' own is
-    not ours to judge.)
+    Times are by the clock and include launches. Triton's kernel on GPUs is timed by the device, in
+    a CUDA graph, as detectors run it. `names` are the names of the cases. Wrong, without any times,
+    if one of our implementations is wrong. (transformers' own implementation is not judged.)
     """
     measurements = []
     for case in names:
@@ -141,12 +139,12 @@ def bench_op(
 
 
 def error_of(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest number."""
+    """Return the largest difference, as a share of the largest number."""
     return float((found.float() - expected).abs().max() / expected.abs().max())
 
 
 def tolerated(name: str, found: Tensor, expected: Tensor, precision: str) -> float:
-    """`error_of`; Wrong where it is more than this precision explains."""
+    """Return `error_of`; Wrong if it is more than this precision explains."""
     error = error_of(found, expected)
     if not error <= TOLERANCES[precision]:
         raise Wrong(f"{name} is wrong by {error:.2g}: nothing is timed")

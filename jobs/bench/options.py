@@ -9,7 +9,7 @@ _RESULTS = {"help": "CSV file to add to (default: the project's)"}
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """What all subjects take that time one device."""
+    """Options of all subjects that time one device."""
 
     precision: str = field(
         default="auto", metadata={"choices": PRECISIONS, "help": "of the arithmetic"}
@@ -20,7 +20,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class BenchOptions(DeviceOptions):
-    """What `bench op` takes, and others with more."""
+    """Options of `bench op`, and the base of options of other subjects."""
 
     results: Path | None = field(default=None, metadata=_RESULTS)
     json: bool = field(default=False, metadata={"help": "for programs"})
@@ -28,7 +28,7 @@ class BenchOptions(DeviceOptions):
 
 @dataclass(frozen=True)
 class ModelBenchOptions(BenchOptions):
-    """What `bench model` takes."""
+    """Options of `bench model`."""
 
     model: str = field(
         default="deformable-detr", metadata={"help": "one, several with commas between, or 'all'"}
@@ -39,7 +39,7 @@ class ModelBenchOptions(BenchOptions):
 
 @dataclass(frozen=True)
 class PipelineBenchOptions(BenchOptions):
-    """What `bench pipeline` takes."""
+    """Options of `bench pipeline`."""
 
     model: str = field(default="deformable-detr", metadata={"help": "a published one"})
     images: int = field(default=24, metadata={"help": "files"})
@@ -47,7 +47,7 @@ class PipelineBenchOptions(BenchOptions):
 
 @dataclass(frozen=True)
 class LaunchesOptions(DeviceOptions):
-    """What `bench launches` takes."""
+    """Options of `bench launches`."""
 
     table: Path | None = field(
         default=None, metadata={"help": "JSON file to fill (default: the project's)"}
@@ -56,7 +56,7 @@ class LaunchesOptions(DeviceOptions):
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """What `bench scale` takes."""
+    """Options of `bench scale`."""
 
     detectors: str = field(default="1,2,4,8", metadata={"help": "with commas between"})
     device_seconds: float = field(default=0.25, metadata={"help": "that each takes an image"})
@@ -67,7 +67,7 @@ class ScaleOptions:
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """What `bench plot` takes."""
+    """Options of `bench plot`."""
 
     picture: Path = field(
         metadata={"positional": True, "metavar": "FILE", "help": ".svg, .png or .pdf"}

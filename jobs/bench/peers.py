@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be fetched
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be downloaded
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ VARIANTS = [name for name in MODELS if name.startswith("deformable-detr")]
 
 
 def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
-    """The same variant in transformers, every parameter and statistic random but harmless."""
+    """Make the same variant in transformers, with harmless random parameters and statistics."""
     config = MODELS[name].config()
     backbone = TimmBackboneConfig(
         backbone="resnet50",
@@ -52,6 +52,6 @@ def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
 
 
 def save_peer(name: str, path: Path) -> None:
-    """The weights of `peer(name)` as a safetensors file, in transformers' layout."""
+    """Save the weights of `peer(name)` as a safetensors file, in transformers' layout."""
     state = peer(name).state_dict()
     save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, path)

@@ -22,17 +22,17 @@ from jobs.output.views import connect
 from pipeline.storage.errors import CommandFailed
 
 OURS, PLAIN = "detr-batch label", "Ray Data and transformers"
-SIZE = (1066, 800)  # width and height: what the published models are given, so nothing is resized
-# Random weights score all pictures nearly alike (0.73 to 0.75), so errors are measured by how far
-# the pictures lie apart: answers to other pictures than those asked about are wrong by up to 1.
+SIZE = (1066, 800)  # width and height that the published models take, so nothing is resized
+# Random weights score all images nearly alike (0.73 to 0.75). Errors are therefore relative to the
+# range of the images' scores: answers to other images would be wrong by up to 1.
 TOLERANCE = 0.25
 FEWEST_IMAGES = 4
 
-Scores = dict[str, float]  # file name -> the best score of its picture
+Scores = dict[str, float]  # file name -> best score of its image
 
 
 def write_photos(folder: Path, images: int) -> None:
-    """Rendered scenes as JPEG files."""
+    """Write rendered scenes as JPEG files."""
     folder.mkdir()
     for index in range(images):
         scene = render_scene(np.random.default_rng(index), *SIZE)
@@ -40,7 +40,7 @@ def write_photos(folder: Path, images: int) -> None:
 
 
 def _run(*command: str) -> float:
-    """Seconds of the whole command. RuntimeError with its last line where it fails."""
+    """Return seconds of the whole command. CommandFailed, with its last line, if it fails."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
@@ -65,10 +65,10 @@ def _plain(photos: Path, output: Path, model: str, device: str) -> tuple[float, 
 def bench_pipeline(
     model: str, images: int, precision: str, device: str, seconds: float
 ) -> tuple[list[Measurement], dict[str, Any]]:
-    """Both label the same files with the same weights, in turn; and the report of our last run.
+    """Label the same files with the same weights, in turn; also return the report of our last run.
 
-    Times are those of the whole command, start-up included. RuntimeError, and no times, where
-    scores differ.
+    Times are those of the whole command, start-up included. CommandFailed, without any times, if
+    the scores differ.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -112,9 +112,9 @@ def bench_pipeline(
 
 
 def difference(found: Scores, expected: Scores) -> float:
-    """The largest error of a picture's best score, as a share of the range of all expected ones.
+    """Return the largest error of an image's best score, as a share of the expected scores' range.
 
-    RuntimeError where one lacks a picture.
+    CommandFailed if one of the two lacks an image.
     """
     if found.keys() != expected.keys():
         raise CommandFailed(
@@ -125,7 +125,7 @@ def difference(found: Scores, expected: Scores) -> float:
 
 
 def stages_as_text(report: dict[str, Any]) -> str:
-    """Where our last run's time went, and which stage limits."""
+    """Describe where our last run's time went, and which stage limits it."""
     seconds = report["seconds_by_stage"]
     limiting = max(seconds, key=seconds.__getitem__)
     stages = ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())

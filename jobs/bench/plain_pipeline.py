@@ -1,9 +1,9 @@
-"""What a user would write instead: Ray Data around transformers' processor and model.
+"""The script that a user would write instead: Ray Data with transformers' processor and model.
 
     python -m jobs.bench.plain_pipeline IMAGES OUTPUT MODEL DEVICE
 
-labels a folder of pictures with `jobs.bench.peers.peer` (random weights) into Parquet: path,
-scores, labels and boxes of each picture. The peer of `detr-batch bench pipeline`.
+It labels a folder of images with `jobs.bench.peers.peer` (random weights) into Parquet: path,
+scores, labels and boxes of each image. It is the peer of `detr-batch bench pipeline`.
 """
 
 import os
@@ -22,10 +22,10 @@ BATCH = 4
 
 
 class Labeller:
-    """transformers' processor and model, as its documentation has them."""
+    """transformers' processor and model, used as its documentation shows."""
 
     def __init__(self, model: str, device: str):
-        if device == "cpu":  # a share of a CPU would mean one thread: the peer has all of them
+        if device == "cpu":  # one CPU of Ray would mean one thread; the peer may use all
             torch.set_num_threads(os.cpu_count() or 1)
         self.device = device
         self.processor = DeformableDetrImageProcessor()

@@ -8,17 +8,18 @@ from matplotlib.figure import Figure
 
 from pipeline.storage.errors import InputError
 
-OURS = ("detr-batch", "detr-batch label", "fused_cpu", "triton")  # subjects; the rest are peers
-OUR_COLOUR, PEER_COLOUR = "#0072b2", "#999999"  # told apart by the colour-blind too
+# our subjects; all others are peers
+OURS = ("detr-batch", "detr-batch label", "fused_cpu", "triton")
+OUR_COLOUR, PEER_COLOUR = "#0072b2", "#999999"  # colour-blind people can tell them apart too
 
 Row = dict[str, str]
-Case = tuple[str, ...]  # device, benchmark, case, batch
+Case = tuple[str, ...]  # (device, benchmark, case, batch)
 
 
 def newest(results: Path) -> dict[Case, list[Row]]:
-    """The last row of each subject and precision, by case, fastest first. InputError: no rows.
+    """Read the last row of each subject and precision, by case, fastest first.
 
-    Of `bench gpu` only what is beside peers.
+    Rows of `bench gpu` are used only if they stand beside peers. InputError if there are no rows.
     """
     if not results.exists():
         raise InputError(f"{results} does not exist: run another `detr-batch bench` first")
@@ -38,9 +39,9 @@ def newest(results: Path) -> dict[Case, list[Row]]:
 
 
 def plot(results: Path, picture: Path) -> None:
-    """Draw `newest` into a file of the kind that its name says (.svg, .png, .pdf).
+    """Draw `newest` into a file of the format that its suffix names (.svg, .png, .pdf).
 
-    InputError for results without rows, or a kind that cannot be drawn.
+    InputError for results without rows, or for a format that cannot be drawn.
     """
     cases = newest(results)
     heights = [len(rows) + 2.5 for rows in cases.values()]
@@ -50,7 +51,7 @@ def plot(results: Path, picture: Path) -> None:
         _draw(axes, case, rows)
     try:
         figure.savefig(picture, dpi=120)
-    except ValueError as error:  # of a format that matplotlib does not know
+    except ValueError as error:  # for a format that matplotlib does not know
         raise InputError(f"{picture}: {error}") from error
 
 

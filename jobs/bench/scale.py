@@ -1,7 +1,8 @@
-"""`detr-batch bench scale`: the pipeline with more and more devices, which are simulated.
+"""`detr-batch bench scale`: the pipeline with more and more simulated devices.
 
-Each takes a fixed time an image and no CPU, so that reading, decoding, Ray and staging are measured
-and not this machine's arithmetic: what they hold back of what the devices could do is what is lost.
+Each device takes a fixed time for an image, and no CPU. The bench thus measures reading, decoding,
+Ray and staging, and not this machine's arithmetic. The loss is what these hold back of the rate
+that the devices could reach.
 """
 
 import io
@@ -40,39 +41,39 @@ from pipeline.schema import Receipt
 from pipeline.stages.staged import list_staged_files
 from pipeline.storage.errors import CommandFailed
 
-SIZE = (400, 288)  # width and height of the pictures, which shapes-tiny takes as they are
-IMAGES_PER_SHARD = 8  # two seconds of a device, so that blocks tell rates
-FEWEST_BLOCKS = 5  # of a device, to tell its rate
-SKIPPED = 0.15  # of the images at either end: pools fill and drain there
+SIZE = (400, 288)  # width and height of the images; shapes-tiny needs no resizing at this size
+IMAGES_PER_SHARD = 8  # two seconds of a device, so that rates can be measured from blocks
+FEWEST_BLOCKS = 5  # for each device, so that its rate can be measured
+SKIPPED = 0.15  # share of the images at either end, where pools fill and drain
 SAMPLE_SECONDS = 0.25
 Times = NDArray[np.float64]
 
 
 @dataclass
 class Sample:
-    """One run: what came out, and what it took of this machine."""
+    """One run: its rate, and its use of this machine."""
 
-    images_per_second: float  # of the devices, between the first and the last images
-    driver_cpu: float  # of one core
-    driver_mib: float  # at most
-    store_mib: float  # bytes in Ray's object store, at most
-    machine_cpu: float  # share of all cores, by whatever ran
+    images_per_second: float  # rate of the devices, between the first and the last images
+    driver_cpu: float  # in cores
+    driver_mib: float  # peak
+    store_mib: float  # peak of bytes in Ray's object store
+    machine_cpu: float  # share of all cores, used by any process
 
 
 @dataclass
 class Scaled:
-    """All runs with so many detectors."""
+    """All runs with one number of detectors."""
 
     detectors: int
     samples: list[Sample] = field(default_factory=list)
 
     def middle(self, figure: str) -> float:
-        """The median of one of Sample's fields."""
+        """Return the median of one of Sample's fields."""
         return float(median(getattr(sample, figure) for sample in self.samples))
 
 
 def write_shards(folder: Path, shards: int) -> None:
-    """Tar shards of IMAGES_PER_SHARD JPEG pictures, twenty unlike ones over and over."""
+    """Write tar shards of IMAGES_PER_SHARD JPEG images, which repeat twenty different images."""
     pictures = []
     for seed in range(20):
         data = io.BytesIO()
@@ -90,7 +91,7 @@ def write_shards(folder: Path, shards: int) -> None:
 
 
 class _Watch:
-    """Looks at this process and at Ray's object store every so often."""
+    """Samples this process and Ray's object store at intervals."""
 
     def __init__(self) -> None:
         self.process = psutil.Process()
@@ -122,11 +123,11 @@ class _Watch:
 def bench_scale(
     detectors: list[int], device_seconds: float, seconds: float
 ) -> tuple[list[Scaled], list[Measurement]]:
-    """Runs of about `seconds` with each number of detectors, in turn, at least FEWEST_ROUNDS.
+    """Run about `seconds` with each number of detectors, in turn, at least FEWEST_ROUNDS times.
 
-    RuntimeError where an image is lost or comes twice: nothing is reported then.
+    CommandFailed, without any result, if an image is lost or comes twice.
     """
-    # Else Ray warns, on stdout, of more processes than there are CPUs.
+    # Without this Ray warns, on stdout, of more processes than there are CPUs.
     os.environ["RAY_worker_maximum_startup_concurrency"] = "64"  # noqa: SIM112
     start_ray(None)
     found = [Scaled(count) for count in detectors]
@@ -173,7 +174,7 @@ def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> S
 
 
 def check_whole(receipts: list[Receipt], staged: int, planned: int) -> None:
-    """RuntimeError unless each image was told of once, is staged, and did not fail."""
+    """CommandFailed unless each image is in the receipts once, is staged, and did not fail."""
     told = sum(receipt.images for receipt in receipts)
     failed = sum(sum(receipt.failed.values()) for receipt in receipts)
     if not planned == told == staged or failed:
@@ -183,16 +184,16 @@ def check_whole(receipts: list[Receipt], staged: int, planned: int) -> None:
 
 
 def computed_at(staging: str) -> Times:
-    """When the devices were done with each image that is staged: (N,), seconds of Unix time."""
+    """Return when the devices finished each staged image: (N,), seconds of Unix time."""
     files = [Path(staging) / name for name in list_staged_files(staging)]
     column = pa.concat_tables([pq.read_table(file, columns=["processed_at"]) for file in files])
     return np.asarray(column["processed_at"].cast(pa.int64())) / 1e6
 
 
 def steady(times: Times) -> float:
-    """Images a second, without those at either end: the slope of what was done over `times`.
+    """Compute images a second, without those at either end: the slope of finished images over time.
 
-    Of the devices' own times: what is staged comes in jolts, which made a pool faster than its
+    The times are the devices' own. Staging comes in jolts, which made a pool look faster than its
     devices can be.
     """
     times = np.sort(times)
@@ -214,12 +215,12 @@ def _measurement(scaled: Scaled, device_seconds: float) -> Measurement:
         **milliseconds(took),
         images_per_second=rate,
         peak_memory_mib=round(scaled.middle("driver_mib")),
-        error=0.0,  # of images: `check_whole` lets no other pass
+        error=0.0,  # share of images; `check_whole` passes no other value
     )
 
 
 def as_text(found: list[Scaled], device_seconds: float) -> str:
-    """A line a number of devices; "linear" is that of the fewest."""
+    """Make a table with a line for each number of devices; "linear" extends the smallest number."""
     fewest = min(found, key=lambda scaled: scaled.detectors)
     alone = fewest.middle("images_per_second") / fewest.detectors
     lines = [

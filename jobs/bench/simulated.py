@@ -1,4 +1,4 @@
-"""A detector without a model: it takes a fixed time an image, as a device does, and no CPU."""
+"""A simulated detector: it waits a fixed time for each image, as for a device, and uses no CPU."""
 
 import time
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from pipeline.schema import DETECTED, OK
 
 
 class SimulatedDetector:
-    """PREPARED -> DETECTED without boxes, in `seconds` of waiting for each picture."""
+    """PREPARED -> DETECTED without boxes, after a wait of `seconds` for each image."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds

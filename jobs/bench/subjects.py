@@ -1,4 +1,4 @@
-"""`detr-batch bench`: what the subcommands have in common, and what they print."""
+"""`detr-batch bench`: the common parts of the subcommands, and what they print."""
 
 import json
 import sys
@@ -25,17 +25,17 @@ from pipeline.storage.errors import InputError
 
 
 def resolved_precision_of(options: DeviceOptions) -> str:
-    """The precision to time in. InputError for a device that this machine lacks."""
+    """Return the precision to time in. InputError for a device that this machine lacks."""
     try:
         torch.empty(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {options.device}: it cannot be used here ({reason})") from error
     return resolved_precision(options.precision, options.device)
 
 
 def add_to_results(options: BenchOptions, measured: list[Measurement]) -> None:
-    """Append to the file of results."""
+    """Append rows to the file of results."""
     append(measured, options.device, options.results or RESULTS)
 
 
@@ -46,7 +46,7 @@ def print_results(
     details: dict[str, Any],
     text: str = "",
 ) -> None:
-    """Print for people, with `text` below, or with `details` as JSON."""
+    """Print a table with `text` below it for people, or JSON with `details`."""
     if options.json:
         rows = [asdict(row) for row in measured]
         print(json.dumps({"measurements": rows, **details}, indent=1))
@@ -62,9 +62,9 @@ def op(options: BenchOptions) -> None:
 
 
 def model(options: ModelBenchOptions) -> None:
-    """Time whole models; `model` ("all" too) and `batch_size` may be several, with commas between.
+    """Time whole models. `model` (or "all") and `batch_size` may be lists separated by commas.
 
-    InputError for one that there is not, or without transformers.
+    InputError for an unknown model, or without transformers.
     """
     _refuse_without_transformers()
     from jobs.bench.model import bench_model
@@ -94,7 +94,7 @@ def model(options: ModelBenchOptions) -> None:
 
 
 def pipeline(options: PipelineBenchOptions) -> None:
-    """Time `label` as a whole. InputError as `model`, and for one that transformers lacks."""
+    """Time `label` as a whole. InputError as in `model`, or for a model transformers lacks."""
     _refuse_without_transformers()
     from jobs.bench.peers import VARIANTS
     from jobs.bench.pipeline import FEWEST_IMAGES, PLAIN, bench_pipeline, stages_as_text
@@ -135,7 +135,7 @@ def scale(options: ScaleOptions) -> None:
 
 
 def launches(options: LaunchesOptions) -> str:
-    """Tune the Triton kernel; what was chosen, for people. InputError without a GPU and Triton."""
+    """Tune the Triton kernel, and describe the result. InputError without a GPU and Triton."""
     if find_spec("triton") is None:
         raise InputError("there is no kernel to tune: Triton is not installed")
     from jobs.bench.launches import bench_launches
@@ -146,7 +146,7 @@ def launches(options: LaunchesOptions) -> str:
 
 
 def plot(options: PlotOptions) -> None:
-    """Draw the results into a file. InputError as `jobs.bench.plot.plot`."""
+    """Draw the results into a file. InputError as in `jobs.bench.plot.plot`."""
     from jobs.bench.plot import plot
 
     plot(options.results or RESULTS, options.picture)

@@ -25,7 +25,8 @@ LOCK = Path(__file__).parents[2] / "requirements.lock"
 BARE_MACHINE = Path(__file__).with_name("bare_machine.txt")
 ROOTS = ("detr-batch", "hypothesis", "pytest", "pytest-xdist")
 PART = re.compile(r"wheels\.tar\.\d{3}")
-PLATFORMS = [f"manylinux_2_{glibc}_x86_64" for glibc in range(34, 4, -1)]  # pip wants each named
+# pip needs each of these names
+PLATFORMS = [f"manylinux_2_{glibc}_x86_64" for glibc in range(34, 4, -1)]
 PLATFORMS += [f"manylinux{name}_x86_64" for name in ("2014", "2010", "1")]
 INSTALL = (
     "SITE=${SITE:-/tmp/site} WHEELS=$(mktemp -d) && cat wheels.tar.* | tar -x -C $WHEELS && "
@@ -35,14 +36,14 @@ INSTALL = (
 
 
 def read_requirements(path: Path) -> Iterator[Requirement]:
-    """The file has one requirement or name a line; blank lines and comments are passed over."""
+    """Yield the requirements or names of the file, one a line, without blank lines and comments."""
     for line in path.read_text().splitlines():
         if line.strip() and not line.startswith("#"):
             yield Requirement(line)
 
 
 def read_installed(path: Path) -> set[str]:
-    """The names are normalised. ValueError says that the machine has no torch."""
+    """Return normalised names. ValueError if the machine has no torch."""
     installed: set[str] = {canonicalize_name(one.name) for one in read_requirements(path)}
     if "torch" not in installed:
         raise ValueError(f"{path} lacks torch, which has to fit the GPU's driver: install it there")
@@ -50,7 +51,7 @@ def read_installed(path: Path) -> set[str]:
 
 
 def describe_target(python: str) -> dict[str, str]:
-    """These are the values of markers on Linux x86_64, but for `extra`."""
+    """Return the values of environment markers on Linux x86_64, except `extra`."""
     return {
         "implementation_name": "cpython",
         "os_name": "posix",
@@ -64,7 +65,7 @@ def describe_target(python: str) -> dict[str, str]:
 
 
 def find_needed(installed: Collection[str], python: str) -> set[str]:
-    """The names are those of all that ROOTS require, unless only what is installed requires it."""
+    """Return the names that ROOTS require, but not those that only installed packages require."""
     target = describe_target(python)
     seen: set[tuple[str, str]] = set()
     unread = [Requirement(root) for root in ROOTS]
@@ -82,7 +83,7 @@ def find_needed(installed: Collection[str], python: str) -> set[str]:
 
 
 def pin_versions(names: Collection[str], python: str) -> list[str]:
-    """The pins are `name==version`, sorted. ValueError names what the lock has not."""
+    """Return sorted pins `name==version`. ValueError names packages that the lock lacks."""
     target = describe_target(python)
     pins: dict[str, str] = {
         canonicalize_name(one.name): f"{one.name}{one.specifier}"
@@ -95,7 +96,10 @@ def pin_versions(names: Collection[str], python: str) -> list[str]:
 
 
 def download_wheels(pins: Sequence[str], folder: Path, python: str) -> None:
-    """Each wheel comes by itself. RuntimeError names, after all were tried, those without one."""
+    """Download each wheel by itself.
+
+    RuntimeError, after all were tried, names those without a wheel.
+    """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for abi in (f"cp{python.replace('.', '')}", "abi3", "none"):
@@ -115,7 +119,10 @@ def download_wheels(pins: Sequence[str], folder: Path, python: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """It may be there, with an earlier tar's parts. ValueError names what else it has."""
+    """Make the folder; it may exist with an earlier tar's parts.
+
+    ValueError names any other file in it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted(file.name for file in folder.iterdir() if not PART.fullmatch(file.name))
     if others:
@@ -123,7 +130,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_parts(wheels: Path, folder: Path, part_bytes: int) -> list[Path]:
-    """The parts are one tar of all wheels, cut; those of an earlier tar go first."""
+    """Write one tar of all wheels, cut into parts, after removing the parts of an earlier tar."""
     for old in folder.glob("wheels.tar.*"):
         old.unlink()
     parts = []
@@ -140,7 +147,7 @@ def write_parts(wheels: Path, folder: Path, part_bytes: int) -> list[Path]:
 
 
 def gather_wheels(folder: Path, installed: Path, python: str, part_bytes: int) -> str:
-    """The text says what was gathered and how it is installed."""
+    """Gather the wheels; return a text that says what was gathered and how to install it."""
     if part_bytes < 1:
         raise ValueError("--part-mb has to be more than 0")
     pins = pin_versions(find_needed(read_installed(installed), python), python)
@@ -156,7 +163,7 @@ def gather_wheels(folder: Path, installed: Path, python: str, part_bytes: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status is 1 where a wheel cannot be had, and 2 where what was asked is wrong."""
+    """Return exit status 1 if a wheel is not available, and 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.wheels", description=__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="an empty folder, or a new one")
     has = "what the machine has: names, or its `python -m pip list --format=freeze`"

@@ -1,8 +1,9 @@
-"""Which box of one labelling is which box of another.
+"""Pairs of boxes of two labellings that show the same object.
 
 Pairs are taken from the greatest overlap down, first among boxes of the same class, then among the
-rest: a box that did not move always finds itself. (An assignment with the greatest sum of overlaps
-would part two equal boxes to give each a neighbour.) Equal overlaps go to the nearest scores.
+rest. A box that did not move therefore always pairs with itself. (An assignment with the greatest
+sum of overlaps would separate two equal boxes to give each of them a neighbour.) Among equal
+overlaps, the pair with the nearest scores comes first.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-AT_ONCE = 1 << 20  # pairs of boxes whose overlap is computed in one go: some 100 MB
+AT_ONCE = 1 << 20  # pairs whose overlap is computed at once, which takes about 100 MB
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -20,8 +21,8 @@ Floats = NDArray[np.float64]
 class Boxes:
     """Boxes of some images."""
 
-    image: Ints  # (N,) ascending
-    kind: Ints  # (N,) classes by number
+    image: Ints  # (N,) image numbers, ascending
+    kind: Ints  # (N,) class numbers
     score: Floats  # (N,)
     box: Floats  # (N, 4) x_min, y_min, x_max, y_max
 
@@ -31,15 +32,15 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Boxes of the two sides that are one, by index; `same` where the class is too."""
+    """Pairs of boxes, by their index on each side; `same` is true where the class is the same."""
 
     left: Ints  # (P,)
     right: Ints  # (P,)
     overlap: Floats  # (P,) IoU
     same: NDArray[np.bool_]  # (P,)
 
-    def chosen(self, rows: NDArray[Any]) -> "Pairs":
-        """Some of them, by index or mask."""
+    def select(self, rows: NDArray[Any]) -> "Pairs":
+        """Select some pairs, by index or mask."""
         return Pairs(self.left[rows], self.right[rows], self.overlap[rows], self.same[rows])
 
 
@@ -47,17 +48,20 @@ NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.e
 
 
 def pair_boxes(left: Boxes, right: Boxes, least: float) -> Pairs:
-    """The pairs among boxes of the same image whose IoU is `least` or more, each box in one."""
-    near = _candidates(left, right, least)
+    """Pair boxes of the same image whose IoU is `least` or more.
+
+    Each box is in one pair at most.
+    """
+    near = _find_candidates(left, right, least)
     drift = np.abs(left.score[near.left] - right.score[near.right])
-    near = near.chosen(np.lexsort((near.right, near.left, drift, -near.overlap)))
-    same = _from_the_top(near.chosen(near.same))
+    near = near.select(np.lexsort((near.right, near.left, drift, -near.overlap)))
+    same = _take_in_order(near.select(near.same))
     taken = np.isin(near.left, same.left) | np.isin(near.right, same.right)
-    return _joined([same, _from_the_top(near.chosen(~near.same & ~taken))])
+    return _concatenate([same, _take_in_order(near.select(~near.same & ~taken))])
 
 
 def overlaps(a: Floats, b: Floats) -> Floats:
-    """IoU (N,) of boxes (N, 4) with boxes (N, 4); equal boxes have 1, empty ones too."""
+    """IoU (N,) of boxes (N, 4) with boxes (N, 4). Equal boxes have 1, even if they are empty."""
     width, height = (
         np.maximum(np.minimum(a[:, i + 2], b[:, i + 2]) - np.maximum(a[:, i], b[:, i]), 0)
         for i in (0, 1)
@@ -73,8 +77,8 @@ def _area(boxes: Floats) -> Floats:
     return area
 
 
-def _candidates(left: Boxes, right: Boxes, least: float) -> Pairs:
-    """All pairs within an image that overlap enough, `AT_ONCE` at a time."""
+def _find_candidates(left: Boxes, right: Boxes, least: float) -> Pairs:
+    """Find all pairs within an image that overlap enough, computing `AT_ONCE` at a time."""
     starts = np.searchsorted(right.image, left.image, "left")
     counts = np.searchsorted(right.image, left.image, "right") - starts  # partners of each box
     ends = np.cumsum(counts)
@@ -85,29 +89,29 @@ def _candidates(left: Boxes, right: Boxes, least: float) -> Pairs:
         j = starts[i] + number - (ends[i] - counts[i])
         overlap = overlaps(left.box[i], right.box[j])
         all_pairs = Pairs(i, j, overlap, left.kind[i] == right.kind[j])
-        parts.append(all_pairs.chosen(overlap >= least))
-    return _joined(parts)
+        parts.append(all_pairs.select(overlap >= least))
+    return _concatenate(parts)
 
 
-def _joined(parts: list[Pairs]) -> Pairs:
+def _concatenate(parts: list[Pairs]) -> Pairs:
     names = ("left", "right", "overlap", "same")
     return Pairs(
         *(np.concatenate([getattr(p, name) for p in (NO_PAIRS, *parts)]) for name in names)
     )
 
 
-def _from_the_top(pairs: Pairs) -> Pairs:
-    """Of pairs in order, each whose boxes no pair before it has taken.
+def _take_in_order(pairs: Pairs) -> Pairs:
+    """Take each pair, in the given order, whose boxes no earlier pair has taken.
 
-    All at once: a pair that comes first for both of its boxes is taken, those that it rules out are
-    gone, and so on until none is left.
+    This runs on whole arrays: each round takes every pair that comes first for both of its boxes,
+    and removes the pairs that share a box with one of these, until none is left.
     """
     taken = [NO_PAIRS]
     while len(pairs.left):
         first = np.zeros(len(pairs.left), np.int64)
         for side in (pairs.left, pairs.right):
             first[np.unique(side, return_index=True)[1]] += 1
-        taken.append(pairs.chosen(first == 2))
+        taken.append(pairs.select(first == 2))
         gone = np.isin(pairs.left, taken[-1].left) | np.isin(pairs.right, taken[-1].right)
-        pairs = pairs.chosen(~gone)
-    return _joined(taken)
+        pairs = pairs.select(~gone)
+    return _concatenate(taken)

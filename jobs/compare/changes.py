@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from jobs.compare.box_pairs import Boxes, Ints, Pairs, pair_boxes
 
-STEPS = 10_000  # to 1: as finely as drifts are known
+STEPS = 10_000  # histogram steps for each unit, which is the resolution of the quantiles
 QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Spread:
-    """Mean and quantiles of values in [`least`, 1], by class; quantiles to a ten-thousandth."""
+    """Mean and quantiles of values in [`least`, 1], by class.
+
+    Quantiles are exact to a ten-thousandth.
+    """
 
     def __init__(self, kinds: int, least: float):
         self.least = least
@@ -31,7 +34,7 @@ class Spread:
         self.counts.ravel()[places] += times.astype(np.uint32)
 
     def of(self, kind: int | None = None) -> dict[str, float] | None:
-        """Of one class, or of all; None where there is no value."""
+        """Summarize one class, or all classes for None; None where there is no value."""
         counts = self.counts.sum(0, np.int64) if kind is None else self.counts[kind]
         total = int(counts.sum())
         if not total:
@@ -49,8 +52,8 @@ class Spread:
 class Different:
     """An image whose boxes differ."""
 
-    difference: float  # scores of boxes on one side or of another class, and what scores moved by
-    pair: int  # its number
+    difference: float  # sum of unmatched boxes' scores, class changes' scores and score drifts
+    pair: int  # number of the image
     new: int
     gone: int
     class_changed: int
@@ -58,10 +61,10 @@ class Different:
 
 @dataclass(frozen=True)
 class Side:
-    """Boxes of one labelling.
+    """The boxes of one labelling.
 
-    Those `below` score less than the other labelling keeps: where they are alone, that says
-    nothing of it, and they count as neither new nor gone.
+    A box `below` scores less than the threshold of the other labelling. If such a box has no
+    partner, that says nothing about the other labelling, so it counts as neither new nor gone.
     """
 
     boxes: Boxes
@@ -69,7 +72,7 @@ class Side:
 
 
 class Changes:
-    """Sums over images: `add` takes whole images, in any order."""
+    """Sums over images. `add` takes whole images, in any order."""
 
     def __init__(self, kinds: int, iou: float, most: int):
         self.iou, self.most = iou, most
@@ -79,7 +82,7 @@ class Changes:
         self.class_changes: Counter[tuple[int, int]] = Counter()
         self.drift, self.overlap = Spread(kinds, -1.0), Spread(kinds, 0.0)
         self.images_changed = 0
-        self.different: list[Different] = []  # a heap
+        self.different: list[Different] = []  # heap of the images that differ most
 
     def add(self, left: Side, right: Side) -> None:
         a, b = left.boxes, right.boxes
@@ -92,7 +95,7 @@ class Changes:
         self.gone_below += np.bincount(a.kind[alone_a[left.below[alone_a]]], minlength=kinds)
         self.new_below += np.bincount(b.kind[alone_b[right.below[alone_b]]], minlength=kinds)
         alone_a, alone_b = alone_a[~left.below[alone_a]], alone_b[~right.below[alone_b]]
-        same, other = pairs.chosen(pairs.same), pairs.chosen(~pairs.same)
+        same, other = pairs.select(pairs.same), pairs.select(~pairs.same)
         self.left += np.bincount(a.kind, minlength=kinds)
         self.right += np.bincount(b.kind, minlength=kinds)
         self.matched += np.bincount(a.kind[same.left], minlength=kinds)
@@ -104,12 +107,12 @@ class Changes:
         drift = b.score[same.right] - a.score[same.left]
         self.drift.add(a.kind[same.left], drift)
         self.overlap.add(a.kind[same.left], same.overlap)
-        self._rank(a, b, same, other, alone_a, alone_b)
+        self._rank_images(a, b, same, other, alone_a, alone_b)
 
-    def _rank(
+    def _rank_images(
         self, a: Boxes, b: Boxes, same: Pairs, other: Pairs, alone_a: Ints, alone_b: Ints
     ) -> None:
-        """Keep the images that differ most, and count those with other boxes."""
+        """Keep the images that differ most, and count the images whose boxes differ."""
         numbers = np.union1d(a.image, b.image)
 
         def by_image(images: Ints, weights: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -139,12 +142,12 @@ class Changes:
                 keep(self.different, found)
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """Sums as a document: `boxes` of all classes, `by_class`, and `class_changes`."""
+        """Return a document of sums: `boxes` of all classes, `by_class`, and `class_changes`."""
         ordered = sorted(self.class_changes.items(), key=lambda item: (-item[1], item[0]))
         return {
-            "boxes": self._counts(None),
+            "boxes": self._count_boxes(None),
             "by_class": [
-                {"name": names[kind], **self._counts(kind)}
+                {"name": names[kind], **self._count_boxes(kind)}
                 for kind in range(len(names))
                 if self.left[kind] or self.right[kind]
             ],
@@ -153,8 +156,8 @@ class Changes:
             ],
         }
 
-    def _counts(self, kind: int | None) -> dict[str, Any]:
-        """Of one class, or of all."""
+    def _count_boxes(self, kind: int | None) -> dict[str, Any]:
+        """Count the boxes of one class, or of all classes for None."""
         which: Any = slice(None) if kind is None else kind
         changed = [
             sum(count for pair, count in self.class_changes.items() if kind in (None, pair[side]))
@@ -173,6 +176,6 @@ class Changes:
                 if kind is None
                 else {"to_other_class": changed[0], "from_other_class": changed[1]}
             ),
-            "score_drift": self.drift.of(kind),  # b - a
+            "score_drift": self.drift.of(kind),  # score in b minus score in a
             "iou": self.overlap.of(kind),
         }

@@ -1,7 +1,7 @@
-"""`detr-batch compare`: what changed between two OUTPUTs, or two runs of one.
+"""`detr-batch compare`: what changed between two OUTPUTs, or between two runs of one.
 
-Images are joined by DuckDB, which spills to disk; their boxes come from it sorted by image, some
-hundred thousand at a time. What is held of them is sums (`jobs/compare/changes.py`).
+DuckDB joins the images and spills to disk. Their boxes come from it sorted by image, some hundred
+thousand at a time. Only sums stay in memory (`jobs/compare/changes.py`).
 """
 
 import tempfile
@@ -14,20 +14,20 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.compare.box_pairs import Boxes
-from jobs.compare.changed_images import told_apart
+from jobs.compare.changed_images import classify_boxes
 from jobs.compare.changes import Changes, Side
 from jobs.compare.options import Comparison
 from jobs.output.records import score_threshold
 from jobs.output.views import add_views, finished_runs, limit_memory
-from jobs.query import asked
+from jobs.query import run_with_second_attempt
 from jobs.report.report import with_tables
 from pipeline.storage.files import InputError
 
-ROWS = 200_000  # boxes at a time
-MEMORY = "2GB"  # of DuckDB, which spills what is more
-NAMED = 5  # examples of images on one side
+ROWS = 200_000  # boxes read at a time
+MEMORY = "2GB"  # memory limit of DuckDB, which spills the rest to disk
+NAMED = 5  # example names of images that are on one side only
 SIDES = ("a", "b")
-# What an image is called on both sides: its image_id, or the last part of it without suffix.
+# The name that joins an image of both sides: its image_id, or its last part without the suffix.
 BY_ID = "image_id"
 BY_NAME = r"regexp_replace(regexp_extract(image_id, '[^/#]+$'), '\.[^.]*$', '')"
 PLACE = "uri || ' ' || image_id"
@@ -86,20 +86,25 @@ FROM chosen
     JOIN a.images AS a ON a.run = run_a AND a.shard = shard_a AND a.image_id = image_id_a
     JOIN b.images AS b ON b.run = run_b AND b.shard = shard_b AND b.image_id = image_id_b
 """
-# float32, as scores are: what a run kept is not below its own threshold
+# Scores are float32 too, so a box that a run kept is not below that run's own threshold.
 THRESHOLDS = pa.schema([("of_b", pa.bool_()), ("run", pa.string()), ("threshold", pa.float32())])
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
-    """What is new, gone and changed in b since a. InputError where no image is in both."""
+    """Find what is new, gone and changed in b since a.
+
+    InputError if no image is in both.
+    """
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as spilled:
-        connected = partial(_connect, comparison, spilled)
+        connect_to_sides = partial(_connect, comparison, spilled)
         place = f"{comparison.output_a} or {comparison.output_b}"
-        return asked(connected, partial(_compare_images, comparison), place)
+        return run_with_second_attempt(
+            connect_to_sides, partial(_compare_images, comparison), place
+        )
 
 
 def _connect(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnection:
-    """A connection with the views of both sides, in the schemas a and b."""
+    """Open a connection with the views of both sides, in the schemas a and b."""
     connection = duckdb.connect()
     limit_memory(connection, MEMORY, spilled)
     for side in SIDES:
@@ -112,8 +117,8 @@ def _connect(comparison: Comparison, spilled: str) -> duckdb.DuckDBPyConnection:
 def _compare_images(
     comparison: Comparison, connection: duckdb.DuckDBPyConnection
 ) -> dict[str, Any]:
-    sides = {side: _side(comparison, side, connection) for side in SIDES}
-    images = _images(comparison, connection)
+    sides = {side: _describe_side(comparison, side, connection) for side in SIDES}
+    images = _join_images(comparison, connection)
     connection.execute(_KINDS)
     names = [name for (name,) in connection.sql("SELECT shown FROM kinds ORDER BY kind").fetchall()]
     changes = Changes(len(names), comparison.iou, comparison.most)
@@ -123,7 +128,7 @@ def _compare_images(
         for run, threshold in sides[side]["score_thresholds"].items()
     ]
     connection.register("thresholds", pa.Table.from_pylist(thresholds, THRESHOLDS))
-    for left, right in _batches(connection, "pairs"):
+    for left, right in _read_batches(connection, "pairs"):
         changes.add(left, right)
     images["unchanged"] = images["compared"] - changes.images_changed
     return {
@@ -131,14 +136,14 @@ def _compare_images(
         "iou": comparison.iou,
         "images": images,
         **changes.summary(names),
-        "most_different": _most_different(comparison, connection, changes, names),
+        "most_different": _list_most_different(comparison, connection, changes, names),
     }
 
 
-def _side(
+def _describe_side(
     comparison: Comparison, side: str, connection: duckdb.DuckDBPyConnection
 ) -> dict[str, Any]:
-    """Where the labels of one side are from."""
+    """Describe where the labels of one side come from."""
     output, _ = comparison.place(side)
     made = connection.sql(
         f"SELECT DISTINCT run, model, model_fingerprint FROM {side}.latest_images ORDER BY ALL"
@@ -152,8 +157,8 @@ def _side(
     }
 
 
-def _images(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Join the images of both sides into `pairs`, and count them."""
+def _join_images(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Join the images of both sides into the table `pairs`, and count them."""
     connection.execute(_PAIRS.format(name=BY_NAME if comparison.by_name else BY_ID, place=PLACE))
     counts = ", ".join(f"count(*) FILTER ({which})" for which in _COUNTS.values())
     (row,) = connection.sql(f"SELECT {counts} FROM pairs").fetchall()
@@ -175,23 +180,24 @@ def _images(comparison: Comparison, connection: duckdb.DuckDBPyConnection) -> di
     return {**images, "examples": examples}
 
 
-def _batches(connection: duckdb.DuckDBPyConnection, pairs: str) -> Iterator[tuple[Side, Side]]:
-    """The boxes of both sides in a table of pairs, whole images at a time."""
+def _read_batches(connection: duckdb.DuckDBPyConnection, pairs: str) -> Iterator[tuple[Side, Side]]:
+    """Read the boxes of both sides for a table of pairs, whole images at a time."""
     left_over: pa.Table | None = None
     for batch in connection.sql(_BOXES.format(pairs=pairs)).to_arrow_reader(ROWS):
         rows = pa.Table.from_batches([batch])
         if left_over is not None:
             rows = pa.concat_tables([left_over, rows])
         pair = rows["pair"].to_numpy()
-        whole = int(np.searchsorted(pair, pair[-1]))  # the last image may go on
+        # boxes of the last image may continue in the next batch
+        whole = int(np.searchsorted(pair, pair[-1]))
         if whole:
-            yield _sides(rows[:whole])
+            yield _split_sides(rows[:whole])
         left_over = rows[whole:]
     if left_over is not None and len(left_over):
-        yield _sides(left_over)
+        yield _split_sides(left_over)
 
 
-def _sides(rows: pa.Table) -> tuple[Side, Side]:
+def _split_sides(rows: pa.Table) -> tuple[Side, Side]:
     columns = {name: rows[name].to_numpy() for name in rows.column_names}
     box = np.stack([columns[name] for name in ("x_min", "y_min", "x_max", "y_max")], axis=1)
     in_b = columns["in_b"]
@@ -205,13 +211,16 @@ def _sides(rows: pa.Table) -> tuple[Side, Side]:
     return side(~in_b), side(in_b)
 
 
-def _most_different(
+def _list_most_different(
     comparison: Comparison,
     connection: duckdb.DuckDBPyConnection,
     changes: Changes,
     names: list[str],
 ) -> list[dict[str, Any]]:
-    """The images that differ most; `with_boxes` as `jobs.compare.page` draws them."""
+    """List the images that differ most.
+
+    If the comparison is `with_boxes`, each has the boxes that `jobs.compare.page` draws.
+    """
     different = sorted(changes.different, reverse=True)
     connection.register(
         "wanted", pa.table({"pair": pa.array([d.pair for d in different], "int64")})
@@ -229,8 +238,8 @@ def _most_different(
     ]
     if comparison.with_boxes:
         boxes: dict[int, list[dict[str, Any]]] = {}
-        for left, right in _batches(connection, "chosen"):
-            boxes.update(told_apart(left, right, comparison.iou, names))
+        for left, right in _read_batches(connection, "chosen"):
+            boxes.update(classify_boxes(left, right, comparison.iou, names))
         for one in found:
             one["boxes"] = boxes[one["pair"]]
             one["places"] = {side: by_pair[one["pair"]][side] for side in SIDES}

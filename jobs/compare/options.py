@@ -1,4 +1,4 @@
-"""What `detr-batch compare` is asked."""
+"""The options of `detr-batch compare`."""
 
 from dataclasses import dataclass, field
 
@@ -28,13 +28,13 @@ class Comparison:
             "suffix: for copies of one lake in two places"
         },
     )
-    most: int = 20  # of the images that differ most
-    with_boxes: bool = False  # of those, and where they lie, to show them
+    most: int = 20  # number of most different images that are returned
+    with_boxes: bool = False  # whether these images come with their boxes and places, for the page
 
     def __post_init__(self) -> None:
         if not 0 < self.iou <= 1:
             raise InputError(f"--iou {self.iou:g}: give a number above 0, and 1 at most")
 
     def place(self, side: str) -> tuple[str, str | None]:
-        """OUTPUT and run of side "a" or "b"."""
+        """Return OUTPUT and the run of side "a" or "b"."""
         return (self.output_a, self.run_a) if side == "a" else (self.output_b, self.run_b)

@@ -19,17 +19,17 @@ from jobs.report.pictures import (
 )
 from pipeline.schema import Shard
 
-# Light enough for black text, and told apart by who sees no red or no green.
+# Each is light enough for black text, and people who cannot see red or green can tell them apart.
 COLOURS = {"a": "#ffb454", "b": "#7cc8ff", "both": "#f4f4f2"}
-MOVED = 0.1  # scores that moved by this much are written, and images that differ as much are shown
-BOXES_DRAWN = 80  # of an image, changes first
-WORDS = 8  # beside so many boxes of an image: more hide it
-CLASSES = 20  # told one by one: those with most changes
+MOVED = 0.1  # least change of a score that is written out; images that differ by less are not shown
+BOXES_DRAWN = 80  # most boxes drawn on one image, changed boxes first
+WORDS = 8  # most boxes of one image that have text; more text would hide the image
+CLASSES = 20  # classes with the most changes, which are listed one by one
 CLASS_CHANGES = 12
 
 
 def page_of(result: dict[str, Any], pictures: PictureReader) -> str:
-    """The page of a comparison `with_boxes`, as HTML that needs nothing else."""
+    """Render a comparison that was made `with_boxes` as self-contained HTML."""
     classes = sorted(
         result["by_class"],
         key=lambda one: (-one["gone"] - one["new"] - one["to_other_class"], one["name"]),
@@ -44,50 +44,62 @@ def page_of(result: dict[str, Any], pictures: PictureReader) -> str:
         classes=classes[:CLASSES],
         other_classes=len(classes) - len(classes[:CLASSES]),
         class_changes=result["class_changes"][:CLASS_CHANGES],
-        tiles=_tiles(result, pictures),
+        tiles=_make_tiles(result, pictures),
         colours=COLOURS,
         moved=MOVED,
         made_at=time.time(),
     )
 
 
-def _tiles(result: dict[str, Any], pictures: PictureReader) -> list[dict[str, Any]]:
-    """A tile an image, with its picture as b has it, or else as a has it."""
+def _make_tiles(result: dict[str, Any], pictures: PictureReader) -> list[dict[str, Any]]:
+    """Make one tile for each image; the image comes from side b, or else from side a."""
     different = [one for one in result["most_different"] if one["difference"] >= MOVED]
-    fetched = _fetched(result, different, "b", pictures)
+    fetched = _fetch_pictures(result, different, "b", pictures)
     missing = [i for i, picture in enumerate(fetched) if picture.pixels is None]
-    again = _fetched(result, [different[i] for i in missing], "a", pictures)
+    again = _fetch_pictures(result, [different[i] for i in missing], "a", pictures)
     sides = ["b"] * len(different)
     for i, picture in zip(missing, again, strict=True):
         if picture.pixels is not None:
             fetched[i], sides[i] = picture, "a"
     return [
-        _tile(one, picture, side)
+        _make_tile(one, picture, side)
         for one, picture, side in zip(different, fetched, sides, strict=True)
     ]
 
 
-def _tile(one: dict[str, Any], picture: Picture, side: str) -> dict[str, Any]:
+def _make_tile(one: dict[str, Any], picture: Picture, side: str) -> dict[str, Any]:
     if picture.pixels is None:
-        return {"image": one, "said": _said(one), "ratio": 1.5, "source": "", "why": picture.why}
+        return {
+            "image": one,
+            "said": _describe_changes(one),
+            "ratio": 1.5,
+            "source": "",
+            "why": picture.why,
+        }
     rows, columns = picture.pixels.shape[:2]
-    boxes = [_box(box) for box in one["boxes"][:BOXES_DRAWN]]
+    boxes = [_box_to_draw(box) for box in one["boxes"][:BOXES_DRAWN]]
     worded = [i for i, box in enumerate(boxes) if box.text]
     boxes = [replace(box, text="") if i in worded[WORDS:] else box for i, box in enumerate(boxes)]
     source = data_uri(draw_boxes(picture.pixels, tuple(one["places"][side]["size"]), boxes))
     ratio = min(2.5, max(0.5, columns / rows))
-    return {"image": one, "said": _said(one), "ratio": ratio, "source": source, "why": ""}
+    return {
+        "image": one,
+        "said": _describe_changes(one),
+        "ratio": ratio,
+        "source": source,
+        "why": "",
+    }
 
 
-def _said(one: dict[str, Any]) -> str:
-    """What changed in an image."""
+def _describe_changes(one: dict[str, Any]) -> str:
+    """Describe what changed in an image."""
     counts = {"gone": "gone", "new": "new", "class_changed": "of another class"}
     said = ", ".join(f"{one[name]:,} {words}" for name, words in counts.items() if one[name])
     return said or "the same objects, with other scores"
 
 
-def _box(box: dict[str, Any]) -> Box:
-    """A box to draw: what did not change has no words."""
+def _box_to_draw(box: dict[str, Any]) -> Box:
+    """Return the box to draw; a box that did not change has no text."""
     text = f"{box['label']} {box['score']:.2f}"
     if box["change"] != MATCHED:
         return Box(tuple(box["corners"]), text, COLOURS[box["side"]])
@@ -100,20 +112,23 @@ def _box(box: dict[str, Any]) -> Box:
     return Box(tuple(box["corners"]), text, COLOURS["both"])
 
 
-def _fetched(
+def _fetch_pictures(
     result: dict[str, Any], images: Sequence[dict[str, Any]], side: str, pictures: PictureReader
 ) -> list[Picture]:
-    """The pictures of images, by the plans of the runs that labelled them on one side."""
+    """Fetch images by the plans of the runs that labelled them on one side."""
     places = [one["places"][side] for one in images]
-    shards = _shards(result[side]["output"], places)
+    shards = _find_shards(result[side]["output"], places)
     known = [place for place in places if (place["run"], place["shard"]) in shards]
     found = iter(pictures.fetch([Place(shards[p["run"], p["shard"]], p["index"]) for p in known]))
     unknown = Picture(None, "no run that read it is on either side")
     return [next(found) if place in known else unknown for place in places]
 
 
-def _shards(output: str, places: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Shard]:
-    """What opens the shards of images, by run and name; nothing does for labels of other tools."""
+def _find_shards(output: str, places: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Shard]:
+    """Find the shards of images, by run and name.
+
+    Labels of other tools have no shard that can be read.
+    """
     found: dict[tuple[str, str], Shard] = {}
     for run in {place["run"] for place in places}:
         names = sorted({place["shard"] for place in places if place["run"] == run})

@@ -1,11 +1,11 @@
-"""What `detr-batch compare` found, for people."""
+"""The result of `detr-batch compare` as text for people."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from jobs.report.text import list_examples
 
-SHOWN = 10  # classes that changed into another, and images that differ most
+SHOWN = 10  # most class changes, and most images that differ, that are listed
 _COLUMNS = {
     "a": "a",
     "b": "b",
@@ -18,7 +18,7 @@ _COLUMNS = {
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The comparison, a fact a line."""
+    """Describe the comparison, one fact a line."""
     lines = [
         *(line for name in ("a", "b") for line in side_lines(name, result[name])),
         "",
@@ -26,7 +26,7 @@ def as_text(result: dict[str, Any]) -> str:
         "",
         *box_lines(result["boxes"], result["iou"]),
         "",
-        *_table(result["by_class"]),
+        *_class_lines(result["by_class"]),
     ]
     changes = result["class_changes"]
     if changes:
@@ -44,7 +44,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def side_lines(name: str, side: dict[str, Any]) -> list[str]:
-    """Where the labels of one side are from."""
+    """Describe where the labels of one side come from."""
     runs = side["runs"]
     newest = runs[-1] if len(runs) == 1 else f"{len(runs)} runs, the newest {runs[-1]}"
     return [
@@ -55,14 +55,14 @@ def side_lines(name: str, side: dict[str, Any]) -> list[str]:
 
 
 def threshold_of(side: dict[str, Any]) -> str:
-    """The least scores that a side's runs kept."""
+    """Return the score thresholds of a side's runs."""
     values = sorted(set(side["score_thresholds"].values()))
     return ", ".join(f"{value:g}" for value in values)
 
 
 def image_lines(images: dict[str, Any]) -> list[str]:
-    """Counts of images, with examples of those on one side."""
-    said = {
+    """Describe the counts of images, with examples of those on one side only."""
+    texts = {
         "failed_a": "failed in a alone",
         "failed_b": "failed in b alone",
         "failed_both": "failed in both",
@@ -74,7 +74,7 @@ def image_lines(images: dict[str, Any]) -> list[str]:
         f"images         {images['a']} in a, {images['b']} in b; {images['compared']} compared",
         f"  unchanged    {images['unchanged']}: the same objects",
     ]
-    for kind, words in said.items():
+    for kind, words in texts.items():
         examples = images["examples"].get(kind)
         more = f" ({list_examples(examples, images[kind])})" if examples else ""
         lines += [f"  {images[kind]:<12} {words}{more}"] if images[kind] else []
@@ -82,7 +82,7 @@ def image_lines(images: dict[str, Any]) -> list[str]:
 
 
 def box_lines(boxes: dict[str, Any], iou: float) -> list[str]:
-    """Counts of boxes in the images compared, and how those on both sides moved."""
+    """Describe the counts of boxes in the compared images, and how boxes on both sides moved."""
     lines = [
         f"boxes          {boxes['a']} in a, {boxes['b']} in b",
         f"  matched      {boxes['matched']} of one class, with an IoU of {iou:g} or more",
@@ -105,11 +105,11 @@ def box_lines(boxes: dict[str, Any], iou: float) -> list[str]:
 
 
 def spread(values: dict[str, float], form: str) -> str:
-    """Mean and quantiles of a drift."""
+    """Format the mean and the quantiles of a drift."""
     return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
 
 
-def _table(classes: Sequence[dict[str, Any]]) -> list[str]:
+def _class_lines(classes: Sequence[dict[str, Any]]) -> list[str]:
     width = max([len(one["name"]) for one in classes] + [9])
     head = "".join(f"{words:>11}" for words in _COLUMNS.values())
     lines = [f"{'class':<{width}}{head}  score, b - a (p10, p50, p90)         IoU"]

@@ -1,4 +1,4 @@
-"""The demo's image lake: rendered scenes stored as photos are, and their truth beside it."""
+"""The demo's image lake: rendered scenes in the formats of photos, and their truth beside it."""
 
 import io
 import json
@@ -20,14 +20,14 @@ from jobs.coco.records import Category
 from jobs.coco.writer import NewAnnotation, NewImage, write_annotations
 from jobs.demo.scenes import SHAPES, Scene, scene
 
-VERSION = 1  # of the lake's layout and of the scenes' look: a lake of another one is written anew
+VERSION = 1  # version of the lake's layout and scenes; a lake of another version is written anew
 STAMP = ".demo-lake.json"
 TRUTH = "truth.json"
 TAR = "shards/scenes-000000.tar"
 PARQUET = "tables/scenes.parquet"
 
-# Suffix and EXIF orientation of loose files, in turn. Half of the scenes are loose files, a
-# quarter are members of the tar and a quarter are rows of the Parquet file, these as JPEG.
+# Suffix and EXIF orientation of loose files, which take turns. Half of the scenes are loose files,
+# a quarter are members of the tar and a quarter are rows of the Parquet file, both as JPEG.
 LOOSE = (
     (".jpg", 1),
     (".png", 1),
@@ -38,7 +38,7 @@ LOOSE = (
     (".jpeg", 1),
     (".jpg", 8),
 )
-# How pixels are turned for storing, so that a viewer who heeds the orientation sees them upright.
+# Rotation of the stored pixels; a viewer that follows the EXIF orientation shows them upright.
 TURNS = {
     3: Image.Transpose.ROTATE_180,
     6: Image.Transpose.ROTATE_90,
@@ -64,7 +64,7 @@ class _Photo:
 
 @dataclass(frozen=True)
 class _Stamp:
-    """What a finished lake was made from. Its folder counts, as image ids are absolute URLs."""
+    """What a finished lake was made from. The folder is part of it: image ids are absolute URLs."""
 
     folder: str
     count: int
@@ -76,8 +76,8 @@ def write_lake(folder: Path, count: int, seed: int) -> Path:
     """Write `count` scenes of the set `seed` to `folder`; return their COCO annotation file.
 
     The annotation file is `truth.json` in the folder's parent. Its `file_name`s are the image ids
-    that a labelling run of `folder` gives, its category ids index `SHAPES`. A folder that holds
-    this very set is left as it is; one that holds another such set is replaced.
+    of a labelling run of `folder`, and its category ids index `SHAPES`. A folder that holds this
+    very set is left as it is; one that holds another such set is replaced.
 
     Raises:
         ValueError: `folder` holds files that are not a demo lake.
@@ -110,7 +110,7 @@ def _stamp_of(folder: Path) -> dict[str, object] | None:
 
 
 def _fill(folder: Path, url: str, count: int, seed: int) -> Iterator[NewImage]:
-    """Write the lake's files to `folder`; yield the truth, with image ids as seen from `url`."""
+    """Write the lake's files to `folder`; yield the truth, with image ids below `url`."""
     for path in (TAR, PARQUET):
         (folder / path).parent.mkdir(parents=True)
     rows: list[bytes] = []
@@ -140,7 +140,7 @@ def _take_photo(seed: int, index: int) -> _Photo:
 
 
 def _encode(taken: Scene, suffix: str, orientation: int) -> bytes:
-    """The bytes of an image file that displays as the scene."""
+    """Encode a scene as an image file that displays as the scene."""
     image, options = Image.fromarray(taken.pixels), ENCODING[suffix]
     if orientation != 1:
         exif = Image.Exif()
@@ -152,7 +152,7 @@ def _encode(taken: Scene, suffix: str, orientation: int) -> bytes:
 
 
 def _write_file(folder: Path, photo: _Photo) -> str:
-    """Write a loose file; return its path below `folder`."""
+    """Write a loose file, and return its path below `folder`."""
     path = f"photos/album-{photo.index // 40:02d}/scene-{photo.index:05d}{photo.suffix}"
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_bytes(photo.data)
@@ -160,11 +160,11 @@ def _write_file(folder: Path, photo: _Photo) -> str:
 
 
 def _add_to_tar(tar: tarfile.TarFile, photo: _Photo) -> str:
-    """Add a webdataset sample, `.jpg` and `.json`; return its key."""
+    """Add a webdataset sample, `.jpg` and `.json`, and return its key."""
     key = f"scene-{photo.index:05d}"
     height, width, _ = photo.scene.pixels.shape
-    facts = json.dumps({"width": width, "height": height}).encode()
-    for suffix, data in ((photo.suffix, photo.data), (".json", facts)):
+    metadata = json.dumps({"width": width, "height": height}).encode()
+    for suffix, data in ((photo.suffix, photo.data), (".json", metadata)):
         member = tarfile.TarInfo(key + suffix)
         member.size = len(data)
         tar.addfile(member, io.BytesIO(data))
@@ -172,7 +172,7 @@ def _add_to_tar(tar: tarfile.TarFile, photo: _Photo) -> str:
 
 
 def _image(image_id: str, taken: Scene) -> NewImage:
-    """An image of the truth, with its boxes."""
+    """Make an image of the truth, with its boxes."""
     height, width, _ = taken.pixels.shape
     annotations = []
     for (x_min, y_min, x_max, y_max), label in zip(

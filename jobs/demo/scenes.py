@@ -1,7 +1,7 @@
-"""Labelled scenes of shapes, rendered from a seed: training and demo pictures whose truth is known.
+"""Labelled scenes of shapes, rendered from a seed: images for training and demo with known truth.
 
 A scene is a textured background with one to eight shapes drawn on it, later ones on top, then
-made to look like a photo. Textures scale with the picture's shorter side, so that a scene of
+made to look like a photo. Textures scale with the image's shorter side, so that a scene of
 256 x 340 and one of 900 x 1200 resized to it look alike.
 """
 
@@ -21,19 +21,20 @@ Window = tuple[slice, slice]
 
 TURN = 2 * math.pi
 MAX_OBJECTS = 8
-SIDE_RANGE = (200, 1200)  # pixels, of a picture of `random_size`
+SIDE_RANGE = (200, 1200)  # pixels of a side of an image of `random_size`
 ASPECT = (0.7, 1.4)  # how far a shape is stretched along its own axes
-MIN_VISIBLE = 0.6  # of an object's whole area, after later objects and the border took theirs
-MIN_INSIDE = 0.75  # of an object's whole area, within the picture
-MIN_PIXELS = 12  # visible, so that even the smallest object is a few pixels each way
+# least visible share of an object's area, after later objects and the border hide parts
+MIN_VISIBLE = 0.6
+MIN_INSIDE = 0.75  # least share of an object's area that lies within the image
+MIN_PIXELS = 12  # least visible pixels, so that the smallest object is a few pixels each way
 MIN_CONTRAST = 100.0  # Euclidean RGB distance to the colours beneath an object
 TEXTURE_SIDE = 256  # backgrounds are composed at this shorter side, then scaled up
-PLACEMENTS = 12  # positions tried before an object is left out of a crowded picture
+PLACEMENTS = 12  # positions tried before an object is left out of a crowded image
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and its truth."""
+    """One image and its truth."""
 
     pixels: Bytes  # (H, W, 3) RGB
     boxes: Floats  # (N, 4) x_min, y_min, x_max, y_max in pixels, tight around what is visible
@@ -48,15 +49,15 @@ def _arc(start: float, stop: float) -> Contour:
 
 _CIRCLE = _arc(0, TURN)
 _HEART = _CIRCLE.imag**3 - 1j * np.polyval([-1, -2, -5, 13, 0], _CIRCLE).real / 16
-# A disc less one of radius 0.8 at 0.45; the circles meet at these angles about their centres.
+# A disc minus one of radius 0.8 at 0.45; the circles meet at these angles about their centres.
 _CRESCENT = np.concatenate([_arc(0.896, TURN - 0.896), 0.45 + 0.8 * _arc(TURN - 1.35, 1.35)])
 _STAR = np.tile([1, 0.42], 5) * np.exp(0.2j * math.pi * np.arange(10))
-_QUARTER = np.array([1 + 0.33j, 0.33 + 0.33j, 0.33 + 1j])  # of a cross
+_QUARTER = np.array([1 + 0.33j, 0.33 + 0.33j, 0.33 + 1j])  # a quarter of a cross
 _ARROW = np.array([1, 0.9j, 0.32j, -1 + 0.32j, -1 - 0.32j, -0.32j, -0.9j])
 _HOURGLASS = np.array([-0.9 - 1j, 0.9 - 1j, 0.15, 0.9 + 1j, -0.9 + 1j, -0.15])
 
-# Closed contours, the second one a hole. Every shape is its own mirror image, and no two become
-# alike when turned or stretched by ASPECT.
+# Closed contours; the second contour of a shape is a hole. Every shape is its own mirror image, and
+# no two shapes become alike when they are turned or stretched by ASPECT.
 _CONTOURS: dict[str, tuple[Contour, ...]] = {
     "circle": (_CIRCLE,),
     "ring": (_CIRCLE, 0.55 * _CIRCLE),
@@ -74,7 +75,7 @@ SHAPES: tuple[str, ...] = ("", *_CONTOURS)  # by label; 0 is no shape, as in COC
 
 @dataclass(frozen=True)
 class _Cutout:
-    """A shape cut to its own small patch, before it has a place and colours."""
+    """A shape cut to its own small patch, before it has a position and colours."""
 
     cover: Floats  # (h, w) share of each pixel that the shape covers
     edge: Floats  # (h, w) share of each pixel that its outline covers; zeros where it has none
@@ -82,7 +83,7 @@ class _Cutout:
 
 
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height in pixels: any shorter side of SIDE_RANGE, aspects up to 3:1 either way."""
+    """Draw width and height in pixels: shorter side in SIDE_RANGE, aspects up to 3:1 either way."""
     low, high = SIDE_RANGE
     shorter = int(rng.integers(low, high, endpoint=True))
     longer = min(high, round(shorter * _log_uniform(rng, 1, 3)))
@@ -90,7 +91,7 @@ def random_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def scene(seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
-    """Scene `index` of the endless set `seed`, of `size` (width, height) or a random one."""
+    """Render scene `index` of the endless set `seed`, of `size` (width, height) or a random one."""
     rng = np.random.default_rng([seed, index])
     return render_scene(rng, *(size or random_size(rng)))
 
@@ -98,10 +99,10 @@ def scene(seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
 def render_scene(
     rng: np.random.Generator, width: int, height: int, most: int = MAX_OBJECTS
 ) -> Scene:
-    """Draw a scene of one to `most` shapes; the picture depends on the arguments only.
+    """Draw a scene of one to `most` shapes; the image depends on the arguments only.
 
     Each shape's longer extent is log-uniform from 1/20 to 1/2 of the shorter side. A crowded
-    picture may hold fewer shapes than were drawn by lot, never fewer than one.
+    image may hold fewer shapes than the random number drawn for it, but never fewer than one.
     """
     canvas = _background(rng, width, height)
     ids = np.zeros((height, width), np.uint8)  # 0: background, n: the n-th object
@@ -151,7 +152,7 @@ def _cut(rng: np.random.Generator, contours: tuple[Contour, ...], size: float) -
 def _place(
     rng: np.random.Generator, cutout: _Cutout, ids: Bytes, areas: list[int]
 ) -> tuple[Window, Window] | None:
-    """A place that leaves every object visible enough: windows of the canvas and of the patch."""
+    """Find a position that leaves every object visible enough; windows of canvas and patch."""
     (height, width), (h, w) = ids.shape, cutout.mask.shape
     visible = np.bincount(ids.ravel(), minlength=len(areas) + 1)[1:]
     needed = np.maximum(MIN_VISIBLE * np.array(areas), MIN_PIXELS)
@@ -169,7 +170,7 @@ def _place(
 
 
 def _paint(rng: np.random.Generator, under: Bytes, cutout: _Cutout, on_patch: Window) -> None:
-    """Blend a shape in colours of its own into `under`, the canvas's window beneath it."""
+    """Blend a shape in its own colours into `under`, the window of the canvas beneath it."""
     h, w = cutout.cover.shape
     row_step, column_step = -(-under.shape[0] // 6), -(-under.shape[1] // 6)
     beneath = under[::row_step, ::column_step].reshape(-1, 3).astype(np.float32)
@@ -181,7 +182,7 @@ def _paint(rng: np.random.Generator, under: Bytes, cutout: _Cutout, on_patch: Wi
 
 
 def _contrasting(rng: np.random.Generator, beneath: Floats) -> Floats:
-    """A random colour (3,) at least MIN_CONTRAST from all of `beneath` (K, 3), or nearly so."""
+    """Draw a colour (3,) at least MIN_CONTRAST from all of `beneath` (K, 3), or nearly so."""
     candidates = rng.uniform(0, 255, (24, 3)).astype(np.float32)
     distance = np.linalg.norm(candidates[:, None] - beneath, axis=2).min(1)
     first_enough: Floats = candidates[np.minimum(distance, MIN_CONTRAST).argmax()]
@@ -189,7 +190,7 @@ def _contrasting(rng: np.random.Generator, beneath: Floats) -> Floats:
 
 
 def _fill_pattern(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """A shape's own texture (height, width) in [-1, 1]: flat, gradient, stripes or noise."""
+    """Draw a shape's own texture (height, width) in [-1, 1]: flat, gradient, stripes or noise."""
     kind = rng.choice(["flat", "gradient", "stripes", "noise"])
     if kind == "flat":
         return np.zeros((height, width), np.float32)
@@ -200,7 +201,7 @@ def _fill_pattern(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def _wave(rng: np.random.Generator, height: int, width: int, cycles: float) -> Floats:
-    """A plane sine wave (height, width) in [-1, 1] of `cycles` over the shorter side."""
+    """Make a plane sine wave (height, width) in [-1, 1] of `cycles` over the shorter side."""
     angle, phase = rng.uniform(0, TURN, 2).astype(np.float32)
     step = np.float32(TURN * cycles / min(height, width))
     y, x = np.ogrid[:height, :width]
@@ -210,7 +211,7 @@ def _wave(rng: np.random.Generator, height: int, width: int, cycles: float) -> F
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: float) -> Floats:
-    """Smooth noise (height, width) about [-1, 1] with `cells` cells over the shorter side."""
+    """Make smooth noise (height, width) about [-1, 1] with `cells` cells over the shorter side."""
     cell = min(height, width) / cells
     shape = (max(2, round(height / cell)), max(2, round(width / cell)))
     coarse = Image.fromarray(rng.uniform(-1, 1, shape).astype(np.float32))
@@ -218,14 +219,14 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: float) -> F
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> Bytes:
-    """A textured background (height, width, 3): a field of patterns seen through three colours."""
+    """Make a background (height, width, 3): a field of patterns mapped to three colours."""
     scale = min(1.0, TEXTURE_SIDE / min(width, height))
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
     field, roughness = np.zeros((h, w), np.float32), rng.uniform(0.3, 1.0)
     for cells in (3, 8, 24, 64):
         field += _noise(rng, h, w, cells * rng.uniform(0.7, 1.4)) * cells**-roughness
     field *= rng.uniform(0.3, 1) / np.abs(field).max()
-    if rng.random() < 0.5:  # a gradient over the whole picture
+    if rng.random() < 0.5:  # a gradient over the whole image
         field += _wave(rng, h, w, rng.uniform(0.2, 0.6)) * rng.uniform(0.3, 1)
     if rng.random() < 0.3:  # stripes
         field += _wave(rng, h, w, rng.uniform(3, 30)) * rng.uniform(0.1, 0.7)
@@ -239,7 +240,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Bytes:
 
 
 def _photograph(rng: np.random.Generator, canvas: Bytes) -> Bytes:
-    """What a camera makes of `canvas`: blur, exposure, sensor noise, JPEG; (H, W, 3)."""
+    """Make `canvas` look like a photo: blur, exposure, sensor noise and JPEG; (H, W, 3)."""
     if rng.random() < 0.3:
         radius = min(canvas.shape[:2]) * rng.uniform(0.001, 0.004)
         canvas = np.asarray(Image.fromarray(canvas).filter(ImageFilter.GaussianBlur(radius)))

@@ -1,4 +1,4 @@
-"""Which images and classes of an OUTPUT are those of an annotation file."""
+"""Match the images and classes of an OUTPUT with those of an annotation file."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pyarrow as pa
 from jobs.coco.records import Annotations
 from pipeline.storage.files import InputError
 
-# How an image of OUTPUT is known by its annotations, the surest way first.
+# Rules that match an image of OUTPUT with its annotations, the surest rule first.
 RULES = {
     "image_id": "its image_id is the file_name",
     "path": "its path ends in the file_name",
@@ -25,10 +25,10 @@ MATCHED = pa.schema(
         pa.field("shard", pa.string()),
         pa.field("image_id", pa.string()),
         pa.field("status", pa.string()),
-        pa.field("position", pa.int64()),  # among the annotated images
+        pa.field("position", pa.int64()),  # position among the annotated images
     ]
 )
-# What may be named in `wanted`: whole ids, and the last parts of paths and keys.
+# `wanted` may name whole ids, and the last parts of paths and keys.
 _CANDIDATES = r"""
 SELECT run, shard, image_id, uri, status FROM latest_images
 WHERE image_id IN (FROM wanted)
@@ -41,8 +41,8 @@ WHERE image_id IN (FROM wanted)
 class MatchedImages:
     """Annotated images that OUTPUT holds."""
 
-    table: pa.Table  # MATCHED
-    by_rule: dict[str, int]  # images that each of RULES found
+    table: pa.Table  # columns of MATCHED
+    by_rule: dict[str, int]  # number of images that each rule of RULES found
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class MatchedClasses:
 
     rule: str  # "name" or "id"
     ids: dict[tuple[int, str], int]  # (label_id, label) -> category id
-    unknown: list[str]  # labels that are none
+    unknown: list[str]  # labels that are no class of the annotations
 
 
 def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> MatchedImages:
-    """The newest labels of each annotated image, by the surest rule that finds it.
+    """Find the newest labels of each annotated image, by the surest rule that finds it.
 
-    InputError where none is found, or where it is not clear which image is meant.
+    InputError if no image is found, or if an image has several candidates.
     """
     names = _Names(truth)
-    rows = _candidates(connection, names)
+    rows = _query_candidates(connection, names)
     hits: defaultdict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
     for row in rows:
         for rule, image in names.of(row):
@@ -71,7 +71,7 @@ def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) ->
             if row["image_id"] in truth.images:
                 hits[row["image_id"]].setdefault(ID, []).append(row)
     if not hits:
-        raise InputError(_nothing_matches(connection, truth))
+        raise InputError(_describe_mismatch(connection, truth))
     positions = {image: position for position, image in enumerate(truth.images)}
     by_rule: Counter[str] = Counter()
     found = []
@@ -88,37 +88,38 @@ def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) ->
 
 
 class _Names:
-    """What annotated images are called."""
+    """The names of annotated images."""
 
     def __init__(self, truth: Annotations):
-        self.by_name: defaultdict[str, list[str]] = defaultdict(list)  # ids
+        self.by_name: defaultdict[str, list[str]] = defaultdict(list)  # name -> image ids
         self.by_stem: defaultdict[str, list[str]] = defaultdict(list)
         self.images = truth.images
         for image in truth.images.values():
             if image.file_name:
                 self.by_name[image.file_name].append(image.id)
-                stems = _stems(image.file_name)
-                for part in {part for stem in stems for part in _suffixes(stem)}:
+                stems = _stems_of(image.file_name)
+                for part in {part for stem in stems for part in _suffixes_of(stem)}:
                     self.by_stem[part].append(image.id)
 
     def wanted(self) -> set[str]:
-        """Whole names, and the last parts of names and stems."""
+        """Return all whole names, and the last parts of names and stems."""
         names = {*self.by_name, *self.by_stem, *self.images}
         return names | {name.rpartition("/")[2] for name in names}
 
     def of(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        """The id of the annotated image that a row of OUTPUT is, by each rule that names one."""
+        """Yield (rule, id) for each rule that finds the annotated image of a row of OUTPUT."""
         image_id, uri = row["image_id"], row["uri"] or ""
-        inside = image_id.startswith(f"{uri}#")  # an archive
-        yield from self._first(IMAGE_ID, self.by_name, [image_id], row)
+        inside = image_id.startswith(f"{uri}#")  # the image is in an archive
+        yield from self._first_match(IMAGE_ID, self.by_name, [image_id], row)
         path = uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
-        paths = [] if inside else [*_suffixes(path), *_suffixes(image_id)]
-        yield from self._first(PATH, self.by_name, paths, row)
+        paths = [] if inside else [*_suffixes_of(path), *_suffixes_of(image_id)]
+        yield from self._first_match(PATH, self.by_name, paths, row)
         key = image_id[len(uri) + 1 :] if inside else image_id
-        if not (inside and path.endswith(".parquet")):  # whose rows are numbered
-            yield from self._first(KEY, self.by_stem, _suffixes(key), row)
+        # rows of Parquet files have numbers, not keys
+        if not (inside and path.endswith(".parquet")):
+            yield from self._first_match(KEY, self.by_stem, _suffixes_of(key), row)
 
-    def _first(
+    def _first_match(
         self, rule: str, names: dict[str, list[str]], called: list[str], row: dict[str, Any]
     ) -> Iterator[tuple[str, str]]:
         for name in called:
@@ -133,27 +134,31 @@ class _Names:
                 return
 
 
-def _stems(name: str) -> set[str]:
-    """Without its last suffix, and webdataset's key: up to the first dot of the last part."""
+def _stems_of(name: str) -> set[str]:
+    """Return the stems of a file name.
+
+    These are the name without its last suffix, and webdataset's key, which ends before the first
+    dot of the last part.
+    """
     folder, slash, last = name.rpartition("/")
     return {
         folder + slash + (stem or last) for stem in (last.rpartition(".")[0], last.split(".")[0])
     }
 
 
-def _suffixes(path: str) -> list[str]:
-    """`a/b/c`, `b/c`, `c`."""
+def _suffixes_of(path: str) -> list[str]:
+    """Return all suffixes of a path, such as `a/b/c`, `b/c` and `c`."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
-def _candidates(connection: duckdb.DuckDBPyConnection, names: _Names) -> list[dict[str, Any]]:
+def _query_candidates(connection: duckdb.DuckDBPyConnection, names: _Names) -> list[dict[str, Any]]:
     wanted = pa.table({"name": pa.array(sorted(names.wanted()), pa.string())})
     connection.register("wanted", wanted)
     return connection.sql(_CANDIDATES).to_arrow_table().to_pylist()
 
 
-def _nothing_matches(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> str:
+def _describe_mismatch(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> str:
     here = connection.sql("SELECT image_id FROM latest_images LIMIT 1").fetchall()
     first = next(iter(truth.images.values()))
     return (
@@ -164,9 +169,9 @@ def _nothing_matches(connection: duckdb.DuckDBPyConnection, truth: Annotations) 
 
 
 def matched_classes(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> MatchedClasses:
-    """Labels by name, whatever its case; by number only where no name is known.
+    """Match labels with categories by name, ignoring case, or by number if no name matches.
 
-    InputError where neither is, or two categories have one name.
+    InputError if neither matches, or if two categories have one name.
     """
     labels: list[tuple[int, str]] = connection.sql(
         "SELECT DISTINCT label_id, coalesce(label, '') FROM latest ORDER BY ALL"
@@ -184,8 +189,8 @@ def matched_classes(connection: duckdb.DuckDBPyConnection, truth: Annotations) -
         found = {label: [label[0]] for label in labels if label[0] in truth.classes}
     if labels and not found:
         raise InputError(
-            f"no class of OUTPUT ({_some([name for _, name in labels])}) is one of the annotations "
-            f"({_some(list(truth.classes.values()))}), by name or by number"
+            f"no class of OUTPUT ({_list_names([name for _, name in labels])}) is one of the "
+            f"annotations ({_list_names(list(truth.classes.values()))}), by name or by number"
         )
     return MatchedClasses(
         rule,
@@ -196,5 +201,5 @@ def matched_classes(connection: duckdb.DuckDBPyConnection, truth: Annotations) -
     )
 
 
-def _some(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

@@ -23,7 +23,7 @@ from jobs.query import answer_query
 from jobs.report.text import list_examples
 from pipeline.schema import OK
 
-NAMED = 5  # examples of what is missing
+NAMED = 5  # example names of missing images
 _FOUND = """
 SELECT position, class_id, score, x_min, y_min, x_max, y_max
 FROM detections JOIN matched USING (run, shard, image_id)
@@ -34,16 +34,16 @@ ORDER BY position, detection
 
 
 def evaluate(output: str, location: str, only_labelled: bool = False) -> dict[str, Any]:
-    """The score of OUTPUT against the annotation file at `location`, and what it rests on.
+    """Score OUTPUT against the annotation file at `location`; return the score and its basis.
 
-    An annotated image that failed, or was not labelled, counts as one without detections, unless
-    `only_labelled`. InputError where images or classes of the two have nothing in common.
+    An annotated image that failed or was not labelled counts as one without detections, unless
+    `only_labelled` is set. InputError if the two have no images or no classes in common.
     """
     truth = read_annotations(location)
-    return answer_query(output, partial(_evaluated, output, truth, only_labelled))
+    return answer_query(output, partial(_evaluate_output, output, truth, only_labelled))
 
 
-def _evaluated(
+def _evaluate_output(
     output: str, truth: Annotations, only_labelled: bool, connection: duckdb.DuckDBPyConnection
 ) -> dict[str, Any]:
     images = matched_images(connection, truth)
@@ -55,13 +55,13 @@ def _evaluated(
     )
     labelled = {ids[at] for at, said in status.items() if said == OK}
     score = average_precision(
-        truth, _found(connection, truth, classes), labelled if only_labelled else None
+        truth, _read_detections(connection, truth, classes), labelled if only_labelled else None
     )
     runs = images.table["run"].unique().to_pylist()
     return {
-        "images": _images(connection, truth, images, status, len(labelled)),
+        "images": _count_images(connection, truth, images, status, len(labelled)),
         "only_labelled": only_labelled,
-        "classes": _classes(classes, score),
+        "classes": _describe_classes(classes, score),
         "objects_left_out": truth.left_out,
         "score_threshold": max(score_threshold(output, run) for run in runs),
         "metrics": score.metrics,
@@ -78,7 +78,7 @@ def _evaluated(
     }
 
 
-def _found(
+def _read_detections(
     connection: duckdb.DuckDBPyConnection, truth: Annotations, classes: MatchedClasses
 ) -> Found:
     known = [
@@ -97,14 +97,14 @@ def _found(
     )
 
 
-def _images(
+def _count_images(
     connection: duckdb.DuckDBPyConnection,
     truth: Annotations,
     images: MatchedImages,
     status: dict[int, str],
     labelled: int,
 ) -> dict[str, Any]:
-    """Counts of images on both sides and on one, with a few of the latter by name."""
+    """Count images on both sides and on one side only, with a few examples of the latter."""
     names = [image.file_name or image.id for image in truth.images.values()]
     failed = [names[at] for at, said in sorted(status.items()) if said != OK]
     absent = [name for at, name in enumerate(names) if at not in status]
@@ -126,7 +126,7 @@ def _images(
     }
 
 
-def _classes(classes: MatchedClasses, score: Score) -> dict[str, Any]:
+def _describe_classes(classes: MatchedClasses, score: Score) -> dict[str, Any]:
     never = [one.name for one in score.classes if one.objects and not one.detections]
     return {
         "matched_by": classes.rule,
@@ -136,23 +136,23 @@ def _classes(classes: MatchedClasses, score: Score) -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The score for people."""
+    """Describe the score for people."""
     images, classes, threshold = (result[name] for name in ("images", "classes", "score_threshold"))
     rules = [f"{count} where {RULES[rule]}" for rule, count in images["matched_by"].items()]
     lines = [
         f"images         {images['annotated']} annotated, {images['labelled']} of them labelled",
         *(f"  known        {rule}" for rule in rules),
-        *_missing(images, result["only_labelled"]),
+        *_missing_lines(images, result["only_labelled"]),
         f"classes        matched by {'name' if classes['matched_by'] == 'name' else 'number'}",
-        *_listed("  never found  ", classes["annotated_not_labelled"]),
-        *_listed("  not annotated", classes["labelled_not_annotated"]),
+        *_class_name_lines("  never found  ", classes["annotated_not_labelled"]),
+        *_class_name_lines("  not annotated", classes["labelled_not_annotated"]),
     ]
     if result["objects_left_out"]:
         lines.append(
             f"  left out     {result['objects_left_out']} objects of images or categories that the "
             "annotations do not list"
         )
-    lines += ["", *_table(result["by_class"]), "", *_twelve(result["metrics"])]
+    lines += ["", *_class_table(result["by_class"]), "", *_metric_lines(result["metrics"])]
     if threshold > 0:
         lines += [
             "",
@@ -162,7 +162,7 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _missing(images: dict[str, Any], only_labelled: bool) -> list[str]:
+def _missing_lines(images: dict[str, Any], only_labelled: bool) -> list[str]:
     count = "left out" if only_labelled else "count as images without detections"
     kinds = {
         "failed": f"annotated, but failed: {count}",
@@ -176,32 +176,34 @@ def _missing(images: dict[str, Any], only_labelled: bool) -> list[str]:
     ]
 
 
-def _listed(title: str, names: Sequence[str]) -> list[str]:
+def _class_name_lines(title: str, names: Sequence[str]) -> list[str]:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return [f"{title} {len(names)}: {shown}"] if names else []
 
 
-def _table(classes: list[dict[str, Any]]) -> list[str]:
-    """A line for each class that is annotated or was found."""
+def _class_table(classes: list[dict[str, Any]]) -> list[str]:
+    """Make a table with a line for each class that is annotated or was detected."""
     shown = [one for one in classes if one["objects"] or one["detections"]]
     width = max([len(one["name"]) for one in shown] + [5])
     return [
         f"{'class':<{width}}  objects  detections      AP    AP50    AP75  AR_100",
         *(
             f"{one['name']:<{width}}  {one['objects']:>7}  {one['detections']:>10}  "
-            + "  ".join(_figure(one[name]) for name in ("AP", "AP50", "AP75", "AR_100"))
+            + "  ".join(_format_metric(one[name]) for name in ("AP", "AP50", "AP75", "AR_100"))
             for one in sorted(shown, key=lambda one: -one["AP"])
         ),
     ]
 
 
-def _twelve(metrics: dict[str, float]) -> list[str]:
+def _metric_lines(metrics: dict[str, float]) -> list[str]:
     names = list(metrics)
     return [
-        "   ".join(f"{name:<6} {_figure(metrics[name])}" for name in names[start : start + 6])
+        "   ".join(
+            f"{name:<6} {_format_metric(metrics[name])}" for name in names[start : start + 6]
+        )
         for start in (0, 6)
     ]
 
 
-def _figure(value: float) -> str:
+def _format_metric(value: float) -> str:
     return "     -" if value == UNKNOWN else f"{value:6.4f}"

@@ -1,7 +1,7 @@
 """`detr-batch export`: the newest labels of an OUTPUT in the formats of other tools.
 
-A format is a module with one function that writes from `reader.Labels`: into a file (`coco`), or
-into a folder (`yolo`). A new one is such a module and a line of EXPORTS.
+A format is a module with one function that writes from `reader.Labels`, into a file (`coco`) or
+into a folder (`yolo`). A new format needs such a module and a line in EXPORTS.
 """
 
 import sys
@@ -33,7 +33,7 @@ class ToFile:
 
 @dataclass(frozen=True)
 class ToFolder:
-    """A format that is a folder of `entries`, of which `table` maps files to images."""
+    """A format that is a folder of `entries`; the entry `table` maps files to images."""
 
     write: Callable[[Labels, Folder], None]
     entries: tuple[str, ...]
@@ -54,9 +54,9 @@ EXPORTS: dict[str, ToFile | ToFolder] = {
 
 
 def export(output: str, url: str, to: str, choice: Choice, overwrite: bool = False) -> None:
-    """Write the labels of `output` to `url`, and say on stderr what was written and left out.
+    """Write the labels of `output` to `url`, and report on stderr what was written and left out.
 
-    InputError where `url` is taken, or an argument makes no sense.
+    InputError if `url` is taken, or if an argument has an invalid value.
     """
     choice.check()
     form = EXPORTS[to]

@@ -1,4 +1,4 @@
-"""Label Studio: one JSON list of tasks, the boxes as predictions to correct."""
+"""Label Studio: one JSON list of tasks, with the boxes as predictions to correct."""
 
 import json
 from typing import Any, TextIO
@@ -6,7 +6,7 @@ from xml.sax.saxutils import quoteattr
 
 from jobs.exports.reader import Box, LabelledImage, Labels
 
-DECIMALS = 6  # of percents: a hundredth of a pixel of pictures a million wide
+DECIMALS = 6  # decimals of percents: a hundredth of a pixel in images a million pixels wide
 
 
 def write(labels: Labels, file: TextIO) -> None:
@@ -17,7 +17,7 @@ def write(labels: Labels, file: TextIO) -> None:
 
 
 def labeling_config(classes: dict[int, str]) -> str:
-    """The interface that the tasks belong to, to be pasted into a project's settings."""
+    """Return the labelling interface of the tasks, which users paste into a project's settings."""
     names = "".join(f"<Label value={quoteattr(name)}/>" for name in dict.fromkeys(classes.values()))
     return (
         f'<View><Image name="image" value="$image"/>'
@@ -26,7 +26,11 @@ def labeling_config(classes: dict[int, str]) -> str:
 
 
 def _task(image: LabelledImage) -> dict[str, Any]:
-    """The picture is found by its image_id: its URL, where it is a file of its own."""
+    """Make a task from an image.
+
+    Label Studio finds the image by its image_id. That is a URL where the image is a file of its
+    own.
+    """
     prediction = {
         "model_version": image.model,
         "score": round(max((box.score for box in image.boxes), default=0.0), 8),
@@ -37,7 +41,7 @@ def _task(image: LabelledImage) -> dict[str, Any]:
 
 
 def _region(image: LabelledImage, number: int, box: Box) -> dict[str, Any]:
-    """Places and sizes are percents of the picture."""
+    """Make a region from a box; positions and sizes are percents of the image."""
     box = box.inside(image.width, image.height)
     value = {
         "x": 100 * box.x_min / image.width,

@@ -1,4 +1,4 @@
-"""Where an export goes: one file, or a folder of many; local, or in a store."""
+"""The target of an export: one file, or a folder of many files; local, or in a store."""
 
 import os
 import shutil
@@ -15,13 +15,14 @@ from pipeline.storage.files import InputError, explain_errors, join, open_locati
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
-FILES_AT_ONCE = 256  # put into a store side by side: latency limits them
+FILES_AT_ONCE = 256  # files put into a store together, because each put waits for a request
 
 
 def check_free(url: str, entries: Sequence[str], overwrite: bool) -> None:
-    """InputError where something lies at `url` and may not be overwritten, or nothing can be put.
+    """Check that an export may be written to `url`.
 
-    `entries` are what a folder will hold; none: `url` will be a file.
+    `entries` are the names that a folder will hold; if existing are none, `url` will be a file.
+    InputError if `url` cannot be written to, or if it exists and must not be overwritten.
     """
     fs, path = open_location(url, "FILE")
     if not isinstance(fs, LocalFileSystem) and "http" in fs.protocol:
@@ -33,18 +34,21 @@ def check_free(url: str, entries: Sequence[str], overwrite: bool) -> None:
         is_folder = fs.isdir(path)
         taken = fs.exists(path) and not (is_folder and entries and not fs.ls(path))
     if taken and bool(entries) != is_folder:
-        there, wanted = ("folder", "file") if is_folder else ("file", "folder")
-        raise InputError(f"FILE {mask(url)} is a {there}, and this format is a {wanted}")
+        existing, wanted = ("folder", "file") if is_folder else ("file", "folder")
+        raise InputError(f"FILE {mask(url)} is a {existing}, and this format is a {wanted}")
     if taken and not overwrite:
         raise InputError(f"FILE {mask(url)} exists: give another, or pass --overwrite")
 
 
 @contextmanager
 def one_file(url: str) -> Iterator[TextIO]:
-    """A file to write, which appears at `url` whole when the block ends, or not at all."""
+    """Yield a file to write.
+
+    The whole file appears at `url` when the block ends, or nothing does.
+    """
     fs, path = open_location(url, "FILE")
     if isinstance(fs, LocalFileSystem):
-        temporary = _hidden(path)
+        temporary = _hidden_name(path)
         with explain_errors("FILE", url):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             made = temporary.open("x", encoding="utf-8", newline="")
@@ -64,7 +68,7 @@ def one_file(url: str) -> Iterator[TextIO]:
 
 
 class Folder:
-    """Many small files, and one table that maps them to images."""
+    """A folder of many small files, and one table that maps them to images."""
 
     def __init__(self, url: str, table: TextIO):
         self.table = table
@@ -73,7 +77,7 @@ class Folder:
         self._waiting: dict[str, bytes] = {}
 
     def add(self, name: str, content: str) -> None:
-        """Put a file at `name`, a safe relative path."""
+        """Add a file at `name`, a safe relative path."""
         self._waiting[f"{self._path}/{name}"] = content.encode()
         if len(self._waiting) == FILES_AT_ONCE:
             self.flush()
@@ -91,15 +95,15 @@ class Folder:
 
 @contextmanager
 def folder(url: str, entries: Sequence[str], table: str) -> Iterator[Folder]:
-    """A folder to fill. Of what lies there `entries` are replaced, and nothing else is touched.
+    """Yield a folder to fill. Existing `entries` in it are replaced, and nothing else is touched.
 
-    `table`, one of them, is put last. A local folder that was not there appears whole when the
-    block ends, or not at all; a store has no such thing.
+    `table` is one of the entries, and is written last. A new local folder appears as a whole when
+    the block ends, or not at all; a store cannot do this.
     """
     fs, path = open_location(url, "FILE")
     if isinstance(fs, LocalFileSystem):
         with (
-            _local_folder(Path(path), entries) as place,
+            _replace_local_folder(Path(path), entries) as place,
             open(place / table, "x", encoding="utf-8", newline="") as file,
         ):
             filled = Folder(str(place), file)
@@ -116,9 +120,12 @@ def folder(url: str, entries: Sequence[str], table: str) -> Iterator[Folder]:
 
 
 @contextmanager
-def _local_folder(path: Path, entries: Sequence[str]) -> Iterator[Path]:
-    """A hidden folder beside `path` that takes its place when the block ends, or its entries do."""
-    made = _hidden(str(path))
+def _replace_local_folder(path: Path, entries: Sequence[str]) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`; when the block ends, it replaces `path`.
+
+    If `path` already holds files, only its entries are replaced.
+    """
+    made = _hidden_name(str(path))
     with explain_errors("FILE", str(path)):
         made.mkdir(parents=True)
     try:
@@ -137,7 +144,7 @@ def _local_folder(path: Path, entries: Sequence[str]) -> Iterator[Path]:
             shutil.rmtree(made)
 
 
-def _hidden(path: str) -> Path:
-    """A new name beside `path`, so that what is there can be renamed to it."""
+def _hidden_name(path: str) -> Path:
+    """Return a new name beside `path`, so that the file existing can be renamed to `path`."""
     place = Path(path)
     return place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")

@@ -1,4 +1,7 @@
-"""CSV: a row a box, in the columns of supervision's CSVSink, and a row an image without boxes."""
+"""CSV in the columns of supervision's CSVSink.
+
+Each box has a row, and each image without boxes has one row.
+"""
 
 import csv
 from typing import TextIO
@@ -12,7 +15,7 @@ COLUMNS = (
 
 
 def write(labels: Labels, file: TextIO) -> None:
-    """`image` is the image_id as it is: a key to join by, no name of a file."""
+    """Write all labels; `image` is the unchanged image_id, a join key and not a file name."""
     table = csv.writer(file)
     table.writerow(COLUMNS)
     for image in labels.images():

@@ -1,36 +1,36 @@
-"""YOLO: a text file an image, a line a box, and the names of the classes."""
+"""YOLO: one text file for each image with a line for each box, and the names of the classes."""
 
 import csv
 
 import yaml
 
 from jobs.exports.place import Folder
-from jobs.exports.reader import MAPPING, LabelledImage, Labels, mapped
+from jobs.exports.reader import MAPPING, LabelledImage, Labels, mapping_row
 
 ENTRIES = ("labels", "data.yaml", "classes.txt", "images.csv")
 TABLE = "images.csv"
 
 
 def write(labels: Labels, folder: Folder) -> None:
-    """`labels/album/a.txt` for the image `album/a.jpg`, empty where it has no box.
+    """Write `labels/album/a.txt` for the image `album/a.jpg`, empty for an image without boxes.
 
-    Classes are numbered from 0 in the order of the tables' label ids.
+    Classes are numbered from 0, in the order of the tables' label ids.
     """
     numbers = {label_id: k for k, label_id in enumerate(labels.classes)}
     table = csv.writer(folder.table)
     table.writerow(MAPPING)
     for image in labels.images(".txt"):
         file = f"labels/{image.file}"
-        folder.add(file, _lines(image, numbers))
-        table.writerow((file, *mapped(image)))
+        folder.add(file, _box_lines(image, numbers))
+        table.writerow((file, *mapping_row(image)))
     names = dict(enumerate(labels.classes.values()))
     data = {"path": ".", "train": "images", "val": "images", "nc": len(names), "names": names}
     folder.add("data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     folder.add("classes.txt", "".join(" ".join(name.split()) + "\n" for name in names.values()))
 
 
-def _lines(image: LabelledImage, numbers: dict[int, int]) -> str:
-    """`class x y width height`: of the box's centre, as fractions of the picture."""
+def _box_lines(image: LabelledImage, numbers: dict[int, int]) -> str:
+    """Write `class x y width height` for each box: centre and size as fractions of the image."""
     lines = []
     for box in (box.inside(image.width, image.height) for box in image.boxes):
         place = (

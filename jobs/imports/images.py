@@ -1,4 +1,4 @@
-"""Images of an annotation file, under the names that they get in the tables."""
+"""The images of an annotation file, with their names in the tables."""
 
 import posixpath
 from collections.abc import Iterable, Iterator
@@ -12,13 +12,14 @@ NEEDED = ("file_name", "width", "height")  # fields that each image must have
 
 
 def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, Any]]:
-    """number (from 0), id, image_id, width and height of each image.
+    """Yield number (from 0), id, image_id, width and height of each image.
 
-    `image_id` is its file_name; with `base` the URL of that below it, as `label` names files.
+    `image_id` is the image's file_name. With `base` it is the URL of the file below `base`, as
+    `label` names files.
     """
     root = None if base is None else uri(*open_location(base, "--images")).rstrip("/")
     for number, image in enumerate(images):
-        assert image.file_name is not None  # NEEDED
+        assert image.file_name is not None  # NEEDED guarantees it
         if root is None:
             image_id = image.file_name
         else:

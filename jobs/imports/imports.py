@@ -1,4 +1,4 @@
-"""`detr-batch import`: what another model found, in COCO's format, as a run of an OUTPUT."""
+"""`detr-batch import`: detections of another model, in COCO's format, as a run of an OUTPUT."""
 
 import hashlib
 import json
@@ -28,11 +28,15 @@ from pipeline.storage import retries
 from pipeline.storage.files import InputError, canonical_url
 from pipeline.storage.urls import mask
 
-WORKERS = {"read": 1, "prepare": 1, "detect": 1, "stage": 1}  # one process does it all
+# one process does the work of all stages
+WORKERS = {"read": 1, "prepare": 1, "detect": 1, "stage": 1}
 
 
 def import_results(options: ImportOptions) -> None:
-    """Take DETECTIONS into OUTPUT, unless it holds them already. InputError before any writing."""
+    """Import DETECTIONS into OUTPUT, unless OUTPUT holds them already.
+
+    InputError, before anything is written, for invalid or conflicting files.
+    """
     retries.person_waits = True
     tally = Tally()
     with (
@@ -72,7 +76,7 @@ def import_results(options: ImportOptions) -> None:
 
 
 def fingerprint(model: str, labels: tuple[str, ...]) -> str:
-    """16 hex digits of what tells imported labels from those of others."""
+    """Return 16 hex digits that distinguish imported labels of one model from those of others."""
     document = json.dumps({"imported": model, "labels": labels})
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
@@ -83,7 +87,7 @@ def _digest(file: Path) -> str:
 
 
 def _is_known(options: ImportOptions, source: Member, mark: str, writer: OutputWriter) -> bool:
-    """Whether OUTPUT holds these detections. InputError where it holds those of another model."""
+    """Whether OUTPUT holds these detections; InputError if it holds those of another model."""
     known: set[str] = set()
     for run in writer.catalog.committed_runs():
         if run["model_fingerprint"] != mark:
@@ -110,7 +114,7 @@ def _publish(
     tally: Tally,
     writer: OutputWriter,
 ) -> None:
-    """Stage and publish part by part, as `label` does, then commit."""
+    """Stage and publish part by part, as `label` does, then commit the run."""
     run_id, name = new_run_id(options.output), options.model_name()
     mark = fingerprint(name, results.labels)
     target = writer.publish_target(run_id, name, mark, results.labels)

@@ -1,4 +1,4 @@
-"""Detections joined with their images and sorted, by DuckDB on disk."""
+"""Detections joined with their images and sorted by DuckDB on disk."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from pipeline.schema import DETECTED, OK
 from pipeline.stages.publish import BOXES_PER_FILE, IMAGES_PER_FILE
 from pipeline.storage.files import InputError
 
-MEMORY = "512MB"  # of DuckDB
+MEMORY = "512MB"  # memory limit of DuckDB
 _ROWS_AT_ONCE = 20_000
 
 _IMAGES = pa.schema(
@@ -58,10 +58,11 @@ GROUP BY number, image_id, width, height ORDER BY number
 
 
 class CocoResults:
-    """All images of an annotation file with the boxes that a results file has of them.
+    """All images of an annotation file, with their boxes from a results file.
 
-    `labels` are names by category id; `images` and `boxes` are numbers of rows; `beyond` is how
-    many boxes reach beyond their picture. They are left so: figures of them stay what they were.
+    `labels` are names by category id. `images` and `boxes` are numbers of rows. `beyond` is the
+    number of boxes that reach beyond their image. Such boxes are not clipped, so metrics computed
+    from them stay the same.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class CocoResults:
         labels: Sequence[str],
         scratch: Path,
     ):
-        """`images` and `labels` are those of the annotation file; the database lies in `scratch`.
+        """`images` and `labels` come from the annotation file; the database lies in `scratch`.
 
-        InputError, naming the image or the entry, where the two files do not fit together.
+        InputError, which names the image or the entry, if the two files do not fit together.
         """
         self._database = duckdb.connect(str(scratch / "results.duckdb"))
         self._database.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout
@@ -95,7 +96,7 @@ class CocoResults:
         self._database.close()
 
     def _take_images(self, images: Iterator[dict[str, Any]]) -> int:
-        """Store the images; return their number."""
+        """Store the images, and return their number."""
         count = self._store("images", _IMAGES, images)
         for column, word in (("id", "id"), ("image_id", "file_name")):
             again = self._database.execute(
@@ -117,7 +118,7 @@ class CocoResults:
             )
 
     def _store(self, table: str, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> int:
-        """Make a table of `rows`; return their number."""
+        """Create a table of `rows`, and return their number."""
         self._database.register("batch", schema.empty_table())
         self._database.execute(f"CREATE TABLE {table} AS SELECT * FROM batch")
         count = 0
@@ -129,7 +130,7 @@ class CocoResults:
         return count
 
     def blocks(self, shard: str) -> Iterator[tuple[str, pa.Table]]:
-        """The images with their boxes as DETECTED rows, a block a shard named after `shard`."""
+        """Yield images and boxes as DETECTED rows: blocks, each a shard named after `shard`."""
         now = datetime.now(UTC)
         for number, (start, stop) in enumerate(self._ranges()):
             found = self._database.sql(_BLOCK, params={"start": start, "stop": stop})
@@ -137,7 +138,10 @@ class CocoResults:
             yield name, _detected(rows, name, now)
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
-        """Neighbouring images that fit into one file each time: the first, and the one behind."""
+        """Yield ranges of neighbouring images that fit into one file.
+
+        A range is the number of its first image, and the number after its last.
+        """
         counts = self._database.cursor().execute(
             "SELECT number, count(entry) FROM images LEFT JOIN boxes USING (number) "
             "GROUP BY number ORDER BY number"

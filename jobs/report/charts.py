@@ -1,4 +1,7 @@
-"""Charts as SVG within a page, by matplotlib: fonts and colours are the page's, light or dark."""
+"""Charts as SVG for a page, drawn by matplotlib.
+
+Their fonts and colours are those of the page, light or dark.
+"""
 
 import io
 import re
@@ -13,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from jobs.accounting.timeline import Point, rates
 from jobs.report.facts import BINS, SURE
 
-# Colours to draw with, each of which becomes a variable of the page's style.
+# Each of these placeholder colours becomes a CSS variable of the page.
 INK, QUIET, LINE, ACCENT, SOFT = "#010101", "#010102", "#010103", "#010104", "#010105"
 _VARIABLES = {INK: "ink", QUIET: "quiet", LINE: "line", ACCENT: "accent", SOFT: "soft"}
 _STYLE: Any = {
@@ -38,22 +41,22 @@ _STYLE: Any = {
     "ytick.major.size": 0,
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-WIDE, NARROW = (1040, 250), (352, 250)  # CSS pixels
+WIDE, NARROW = (1040, 250), (352, 250)  # width and height in CSS pixels
 _numbers = count()
 
 
 def over_time(
     points: list[Point], steady: float | None, cpus: int | None, size: tuple[int, int]
 ) -> str:
-    """Images/s, and beneath it the share of CPUs that were busy where that was measured."""
+    """Draw images/s over time, and below it the share of busy CPUs where that was measured."""
     wide = size == WIDE
     parts = rates(points, 60 if wide else 30, steady)
-    unit, seconds = _unit(points[-1]["seconds"])
+    unit, seconds = _choose_unit(points[-1]["seconds"])
     width = (parts[1][0] - parts[0][0]) / seconds
     places = [at / seconds for at, _, _ in parts]
     measured = bool(cpus) and parts[0][2] is not None
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(size[0], size[1] + (70 if measured else 0))
+        figure = _make_figure(size[0], size[1] + (70 if measured else 0))
         rows = figure.subplots(
             2 if measured else 1,
             1,
@@ -62,7 +65,7 @@ def over_time(
             height_ratios=[3, 1][: 1 + measured],
         )[:, 0]
         top = rows[0]
-        _steps(top, places, [rate for _, rate, _ in parts], width)
+        _draw_steps(top, places, [rate for _, rate, _ in parts], width)
         top.set_title("images per second", loc="left", fontsize=12, color=QUIET)
         if steady:
             top.axhline(steady, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -72,40 +75,41 @@ def over_time(
         top.yaxis.set_major_locator(MaxNLocator(4))
         top.set_ylim(0, 1.15 * max([*(rate for _, rate, _ in parts), steady or 0]) or 1)
         if measured and cpus:
-            _steps(rows[1], places, [100 * (busy or 0) / cpus for _, _, busy in parts], width)
+            _draw_steps(rows[1], places, [100 * (busy or 0) / cpus for _, _, busy in parts], width)
             rows[1].set_title(f"per cent of {cpus} CPUs", loc="left", fontsize=12, color=QUIET)
             rows[1].set_ylim(0, 105)
             rows[1].set_yticks([0, 50, 100])
         rows[-1].set_xlim(0, points[-1]["seconds"] / seconds)
         rows[-1].xaxis.set_major_locator(MaxNLocator(10 if wide else 5))
         rows[-1].set_xlabel(f"{unit} since the start")
-        return _svg(figure, "Images per second over the run's time")
+        return _export_svg(figure, "Images per second over the run's time")
 
 
-def _steps(axes: Axes, places: list[float], values: list[float], width: float) -> None:
+def _draw_steps(axes: Axes, places: list[float], values: list[float], width: float) -> None:
     edges = [*(place - width / 2 for place in places), places[-1] + width / 2]
     axes.stairs(values, edges, fill=True, color=SOFT)
     axes.stairs(values, edges, color=ACCENT, linewidth=1.5, baseline=None)
 
 
-def _unit(seconds: float) -> tuple[str, int]:
-    """What a run of that length is told in, and how many seconds that is."""
+def _choose_unit(seconds: float) -> tuple[str, int]:
+    """Choose a time unit for a run of this length, and return it with its seconds."""
     if seconds < 180:
         return "seconds", 1
     return ("minutes", 60) if seconds < 3 * 3600 else ("hours", 3600)
 
 
 def scores(counts: list[int], threshold: float | None) -> str:
-    """How the scores of boxes are spread, from 0 to 1 in BINS parts.
+    """Draw the distribution of box scores from 0 to 1, in BINS parts.
 
-    Many boxes below SURE, as a low threshold leaves them, are cut off, and said in words.
+    A low threshold leaves many boxes below SURE. Such high bars are cut off, and a note in the
+    chart says so.
     """
     edges = [part / BINS for part in range(BINS + 1)]
     cut = round(SURE * BINS)
     most = max(counts[cut:], default=0) or max(counts) or 1
     top = 1.3 * most
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(440, 260)
+        figure = _make_figure(440, 260)
         axes = figure.subplots()
         shown = [min(count, top) for count in counts]
         axes.bar(edges[:cut], shown[:cut], 0.92 / BINS, align="edge", color=SOFT)
@@ -132,16 +136,16 @@ def scores(counts: list[int], threshold: float | None) -> str:
                 ha="right",
                 va="top",
             )
-        return _svg(figure, "Boxes by score")
+        return _export_svg(figure, "Boxes by score")
 
 
-def _figure(width: int, height: int) -> Figure:
-    """A figure of that many CSS pixels: one of its points is one of them."""
+def _make_figure(width: int, height: int) -> Figure:
+    """Make a figure of this many CSS pixels; one point of the figure is one CSS pixel."""
     return Figure((width / 72, height / 72), layout="constrained")
 
 
-def _svg(figure: Figure, says: str) -> str:
-    """The figure for a page: no names that another may have too, no size of its own."""
+def _export_svg(figure: Figure, says: str) -> str:
+    """Export the figure as SVG for a page, with no ids that another chart may have, and no size."""
     number = next(_numbers)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"chart {number}"}):

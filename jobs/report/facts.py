@@ -1,7 +1,7 @@
-"""What a run's tables say, for its page: counts, samples of failures, and pictures to show.
+"""What a run's tables say, for its page: counts, samples of failures, and images to show.
 
-Sums are DuckDB's over whole columns. Pictures are chosen from a few of the table files, however
-many there are, so that a page of ten million images costs about what one of a million does.
+DuckDB computes the sums over whole columns. The images to show come from a few of the table files,
+however many there are, so a page for ten million images costs about as much as one for a million.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ import pyarrow as pa
 from jobs.output.manifest import FileOfRun, Manifest
 from jobs.output.views import connect
 
-CLASSES = 16  # the most frequent, told one by one
-BINS = 20  # of scores
-SURE = 0.5  # a score from which a box counts as sure
-SAMPLES_OF_FAILURES = 3  # a reason
-DRAWN = 0.3  # boxes from this score up are drawn, though the run may keep lower ones
-BOXES_DRAWN = 60  # of an image
-SHOWN = 3  # pictures of each kind
-FILES_LOOKED_INTO = 4  # of 100,000 images each, for pictures
-# An archive is read from its beginning to the last picture that is wanted of it.
+CLASSES = 16  # most frequent classes, which are listed one by one
+BINS = 20  # histogram bins of the scores
+SURE = 0.5  # least score of a box that counts as sure
+SAMPLES_OF_FAILURES = 3  # samples for each reason
+DRAWN = 0.3  # least score of the boxes that are drawn, although the run may keep lower ones
+BOXES_DRAWN = 60  # most boxes drawn on one image
+SHOWN = 3  # images of each kind
+FILES_LOOKED_INTO = 4  # table files, of 100,000 images each, from which images are chosen
+# An archive is read from its beginning to the last image wanted, so only its start is used.
 ARCHIVES_OPENED, ARCHIVE_IMAGES = 4, 64
 
 
@@ -29,42 +29,42 @@ ARCHIVES_OPENED, ARCHIVE_IMAGES = 4, 64
 class ClassCount:
     label: str
     boxes: int
-    sure: int  # of these, with a score of SURE or more
+    sure: int  # of these boxes, those with a score of SURE or more
 
 
 @dataclass(frozen=True)
 class Failure:
     reason: str
     images: int
-    samples: list[tuple[str, str]]  # image_id and error
+    samples: list[tuple[str, str]]  # (image_id, error) pairs
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image whose picture is shown, and why that one."""
+    """An image that the page shows, and why it was chosen."""
 
-    kind: str  # a key of KINDS
+    kind: str  # key of KINDS
     image_id: str
     shard: str
     index: int
-    size: tuple[int, int]  # width, height
-    boxes: list[dict[str, Any]]  # label, label_id, score and corners, best first
+    size: tuple[int, int]  # (width, height) in pixels
+    boxes: list[dict[str, Any]]  # label, label_id, score and corners of each box, best score first
 
 
 @dataclass(frozen=True)
 class Facts:
-    classes: list[ClassCount]  # those with most sure boxes first
-    other_classes: int
-    other_boxes: int  # of those
+    classes: list[ClassCount]  # classes with the most sure boxes first
+    other_classes: int  # number of classes that are not in `classes`
+    other_boxes: int  # boxes of those other classes
     scores: list[int]  # boxes in each of BINS equal parts of 0 to 1
     sure: int  # boxes with a score of SURE or more
-    without_boxes: int  # labelled images in which nothing was found
+    without_boxes: int  # labelled images without any detection
     failures: list[Failure]
     shown: list[Shown]
-    chosen_from: int  # images among which those were chosen
+    chosen_from: int  # number of images among which `shown` was chosen
 
 
-# Kind -> heading, condition and order.
+# Kind -> (heading, SQL condition, SQL order).
 KINDS = {
     "random": ("Chosen at random", "true", "hash(image_id, shard)"),
     "sure": ("Most confident", "boxes > 0", "max_score DESC, hash(image_id)"),
@@ -76,20 +76,21 @@ KINDS = {
 def gather_facts(
     output: str, manifest: Manifest, archives: list[str], threshold: float | None
 ) -> Facts:
-    """Facts of one run, by its manifest, which need not be written yet.
+    """Collect the facts of one run from its tables; its manifest need not be written yet.
 
-    `archives` are its shards that are no loose files, `threshold` the scores that it kept.
+    `archives` are the names of its shards that are not loose files. `threshold` is the least score
+    that it kept.
     """
     with connect(output, [manifest]) as tables:
-        classes = _classes(tables)
-        scores, sure = _scores(tables)
-        (without,) = _one(
+        classes = _count_classes(tables)
+        scores, sure = _count_scores(tables)
+        (without,) = _fetch_row(
             tables, "SELECT count(*) FROM images WHERE status = 'ok' AND num_detections = 0"
         )
-        failures = _failures(tables)
-    few: Manifest = {**manifest, "files": _some_files(manifest["files"])}
+        failures = _sample_failures(tables)
+    few: Manifest = {**manifest, "files": _choose_files(manifest["files"])}
     with connect(output, [few]) as tables:
-        shown, chosen_from = _shown(tables, archives, threshold)
+        shown, chosen_from = _choose_images(tables, archives, threshold)
     rest = classes[CLASSES:]
     return Facts(
         classes[:CLASSES],
@@ -104,13 +105,13 @@ def gather_facts(
     )
 
 
-def _one(tables: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+def _fetch_row(tables: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
     (row,) = tables.sql(sql).fetchall()
     answer: tuple[Any, ...] = row
     return answer
 
 
-def _classes(tables: duckdb.DuckDBPyConnection) -> list[ClassCount]:
+def _count_classes(tables: duckdb.DuckDBPyConnection) -> list[ClassCount]:
     rows = tables.sql(
         f"SELECT label, count(*), count(*) FILTER (score >= {SURE}) FROM detections "
         "GROUP BY label ORDER BY 3 DESC, 2 DESC, 1"
@@ -118,7 +119,7 @@ def _classes(tables: duckdb.DuckDBPyConnection) -> list[ClassCount]:
     return [ClassCount(*row) for row in rows]
 
 
-def _scores(tables: duckdb.DuckDBPyConnection) -> tuple[list[int], int]:
+def _count_scores(tables: duckdb.DuckDBPyConnection) -> tuple[list[int], int]:
     rows = tables.sql(
         f"SELECT least(floor(score * {BINS}), {BINS - 1})::INT, count(*), "
         f"count(*) FILTER (score >= {SURE}) FROM detections GROUP BY 1"
@@ -127,7 +128,7 @@ def _scores(tables: duckdb.DuckDBPyConnection) -> tuple[list[int], int]:
     return [counts.get(part, 0) for part in range(BINS)], sum(sure for _, _, sure in rows)
 
 
-def _failures(tables: duckdb.DuckDBPyConnection) -> list[Failure]:
+def _sample_failures(tables: duckdb.DuckDBPyConnection) -> list[Failure]:
     rows = tables.sql(
         "SELECT status, count(*), arg_min({'id': image_id, 'error': error}, hash(image_id), "
         f"{SAMPLES_OF_FAILURES}) FROM images WHERE status <> 'ok' GROUP BY 1 ORDER BY 2 DESC, 1"
@@ -138,20 +139,20 @@ def _failures(tables: duckdb.DuckDBPyConnection) -> list[Failure]:
     ]
 
 
-def _some_files(files: list[FileOfRun]) -> list[FileOfRun]:
-    """FILES_LOOKED_INTO of the pairs of table files, evenly spaced."""
+def _choose_files(files: list[FileOfRun]) -> list[FileOfRun]:
+    """Choose FILES_LOOKED_INTO pairs of table files, evenly spaced."""
     names = sorted({file["path"].rpartition("/")[2] for file in files})
     step = max(1, len(names) / FILES_LOOKED_INTO)
     chosen = {names[int(k * step)] for k in range(min(len(names), FILES_LOOKED_INTO))}
     return [file for file in files if file["path"].rpartition("/")[2] in chosen]
 
 
-def _shown(
+def _choose_images(
     tables: duckdb.DuckDBPyConnection, archives: list[str], threshold: float | None
 ) -> tuple[list[Shown], int]:
-    """Images to show, each once, and the number of those that could have been."""
+    """Choose the images to show, each once; return them and the number of candidates."""
     tables.register("archives", pa.table({"shard": pa.array(archives, pa.string())}))
-    # All that the run kept counts, unless it kept more than is drawn.
+    # All boxes that the run kept are counted, unless it kept boxes below the score for drawing.
     counted = threshold is not None and threshold >= DRAWN
     boxes = "num_detections" if counted else "coalesce(drawn, 0)"
     drawn = f"SELECT shard, image_id, count(*) AS drawn FROM detections WHERE score >= {DRAWN}"
@@ -165,7 +166,7 @@ def _shown(
         + "WHERE status = 'ok' AND (shard NOT IN (SELECT shard FROM archives) OR "
         f"(shard IN (SELECT shard FROM opened) AND index_in_shard < {ARCHIVE_IMAGES}))"
     )
-    (count,) = _one(tables, "SELECT count(*) FROM candidates")
+    (count,) = _fetch_row(tables, "SELECT count(*) FROM candidates")
     chosen: dict[tuple[str, int], tuple[Any, ...]] = {}
     for kind, (_, condition, order) in KINDS.items():
         rows = tables.sql(
@@ -174,10 +175,10 @@ def _shown(
         ).fetchall()
         new = [row for row in rows if (row[1], row[2]) not in chosen]
         chosen.update({(row[1], row[2]): (kind, *row) for row in new[:SHOWN]})
-    return [_with_boxes(tables, *one) for one in chosen.values()], count
+    return [_add_boxes(tables, *one) for one in chosen.values()], count
 
 
-def _with_boxes(
+def _add_boxes(
     tables: duckdb.DuckDBPyConnection,
     kind: str,
     image_id: str,

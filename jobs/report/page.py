@@ -1,4 +1,4 @@
-"""report.html: what a run did, for people, in one file that needs nothing else."""
+"""report.html: the page that shows people what a run did, in one self-contained file."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jobs.report.facts import DRAWN, KINDS, SURE, Facts, Shown, gather_facts
 from jobs.report.pictures import Box, Picture, PictureReader, Place, Planned, data_uri, draw_boxes
 from jobs.report.text import FILTERS, compare_with_reference, phases, stages
 
-# Told apart on any photo, and light enough for black text.
+# People can tell these colours apart on any photo, and black text is readable on each.
 COLOURS = (
     "#ffd166", "#7bdff2", "#ff9b85", "#b8f2a0", "#d9b8ff",
     "#ffb3d1", "#9ad1ff", "#f0e68c", "#8ef0c9", "#ffc49b",
@@ -24,12 +24,12 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of the sheet: a JPEG as a URL, or why there is none."""
+    """An image of the page: a JPEG as a URL, or the reason why there is none."""
 
     shown: Shown
-    ratio: float  # width by height, within bounds
-    source: str
-    why: str
+    ratio: float  # width divided by height, limited to 0.5 to 2.5
+    source: str  # data URL of the JPEG; "" where there is none
+    why: str  # why there is no JPEG; "" where there is one
 
 
 def page_of(
@@ -39,15 +39,16 @@ def page_of(
     planned: Planned,
     pictures: PictureReader,
 ) -> str:
-    """The page of one run as HTML, by its manifest, which need not be written yet.
+    """Return the page of one run as HTML.
 
-    `report` is its report.json, of this version or an earlier one; `pictures` fetches what is
-    shown, within its bounds of time.
+    `manifest` describes the run and need not be written yet. `report` is the run's report.json,
+    of this version or an earlier one. `pictures` fetches the images that the page shows, within
+    its time limits.
     """
     record = read_document(output, manifest["run_id"], "run.json")
     threshold = record["options"].get("score_threshold")
     facts = gather_facts(output, manifest, planned.archives, threshold)
-    tiles = _tiles(facts.shown, planned, pictures)
+    tiles = _fetch_tiles(facts.shown, planned, pictures)
     template = environment("jobs.report").get_template("page.html.j2")
     return template.render(
         run_id=manifest["run_id"],
@@ -55,8 +56,8 @@ def page_of(
         record=record,
         report=report,
         facts=facts,
-        groups=_groups(tiles),
-        charts=_charts(report, facts, threshold),
+        groups=_group_tiles(tiles),
+        charts=_draw_charts(report, facts, threshold),
         threshold=threshold,
         sure=SURE,
         draw_boxes=DRAWN if threshold is None else max(DRAWN, threshold),
@@ -70,7 +71,7 @@ def page_of(
 
 
 def environment(package: str) -> Environment:
-    """The templates of a package, and those of this one, as "report/..."."""
+    """Load the templates of a package, and those of this package as "report/..."."""
     shared = PrefixLoader({"report": PackageLoader("jobs.report", ".")})
     made = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), shared]),
@@ -83,8 +84,8 @@ def environment(package: str) -> Environment:
     return made
 
 
-def _charts(report: dict[str, Any], facts: Facts, threshold: float | None) -> dict[str, str]:
-    """SVG by name; "" where the report has no figures for it."""
+def _draw_charts(report: dict[str, Any], facts: Facts, threshold: float | None) -> dict[str, str]:
+    """Draw the charts as SVG, by name; "" where the report has no figures for one."""
     points = report.get("timeline") or []
     steady, cpus = report.get("images_per_second_steady"), report.get("cpus")
     several = len(points) > 2
@@ -95,7 +96,7 @@ def _charts(report: dict[str, Any], facts: Facts, threshold: float | None) -> di
     }
 
 
-def _tiles(shown: Sequence[Shown], planned: Planned, pictures: PictureReader) -> list[Tile]:
+def _fetch_tiles(shown: Sequence[Shown], planned: Planned, pictures: PictureReader) -> list[Tile]:
     shards = planned.find(sorted({one.shard for one in shown}))
     places = [Place(shards[one.shard], one.index) for one in shown if one.shard in shards]
     fetched = iter(pictures.fetch(places))
@@ -106,7 +107,7 @@ def _tiles(shown: Sequence[Shown], planned: Planned, pictures: PictureReader) ->
         if picture.pixels is None:
             tiles.append(Tile(one, 1.5, "", picture.why))
         else:
-            boxes = [_box(box) for box in one.boxes]
+            boxes = [_box_to_draw(box) for box in one.boxes]
             rows, columns = picture.pixels.shape[:2]
             ratio = min(2.5, max(0.5, columns / rows))
             source = data_uri(draw_boxes(picture.pixels, one.size, boxes))
@@ -114,14 +115,14 @@ def _tiles(shown: Sequence[Shown], planned: Planned, pictures: PictureReader) ->
     return tiles
 
 
-def _box(box: dict[str, Any]) -> Box:
+def _box_to_draw(box: dict[str, Any]) -> Box:
     corners = (box["x_min"], box["y_min"], box["x_max"], box["y_max"])
     colour = COLOURS[box["label_id"] % len(COLOURS)]
     return Box(corners, f"{box['label']} {box['score']:.2f}", colour)
 
 
-def _groups(tiles: list[Tile]) -> list[tuple[str, list[Tile]]]:
-    """Tiles under their headings, in the order of KINDS; none that is empty."""
+def _group_tiles(tiles: list[Tile]) -> list[tuple[str, list[Tile]]]:
+    """Group the tiles under their headings, in the order of KINDS; empty groups are left out."""
     groups = [
         (heading, [tile for tile in tiles if tile.shown.kind == kind])
         for kind, (heading, _, _) in KINDS.items()

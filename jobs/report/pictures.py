@@ -1,8 +1,8 @@
-"""Pictures of a run for pages: fetched again from INPUT, made small, their boxes drawn.
+"""Images of a run for pages: fetched again from INPUT, made small, with their boxes drawn.
 
-Pictures are files that nobody checked, so they are read and decoded by the processes that also do
-that for a run (pipeline/isolation/child.py). One that cannot be had in time is named; it stops
-nothing.
+Nobody has checked the image files, so the same processes read and decode them as in a run
+(pipeline/isolation/child.py). An image that cannot be had in time is reported with the reason; it
+stops nothing.
 """
 
 import base64
@@ -29,23 +29,26 @@ from pipeline.stages.prepare import DECODE, Preparer
 from pipeline.storage.files import StorageUnavailable, join
 from pipeline.storage.urls import printable
 
-SMALL = ResizeRule(shorter=400, longest=600)  # pixels: sharp on a fine screen at half of that
-START_SECONDS = 20.0  # until both processes have imported what they need: 4 on two idle cores
-SECONDS = 10.0  # for all pictures; the last may take SECONDS_EACH on top. Sixteen take one
-SECONDS_EACH = 5.0
-MOST_BYTES = 32 << 20  # of a loose file that is fetched for its picture
+# pixels; this is sharp on a high-density screen at half the size
+SMALL = ResizeRule(shorter=400, longest=600)
+# seconds until both processes have imported their modules; it takes 4 on two idle cores
+START_SECONDS = 20.0
+# seconds for all images; the last may take SECONDS_EACH more; 16 images take about 1 second
+SECONDS = 10.0
+SECONDS_EACH = 5.0  # seconds for one image
+MOST_BYTES = 32 << 20  # size limit of a loose file that is fetched for the page
 JPEG_QUALITY = 82
-TEXT_SIGNS = 80  # of a box's text, at most
-_BASIC = ImageFont.Layout.BASIC  # the other one fails on some texts
+TEXT_SIGNS = 80  # greatest number of characters of a box's text
+_BASIC = ImageFont.Layout.BASIC  # the other layout engine fails on some texts
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-READABLE = ("files", "tar", "parquet")  # kinds of shards that hold pictures
+READABLE = ("files", "tar", "parquet")  # kinds of shards that hold images
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image lies: the shard as it was planned, and the image's `index_in_shard`."""
+    """Where an image is: its shard as it was planned, and its `index_in_shard`."""
 
     shard: Shard
     index: int
@@ -53,10 +56,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as displayed (EXIF undone), made small."""
+    """A decoded image as displayed (EXIF orientation applied), made small."""
 
-    pixels: Pixels | None  # (rows, columns, 3); None where it could not be had
-    why: str = ""  # it could not
+    pixels: Pixels | None  # (rows, columns, 3); None where the image could not be read
+    why: str = ""  # why the image could not be read; "" where it was read
 
 
 @dataclass(frozen=True)
@@ -64,27 +67,28 @@ class Box:
     """A box to draw, in pixels of the image as displayed."""
 
     corners: tuple[float, float, float, float]  # x_min, y_min, x_max, y_max
-    text: str  # "" for none
+    text: str  # text beside the box; "" for none
     colour: str  # "#rrggbb", light enough for black text
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The shards of a run: names of its archives, and how to find shards by their names."""
+    """The shards of a run: the names of its archives, and a function that finds shards by name."""
 
     archives: list[str]
     find: Callable[[Sequence[str]], dict[str, Shard]]
 
 
 def plan_of_shards(shards: Shards) -> Planned:
-    """Of a run under way, whose shards hold what opens them."""
+    """Return the plan of a run in progress, whose shards keep the secrets that open them."""
     return _read_plan(str(shards.path))
 
 
 def read_plan_of_run(output: str, run_id: str) -> Planned:
-    """Of a finished run, by its plan.
+    """Read the plan of a finished run.
 
-    Secrets of signed URLs are no part of it: their pictures cannot be had again.
+    A plan does not keep the secrets of signed URLs, so images behind such URLs cannot be fetched
+    again.
     """
     return _read_plan(join(output, read_catalog(output).manifests[run_id]["plan"]))
 
@@ -97,9 +101,9 @@ def _read_plan(url: str) -> Planned:
 
 
 def _find_shards(url: str, names: Sequence[str]) -> dict[str, Shard]:
-    """Shards of a plan by their names, as far as it has them and they hold pictures.
+    """Find those shards of a plan that have one of these names and hold images.
 
-    Detections of other tools, which `import` takes in, do not.
+    Shards of detections from other tools, which `import` publishes, hold no images.
     """
     found: dict[str, Shard] = {}
     wanted = pa.array(sorted(set(names)), pa.string())
@@ -116,7 +120,10 @@ _GONE = Picture(None, "the archive holds it no more")
 
 
 class PictureReader:
-    """Fetches pictures within bounds of time. Its processes start with it and end with `close`."""
+    """Fetches images within time limits.
+
+    Its two processes start when it is created, and end with `close`.
+    """
 
     def __init__(self, resize: ResizeRule = SMALL, seconds: float = SECONDS):
         self.resize, self.seconds = resize, seconds
@@ -136,23 +143,23 @@ class PictureReader:
         self._preparer.child.close()
 
     def fetch(self, places: Sequence[Place]) -> list[Picture]:
-        """A picture a place, in their order, those that cannot be had among them.
+        """Return one result for each place, in the same order; failed images carry their reason.
 
-        Loose files are read together. Of an archive all is read up to the last picture wanted:
-        choose pictures near its beginning.
+        Loose files are read together. An archive is read up to the last wanted image, so choose
+        images near its beginning.
         """
         found: dict[tuple[str, int], Picture] = {}
         self._wait()
         deadline = time.monotonic() + self.seconds
-        for shard, wanted in _groups(places, found):
+        for shard, wanted in _group_places(places, found):
             seconds = min(SECONDS_EACH, deadline - time.monotonic())
             if seconds <= 0:
                 break
             missing = _GONE
             try:
-                # Rows first: a stream that is left unfinished ends its process.
-                for row, key in zip(self._rows(shard, wanted, seconds), wanted, strict=False):
-                    found[key] = self._decoded(row, deadline)
+                # The rows are the first argument of zip: a stream left unfinished ends its process.
+                for row, key in zip(self._read_rows(shard, wanted, seconds), wanted, strict=False):
+                    found[key] = self._decode(row, deadline)
                     if time.monotonic() > deadline:
                         missing = self._late
                         break
@@ -162,7 +169,10 @@ class PictureReader:
         return [found.get((place.shard.shard, place.index), self._late) for place in places]
 
     def _wait(self) -> None:
-        """Until both processes have started, for START_SECONDS: that is no picture's fault."""
+        """Wait until both processes have started, START_SECONDS at most.
+
+        Start-up does not count against the time limit of any image.
+        """
         nothing = Shard("nothing", "files", ()), ()
         with suppress(ChildFailed):
             list(self._reading.stream("jobs.report.pictures:rows_at", nothing, START_SECONDS / 2))
@@ -171,8 +181,10 @@ class PictureReader:
             arguments = nobody, self.resize, self._preparer.max_pixels
             list(self._preparer.child.stream(DECODE, arguments, START_SECONDS / 2))
 
-    def _rows(self, shard: Shard, wanted: list[tuple[str, int]], seconds: float) -> Iterator[Row]:
-        """The row of each image that is `wanted` of a shard, each within `seconds`."""
+    def _read_rows(
+        self, shard: Shard, wanted: list[tuple[str, int]], seconds: float
+    ) -> Iterator[Row]:
+        """Read the row of each image in `wanted` from a shard, each within `seconds`."""
         loose = shard.kind == "files"
         positions = range(len(wanted)) if loose else [index for _, index in wanted]
 
@@ -188,7 +200,7 @@ class PictureReader:
             go_on=loose,
         )
 
-    def _decoded(self, row: Row, deadline: float) -> Picture:
+    def _decode(self, row: Row, deadline: float) -> Picture:
         if row["status"] == OK:
             left = deadline - time.monotonic()
             self._preparer.seconds = max(0.1, min(SECONDS_EACH, left))
@@ -202,7 +214,7 @@ class PictureReader:
 
 
 def rows_at(shard: Shard, positions: tuple[int, ...]) -> Iterator[Row]:
-    """Rows (ENCODED) of images at ascending positions of a shard. Runs in the reader's child."""
+    """Read rows (ENCODED) at ascending positions of a shard; runs in the reader's child process."""
     if shard.kind == "files":
         members = tuple(shard.members[position] for position in positions)
         yield from read_rows(replace(shard, members=members), 0)
@@ -214,13 +226,13 @@ def rows_at(shard: Shard, positions: tuple[int, ...]) -> Iterator[Row]:
             yield row
 
 
-def _groups(
+def _group_places(
     places: Sequence[Place], found: dict[tuple[str, int], Picture]
 ) -> Iterator[tuple[Shard, list[tuple[str, int]]]]:
-    """What is read at once: all loose files as one shard, then each archive.
+    """Group the places that are read together: all loose files as one shard, then each archive.
 
-    With the shards come (shard, index) of their images, in the order of their rows. Files that are
-    too large are `found` to be so.
+    Each shard comes with the (shard, index) keys of its images, in the order of their rows. Files
+    that are too large are recorded in `found` with that reason.
     """
     loose: dict[tuple[str, int], Member] = {}
     archives: dict[str, tuple[Shard, set[int]]] = {}
@@ -239,15 +251,17 @@ def _groups(
 
 
 def draw_boxes(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> Pixels:
-    """`pixels` (rows, columns, 3) with boxes of an image of `size` (width, height) drawn on them.
+    """Draw boxes on `pixels` (rows, columns, 3), and return the result.
 
-    The first box lies on top. Texts stand above their boxes, within the picture.
+    The boxes belong to an image of `size` (width, height). The first box lies on top. The text of a
+    box stands above it, within the image.
     """
-    from matplotlib import get_data_path  # a third of a second, that readers' processes need not
+    # This import takes a third of a second, and the reader processes do not need it.
+    from matplotlib import get_data_path
 
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
-    # By height, as pages show pictures side by side at the same height; narrow ones by width.
+    # Pages show images side by side at one height, so text scales with it; narrow images by width.
     file = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
     signs = min(28, max(11, picture.height // 24, picture.width // 40))
     font = ImageFont.truetype(file, signs, layout_engine=_BASIC)
@@ -259,14 +273,14 @@ def draw_boxes(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> P
         draw.rectangle((left, top, right, low), outline=box.colour, width=line)
     for box, (left, top, _, _) in reversed(placed):
         if box.text:
-            _write(draw, box, (left, top), font)
+            _draw_text(draw, box, (left, top), font)
     return np.asarray(picture)
 
 
-def _write(
+def _draw_text(
     draw: ImageDraw.ImageDraw, box: Box, corner: tuple[float, float], font: ImageFont.FreeTypeFont
 ) -> None:
-    """A box's text on its colour, above `corner`, or where the picture has room for it."""
+    """Write a box's text on its colour: above `corner`, or where the image has room for it."""
     text = printable(box.text).replace("\n", " ")[:TEXT_SIGNS]
     width, height = font.getlength(text) + 4, font.size + 4
     left = max(0.0, min(corner[0], draw.im.size[0] - width))
@@ -276,6 +290,6 @@ def _write(
 
 
 def data_uri(pixels: Pixels) -> str:
-    """A picture (rows, columns, 3) as a JPEG within a URL, for `src` of an `img`."""
+    """Encode an image (rows, columns, 3) as a JPEG in a data URL, for `src` of an `img` element."""
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), JPEG_QUALITY, "RGB", "420")
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -12,14 +12,17 @@ from jobs.output.views import finished_runs
 from jobs.report.text import compare_with_reference, format_duration, format_number
 from pipeline.storage.files import InputError
 
-READ_AT_ONCE = 16  # reports fetched together: latency limits them
-LIKE = 0.5  # of the images of earlier runs: one of fewer is not compared with them
-SAME = 0.05  # a rate or cost this near to the earlier ones is told as the same
+READ_AT_ONCE = 16  # reports fetched at the same time, because each waits for a request to the store
+LIKE = 0.5  # least share of the usual number of images for a run to be compared with earlier runs
+SAME = 0.05  # relative change of a rate or cost below which it is reported as the same
 
 
 def manifest_of(output: str, run_id: str | None = None) -> Manifest:
-    """The manifest of a run that counts, the newest unless it is named. InputError without it."""
-    runs = _runs(output)
+    """Return the manifest of a run that counts: the newest, unless `run_id` names one.
+
+    InputError if there is no such run.
+    """
+    runs = _labelling_runs(output)
     if run_id is None:
         return runs[-1]
     for run in runs:
@@ -30,7 +33,10 @@ def manifest_of(output: str, run_id: str | None = None) -> Manifest:
 
 
 def with_tables(output: str, run_id: str | None = None) -> Manifest:
-    """As `manifest_of`; InputError where `compact` has merged the run's tables into another's."""
+    """Do the same as `manifest_of` for a run that still has tables of its own.
+
+    InputError if `compact` has merged the run's tables into those of another run.
+    """
     manifest = manifest_of(output, run_id)
     if all(run["run_id"] != manifest["run_id"] for run in committed_runs(output)):
         run_id = manifest["run_id"]
@@ -41,40 +47,40 @@ def with_tables(output: str, run_id: str | None = None) -> Manifest:
     return manifest
 
 
-def _runs(output: str) -> list[Manifest]:
+def _labelling_runs(output: str) -> list[Manifest]:
     return read_catalog(output).labelling_runs() or finished_runs(
         output
-    )  # which says that there is none
+    )  # this raises InputError, which says that there is no run
 
 
 def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
-    """report.json of one run (see `jobs.accounting.tally.Report`), with its `run_id`."""
-    return _read(output, manifest_of(output, run_id)["run_id"])
+    """Return report.json of one run (see `jobs.accounting.tally.Report`), with its `run_id`."""
+    return _read_report(output, manifest_of(output, run_id)["run_id"])
 
 
-def _read(output: str, run_id: str) -> dict[str, Any]:
+def _read_report(output: str, run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, **read_document(output, run_id, "report.json")}
 
 
 def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, Any]]:
-    """Of the newest `count` runs of a model, oldest first."""
+    """Read the reports of the newest `count` runs of a model, oldest first."""
     ids = [
         run["run_id"]
         for run in read_catalog(output).labelling_runs()
         if run["model_fingerprint"] == fingerprint
     ]
-    return [_read(output, run_id) for run_id in ids[-count:]]
+    return [_read_report(output, run_id) for run_id in ids[-count:]]
 
 
 def overview(output: str) -> dict[str, Any]:
-    """All runs that count, oldest first, with the trends of rate and cost, and their totals.
+    """Summarize all runs that count, oldest first, with trends of rate and cost, and totals.
 
-    A trend compares with the median of the earlier runs: `change` is 0.1 where it is a tenth more.
-    It is None where there is nothing to compare, or the run is far smaller.
+    A trend compares a run with the median of the earlier runs: `change` is 0.1 for a tenth more.
+    It is None where there is nothing to compare, or where the run is far smaller.
     """
-    ids = [run["run_id"] for run in _runs(output)]
+    ids = [run["run_id"] for run in _labelling_runs(output)]
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        reports = list(pool.map(lambda run_id: _read(output, run_id), ids))
+        reports = list(pool.map(lambda run_id: _read_report(output, run_id), ids))
     runs: list[dict[str, Any]] = []
     for report in reports:
         row = {
@@ -85,7 +91,7 @@ def overview(output: str) -> dict[str, Any]:
             "wall_seconds": report["wall_seconds"],
             "usd": report["usd"],
         }
-        # Of a run that is mostly start-up neither says anything beside those of large ones.
+        # The rate and cost of a run that is mostly start-up say nothing beside those of large runs.
         usual = median(run["images"] for run in runs) if runs else 0
         like = runs if report["images"] >= LIKE * usual else []
         for name in ("images_per_second", "usd_per_1000_images"):
@@ -103,13 +109,13 @@ def overview(output: str) -> dict[str, Any]:
 
 
 def _change(value: float | None, before: list[float | None]) -> float | None:
-    """By which share `value` is more than the median of those known `before`."""
+    """Return the share by which `value` exceeds the median of the known values in `before`."""
     known = [one for one in before if one]
     return value / median(known) - 1 if value and known else None
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """One run for people, a fact a line. What reports of earlier versions lack is left out."""
+    """Describe one run for people, one fact a line; fields that older reports lack are left out."""
     steady = report["images_per_second_steady"]
     before = report["labelled_before"]
     use = report.get("stage_use") or {}
@@ -134,7 +140,7 @@ def as_text(report: dict[str, Any]) -> str:
         f"retries        {report['storage_retries']} requests to stores were repeated",
         f"device use     {report['device_use']:.0%} of the wall time",
         *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
-        *_cost(report),
+        *_describe_cost(report),
         *(
             []
             if (off := accuracy(report)) is None
@@ -144,7 +150,7 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cost(report: dict[str, Any]) -> list[str]:
+def _describe_cost(report: dict[str, Any]) -> list[str]:
     cost = report["usd_per_1000_images"]
     if cost is None:
         return ["cost           not known: give label --instance-type or --usd-per-hour"]
@@ -152,17 +158,12 @@ def _cost(report: dict[str, Any]) -> list[str]:
         f"cost           {cost:.4f} USD per 1,000 images at {report['usd_per_hour']:g} USD an hour "
         f"({report['price_basis']})",
         f"  compared     {compare_with_reference(cost)}",
-        *_by_market(report.get("cost")),
+        *_describe_cost_by_market(report.get("cost")),
     ]
 
 
-def _estimate(report: dict[str, Any]) -> list[str]:
-    off = accuracy(report)
-    return [f"estimate       {report['estimate']['seconds']:.0f} s: {off}"] if off else []
-
-
-def _by_market(cost: dict[str, Any] | None) -> list[str]:
-    """What the run cost on demand and on spot machines, by kind of node."""
+def _describe_cost_by_market(cost: dict[str, Any] | None) -> list[str]:
+    """Describe the cost on demand and on spot machines, one line for each kind of node."""
     if cost is None or cost["usd_spot"] is None:
         return []
     lines = [
@@ -176,7 +177,7 @@ def _by_market(cost: dict[str, Any] | None) -> list[str]:
 
 
 def overview_as_text(document: dict[str, Any]) -> str:
-    """What `overview` says, for people: a line a run, then the totals."""
+    """Describe the result of `overview` for people: one line for each run, then the totals."""
     head = ("run", "images", "failed", "wall", "images/s", "", "USD per 1,000", "")
     rows = [
         (
@@ -185,9 +186,9 @@ def overview_as_text(document: dict[str, Any]) -> str:
             format_number(run["failed"]),
             format_duration(run["wall_seconds"]),
             f"{run['images_per_second']:.2f}",
-            _trend(run["images_per_second_change"], "faster", "slower"),
+            _describe_trend(run["images_per_second_change"], "faster", "slower"),
             "not known" if (cost := run["usd_per_1000_images"]) is None else f"{cost:.4f}",
-            _trend(run["usd_per_1000_images_change"], "dearer", "cheaper"),
+            _describe_trend(run["usd_per_1000_images_change"], "dearer", "cheaper"),
         )
         for run in document["runs"]
     ]
@@ -213,8 +214,8 @@ def overview_as_text(document: dict[str, Any]) -> str:
     return "\n".join([*lines, f"cost of all: {spent}{without}; trends: against the earlier runs"])
 
 
-def _trend(change: float | None, more: str, less: str) -> str:
-    """A change in words: `12 % faster`."""
+def _describe_trend(change: float | None, more: str, less: str) -> str:
+    """Describe a change in words, such as `12 % faster`."""
     if change is None:
         return ""
     if abs(change) < SAME:
@@ -223,12 +224,12 @@ def _trend(change: float | None, more: str, less: str) -> str:
 
 
 def html(output: str, run_id: str | None = None) -> str:
-    """The page of a finished run, made anew from its tables and INPUT's pictures."""
+    """Make the page of a finished run again, from its tables and the images in INPUT."""
     from jobs.report.page import page_of
     from jobs.report.pictures import PictureReader, read_plan_of_run
 
     manifest = with_tables(output, run_id)
-    report = _read(output, manifest["run_id"])
+    report = _read_report(output, manifest["run_id"])
     with PictureReader() as pictures:
         planned = read_plan_of_run(output, manifest["run_id"])
         return page_of(output, manifest, report, planned, pictures)

@@ -1,4 +1,4 @@
-"""Figures of report.json in words, for the page."""
+"""Text for the page: the figures of report.json in words."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -27,12 +27,12 @@ UNKNOWN = "\N{EN DASH}"
 
 
 def format_number(value: float | None, digits: int = 0) -> str:
-    """With thousands told apart; UNKNOWN for None."""
+    """Format a number with thousands separators; UNKNOWN for None."""
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
 def format_figure(value: float | None) -> str:
-    """Three digits that count, or all before the point."""
+    """Format a number with three significant digits, or with all digits before the point."""
     if value is None:
         return UNKNOWN
     if value == 0 or value >= 100:
@@ -48,7 +48,7 @@ def format_per_cent(share: float | None) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds as people tell them: `8.4 s`, `12 min 5 s`, `3 h 20 min`."""
+    """Format seconds as `8.4 s`, `12 min 5 s` or `3 h 20 min`."""
     if seconds is None:
         return UNKNOWN
     if seconds < 100:
@@ -66,12 +66,12 @@ def format_day(unix_time: float | None) -> str:
 
 
 def shorten(image_id: str) -> str:
-    """The end of a name, by which people know it."""
+    """Return the last part of an image_id, by which people know the image."""
     return printable(image_id).rstrip("/").rsplit("/", 1)[-1]
 
 
 def list_examples(examples: Sequence[str], count: int) -> str:
-    """The first of `count` names."""
+    """List the first of `count` names."""
     return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
 
 
@@ -88,7 +88,7 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 
 def compare_with_reference(cost: float | None) -> str:
-    """USD per 1,000 images beside the reference price."""
+    """Compare USD per 1,000 images with the reference price, in words."""
     if not cost:
         return ""
     reference = f"the reference price of {REFERENCE_USD_PER_1000:g} USD"
@@ -101,14 +101,14 @@ def compare_with_reference(cost: float | None) -> str:
 
 
 def phases(report: dict[str, Any]) -> list[tuple[str, float]]:
-    """The wall time in parts: (name, seconds); one part where the report knows no more."""
+    """Split the wall time into (name, seconds); it is one part where the report knows no more."""
     wall = report["wall_seconds"]
     startup = report.get("startup_seconds")
     publish = report["seconds_by_stage"].get("publish", 0.0)
     if startup is None:
         return [("whole run", wall)]
     rest = max(0.0, wall - startup - publish)
-    if report.get("stage_use") is None:  # there was but one block
+    if report.get("stage_use") is None:  # there was only one block
         return [("start-up and labelling", startup + rest), ("publishing", publish)]
     return [
         ("start-up and first block", startup),
@@ -118,7 +118,7 @@ def phases(report: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def stages(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Stages in the order of the dataflow; shares and workers None where they are not known."""
+    """List the stages in dataflow order; shares and workers are None where they are not known."""
     use, workers = report.get("stage_use") or {}, report.get("stage_workers") or {}
     longest = max([*report["seconds_by_stage"].values(), 1e-9])
     return [

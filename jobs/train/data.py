@@ -1,4 +1,4 @@
-"""What `train` learns from: rendered scenes, or a dataset in COCO's format."""
+"""Training data: rendered scenes, or a dataset in COCO's format."""
 
 import math
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from model.resize import ResizeRule
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HELD_OUT_SEED = 1_000_000  # the seed of scenes that are never trained on
-MOST_OBJECTS = 20  # crowded pictures teach more in the same time
-ASPECTS = (1.0, 1.25, 1.6, 2.1, 2.8)  # longer over shorter side of the scenes that are drawn
-SCENES = 400  # of each aspect; drawing costs more than mirroring and recolouring what is drawn
-SCALES = (0.7, 1.6)  # drawn size over the model's input size, as in pictures of 200 to 1,200 px
-# Share of the training done, and of the model's input size at that time: training starts on small
-# pictures, which are quick (Tan & Le 2021).
+MOST_OBJECTS = 20  # crowded images teach more in the same time
+ASPECTS = (1.0, 1.25, 1.6, 2.1, 2.8)  # longer side divided by shorter side of the rendered scenes
+SCENES = 400  # for each aspect; rendering costs more than mirroring and recolouring a scene
+SCALES = (0.7, 1.6)  # rendered size over the model's input size, as for images of 200 to 1,200 px
+# Share of the training that is done, and share of the model's input size at that time: training
+# starts on small images, which are quick (Tan & Le 2021).
 SIZES = ((0.55, 0.8), (0.55, 0.85))
-# Batches in a row that are of one scale: CPUs compile their convolutions for each new size, which
-# costs as much as a fifth of a step, and keep those of about a dozen.
+# Number of consecutive batches of one scale. CPUs compile their convolutions for each new size,
+# which costs as much as a fifth of a step, and cache those of about a dozen sizes.
 BATCHES_OF_ONE_SCALE = 50
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, resized, with its truth."""
+    """One resized image with its truth."""
 
     image: Tensor  # (h, w, 3) uint8
     target: Target
@@ -49,7 +49,7 @@ def to_sample(
     image_id: str,
     size: tuple[int, int],
 ) -> Sample:
-    """Resize a picture to `size` (rows, columns); `boxes` (N, 4) are corners in its own pixels."""
+    """Resize an image to `size` (rows, columns); `boxes` (N, 4) are corners in its own pixels."""
     width, height = picture.size
     resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
@@ -62,10 +62,10 @@ def to_sample(
 
 
 class ScenesForTraining(Dataset[Sample]):
-    """Rendered scenes, mirrored, turned and recoloured at random, which no shape's name minds.
+    """Rendered scenes, mirrored, turned and recoloured at random, which changes no shape's class.
 
-    The pictures of one batch share a size, so that nothing is padded. Picture `index` depends on
-    the seed alone. Scenes are kept in memory: about 1 GB for the packaged model's input size.
+    The images of one batch have one size, so that nothing is padded. Image `index` depends on the
+    seed alone. Scenes are kept in memory: about 1 GB for the packaged model's input size.
     """
 
     labels = SHAPES
@@ -94,7 +94,7 @@ class ScenesForTraining(Dataset[Sample]):
         return to_sample(picture, boxes, drawn.labels, str(index), (rows, columns))
 
     def _shape(self, batch: int) -> tuple[int, int, int]:
-        """Which of ASPECTS a batch has, and the rows and columns of its pictures."""
+        """Return the index in ASPECTS of a batch, and the rows and columns of its images."""
         of_scale = np.random.default_rng([self.seed, 3, batch // BATCHES_OF_ONE_SCALE])
         share = np.interp(batch * self.batch_size / self.length, *SIZES) * of_scale.uniform(
             0.8, 1.2
@@ -107,7 +107,7 @@ class ScenesForTraining(Dataset[Sample]):
         return (aspect, short, long) if rng.random() < 0.5 else (aspect, long, short)
 
     def _scene(self, aspect: int, number: int) -> Scene:
-        """The landscape of this number, drawn when it is first wanted."""
+        """Return the landscape scene of this number; it is rendered at the first call."""
         if (aspect, number) not in self._drawn:
             rng = np.random.default_rng([self.seed, 2, aspect, number])
             shorter = self.rule.shorter * math.exp(rng.uniform(*np.log(SCALES)))
@@ -117,7 +117,7 @@ class ScenesForTraining(Dataset[Sample]):
 
 
 def _mirrored(boxes: Array, axis: int, extent: int) -> Array:
-    """Corners (N, 4) in a picture mirrored along x (0) or y (1), where it measures `extent`."""
+    """Mirror corners (N, 4) along x (axis 0) or y (axis 1) in an image of `extent` pixels there."""
     mirrored = boxes.copy()
     mirrored[:, [axis, axis + 2]] = extent - boxes[:, [axis + 2, axis]]
     return mirrored
@@ -142,7 +142,7 @@ class HeldOutScenes(Dataset[Sample]):
         return to_sample(picture, drawn.boxes, drawn.labels, str(index), size)
 
     def truth(self) -> Annotations:
-        """The scenes' boxes."""
+        """Return the boxes of the scenes."""
         images: dict[str, coco.Image] = {}
         annotations: list[Annotation] = []
         for index, drawn in enumerate(self.scenes):
@@ -156,10 +156,10 @@ class HeldOutScenes(Dataset[Sample]):
 
 
 class CocoDataset(Dataset[Sample]):
-    """A folder of pictures beside an annotation file in COCO's format.
+    """A folder of images with an annotation file in COCO's format.
 
     The label of a detection is its category id, as in the published checkpoints; `labels` has an
-    empty name for ids that are not used. With `flip`, half of the pictures are mirrored.
+    empty name for ids that are not used. With `flip`, half of the images are mirrored.
     """
 
     def __init__(self, folder: Path, annotations: Path, rule: ResizeRule, flip: bool):
@@ -176,12 +176,12 @@ class CocoDataset(Dataset[Sample]):
         return len(self.images)
 
     def truth(self) -> Annotations:
-        """The annotation file."""
+        """Return the content of the annotation file."""
         return self.annotations
 
     def __getitem__(self, index: int) -> Sample:
         listed = self.images[index]
-        assert listed.file_name is not None  # as it is needed
+        assert listed.file_name is not None  # the reader requires this field
         with Image.open(self.folder / listed.file_name) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
         found = self.boxes.get(listed.id, [])

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FROM_SCRATCH = "random"  # weights; as model.zoo.RANDOM
+FROM_SCRATCH = "random"  # name of random weights, as in model.zoo.RANDOM
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """A recipe: everything that decides the weights that come out.
+    """A recipe: everything that determines the trained weights.
 
-    What has no help is not offered on the command line.
+    Fields without a help text are not offered on the command line.
     """
 
     output: Path = field(
@@ -39,10 +39,11 @@ class TrainOptions:
     weight_decay: float = 1e-4
     warmup: int = 100  # steps
     clip_norm: float = 0.1  # as published
-    # From scratch only. Encoders learn fast when every object wants several proposals, but a
-    # decoder that is given several equal ones goes on to name an object twice.
-    proposals_per_object: int = 4  # see `criterion`; for the first
-    dense_share: float = 0.12  # of the steps, then one
+    # For training from scratch only. Encoders learn fast when every object has several proposals. A
+    # decoder that gets several equal proposals, however, learns to name an object twice.
+    proposals_per_object: int = 4  # see `criterion`; for the first steps
+    # share of the steps with several proposals; afterwards each object has one
+    dense_share: float = 0.12
     freeze_norms: float = 0.5  # share of the steps after which batch norms keep their statistics
     evaluate_every: int = field(
         default=1000, metadata={"help": "steps between evaluations and checkpoints"}
@@ -61,5 +62,5 @@ class TrainOptions:
 
     @property
     def rate(self) -> float:
-        """The highest learning rate: by default gentle on weights that have learned before."""
+        """The highest learning rate; the default is lower for weights that are already trained."""
         return self.learning_rate or (4e-4 if self.from_scratch else 5e-5)

@@ -33,9 +33,9 @@ class Validation(Protocol):
 
 
 def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[str, ...]]:
-    """The training set, the validation set, and their labels.
+    """Return the training set, the validation set, and their labels.
 
-    InputError where images come without annotations, or with some that cannot be used.
+    InputError if images come without annotations, or with annotations that cannot be used.
     """
     rule = named_model(options.model).config().resize
     if options.images is None:
@@ -64,7 +64,7 @@ def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[
 
 
 def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str, float]:
-    """COCO AP of `net`, one picture at a time, with the best 100 detections of each."""
+    """Compute COCO AP of `net`, one image at a time, with the best 100 detections of each."""
     net.eval()
     image_ids: list[str] = []
     found: list[Detections] = []
@@ -83,7 +83,7 @@ def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str,
 
 
 def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[int]:
-    """Indices of all pictures from step `start` on; each epoch of a real dataset is shuffled."""
+    """List image indices from step `start` on; a dataset of files is shuffled each epoch."""
     total = options.steps * options.batch_size
     if isinstance(dataset, ScenesForTraining):
         return list(range(start * options.batch_size, total))
@@ -96,9 +96,9 @@ def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[i
 
 
 def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW; a pretrained trunk, sampling offsets and reference points learn at a tenth.
+    """Make AdamW; a pretrained trunk, sampling offsets and reference points learn at a tenth.
 
-    The compact trunk starts from nothing, and everything of it learns at the full rate.
+    The compact trunk has no pretrained weights, so everything learns at the full rate with it.
     """
     slow_names = ["sampling_offsets", "reference_points", "backbone"]
     if net.config.backbone == "compact":
@@ -115,7 +115,7 @@ def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Opti
 
 
 def schedule(step: int, options: TrainOptions) -> float:
-    """Share of the learning rate: a linear warm-up, then a cosine to zero."""
+    """Return the share of the learning rate: a linear warm-up, then a cosine to zero."""
     warm = min(1.0, (step + 1) / options.warmup)
     return warm * 0.5 * (1 + math.cos(math.pi * step / options.steps))
 
@@ -181,7 +181,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
 
 
 def freeze_norms(net: DeformableDetr) -> None:
-    """Batch norms use, and keep, what they have seen so far: as they will when they infer."""
+    """Let batch norms use, and keep, the statistics seen so far, as they do in inference."""
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -190,7 +190,7 @@ def freeze_norms(net: DeformableDetr) -> None:
 def loss_of(
     net: DeformableDetr, samples: Sequence[Sample], options: TrainOptions, step: int
 ) -> torch.Tensor:
-    """The loss of one batch."""
+    """Compute the loss of one batch."""
     dense = options.from_scratch and step <= options.dense_share * options.steps
     values, mask = batch_images([sample.image for sample in samples], options.device)
     loss, _ = criterion(
@@ -210,9 +210,9 @@ def steps(
     options: TrainOptions,
     start: int,
 ) -> Iterator[tuple[int, float]]:
-    """One optimizer step a batch: yields its number and the running mean of the loss.
+    """Make one optimizer step for each batch; yield its number and the running mean of the loss.
 
-    RuntimeError when the loss is no number any more.
+    CommandFailed if the loss is not finite any more.
     """
     columns = ("{task.description}", MofNCompleteColumn(), TimeRemainingColumn())
     columns_ = [TextColumn(c) if isinstance(c, str) else c for c in columns]

@@ -1,11 +1,12 @@
-"""Work that may crash or stand still, in a process of its own, so that it costs one image.
+"""A child process for work that may crash or hang, so that a crash costs one image.
 
-Ray starts a dead worker anew for ever, and hands it the same block again (2.60: actors and tasks of
-Ray Data have no bound). So decoders and archive readers, which look into files that nobody
-checked, run in a child of the worker: where it dies, the worker knows at which image.
+Ray restarts a dead worker for ever and gives it the same block again (2.60: actors and tasks of Ray
+Data have no limit of restarts). Decoders and archive readers open files that nobody has checked.
+They therefore run in a child process of the worker. If the child dies, the worker knows at which
+image it died.
 
-The child is a plain Python process behind a pipe. `multiprocessing` would import the parent's
-main module there, which is Ray's worker.
+The child is a plain Python process that is connected by a pipe. `multiprocessing` would import the
+parent's main module in the child, and that module is Ray's worker.
 """
 
 import contextlib
@@ -22,29 +23,32 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-ATTEMPTS = 2  # at an image where the child died: it may have been killed for another's memory
-MEMORY_BYTES = 6 << 30  # of a child's own data; more is a MemoryError there, or its end
+# Attempts at an image where the child died. The child may have been killed because another process
+# used too much memory.
+ATTEMPTS = 2
+MEMORY_BYTES = 6 << 30  # limit of a child's data; above it the child gets a MemoryError or dies
 WATCH_SECONDS = 1.0
 
 Row = dict[str, Any]
 
 
 class ChildFailed(Exception):
-    """The child did not finish an item; the text says in what way."""
+    """The child did not finish an item; the message says how it failed."""
 
 
 class ChildDied(ChildFailed):
-    """Its process ended."""
+    """The process of the child ended."""
 
 
 class ChildStuck(ChildFailed):
-    """An item took too long, and the child was ended."""
+    """An item took longer than the time limit, and the child was killed."""
 
 
 class Child:
-    """A process that runs generators, one at a time; started by `start`, or when it is asked.
+    """A child process that runs generators, one at a time.
 
-    It imports the module `preload` at once, and may hold `memory` bytes of data.
+    `start` or the first call of `stream` starts the process. It imports the module `preload` at its
+    start, and it may hold `memory` bytes of data.
     """
 
     def __init__(self, preload: str = "pipeline", memory: int = MEMORY_BYTES) -> None:
@@ -54,15 +58,18 @@ class Child:
         self._environment: dict[str, str] = {}
 
     def start(self) -> Connection:
-        """Start the process, unless it runs in this environment, without waiting for it."""
+        """Start the process without waiting for it, and return the pipe to it.
+
+        A process that already runs with the current environment variables is kept.
+        """
         running = self._process is not None and self._process.poll() is None
         if running and self._pipe is not None and self._environment == os.environ:
             return self._pipe
         self.close()
         self._environment = dict(os.environ)
         self._pipe, theirs = Pipe()
-        # -P: the folder of pictures where this may run is no place to import from. Where this
-        # process imports from, Ray's working_dir among it, is.
+        # -P: the child does not import from the current folder, which may be a folder of images.
+        # It imports from where this process imports from, including Ray's working_dir.
         command = [sys.executable, "-P", "-m", "pipeline.isolation.child"]
         command += [str(theirs.fileno()), str(self.memory), self.preload]
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
@@ -73,11 +80,13 @@ class Child:
         return self._pipe
 
     def stream(self, target: str, arguments: tuple[Any, ...], seconds: float) -> Iterator[Any]:
-        """Items of the generator `target` ("package.module:function"), each within `seconds`.
+        """Yield the items of the generator `target`, which the child runs with `arguments`.
 
-        It is named, so that the child alone imports what it needs.
+        `target` is a name ("package.module:function"), so that only the child imports the module.
+        Each item may take up to `seconds` seconds.
 
-        ChildFailed where the process does not give one; else whatever `target` raises.
+        Raises ChildFailed if the process does not deliver an item, and else any error that `target`
+        raises.
         """
         ended = False
         try:
@@ -130,10 +139,11 @@ def read_rows_in_child(
     failed: Callable[[int, ChildFailed], Row],
     go_on: bool,
 ) -> Iterator[Row]:
-    """Rows of `target`, as in `Child.stream`, which leaves out n of them given `arguments(n)`.
+    """Yield the rows that `target` yields in the child (see `Child.stream`).
 
-    Where the child does not give row n, `failed(n, why)` stands for it, and with `go_on` the rows
-    behind it follow.
+    `arguments(n)` are the arguments with which `target` skips its first n rows. If the child does
+    not deliver row n, the result of `failed(n, error)` replaces it. The rows after it follow only
+    if `go_on` is true. `seconds` is the time limit of one row.
     """
     count = attempts = 0
     while True:
@@ -153,7 +163,7 @@ def read_rows_in_child(
 
 
 def _serve(pipe: Connection) -> None:
-    """Answer requests until the parent is gone."""
+    """Answer requests until the parent process ends."""
     while True:
         try:
             target, arguments = pipe.recv()
@@ -171,7 +181,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A child that stands still would outlive its parent."""
+    """End this process when its parent ends. A child that hangs would outlive its parent."""
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     os._exit(1)
@@ -180,7 +190,7 @@ def _end_with(parent: int) -> None:
 def _bound_memory(most: int) -> None:
     try:
         import resource
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows does not have this module
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = most if hard == resource.RLIM_INFINITY else min(most, hard)

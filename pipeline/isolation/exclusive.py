@@ -1,4 +1,4 @@
-"""Calls of one actor that run side by side, and work for which all others wait."""
+"""Concurrent calls of one actor, and exclusive sections for which all other calls wait."""
 
 import threading
 from collections.abc import Iterator
@@ -6,17 +6,17 @@ from contextlib import contextmanager
 
 
 class ExclusiveCalls:
-    """Hands out turns to the threads of a process."""
+    """A lock for the threads of a process, with shared calls and exclusive sections."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._calls = 0
-        self._waiting = 0  # to be alone
-        self._alone: int | None = None  # the thread that is
+        self._waiting = 0  # number of threads that wait for an exclusive section or are in one
+        self._alone: int | None = None  # id of the thread that is in an exclusive section
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """A call, beside others."""
+        """Run a call concurrently with others. It waits while a thread needs exclusive access."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting)
             self._calls += 1
@@ -29,9 +29,10 @@ class ExclusiveCalls:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Within `beside`: once all other calls are over or wait here too; none begins then.
+        """Run a section of a `shared` call alone.
 
-        It may be entered again from within.
+        The section starts when all other calls have finished or wait here as well. No call starts
+        before it ends. The thread that is in the section may enter it again.
         """
         if self._alone == threading.get_ident():
             yield

@@ -1,7 +1,8 @@
-"""What a detector was computing when its process ended: a note on its machine's disk.
+"""A journal on the disk of the machine: the batches that a detector computed when it crashed.
 
-Ray starts a dead actor anew for ever, with the same block (2.60). The new process finds the note of
-the old one, takes those pictures one by one, and gives up on the one that ends it again.
+Ray restarts a dead actor for ever and gives it the same block (2.60). The new process finds the
+entry of the old one, processes the images of that batch one by one, and gives up on the image that
+ends the process again.
 """
 
 import os
@@ -11,20 +12,20 @@ import threading
 import time
 from pathlib import Path
 
-KEPT_SECONDS = 7 * 24 * 3600.0  # of notes that a killed run left behind
+KEPT_SECONDS = 7 * 24 * 3600.0  # age at which entries that a killed run left behind are deleted
 BEGUN, STOOD_STILL = b".", b"s"
 
 
 class CrashJournal:
-    """Notes of one command: another one, of the same run too, begins without any.
+    """The journal of one command. Another command starts without entries, even for the same run.
 
-    What takes more than `seconds` ends this process: no call of a device can be interrupted
-    otherwise.
+    A batch that takes more than `seconds` seconds ends this process, because a call to a device
+    cannot be interrupted in another way.
     """
 
     def __init__(self, session: str, seconds: float):
         self.seconds = seconds
-        self._under_way: dict[str, float] = {}  # when each was begun
+        self._under_way: dict[str, float] = {}  # key -> monotonic time at which it began
         self.folder = Path(tempfile.gettempdir(), f"detr-batch-{os.getuid()}")
         self.session = session
         self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -32,17 +33,17 @@ class CrashJournal:
             try:
                 if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                     path.unlink()
-            except FileNotFoundError:  # another detector tidies up as well
+            except FileNotFoundError:  # another detector deleted the entry
                 continue
         threading.Thread(target=self._watch, daemon=True, name="watch").start()
 
     def begin(self, key: str) -> None:
-        """What `key` names is about to be computed."""
+        """Record that the computation of the batch `key` begins."""
         self._add(key, BEGUN)
         self._under_way[key] = time.monotonic()
 
     def end(self, key: str) -> None:
-        """It was computed, or failed in an orderly way."""
+        """Delete the entry of the batch `key`, which was computed or has raised an error."""
         self._under_way.pop(key, None)
         self._path(key).unlink(missing_ok=True)
 
@@ -56,10 +57,11 @@ class CrashJournal:
                     os._exit(1)
 
     def unfinished(self, key: str) -> int:
-        """How often it was begun by a process that ended."""
+        """How many processes began the batch `key` and ended during it."""
         return self._read(key).count(BEGUN)
 
     def stood_still(self, key: str) -> bool:
+        """Whether a process ended because the batch `key` exceeded the time limit."""
         return STOOD_STILL in self._read(key)
 
     def _path(self, key: str) -> Path:

@@ -1,8 +1,8 @@
-"""Ends a flow from which nothing comes any more.
+"""A watchdog that ends a flow that delivers no more results.
 
-Ray Data (2.60) repeats a task whose worker dies for ever. Where no worker can live (a full disk
-under Ray's session folder, seen on 2026-11-25; no node of the kind that is asked for) a run would
-hang without a word.
+Ray Data (2.60) repeats a task whose worker dies for ever. If no worker can live, a run would hang
+without a message. Examples are a full disk under Ray's session folder (seen on 2026-11-25), and a
+cluster without a node of the requested kind.
 """
 
 import os
@@ -12,20 +12,20 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
-# Between two receipts. More than the time limits of reading and detecting together, and than a
-# cluster takes to make a node with a GPU. Tests need less.
+# Longest time between two receipts. It is longer than the time limits of reading and detecting
+# together, and longer than a cluster needs to create a node with a GPU. Tests set a shorter time.
 STALL_SECONDS = float(os.environ.get("DETR_BATCH_STALL_SECONDS", "1800"))
 
 
 class Stalled(RuntimeError):
-    """Nothing came for too long."""
+    """The flow delivered no result within the time limit."""
 
 
 def end_when_stalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> Iterator[Item]:
-    """`items` as they come; Stalled where one takes longer than `seconds`.
+    """Yield `items` as they arrive. Raises Stalled if one takes longer than `seconds` seconds.
 
-    On the main thread alone, whose waiting an alarm interrupts as Ctrl-C does; elsewhere nobody
-    watches.
+    The time limit holds only on the main thread, where an alarm interrupts the wait as Ctrl-C does.
+    On other threads there is no time limit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield from items
@@ -37,7 +37,7 @@ def end_when_stalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> I
             "node that detectors fit on, and room on its disks? Ray's own logs tell"
         )
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    previous_handler = signal.signal(signal.SIGALRM, interrupt)
     iterator = iter(items)
     try:
         while True:
@@ -50,4 +50,4 @@ def end_when_stalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> I
                 signal.setitimer(signal.ITIMER_REAL, 0)
             yield item
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)

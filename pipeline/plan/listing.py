@@ -1,4 +1,8 @@
-"""What lies under INPUT, and of which kind each object is: by names alone, nothing is opened."""
+"""The listing of INPUT, and the kind of each object.
+
+The kind follows from the name alone, and no object is opened. Only where INPUT is a single file is
+it opened, because it may be a list of URLs.
+"""
 
 import os
 import posixpath
@@ -32,17 +36,20 @@ IMAGE_SUFFIXES = frozenset(
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_COLUMNS = ("url", "uri")
 FORMATS = ("auto", "images", "tar", "parquet", "urls")
-LOOK_AT_ONCE = 16  # listed objects asked after together: latency limits them
+LOOK_AT_ONCE = 16  # concurrent requests for details of objects in a list; latency is the limit
 
-ListedObject = tuple[Member, str | None]  # an object and its kind; None for what is not read
+ListedObject = tuple[Member, str | None]  # an object and its kind; None if it is not read
 
 
 def list_objects(
     input_url: str, format: str, leave_out: str | None = None
 ) -> Iterator[ListedObject]:
-    """Every visible object under INPUT, by name; what a list of URLs names, in its order.
+    """Yield every visible object under INPUT with its kind, sorted by name.
 
-    `leave_out` is a URL whose objects are no input: an OUTPUT may lie within INPUT.
+    If INPUT is a list of URLs, the objects that it names follow in its order. `leave_out` is a URL
+    whose objects are not input, because OUTPUT may be a folder of INPUT.
+
+    Raises InputError if a Parquet list of URLs has no column of URLs.
     """
     fs, root = open_location(input_url, "INPUT")
     info = retry(fs.info, root)
@@ -61,17 +68,17 @@ def list_objects(
         if not _is_file(info) or not _is_visible(path[len(root) :]):
             continue
         if info.get("size") == 0 and path.endswith("/"):
-            continue  # an object store's marker of an empty folder
+            continue  # the marker of an empty folder in an object store
         member = _member(fs, path, info)
         if hidden is None or not member.uri.startswith(hidden):
             yield member, kind_of(member.uri, format)
 
 
 def kind_of(name: str, format: str, listed: bool = False) -> str | None:
-    """The kind of shard an object is ("files", "tar", "parquet"), None for what is not read.
+    """The kind of shard of an object ("files", "tar", "parquet"), or None if it is not read.
 
-    A file without an extension counts as an image, and so does all that a list names: if it is
-    none, its row says so.
+    A file without an extension counts as an image. An object that a list names also counts as an
+    image. If it is not an image, its row says so.
     """
     if format != "auto":
         return {"images": "files", "urls": "files"}.get(format, format)
@@ -86,17 +93,20 @@ def kind_of(name: str, format: str, listed: bool = False) -> str | None:
 
 
 def is_image(name: str) -> bool:
-    """Whether the name ends as those of images do."""
+    """Whether the name has the extension of an image format."""
     return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def readable_name(name: str) -> str:
-    """`name` with bytes that are not UTF-8 spelled out (`\\xe9`): tables hold UTF-8 alone."""
+    """`name` with bytes that are not UTF-8 escaped (`\\xe9`), because tables hold only UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_visible(below: str) -> bool:
-    """Whether no part of a path is hidden. Cameras name pictures `_DSC0001.JPG`: those are seen."""
+    """Whether no part of a path is hidden.
+
+    Images whose names start with an underscore are visible: cameras write `_DSC0001.JPG`.
+    """
     *folders, name = below.strip("/").split("/")
     if any(folder.startswith((".", "_")) for folder in folders):
         return False
@@ -104,7 +114,7 @@ def _is_visible(below: str) -> bool:
 
 
 def _is_file(info: dict[str, Any]) -> bool:
-    """Whether an entry is a file, or a local link to one."""
+    """Whether an entry is a file or a local link to a file."""
     linked = bool(info.get("islink")) and os.path.isfile(info["name"])
     return info["type"] == "file" or linked
 
@@ -116,7 +126,7 @@ def _member(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> Member:
 
 
 def _is_list(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether one file is a list of URLs: text, or Parquet with a URL column and no bytes."""
+    """Whether a file is a list of URLs: text, or Parquet with a URL column and no binary column."""
     if path.endswith(".txt"):
         return True
     if not path.endswith(".parquet"):
@@ -124,17 +134,17 @@ def _is_list(fs: AbstractFileSystem, path: str) -> bool:
     try:
         with open_object(fs, path) as file:
             schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:  # Arrow says OSError of some broken files
+    except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for some broken files
         if is_transient(error) or isinstance(error, FileNotFoundError | PermissionError):
             raise
-        return False  # its row will say how it is broken
+        return False  # the row of the file will describe the damage
     binary = any(pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type) for f in schema)
     nested = any(pa.types.is_struct(f.type) for f in schema)
     return any(name in schema.names for name in LIST_COLUMNS) and not binary and not nested
 
 
 def _read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
-    """Objects named by a list, each once; relative ones lie beside it."""
+    """The objects that a list names, each once. Relative names are in the folder of the list."""
     if path.endswith(".parquet"):
         with open_object(fs, path) as file:
             table = pq.read_table(file)
@@ -156,7 +166,7 @@ def _read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
 
 
 def _absolute_url(name: str, folder: str) -> str:
-    """A listed name as a URL or an absolute path; relative ones are below `folder`."""
+    """A name of a list as a URL or an absolute path. Relative names are below `folder`."""
     if "://" in name:
         return name
     path = posixpath.normpath(name)
@@ -164,12 +174,12 @@ def _absolute_url(name: str, folder: str) -> str:
 
 
 def _look_up(url: str) -> Member:
-    """A listed object, planned also where it is missing or forbidden: its row will say so."""
-    fs, place = open_location(url, "listed image")
+    """An object of a list. A missing or forbidden object is planned too; its row will say so."""
+    fs, path = open_location(url, "listed image")
     try:
-        info = retry(fs.info, place)
-    except Exception as error:  # of many kinds; those that pass are the run's
+        info = retry(fs.info, path)
+    except Exception as error:  # stores raise many types; transient errors end the run
         if is_transient(error):
             raise
         info = {}
-    return _member(fs, place, info)
+    return _member(fs, path, info)

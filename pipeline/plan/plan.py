@@ -1,6 +1,7 @@
-"""plan: what lies under INPUT, as shards. One listing; known objects are left out unopened.
+"""plan: group the objects under INPUT into shards.
 
-All of it is looked at as the listing comes, and nothing is kept but the shards' file.
+INPUT is listed once. Objects that are already labelled are left out without being opened. The
+listing is processed as a stream; only the file of shards is kept.
 """
 
 import tarfile
@@ -20,21 +21,21 @@ from pipeline.storage.files import InputError, explain_errors, open_location, op
 from pipeline.storage.retries import is_transient
 from pipeline.storage.urls import identity, mask
 
-# Loose files travel in groups, so that a task reads for seconds, not for one file.
+# Loose files are grouped into shards, so that a task reads for seconds and not for one file.
 FILES_PER_SHARD = 256
 BYTES_PER_SHARD = 64 << 20
-CHUNK = 1 << 14  # objects compared at a time with what is known
+CHUNK = 1 << 14  # listed objects that are compared with the known objects at a time
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Shards to read, and what else lies under INPUT, in objects."""
+    """The shards to read, and the numbers of other objects under INPUT."""
 
     shards: Shards
-    ignored: int  # no images of any kind
-    known: int  # labelled already
-    changed: int  # labelled in another version
-    gone: pa.Array  # their uris: labelled before from this INPUT, and not there any more
+    ignored: int  # objects that are neither images nor archives
+    known: int  # objects that are already labelled
+    changed: int  # objects that are labelled in another version
+    gone: pa.Array  # uris of objects that were labelled from this INPUT and no longer exist
 
 
 def plan_shards(
@@ -46,10 +47,10 @@ def plan_shards(
 ) -> Plan:
     """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
 
-    `limit` caps the images: loose files first, then archives, of which it counts the images. What
-    lies under `output` is no input.
+    `limit` is the maximum number of images. Loose files come first, then archives, whose images are
+    counted. Objects under `output` are not input.
 
-    InputError where INPUT is missing, forbidden or holds nothing to label.
+    Raises InputError if INPUT is missing, forbidden or holds nothing to label.
     """
     if format not in FORMATS:
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
@@ -72,7 +73,7 @@ def plan_shards(
 def _list_in_chunks(
     input_url: str, format: str, output: str | None
 ) -> Iterator[list[ListedObject]]:
-    """The listing, some objects at a time."""
+    """The listing of INPUT in chunks of up to CHUNK objects."""
     with explain_errors("INPUT", input_url):
         objects = list_objects(input_url, format, output)
         while chunk := list(islice(objects, CHUNK)):
@@ -80,7 +81,7 @@ def _list_in_chunks(
 
 
 class _Comparison:
-    """A listing, as it comes, against what is known."""
+    """Compares a listing with the known objects while the listing arrives."""
 
     def __init__(self, known: Known):
         self.known = known
@@ -88,7 +89,7 @@ class _Comparison:
         self._seen = np.zeros(known.uris.shape[1], bool)
 
     def select_new(self, listed: Iterable[Sequence[ListedObject]]) -> Iterator[tuple[Member, str]]:
-        """What is to be planned."""
+        """Yield the objects that a plan must contain, with their kinds."""
         for found in listed:
             rows = [(member, kind) for member, kind in found if kind]
             self.wanted += len(rows)
@@ -99,22 +100,24 @@ class _Comparison:
             yield from rows
 
     def _leave_out_known(self, rows: list[tuple[Member, str]]) -> list[tuple[Member, str]]:
-        place = find_positions(digests(identity(member.uri) for member, _ in rows), self.known.uris)
-        there = place >= 0
-        self._seen[place[there]] = True
+        positions = find_positions(
+            digests(identity(member.uri) for member, _ in rows), self.known.uris
+        )
+        is_known = positions >= 0
+        self._seen[positions[is_known]] = True
         etags = digests(member.etag for member, _ in rows)
-        labelled = there & self.known.labelled[place]
-        same = labelled & (etags == self.known.etags[:, place]).all(axis=0)
+        labelled = is_known & self.known.labelled[positions]
+        same = labelled & (etags == self.known.etags[:, positions]).all(axis=0)
         self.changed += int(labelled.sum() - same.sum())
         return [rows[row] for row in np.flatnonzero(~same)]
 
     def gone_uris(self) -> pa.Array:
-        """Uris of this INPUT that are known and did not come."""
+        """Uris of known objects of this INPUT that the listing did not contain."""
         return find_names(self.known.uris[:, ~self._seen & self.known.of_input], self.known.names)
 
 
 def _group_into_shards(base: str, found: Iterable[tuple[Member, str]]) -> Iterator[Shard]:
-    """Tars and Parquet files alone, loose files in groups."""
+    """One shard per tar or Parquet file, and shards of several loose files."""
     group: list[Member] = []
     size = number = 0
     for member, kind in found:
@@ -131,9 +134,10 @@ def _group_into_shards(base: str, found: Iterable[tuple[Member, str]]) -> Iterat
 
 
 def _limit_images(shards: Iterable[Shard], limit: int, input_url: str) -> Iterator[Shard]:
-    """The first `limit` images: loose files, then archives, the last of them bounded if need be.
+    """Shards of the first `limit` images: loose files first, then archives.
 
-    The listing behind `shards` is gone through to its end: it tells what is known and gone.
+    The last archive gets a limit if it holds more images. This function reads `shards` to its end,
+    because the listing behind it also finds the known objects and those that are gone.
     """
     archives: list[Shard] = []
     for shard in shards:
@@ -153,7 +157,10 @@ def _limit_images(shards: Iterable[Shard], limit: int, input_url: str) -> Iterat
 
 
 def _count_images(shard: Shard, most: int) -> int:
-    """Images of a tar or Parquet file, at most `most`; at least 1, as a broken one is a row."""
+    """Number of images in a tar or Parquet file, at most `most`.
+
+    It is at least 1, because a broken or empty file becomes one row.
+    """
     fs, path = open_location(shard.members[0].uri, "shard")
     count = 0
     try:
@@ -166,7 +173,7 @@ def _count_images(shard: Shard, most: int) -> int:
                         count += entry.isfile() and is_image(entry.name)
                         if count == most:
                             break
-    except Exception as error:  # broken in whatever way: its row will say how
+    except Exception as error:  # files break in many ways; the row of the file will say how
         if is_transient(error):
             raise
         count += 1

@@ -1,7 +1,9 @@
-"""Shards as a Parquet file, one row each: as objects those of ten million images take gigabytes.
+"""Shards in a Parquet file, one row per shard.
 
-A row group is what one task of Ray reads. The first ones hold one shard, and they grow with what
-lies before them, so that there are some thousand of them at most and their list stays short.
+As Python objects the shards of ten million images would take gigabytes.
+
+One Ray task reads one row group. The first row groups hold one shard each. Later ones grow with the
+number of shards before them, so that a plan has at most some thousand row groups.
 """
 
 import tempfile
@@ -30,12 +32,13 @@ PLAN = pa.schema(
         ("limit", pa.int64()),
     ]
 )
-# A group is 1/256 of what lies before it: 512 shards are so many groups, and a million, 2,400.
+# A row group has 1/256 of the number of shards before it: 512 shards make 512 row groups, and a
+# million shards make 2,400.
 GROUP_SHARE = 256
-ROWS_AT_ONCE = 64  # shards looked at together, of up to 256 files each
+ROWS_AT_ONCE = 64  # shards that are processed together, of up to 256 files each
 
-# What a driver knows of each shard. `objects` are its members and `size` their bytes, as far as
-# they are known; it is row `row` of row group `group`.
+# What the driver keeps of each shard. `objects` is the number of members. `size` is their size in
+# bytes, as far as it is known. The shard is row `row` of row group `group` of the plan.
 OUTLINE = pa.schema(
     [
         ("shard", pa.string()),
@@ -49,7 +52,7 @@ OUTLINE = pa.schema(
 
 
 class Shards:
-    """The shards of a run, in a file on this machine that is gone when this is."""
+    """The shards of a run, in a local file that is deleted together with this object."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -57,7 +60,7 @@ class Shards:
 
     @cached_property
     def outline(self) -> pa.Table:
-        """Schema OUTLINE, in their order."""
+        """A table of schema OUTLINE, in the order of the shards."""
         return _read_outline(self.path)
 
     def __len__(self) -> int:
@@ -68,10 +71,11 @@ class Shards:
             yield from shards_of_table(table)
 
     def tables(self) -> Iterator[pa.Table]:
-        """All of them, some at a time: schema PLAN."""
+        """All shards as tables of schema PLAN, with some shards each."""
         return read_plan_tables(str(self.path))
 
     def names(self) -> list[str]:
+        """The names of all shards, in their order."""
         names: list[str] = self.outline["shard"].to_pylist()
         return names
 
@@ -81,35 +85,38 @@ class Shards:
         return pc.sum(self.outline["size"]).as_py() or 0
 
     def first_member(self) -> Member:
-        """One object of them."""
+        """The first member of the first shard."""
         return next(iter(self)).members[0]
 
     @cached_property
     def has_secrets(self) -> bool:
-        """Whether an address among them carries secrets."""
+        """Whether the address of an object contains secrets, such as a signature or a password."""
         return any(
             identity(uri) != uri for table in self.tables() for uri in _suspicious_uris(table)
         )
 
     def without_secrets(self) -> "Shards":
-        """Under the names that tables give their objects: to know them, not to open them."""
+        """The shards with the names that tables use for objects (`identity`).
+
+        These names identify objects, but they may not open them.
+        """
         return self.with_uris(identity) if self.has_secrets else self
 
     def with_uris(self, name: Callable[[str], str]) -> "Shards":
-        """The same with other addresses of their objects."""
+        """The same shards, with each object's address replaced by `name(address)`."""
         return write_shards(_with_uris(table, name) for table in self.tables())
 
     def write_to(self, url: str) -> None:
-        """Let the file appear at `url`, whole or not at all."""
+        """Write the file to `url` atomically: it appears whole or not at all."""
         write_whole(*open_location(url, "OUTPUT"), self.path)
 
 
 def write_shards(tables: Iterable[pa.Table]) -> Shards:
-    """Shards of tables of schema PLAN, which are written as they come."""
+    """Write tables of schema PLAN into a temporary file as they arrive, and return its Shards."""
     descriptor, name = tempfile.mkstemp(prefix="detr-batch-", suffix=".parquet")
     result = Shards(Path(name))
     with open(descriptor, "w+b") as file:
-        # Addresses are read from begin to end: dictionaries and statistics of them help nobody.
+        # Addresses are always read from start to end, so dictionaries and statistics do not help.
         write_parquet(
             file, PLAN, _row_groups(tables), use_dictionary=["kind"], write_statistics=False
         )
@@ -117,7 +124,7 @@ def write_shards(tables: Iterable[pa.Table]) -> Shards:
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of schema PLAN as the row groups of a file."""
+    """Regroup tables of schema PLAN into the row groups of a file."""
     count, waiting = 0, PLAN.empty_table()
     for table in tables:
         waiting = pa.concat_tables([waiting, table])
@@ -129,23 +136,27 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def tables_of_shards(shards: Iterable[Shard]) -> Iterator[pa.Table]:
-    """Shards as tables of schema PLAN, of some each."""
+    """Shards as tables of schema PLAN, with up to ROWS_AT_ONCE shards each."""
     rest = iter(shards)
     while some := list(islice(rest, ROWS_AT_ONCE)):
         yield table_of_shards(some)
 
 
 def read_plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
-    """Shards of a plan at `url`, some at a time, as this version or an earlier one wrote it.
+    """Yield the shards of the plan at `url` as tables of schema PLAN, with some shards each.
 
-    DamagedFile where it is not whole.
+    Plans of this version and of earlier versions can be read. Raises DamagedFile if the file is not
+    whole.
     """
     with local_copy(*open_location(url, "OUTPUT")) as file:
         yield from read_tables(file, url, PLAN, columns, ROWS_AT_ONCE)
 
 
 def read_shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[Shard]:
-    """Those in these rows of a row group of the plan at `url`. DamagedFile as `plan_tables`."""
+    """Yield the shards in the rows `rows` of one row group of the plan at `url`.
+
+    Raises DamagedFile if a page that is read is damaged.
+    """
     with open_object(*open_location(url, "OUTPUT")) as file:
         table = read_group(file, url, PLAN, group)
     for row in rows:
@@ -153,7 +164,7 @@ def read_shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[
 
 
 def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
-    """Shards as a table of schema PLAN, one row each."""
+    """Shards as a table of schema PLAN, one row per shard."""
     every = [member for shard in shards for member in shard.members]
     flat = pa.StructArray.from_arrays(
         [
@@ -173,7 +184,7 @@ def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
 
 
 def shards_of_table(table: pa.Table) -> list[Shard]:
-    """The inverse of `to_table`."""
+    """The shards of a table of schema PLAN; the inverse of `table_of_shards`."""
     return [
         Shard(row["shard"], row["kind"], tuple(Member(**m) for m in row["members"]), row["limit"])
         for row in table.to_pylist()
@@ -181,20 +192,20 @@ def shards_of_table(table: pa.Table) -> list[Shard]:
 
 
 def member_values(table: pa.Table, field: str) -> pa.Array:
-    """A field of all members of a table of schema PLAN, one behind the other."""
+    """One field of all members in a table of schema PLAN, as a flat array."""
     return pc.struct_field(pc.list_flatten(table["members"].combine_chunks()), field)
 
 
 def _list_array(
     flat: pa.Array, lengths: "np.ndarray[tuple[int], np.dtype[np.int64]]"
 ) -> pa.ListArray:
-    """`flat` in lists of these lengths."""
+    """The elements of `flat` as lists with the given lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, PLAN.field("members").type)
 
 
 def _suspicious_uris(table: pa.Table) -> list[str]:
-    """Addresses that may be others than those that `identity` gives."""
+    """Addresses that may differ from the result of `identity`: those with `@` or `?`."""
     uris = member_values(table, "uri")
     found: list[str] = uris.filter(pc.match_substring_regex(uris, "[@?]")).to_pylist()
     return found

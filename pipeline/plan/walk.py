@@ -1,4 +1,7 @@
-"""Every object below a place, one at a time: a lake's listing does not fit in memory as objects."""
+"""A walk over every object below a path, one object at a time.
+
+The listing of a data lake does not fit in memory as Python objects.
+"""
 
 import os
 from collections.abc import Iterator
@@ -10,11 +13,14 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.storage.files import list_files
 from pipeline.storage.retries import retry
 
-Info = dict[str, Any]  # what fsspec tells of an object: name, type, size, and its version
+Info = dict[str, Any]  # fsspec's details of an object: name, type, size, and version
 
 
 def walk(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
-    """Details of every object below `path`, in an order that stays. OSError for a closed folder."""
+    """Yield the details of every object below `path`, in the same order each time.
+
+    Raises OSError if a folder may not be read.
+    """
     if isinstance(fs, LocalFileSystem):
         yield from _folder(fs, path)
     elif "s3" in fs.protocol:
@@ -24,7 +30,7 @@ def walk(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
 
 
 def _folder(fs: LocalFileSystem, path: str) -> Iterator[Info]:
-    """Links to folders are not followed: they may lead in circles."""
+    """The files below a local folder. Links to folders are not followed, as they may form loops."""
     with os.scandir(path) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
@@ -34,15 +40,15 @@ def _folder(fs: LocalFileSystem, path: str) -> Iterator[Info]:
             try:
                 info: Info = fs.info(entry)
             except FileNotFoundError:
-                continue  # it left since the folder was listed
+                continue  # the file was deleted after the folder was listed
             yield info
 
 
 def _pages(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
-    """A thousand objects a request, each repeated on its own where it fails.
+    """The objects below `path` on S3, a thousand per request. A failed request is repeated alone.
 
-    s3fs (2026.x) lists whole buckets into dictionaries, a kilobyte an object, and begins anew where
-    one of its requests fails.
+    s3fs (2026.x) lists whole buckets into dictionaries, which takes a kilobyte per object, and it
+    starts from the beginning if one of its requests fails.
     """
     bucket, key, _ = fs.split_path(path)
     prefix = f"{key.rstrip('/')}/" if key else ""

@@ -1,10 +1,10 @@
-"""decode: an encoded image to pixels: upright, RGB, resized. Runs in the preparer's child.
+"""decode: an encoded image becomes upright, resized RGB pixels. It runs in the preparer's child.
 
-JPEGs are decoded by libjpeg-turbo through simplejpeg, to the pixels that Pillow gives; all other
-formats, and JPEGs that are odd in any way, by Pillow. Resizing is torch's of uint8, which computes
-what Pillow's does. One core, medians: 4.3 ms instead of 9.0 for a JPEG of 640 x 480 that becomes
-1066 x 800, 36 ms instead of 189 for one of 4000 x 3000. (Scaling the latter by half in the DCT
-domain would save 10 ms of the 36, and change pixels.)
+libjpeg-turbo decodes JPEGs, through simplejpeg, to the same pixels as Pillow. Pillow decodes all
+other formats, and JPEGs that are unusual in any way. torch resizes in uint8 and computes the same
+result as Pillow. Medians on one core: a JPEG of 640 x 480 that becomes 1066 x 800 takes 4.3 ms
+instead of 9.0 ms, and one of 4000 x 3000 takes 36 ms instead of 189 ms. (Scaling the latter by half
+in the DCT domain would save 10 ms of the 36 ms, but it would change pixels.)
 """
 
 import io
@@ -30,7 +30,10 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 @cache
 def _formats() -> list[str]:
-    """What Pillow reads by itself: for EPS it would start Ghostscript on the file's program."""
+    """The formats that Pillow reads by itself.
+
+    EPS is not among them: for EPS Pillow would start Ghostscript, which runs the file's program.
+    """
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
 
@@ -40,7 +43,10 @@ class _TooManyPixels(Exception):
 
 
 def decode_rows(images: list[bytes], resize: ResizeRule, max_pixels: int) -> Iterator[Row]:
-    """One row an image: `status`, `error`, and those of PREPARED's columns that are known."""
+    """Yield one row per image: `status`, `error`, and the columns of PREPARED that are known.
+
+    `max_pixels` is the largest width x height that is decoded.
+    """
     for encoded in images:
         began = time.perf_counter()
         row = decode_row(encoded, resize, max_pixels)
@@ -48,7 +54,7 @@ def decode_rows(images: list[bytes], resize: ResizeRule, max_pixels: int) -> Ite
 
 
 def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int) -> Row:
-    """One image; `pixels` are absent where it failed."""
+    """The row of one image. A failed image has no `pixels`. No error is raised."""
     known: Row = {}
     try:
         pixels = _decode(encoded, resize, max_pixels, known)
@@ -58,7 +64,7 @@ def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int) -> Row:
         return {**known, "status": UNDECODABLE, "error": "no known image format"}
     except MemoryError:
         return {**known, "status": UNDECODABLE, "error": "it takes more memory than an image may"}
-    except Exception as error:  # decoders raise many kinds; each becomes this image's row
+    except Exception as error:  # decoders raise many types of errors; each becomes this image's row
         text = f"{type(error).__name__}: {error}"
         status = TRUNCATED if "truncated" in text.lower() else UNDECODABLE
         return {**known, "status": status, "error": text}
@@ -67,8 +73,8 @@ def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int) -> Row:
 
 
 def _decode(encoded: bytes, resize: ResizeRule, max_pixels: int, known: dict[str, Any]) -> Pixels:
-    """(rows, columns, 3) uint8; fills in what is `known` of the size as it learns it."""
-    Image.MAX_IMAGE_PIXELS = None  # our own limit, below, is a row and not a warning
+    """The image as (rows, columns, 3) uint8. The size goes into `known` as soon as it is read."""
+    Image.MAX_IMAGE_PIXELS = None  # the limit below gives a failed row instead of a warning
     with Image.open(io.BytesIO(encoded), formats=_formats()) as file:
         width, height = file.size
         known.update(width=width, height=height, orientation=1)
@@ -86,19 +92,19 @@ def _decode(encoded: bytes, resize: ResizeRule, max_pixels: int, known: dict[str
 
 
 def _pixels(file: Image.Image, encoded: bytes) -> Pixels:
-    """(height, width, 3); of an animation, the first frame."""
+    """The pixels as (height, width, 3) uint8. An animation gives its first frame."""
     if file.format in ("JPEG", "MPO") and file.mode in ("RGB", "L"):
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB")
             return pixels
         except ValueError:
-            pass  # at any warning; what becomes of the picture, Pillow decides
+            pass  # simplejpeg raises at any warning; Pillow then decides about the image
     file.load()
     return np.array(_convert_to_rgb(file))
 
 
 def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
-    """Bilinear, over as many pixels as one of the result covers."""
+    """Resize with an antialiased bilinear filter, which covers all source pixels of a result."""
     if pixels.shape[:2] == (rows, columns):
         return pixels
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -112,7 +118,7 @@ def _undo_orientation(picture: Image.Image, orientation: int) -> Image.Image:
 
 
 def _convert_to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode as RGB: alpha is dropped, 16 bits are scaled (not clipped) to 8."""
+    """Convert any mode to RGB. Alpha is dropped; 16 bits are scaled (not clipped) to 8 bits."""
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         values = np.asarray(picture).astype(np.float32)
         peak = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=0.0)))

@@ -21,39 +21,40 @@ from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTED, OK
 from pipeline.stages.recovery import Batch, RecoveringDetector
 
-# Pictures whose sides round up to the same multiple of this travel in one batch: at 800 x 1066 the
-# padding is then at most 1/13 of either side.
+# Images whose sides round up to the same multiple of this number of pixels share a batch. At
+# 800 x 1066 the padding is then at most 1/13 of either side.
 BUCKET = 64
-# Calls of one detector at a time. With one, an H100 labelled 313 images/s of the 534 that it
-# computes (2026-11-26): it stood still from the end of a call to the first pictures of the next.
+# Concurrent calls of one detector. With one call, an H100 labelled 313 images/s of the 534 that it
+# computes (2026-11-26): it was idle from the end of a call to the first images of the next call.
 CPU_CALLS, GPU_CALLS = 1, 2
-BATCHES_PER_CALL = 4  # so that pictures of like size meet
-TOP = 100  # detections kept of an image, as published
-DETECT_SECONDS = 600.0  # for a batch, the first of a shape too, for which kernels are compiled
+BATCHES_PER_CALL = 4  # several, so that images of similar size can share a batch
+TOP = 100  # detections that are kept per image, as published
+# Time limit of a batch. It also holds for the first batch of a shape, which compiles kernels.
+DETECT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """All that an actor needs to build its detector."""
+    """The parameters from which an actor builds its detector."""
 
     model: str
     weights: str | None
     device: str  # "cpu" or "cuda"
     precision: str
     score_threshold: float
-    batch_size: int  # pictures in one forward pass, at most
-    session: str  # of one command, see notes.py
+    batch_size: int  # maximum number of images in one forward pass
+    session: str  # id of the command, for its crash journal (journal.py)
 
 
 class Detector:
-    """Labels tables of prepared pictures; failed rows pass through.
+    """Detects objects in tables of prepared images. Failed rows pass through unchanged.
 
-    Where it is on a GPU two calls may run at once: one computes while the other takes its first
-    pictures in and hands its last boxes on.
+    On a GPU two calls may run at the same time. One call computes while the other loads its first
+    images or passes on its last boxes.
     """
 
     def __init__(self, spec: DetectorSpec):
-        if spec.device == "cpu":  # Ray allows an actor with a share of a CPU one thread
+        if spec.device == "cpu":  # Ray allows only one thread to an actor with a share of a CPU
             torch.set_num_threads(os.cpu_count() or 1)
             keep_freed_memory()
         self.spec = spec
@@ -68,7 +69,7 @@ class Detector:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """PREPARED -> DETECTED, row for row."""
+        """Convert a PREPARED table to a DETECTED table with the same rows."""
         with self.attempts.turns.shared():
             return self._detect(table)
 
@@ -83,7 +84,8 @@ class Detector:
         for group in self._form_batches(pictures):
             images = [_image(table, i, sizes[i]) for i in group]
             under_way.append(self.attempts.submit([rows[i] for i in group], images))
-            # What may end this process again is computed alone, so that nothing else is blamed.
+            # A batch that may end this process again is computed alone, so that no other batch is
+            # blamed for it.
             ahead = 0 if under_way[-1].pending is None else self.predictor.ahead
             while len(under_way) > ahead:
                 began = self._finish_batch(under_way.popleft(), began)
@@ -97,7 +99,10 @@ class Detector:
         return pa.Table.from_pylist(rows, schema=DETECTED)
 
     def _form_batches(self, pictures: dict[int, tuple[int, int]]) -> Iterator[list[int]]:
-        """Indices of pictures of like size, at most `most` together, which may fall meanwhile."""
+        """Yield the indices of images of similar size, in groups of at most `most` images.
+
+        The detector may lower `most` while this generator runs.
+        """
         buckets: dict[tuple[int, ...], list[int]] = {}
         for index, size in pictures.items():
             buckets.setdefault(tuple(-(-side // BUCKET) for side in size), []).append(index)
@@ -110,28 +115,28 @@ class Detector:
                 start += len(group)
 
     def _finish_batch(self, batch: Batch, began: float) -> float:
-        """Label a batch and share out its seconds; the time now.
+        """Finish a batch, distribute its seconds over its images, and return the current time.
 
-        They are those that the device computed. Where it does not tell, as CPUs do not, they are
-        those since `began`, and since any call finished one before it.
+        The seconds are the device's computing time. CPUs do not report it. Then the seconds are the
+        time since `began`, or since any call finished the batch before, if that was later.
         """
         device_seconds = self.attempts.finish(batch)
         with self.clock:
             now = time.perf_counter()
-            took, self.last_finished = now - max(began, self.last_finished), now
-        seconds = took if device_seconds is None else device_seconds
+            elapsed, self.last_finished = now - max(began, self.last_finished), now
+        seconds = elapsed if device_seconds is None else device_seconds
         for row in batch.rows:
             row["detect_seconds"] = seconds / len(batch.rows)
         return now
 
 
 def _sizes(table: pa.Table) -> list[tuple[int, int]]:
-    """Rows and columns of each picture as it was prepared."""
+    """Rows and columns of each prepared image, in pixels."""
     return list(zip(table["rows"].to_pylist(), table["columns"].to_pylist(), strict=True))
 
 
 def _image(table: pa.Table, index: int, size: tuple[int, int]) -> Tensor:
-    """The picture of a row as (rows, columns, 3) uint8, in the table's memory, to be read alone."""
+    """The image of a row as (rows, columns, 3) uint8, a view of the table's read-only memory."""
     flat = np.frombuffer(table["pixels"][index].as_buffer(), np.uint8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

@@ -1,7 +1,7 @@
-"""formats: how the images of a shard are found in it, one row each. Runs in the reader's child.
+"""formats: read the images of a shard, one row per image. It runs in the reader's child.
 
-Ray's own `read_webdataset` (2.60) can lose samples in silence when it retries an advanced stream,
-and stops at the first corrupt tar; so tars are streamed here.
+Ray's own `read_webdataset` (2.60) can lose samples silently when it retries a stream that has
+advanced, and it stops at the first corrupt tar. Tars are therefore streamed here.
 """
 
 import hashlib
@@ -42,10 +42,10 @@ from pipeline.storage.files import (
 from pipeline.storage.retries import is_transient, retry
 from pipeline.storage.urls import identity
 
-MAX_ENCODED_BYTES = 256 << 20  # of one image; more is refused unread
-FETCH_AT_ONCE = 16  # loose files requested together: latency, not bandwidth, limits them
-PARQUET_ROWS = 16  # decoded together, so that one row group of large images does not fill memory
-PARQUET_BUFFER = 1 << 20  # bytes of a column read at once
+MAX_ENCODED_BYTES = 256 << 20  # size limit of one image file; a larger image is not read
+FETCH_AT_ONCE = 16  # concurrent requests for loose files; latency, not bandwidth, is the limit
+PARQUET_ROWS = 16  # rows decoded together, so that a row group of large images does not fill memory
+PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 ID_COLUMNS = ("image_id", "id", "__key__", "key")
 
 
@@ -63,7 +63,7 @@ def _row(member: Member, image_id: str, encoded: bytes) -> Row:
 
 
 def failed_image(member: Member, image_id: str, status: str, error: str) -> Row:
-    """What stands for an image that could not be had."""
+    """The row of an image that could not be read."""
     return {
         "image_id": image_id,
         "uri": identity(member.uri),
@@ -75,7 +75,10 @@ def failed_image(member: Member, image_id: str, status: str, error: str) -> Row:
 
 
 def read_rows(shard: Shard, start: int) -> Iterator[Row]:
-    """Rows of the shard's images but the first `start`. StorageUnavailable where the store is."""
+    """Yield the rows of the shard's images without the first `start`.
+
+    Raises StorageUnavailable if the store is unavailable.
+    """
     rows = (
         _read_files(shard, start)
         if shard.kind == "files"
@@ -88,14 +91,14 @@ def read_rows(shard: Shard, start: int) -> Iterator[Row]:
 
 
 def _read_files(shard: Shard, start: int) -> Iterator[Row]:
-    """Loose files, fetched FETCH_AT_ONCE together; the name of an image is its URL."""
+    """Rows of loose files, fetched FETCH_AT_ONCE at a time. The id of an image is its URL."""
     with ThreadPoolExecutor(FETCH_AT_ONCE) as pool:
         for first in range(start, len(shard.members), FETCH_AT_ONCE):
             yield from pool.map(_read_file, shard.members[first : first + FETCH_AT_ONCE])
 
 
 def _read_file(member: Member) -> Row:
-    """One loose file, failed where it cannot be had."""
+    """The row of one loose file; a failed row if the file cannot be read."""
     if member.size > MAX_ENCODED_BYTES:
         return failed_image(member, identity(member.uri), TOO_LARGE, _too_large(member.size))
     try:
@@ -104,7 +107,7 @@ def _read_file(member: Member) -> Row:
         if not _as_planned(fs, path, member, encoded):
             return failed_image(member, identity(member.uri), CHANGED, _CHANGED)
         return _row(member, identity(member.uri), encoded)
-    except Exception as error:  # of many kinds; those that pass are the run's, not the image's
+    except Exception as error:  # stores raise many types; transient errors end the run instead
         _raise_passing(error, member)
         return failed_image(
             member, identity(member.uri), UNREADABLE, describe_error(error, member.uri)
@@ -119,10 +122,14 @@ def _too_large(size: int) -> str:
 
 
 def _as_planned(fs: AbstractFileSystem, path: str, member: Member, content: bytes) -> bool:
-    """Whether this is the version that was listed; asks the store only where bytes cannot tell."""
+    """Whether `content` is the version that was listed.
+
+    The store is asked only if the bytes do not decide it.
+    """
     if member.size >= 0 and len(content) != member.size:
         return False
-    if len(member.etag) == 32:  # S3's is the MD5 of what was put at once, unless a key encrypts it
+    # S3's ETag is the MD5 of an object that one request wrote, unless a key encrypts the object.
+    if len(member.etag) == 32:
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if digest == member.etag:
             return True
@@ -130,26 +137,29 @@ def _as_planned(fs: AbstractFileSystem, path: str, member: Member, content: byte
 
 
 def _is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:
-    """Whether what lies there now is the version that was listed, as far as the store can tell."""
-    if "http" in fs.protocol:  # one address may be many servers, each with etags of its own
+    """Whether the object is still the version that was listed, as far as the store can tell."""
+    if "http" in fs.protocol:  # one address may lead to many servers, each with its own etags
         return True
     return etag_of(retry(fs.info, path)) == member.etag
 
 
 def _raise_passing(error: Exception, member: Member) -> None:
-    """StorageUnavailable for an error that says nothing about the object itself."""
+    """Raise StorageUnavailable if `error` is transient and says nothing about the object itself."""
     if isinstance(error, StorageUnavailable):
         raise error
     if is_transient(error):
         raise StorageUnavailable(describe_error(error, member.uri)) from error
 
 
-# What tarfile raises at the archive's closing zeros, and at the end of a file without them.
+# Errors that tarfile raises at the zeros that end an archive, or at the end of a file without them.
 _PROPER_ENDS = ("EOFHeaderError", "EmptyHeaderError")
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Raises at a damaged header, which tarfile takes for the end of the archive (unless first)."""
+    """Raises ReadError at a damaged header.
+
+    tarfile takes a damaged header for the end of the archive, unless it is the first header.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
@@ -162,14 +172,14 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _read_tar(shard: Shard) -> Iterator[Row]:
-    """Image members of a tar, streamed. The name is webdataset's key: the path up to the first dot.
+    """Stream the image members of a tar. The id ends with webdataset's key of the member.
 
-    A key that comes again, as when a sample has two pictures, is told apart by the whole member
-    name, and that by a number.
+    The key is the path up to the first dot. If a key occurs again, for example because a sample has
+    two images, the id uses the whole member name. If that occurs again, a number follows it.
     """
     member = shard.members[0]
     fs, path = open_location(member.uri, "shard")
-    place = identity(member.uri)
+    archive_uri = identity(member.uri)
     seen: set[str] = set()
     count = 0
     try:
@@ -181,12 +191,12 @@ def _read_tar(shard: Shard) -> Iterator[Row]:
                 if not entry.isfile() or not is_image(entry.name):
                     continue
                 name = readable_name(entry.name)
-                image_id = _unique(f"{place}#{_key(name)}", name, place, seen)
+                image_id = _unique(f"{archive_uri}#{_key(name)}", name, archive_uri, seen)
                 if entry.size > MAX_ENCODED_BYTES:
                     yield failed_image(member, image_id, TOO_LARGE, _too_large(entry.size))
                     continue
                 content = archive.extractfile(entry)
-                assert content is not None  # of a regular file
+                assert content is not None  # the entry is a regular file
                 encoded = content.read()
                 if len(encoded) < entry.size:
                     raise tarfile.ReadError("unexpected end of data")
@@ -197,14 +207,15 @@ def _read_tar(shard: Shard) -> Iterator[Row]:
 
 
 class _OtherVersion(Exception):
-    """An archive is not the one that was listed."""
+    """The archive is not the version that was listed."""
 
 
 @contextmanager
 def _open_version(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[BinaryIO]:
-    """The archive that was listed. _OtherVersion where it is not, or not any more at the end.
+    """Open the archive for reading, and check its version at the start and at the end.
 
-    (s3fs raises FileExpired when it finds that out between two requests.)
+    Raises _OtherVersion if it is not the version that was listed. (s3fs raises FileExpired if it
+    finds a new version between two requests.)
     """
     with open_object(fs, path) as file:
         if not _is_planned(fs, path, member):
@@ -215,7 +226,10 @@ def _open_version(fs: AbstractFileSystem, path: str, member: Member) -> Iterator
 
 
 def _row_of_rest(member: Member, count: int, error: Exception, broken: str) -> Row:
-    """The row for all of an archive behind its first `count` images. Passing errors are raised."""
+    """The failed row for the rest of an archive, after its first `count` images.
+
+    Raises StorageUnavailable for a transient error.
+    """
     _raise_passing(error, member)
     if isinstance(error, FileExpired | _OtherVersion):
         return failed_image(
@@ -228,23 +242,24 @@ def _row_of_rest(member: Member, count: int, error: Exception, broken: str) -> R
 
 
 def _key(name: str) -> str:
-    """webdataset's key of a member: its path up to the first dot of its last part."""
+    """webdataset's key of a member: its path up to the first dot of the file name."""
     folder, _, last = name.removeprefix("./").rpartition("/")
     key = last.split(".", 1)[0]
     return f"{folder}/{key}" if folder else key
 
 
 def _unique(image_id: str, name: str, uri: str, seen: set[str]) -> str:
-    candidate, again = image_id, 1
+    """An id that is not in `seen`; it is added to `seen`."""
+    candidate, number = image_id, 1
     while candidate in seen:
-        candidate = f"{uri}#{name}" if again == 1 else f"{uri}#{name}~{again}"
-        again += 1
+        candidate = f"{uri}#{name}" if number == 1 else f"{uri}#{name}~{number}"
+        number += 1
     seen.add(candidate)
     return candidate
 
 
 def _read_parquet(shard: Shard) -> Iterator[Row]:
-    """Rows of a Parquet file's image column, named by its id column or their number."""
+    """Rows of a Parquet file's image column. The id is from the id column, or the row's number."""
     member = shard.members[0]
     fs, path = open_location(member.uri, "shard")
     count = 0
@@ -256,9 +271,9 @@ def _read_parquet(shard: Shard) -> Iterator[Row]:
             columns = [image] if ids is None else [image, ids]
             for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
                 for row in batch.to_pylist():
-                    numbered = f"{identity(member.uri)}#{count}"
-                    named = str(row[ids]) if ids and row[ids] is not None else numbered
-                    image_id = named if named not in seen else numbered
+                    row_id = f"{identity(member.uri)}#{count}"
+                    column_id = str(row[ids]) if ids and row[ids] is not None else row_id
+                    image_id = column_id if column_id not in seen else row_id
                     seen.add(image_id)
                     encoded = row[image]
                     encoded = encoded.get("bytes") if isinstance(encoded, dict) else encoded
@@ -267,12 +282,15 @@ def _read_parquet(shard: Shard) -> Iterator[Row]:
                         yield failed_image(member, image_id, MISSING_BYTES, f"{image} is null")
                     else:
                         yield _row(member, image_id, encoded)
-    except Exception as error:  # Arrow's kinds, and the storage's
+    except Exception as error:  # errors of Arrow and of the storage
         yield _row_of_rest(member, count, error, "broken Parquet file")
 
 
 def _image_column(schema: pa.Schema) -> str:
-    """The column of image bytes, plain or as Hugging Face's struct; ValueError without one."""
+    """The name of the column of image bytes, which may be binary or Hugging Face's struct.
+
+    Raises ValueError if there is no such column.
+    """
 
     def holds_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
@@ -288,7 +306,7 @@ def _image_column(schema: pa.Schema) -> str:
 
 
 def _id_column(schema: pa.Schema) -> str | None:
-    """The first of ID_COLUMNS that is text or whole numbers."""
+    """The first of ID_COLUMNS that exists and holds text or integers; None if there is none."""
     for name in ID_COLUMNS:
         if name in schema.names:
             kind = schema.field(name).type

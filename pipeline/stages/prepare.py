@@ -1,7 +1,7 @@
-"""prepare: ENCODED -> PREPARED. Pictures are decoded and resized; a failure costs one row.
+"""prepare: ENCODED -> PREPARED. Images are decoded and resized. A failure costs one row.
 
-That is done in a child process (decode.py): a picture that crashes its decoder, or keeps it busy
-for ever, costs its own row and no worker.
+A child process decodes the images (decode.py). An image that crashes the decoder, or that never
+finishes, costs its own row but not the worker.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, read_r
 from pipeline.schema import OK, PREPARED, TIMED_OUT, WORKER_CRASH, failed_row
 
 DECODE = "pipeline.stages.decode:decode_rows"
-MAX_PIXELS = 100_000_000  # a 100-megapixel camera's; 300 MB as RGB
-BYTES_PER_TABLE = 16 << 20  # of pixels
-DECODE_SECONDS = 60.0  # for one image
+MAX_PIXELS = 100_000_000  # the size of a 100-megapixel camera's image; 300 MB as RGB
+BYTES_PER_TABLE = 16 << 20  # bytes of pixels in one output table
+DECODE_SECONDS = 60.0  # time limit of one image
 
 
 class Preparer:
-    """Decodes tables of encoded pictures, row for row; failed rows pass through."""
+    """Decodes tables of encoded images, one output row per row. Failed rows pass through."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class Preparer:
         self.child.start()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """PREPARED tables of at most about BYTES_PER_TABLE of pixels each."""
+        """Convert an ENCODED table to PREPARED tables, each of about BYTES_PER_TABLE of pixels."""
         rows: list[Row] = []
         size = 0
-        given = table.to_pylist()
-        decoded = self._decode_in_child([row["encoded"] for row in given if row["status"] == OK])
-        for row in given:
+        inputs = table.to_pylist()
+        decoded = self._decode_in_child([row["encoded"] for row in inputs if row["status"] == OK])
+        for row in inputs:
             rows.append(_prepared_row(row, next(decoded) if row["status"] == OK else {}))
             size += len(rows[-1]["pixels"] or b"")
             if size >= BYTES_PER_TABLE:
@@ -46,10 +46,11 @@ class Preparer:
                 rows, size = [], 0
         if rows:
             yield pa.Table.from_pylist(rows, schema=PREPARED)
-        assert next(decoded, None) is None  # a stream that is left unfinished ends its process
+        # The stream is read to its end, because an unfinished stream kills its child process.
+        assert next(decoded, None) is None
 
     def _decode_in_child(self, images: list[bytes]) -> Iterator[Row]:
-        """What `decode_rows` says of each."""
+        """The rows that `decode_rows` yields in the child, one per image."""
 
         def instead(_: int, why: ChildFailed) -> Row:
             status = TIMED_OUT if isinstance(why, ChildStuck) else WORKER_CRASH
@@ -62,7 +63,7 @@ class Preparer:
 
 
 def _prepared_row(row: Row, decoded: Row) -> Row:
-    """One ENCODED row and what came of decoding it -> one PREPARED row."""
+    """A PREPARED row, from an ENCODED row and the result of decoding it."""
     row = {**row, "encoded_bytes": len(row["encoded"] or b""), **decoded}
     if row["status"] != OK:
         return failed_row(PREPARED, row, row["status"], row["error"])

@@ -1,7 +1,7 @@
-"""publish: staged blocks -> the tables that users query. They count once the run is committed.
+"""publish: staged blocks -> the tables that users query. They are valid once the run is committed.
 
-Each output file holds whole shards, in order of shard and position, and is written by one Ray task;
-the driver knows shards and counts, never rows.
+Each output file holds whole shards, in the order of shard and position. One Ray task writes it. The
+driver holds shards and counts, never rows.
 """
 
 import hashlib
@@ -21,40 +21,42 @@ from pipeline.stages.staged import read_staged_block, remove_staged_block
 from pipeline.storage.errors import DamagedFile, OutputError
 from pipeline.storage.files import join, open_location, write_whole
 
-# Images of one output file: at a few hundred bytes a row, tens of MB, which engines read well.
+# Images per output file. At a few hundred bytes per row a file has tens of MB, which engines read
+# well.
 IMAGES_PER_FILE = 100_000
-# A task takes some 300 bytes a box while it writes them (2 million: 550 MiB, 2026-11-25).
+# A task needs about 300 bytes per box while it writes (2 million boxes: 550 MiB, 2026-11-25).
 BOXES_PER_FILE = 1_000_000
-BOXES_PER_IMAGE = 100  # at most, and about so many where low scores are kept
+# The maximum per image. Runs that keep low scores have about this many boxes per image.
+BOXES_PER_IMAGE = 100
 LOW_SCORE = 0.1
-# Small groups, of which statistics let engines leave most unread: of three million synthetic boxes
-# `label = 'x' AND score > 0.8` read 1.3 % of the bytes (all columns: 7 %) where groups of a million
-# rows, in the order of their images, had 22 % (100 %) read, 2026-11-25.
+# Row groups are small, so that engines can skip most of them by their statistics. For three million
+# synthetic boxes `label = 'x' AND score > 0.8` read 1.3 % of the bytes (all columns: 7 %). With row
+# groups of a million rows in the order of images it read 22 % (100 %), 2026-11-25.
 ROWS_PER_GROUP = 1 << 15
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class ReconcileError(RuntimeError):
-    """Images that were planned have no row: nothing is published."""
+    """Planned images have no row, so nothing is published."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One pair of output files to write: which staged files hold its shards."""
+    """One pair of output files to write, with its shards and the staged files that hold them."""
 
     number: int
-    shards: tuple[str, ...]
-    files: tuple[str, ...]
+    shards: tuple[str, ...]  # names of the shards
+    files: tuple[str, ...]  # names of the staged files
 
 
 @dataclass(frozen=True)
 class PublishTarget:
-    """Where a run's tables go, and what its rows say about the model."""
+    """The destination of a run's tables, and the values of the columns about run and model."""
 
-    output: str
+    output: str  # URL
     run_id: str
-    part_name: str  # of a file, with places for `table` and `number`
-    staging: str
+    part_name: str  # template of a file's path below OUTPUT, with fields `table` and `number`
+    staging: str  # URL
     model: str
     fingerprint: str
     labels: tuple[str, ...]
@@ -62,35 +64,35 @@ class PublishTarget:
 
 @dataclass(frozen=True)
 class PartFile:
-    """A file that counts, as the manifest lists it."""
+    """A published file, as the manifest lists it."""
 
-    path: str  # below OUTPUT
+    path: str  # relative to OUTPUT
     rows: int
     bytes: int
     sha256: str
 
 
 def reconcile(planned: Sequence[str], staged: Staged) -> None:
-    """ReconcileError unless every planned shard is staged to its last image."""
+    """Raise ReconcileError unless all images of every planned shard are staged."""
     places = staged.positions_of(pa.array(planned, pa.string()))
     found, sizes = (
         np.append(column, none)[places] for column, none in ((staged.found, 0), (staged.sizes, -1))
     )
     wrong = np.flatnonzero(found != sizes)
     if len(wrong):
-        said = [
+        examples = [
             f"{planned[i]}: {found[i]} of {'an unknown number' if sizes[i] < 0 else sizes[i]}"
             for i in wrong[:3]
         ]
         more = f" and {len(wrong) - 3} more shards" if len(wrong) > 3 else ""
         raise ReconcileError(
-            f"images are missing, so nothing was published ({'; '.join(said)}{more}). "
+            f"images are missing, so nothing was published ({'; '.join(examples)}{more}). "
             "Run the same command again: it labels those that are missing."
         )
 
 
 def images_per_file(score_threshold: float) -> int:
-    """How many images one task may publish of a run that kept boxes from this score up."""
+    """The number of images that one task may publish, if the run keeps boxes from this score up."""
     low = score_threshold < LOW_SCORE
     return BOXES_PER_FILE // BOXES_PER_IMAGE if low else IMAGES_PER_FILE
 
@@ -98,7 +100,7 @@ def images_per_file(score_threshold: float) -> int:
 def group_into_parts(
     planned: Sequence[str], staged: Staged, images_per_file: int = IMAGES_PER_FILE
 ) -> list[Part]:
-    """Planned shards, sorted, in groups of about `images_per_file` images."""
+    """Sort the planned shards and group them into parts of about `images_per_file` images."""
     if not planned:
         return []
     names = sorted(planned)
@@ -118,9 +120,10 @@ def group_into_parts(
 
 
 def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
-    """Write one file of each table: repeats dropped, sorted by shard and position.
+    """Write one file of each table. Repeated images are dropped; rows are sorted.
 
-    OutputError for a block that is damaged, which is removed.
+    The images table is sorted by shard and position, the detections table by label and score.
+    Raises OutputError for a damaged block, after removing it.
     """
     blocks = []
     for name in part.files:
@@ -141,7 +144,7 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
 
 
 def _read_block_or_remove_it(staging: str, name: str) -> pa.Table:
-    """A staged block. OutputError for one that is damaged, which is removed."""
+    """The rows of a staged block. Raises OutputError for a damaged block, after removing it."""
     try:
         return read_staged_block(staging, name)
     except DamagedFile as error:
@@ -153,18 +156,18 @@ def _read_block_or_remove_it(staging: str, name: str) -> pa.Table:
 
 
 def _drop_repeated_images(rows: pa.Table) -> pa.Table:
-    """Of neighbouring rows with the same shard and position, the first."""
+    """Keep the first of neighbouring rows with the same shard and position."""
     if len(rows) < 2:
         return rows
     shard, index = rows["shard"].combine_chunks(), rows["index_in_shard"].combine_chunks()
-    again = pc.and_(pc.equal(shard[1:], shard[:-1]), pc.equal(index[1:], index[:-1]))
-    return rows.filter(pa.concat_arrays([pa.array([True]), pc.invert(again)]))
+    repeats = pc.and_(pc.equal(shard[1:], shard[:-1]), pc.equal(index[1:], index[:-1]))
+    return rows.filter(pa.concat_arrays([pa.array([True]), pc.invert(repeats)]))
 
 
 def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
-    """DETECTED -> IMAGES."""
+    """Convert a DETECTED table to an IMAGES table, with one row per image."""
     flat, starts, lengths = _flatten_boxes(rows)
-    best = pa.array(starts, mask=lengths == 0)  # boxes come best first
+    best = pa.array(starts, mask=lengths == 0)  # the first box of an image has the highest score
     columns = {
         "num_detections": pa.array(lengths, pa.int32()),
         "max_score": pc.struct_field(flat, "score").take(best),
@@ -180,14 +183,17 @@ def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
 
 
 def _flatten_boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
-    """All boxes (N,) of a DETECTED table, and where each image's begin and how many they are."""
+    """All boxes (N,) of a DETECTED table, and the start and the number of boxes of each image."""
     boxes = rows["boxes"].combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy().astype(np.int64)
     return pc.list_flatten(boxes), np.cumsum(lengths) - lengths, lengths
 
 
 def detections_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
-    """DETECTED -> DETECTIONS: one row a box, by label and, best first, by score."""
+    """Convert a DETECTED table to a DETECTIONS table, with one row per box.
+
+    Rows are sorted by label, then by score from high to low.
+    """
     flat, starts, lengths = _flatten_boxes(rows)
     parent = pa.array(np.repeat(np.arange(len(rows)), lengths))
     fields = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
@@ -203,7 +209,7 @@ def detections_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
 
 
 def sort_by_label(detections: pa.Table) -> pa.Table:
-    """Sorted as the files are; images keep their order among equals."""
+    """Sort detections by label, then by score from high to low. The sort is stable."""
     place = pa.array(np.arange(len(detections)))
     order = pc.sort_indices(
         detections.select(["label", "score"]).append_column("place", place),
@@ -213,14 +219,14 @@ def sort_by_label(detections: pa.Table) -> pa.Table:
 
 
 def write_part(output: str, name: str, table: pa.Table) -> PartFile:
-    """Put a table of the schema IMAGES or DETECTIONS at `name` below OUTPUT."""
+    """Write a table of schema IMAGES or DETECTIONS to the path `name` below OUTPUT."""
     buffer = io.BytesIO()
     pq.write_table(
         table,
         buffer,
         compression="zstd",
         row_group_size=ROWS_PER_GROUP,
-        # Floats hardly repeat: with dictionaries files are a third larger.
+        # Floats rarely repeat. With dictionaries for them, files are a third larger.
         use_dictionary=[f.name for f in table.schema if not pa.types.is_floating(f.type)],
     )
     data = buffer.getvalue()

@@ -1,7 +1,7 @@
-"""read: Shard -> ENCODED. Every image of a shard becomes one row, failed ones too.
+"""read: Shard -> ENCODED. Every image of a shard becomes one row, including failed images.
 
-The files are opened in a child process (formats.py): neither a crash of a parser nor a read that
-stands still takes the worker with it.
+A child process opens the files (formats.py). A parser that crashes or a read that hangs therefore
+does not end the worker.
 """
 
 import time
@@ -23,18 +23,21 @@ from pipeline.schema import (
 from pipeline.stages.formats import failed_image
 from pipeline.storage.urls import identity
 
-ROWS_PER_TABLE = 64  # with photos of 200 kB, about the bytes below
+ROWS_PER_TABLE = 64  # with photos of 200 kB this is about BYTES_PER_TABLE
 BYTES_PER_TABLE = 16 << 20
-# For one image: longer than retries.py is patient, as a store's trouble is the run's.
+# Time limit of one image. It is longer than the patience of retries.py, because an unavailable
+# store must end the run and not fail the image.
 READ_SECONDS = 300.0
 
-_child = Child(preload="pipeline.stages.formats")  # of this worker, for one shard after another
+_child = Child(preload="pipeline.stages.formats")  # the worker's child, reused for all its shards
 
 
 def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
-    """ENCODED tables of a shard's images but those that are `done`.
+    """Yield the images of a shard as ENCODED tables, without the images in `done`.
 
-    The last image is read again where no row has yet said that it is the last.
+    The last image is read again if no staged row marks it as the last.
+
+    Raises StorageUnavailable if the store is unavailable.
     """
     table: list[Row] = []
     size = 0
@@ -52,7 +55,7 @@ def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
 
 
 def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
-    """Rows with their position; looks one ahead to know the last."""
+    """Rows with their position. One row is held back, so that the last row can be marked."""
     previous: Row | None = None
     count = 0
     for row in _time_rows(_read_in_child(shard)):
@@ -77,7 +80,7 @@ def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
 
 
 def _rows_of_lost_images(shard: Shard, start: int, stop: int) -> Iterator[Row]:
-    """Rows for positions that a shard had when it was first read, and now has no more."""
+    """Rows for positions that the shard had when it was first read, but no longer has."""
     member = shard.members[0]
     reason = f"the shard had more images when it was first read: now {start}"
     for index in range(start, stop):
@@ -86,7 +89,7 @@ def _rows_of_lost_images(shard: Shard, start: int, stop: int) -> Iterator[Row]:
 
 
 def _read_in_child(shard: Shard) -> Iterator[Row]:
-    """Rows of the shard's reader, run in the child."""
+    """Rows of the shard's reader, which runs in the child."""
 
     def instead(number: int, why: ChildFailed) -> Row:
         status = TIMED_OUT if isinstance(why, ChildStuck) else WORKER_CRASH
@@ -94,8 +97,8 @@ def _read_in_child(shard: Shard) -> Iterator[Row]:
             member = shard.members[number]
             return failed_image(member, identity(member.uri), status, f"while it was read: {why}")
         member = shard.members[0]
-        place = identity(member.uri)
-        name = f"{place}#broken-after-{number}" if number else place
+        uri = identity(member.uri)
+        name = f"{uri}#broken-after-{number}" if number else uri
         return failed_image(member, name, status, f"while the archive was read: {why}")
 
     return read_rows_in_child(
@@ -109,7 +112,7 @@ def _read_in_child(shard: Shard) -> Iterator[Row]:
 
 
 def _time_rows(rows: Iterator[Row]) -> Iterator[Row]:
-    """Rows with the seconds that each took to come."""
+    """Rows with the seconds that each took to arrive."""
     began = time.perf_counter()
     for row in rows:
         yield {**row, "read_seconds": time.perf_counter() - began}

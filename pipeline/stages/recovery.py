@@ -1,7 +1,8 @@
-"""Batches of pictures through the detector, and what becomes of those that fail.
+"""Detection in batches of images, with recovery from failures.
 
-One that raises is halved until the culprit is alone. One over which a process of this command ended
-(notes.py) is taken picture by picture. Each culprit is a failed row; all others have their boxes.
+A batch that raises an error is halved until the failing image is alone. A batch during which a
+process of this command ended (journal.py) is processed image by image. Each failing image becomes a
+failed row; all other images get their boxes.
 """
 
 import hashlib
@@ -20,34 +21,43 @@ from pipeline.isolation.exclusive import ExclusiveCalls
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
 
-ATTEMPTS = 2  # at a single picture over which the process ended: it may not have been the cause
+# Attempts at a single image during which the process ended. The image may not be the cause.
+ATTEMPTS = 2
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Batch:
-    """Pictures that were submitted together, and what became of that so far."""
+    """Images that were submitted together, and their result so far.
 
-    key: str  # that its note bears
+    `pending` is an exception if the submission failed. It is None if the batch ended a process
+    before and was therefore not submitted.
+    """
+
+    key: str  # name of its entry in the crash journal
     rows: list[Row]
-    images: list[Tensor]
-    pending: Pending | Exception | None  # None: it ended a process before, and was not submitted
+    images: list[Tensor]  # (rows, columns, 3) uint8 each
+    pending: Pending | Exception | None
 
 
 class RecoveringDetector:
-    """Fills in the boxes of rows, and the status of those that fail."""
+    """Detects objects in batches. It writes boxes into rows, and the status of rows that fail."""
 
     def __init__(
         self, predictor: Predictor, notes: CrashJournal, score_threshold: float, most: int
     ):
         self.predictor, self.notes = predictor, notes
         self.score_threshold = score_threshold
-        self.turns = ExclusiveCalls()  # of calls of the detector
-        self.most = most  # pictures at once; less where memory does not hold as many
+        self.turns = ExclusiveCalls()  # coordinates concurrent calls of the detector
+        self.most = most  # images per batch; `finish` lowers it if memory does not hold as many
 
     def submit(self, rows: list[Row], images: list[Tensor], again: bool = False) -> Batch:
-        """Begin a batch, unless a process ended over it before and it is not tried `again`."""
+        """Start a batch. It is not started if a process ended during it before.
+
+        `again` starts it in that case as well. `images` are (rows, columns, 3) uint8. Errors of
+        torch are stored in the batch.
+        """
         key = _key(rows)
         if not again and self.notes.unfinished(key):
             return Batch(key, rows, images, None)
@@ -55,16 +65,17 @@ class RecoveringDetector:
         sizes = torch.tensor([(row["height"], row["width"]) for row in rows])
         try:
             return Batch(key, rows, images, self.predictor.submit(images, sizes))
-        except (RuntimeError, MemoryError) as error:  # torch's: memory and kernel failures
+        except (RuntimeError, MemoryError) as error:  # torch raises these for memory and kernels
             _end_where_lasting(error)
-            # Its traceback holds on to the tensors of the attempt.
+            # The traceback is dropped, because it keeps the tensors of the attempt alive.
             return Batch(key, rows, images, error.with_traceback(None))
 
     def finish(self, batch: Batch) -> float | None:
-        """Fill in each row's boxes. A batch that fails is halved until the culprit is alone.
+        """Write the boxes into the rows. A failed batch is halved until the failing image is alone.
 
-        Where it was too large for the memory, later ones are no larger than its halves. Returns the
-        seconds that the device computed for what has boxes now, None where it does not tell.
+        If the batch was too large for the memory, later batches are at most half as large. Returns
+        the device's computing time for the rows that have boxes now, in seconds. It is None if the
+        device does not report the time.
         """
         if batch.pending is None:
             return self._detect_one_by_one(batch)
@@ -86,21 +97,25 @@ class RecoveringDetector:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             rows[0].update(status=DETECTOR_ERROR, error=reason)
             return None
-        took = [
+        seconds = [
             self.finish(self.submit(rows[part], images[part]))
             for part in (slice(half), slice(half, None))
         ]
-        return _sum_of_known(took)
+        return _sum_of_known(seconds)
 
     def _detect_one_by_one(self, batch: Batch) -> float | None:
-        """Pictures over which a process ended, in this command: that of a single one is told."""
+        """Process the images of a batch during which a process of this command ended, one by one.
+
+        A single image gets ATTEMPTS attempts and is then marked as failed. Returns seconds as
+        `finish` does.
+        """
         if len(batch.rows) > 1:
-            took = []
+            seconds = []
             for row, image in zip(batch.rows, batch.images, strict=True):
                 with self.turns.exclusive():
-                    took.append(self.finish(self.submit([row], [image])))
+                    seconds.append(self.finish(self.submit([row], [image])))
             self.notes.end(batch.key)
-            return _sum_of_known(took)
+            return _sum_of_known(seconds)
         if self.notes.unfinished(batch.key) < ATTEMPTS:
             with self.turns.exclusive():
                 return self.finish(self.submit(batch.rows, batch.images, again=True))
@@ -113,7 +128,7 @@ class RecoveringDetector:
         return None
 
     def _fill(self, rows: list[Row], found: Detections) -> None:
-        """Boxes from the threshold up (at 0: the best TOP) into their rows."""
+        """Write the boxes whose score reaches the threshold into the rows (at 0: the best TOP)."""
         scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
         for index, row in enumerate(rows):
             keep = np.flatnonzero(scores[index] >= self.score_threshold)
@@ -128,21 +143,21 @@ class RecoveringDetector:
 
 
 def _sum_of_known(seconds: list[float | None]) -> float | None:
-    """None where none is known."""
+    """The sum of the values that are known; None if no value is known."""
     known = [one for one in seconds if one is not None]
     return sum(known) if known else None
 
 
 def _key(rows: list[Row]) -> str:
-    """A name of these pictures, by their places."""
-    places = "\0".join(f"{row['shard']}\0{row['index_in_shard']}" for row in rows)
-    return hashlib.sha256(places.encode()).hexdigest()[:24]
+    """A name for a batch, made from the shard and position of each of its images."""
+    positions = "\0".join(f"{row['shard']}\0{row['index_in_shard']}" for row in rows)
+    return hashlib.sha256(positions.encode()).hexdigest()[:24]
 
 
 def _end_where_lasting(error: Exception) -> None:
-    """End this process where all that it asks of its device will fail from now on.
+    """End this process if every later call to its device would fail.
 
-    After an illegal access CUDA answers every call with that error. Ray starts the detector anew.
+    After an illegal access CUDA answers every call with that error. Ray restarts the detector.
     """
     if isinstance(error, torch.AcceleratorError) and not _is_of_memory(error):
         print(f"the device failed, and the detector ends: {error}", file=sys.stderr)
@@ -150,7 +165,7 @@ def _end_where_lasting(error: Exception) -> None:
 
 
 def _is_of_memory(error: Exception) -> bool:
-    """Whether a host or a device had too little; torch has no type of its own for hosts."""
+    """Whether host or device memory was too small. torch has no error type for host memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "allocate memory" in str(error) or "out of memory" in str(error)

@@ -1,7 +1,7 @@
-"""stage: DETECTED blocks -> one Parquet file each under `_staging`, and a receipt for the driver.
+"""stage: write each DETECTED block as a Parquet file under `_staging`, and send a receipt.
 
-A staged file is named by the images it holds, so that a task that is run again overwrites its own
-work. What is staged is done: a rerun reads it back (staged.py) and leaves those images out.
+The name of a staged file depends on the images it holds, so that a task that runs again overwrites
+its own file. Staged images are finished: a rerun reads the files (staged.py) and skips them.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from pipeline.storage.parquet import write_parquet
 
 
 def block_name(table: pa.Table) -> str:
-    """A name that depends on the set of images alone.
+    """A file name that depends only on the set of images.
 
-    An image is its place in its shard: ids that come from a Parquet column may be those of another
-    file as well.
+    Images are identified by their shard and position. Ids from a Parquet column may also occur in
+    another file.
     """
-    places = zip(table["shard"].to_pylist(), table["index_in_shard"].to_pylist(), strict=True)
-    digest = hashlib.sha256("\0".join(f"{s}\0{i}" for s, i in sorted(places)).encode())
+    positions = zip(table["shard"].to_pylist(), table["index_in_shard"].to_pylist(), strict=True)
+    digest = hashlib.sha256("\0".join(f"{s}\0{i}" for s, i in sorted(positions)).encode())
     return f"block-{digest.hexdigest()[:24]}.parquet"
 
 
 def stage(table: pa.Table, staging: str) -> Receipt:
-    """Write one block under the URL `staging`, whole or not at all."""
+    """Write one block under the URL `staging`, whole or not at all, and return its receipt."""
     began, before = time.perf_counter(), retries.repeated
     table = table.select(DETECTED.names).cast(DETECTED)
     name = block_name(table)

@@ -1,4 +1,7 @@
-"""What blocks under `_staging` hold: a rerun leaves it out, and publishing reconciles it."""
+"""Read which images the blocks under `_staging` hold.
+
+A rerun skips these images. Publishing compares them with the plan.
+"""
 
 import io
 import logging
@@ -20,13 +23,13 @@ from pipeline.storage.urls import mask
 
 log = logging.getLogger(__name__)
 
-READ_AT_ONCE = 16  # files fetched together: latency limits them
+READ_AT_ONCE = 16  # files that are fetched concurrently; latency is the limit
 
 
 def read_staging(staging: str) -> Staged:
-    """Read back what blocks under the URL `staging` hold; nothing where the folder is absent.
+    """Read which images the blocks under the URL `staging` hold, and remove damaged blocks.
 
-    Blocks that are damaged are removed.
+    The result is empty if the folder does not exist.
     """
     return merge_ranges(
         remove_damaged_blocks(staging, [ranges_of_files(staging, list_staged_files(staging))])
@@ -34,14 +37,14 @@ def read_staging(staging: str) -> Staged:
 
 
 def list_staged_files(staging: str) -> list[str]:
-    """Names of the blocks' files under the URL `staging`, sorted."""
+    """The names of the staged files under the URL `staging`, sorted."""
     fs, path = open_location(staging, "staging")
     names = (name.rsplit("/", 1)[-1] for name in list_files(fs, path))
     return sorted(name for name in names if name.startswith("block-"))
 
 
 def read_staged_block(staging: str, name: str, columns: Sequence[str] = DETECTED.names) -> pa.Table:
-    """Columns of a block under the URL `staging`. DamagedFile where a byte of it is damaged."""
+    """Columns of a block under the URL `staging`. Raises DamagedFile if any byte is damaged."""
     url = join(staging, name)
     file = io.BytesIO(read_object(*open_location(url, "staging")))
     schema = pa.schema([DETECTED.field(column) for column in columns])
@@ -53,7 +56,7 @@ def read_staged_block(staging: str, name: str, columns: Sequence[str] = DETECTED
 
 
 def _with_nulls(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table of a version before 0.2, with nulls for the columns that it did not have."""
+    """A table of a version before 0.2, with nulls in the columns that this version lacked."""
     columns = [
         table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema
@@ -62,14 +65,17 @@ def _with_nulls(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def remove_staged_block(staging: str, name: str) -> None:
-    """Delete a block under the URL `staging`, unless it is gone."""
+    """Delete a block under the URL `staging`. It is no error if the block does not exist."""
     fs, path = open_location(join(staging, name), "staging")
     with suppress(FileNotFoundError):
         retry(fs.rm_file, path)
 
 
 def remove_damaged_blocks(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of schema RANGES, after the removal of blocks that are damaged by their word."""
+    """Delete the blocks that tables of schema RANGES report as damaged.
+
+    Yields the tables without the rows of these blocks.
+    """
     for table in tables:
         whole = pc.is_valid(table["shard"])
         for name in table.filter(pc.invert(whole))["file"].to_pylist():
@@ -85,7 +91,7 @@ _COLUMNS = ["shard", "index_in_shard", "shard_size", "status"]
 
 
 def ranges_of_files(staging: str, files: Sequence[str]) -> pa.Table:
-    """RANGES of some files under the URL `staging`, each read once and to its last byte."""
+    """RANGES of the given files under the URL `staging`. Each file is read once and completely."""
 
     def rows_of(name: str) -> pa.Table | None:
         try:
@@ -101,7 +107,7 @@ def ranges_of_files(staging: str, files: Sequence[str]) -> pa.Table:
 
 
 def _ranges_of_rows(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
-    """RANGES of files by their names and rows."""
+    """RANGES of files, from pairs of a file's name and its rows."""
     files, tables = [name for name, _ in blocks], [table for _, table in blocks]
     file = np.repeat(np.arange(len(files)), [len(table) for table in tables])
     empty = pa.schema([DETECTED.field(name) for name in _COLUMNS]).empty_table()

@@ -1,7 +1,8 @@
-"""Stages as Ray's workers call them: Arrow in, Arrow out.
+"""The stages as functions that Ray's workers call, from Arrow tables to Arrow tables.
 
-Apart from dataflow.py, which knows the detector: a worker imports the module of what it runs, and
-torch and all that the detector needs take seconds of a CPU in each.
+They are not in dataflow.py, which knows the detector. A worker imports the module of the function
+that it runs, and importing torch and the detector's other packages takes seconds of a CPU in each
+worker.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,14 +29,14 @@ from pipeline.stages.staged import ranges_of_files
 
 
 def table_of_work(work: Work) -> pa.Table:
-    """WORK of one task."""
+    """The WORK table of one task."""
     done = [[{"start": start, "stop": stop} for start, stop in spans] for spans in work.done]
     columns = [[work.group] * len(work.rows), work.rows, done, work.ended]
     return pa.table(columns, schema=WORK)
 
 
 def read_work(work: pa.Table, plan: str) -> Iterator[pa.Table]:
-    """WORK of one task -> ENCODED, of shards of the plan at this URL."""
+    """Read the shards of one task's WORK table as ENCODED tables. `plan` is the URL of the plan."""
     group, rows = work["group"][0].as_py(), work["row"].to_pylist()
     shards = read_shards_of_group(plan, group, rows)
     state = (work[name].to_pylist() for name in ("done", "ended"))
@@ -45,33 +46,33 @@ def read_work(work: pa.Table, plan: str) -> Iterator[pa.Table]:
 
 
 def table_of_files(files: Sequence[str]) -> pa.Table:
-    """STAGED_FILE of one task."""
+    """The STAGED_FILE table of one task."""
     return pa.table([files], schema=STAGED_FILE)
 
 
 def read_ranges(files: pa.Table, staging: str) -> pa.Table:
-    """STAGED_FILE -> RANGES."""
+    """Convert a STAGED_FILE table to the RANGES table of its files under the URL `staging`."""
     return ranges_of_files(staging, files["file"].to_pylist())
 
 
 def stage_block(detected: pa.Table, staging: str) -> pa.Table:
-    """DETECTED -> RECEIPT."""
+    """Stage a DETECTED block under the URL `staging`, and return its RECEIPT table of one row."""
     return pa.Table.from_pylist([asdict(stage(detected, staging))], schema=RECEIPT)
 
 
 def receipts_of_table(table: pa.Table) -> Iterator[Receipt]:
-    """The rows of RECEIPT."""
+    """The rows of a RECEIPT table as objects."""
     for row in table.to_pylist():
         yield Receipt(**{**row, "shards": tuple(row["shards"]), "failed": dict(row["failed"])})
 
 
 def table_of_part(part: Part) -> pa.Table:
-    """PART of one task."""
+    """The PART table of one task."""
     return pa.Table.from_pylist([asdict(part)], schema=PART)
 
 
 def write_parts(parts: pa.Table, target: PublishTarget) -> pa.Table:
-    """PART -> PART_FILE, of the files that were written."""
+    """Write the files of a PART table, and return the PART_FILE table that lists them."""
     files: list[PartFile] = []
     for row in parts.to_pylist():
         part = Part(row["number"], tuple(row["shards"]), tuple(row["files"]))
@@ -80,6 +81,6 @@ def write_parts(parts: pa.Table, target: PublishTarget) -> pa.Table:
 
 
 def part_files_of_table(table: pa.Table) -> Iterator[PartFile]:
-    """The rows of PART_FILE."""
+    """The rows of a PART_FILE table as objects."""
     for row in table.to_pylist():
         yield PartFile(**row)

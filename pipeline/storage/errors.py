@@ -1,21 +1,21 @@
-"""What goes wrong in a way that people can act on. Without imports: it can always be said."""
+"""Errors that users can act on. This module imports nothing, so that every module can import it."""
 
 
 class InputError(ValueError):
-    """A mistake of the user's: one line that says what to do."""
+    """The user made a mistake. The message is one line that says what to do."""
 
 
 class CommandFailed(RuntimeError):
-    """A command ends without its result. The line says why, and what a repetition will do."""
+    """A command ends without its result. The message says why, and what a repetition will do."""
 
 
 class OutputError(RuntimeError):
-    """OUTPUT is not as it must be, or another command has it. The line says what to do."""
+    """OUTPUT is damaged, or another command writes to it. The message says what to do."""
 
 
 class DamagedFile(OutputError):
-    """A file of OUTPUT is not as it was written."""
+    """A file of OUTPUT differs from what was written."""
 
 
 class StorageUnavailable(RuntimeError):
-    """A store that fails for a time, or for good: the run ends, and the next takes it up."""
+    """A store fails temporarily or permanently. The run ends, and the next command resumes it."""

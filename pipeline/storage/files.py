@@ -1,4 +1,4 @@
-"""Where things lie: local paths and object stores through fsspec, with errors people can act on."""
+"""Access to local paths and object stores through fsspec, with errors that users can act on."""
 
 import errno
 import io
@@ -20,13 +20,13 @@ from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import identity, mask
 
-CONFLICTS = 20  # creations of one name at once, before its creation is given up
+CONFLICTS = 20  # attempts to create an object while other requests create it too
 # The extras of pyproject.toml that install the file system of a protocol.
 EXTRAS = {"abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs"}
-READ_AHEAD = 4 << 20  # bytes of an archive fetched by one request
-# A stalled request fails after this long and is repeated, by retries.py alone.
+READ_AHEAD = 4 << 20  # bytes of an archive that one request fetches
+# A stalled request fails after these timeouts (in seconds). Only retries.py repeats it.
 S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,  # other processes write: what was listed before is stale
+    "use_listings_cache": False,  # other processes write, so that earlier listings are outdated
     "config_kwargs": {
         "connect_timeout": 10,
         "read_timeout": 30,
@@ -36,18 +36,21 @@ S3_OPTIONS: dict[str, Any] = {
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with `parts` below it."""
+    """The URL of the path `parts` below `url`."""
     return "/".join([url.rstrip("/"), *parts])
 
 
 def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
-    """File system and path of a local path or URL. InputError for an unknown protocol.
+    """The file system and the path of a local path or URL.
 
-    Endpoints and credentials come from the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ... of S3,
-    AZURE_STORAGE_ACCOUNT_NAME, ... of adlfs, GOOGLE_APPLICATION_CREDENTIALS, ... of gcsfs.
+    `what` names the location in errors ("INPUT"). Endpoints and credentials come from the
+    environment: AWS_ENDPOINT_URL, AWS_PROFILE, ... for S3, AZURE_STORAGE_ACCOUNT_NAME, ... for
+    adlfs, GOOGLE_APPLICATION_CREDENTIALS, ... for gcsfs.
+
+    Raises InputError for an unknown protocol, or for one whose package is not installed.
     """
     extra = EXTRAS.get(url.partition("://")[0])
-    options = {"use_listings_cache": False} if extra else {}  # other processes write
+    options = {"use_listings_cache": False} if extra else {}  # as in S3_OPTIONS
     if url.startswith(("s3://", "s3a://")):
         options = S3_OPTIONS
     try:
@@ -57,20 +60,21 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
         hint = f" (pip install 'detr-batch[{extra}]')" if extra and absent else ""
         raise InputError(f"{what} {mask(url)} cannot be opened: {error}{hint}") from error
     if isinstance(fs, LocalFileSystem):
-        path = os.path.normpath(path)  # one name for one place
+        path = os.path.normpath(path)  # one location has one name
     elif options is S3_OPTIONS:
-        fs.retries = 1  # of s3fs, on top of botocore's
+        fs.retries = 1  # s3fs repeats requests in addition to botocore
         if fs.session is None:
-            from pipeline.storage.s3_session import s3_session  # slow to import, and for S3 alone
+            from pipeline.storage.s3_session import s3_session  # slow to import; only S3 needs it
 
             fs.session = s3_session(fs.kwargs)
     return fs, path
 
 
 def open_self_retrying(url: str) -> AbstractFileSystem:
-    """The file system of a URL for a library that reads through it, and does not repeat requests.
+    """The file system of a URL, for a library that reads through it and does not repeat requests.
 
-    Ours are repeated by retries.py; this one repeats them itself, as s3fs and botocore do.
+    On S3 this file system repeats requests itself, with the means of s3fs and botocore. Requests of
+    this project are repeated by retries.py instead.
     """
     if not url.startswith(("s3://", "s3a://")):
         return open_location(url, "OUTPUT")[0]
@@ -81,46 +85,53 @@ def open_self_retrying(url: str) -> AbstractFileSystem:
 
 
 def list_files(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    """Details of every object below `path`, by name, sorted; none where it does not exist."""
+    """The details of every object below `path`, by name and sorted by name.
+
+    The result is empty if `path` does not exist. Raises OSError if a local folder may not be read.
+    """
     if isinstance(fs, LocalFileSystem):
         if not fs.exists(path):
             return {}
-        # A folder that may not be read is an error; fsspec would leave it out.
+        # A folder that may not be read is an error. By default fsspec leaves it out.
         found = fs.find(path, detail=True, on_error="raise")
     else:
         found = retry(fs.find, path, detail=True)
-        # s3fs gives a folder without objects as the only object in it.
+        # s3fs lists a folder without objects as the only object in it.
         found = {name: info for name, info in found.items() if info["type"] != "directory"}
     return dict(sorted(found.items()))
 
 
 def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
-    """An object's bytes, at most `size` where that is known. It takes S3 one request."""
+    """The bytes of an object, with one request on S3. If `size` is given, at most `size` bytes."""
     if isinstance(fs, LocalFileSystem):
         data: bytes = retry(fs.cat_file, path)
     elif size >= 0:
         data = retry(fs.cat_file, path, start=0, end=size) if size else b""
     else:
-        # s3fs would ask for the size first, to read large objects by several requests.
+        # By default s3fs requests the size first, to read large objects with several requests.
         options = {"max_concurrency": 1} if "s3" in fs.protocol else {}
         data = retry(fs.cat_file, path, **options)
     return data
 
 
 def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
-    """An object for reading from any place, its requests repeated where they fail.
+    """Open an object for reading, with random access. Failed requests are repeated.
 
-    s3fs raises FileExpired where it changed since.
+    s3fs raises FileExpired if the object changes while it is open.
     """
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
-    if "http" in fs.protocol and not retry(fs.info, path).get("partial"):  # of many servers
+    # Many HTTP servers do not deliver parts of a file.
+    if "http" in fs.protocol and not retry(fs.info, path).get("partial"):
         return local_copy(fs, path)
     return io.BufferedReader(_Ranges(fs, path), READ_AHEAD)
 
 
 def local_copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
-    """An object for reading as a local file: itself, or a copy that is gone when it is closed."""
+    """Open an object for reading as a local file.
+
+    A remote object is copied to a temporary file, which is deleted when it is closed.
+    """
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
     file = tempfile.NamedTemporaryFile(prefix="detr-batch-")  # noqa: SIM115
@@ -129,7 +140,7 @@ def local_copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
 
 
 class _Ranges(io.RawIOBase):
-    """One request a read, for a buffer above it to make few of them."""
+    """A raw file that makes one request per read. A buffer around it keeps the requests few."""
 
     def __init__(self, fs: AbstractFileSystem, path: str):
         self._file = retry(fs.open, path, "rb", cache_type="none")
@@ -162,7 +173,7 @@ class _Ranges(io.RawIOBase):
 
 
 def etag_of(info: dict[str, Any]) -> str:
-    """What tells versions of an object apart: its ETag, "<mtime_ns>-<size>" of a local file."""
+    """The version of an object: its ETag, or "<mtime_ns>-<size>" of a local file."""
     etag = info.get("ETag") or info.get("etag")
     if etag is None and "mtime" in info:
         etag = f"{int(info['mtime'] * 1e9)}-{info.get('size')}"
@@ -170,38 +181,36 @@ def etag_of(info: dict[str, Any]) -> str:
 
 
 def uri(fs: AbstractFileSystem, path: str) -> str:
-    """The one URL of an object, `file:///...` for local files."""
+    """The full URL of an object; `file:///...` for local files."""
     return str(fs.unstrip_protocol(path))
 
 
 def canonical_url(url: str) -> str:
-    """One name of a place, however it was spelled, without secrets."""
+    """The one URL of a location, independent of its spelling, without secrets."""
     return identity(uri(*open_location(url, "INPUT")))
 
 
 def describe_error(error: BaseException, url: str) -> str:
     """A storage error as one line that says what to do."""
     kind = type(error).__name__
-    place = mask(url)
+    name = mask(url)
     if kind == "NoCredentialsError":
-        return f"no credentials for {place}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
+        return f"no credentials for {name}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
     if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
-        return f"{place} does not exist: check the spelling, and the bucket's region"
+        return f"{name} does not exist: check the spelling, and the bucket's region"
     if isinstance(error, PermissionError):
-        return (
-            f"{place} is forbidden: check the credentials and their rights ({_first_line(error)})"
-        )
-    return f"{place} cannot be reached: {kind}: {_first_line(error)}"
+        return f"{name} is forbidden: check the credentials and their rights ({_first_line(error)})"
+    return f"{name} cannot be reached: {kind}: {_first_line(error)}"
 
 
 @contextmanager
 def explain_errors(what: str, url: str) -> Iterator[None]:
-    """Errors of the storage inside, as InputErrors that name what lies at `url` ("INPUT")."""
+    """Convert storage errors of the `with` block to InputErrors. `what` names `url` ("INPUT")."""
     try:
         yield
     except (InputError, OutputError):
         raise
-    except Exception as error:  # botocore's errors share no base with OSError
+    except Exception as error:  # botocore's errors have no common base class with OSError
         raise InputError(f"{what} {describe_error(error, url)}") from error
 
 
@@ -210,7 +219,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def remove_tree(fs: AbstractFileSystem, path: str) -> None:
-    """Delete all below `path`; brackets and stars in it are no patterns, as in `fs.rm`."""
+    """Delete all objects below `path`. In contrast to `fs.rm`, `[` and `*` are not patterns."""
     if isinstance(fs, LocalFileSystem):
         if os.path.exists(path):
             shutil.rmtree(path)
@@ -224,10 +233,10 @@ def remove_tree(fs: AbstractFileSystem, path: str) -> None:
 
 
 def create_whole(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
-    """Make an object appear whole unless its name is taken; False where it is.
+    """Create an object atomically unless it exists. Returns False if it exists.
 
-    Any error leaves open whether it was made, or still will be. InputError for a disk without hard
-    links.
+    After any error it is unknown whether the object was created or still will be. Raises InputError
+    for a local file system without hard links, and TimeoutError after CONFLICTS conflicts.
     """
     if isinstance(fs, LocalFileSystem):
         return _link_whole(Path(path), data)
@@ -236,24 +245,25 @@ def create_whole(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
             retry(fs.pipe_file, path, data, mode="create")
             return True
         except FileExistsError as error:
-            # adlfs raises it for every conflict (409), gcsfs for every failed precondition (412).
+            # adlfs raises this for every conflict (409), gcsfs for every failed precondition (412).
             try:
                 read_object(fs, path, 1)
             except FileNotFoundError:
                 raise OSError(f"{mask(path)} was refused as if it existed: {error}") from error
             return False
-        except OSError as error:  # what s3fs makes of botocore's error
+        except OSError as error:  # s3fs converts botocore's error to an OSError
             answer = getattr(error.__cause__ or error, "response", {})
             code = answer.get("Error", {}).get("Code")
             if code == "PreconditionFailed":
                 return False
-            if code != "ConditionalRequestConflict":  # another request for it is under way
+            # ConditionalRequestConflict: another request is creating the object at this moment.
+            if code != "ConditionalRequestConflict":
                 raise
     raise TimeoutError(f"{mask(path)} is being created by others, again and again")
 
 
 def _link_whole(target: Path, data: bytes) -> bool:
-    """Create a local file with its content at once; False where there is one."""
+    """Create a local file together with its content. Returns False if the file exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _write_temporary(target, data)
     try:
@@ -278,7 +288,7 @@ def _link_whole(target: Path, data: bytes) -> bool:
 
 
 def _write_temporary(target: Path, data: bytes | Path) -> str:
-    """A hidden file beside `target`, with what it shall hold, on the disk."""
+    """Write `data` to a hidden file beside `target`, flush it to the disk, and return its path."""
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -297,9 +307,9 @@ def _write_temporary(target: Path, data: bytes | Path) -> str:
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes | Path) -> None:
-    """Make an object appear whole or not at all: one put, or a rename of a hidden local file.
+    """Write an object atomically, with one put or by renaming a hidden local file.
 
-    `data` are its bytes, or a local file of them.
+    `data` is the content, or the path of a local file that holds it.
     """
     if not isinstance(fs, LocalFileSystem):
         if isinstance(data, Path):

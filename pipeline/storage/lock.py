@@ -1,15 +1,15 @@
-"""One writer per OUTPUT: a lock file with a lease, taken by a conditional write.
+"""One writer per OUTPUT: a lock file with a lease, which is taken by a conditional write.
 
-The file names its holder and when its lease ends. It is created only where there is none
-(`If-None-Match` on S3, an exclusive create locally). A store may ignore the condition, so the lock
-is read before and after: only there can two that start in the same instant both write, and the
-later one stands. A dead holder's lease ends by itself; then the next run takes the lock over. A
-holder that finds another name in the file, or that stood still for longer than its lease, has lost
-it and must not publish.
+The file names its holder and the time at which the lease ends. It is created only if it does not
+exist (`If-None-Match` on S3, an exclusive create locally). A store may ignore the condition, so the
+lock is read before and after the write. Only on such a store can two runs that start in the same
+instant both write; the later write is valid. The lease of a dead holder ends by itself, and the
+next run then takes the lock over. A holder has lost the lock if it finds another name in the file,
+or if it was paused for longer than its lease. It must not publish then.
 
-Clocks of two machines differ and jump. Whether a holder lives is therefore seen by whether it
-renews: one whose lease seems to have ended is watched for a while before it is taken for dead.
-A lease that is too long to watch is left alone until the user says that its holder is dead.
+The clocks of two machines differ and jump. A holder is therefore considered alive if it renews its
+lease. A holder whose lease seems to have ended is watched for a while before it is considered dead.
+A lease that is too long to watch is not taken over until the user deletes the file.
 """
 
 import json
@@ -41,30 +41,32 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = float(os.environ.get("DETR_BATCH_LEASE_SECONDS", "60"))
 MOST_LEASE_SECONDS = 86_400.0
-RENEWALS = 4  # chances to renew before the lease ends
-MOST_WATCHED_SECONDS = 600.0  # a command that waits for longer seems to hang
-LOOK_SECONDS = 0.2  # between two looks at a holder that may be dead
-SETTLE_SECONDS = 0.2  # of two that write at once the later one stands: both look again
-# The lock of versions before 0.2, which created it empty and then wrote it: a kill left it so.
+RENEWALS = 4  # number of renewals per lease
+MOST_WATCHED_SECONDS = 600.0  # a command that waits longer than this seems to hang
+LOOK_SECONDS = 0.2  # pause between two reads of the lock of a holder that may be dead
+# Pause before the lock is read again. If two runs write at the same time, the later write is valid.
+SETTLE_SECONDS = 0.2
+# The lock file of versions before 0.2. They created it empty and wrote it afterwards, so that a run
+# that was killed in between left an empty file.
 OLD_NAME = "_lock.json"
 
 
 class LockLost(OutputError):
-    """Another run took the lock over while this one was paused."""
+    """This run no longer holds the lock, because it was paused or another run took it over."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a lock file says."""
+    """The content of a lock file."""
 
-    token: str
-    holder: str  # for people
+    token: str  # random id of the holder
+    holder: str  # "host:pid", for people
     lease_seconds: float
-    expires_at: float  # Unix time, of the holder's clock
+    expires_at: float  # Unix time on the holder's clock
 
 
 def lease_of_bytes(data: bytes) -> Lease | None:
-    """What a lock file says; None where no holder wrote it so."""
+    """The lease in the bytes of a lock file; None if the bytes are not a valid lease."""
     try:
         document = json.loads(data)
         lease = Lease(*(document[field.name] for field in fields(Lease)))
@@ -80,7 +82,10 @@ def lease_of_bytes(data: bytes) -> Lease | None:
 
 
 class OutputLock:
-    """Holds OUTPUT for as long as the `with` block runs, renewing the lease from a thread."""
+    """Locks OUTPUT while the `with` block runs. A thread renews the lease.
+
+    Raises InputError if `lease_seconds` is not between 0 and a day.
+    """
 
     def __init__(self, output: str, name: str, lease_seconds: float = LEASE_SECONDS):
         if not 0 < lease_seconds <= MOST_LEASE_SECONDS:
@@ -98,9 +103,10 @@ class OutputLock:
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def __enter__(self) -> "OutputLock":
-        """InputError, naming the holder, where another run has a lease that has not ended.
+        """Take the lock and start the thread that renews the lease.
 
-        OutputError where the lock file is damaged.
+        Raises InputError, which names the holder, if another run has a lease that has not ended.
+        Raises OutputError if the lock file is damaged.
         """
         with explain_errors("OUTPUT", self.output):
             self._take()
@@ -118,7 +124,7 @@ class OutputLock:
             return
         holder = holder or self._read()
         if holder and holder.token == self.token:
-            return  # the answer to the first request was lost, and it was repeated
+            return  # the response to the first request was lost, and the request was repeated
         if holder and self._lives(holder):
             raise InputError(
                 f"{mask(self.output)} is being written by {holder.holder} (its lease ends "
@@ -128,15 +134,17 @@ class OutputLock:
         write_whole(self.fs, self.path, self._content())
 
     def _lives(self, holder: Lease) -> bool:
-        """Whether the lease goes on, by its word where our clocks agree, else by its renewals.
+        """Whether the holder of the lease is alive.
 
-        InputError where these come too seldom to be waited for.
+        If the clocks agree, the end time of the lease decides. Otherwise the holder is watched for
+        a renewal. Raises InputError if renewals are too rare to wait for one.
         """
         lease = holder.lease_seconds
         remaining = holder.expires_at - time.time()
         if 0 < remaining <= lease:
             return True
-        # Ended, unless its clock is behind ours; or its clock is ahead, by an unknown time.
+        # Either the lease has ended or the holder's clock is behind ours (`remaining` <= 0), or the
+        # holder's clock is ahead of ours by an unknown time.
         watch = lease * 1.5 / RENEWALS if remaining <= 0 else lease
         if watch > MOST_WATCHED_SECONDS:
             raise InputError(
@@ -153,7 +161,7 @@ class OutputLock:
         return False
 
     def leave(self, content: bytes) -> None:
-        """Give the lock up, but leave its file behind, with this content."""
+        """Release the lock, but keep its file and replace its content by `content`."""
         self._stop.set()
         self._thread.join()
         write_whole(self.fs, self.path, content)
@@ -166,18 +174,19 @@ class OutputLock:
                 retry(self.fs.rm_file, self.path)
         except OutputError as error:
             log.warning("%s", error)
-        except Exception as error:  # the run's own end matters more
-            place, why = mask(self.path), type(error).__name__
-            log.warning("the lock %s stays until its lease ends (%s)", place, why)
-        for folder in self._made:  # a run that wrote nothing leaves nothing
+        except Exception as error:  # this error must not replace the result of the run
+            path, reason = mask(self.path), type(error).__name__
+            log.warning("the lock %s stays until its lease ends (%s)", path, reason)
+        for folder in self._made:  # a run that wrote nothing leaves no folders behind
             if os.listdir(folder):
                 break
             os.rmdir(folder)
 
     def check(self) -> None:
-        """LockLost unless the lock is still this run's. Call before anything becomes visible.
+        """Raise LockLost unless this run still holds the lock.
 
-        OutputError where its file is damaged.
+        Call it before anything becomes visible to users. Raises OutputError if the lock file is
+        damaged.
         """
         holder = self._read()
         if not self._is_own(holder):
@@ -195,13 +204,13 @@ class OutputLock:
         return json.dumps(asdict(Lease(self.token, holder, self.lease_seconds, ends))).encode()
 
     def _read(self) -> Lease | None:
-        """What the lock file says; None where there is none. OutputError where it is damaged."""
+        """The lease in the lock file; None if there is no file. OutputError if it is damaged."""
         self.fs.invalidate_cache()
         try:
             data = read_object(self.fs, self.path)
         except FileNotFoundError:
             return None
-        if not data and self.name == OLD_NAME:  # its holder died, or is just about to write it
+        if not data and self.name == OLD_NAME:  # the holder died or is about to write the file
             return Lease("", "a run that died while it took the lock", self.lease_seconds, 0.0)
         lease = lease_of_bytes(data)
         if lease is None:
@@ -221,26 +230,26 @@ class OutputLock:
             began = _now()
             try:
                 if not self._is_own(self._read()):
-                    return  # lost: `check` will say so before anything is published
+                    return  # the lock is lost; `check` raises before anything is published
                 if _now() - self._renewed > self.lease_seconds:
-                    return  # this process stood still, and another may be taking the lock over
+                    return  # this process was paused, and another may be taking the lock over
                 write_whole(self.fs, self.path, self._content())
                 self._renewed = began
-            except Exception as error:  # the store may be back before the lease ends
+            except Exception as error:  # the store may answer again before the lease ends
                 log.warning("the lease of %s was not renewed: %s", mask(self.path), error)
 
 
 def _now() -> float:
-    """Seconds of a clock that nobody sets; Linux's goes on while a machine is suspended."""
+    """Seconds of a monotonic clock. On Linux it continues while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _make_folders(path: str) -> list[str]:
-    """Make a local folder and those above it; which were made, innermost first."""
-    made = []
+    """Create a local folder and its parents. Returns the new folders, innermost first."""
+    new_folders = []
     while not os.path.exists(path):
-        made.append(path)
+        new_folders.append(path)
         path = os.path.dirname(path)
-    for folder in reversed(made):
+    for folder in reversed(new_folders):
         os.makedirs(folder, exist_ok=True)
-    return made
+    return new_folders

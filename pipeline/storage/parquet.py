@@ -1,10 +1,10 @@
-"""Parquet files of OUTPUT that tell whether they are whole.
+"""Parquet files of OUTPUT whose damage is detected.
 
-Pages have checksums, for tasks that read a part of a file. These do not cover the headers of pages
-and the footer: of all bits of a plan of 6 shards, 12 of 44,648 could be flipped and images were
-lost without a word, and of a block of 5 images 3 of 66,072 (2026-11-26). So the footer also has
-the digest of the file, with zeros in its own place. Versions before 0.2 wrote neither: their files
-are read as far as Parquet can tell.
+Pages have checksums, for tasks that read a part of a file. The checksums do not cover the headers
+of pages and the footer. A flip of any one of 12 bits among the 44,648 of a plan of 6 shards lost
+images silently, and so did 3 bits among the 66,072 of a block of 5 images (2026-11-26). The footer
+therefore also holds a digest of the file, which is computed with zeros in place of the digest.
+Versions before 0.2 wrote neither. In their files only the damage that Parquet detects is found.
 """
 
 import hashlib
@@ -20,38 +20,39 @@ import pyarrow.parquet as pq
 from pipeline.storage.errors import DamagedFile
 from pipeline.storage.urls import mask
 
-KEY, MARK, BLANK = b"digest", b"detr-batch-sha256:", b"0" * 64  # of the footer's metadata
+# Key of the digest in the footer's metadata, start of its value, and the placeholder of its value.
+KEY, MARK, BLANK = b"digest", b"detr-batch-sha256:", b"0" * 64
 _DIGEST = re.compile(re.escape(MARK) + rb"(.{64})", re.DOTALL)
-_TAIL = 8  # bytes behind the footer: its length, and a magic word
-PIECE = 1 << 20  # bytes read at once
+_TAIL = 8  # bytes after the footer: its length and a magic word
+PIECE = 1 << 20  # bytes that are read at once
 
 
 def write_parquet(
     file: BinaryIO, schema: pa.Schema, groups: Iterable[pa.Table], **options: Any
 ) -> None:
-    """Write tables as row groups into an empty file, which is open for reading too.
+    """Write each table as a row group into an empty file, and add the digest to the footer.
 
-    The options are those of ParquetWriter.
+    `file` must be open for writing and reading. `options` are passed to ParquetWriter.
     """
     options = {"compression": "zstd", "write_page_checksum": True, **options}
     with pq.ParquetWriter(file, schema, **options) as writer:
         for group in groups:
             writer.write_table(group)
         writer.add_key_value_metadata({KEY: MARK + BLANK})
-    place = _place_of_digest(file)
-    assert place is not None
-    digest = _digest_of(file, place)
-    file.seek(place)
+    offset = _place_of_digest(file)
+    assert offset is not None
+    digest = _digest_of(file, offset)
+    file.seek(offset)
     file.write(digest)
 
 
 def read_tables(
     file: BinaryIO, url: str, schema: pa.Schema, columns: Sequence[str], rows: int = 1 << 16
 ) -> Iterator[pa.Table]:
-    """Some columns of the file at `url`, which is open, so many rows at a time.
+    """Yield `columns` of an open file in tables of up to `rows` rows. `url` names it in errors.
 
-    DamagedFile where it is not whole, or where its columns are not of `schema`. Columns that it
-    lacks are left out: older versions had fewer.
+    Columns that the file lacks are left out, because older versions wrote fewer columns. Raises
+    DamagedFile if the file is not whole, or if it has columns that are not in `schema`.
     """
     with name_damage(url):
         has_digest = _check_digest(file)
@@ -64,12 +65,15 @@ def read_tables(
             batch.validate(full=True)
             found += len(batch)
             yield pa.Table.from_batches([batch]).replace_schema_metadata()
-        if found != parquet.metadata.num_rows:  # a row group may say that it has fewer
+        if found != parquet.metadata.num_rows:  # the header of a row group may give fewer rows
             raise pa.ArrowInvalid(f"{found} rows where {parquet.metadata.num_rows} were written")
 
 
 def read_group(file: BinaryIO, url: str, schema: pa.Schema, group: int) -> pa.Table:
-    """A row group of the file at `url`, which is open: its pages are checked, not its digest."""
+    """One row group of an open file. `url` names the file in errors.
+
+    The checksums of the pages are checked, but not the digest of the file. Raises DamagedFile.
+    """
     with name_damage(url):
         table = _opened(file, schema).read_row_group(group)
         table.validate(full=True)
@@ -77,7 +81,7 @@ def read_group(file: BinaryIO, url: str, schema: pa.Schema, group: int) -> pa.Ta
 
 
 def _opened(file: BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
-    """ArrowInvalid for columns that `schema` does not have."""
+    """A reader of the file. Raises ArrowInvalid if it has columns that are not in `schema`."""
     parquet = pq.ParquetFile(
         file, buffer_size=PIECE, pre_buffer=False, page_checksum_verification=True
     )
@@ -89,9 +93,9 @@ def _opened(file: BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
 
 @contextmanager
 def name_damage(url: str) -> Iterator[None]:
-    """DamagedFile, naming the file at `url`, for what Parquet's reader finds wrong inside.
+    """Convert the errors of Parquet's reader in the `with` block to DamagedFile, which names `url`.
 
-    Errors of the storage below it pass as they are, and so does a lack of memory.
+    Storage errors and errors for lack of memory pass unchanged.
     """
     try:
         yield
@@ -102,10 +106,12 @@ def name_damage(url: str) -> Iterator[None]:
     except OSError as error:
         if type(error) is not OSError or error.errno is not None:
             raise
-        raise damaged(url) from error  # Arrow says so of pages; errors of storage have a number
+        # Arrow raises a plain OSError for damaged pages. Errors of the storage have an errno.
+        raise damaged(url) from error
 
 
 def damaged(url: str) -> DamagedFile:
+    """The error for a damaged file at `url`."""
     return DamagedFile(
         f"{mask(url)} is damaged: put back what was there, from a backup or an older version of "
         "the object"
@@ -113,18 +119,21 @@ def damaged(url: str) -> DamagedFile:
 
 
 def _check_digest(file: BinaryIO) -> bool:
-    """Whether the file has a digest. ArrowInvalid where that is of other bytes."""
-    place = _place_of_digest(file)
-    if place is not None:
-        file.seek(place)
-        if file.read(len(BLANK)) != _digest_of(file, place):
+    """Whether the file has a digest. Raises ArrowInvalid if the digest does not match the file."""
+    offset = _place_of_digest(file)
+    if offset is not None:
+        file.seek(offset)
+        if file.read(len(BLANK)) != _digest_of(file, offset):
             raise pa.ArrowInvalid("the digest is that of other bytes")
     file.seek(0)
-    return place is not None
+    return offset is not None
 
 
 def _place_of_digest(file: BinaryIO) -> int | None:
-    """Where the digest begins; None where there is none. It is the last such text of the footer."""
+    """The offset of the digest in bytes; None if there is no digest.
+
+    The digest is the last text of this form in the footer.
+    """
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - _TAIL))
     length = int.from_bytes(file.read(4), "little") + _TAIL
@@ -134,7 +143,7 @@ def _place_of_digest(file: BinaryIO) -> int | None:
 
 
 def _digest_of(file: BinaryIO, place: int) -> bytes:
-    """SHA-256 of a file with zeros where its digest is."""
+    """SHA-256 of the file as hex, with zeros in place of the digest at the offset `place`."""
     file.seek(0)
     digest = hashlib.sha256()
     left = place

@@ -1,8 +1,9 @@
-"""Object stores fail for moments. Requests are repeated within bounds, with growing random pauses.
+"""Retries of requests to object stores, which fail temporarily.
 
-The only layer that repeats: s3fs and botocore are told not to (files.py), so that the bounds hold
-and `repeated` counts all of it for the report. adlfs and gcsfs cannot be told: each of our attempts
-has some of theirs in it.
+Retries have limits, and the pauses between them are random and grow. This is the only layer that
+retries. s3fs and botocore are configured not to retry (files.py), so that the limits hold and
+`repeated` counts all retries for the report. adlfs and gcsfs cannot be configured so: each of our
+attempts may include several of theirs.
 """
 
 import os
@@ -13,23 +14,24 @@ from typing import Any, ParamSpec, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-# Seconds for which a request is repeated before the run ends, to be taken up by the next.
+# Seconds for which a request is retried before the run ends. The next run resumes it.
 PATIENCE = float(os.environ.get("DETR_BATCH_STORE_PATIENCE", "180"))
-# With a store that never answered, where a person waits: a misspelt endpoint, as a rule.
+# The same limit for a store that has never answered while a person waits. The usual cause is a
+# misspelt endpoint.
 PATIENCE_AT_FIRST = 20.0
 ATTEMPTS = 12
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
 
-# S3's answers that say nothing about the object that was asked for.
+# Error codes of S3 that say nothing about the requested object.
 _PASSING_CODES = {
     "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed",
     "ThrottlingException", "ExpiredToken", "TokenRefreshRequired", "IncompleteBody",
 }  # fmt: skip
-# Errors of these libraries that have no HTTP status mean that there is no connection.
+# An error of one of these libraries that has no HTTP status means that there is no connection.
 _CLIENTS = {
     "aiohttp", "aiobotocore", "botocore", "urllib3", "azure", "gcsfs", "google", "requests",
 }  # fmt: skip
-# Of these, mistakes of the set-up, which no repetition mends.
+# Errors of these libraries for a wrong configuration, which a retry cannot correct.
 _LASTING = {
     "NoCredentialsError", "PartialCredentialsError", "NoRegionError", "ProfileNotFound",
     "ParamValidationError", "ConfigNotFound", "InvalidEndpointConfigurationError",
@@ -39,15 +41,15 @@ _LASTING = {
 P = ParamSpec("P")
 T = TypeVar("T")
 
-repeated = 0  # requests of this process that were repeated
-person_waits = False  # whether this process is a person's command
-_answered = False  # whether a store ever answered this process
+repeated = 0  # number of retries in this process
+person_waits = False  # whether a person started this process and waits for it
+_answered = False  # whether a store has ever answered this process
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether storage failed for a time, or for everything: no word about one object.
+    """Whether an error concerns the store, temporarily or as a whole, and not one object.
 
-    Such an error must end the run, to be taken up again: as the row of an image it would stay.
+    Such an error must end the run, which can be resumed. A failed row of an image would be final.
     """
     cause = error.__cause__ or error
     answer = _answer(cause)
@@ -65,7 +67,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retry(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """What the call returns; its last error where it goes on failing, or says something lasting."""
+    """Call `call` with the arguments, retry it after transient errors, and return its result.
+
+    Raises the last error when the limits are reached, and a permanent error at once.
+    """
     global repeated, _answered
     on_disk = isinstance(getattr(call, "__self__", None), LocalFileSystem)
     began = time.monotonic()
@@ -93,14 +98,17 @@ def _patience() -> float:
 
 
 def _answer(error: BaseException) -> dict[str, Any]:
-    """What the store answered, where botocore kept it."""
+    """The response of the store that botocore stored in its error; {} if there is none."""
     answer = getattr(error, "response", None)
     return answer if isinstance(answer, dict) else {}
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP status that aiohttp, azure-core, gcsfs, or requests kept; 0 where there is none."""
+    """The HTTP status in an error of aiohttp, azure-core, gcsfs or requests; 0 if there is none."""
     response = getattr(error, "response", None)
-    kept = [getattr(error, name, None) for name in ("status", "status_code", "code")]
-    kept.append(getattr(response, "status_code", None))
-    return next((int(status) for status in kept if isinstance(status, int)), 0)
+    names = ["status", "status_code"]
+    if not type(error).__module__.startswith("aiohttp"):  # a broken answer has the code 400 there
+        names.append("code")
+    statuses = [getattr(error, name, None) for name in names]
+    statuses.append(getattr(response, "status_code", None))
+    return next((int(status) for status in statuses if isinstance(status, int)), 0)

@@ -1,7 +1,7 @@
-"""A session of aiobotocore's for s3fs, quick at listings.
+"""An aiobotocore session for s3fs that parses listings quickly.
 
-botocore (1.4x) looks up every member of every object that a listing names, and parses its date: 70
-us an object, a minute a million. Only what a plan needs is read here.
+For every listed object botocore (1.4x) looks up every member and parses the date. This takes 70 us
+per object, or a minute per million objects. The parser here reads only what a plan needs.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from aiobotocore.session import AioSession
 
 
 def s3_session(options: dict[str, Any]) -> AioSession:
-    """What s3fs would make of `options`, with that parser."""
+    """The session that s3fs would create from `options`, with the quick parser."""
     session = AioSession(**options)
     session.register_component("response_parser_factory", _Factory())
     return session
@@ -25,7 +25,7 @@ class _Factory(AioResponseParserFactory):
 
 
 class _ListingParser(AioRestXMLParser):
-    """Gives of a listed `Object` its Key, ETag and Size alone."""
+    """Reads only Key, ETag and Size of each listed `Object`."""
 
     def _handle_structure(self, shape: Any, node: Any) -> Any:
         if shape.name != "Object":

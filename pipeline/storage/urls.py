@@ -6,10 +6,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 def mask(text: str) -> str:
-    """`text`, a URL or a message with some, without what may be secret.
+    """`text`, a URL or a message that contains URLs, without the parts that may be secret.
 
-    That is user and password, and the query of web addresses (`?X-Amz-Signature=...`); names of
-    files and of S3's objects may hold question marks of their own.
+    These are the user and password, and the query of web addresses (`?X-Amz-Signature=...`). The
+    names of files and of S3 objects may contain question marks, so these are not removed.
     """
     text = re.sub(r"//[^/@\s]*@", "//", text)
     return re.sub(r"(https?://[^\s?]*)\?[^\s'\")]*", r"\1", text)
@@ -25,10 +25,10 @@ _USER = re.compile(r"^([a-z0-9+.-]+://)[^/@\s]*@", re.IGNORECASE)
 
 
 def identity(url: str) -> str:
-    """The name of what lies at `url`, in tables and from night to night.
+    """The name of the object at `url`, which is the same in all tables and all runs.
 
-    User and password are no part of it, nor are the parameters of signed web addresses; others are
-    (`/image?id=5`).
+    It does not contain the user, the password and the parameters of signed web addresses. It
+    contains other parameters (`/image?id=5`).
     """
     if "@" not in url and "?" not in url:
         return url
@@ -37,10 +37,10 @@ def identity(url: str) -> str:
         return url
     parts = urlsplit(url)
     pairs = [pair for pair in parts.query.split("&") if pair]
-    kept = [pair for pair in pairs if not _SECRET.fullmatch(_name(pair))]
-    if len(kept) < len(pairs):
-        kept = [pair for pair in kept if not _BESIDE_SIGNATURES.fullmatch(_name(pair))]
-    return urlunsplit(parts._replace(query="&".join(kept)))
+    public = [pair for pair in pairs if not _SECRET.fullmatch(_name(pair))]
+    if len(public) < len(pairs):
+        public = [pair for pair in public if not _BESIDE_SIGNATURES.fullmatch(_name(pair))]
+    return urlunsplit(parts._replace(query="&".join(public)))
 
 
 def _name(pair: str) -> str:
@@ -48,7 +48,7 @@ def _name(pair: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: control characters, which names may hold to drive it, spelled out."""
+    """`text` with control characters escaped, because names may use them to control a terminal."""
     return "".join(
         sign if sign == "\n" or unicodedata.category(sign)[0] != "C" else f"\\x{ord(sign):02x}"
         for sign in text

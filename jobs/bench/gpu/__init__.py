@@ -1,4 +1,4 @@
-"""`detr-batch bench gpu`: all that a GPU can tell, in one command."""
+"""`detr-batch bench gpu`: all measurements of a GPU, in one command."""
 
-# Each is a module here with `run(context)`. The most valuable come first.
+# Each step is a module here with `run(context)`. The most valuable steps come first.
 STEPS = ("ceilings", "gates", "bits", "rates", "mix", "peers", "choices", "flow")

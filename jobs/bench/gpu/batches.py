@@ -20,15 +20,15 @@ RANDOM_IMAGES = 16
 ZEROS, FULL = RANDOM_IMAGES, RANDOM_IMAGES + 1  # two more images: all 0, all 255
 NEIGHBOURS = {"random": None, "0": ZEROS, "255": FULL}
 FLOATS = {"random": None, "NaN": float("nan"), "Inf": float("inf")}
-SPREAD = 0.02  # of weights that are random in place of 0
+SPREAD = 0.02  # scale of the random weights that replace zeros
 
 Row = Callable[[int, int, str], Tensor]
-"""What a detector gives for image 0 in a batch of this count, at this position, beside these."""
+"""The detector's result for image 0, by count of the batch, its position, and neighbours."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a detector runs with."""
+    """A model, its precision, and whether its batches are padded."""
 
     model: str
     precision: str
@@ -39,14 +39,14 @@ class Case:
         return f"{self.model}, {self.precision}, {'padded' if self.padded else 'exact'}"
 
     def size(self, tiny: bool) -> tuple[int, int]:
-        """Height and width of its batches."""
+        """Return height and width of its batches."""
         if tiny:
             return (96, 128)
         return (832, 1088) if self.padded else (800, 1066)
 
 
 def create_detector(case: Case, device: str) -> DeformableDetr:
-    """A detector with random weights, and none of 0, as sums of zeros are equal in any order."""
+    """Make a detector with random, non-zero weights: sums of zeros are equal in any order."""
     net = create_model(
         case.model, RANDOM, device, case.precision, padding="invariant", training=True
     )
@@ -59,7 +59,7 @@ def create_detector(case: Case, device: str) -> DeformableDetr:
 
 
 class Batches:
-    """All that a case's detector is asked. To be used under `torch.inference_mode`."""
+    """Runs a case's detector on its batches. Use it under `torch.inference_mode`."""
 
     def __init__(self, case: Case, device: str, tiny: bool):
         self.predictor = Predictor(create_detector(case, device), device)
@@ -89,7 +89,7 @@ class Batches:
     def _around(
         self, count: int, position: int, neighbours: str
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Image 0 at a position, beside random images or copies of one."""
+        """Make a batch with image 0 at a position, beside random images or copies of one."""
         only = NEIGHBOURS.get(neighbours)
         others = list(range(1, count)) if only is None else [only] * (count - 1)
         images = [*others[:position], 0, *others[position:]]
@@ -97,20 +97,20 @@ class Batches:
         return self.pixels[images], valid, self.sizes[images]
 
     def detect(self, count: int, position: int, neighbours: str) -> Tensor:
-        """Image 0's detections (N, 6)."""
+        """Return image 0's detections (N, 6)."""
         return self.predictor._detect(*self._around(count, position, neighbours))[position]
 
     def replay(self, count: int, position: int, neighbours: str) -> Tensor:
-        """Image 0's detections (N, 6) from a replayed CUDA graph."""
+        """Return image 0's detections (N, 6) from a replayed CUDA graph."""
         graphed, batch = self.predictor.detect, self._around(count, position, neighbours)
         if count not in self.recorded:
             for _ in range(RECORD_AT):
                 graphed(*batch)
             self.recorded.add(count)
-        return graphed(*batch)[position].clone()  # the next replay writes into the same memory
+        return graphed(*batch)[position].clone()  # the next replay overwrites this memory
 
     def predict(self, count: int, position: int, neighbours: str) -> Tensor:
-        """The network's numbers for image 0 (Q, K + 4), beside pixels that may be no numbers."""
+        """Return the network's numbers for image 0 (Q, K + 4); other pixels may be NaN or Inf."""
         pixels, valid, _ = self._around(count, position, "random")
         values, mask = normalize(pixels, valid, self.predictor.net.dtype)
         fill = FLOATS[neighbours]
@@ -125,7 +125,7 @@ class Batches:
 def check_detector(batches: Batches, counts: Sequence[int], thorough: bool) -> dict[str, Any]:
     """Whether image 0 has the bits that it has alone, by the way that it is detected.
 
-    If it is not to be `thorough`, there is one digest for each count, to compare with others.
+    If `thorough` is false, there is one digest for each count, to compare with other processes.
     """
     ways: dict[str, tuple[Row, Row, Iterable[str]]] = {
         "detections": (batches.detect, batches.detect, NEIGHBOURS),
@@ -142,7 +142,7 @@ def check_detector(batches: Batches, counts: Sequence[int], thorough: bool) -> d
 def _check_way(
     row: Row, alone: Tensor, counts: Sequence[int], kinds: Iterable[str]
 ) -> dict[str, Any]:
-    """`same` by count and neighbours, the groups of counts that agree, and a digest a count."""
+    """Return `same` by count and neighbours, groups of counts that agree, and a digest a count."""
     if not alone.isfinite().all():
         raise RuntimeError("image 0 gives no finite numbers, so that nothing can be compared")
     expected = digest_tensor(alone)
@@ -162,5 +162,5 @@ def _check_way(
 
 
 def digest_tensor(tensor: Tensor) -> str:
-    """16 hex digits of fp32 numbers."""
+    """Return 16 hex digits of a digest of fp32 numbers."""
     return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:16]

@@ -1,8 +1,9 @@
-"""Whether an image gets the same bits in any batch, and in any process; which operations do not.
+"""Whether an image gets the same bits in any batch and in any process, and which operations fail.
 
 Several processes compute the same: two alike, and one with and one without CUBLAS_WORKSPACE_CONFIG,
 which decides how much memory cuBLAS has, and so how it multiplies. The first process checks all
-operations and batches (lockstep.py, batches.py); the others give digests to compare with its own.
+operations and batches (lockstep.py, batches.py). The others give digests, which are compared with
+those of the first.
 """
 
 import argparse
@@ -34,10 +35,10 @@ MODELS = (
     "deformable-detr-single-scale",
 )
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
-FIRST = "first"  # of the processes: all others are compared with it
-# Threads of two processes wait for one another on few cores, for longer than they compute.
+FIRST = "first"  # name of the process that all others are compared with
+# With few cores the threads of two processes wait for each other longer than they compute.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-END_SECONDS = 5.0  # for a process that has nothing left to do
+END_SECONDS = 5.0  # time limit for a process that has nothing left to do
 Answer = dict[str, Any]
 
 
@@ -65,7 +66,7 @@ def run(context: Context) -> None:
 
 
 def list_cases(device: str, tiny: bool) -> list[Case]:
-    """All cases, the most valuable first."""
+    """List all cases, the most valuable first."""
     if tiny:
         precision = resolved_precision("auto", device)
         return [Case("shapes-tiny", precision, padded) for padded in (False, True)]
@@ -78,7 +79,7 @@ def list_cases(device: str, tiny: bool) -> list[Case]:
 
 
 def list_settings(tiny: bool) -> dict[str, dict[str, str]]:
-    """The environment of each process."""
+    """Return the environment of each process."""
     given = dict(os.environ)
     if tiny:
         given |= ONE_THREAD
@@ -93,7 +94,7 @@ def list_settings(tiny: bool) -> dict[str, dict[str, str]]:
 
 
 class Worker:
-    """A process that measures cases. It starts with the first, and again if it has ended."""
+    """A process that measures cases; it starts at the first case, and again if it has ended."""
 
     def __init__(self, context: Context, environment: dict[str, str], thorough: bool):
         self.context, self.environment = context, environment
@@ -109,7 +110,7 @@ class Worker:
             self.close()
             self._start()
         assert self.process is not None and self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended since, as its answer will tell
+        with suppress(BrokenPipeError):  # the process has ended; `read_answer` reports it
             self.process.stdin.write(case + "\n")
             self.process.stdin.flush()
 
@@ -123,7 +124,7 @@ class Worker:
         self.timer.start()
 
     def read_answer(self) -> Answer:
-        """What it found, once it is known; "failed" has the reason where it found nothing."""
+        """Wait for the answer; it has a reason as "failed" where the process found nothing."""
         assert self.process is not None and self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):  # libraries may print, too
@@ -132,7 +133,7 @@ class Worker:
         return {"failed": f"its process ended with {self.process.wait()}"}
 
     def close(self) -> None:
-        """End the process, at first by giving it no further case."""
+        """End the process: give it no further case, and kill it if it does not end."""
         if self.process is None or self.timer is None:
             return
         self.timer.cancel()
@@ -145,7 +146,7 @@ class Worker:
 
 
 def judge_answers(answers: dict[str, Answer]) -> dict[str, Any]:
-    """The fields of a verdict. RuntimeError where a process found nothing."""
+    """Return the fields of a verdict. RuntimeError if a process found nothing."""
     for setting, answer in answers.items():
         if "failed" in answer:
             raise RuntimeError(f"{setting} process: {answer['failed']}")
@@ -166,7 +167,10 @@ def judge_answers(answers: dict[str, Answer]) -> dict[str, Any]:
 
 
 def compare_answers(first: Answer, other: Answer) -> dict[str, Any]:
-    """What differs between two processes: all results, and of the operations the first by count."""
+    """Find what differs between two processes.
+
+    These are all differing results, and the first differing operation at each count.
+    """
     operations = {}
     for count, digests in first["digests"].items():
         pairs = zip(digests.split(), other["digests"].get(count, "").split(), strict=False)
@@ -183,7 +187,7 @@ def compare_answers(first: Answer, other: Answer) -> dict[str, Any]:
 
 
 def list_faults(answer: Answer) -> list[str]:
-    """What is not the same within the first process, in words."""
+    """Describe what is not the same within the first process."""
     checks: dict[str, set[str]] = {}
     for found in answer["operations"].values():
         for failing in found["failing"]:
@@ -201,7 +205,7 @@ def list_faults(answer: Answer) -> list[str]:
 
 
 def list_process_faults(processes: dict[str, dict[str, Any]]) -> list[str]:
-    """Which processes differ from the first, in words."""
+    """Describe which processes differ from the first."""
     return [
         f"process {setting} differs, at first in {next(iter(found['operations'].values()), '?')}"
         for setting, found in processes.items()
@@ -210,7 +214,7 @@ def list_process_faults(processes: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def list_gaps(answer: Answer) -> list[str]:
-    """What was not checked, in words."""
+    """Describe what was not checked."""
     gaps = [
         f"at {count} images nothing is checked from {found['departed']}"
         for count, found in answer["operations"].items()
@@ -224,7 +228,7 @@ def list_gaps(answer: Answer) -> list[str]:
 
 
 def measure_case(case: Case, device: str, tiny: bool, thorough: bool) -> Answer:
-    """All that one process finds out about a case."""
+    """Measure all that one process finds out about a case."""
     batches = Batches(case, device, tiny)
     learned = learn_growth(batches.detect_first)
     found = {}
@@ -250,7 +254,7 @@ def measure_case(case: Case, device: str, tiny: bool, thorough: bool) -> Answer:
 
 
 def main() -> None:
-    """Measure the cases whose names come on standard input; a line of JSON answers each."""
+    """Measure the cases named on standard input; answer each with a line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", required=True)
     parser.add_argument("--tiny", action="store_true")
@@ -261,7 +265,7 @@ def main() -> None:
         case = cases[line.strip()]
         try:
             answer = measure_case(case, given.device, given.tiny, given.thorough)
-        except Exception as error:  # of torch, Triton and drivers: of many kinds
+        except Exception as error:  # torch, Triton and drivers raise many kinds of errors
             traceback.print_exc()
             if has_lost_device(error, given.device):
                 raise

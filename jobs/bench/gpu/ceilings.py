@@ -1,4 +1,4 @@
-"""What the device can do at most: every later figure is also a share of these."""
+"""The device's limits: every later figure is also reported as a share of these."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ SECONDS = 0.5
 
 
 def run(context: Context) -> None:
-    """Measure copies, matrix products, and clocks behind them."""
+    """Measure copies and matrix products, and the clocks after them."""
     for name in context.left_to_do((COPY, BF16, FP16, FP8, FP32)):
         with context.case(name):
             _measure(context, name)
@@ -35,7 +35,7 @@ def _measure(context: Context, name: str) -> None:
 
 
 def _copy(context: Context) -> tuple[Callable[[], object], float]:
-    """From one place of the device's memory to another; the bytes that are read and written."""
+    """Copy within the device's memory; the size is the bytes that are read and written."""
     count = (32 << 20) if context.tiny else (2 << 30)
     source = torch.ones(count, dtype=torch.uint8, device=context.device)
     target = torch.empty_like(source)
@@ -43,7 +43,7 @@ def _copy(context: Context) -> tuple[Callable[[], object], float]:
 
 
 def _product(context: Context, name: str) -> tuple[Callable[[], object], float]:
-    """Of two square matrices of random numbers; its operations."""
+    """Multiply two square matrices of random numbers; the size is the number of operations."""
     side = 256 if context.tiny else 8192
     a, b = (torch.randn(side, side, device=context.device) for _ in range(2))
     operations = 2.0 * side**3
@@ -69,7 +69,10 @@ def _fp8_product(context: Context, a: torch.Tensor, b: torch.Tensor) -> Callable
 
 
 def known_ceilings(context: Context) -> dict[str, float]:
-    """The rates that the journal has: GB/s of COPY, TFLOP/s of products; measured now if none."""
+    """Return the rates in the journal: GB/s of COPY, and TFLOP/s of products.
+
+    Rates that are missing are measured now.
+    """
     own = Context("ceilings", context.folder, context.device, context.tiny, context.deadline)
     run(own)
     return {

@@ -1,4 +1,4 @@
-"""Every alternative that the code has, timed in turn; `--collect` writes the best into tables."""
+"""Time every alternative in the code in turn; `--collect` writes the best into tables."""
 
 import copy
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from model.fused_layers import FusedConv2d
 from model.ops import capability_of
 from model.ops.ways import CUDNN, RESIDUAL, WAYS
 
-SECONDS = 2.0  # of each choice
+SECONDS = 2.0  # for each choice
 PRECISIONS = ("bf16", "fp16")
-# The last convolutions of ResNet-50's blocks at 800 x 1066: blocks, channels in and out, rows and
-# columns of the map.
+# The last convolutions of ResNet-50's blocks at 800 x 1066: number of blocks, channels in and out,
+# rows and columns of the map.
 BLOCKS = (
     (3, 64, 256, 200, 267),
     (4, 128, 512, 100, 134),
@@ -29,11 +29,11 @@ BLOCKS = (
     (3, 512, 2048, 25, 34),
 )
 BATCH = 8
-WRONG_FROM = 2e-2  # of the largest number, in 16 bits
+WRONG_FROM = 2e-2  # share of the largest number, in 16 bits
 
 
 def run(context: Context) -> None:
-    """Launches and ways are those of GPUs; implementations of the attention run anywhere."""
+    """Choose launches and ways on GPUs; time the implementations of the attention anywhere."""
     if context.on_gpu:
         capability = capability_of(torch.device(context.device))
         for case, name in CASE_OF.items():
@@ -58,14 +58,14 @@ def _choose_launch(context: Context, key: str, case: str, name: str, capability:
 
 @torch.inference_mode()
 def _choose_residual(context: Context, capability: str) -> None:
-    """By the time of all sixteen blocks."""
+    """Choose the way with the least time over all sixteen blocks."""
     found: dict[str, list[float]] = {way: [] for way in WAYS[RESIDUAL]}
     for blocks, channels, out, rows, columns in BLOCKS:
         subjects = _residual_subjects(context, channels, out, (rows, columns))
         took = interleaved(subjects, SECONDS / len(BLOCKS))
         for way, times in took.items():
             found[way].append(blocks * median(times))
-    # A way that some block does not have is not chosen.
+    # A way that is missing for some block is not chosen.
     seconds = {way: sum(times) for way, times in found.items() if len(times) == len(BLOCKS)}
     chosen = min(seconds, key=seconds.__getitem__)
     fields = {"what": RESIDUAL, "capability": capability, "seconds": seconds}
@@ -75,7 +75,7 @@ def _choose_residual(context: Context, capability: str) -> None:
 def _residual_subjects(
     context: Context, channels: int, out: int, size: tuple[int, int]
 ) -> dict[str, Callable[[], float]]:
-    """Timers of each way. Wrong where one differs from fp32."""
+    """Make timers of each way. Wrong if a way differs from fp32."""
     conv, norm = nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out).eval()
     fused = FusedConv2d(conv.to(context.device), norm.to(context.device), torch.bfloat16)
     x, residual = (
@@ -94,7 +94,7 @@ def _residual_subjects(
         error = error_of(one(x, residual.clone(), relu=True), summed.relu())
         if not error <= WRONG_FROM:
             raise Wrong(f"{RESIDUAL} by {way} is wrong by {error:.2g}: nothing is timed")
-        if one.cudnn == (way == CUDNN):  # else cuDNN has no such kernel here
+        if one.cudnn == (way == CUDNN):  # otherwise cuDNN has no such kernel here
             subjects[way] = timer(partial(one, x, residual, True), context.device, recorded=True)
     return subjects
 

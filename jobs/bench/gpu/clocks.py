@@ -1,4 +1,4 @@
-"""Clocks, power and use of a GPU, as the driver tells them."""
+"""Clocks, power and use of a GPU, as the driver reports them."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -7,15 +7,15 @@ import torch
 
 
 def read_clocks(device: str) -> dict[str, float] | None:
-    """MHz of processors and memory, watts and degrees; None where they cannot be had."""
+    """Read MHz of processors and memory, watts and degrees; None where they are not available."""
     try:
         return _read_clocks(device)
-    except Exception:  # of NVML, which does not tell all of them of all devices
+    except Exception:  # NVML does not report all of them for all devices
         return None
 
 
 def _read_clocks(device: str) -> dict[str, float] | None:
-    """None on CPUs or without nvidia-ml-py."""
+    """Read the clocks; None on CPUs or without nvidia-ml-py."""
     handle = _handle(device)
     if handle is None:
         return None
@@ -30,7 +30,7 @@ def _read_clocks(device: str) -> dict[str, float] | None:
 
 
 def read_use(device: str) -> float | None:
-    """The share of the last moments in which some kernel ran; None as in `_read_clocks`."""
+    """Read the share of recent time in which a kernel ran; None as in `_read_clocks`."""
     handle = _handle(device)
     if handle is None:
         return None
@@ -45,6 +45,6 @@ def _handle(device: str) -> Any:
     import pynvml as nvml
 
     nvml.nvmlInit()
-    # By its name, as the driver may count devices that this process does not see.
+    # The device is found by its UUID, as the driver may count devices hidden from this process.
     uuid = torch.cuda.get_device_properties(device).uuid
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

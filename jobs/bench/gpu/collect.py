@@ -1,4 +1,4 @@
-"""`detr-batch bench gpu --collect`: what the steps found, into the committed tables and as text."""
+"""`detr-batch bench gpu --collect`: add the results to the committed tables, and describe them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from pipeline.storage.errors import InputError
 class Tables:
     """The files that results go into."""
 
-    results: Path | None = None  # None: RESULTS, and nothing where the results are of --tiny
+    results: Path | None = None  # None: RESULTS; results of --tiny are not added anywhere
     launches: Path = launches.TABLE
     ways: Path = ways.TABLE
 
 
 def collect(folder: Path, tables: Tables) -> str:
-    """Add the timings to the results and the choices to the tables that the code reads.
+    """Add the timings to the results, and the choices to the tables that the code reads.
 
-    What is there already is not added again. Returns the text for people. InputError for a folder
-    without results.
+    Rows that are already there are not added again. Returns the text for people. InputError for a
+    folder without results.
     """
     records = list(_records(folder))
     lines = [describe_results(records), ""]
@@ -46,7 +46,7 @@ def collect(folder: Path, tables: Tables) -> str:
 
 
 def _records(folder: Path) -> Iterator[Record]:
-    """Of all journals below the folder."""
+    """Read the records of all journals below the folder."""
     journals = sorted(folder.rglob(NAME))
     if not journals:
         raise InputError(f"--collect {folder}: there is no {NAME} in it; give the --out of a run")
@@ -55,9 +55,10 @@ def _records(folder: Path) -> Iterator[Record]:
 
 
 def _rows(records: list[Record]) -> Iterator[dict[str, object]]:
-    """Rows of the results, each with what it holds for.
+    """Yield rows of the results, each with its environment.
 
-    A copy without git knows no commit: where its code is this checkout's, the commit is too.
+    A copy without git knows no commit. If its code is the same as this checkout's, the row gets
+    this checkout's commit.
     """
     digest, own = code_digest(), commit()
     environment: dict[str, object] = {}
@@ -71,7 +72,7 @@ def _rows(records: list[Record]) -> Iterator[dict[str, object]]:
 
 
 def _keep_choices(records: list[Record], tables: Tables) -> Iterator[str]:
-    """Write what was fastest into the tables; a line for each."""
+    """Write the fastest choices into the tables, and yield a line for each."""
     for record in records:
         if record["kind"] != CHOICE:
             continue

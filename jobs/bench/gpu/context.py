@@ -1,4 +1,4 @@
-"""What each step of a bench of a GPU is given: the device, its time, and where results go."""
+"""The context of each step of a GPU bench: the device, its time, and where results go."""
 
 import time
 import traceback
@@ -43,11 +43,11 @@ class Context:
         return self.device != "cpu"
 
     def seconds_left(self) -> float:
-        """Until the step is ended; 0 where that is now."""
+        """Return the seconds until the step is ended; 0 if they are over."""
         return max(0.0, self.deadline - time.monotonic())
 
     def left_to_do(self, cases: Iterable[str]) -> Iterator[str]:
-        """Cases that the journal does not have yet."""
+        """Return the cases that the journal does not have yet."""
         return (case for case in cases if case not in self.finished)
 
     def write(self, case: str, kind: str, **fields: Any) -> None:
@@ -56,7 +56,7 @@ class Context:
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:
-        """Run a case; an error ends this case alone, and stands in the journal with its reason."""
+        """Run a case; an error ends this case alone, and goes into the journal with its reason."""
         began = time.monotonic()
         self.write(name, BEGUN)
         try:
@@ -65,7 +65,7 @@ class Context:
             self.write(name, REFUSED, reason=str(error))
         except Absent as error:
             self.write(name, LEFT_OUT, reason=str(error))
-        except Exception as error:  # of torch, Triton, peers and drivers: of many kinds
+        except Exception as error:  # torch, Triton, peers and drivers raise many kinds of errors
             traceback.print_exc()
             if has_lost_device(error, self.device):
                 raise
@@ -79,9 +79,9 @@ class Context:
     def time(
         self, run: Callable[[], object], seconds: float, recorded: bool = False, fewest: int = 3
     ) -> list[float]:
-        """The seconds of each of `fewest` or more runs, for about `seconds`, warmed up before.
+        """Warm `run` up, then return the seconds of each run, for about `seconds` in total.
 
-        `recorded` as in `jobs.bench.measure.timer`.
+        There are at least `fewest` runs. `recorded` is as in `jobs.bench.measure.timer`.
         """
         for _ in range(1 if self.tiny else 2):
             run()
@@ -105,10 +105,10 @@ class Context:
         error: float = 0.0,
         **details: Any,
     ) -> None:
-        """Add a timing as a row of the results has it.
+        """Add a timing in the form of a row of the results.
 
-        `took` are seconds, each of so many `images` (None: of something else). `row_case` is the
-        row's case where several subjects share one. `details` go into the row as they are.
+        `took` are seconds, each for `images` images (None: not for images). `row_case` is the row's
+        case where several subjects share one. `details` go into the row unchanged.
         """
         spread = milliseconds(took)
         row = Measurement(
@@ -129,7 +129,7 @@ class Context:
 def has_lost_device(error: Exception, device: str) -> bool:
     """Whether CUDA answers every later call of this process with an error, too.
 
-    Triton and cuBLAS raise a RuntimeError for what torch raises an AcceleratorError for.
+    Triton and cuBLAS raise a RuntimeError where torch raises an AcceleratorError.
     """
     if isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error):
         return True

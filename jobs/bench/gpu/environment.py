@@ -1,4 +1,4 @@
-"""What a bench's figures hold for: the device, the versions and the code."""
+"""What the figures of a bench hold for: the device, the versions and the code."""
 
 import hashlib
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("triton", "transformers", "timm", "torchvision", "ray", "numpy", "py
 
 
 def code_digest() -> str:
-    """16 hex digits of all Python files of this project, by which a copy without git is known."""
+    """Return 16 hex digits of this project's Python files, which identify a copy without git."""
     top = Path(__file__).parents[3]
     digest = hashlib.sha256()
     for file in sorted(file for room in ROOMS for file in (top / room).rglob("*.py")):
@@ -25,7 +25,7 @@ def code_digest() -> str:
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """The columns of a row of the results, and beside them the code, versions and the device."""
+    """Describe the environment: the columns of a row, and the code, versions and device."""
     found: dict[str, Any] = {"row": environment(device), "code": code_digest()}
     found["versions"] = {name: _version(name) for name in PACKAGES}
     found["platform"] = platform.platform()

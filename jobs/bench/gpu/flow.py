@@ -1,4 +1,4 @@
-"""`label` as users run it, from JPEG files to tables: how near it comes to the detector alone."""
+"""`label` as users run it, from JPEG files to tables, compared with the detector alone."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from jobs.bench.gpu.sizes import Size, draw_sizes
 from model.zoo import resolved_precision
 
 ONE_SIZE, MIX = "one size", "mix"
-# By name: the photos, and the calls that a detector takes at once. The most valuable come first.
+# Cases by name: the kind of photos, and the number of calls that a detector takes at once. The most
+# valuable cases come first.
 CASES = {
     "one size, two calls": (ONE_SIZE, 2),
     "mix, two calls": (MIX, 2),
@@ -23,15 +24,17 @@ CASES = {
     "mix, one call": (MIX, 1),
 }
 TINY_CASES = ("one size, two calls", "mix, one call")
-NEEDED = ("ray", "duckdb", "s3fs", "simplejpeg", "scipy")  # beside what a machine with torch has
+# beyond the packages of a machine with torch
+NEEDED = ("ray", "duckdb", "s3fs", "simplejpeg", "scipy")
 MODEL, TINY_MODEL = "deformable-detr", "shapes-tiny"
-SIZE, TINY_SIZE = (800, 1066), (288, 400)  # height and width that these models take as they are
-DISTINCT, TINY_DISTINCT = 16, 4  # images among the photos
+SIZE, TINY_SIZE = (800, 1066), (288, 400)  # height and width that need no resizing
+DISTINCT, TINY_DISTINCT = 16, 4  # different images among the photos
 BATCH = 8
 OPTIONS = {"weights": "random", "page": False, "batch_size": BATCH}
-# Images/s and seconds of start-up by which the number of photos is chosen, and its bounds.
+# The number of photos is chosen by an expected rate in images/s and by seconds of start-up, within
+# these bounds.
 RATE, START_SECONDS, FEWEST, MOST = 400, 25, 2_000, 10_000
-TINY_IMAGES = 24  # and on CPUs
+TINY_IMAGES = 24  # also used on CPUs
 FIGURES = (
     "images_per_second",  # from the flow's start: without imports, listing and the start of Ray
     "images_per_second_steady",
@@ -48,7 +51,7 @@ FIGURES = (
 
 
 def run(context: Context) -> None:
-    """Label photos of one size and of many, by one call of the detector at a time and by two."""
+    """Label photos of one size and of many, with one and with two calls of the detector at once."""
     cases = list(context.left_to_do(TINY_CASES if context.tiny else CASES))
     images = count_images(context, len(cases))
     with TemporaryDirectory(prefix="detr-batch-flow-") as folder:
@@ -61,7 +64,7 @@ def run(context: Context) -> None:
 
 
 def check_packages(device: str) -> None:
-    """Absent where `label` cannot run here, or not on that device."""
+    """Absent if `label` cannot run here, or not on that device."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise Absent(
@@ -76,7 +79,7 @@ def check_packages(device: str) -> None:
 
 
 def count_images(context: Context, cases: int) -> int:
-    """As many for each of `cases` as the time allows."""
+    """Return how many images each of `cases` can label in the time left."""
     if context.tiny or not context.on_gpu:
         return TINY_IMAGES
     seconds = context.seconds_left() / max(1, cases) - START_SECONDS
@@ -84,8 +87,8 @@ def count_images(context: Context, cases: int) -> int:
 
 
 def provide_photos(folder: Path, load: str, images: int, tiny: bool) -> Path:
-    """The folder with the photos of a load, which are written unless they are there."""
-    from jobs.bench.gpu.photos import write_photos  # here, as it needs scipy
+    """Return the folder with the photos of a load, and write them if they are not there."""
+    from jobs.bench.gpu.photos import write_photos  # imported here, as it needs scipy
 
     if not folder.exists():
         sizes: list[Size] = [TINY_SIZE if tiny else SIZE] * images
@@ -118,7 +121,7 @@ def _measure(context: Context, name: str, photos: Path, images: int, calls: int)
 
 
 def read_report(output: Path, images: int) -> dict[str, Any]:
-    """What the run says of itself. Wrong where it did not label all `images`."""
+    """Read the run's report. Wrong if the run did not label all `images`."""
     (file,) = output.glob("_runs/*/report.json")
     report: dict[str, Any] = json.loads(file.read_text())
     if (report["images"], report["ok"]) != (images, images):
@@ -127,12 +130,12 @@ def read_report(output: Path, images: int) -> dict[str, Any]:
 
 
 def describe(report: dict[str, Any], labelled: Labelled, images: int) -> dict[str, Any]:
-    """What a row says beside its time. What a run is too short to tell is None."""
+    """Describe the run beside its time. Figures that need a longer run are None."""
     use, watch = report["stage_use"], labelled.watch
     cpu = {kind: 1e3 * seconds / images for kind, seconds in watch.cpu_seconds().items()}
     figures = {
         **{name: report[name] for name in FIGURES},
-        "device_share": report["device_use"],  # of the wall time; by events, where it is a GPU
+        "device_share": report["device_use"],  # share of the wall time; by events on GPUs
         "device_share_steady": None if use is None else use["detect"],
         **describe_steady(watch),
         "cpu_seconds_per_1000_images": cpu,  # of the whole command
@@ -143,7 +146,7 @@ def describe(report: dict[str, Any], labelled: Labelled, images: int) -> dict[st
 
 
 def describe_steady(watch: Watch) -> dict[str, Any]:
-    """Between the first block and the last: in which share of the time a kernel ran, and CPUs."""
+    """Measure between the first block and the last: the share of time with a kernel, and cores."""
     steady = watch.steady()
     if steady is None:
         return {"device_share_steady_nvml": None, "cores_steady": None}
@@ -157,7 +160,7 @@ def describe_steady(watch: Watch) -> dict[str, Any]:
 
 
 def _rounded(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Figures with four digits, as the other columns of the results have."""
+    """Round figures to four digits, like the other columns of the results."""
     for name, value in figures.items():
         if isinstance(value, dict):
             yield name, dict(_rounded(value))

@@ -1,4 +1,4 @@
-"""Whether the detector is right on this device. What is not is not timed, by any step."""
+"""Whether the detector is right on this device. No step times a detector that is wrong."""
 
 import atexit
 import os
@@ -25,8 +25,8 @@ from model.preprocess import normalize, stack_images
 from model.zoo import DTYPES, create_model
 
 TESTS = "tests of the model"
-TESTS_BEHIND = 2  # models: the tests compile many kernels, and may take what time is left
-# The most wanted first.
+TESTS_BEHIND = 2  # models checked before the tests, which compile many kernels and may use all time
+# The most important models first.
 MODELS = (
     "deformable-detr",
     "deformable-detr-single-scale",
@@ -39,14 +39,14 @@ TINY_MODELS = ("shapes-tiny", "deformable-detr-single-scale")
 Sizes = tuple[tuple[int, int], ...]
 EXACT: Sizes = ((224, 320), (224, 320))
 PADDED: Sizes = ((224, 320), (320, 192), (97, 223))
-TIMES_TORCH = 3.0  # how much more than torch's own operations ours may round away
-UNITS = 2.0  # in the last place of the largest number: no less, as torch may be lucky
-LOG = "tests.log"  # what pytest prints: it is kept where time ends the tests
+TIMES_TORCH = 3.0  # our rounding error may be this many times that of torch's own operations
+UNITS = 2.0  # least tolerance, in units in the last place of the largest number
+LOG = "tests.log"  # output of pytest, which is kept if time ends the tests
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A way to run a detector that has to be right before it is timed."""
+    """A way to run a detector, which must be right before it is timed."""
 
     model: str
     precision: str
@@ -57,7 +57,7 @@ class Gate:
 
 
 def run(context: Context) -> None:
-    """Check each variant in each precision, those of one model together; early on the tests."""
+    """Check each model in each precision; run the tests early, after a few models."""
     precisions = ("fp32", "bf16") if context.tiny else ("bf16", "fp16", "fp32")
     for number, model in enumerate(TINY_MODELS if context.tiny else MODELS, start=1):
         gates = [
@@ -73,7 +73,7 @@ def run(context: Context) -> None:
 
 
 def _run_tests(context: Context) -> None:
-    """Those files of tests/model/ that speak of CUDA, beside memory full of NaN."""
+    """Run those files of tests/model/ that mention CUDA, beside memory full of NaN."""
     top = Path(__file__).parents[3]
     files = [str(f) for f in sorted((top / "tests/model").glob("*.py")) if '"cuda' in f.read_text()]
     if not files or find_spec("pytest") is None:
@@ -83,7 +83,7 @@ def _run_tests(context: Context) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "jobs.bench.gpu.poison"]
     command += ["-p", "no:cacheprovider", "-vv"]  # a line for each test
     if context.on_gpu and find_spec("xdist") is not None:
-        command += ["--numprocesses", "4"]  # kernels are compiled side by side
+        command += ["--numprocesses", "4"]  # kernels are compiled in parallel
     environment = os.environ | ({} if context.on_gpu else CPU_POISON)
     path = context.folder / LOG
     with path.open("w") as log:
@@ -108,7 +108,7 @@ def refuse_wrong(context: Context, gate: Gate) -> None:
 
 
 def _check(context: Context, gate: Gate) -> dict[str, Any]:
-    """Compare with the truth, and write the verdict down."""
+    """Compare the detector with the truth, and write the verdict into the journal."""
     sizes = PADDED if gate.padded else EXACT
     poison_memory(context.device)
     with torch.inference_mode():
@@ -123,13 +123,13 @@ def _check(context: Context, gate: Gate) -> dict[str, Any]:
 
 
 def _largest_error(found: list[Answer], truth: list[Answer], model: str) -> float:
-    """NaN where one is NaN."""
+    """Return the largest error; NaN if one error is NaN."""
     errors = [error_of_answer(*pair, model) for pair in zip(found, truth, strict=True)]
     return float(torch.tensor(errors).max())
 
 
 def _tolerance(context: Context, gate: Gate, sizes: Sizes, truth: list[Answer]) -> float:
-    """A few times what torch itself rounds away in that precision, in the same model."""
+    """Return a few times what torch itself rounds away in that precision, in the same model."""
     if gate.precision == "fp32":
         as_tf32 = context.on_gpu and torch.backends.cudnn.allow_tf32
         return TOLERANCES["TF32" if as_tf32 else "fp32"]
@@ -144,7 +144,7 @@ def _one(answer: Answer, index: int) -> Answer:
 
 
 def _pictures(sizes: Sizes) -> list[Tensor]:
-    """Smooth random pictures, as neighbouring pixels of photos are alike: (h, w, 3) uint8."""
+    """Make smooth random images, as neighbouring pixels of photos are alike: (h, w, 3) uint8."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(len(sizes), 3, 12, 12, generator=generator)
     return [
@@ -157,11 +157,11 @@ def _pictures(sizes: Sizes) -> list[Tensor]:
 
 
 def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
-    """What the detector says of a batch, as the pipeline runs it."""
+    """Return the detector's answer for a batch, as the pipeline runs it."""
     net = _ours(gate.model, gate.precision, context.device)
     pixels, valid = stack_images(_pictures(sizes), MULTIPLE if gate.padded else 1)
-    there = None if valid is None else valid.to(context.device)
-    out = net(*normalize(pixels.to(context.device), there, net.dtype))
+    valid_on_device = None if valid is None else valid.to(context.device)
+    out = net(*normalize(pixels.to(context.device), valid_on_device, net.dtype))
     return out.pred_logits.float().cpu(), out.pred_boxes.float().cpu()
 
 
@@ -172,14 +172,14 @@ def _ours(model: str, precision: str, device: str) -> DeformableDetr:
 
 @lru_cache(maxsize=1)
 def _weights(model: str) -> str | None:
-    """The file of `weights_of`, which goes with this process."""
+    """Return the file of `weights_of`, which is removed when this process ends."""
     folder = TemporaryDirectory(prefix="detr-batch-weights-")
     atexit.register(folder.cleanup)
     return weights_of(model, Path(folder.name))
 
 
 def weights_of(model: str, folder: Path) -> str | None:
-    """Random weights of the peer as a file; None where the model has its own."""
+    """Save random weights of the peer as a file; None if the model has its own weights."""
     if not has_peer(model):
         return None
     from jobs.bench.peers import save_peer
@@ -190,10 +190,11 @@ def weights_of(model: str, folder: Path) -> str | None:
 
 @cache
 def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> list[Answer]:
-    """What torch's own operations say of each picture alone, in fp32 or under autocast.
+    """Compute the answers of torch's own operations for each image, in fp32 or under autocast.
 
-    In fp32 it is the truth: without TF32. The model is transformers', or where it has none our own
-    as it is trained, with the attention's formula.
+    Each image runs alone. The fp32 answers, without TF32, are the truth. The model is
+    transformers'. Where transformers has none, it is our own as it is trained, with the formula of
+    the attention.
     """
     dtype = DTYPES[precision]
     net = _peer(model, device)

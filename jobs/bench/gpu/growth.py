@@ -10,19 +10,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 FEWER, MORE = 2, 3  # the counts at which the growth is learned
-# These compute nothing, though their schemas have no alias of an argument.
+# These compute nothing, although their schemas do not mark a result as an alias of an argument.
 COPIES = ("clone", "_to_copy", "copy_", "_unsafe_view", "dropout")
 FACTORIES = ("empty", "new_", "zeros", "ones", "full", "arange", "scalar_tensor")
 
 Function = Callable[[int], object]
-"""Computes something of so many images, of which the first are always the same."""
+"""A function of a number of images, of which the first are always the same."""
 Leaf = tuple[int, ...] | int | None
 """The shape of a tensor, an integer, or None for any other value."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A tensor has `size` elements an image along `dimension`; an integer is so many an image."""
+    """A tensor has `size` elements an image along `dimension`; an integer has `size` an image."""
 
     dimension: int
     size: int
@@ -39,7 +39,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Learned:
-    """A call of FEWER images, and how each leaf grows: None where it does not.
+    """A call for FEWER images, and how each leaf grows; None for a leaf that does not grow.
 
     `clear` is false where the growth is not understood.
     """
@@ -55,14 +55,14 @@ class Learned:
         return any(growth is not None for growth in self.arguments)
 
     def arguments_at(self, count: int) -> tuple[Leaf, ...]:
-        """The leaves of the arguments of the same call for so many images."""
+        """Return the leaves of the arguments of the same call for `count` images."""
         return tuple(
             _grow_leaf(leaf, growth, count)
             for leaf, growth in zip(self.call.arguments, self.arguments, strict=True)
         )
 
     def fits(self, call: Call, count: int) -> bool:
-        """Whether this is the call for so many images. Of what is not clear the name must do."""
+        """Whether this is the call for `count` images; an unclear call is compared by name only."""
         if self.call.name != call.name:
             return False
         return not self.clear or self.arguments_at(count) == call.arguments
@@ -78,12 +78,12 @@ def _grow_leaf(leaf: Leaf, growth: Growth | None, count: int) -> Leaf:
 
 @dataclass(frozen=True)
 class Invocation:
-    """A call with its tensors, which can be made again with others."""
+    """A call with its tensors, which can be repeated with others."""
 
     function: Any  # torch's operation
-    form: Any  # how `leaves` make arguments
+    form: Any  # structure of the arguments, made from `leaves`
     leaves: list[Any]
-    written: tuple[int, ...]  # the leaves that the operation writes into
+    written: tuple[int, ...]  # indices of the leaves that the operation writes into
 
     @classmethod
     def from_arguments(
@@ -100,14 +100,17 @@ class Invocation:
         return cls(function, form, leaves, places)
 
     def copy_written(self) -> "Invocation":
-        """The same call, which writes into copies."""
+        """Return the same call, which writes into copies."""
         leaves = list(self.leaves)
         for place in self.written:
             leaves[place] = copy_with_strides(leaves[place])
         return replace(self, leaves=leaves)
 
     def run(self) -> tuple[Any, list[Tensor]]:
-        """Make the call: what it returns, and its results, those in written arguments first."""
+        """Make the call.
+
+        Returns what the operation returns, and its results, those in written arguments first.
+        """
         arguments, named = tree_unflatten(self.leaves, self.form)
         returned = self.function(*arguments, **named)
         results = [self.leaves[place] for place in self.written]
@@ -117,7 +120,7 @@ class Invocation:
         return returned, results
 
     def describe(self, results: Sequence[Tensor] = ()) -> Call:
-        """The call without its tensors."""
+        """Describe the call without its tensors."""
         leaves = tuple(map(_leaf_of, self.leaves))
         return Call(str(self.function), leaves, tuple(map(_leaf_of, results)))
 
@@ -129,22 +132,22 @@ def _leaf_of(value: Any) -> Leaf:
 
 
 def empty_with_strides(tensor: Tensor) -> Tensor:
-    """Memory for a tensor in the same order, as operations choose their ways by it."""
+    """Allocate a tensor with the same memory order, because operations choose their ways by it."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     if any(stride == 0 and size > 1 for size, stride in pairs):
-        return tensor.new_empty(tensor.shape)  # several elements cannot differ in one place
+        return tensor.new_empty(tensor.shape)  # elements that share memory cannot differ
     return torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
     )
 
 
 def copy_with_strides(tensor: Tensor) -> Tensor:
-    """A copy in the same order in memory."""
+    """Copy a tensor with the same memory order."""
     return empty_with_strides(tensor).copy_(tensor)
 
 
 class FollowingMode(TorchDispatchMode):
-    """Meets each operation that computes something from tensors; subclasses say what then."""
+    """Calls `meet`, which subclasses define, for each operation that computes from tensors."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -171,7 +174,7 @@ def _is_computing(function: Any) -> bool:
 
 
 class RecordingMode(FollowingMode):
-    """Keeps what calls are without their tensors."""
+    """Records descriptions of calls, without their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,8 +188,8 @@ class RecordingMode(FollowingMode):
 
 @torch.inference_mode()
 def learn_growth(run: Function) -> list[Learned]:
-    """How each call within `run` grows, up to the first that is another at the second count."""
-    run(FEWER)  # now it makes what it keeps for later calls
+    """Learn how each call within `run` grows, up to the first call that differs between counts."""
+    run(FEWER)  # this call creates what `run` keeps for later calls
     recorded = []
     for count in (FEWER, MORE):
         with RecordingMode() as mode:
@@ -212,7 +215,7 @@ def _compare_calls(fewer: Call, more: Call) -> Learned:
 
 
 def _compare_leaves(fewer: Leaf, more: Leaf) -> Growth | None:
-    """How a leaf grows from FEWER images to MORE; ValueError where that is not clear."""
+    """Return how a leaf grows from FEWER to MORE images; ValueError where that is not clear."""
     if fewer == more:
         return None
     if isinstance(fewer, int) and isinstance(more, int):

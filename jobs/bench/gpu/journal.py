@@ -1,4 +1,4 @@
-"""What a bench of a GPU found out: one file of JSON lines, each whole as soon as it is known."""
+"""The journal of a GPU bench: one file of JSON lines, each written whole once it is known."""
 
 import json
 import os
@@ -11,20 +11,20 @@ from pipeline.storage.errors import CommandFailed
 NAME = "gpu.jsonl"
 Record = dict[str, Any]
 
-# Kinds of records. Each has "step", "case" and "kind"; what else it has is its step's.
-ENVIRONMENT = "environment"  # of a step's process: the device, versions, the code
-VALUE = "value"  # a number of the device
+# Kinds of records. Each has "step", "case" and "kind"; the other fields depend on its step.
+ENVIRONMENT = "environment"  # environment of a step's process: the device, versions, the code
+VALUE = "value"  # a rate of the device
 VERDICT = "verdict"  # whether results are right
 TIMING = "timing"  # the fields of jobs.bench.measure.Measurement
 CHOICE = "choice"  # the fastest of several ways, for a table that the code reads
 REFUSED = "refused"  # wrong results, which are not timed
 LEFT_OUT = "left out"  # this machine lacks what the case needs
 FAILED = "failed"  # the case, or its step, raised an error
-BEGUN = "begun"  # so that a case that ends its process is known
+BEGUN = "begun"  # identifies a case that ends its process
 CRASHED = "crashed"  # the case ended its process
 CUT = "cut"  # the step's time was over
 END = "end"  # the step has no case left
-# A case with one of these is done: a later command on the same folder passes it over.
+# A case with one of these is finished; a later command on the same folder skips it.
 FINAL = (VALUE, VERDICT, TIMING, CHOICE, REFUSED, LEFT_OUT, CRASHED)
 
 
@@ -35,14 +35,17 @@ class Journal:
         self.path = folder / NAME
 
     def write(self, step: str, case: str, kind: str, **fields: Any) -> None:
-        """Add a record. It is on disk when this returns, and a killed process leaves no half."""
+        """Add a record.
+
+        It is on disk when this returns, and a killed process leaves no partial record.
+        """
         line = json.dumps({"step": step, "case": case, "kind": kind, **fields}) + "\n"
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode())
             os.fsync(file.fileno())
 
     def records(self) -> Iterator[Record]:
-        """All records, first to last. ValueError names a line that is none."""
+        """Yield all records, first to last. CommandFailed names a line that is not a record."""
         if not self.path.exists():
             return
         for number, line in enumerate(self.path.read_text().splitlines(), start=1):
@@ -56,11 +59,11 @@ class Journal:
                 ) from error
 
     def finished_cases(self, step: str) -> set[str]:
-        """Cases of a step that need not run again."""
+        """Return the cases of a step that need not run again."""
         return {r["case"] for r in self.records() if r["step"] == step and r["kind"] in FINAL}
 
     def case_under_way(self, step: str) -> str | None:
-        """The case that a step began last, where it came to no end."""
+        """Return the case that a step began last, if it has not ended."""
         last = None
         for record in self.records():
             if record["step"] == step and record["case"]:
@@ -68,5 +71,5 @@ class Journal:
         return last
 
     def finished_steps(self) -> set[str]:
-        """Steps that have no case left."""
+        """Return the steps that have no case left."""
         return {record["step"] for record in self.records() if record["kind"] == END}

@@ -1,7 +1,7 @@
-"""`label` as a process of its own, and what its processes take of the machine meanwhile.
+"""Run `label` as a process of its own, and measure what its processes use of the machine.
 
-`python -m jobs.bench.gpu.labelling CALLS label ...` is `detr-batch label ...` whose detectors take
-so many calls at once.
+`python -m jobs.bench.gpu.labelling CALLS label ...` is `detr-batch label ...` with detectors that
+take CALLS calls at once.
 """
 
 import json
@@ -23,13 +23,13 @@ from pipeline.storage.errors import CommandFailed
 # Kinds of processes.
 DRIVER = "driver"  # the command itself
 DETECTORS, PREPARERS = "detectors", "preparers"
-OTHERS = "others"  # other workers of Ray: readers, stagers, idle ones
-RAY = "Ray"  # its own servers
-# By what of the title a kind is known; decoders are children of preparers.
+OTHERS = "others"  # other workers of Ray: readers, stagers and idle ones
+RAY = "Ray"  # Ray's own servers
+# The kind of a process by a part of its title; decoders are children of preparers.
 TITLES = {"Detector)": DETECTORS, "Preparer)": PREPARERS, "pipeline.stages.decode": PREPARERS}
 
 SAMPLE_SECONDS = 0.5
-GRACE_SECONDS = 10.0  # from the request to end to the end
+GRACE_SECONDS = 10.0  # between the request to end and a kill
 
 
 def kind_of(title: str) -> str:
@@ -43,16 +43,16 @@ def kind_of(title: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A moment of a run."""
+    """The state of a run at one moment."""
 
-    seconds: float  # of time.monotonic()
-    cpu_seconds: dict[int, float]  # by process, until now, those that ended included
-    blocks: int  # that were staged until now
-    device_use: float | None  # of the device, as its driver tells it
+    seconds: float  # time.monotonic()
+    cpu_seconds: dict[int, float]  # by process id, up to now, ended processes included
+    blocks: int  # blocks staged up to now
+    device_use: float | None  # use of the device, as its driver reports it
 
 
 class Watch:
-    """Looks at a run every so often."""
+    """Samples a run at intervals."""
 
     def __init__(self, driver: int, output: Path, device: str):
         self._driver = psutil.Process(driver)
@@ -63,7 +63,7 @@ class Watch:
         self.samples: list[Sample] = []
 
     def look(self) -> None:
-        """Add a sample. A process that ended keeps what it had taken when it was last seen."""
+        """Add a sample. An ended process keeps the CPU time of its last sample."""
         try:
             processes = [self._driver, *self._driver.children(recursive=True)]
         except psutil.Error:  # the driver has just ended
@@ -71,7 +71,7 @@ class Watch:
         for process in processes:
             try:
                 self._read(process)
-            except psutil.Error:  # it ended meanwhile
+            except psutil.Error:  # the process ended meanwhile
                 continue
         blocks, use = len(glob(self._blocks)), self._device_use()
         self.samples.append(Sample(time.monotonic(), dict(self._cpu_seconds), blocks, use))
@@ -79,19 +79,19 @@ class Watch:
     def _device_use(self) -> float | None:
         try:
             return read_use(self._device)
-        except Exception:  # of NVML, which does not tell it of all devices
+        except Exception:  # NVML does not report it for all devices
             return None
 
     def _read(self, process: psutil.Process) -> None:
         times, title = process.cpu_times(), " ".join(process.cmdline())
         before = self._cpu_seconds.get(process.pid, 0.0)
         self._cpu_seconds[process.pid] = max(before, float(times.user + times.system))
-        # A worker is called idle before it becomes an actor, and stays one.
+        # A worker is called idle before it becomes an actor, and it stays an actor afterwards.
         if self._kinds.get(process.pid, OTHERS) in (OTHERS, RAY):
             self._kinds[process.pid] = kind_of(title)
 
     def cpu_seconds(self, between: tuple[int, int] | None = None) -> dict[str, float]:
-        """CPU seconds by kind between two samples, or of the whole run."""
+        """Return CPU seconds by kind between two samples, or of the whole run."""
         before = self.samples[between[0]].cpu_seconds if between else {}
         after = self.samples[between[1] if between else -1].cpu_seconds
         taken = dict.fromkeys((DRIVER, DETECTORS, PREPARERS, OTHERS, RAY), 0.0)
@@ -100,7 +100,7 @@ class Watch:
         return taken
 
     def steady(self) -> tuple[int, int] | None:
-        """The samples with the first blocks and the last; None where all came at once."""
+        """Return the samples with the first and last blocks; None if all blocks came at once."""
         blocks = [sample.blocks for sample in self.samples]
         grew = [index for index in range(1, len(blocks)) if blocks[index] > blocks[index - 1]]
         return (grew[0], grew[-1]) if len(grew) > 1 else None
@@ -108,21 +108,21 @@ class Watch:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A `label` that came to its end."""
+    """A `label` run that has ended without an error."""
 
     seconds: float  # of the whole command
     watch: Watch
 
 
 def run_label(output: Path, options: dict[str, Any], calls: int, device: str) -> Labelled:
-    """Run `label` into OUTPUT with these fields of LabelOptions to its end, and watch it.
+    """Run `label` into OUTPUT with these fields of LabelOptions, and watch it until it ends.
 
-    `calls` are those of a detector at once, and `device` is its device, as torch names it.
-    RuntimeError with the last line that it said where it fails.
+    `calls` is the number of calls that a detector takes at once. `device` is the device as torch
+    names it. CommandFailed, with the last line of the output, if `label` fails.
     """
     given = json.dumps({**options, "output": str(output)})
     command = [sys.executable, "-m", "jobs.bench.gpu.labelling", str(calls), given]
-    # Not on a cluster that this machine may know.
+    # The run must not use a cluster that this machine's environment names.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with TemporaryFile() as log:
         began = time.perf_counter()
@@ -134,17 +134,17 @@ def run_label(output: Path, options: dict[str, Any], calls: int, device: str) ->
         finally:
             _end(process)
         log.seek(0)
-        said = log.read().decode(errors="replace")
+        output_text = log.read().decode(errors="replace")
     if code:
-        print(said, file=sys.stderr)
+        print(output_text, file=sys.stderr)
         raise CommandFailed(
-            f"label failed: {(said.strip().splitlines() or ['no word of why'])[-1]}"
+            f"label failed: {(output_text.strip().splitlines() or ['no word of why'])[-1]}"
         )
     return Labelled(seconds, watch)
 
 
 def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
-    """The exit code, once it is there; samples are taken until then."""
+    """Take samples until the process ends, and return its exit code."""
     while True:
         watch.look()
         try:
@@ -154,7 +154,7 @@ def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that may still run, at first by asking: Ray then ends its own."""
+    """End a process that may still run; ask first, so that Ray ends its own processes."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -165,13 +165,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> int:
-    """Run `label` with detectors that take so many calls at once."""
+    """Run `label` with detectors that take the given number of calls at once."""
     from jobs.cluster import placement
     from jobs.label.label import label
     from jobs.label.options import LabelOptions
 
     calls = int(sys.argv[1])
-    vars(placement).update(CPU_CALLS=calls, GPU_CALLS=calls)  # the names that `placed` looks up
+    vars(placement).update(CPU_CALLS=calls, GPU_CALLS=calls)  # names that `placed` looks up
     return label(LabelOptions(**json.loads(sys.argv[2])))
 
 

@@ -31,7 +31,7 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, close to 2^64 by the golden ratio, as an int64
 
 Variant = tuple[str, Invocation, list[Tensor], int | None]
-"""A check, its call, what this must give, and the image to look at: None for all that it gives."""
+"""A check, its call, the expected results, and the image to compare; None compares all."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Failing:
     shapes: str  # of the tensors of one image
     checks: list[str]
     calls: int
-    difference: float | None  # the largest between results; None where there is no number for it
+    difference: float | None  # largest difference between results; None where it is not a number
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Operations:
     checked: int  # calls with arguments that grow with the images
     failing: list[Failing]
     unclear: list[str]  # operations whose growth is not understood, and which are not checked
-    departed: str | None  # the first call that is not the learned one; none after it is checked
-    names: list[str]  # of all calls up to there
+    # first call that differs from the learned one; later calls are not checked
+    departed: str | None
+    names: list[str]  # names of all calls before that one
     digests: list[str]  # 8 hex digits of the first image's results of each call
 
 
@@ -61,9 +62,9 @@ class Operations:
 def check_operations(
     run: Function, count: int, learned: list[Learned], thorough: bool = True
 ) -> Operations:
-    """Run the function for so many images, and check its calls.
+    """Run the function for `count` images, and check its calls.
 
-    `learned` is what `learn_growth` gives. If it is not to be `thorough`, there are digests alone.
+    `learned` comes from `learn_growth`. If `thorough` is false, only digests are computed.
     """
     with CheckingMode(learned, count, thorough) as mode:
         run(count)
@@ -94,7 +95,7 @@ class CheckingMode(FollowingMode):
         return returned
 
     def _find_learned(self, invocation: Invocation) -> Learned | None:
-        """The learned call; None from the first call on that is another."""
+        """Return the learned call; None from the first differing call on."""
         if self.departed is not None:
             return None
         call = invocation.describe()
@@ -105,7 +106,7 @@ class CheckingMode(FollowingMode):
         return None
 
     def _check(self, learned: Learned, invocation: Invocation, results: list[Tensor]) -> None:
-        """Make the call again in all ways, and note what differs."""
+        """Make the call again in all ways, and record what differs."""
         failed: dict[str, float | None] = {}
         _try_variant(failed, learned, (REPEATED, invocation, results, None))
         if not learned.clear:
@@ -126,7 +127,7 @@ class CheckingMode(FollowingMode):
         failing.difference = _largest((failing.difference, *failed.values()))
 
     def report(self) -> Operations:
-        """What was found, once the function has returned."""
+        """Return the findings, after the function has returned."""
         if self.departed is None and self.met < len(self.learned):
             self.departed = f"call {self.met}: there is none"
         sums = [int(total) for total in self.sums]
@@ -141,14 +142,14 @@ class CheckingMode(FollowingMode):
 
 
 def positions_in(count: int) -> tuple[int, ...]:
-    """Those that are checked: all of a few, else the first, the middle and the last."""
+    """Return the checked positions: all of up to four, else the first, the middle and the last."""
     return tuple(range(count)) if count <= 4 else (0, count // 2, count - 1)
 
 
 def _variants(
     learned: Learned, invocation: Invocation, results: list[Tensor], count: int
 ) -> Iterator[Variant]:
-    """All other ways to make the call for so many images."""
+    """Yield all other ways to make the call for `count` images."""
     turned = [_turn_images(*pair) for pair in zip(results, learned.results, strict=True)]
     yield POSITION, _change_leaves(learned, invocation, _turn_images), turned, None
     pairs = zip(invocation.leaves, learned.arguments, strict=True)
@@ -181,7 +182,7 @@ def _images(results: list[Tensor], learned: Learned, position: int) -> list[Tens
 
 
 def _take_image(leaf: Any, growth: Growth | None, position: int) -> Any:
-    """An argument for one image alone."""
+    """Return an argument for one image alone."""
     if growth is None:
         return leaf
     if isinstance(leaf, int):
@@ -190,14 +191,14 @@ def _take_image(leaf: Any, growth: Growth | None, position: int) -> Any:
 
 
 def _turn_images(leaf: Any, growth: Growth | None) -> Any:
-    """An argument with each image one position later, and the last one first."""
+    """Return an argument with each image one position later, and the last image first."""
     if growth is None or isinstance(leaf, int):
         return leaf
     return empty_with_strides(leaf).copy_(leaf.roll(growth.size, growth.dimension))
 
 
 def _fill_others(leaf: Any, growth: Growth | None, position: int, fill: float) -> Any:
-    """An argument with all images but one filled."""
+    """Return an argument with all images but one filled."""
     if growth is None or not _is_floating(leaf):
         return leaf
     filled = empty_with_strides(leaf).fill_(fill)
@@ -210,7 +211,7 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def _try_variant(failed: dict[str, float | None], learned: Learned, variant: Variant) -> None:
-    """Add to `failed`, which has the largest difference by check, what this variant shows."""
+    """Try a variant, and add its failures to `failed`, the largest difference by check."""
     check, invocation, expected, position = variant
     try:
         found = invocation.copy_written().run()[1]
@@ -238,7 +239,7 @@ def same_bits(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float | None:
-    """The largest absolute one; None for other shapes, or where it is no number."""
+    """Return the largest absolute difference; None for other shapes, or if it is not finite."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return None
     differs = _bits(ours) != _bits(theirs)
@@ -252,9 +253,9 @@ def _largest(differences: tuple[float | None, ...]) -> float | None:
 
 
 def sum_bits(tensors: list[Tensor]) -> Tensor:
-    """A sum of all bits, each with its own odd weight, modulo 2^64: the same in any order of sums.
+    """Sum all bits, each number with its own odd weight, modulo 2^64; the order does not matter.
 
-    It stays on the device, where a hash of all numbers on the host would take seconds.
+    The sum stays on the device, because hashing all numbers on the host would take seconds.
     """
     total = torch.zeros((), dtype=torch.int64, device=tensors[0].device if tensors else "cpu")
     for tensor in tensors:

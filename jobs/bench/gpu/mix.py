@@ -22,9 +22,10 @@ from pipeline.schema import OK, PREPARED
 from pipeline.stages.detect import BATCHES_PER_CALL, CPU_CALLS, GPU_CALLS, Detector, DetectorSpec
 from pipeline.storage.errors import CommandFailed
 
-BATCH = 8  # the default of `label`
+BATCH = 8  # default of `label`
 IMAGES, TINY_IMAGES = 1600, 24
-PASSES = ("first pass, kernels compiled", "second pass")  # which has the recordings too
+# the second pass also has the recorded graphs
+PASSES = ("first pass, kernels compiled", "second pass")
 
 
 @dataclass
@@ -33,9 +34,9 @@ class Fill:
 
     images: int = 0
     batches: int = 0
-    pixels: int = 0  # of the images themselves
-    canvas: int = 0  # of the batches, padding included
-    forms: Counter[tuple[int, ...]] = field(default_factory=Counter)  # count, height, width
+    pixels: int = 0  # pixels of the images themselves
+    canvas: int = 0  # pixels of the batches' canvases, padding included
+    forms: Counter[tuple[int, ...]] = field(default_factory=Counter)  # (count, height, width)
 
     def add(self, images: Sequence[Tensor], multiple: int) -> None:
         sizes = [tuple(image.shape[:2]) for image in images]
@@ -110,7 +111,7 @@ def _passes(detector: Detector) -> Counter[str]:
 
 
 class _Watched:
-    """Notes the form of each batch that a detector submits."""
+    """Records the form of each batch that a detector submits."""
 
     def __init__(self, detector: Detector, on_gpu: bool):
         self.predictor = detector.predictor
@@ -134,7 +135,7 @@ class _Watched:
 
 
 def tables_of(prepared: list[Size], shown: list[Size]) -> list[pa.Table]:
-    """Tables PREPARED of random pictures, as many in each as a call of the detector takes."""
+    """Make PREPARED tables of random images; each table is one call of the detector."""
     noise = np.random.default_rng(0).integers(0, 256, 3 * 1400 * 1400, np.uint8)
     rows = []
     for index, ((height, width), (rows_shown, columns_shown)) in enumerate(

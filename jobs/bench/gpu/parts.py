@@ -1,4 +1,4 @@
-"""Where a detector's time goes, part by part, beside what the device could do it in.
+"""Where a detector's time goes, part by part, beside the least time that the device needs.
 
 An operation's bound is the longer of two times: that of its arithmetic at the measured rate of
 products, and that of reading its arguments and writing its results once at the measured rate of
@@ -38,9 +38,9 @@ Name = str
 class Part:
     """Sums over the operations of a part."""
 
-    milliseconds: float = 0.0  # of the device; on CPUs of the host
-    compute_ms: float = 0.0  # its arithmetic, at the rate of products
-    memory_ms: float = 0.0  # its reads and writes, at the rate of copies
+    milliseconds: float = 0.0  # time on the device; on CPUs on the host
+    compute_ms: float = 0.0  # time of its arithmetic, at the rate of products
+    memory_ms: float = 0.0  # time of its reads and writes, at the rate of copies
     bound_ms: float = 0.0
 
 
@@ -51,7 +51,7 @@ def measure_parts(
     ceilings: dict[str, float],
     timed: bool = True,
 ) -> dict[Name, Part]:
-    """Count what each operation of a run computes and moves; where `timed`, profile another run.
+    """Count what each operation of a run computes and moves; if `timed`, profile another run.
 
     `ceilings` are TFLOP/s by precision, and GB/s as "copy".
     """
@@ -78,7 +78,7 @@ def _precision(dtype: torch.dtype, ceilings: dict[str, float]) -> str:
 
 @contextmanager
 def _labelled(net: DeformableDetr) -> Iterator[list[Name]]:
-    """Name the part that runs, for the profiler and in the list, whose last entry it is."""
+    """Name the running part for the profiler, and as the last entry of the yielded list."""
     labels: list[Name] = []
     body: Any = net.backbone[0].body
     modules: list[tuple[nn.Module, Name]] = [(net.transformer.encoder, ENCODER)]
@@ -119,7 +119,7 @@ def _replaced(owner: nn.Module, method: str, name: Name, labels: list[Name]) -> 
 
 
 def _part_of(label: Name, operation: str) -> Name:
-    """The part of an operation: the encoder's own are told apart by what they are."""
+    """Return the part of an operation; the encoder's own operations are split by their kind."""
     if label != ENCODER:
         return label
     if "ms_deform_attn" in operation:
@@ -128,7 +128,7 @@ def _part_of(label: Name, operation: str) -> Name:
 
 
 def _profiled(run: Callable[[], object], device: str) -> Iterator[tuple[Name, float]]:
-    """Parts and seconds of all operations of one run, on a GPU those of the device."""
+    """Yield the part and seconds of each operation of one run; on a GPU the device's seconds."""
     on_gpu = device != "cpu"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     run()
@@ -144,7 +144,7 @@ def _profiled(run: Callable[[], object], device: str) -> Iterator[tuple[Name, fl
 
 
 def _label_and_operation(event: Any) -> tuple[Name, str]:
-    """Of the operations around an event, all names up to the label, and the label."""
+    """Return the label around an event, and the names of the operations below the label."""
     names = []
     while event is not None and not event.name.startswith(PREFIX):
         names.append(event.name)
@@ -153,7 +153,7 @@ def _label_and_operation(event: Any) -> tuple[Name, str]:
 
 
 class Traffic(TorchDispatchMode):
-    """Notes the part, precision, arithmetic and bytes of each operation."""
+    """Records the part, precision, arithmetic and bytes of each operation."""
 
     def __init__(self, labels: list[Name]):
         super().__init__()
@@ -176,7 +176,7 @@ class Traffic(TorchDispatchMode):
 
 
 def _moves_nothing(inputs: list[Tensor], outputs: list[Tensor]) -> bool:
-    """Whether an operation gives another view of memory, or memory that nobody wrote yet."""
+    """Whether an operation returns a view of its inputs, or memory that nobody has written yet."""
     if not inputs:
         return True
     held = {_storage(tensor) for tensor in inputs}
@@ -188,15 +188,18 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """What reading it once takes; repeated elements of an expanded tensor count once."""
+    """Return the bytes of reading a tensor once.
+
+    Repeated elements of an expanded tensor count once.
+    """
     size = tensor.numel() * tensor.element_size()
     return size if tensor.is_mkldnn else min(size, tensor.untyped_storage().nbytes())
 
 
 def operations_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
-    """Multiplications and additions, by torch's own formulas; ours below; else none.
+    """Count multiplications and additions, by torch's own formulas, else by ours below, else as 0.
 
-    In inference mode layers come whole, which torch's own do not know.
+    In inference mode layers are dispatched as a whole; torch's own formulas do not know these.
     """
     packet = func._overloadpacket
     if packet in flop_registry:
@@ -217,5 +220,5 @@ def operations_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
 
 
 def _convolved(name: str, args: Any) -> tuple[Tensor, Tensor]:
-    """The input and the weight of a convolution; oneDNN's binary in place takes the sum first."""
+    """Return input and weight of a convolution; oneDNN's in-place binary takes the sum first."""
     return (args[1], args[2]) if "pointwise_" in name else (args[0], args[1])

@@ -1,4 +1,4 @@
-"""Our detector in turn with what else runs the same model, and with another model."""
+"""Our detector in turn with other software for the same model, and with another model."""
 
 import os
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ from jobs.bench.gpu.gates import Gate, refuse_wrong, weights_of
 from jobs.bench.gpu.rates import SIZE, TINY_SIZE
 from jobs.bench.measure import interleaved
 
-SECONDS = 2.0  # of a peer and ours together, in turn
+SECONDS = 2.0  # for a peer and ours together, in turn
 AUTOCAST = "bf16 autocast"
-# Each with the share of the time that is left at which it is given up before it is ready.
+# Each peer has a share of the time left; a peer that is not ready by then is given up.
 PEERS = (
     (PEER, AUTOCAST, 0.2),
     (PEER, "TF32", 0.2),
@@ -37,7 +37,7 @@ PEERS = (
     (FASTER_RCNN, AUTOCAST, 0.2),
     (FASTER_RCNN, "TF32", 0.2),
 )
-COMPILED_PEERS = (  # which take minutes each
+COMPILED_PEERS = (  # each takes minutes
     (COMPILED, AUTOCAST, 0.5),
     (REDUCE_OVERHEAD, AUTOCAST, 0.5),
     (MAX_AUTOTUNE, AUTOCAST, 0.5),
@@ -47,7 +47,7 @@ TINY_PEERS = ((PEER, AUTOCAST), (FASTER_RCNN, "TF32"))
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a count of pictures, at which ours and its peers are timed."""
+    """A model and a batch size, at which ours and its peers are timed."""
 
     model: str
     batch: int
@@ -57,7 +57,7 @@ class Case:
 
 
 def run(context: Context) -> None:
-    """Time each peer in turn with ours, which stays ready for the next; the quick ones first."""
+    """Time each peer in turn with ours, which stays ready for the next; the quick peers first."""
     chosen = [Case("deformable-detr-single-scale", 1)] if context.tiny else [
         Case("deformable-detr", 8),
         Case("deformable-detr-single-scale", 8),
@@ -95,7 +95,7 @@ def _time_peers(
     )
     left = [one for one in wanted if _name(case, *one[:2]) not in context.finished]
     with ExitStack() as stack:
-        # All load at once, and do nothing on the device before they are asked.
+        # All processes load at once, and do nothing on the device before the first request.
         truth, own, *peers = (
             stack.enter_context(_started(replace(ours, name=name, precision=precision)))
             for name, precision in [(PEER, "fp32"), (OURS, "bf16"), *(one[:2] for one in left)]
@@ -112,7 +112,7 @@ def _time_peers(
 
 @contextmanager
 def _started(subject: Subject) -> Iterator[Worker]:
-    """A subject's process, which ends with the block if not before."""
+    """Start a subject's process, and stop it when the block ends, if not before."""
     worker = Worker(subject)
     try:
         yield worker
@@ -128,7 +128,7 @@ def _time_in_turn(
     answer: Answer,
     expected: Answer,
 ) -> None:
-    """Time a peer in turn with ours, which comes with its error; both have a row."""
+    """Time a peer in turn with ours, which comes with its error; both get a row."""
     subject = peer.subject
     error = 0.0
     if subject.name != FASTER_RCNN:

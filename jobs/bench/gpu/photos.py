@@ -22,7 +22,7 @@ from PIL import Image
 from jobs.bench.gpu.sizes import Size
 from jobs.demo.scenes import render_scene
 
-DISTINCT = 16  # images, of which all photos are parts
+DISTINCT = 16  # number of different images; all photos are parts of these
 # With these a photo of 1066 x 800 has 205 to 226 kB, and one of 640 x 480 some 80 to 88.
 QUALITY, LUMINANCE, CHROMA = 85, 16.0, 4.0
 Floats = NDArray[np.float32]
@@ -55,7 +55,7 @@ def make_image(seed: int, size: Size) -> Image.Image:
     """A scene with the texture of a photo, in YCbCr."""
     height, width = size
     random_numbers = np.random.default_rng(seed)
-    # At half the size, as the scene has noise of its own, which the growth to `size` blurs.
+    # The scene has half the size, because it has noise of its own, which the enlargement blurs.
     scene = render_scene(random_numbers, -(-width // 2), -(-height // 2)).pixels
     large = Image.fromarray(scene).resize((width, height), Image.Resampling.BICUBIC)
     planes = np.asarray(large.convert("YCbCr"), np.float32)
@@ -67,7 +67,7 @@ def make_image(seed: int, size: Size) -> Image.Image:
 
 
 def make_noise(random_numbers: np.random.Generator, size: Size) -> Floats:
-    """Noise (height, width) whose amplitude is the inverse of its frequency; its deviation is 1."""
+    """Make noise (height, width) with amplitude inverse to frequency and a deviation of 1."""
     height, width = size
     spectrum = np.fft.rfft2(random_numbers.standard_normal(size, np.float32))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
@@ -77,14 +77,14 @@ def make_noise(random_numbers: np.random.Generator, size: Size) -> Floats:
 
 
 def encode(image: Image.Image) -> bytes:
-    """As cameras do, with colours at half the resolution."""
+    """Encode a JPEG as cameras do, with colours at half the resolution."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY, subsampling="4:2:0")
     return file.getvalue()
 
 
 def _cut(image: Image.Image, size: Size, draw: random.Random) -> Image.Image:
-    """A part of that size, at a random place."""
+    """Cut out a part of that size, at a random position."""
     height, width = size
     left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
     return image.crop((left, top, left + width, top + height))
@@ -93,5 +93,5 @@ def _cut(image: Image.Image, size: Size, draw: random.Random) -> Image.Image:
 def _link(earlier: Path, path: Path) -> None:
     try:
         os.link(earlier, path)
-    except OSError:  # a file system without links, or a file that has too many
+    except OSError:  # a file system without links, or a file with too many links
         shutil.copyfile(earlier, path)

@@ -1,4 +1,4 @@
-"""How fast the detector is, from bytes to boxes, and where its time goes."""
+"""The detector's rate, from bytes to boxes, and where its time goes."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,9 @@ from jobs.bench.gpu.parts import Part, measure_parts
 from model.predictor import MULTIPLE, Predictor
 from model.zoo import create_model
 
-SECONDS = 0.5  # of each case: 30 replays of the slowest
+SECONDS = 0.5  # for each case: 30 replays of the slowest
 SIZE, TINY_SIZE = (800, 1066), (96, 130)
-BATCHES_IN_PARTS = (2, 8)  # those whose parts are told apart too
+BATCHES_IN_PARTS = (2, 8)  # batch sizes whose parts are measured too
 MODELS = (
     "deformable-detr",
     "deformable-detr-single-scale",
@@ -37,7 +37,7 @@ class Rate:
 
 
 def cases(tiny: bool) -> list[Rate]:
-    """Those of one detector together; the most wanted first."""
+    """List the cases, those of one detector together, the most important first."""
     if tiny:
         gates = [Gate("deformable-detr-single-scale", "bf16", padded) for padded in (False, True)]
         return [Rate(gate, batch) for gate in gates for batch in (1, 2)]
@@ -69,7 +69,7 @@ def run(context: Context) -> None:
 
 
 def make_predictor(context: Context, gate: Gate) -> Predictor:
-    """A detector with random weights."""
+    """Make a detector with random weights."""
     net = create_model(gate.model, "random", context.device, gate.precision, padding="invariant")
     return Predictor(net, context.device)
 
@@ -80,12 +80,12 @@ def _measure(
     inputs = make_inputs(context, rate)
     detect = partial(predictor._detect, *inputs)
     if context.on_gpu:
-        torch.cuda.empty_cache()  # of what a check has left
+        torch.cuda.empty_cache()  # frees what a check has left
         torch.cuda.reset_peak_memory_stats(context.device)
     took = context.time(detect, 0.0 if context.tiny else SECONDS, recorded=True)
     memory = torch.cuda.max_memory_reserved(context.device) >> 20 if context.on_gpu else None
     details: dict[str, Any] = {}
-    with context.case(f"{rate}, parts"):  # whose failure does not cost what was timed
+    with context.case(f"{rate}, parts"):  # a failure here does not cost the timing above
         timed = rate.batch in BATCHES_IN_PARTS
         parts = measure_parts(predictor.net, detect, context.device, ceilings, timed)
         details = describe_bound(parts, median(took) * 1e3)
@@ -104,7 +104,7 @@ def _measure(
 
 
 def make_inputs(context: Context, rate: Rate) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Pixels (B, H, W, 3), valid sizes (B, 2) where padded, and the sizes of the pictures."""
+    """Make pixels (B, H, W, 3), valid sizes (B, 2) if padded, and the sizes of the images."""
     height, width = TINY_SIZE if context.tiny else SIZE
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([[height, width]] * rate.batch)
@@ -119,13 +119,13 @@ def make_inputs(context: Context, rate: Rate) -> tuple[Tensor, Tensor | None, Te
 
 
 def describe_bound(parts: dict[str, Part], whole_ms: float) -> dict[str, Any]:
-    """What the device could do all of it in, and the share of that in what it took."""
+    """Return the bound of the whole detector, and its share in the measured time."""
     bound = sum(part.bound_ms for part in parts.values())
     return {"bound_ms": round(bound, 4), "share_of_bound": round(bound / whole_ms, 4)}
 
 
 def describe_parts(parts: dict[str, Part]) -> dict[str, dict[str, float]]:
-    """Each part's share of the time and its time, beside its bounds; times in ms."""
+    """Describe each part: its share of the time and its time, beside its bounds, in ms."""
     counted = sum(part.milliseconds for part in parts.values()) or 1.0  # 0: no profiler here
     return {
         name: {

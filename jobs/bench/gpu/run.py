@@ -1,4 +1,7 @@
-"""All steps of a bench of a GPU, one after the other, each a process with a deadline of its own."""
+"""Run all steps of a GPU bench, one after the other.
+
+Each step is a process with a deadline of its own.
+"""
 
 import os
 import signal
@@ -18,7 +21,7 @@ from jobs.bench.gpu.poison import CPU_POISON
 from jobs.bench.measure import device_name
 from pipeline.storage.errors import InputError
 
-# Shares of the time; what a step leaves goes to those behind it.
+# Shares of the time; the time that a step leaves goes to the steps after it.
 SHARES = {
     "ceilings": 2,
     "gates": 11,
@@ -29,29 +32,30 @@ SHARES = {
     "choices": 6,
     "flow": 10,
 }
-GRACE_SECONDS = 5.0  # from the request to end to the end
-LOG = "gpu.log"  # what the steps print, beside their journal
+GRACE_SECONDS = 5.0  # between the request to end and a kill
+LOG = "gpu.log"  # output of the steps, beside their journal
 
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """Which steps are to run, and where."""
+    """The steps to run, and where."""
 
     out: Path
-    seconds: float  # for all of them
+    seconds: float  # for all steps together
     steps: tuple[str, ...]
     device: str
-    tiny: bool  # few small shapes
+    tiny: bool  # few cases with small shapes
 
     def check(self) -> None:
-        """InputError for what cannot be meant, or not here."""
+        """InputError for values that make no sense, or not on this machine."""
         if unknown := sorted(set(self.steps) - set(STEPS)):
             raise InputError(f"--steps {','.join(unknown)}: choose from {','.join(STEPS)}")
         if self.seconds <= 0:
             raise InputError(f"--seconds {self.seconds:g}: give more than 0")
         try:
             torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        # torch without CUDA raises an AssertionError
+        except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"--device {self.device}: it cannot be used here ({reason}). To see that all "
@@ -64,16 +68,16 @@ class GpuRequest:
         here = (device_name(self.device), code_digest(), self.tiny)
         for record in Journal(self.out).records():
             if record["kind"] == ENVIRONMENT:
-                there = (record["row"]["device"], record["code"], record["tiny"])
-                if there != here:
+                found = (record["row"]["device"], record["code"], record["tiny"])
+                if found != here:
                     raise InputError(
                         f"--out {self.out} has results of another device, version or size "
-                        f"({there[0]}): give another folder"
+                        f"({found[0]}): give another folder"
                     )
 
 
 def run_steps(options: GpuRequest) -> bool:
-    """Run the steps that the folder does not have yet; whether all of them came to their end.
+    """Run the steps that the folder does not have yet; return whether all of them were finished.
 
     InputError for bad options, before anything is written.
     """
@@ -99,14 +103,14 @@ def run_steps(options: GpuRequest) -> bool:
 
 
 def share_of(step: str) -> int:
-    """The step's share of the time. Where Ray is absent, `flow` only says so."""
+    """Return the step's share of the time. Where Ray is absent, `flow` only reports that."""
     return 1 if step == "flow" and find_spec("ray") is None else SHARES[step]
 
 
 def run_step(options: GpuRequest, step: str, seconds: float) -> str:
-    """Run one step for at most `seconds`; why it did not come to its end, or nothing.
+    """Run one step for at most `seconds`; return why it was not finished, or "".
 
-    A case that ends the process is marked, and a new process goes on behind it.
+    A case that ends the process is marked, and a new process continues after it.
     """
     journal = Journal(options.out)
     end = time.monotonic() + seconds
@@ -126,10 +130,10 @@ def run_step(options: GpuRequest, step: str, seconds: float) -> str:
 
 
 def _run_process(options: GpuRequest, step: str, seconds: float) -> int | None:
-    """The exit code of a step's process; None where its time was over."""
+    """Run a step's process and return its exit code; None if its time was over."""
     command = [sys.executable, "-X", "faulthandler", "-m", "jobs.bench.gpu.step", step]
     command += ["--out", str(options.out), "--device", options.device]
-    command += ["--deadline", str(time.monotonic() + seconds)]  # one clock for all processes
+    command += ["--deadline", str(time.monotonic() + seconds)]  # all processes share this clock
     command += ["--tiny"] if options.tiny else []
     with (options.out / LOG).open("ab") as log:
         log.write(f"--- {step}\n".encode())
@@ -139,7 +143,7 @@ def _run_process(options: GpuRequest, step: str, seconds: float) -> int | None:
             command,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # so that what it starts can be ended with it
+            start_new_session=True,  # so that the processes that it starts can be ended with it
             env=os.environ | (CPU_POISON if poisoned else {}),
         )
         try:
@@ -151,7 +155,7 @@ def _run_process(options: GpuRequest, step: str, seconds: float) -> int | None:
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started, at first by asking."""
+    """End a process and all that it started; ask first."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -162,7 +166,7 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_for_group(process: subprocess.Popen[bytes]) -> None:
-    """Until nothing of the session is left, GRACE_SECONDS at most."""
+    """Wait until no process of the session is left, GRACE_SECONDS at most."""
     end = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < end:
         process.poll()
@@ -174,7 +178,7 @@ def _wait_for_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def steps_named(names: str) -> tuple[str, ...]:
-    """Steps with commas between them, in any order; "all" are all."""
+    """Return steps from names separated by commas, in any order; "all" means all steps."""
     return STEPS if names == "all" else tuple(dict.fromkeys(names.split(",")))
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, required=True, help="of time.monotonic()")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary folders go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary folders are removed
     context = Context(given.step, given.out, given.device, given.tiny, given.deadline)
     context.write("", ENVIRONMENT, **describe_environment(given.device), tiny=given.tiny)
     import_module(f"jobs.bench.gpu.{given.step}").run(context)

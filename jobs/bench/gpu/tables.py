@@ -1,4 +1,4 @@
-"""What a bench of a GPU found, as text for people."""
+"""The results of a GPU bench as text for people."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +31,7 @@ REASONS = {
 
 
 def describe_results(records: list[Record]) -> str:
-    """A paragraph a step, and one of what was not measured."""
+    """Describe each step in a paragraph, and add one about what was not measured."""
     paragraphs = [_header(records)]
     known = _known_rates(records)
     for step, describe in DESCRIBE.items():
@@ -44,7 +44,7 @@ def describe_results(records: list[Record]) -> str:
 
 
 def _header(records: list[Record]) -> str:
-    """The device and the versions, of the last process."""
+    """Describe the device and the versions of the last process."""
     found = next(r for r in reversed(records) if r["kind"] == ENVIRONMENT)
     row = found["row"]
     versions = {"torch": row["torch"], **found["versions"]}
@@ -53,7 +53,7 @@ def _header(records: list[Record]) -> str:
 
 
 def _known_rates(records: list[Record]) -> Rates:
-    """The step "rates", by model, precision, form and batch."""
+    """Return the rows of the step "rates", by model, precision, form and batch."""
     return {
         record["case"]: record["row"]
         for record in records
@@ -62,14 +62,14 @@ def _known_rates(records: list[Record]) -> Rates:
 
 
 def _share(rate: float, known: Rates, case: str) -> str:
-    """How much a rate is of the detector's alone, where that was measured."""
+    """Return a rate's share of the detector's rate alone, where that was measured."""
     if case not in known:
         return ""
     return f", {rate / known[case]['images_per_second']:.0%} of the detector's rate on one size"
 
 
 def _timings(records: list[Record]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Rows and their details."""
+    """Yield rows and their details."""
     for record in records:
         if record["kind"] == TIMING:
             yield record["row"], record["row"]["details"]
@@ -115,7 +115,7 @@ def _rates(records: list[Record], _: Rates) -> Iterator[str]:
 
 
 def _parts(parts: dict[str, dict[str, float]]) -> Iterator[str]:
-    """Milliseconds of each part beside its bounds."""
+    """Describe the milliseconds of each part beside its bounds."""
     for name, part in parts.items():
         yield (
             f"  {name:<20} {part['share']:>6.1%} {part['ms']:>9.3f} ms   bound "
@@ -137,7 +137,7 @@ def _mix(records: list[Record], known: Rates) -> Iterator[str]:
 
 
 def _peers(records: list[Record], known: Rates) -> Iterator[str]:
-    ours: dict[str, Any] | None = None  # in turn with the peer whose row follows
+    ours: dict[str, Any] | None = None  # timed in turn with the peer whose row follows
     for theirs, _ in _timings(records):
         if theirs["subject"] == OURS or ours is None:
             ours = theirs
@@ -151,7 +151,7 @@ def _peers(records: list[Record], known: Rates) -> Iterator[str]:
 
 
 def _bound_of(ours: dict[str, Any], theirs: dict[str, Any], known: Rates) -> str:
-    """Shares of the bound that ours has, of both; another model has another."""
+    """Return both shares of the bound of ours; another model has another bound."""
     model = ours["case"].partition(",")[0]
     rate = known.get(f"{model}, {ours['precision']}, exact, batch {ours['batch']}")
     if rate is None or not rate["details"] or theirs["subject"] == FASTER_RCNN:
@@ -183,7 +183,7 @@ def _flow(records: list[Record], known: Rates) -> Iterator[str]:
 
 
 def _missing(records: list[Record]) -> Iterator[str]:
-    """Cases that have no figure yet, and why."""
+    """Describe the cases that have no figure yet, and why."""
     found = (VALUE, VERDICT, TIMING, CHOICE, END)
     known = {(record["step"], record["case"]) for record in records if record["kind"] in found}
     for record in records:
