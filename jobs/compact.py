@@ -19,11 +19,11 @@ from jobs.output import paths
 from jobs.output.errors import CommitLost
 from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest, make_manifest
+from jobs.output.output_writer import OutputWriter
 from jobs.output.paths import TABLES
-from jobs.output.records import environment, read_document, write_record, write_table
+from jobs.output.run_documents import environment, read_document, write_record, write_table
 from jobs.output.run_ids import new_run_id
 from jobs.output.views import connect, explain_query_errors, limit_memory
-from jobs.output.writing import OutputWriter
 from pipeline.plan.plan import FILES_PER_SHARD
 from pipeline.plan.shards import PLAN
 from pipeline.schema import DETECTIONS, IMAGES

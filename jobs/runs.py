@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
 from jobs.output.manifest import FileOfRun, Manifest
-from jobs.output.records import read_document
+from jobs.output.output_writer import OutputWriter
+from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
-from jobs.output.writing import OutputWriter
 from pipeline.schema import DETECTIONS, IMAGES, OK
 from pipeline.storage.files import InputError, join, open_location, open_object
 

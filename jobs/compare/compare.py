@@ -17,7 +17,7 @@ from jobs.compare.box_pairs import Boxes
 from jobs.compare.changed_images import classify_boxes
 from jobs.compare.changes import Changes, Side
 from jobs.compare.options import Comparison
-from jobs.output.records import score_threshold
+from jobs.output.run_documents import score_threshold
 from jobs.output.views import add_views, finished_runs, limit_memory
 from jobs.query import run_with_second_attempt
 from jobs.report.report import with_tables

@@ -18,7 +18,7 @@ from jobs.evaluate.annotated import (
     matched_images,
 )
 from jobs.evaluate.average_precision import UNKNOWN, Found, Score, average_precision
-from jobs.output.records import score_threshold
+from jobs.output.run_documents import score_threshold
 from jobs.query import answer_query
 from jobs.report.text import list_examples
 from pipeline.schema import OK

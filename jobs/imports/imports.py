@@ -16,9 +16,9 @@ from jobs.imports.options import ImportOptions
 from jobs.imports.results import CocoResults
 from jobs.output.commit import FinishedRun, commit_run
 from jobs.output.known import read_plan
-from jobs.output.records import environment, write_record
+from jobs.output.output_writer import OutputWriter
+from jobs.output.run_documents import environment, write_record
 from jobs.output.run_ids import new_run_id
-from jobs.output.writing import OutputWriter
 from pipeline.plan.shards import member_values, tables_of_shards, write_shards
 from pipeline.schema import OK, Member, Shard
 from pipeline.stages.publish import Part, PartFile, publish_part, reconcile

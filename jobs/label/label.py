@@ -27,12 +27,12 @@ from jobs.label.metrics import RunMetrics
 from jobs.label.options import LabelOptions
 from jobs.label.planning import PlanRequest, Run, make_run, plan_as_text, plan_images, plan_url
 from jobs.label.publication import Meters, publish_run
-from jobs.label.record import write_run_record
+from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
-from jobs.output.writing import OutputWriter
+from jobs.output.output_writer import OutputWriter
 from jobs.report.report import past_reports
 from model.config import DeformableDetrConfig
 from model.weights import file_sha256, find_weights

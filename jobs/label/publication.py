@@ -11,8 +11,8 @@ from jobs.label.execution import reason_of
 from jobs.label.planning import Run
 from jobs.output.commit import FinishedRun, commit_run
 from jobs.output.known import LabelRequest
-from jobs.output.records import read_document, write_text
-from jobs.output.writing import OutputWriter
+from jobs.output.output_writer import OutputWriter
+from jobs.output.run_documents import read_document, write_text
 from jobs.report.pictures import PictureReader, plan_of_shards
 from pipeline.dataflow import Layout, publish_parts, read_back_staging
 from pipeline.stages.publish import (

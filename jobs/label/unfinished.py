@@ -1,10 +1,15 @@
 """Unfinished runs of killed commands. The same command resumes them, --relabel drops them."""
 
 from jobs.label.planning import PlanRequest, Run, plan_url
-from jobs.label.record import is_same_work, read_run_record, recorded_command, unusable_run_error
+from jobs.label.run_record import (
+    is_same_work,
+    read_run_record,
+    recorded_command,
+    unusable_run_error,
+)
 from jobs.output import paths
 from jobs.output.known import LabelRequest
-from jobs.output.writing import OutputWriter
+from jobs.output.output_writer import OutputWriter
 from pipeline.plan.listing import list_objects
 from pipeline.plan.shards import Shards, read_plan_tables, write_shards
 from pipeline.storage.errors import DamagedFile, InputError

@@ -6,8 +6,8 @@ from typing import Any
 
 from jobs.output import paths
 from jobs.output.manifest import Manifest, make_manifest
-from jobs.output.records import write_document
-from jobs.output.writing import OutputWriter
+from jobs.output.output_writer import OutputWriter
+from jobs.output.run_documents import write_document
 from pipeline.plan.shards import Shards
 from pipeline.stages.publish import PartFile, PublishTarget
 from pipeline.storage.files import join

@@ -13,7 +13,7 @@ from jobs.output.catalog import Catalog
 from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
 from jobs.output.manifest import Manifest
-from jobs.output.records import score_threshold
+from jobs.output.run_documents import score_threshold
 from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
 from pipeline.plan.shards import PLAN, member_values, read_plan_tables
 from pipeline.storage.errors import DamagedFile

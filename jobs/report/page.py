@@ -9,7 +9,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, Stric
 
 from jobs.accounting.estimate import accuracy
 from jobs.output.manifest import Manifest
-from jobs.output.records import read_document
+from jobs.output.run_documents import read_document
 from jobs.report import charts
 from jobs.report.facts import DRAWN, KINDS, SURE, Facts, Shown, gather_facts
 from jobs.report.pictures import Box, Picture, PictureReader, Place, Planned, data_uri, draw_boxes

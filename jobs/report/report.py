@@ -7,7 +7,7 @@ from typing import Any
 from jobs.accounting.estimate import accuracy
 from jobs.output.catalog import committed_runs, read_catalog
 from jobs.output.manifest import Manifest
-from jobs.output.records import read_document
+from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
 from jobs.report.text import compare_with_reference, format_duration, format_number
 from pipeline.storage.files import InputError

@@ -18,9 +18,9 @@ from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.known import read_known_objects
 from jobs.output.log import Added, Entry, Removed, State
+from jobs.output.log_writer import LogWriter
 from jobs.output.run_ids import new_run_id
 from jobs.output.views import connect
-from jobs.output.writer import LogWriter
 from jobs.query import answer_query
 from pipeline.plan.digests import digests, find_positions
 from pipeline.plan.shards import shards_of_table

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
+from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest, make_manifest
 from jobs.output.store import OutputStore
-from jobs.output.writer import LogWriter
 from pipeline.stages.publish import PartFile, PublishTarget
 
 TOKEN = "f" * 32  # in the names of all files that are made by hand

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jobs.output.records import write_document, write_table
+from jobs.output.run_documents import write_document, write_table
 from pipeline.plan.shards import table_of_shards
 from pipeline.schema import DETECTED, OK, Member, Shard
 from pipeline.stages.publish import group_into_parts, publish_part, reconcile

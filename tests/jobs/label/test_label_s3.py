@@ -14,9 +14,9 @@ from jobs.label.label import label
 from jobs.label.options import LabelOptions
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
+from jobs.output.output_writer import OutputWriter
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
-from jobs.output.writing import OutputWriter
 from jobs.report.report import report_of
 from model.checkpoint import save_weights
 from model.zoo import create_model

@@ -12,12 +12,12 @@ import pytest
 
 from jobs.label.options import LabelOptions
 from jobs.label.planning import PlanRequest, Run, plan_images, plan_url, staging_url
-from jobs.label.record import write_run_record
+from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
-from jobs.output.records import write_table
-from jobs.output.writing import OutputWriter
+from jobs.output.output_writer import OutputWriter
+from jobs.output.run_documents import write_table
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.remaining import merge_ranges, remaining_work
 from pipeline.plan.shards import (

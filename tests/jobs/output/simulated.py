@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from jobs.output import catalog, log, paths, writer
+from jobs.output import catalog, log, log_writer, paths
 from jobs.output.errors import CommitLost, CommitUnknown
+from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import FileOfRun, Manifest
-from jobs.output.writer import LogWriter
 
 LATER = 1e9  # Unix time; clocks say 0 or this
 
@@ -214,7 +214,7 @@ def real_code() -> Iterator[None]:
     gc.set_threshold(1_000_000)  # as much is made here that stays
     with pytest.MonkeyPatch.context() as patch:
         for module in ("uuid", "time"):
-            patch.setattr(writer, module, Outside)
+            patch.setattr(log_writer, module, Outside)
         for user in (log, catalog):
             patch.setattr(user, "map_at_once", map)
         yield

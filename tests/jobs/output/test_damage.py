@@ -17,7 +17,7 @@ from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import load_catalog
 from jobs.output.log import checkpoint_to_bytes
-from jobs.output.records import read_document
+from jobs.output.run_documents import read_document
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
 from jobs.report.report import report_of

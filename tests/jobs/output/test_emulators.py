@@ -28,9 +28,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jobs.cli import main
 from jobs.output.catalog import read_catalog
 from jobs.output.errors import CommitLost
+from jobs.output.log_writer import LogWriter
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
-from jobs.output.writer import LogWriter
 from pipeline.storage.files import InputError, create_whole, open_location, open_object
 from pipeline.storage.retries import is_transient
 from tests.jobs.output.test_old_versions import detections

@@ -8,12 +8,12 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-from jobs.output import catalog, log, paths, writer
+from jobs.output import catalog, log, log_writer, paths
 from jobs.output.errors import CommitLost, CommitUnknown
 from jobs.output.log import Entry, Reason, State, entry_of_bytes
+from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
 from jobs.output.store import Store
-from jobs.output.writer import LogWriter
 from tests.jobs.output.explorer import Explorer, Moment, Scenario, Walked
 from tests.jobs.output.programs import PROGRAMS, file_of_run, manifest_of, part, rows_of
 from tests.jobs.output.rules import Old, rules
@@ -190,7 +190,7 @@ def test_other_stores_lose_nothing(
     for history, old in (({},), None), (old_runs(), OLD), (merged_runs(), None):
         explorer = Explorer(Writers(PROGRAMS), rules() if old is None else rules(old))
         walked += explored(explorer, history, pairs, faults=1)
-    monkeypatch.setattr(writer, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(log_writer, "CHECKPOINT_EVERY", 1)
     explorer = Explorer(Writers(PROGRAMS), rules())
     walked += explored(explorer, two_runs(), pairs, faults=1)
     report(capsys, "other stores", walked)
@@ -370,5 +370,5 @@ def test_only_the_keeping_of_replaced_files_asks_for_the_time() -> None:
     """So no jump of a clock can change what counts."""
     for module in (log, catalog):
         assert not {"time", "datetime"} & vars(module).keys()
-    asking = inspect.getsource(writer).count("time.time()")
+    asking = inspect.getsource(log_writer).count("time.time()")
     assert asking == 2, "clocks are asked for more by now: let the explorer's jump there too"

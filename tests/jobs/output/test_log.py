@@ -15,8 +15,8 @@ from jobs.output.catalog import load_catalog
 from jobs.output.documents import FORMAT, seal
 from jobs.output.errors import CommitLost, DamagedOutput
 from jobs.output.log import CHECKPOINT_EVERY, Added, Entry, Removed, State, checkpoint_to_bytes
+from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest, manifest_to_bytes
-from jobs.output.writer import LogWriter
 from tests.jobs.output.programs import file_of_run, manifest_of, part, rows_of
 from tests.jobs.output.simulated import MemoryStore
 

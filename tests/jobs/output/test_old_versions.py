@@ -13,8 +13,8 @@ import pytest
 from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
+from jobs.output.log_writer import LogWriter
 from jobs.output.views import connect
-from jobs.output.writer import LogWriter
 
 OLD = "d1e3c29"  # 0.1.0
 ROOT = Path(__file__).parents[3]

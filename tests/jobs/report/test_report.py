@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from jobs.output.records import write_document
+from jobs.output.run_documents import write_document
 from jobs.report.report import as_text, overview
 from jobs.report.text import compare_with_reference, format_duration, format_figure
 from tests.support.committed import commit_run, make_target

@@ -11,7 +11,7 @@ from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.output import paths
 from jobs.output.errors import DamagedOutput
 from jobs.output.known import LabelRequest
-from jobs.output.records import environment, read_document, write_record, write_table
+from jobs.output.run_documents import environment, read_document, write_record, write_table
 from pipeline.storage.files import join
 
 _NAMES = {  # options that a record must have

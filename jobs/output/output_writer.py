@@ -12,9 +12,9 @@ from typing import Any, Self
 from jobs.output import paths
 from jobs.output.catalog import Catalog
 from jobs.output.log import Reason
+from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
 from jobs.output.store import OutputStore
-from jobs.output.writer import LogWriter
 from pipeline.stages.publish import PublishTarget
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.lock import OutputLock
