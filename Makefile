@@ -26,6 +26,7 @@ test-unit: setup  ## those without servers, clusters, browsers and whole network
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not network and not integration"
 
 test-faults: setup  ## slow proofs that no label is lost: faults, attacks, all schedules of three writers
+	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
 	$(BIN)/python -m pytest -m slow tests/chaos tests/jobs/output
 
 test-all: setup  ## the slow ones too, which measure times and memory: one by one
