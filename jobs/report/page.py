@@ -60,7 +60,7 @@ def page_of(
         charts=_draw_charts(report, facts, threshold),
         threshold=threshold,
         sure=SURE,
-        draw_boxes=DRAWN if threshold is None else max(DRAWN, threshold),
+        drawn=DRAWN if threshold is None else max(DRAWN, threshold),
         comparison=compare_with_reference(report.get("usd_per_1000_images")),
         nodes=(report.get("cost") or {}).get("nodes"),
         off=accuracy(report),
