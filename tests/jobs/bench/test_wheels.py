@@ -83,7 +83,7 @@ def test_what_the_machine_has_is_left_alone(tmp_path: Path) -> None:
     assert installed == {"aiohttp-cors", "s3fs", "torch", "torchvision"}
     needed = find_needed(installed, "3.12")
     assert needed >= {"execnet", "hypothesis", "numpy", "pytest", "pytest-xdist", "ray"}
-    assert not needed & {"aiobotocore", "aiohttp-cors", "s3fs", "torch", "triton"}
+    assert not needed & {"aiohttp-cors", "s3fs", "torch", "triton"}
 
 
 def test_numpy_is_that_of_the_machines_python() -> None:

@@ -227,7 +227,7 @@ def test_from_and_to_a_bucket(bucket: str, files: tuple[str, str], tmp_path: Pat
 KILLED = """
 import os, sys
 from jobs.imports import imports
-imports.commit = lambda *_: os._exit(9)
+imports.commit_run = lambda *_: os._exit(9)
 imports.import_results(imports.ImportOptions(*sys.argv[1:]))
 """
 

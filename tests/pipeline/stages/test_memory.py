@@ -23,11 +23,11 @@ import json, sys
 from collections import Counter
 from model.resize import ResizeRule
 from pipeline.stages import read
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import plan_shards
 from pipeline.stages.prepare import Preparer
 statuses = Counter()
 preparer = Preparer(ResizeRule(800, 1333))
-for shard in plan(sys.argv[1]).shards:
+for shard in plan_shards(sys.argv[1]).shards:
     for table in read.read_shard(shard):
         for block in preparer(table):
             statuses.update(block["status"].to_pylist())
