@@ -7,7 +7,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 
 import duckdb
@@ -62,6 +62,12 @@ def add_views(
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
         connection.register_filesystem(fs)
+    if protocol in ("s3", "s3a"):  # DuckDB asks for the size of a file each time that it opens one
+        fs.invalidate_cache()
+        paths_of_files = (join(output, file["path"]) for run in runs for file in run["files"])
+        for folder in sorted({path.rpartition("/")[0] for path in paths_of_files}):
+            with suppress(FileNotFoundError):  # which reading the file says
+                fs.ls(folder)
     old = [run for run in runs if run["files"] and run["format"] < FORMAT]
     new = [run for run in runs if run["files"] and run["format"] >= FORMAT]
     for table in TABLES:

@@ -74,12 +74,14 @@ def open_self_retrying(url: str) -> AbstractFileSystem:
     """The file system of a URL, for a library that reads through it and does not repeat requests.
 
     On S3 this file system repeats requests itself, with the means of s3fs and botocore. Requests of
-    this project are repeated by retries.py instead.
+    this project are repeated by retries.py instead. It remembers what it listed: a caller lists the
+    folders that it reads, anew each time, and no file of them is asked for its size then.
     """
     if not url.startswith(("s3://", "s3a://")):
         return open_location(url, "OUTPUT")[0]
     config = {**S3_OPTIONS["config_kwargs"], "retries": {"total_max_attempts": 8}}
-    fs, _ = url_to_fs(url, **{**S3_OPTIONS, "config_kwargs": config})
+    options = {**S3_OPTIONS, "config_kwargs": config, "use_listings_cache": True}
+    fs, _ = url_to_fs(url, **options)
     fs.retries = 8
     return fs
 
