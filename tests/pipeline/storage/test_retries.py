@@ -70,3 +70,11 @@ def test_repetition_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TimeoutError):
         retry(flaky)
     assert flaky.calls == retries.ATTEMPTS
+
+
+def test_a_first_request_that_stands_still_has_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PATIENCE_AT_FIRST", 0.0)
+    assert retry(Flaky(1, TimeoutError())) == "answer"
+    with pytest.raises(TimeoutError):
+        retries._answered = False
+        retry(Flaky(2, TimeoutError()))
