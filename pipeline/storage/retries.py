@@ -85,7 +85,7 @@ def retry(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
             _answered = _answered or bool(_answer(cause) or _status(cause))
             lasting = not is_transient(error) or type(cause).__name__ in _LASTING
             spent = time.monotonic() - began
-            # One request that stands still takes longer than the first patience, and proves nothing.
+            # One request that stands still exceeds the first patience, and proves nothing.
             impatient = attempt > 1 and spent + pause > _patience()
             if lasting or attempt == ATTEMPTS or impatient:
                 raise

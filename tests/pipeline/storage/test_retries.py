@@ -72,7 +72,9 @@ def test_repetition_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flaky.calls == retries.ATTEMPTS
 
 
-def test_a_first_request_that_stands_still_has_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_request_that_stands_still_has_a_second_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(retries, "PATIENCE_AT_FIRST", 0.0)
     assert retry(Flaky(1, TimeoutError())) == "answer"
     with pytest.raises(TimeoutError):
