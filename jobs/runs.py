@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
-from jobs.output.manifest import FileOfRun, Manifest
+from jobs.output.manifest import FileOfRun, Manifest, files_of_table
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
@@ -102,7 +103,7 @@ def _find_problems(output: str, run: Manifest) -> Iterator[Problem]:
     statuses: dict[str, int] = {}
     boxes = 0
     for file in run["files"]:
-        is_images = file["path"].startswith("images/")
+        is_images = paths.table_of_part(file["path"]) == "images"
         schema = IMAGES if is_images else DETECTIONS
         if run["format"] < FORMAT:
             schema = schema.remove(schema.get_field_index("run_id"))
@@ -157,4 +158,4 @@ def _find_manifest(output: str, run_id: str) -> Manifest:
 
 
 def _count_rows(run: Manifest, table: str) -> int:
-    return sum(file["rows"] for file in run["files"] if file["path"].startswith(f"{table}/"))
+    return sum(file["rows"] for file in files_of_table(run, table))

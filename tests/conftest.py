@@ -88,6 +88,14 @@ def testdata() -> Path:
 
 
 @pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with random weights of `shapes-tiny`."""
+    from tests.support.labelling import save_tiny_weights
+
+    return save_tiny_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
 def s3() -> Iterator[None]:
     """An S3 server on loopback, which this process's environment names."""
     from tests.support.s3_server import s3_server

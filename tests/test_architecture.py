@@ -1,11 +1,13 @@
 """Imports point one way, and what CPU workers load is free of torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from itertools import takewhile
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -71,8 +73,26 @@ def test_no_file_lies_loose() -> None:
     assert inside <= {"schema", "dataflow", "__init__"}
 
 
+def test_only_the_room_of_output_spells_its_paths() -> None:
+    spelled = re.compile(r"_runs/|_staging|^(images|detections)/$")
+    for file in files_of("pipeline", "jobs"):
+        if "jobs/output" in file.as_posix():
+            continue
+        tree = ast.parse(file.read_text())
+        said = {
+            ast.get_docstring(node, clean=False) for node in ast.walk(tree) if has_docstring(node)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value in said or not spelled.search(node.value), (file, node.value)
+
+
+def has_docstring(node: ast.AST) -> TypeGuard[ast.Module | ast.ClassDef | ast.FunctionDef]:
+    return isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+
+
 def test_no_file_is_too_long() -> None:
-    lengths = {file: len(file.read_text().splitlines()) for file in files_of(*TOP)}
+    lengths = {file: len(file.read_text().splitlines()) for file in files_of(*TOP, "tests")}
     assert {file: lines for file, lines in lengths.items() if lines > MOST_LINES} == {}
 
 

@@ -1,6 +1,5 @@
 """`detr-batch bench pipeline`: from JPEG files to Parquet on one machine, beside a plain script."""
 
-import json
 import subprocess
 import sys
 import time
@@ -18,7 +17,9 @@ from PIL import Image
 from jobs.bench.measure import Measurement, interleaved, milliseconds
 from jobs.bench.peers import save_peer
 from jobs.demo.scenes import render_scene
+from jobs.output import paths
 from jobs.output.views import connect
+from jobs.report.report import report_of
 from pipeline.storage.errors import CommandFailed
 
 OURS, PLAIN = "detr-batch label", "Ray Data and transformers"
@@ -93,8 +94,8 @@ def bench_pipeline(
             return subjects[name](next(outputs))[0]
 
         took = interleaved({name: partial(timed, name) for name in subjects}, seconds)
-        documents = sorted(folder.glob("out-*/_runs/*/report.json"))
-        report: dict[str, Any] = json.loads(documents[-1].read_text())
+        ours = [place for place in folder.glob("out-*") if (place / paths.RUNS).is_dir()]
+        report = report_of(str(max(ours)))
     return [
         Measurement(
             benchmark="pipeline",

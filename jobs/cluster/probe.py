@@ -6,9 +6,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fsspec.implementations.local import LocalFileSystem
 
+from jobs.output import paths
 from pipeline.schema import Member
 from pipeline.storage.files import (
     describe_error,
+    join,
     open_location,
     open_object,
     read_object,
@@ -19,11 +21,11 @@ from pipeline.storage.urls import mask
 PACKAGES = ("ray", "torch", "pyarrow", "fsspec", "s3fs", "pillow", "simplejpeg")
 
 
-def probe(versions: dict[str, str], lock_url: str, first: Member) -> str | None:
+def probe(versions: dict[str, str], output: str, first: Member) -> str | None:
     """The first problem of this node, in one line. None if there is no problem.
 
-    `versions` are the versions of the driver, by package. `lock_url` is the driver's lock in
-    OUTPUT. `first` is an object that the run is to read.
+    `versions` are the versions of the driver, by package. `output` is OUTPUT, in which the driver
+    has its lock. `first` is an object that the run is to read.
     """
     node = socket.gethostname()
     for name, wanted in versions.items():
@@ -33,24 +35,22 @@ def probe(versions: dict[str, str], lock_url: str, first: Member) -> str | None:
                 f"node {node} has {name} {found or 'not at all'}, and the driver {wanted}: use the "
                 "image of infra/Dockerfile on all nodes"
             )
-    folder = lock_url.rsplit("/", 1)[0]
     try:
-        fs, path = open_location(lock_url, "OUTPUT")
-        read_object(fs, path)
+        fs, lock = open_location(join(output, paths.LOCK), "OUTPUT")
+        read_object(fs, lock)
     except FileNotFoundError:
         return (
-            f"node {node} does not see what the driver wrote to {mask(folder)}: OUTPUT has to be "
+            f"node {node} does not see what the driver wrote to {mask(output)}: OUTPUT has to be "
             "a bucket, or a folder that all nodes share"
         )
     except Exception as error:  # stores raise many types
-        return f"node {node} cannot read OUTPUT: {describe_error(error, folder)}"
+        return f"node {node} cannot read OUTPUT: {describe_error(error, output)}"
     try:
-        # The run writes below _staging too, and no reader looks there.
-        trial = f"{path.rsplit('/', 1)[0]}/_staging/.probe-{uuid.uuid4().hex}"
+        _, trial = open_location(join(output, paths.trial(uuid.uuid4().hex)), "OUTPUT")
         write_whole(fs, trial, b"")
         fs.rm_file(trial)
     except Exception as error:
-        return f"node {node} cannot write OUTPUT: {describe_error(error, folder)}"
+        return f"node {node} cannot write OUTPUT: {describe_error(error, output)}"
     return _unreadable(node, first)
 
 

@@ -109,11 +109,11 @@ def placement_without_starting(request: ClusterRequest) -> Placement:
     return placement_on(request, list(alive_nodes().values()), cluster=True)
 
 
-def start_or_join_ray(request: ClusterRequest, lock_url: str, first: Member) -> Placement:
+def start_or_join_ray(request: ClusterRequest, output: str, first: Member) -> Placement:
     """Start or join Ray, and place the run on it. Raises InputError if the run cannot go there.
 
-    On a cluster, workers are checked too: their package versions, and their access to OUTPUT (the
-    lock at `lock_url`) and to INPUT (its `first` object).
+    On a cluster, workers are checked too: their package versions, and their access to `output`
+    and to INPUT (its `first` object).
     """
     start_ray(request.address)
     if not request.address:
@@ -123,7 +123,7 @@ def start_or_join_ray(request: ClusterRequest, lock_url: str, first: Member) -> 
             raise InputError(f"this machine is too small: {lacks}")
         return placement
     placement = wait_until_it_fits(request)
-    check_workers(placement, lock_url, first)
+    check_workers(placement, output, first)
     return placement
 
 
@@ -183,7 +183,7 @@ def _nodes_as_text(nodes: Sequence[Node]) -> str:
     )
 
 
-def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
+def check_workers(placement: Placement, output: str, first: Member) -> None:
     """Raise InputError if a node of the run has other versions, or no access to OUTPUT or INPUT."""
     versions = {name: version(name) for name in PACKAGES}
     task = ray.remote(num_cpus=0, max_retries=1)(probe)
@@ -193,7 +193,7 @@ def check_workers(placement: Placement, lock_url: str, first: Member) -> None:
         if placement.uses(node)
     ]
     pending = [
-        task.options(scheduling_strategy=strategy).remote(versions, lock_url, first)
+        task.options(scheduling_strategy=strategy).remote(versions, output, first)
         for strategy in strategies
     ]
     try:

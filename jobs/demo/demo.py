@@ -7,7 +7,9 @@ from jobs.demo.lake import write_lake
 from jobs.evaluate.evaluate import evaluate
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
+from jobs.output import paths
 from jobs.report.report import as_text, report_of
+from pipeline.storage.files import join
 
 LAKE_SEED = 2_000_000  # neither training nor validation draws from it
 
@@ -29,5 +31,5 @@ def demo(folder: Path, images: int, usd_per_hour: float) -> int:
     print(as_text(summary))
     print(f"COCO AP        {score['AP']:.4f} (AP50 {score['AP50']:.4f}) against the known truth")
     print(f"tables         {output}/images, {output}/detections")
-    print(f"report         {output}/_runs/{summary['run_id']}/report.html")
+    print(f"report         {join(output, paths.document(summary['run_id'], 'report.html'))}")
     return 0

@@ -29,7 +29,6 @@ from jobs.label.planning import PlanRequest, Run, make_run, plan_as_text, plan_i
 from jobs.label.publication import Meters, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
-from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
 from jobs.output.output_writer import OutputWriter
@@ -42,7 +41,7 @@ from pipeline.plan.shards import Shards
 from pipeline.schema import OK
 from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.storage import retries
-from pipeline.storage.files import canonical_url, join
+from pipeline.storage.files import canonical_url
 from pipeline.storage.urls import mask, printable
 
 GONE_SHOWN = 3
@@ -160,8 +159,9 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
 
 def _start_ray(command: Command, run: Run, startup: Startup) -> Placement:
     """Start or join Ray, and place the run on it. Raises InputError if it does not fit there."""
-    lock = join(command.output, paths.LOCK)
-    placement = start_or_join_ray(command.options.machines(), lock, run.shards.first_member())
+    placement = start_or_join_ray(
+        command.options.machines(), command.output, run.shards.first_member()
+    )
     startup.end(RAY)
     return placement
 

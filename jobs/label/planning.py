@@ -1,4 +1,4 @@
-"""Plan which images a run labels. Nothing here writes; `record.py` writes the plan."""
+"""Plan which images a run labels. Nothing here writes; run_record.py writes the plan."""
 
 from dataclasses import dataclass
 
@@ -31,10 +31,6 @@ class Run:
 
     run_id: str
     shards: Shards
-
-
-def staging_url(output: str, run_id: str) -> str:
-    return join(output, paths.staging(run_id))
 
 
 def plan_url(output: str, run_id: str) -> str:

@@ -9,6 +9,7 @@ from jobs.accounting.tally import Report, Tally, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.execution import reason_of
 from jobs.label.planning import Run
+from jobs.output import paths
 from jobs.output.commit import FinishedRun, commit_run
 from jobs.output.known import LabelRequest
 from jobs.output.output_writer import OutputWriter
@@ -75,7 +76,7 @@ def _report(
     files: list[PartFile],
 ) -> Report:
     """The content of report.json."""
-    detections = sum(file.rows for file in files if file.path.startswith("detections/"))
+    detections = sum(file.rows for file in files if paths.table_of_part(file.path) == "detections")
     node_hours, hours = meters.nodes.read()
     workers = stage_workers(layout)
     summary = report(meters.tally, counts, detections, workers, node_hours, hours, meters.rates)

@@ -19,6 +19,12 @@ def seal(document: dict[str, Any]) -> bytes:
     return f'{head[:-1]}, "content": {content}}}\n'.encode()
 
 
+def require(condition: object) -> None:
+    """Raise ValueError unless a document is as writers write it. `python -O` does not drop it."""
+    if not condition:
+        raise ValueError("not as a writer writes it")
+
+
 def unseal(name: str, data: bytes) -> dict[str, Any]:
     """The content of a sealed document.
 
@@ -29,8 +35,8 @@ def unseal(name: str, data: bytes) -> dict[str, Any]:
         document = json.loads(data)
         refuse_newer(name, document["format"])
         content = document["content"]
-        assert hashlib.sha256(json.dumps(content).encode()).hexdigest() == document["sha256"]
-        assert isinstance(content, dict)
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        require(digest == document["sha256"] and isinstance(content, dict))
         return content
 
     return convert_document(name, convert)
@@ -40,20 +46,14 @@ def convert_document(name: str, convert: Callable[[], T]) -> T:
     """Return the result of `convert`. Raises DamagedOutput if the document has another form."""
     try:
         return convert()
-    except (
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-        RecursionError,
-    ) as e:
-        raise damaged_document(name) from e
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise damaged_document(name) from error
 
 
 def refuse_newer(name: str, version: object) -> None:
-    """Raise DamagedOutput if a newer version wrote the document `name`."""
-    assert type(version) is int and version > 0
+    """Raise DamagedOutput if a newer version wrote the document, ValueError if it is no version."""
+    if type(version) is not int or version < 1:
+        raise ValueError(f"{version!r} is no number of a format")
     if version > FORMAT:
         raise DamagedOutput(
             f"{name} of OUTPUT has format {version}, which a newer detr-batch wrote; this one "

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal, TypeVar, get_args
 
 from jobs.output import paths
-from jobs.output.documents import convert_document, damaged_document, seal, unseal
+from jobs.output.documents import convert_document, damaged_document, require, seal, unseal
 from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest, check_manifest
 from jobs.output.store import Store
@@ -76,10 +76,10 @@ def entry_of_bytes(name: str, data: bytes) -> Entry:
 
 
 def check_entry(entry: Entry, number: int | None) -> None:
-    """Raise AssertionError for fields that no writer writes. Names must not lead out of OUTPUT."""
-    assert type(entry.number) is int and entry.number == number
-    assert entry.kind in get_args(Kind)
-    assert paths.is_token(entry.token) and isinstance(entry.holder, str)
+    """Raise ValueError for fields that no writer writes. Names must not lead out of OUTPUT."""
+    require(type(entry.number) is int and entry.number == number)
+    require(entry.kind in get_args(Kind))
+    require(paths.is_token(entry.token) and isinstance(entry.holder, str))
     for one in entry.adds:
         check_added(one)
     for gone in entry.removes:
@@ -87,14 +87,14 @@ def check_entry(entry: Entry, number: int | None) -> None:
 
 
 def check_removed(gone: Removed) -> None:
-    assert paths.is_run_id(gone.run_id) and gone.reason in get_args(Reason)
-    assert gone.by is None or paths.is_run_id(gone.by)
-    assert isinstance(gone.kept_until, int | float) and math.isfinite(gone.kept_until)
+    require(paths.is_run_id(gone.run_id) and gone.reason in get_args(Reason))
+    require(gone.by is None or paths.is_run_id(gone.by))
+    require(isinstance(gone.kept_until, int | float) and math.isfinite(gone.kept_until))
 
 
 def check_added(one: Added) -> None:
     found = paths.run_and_token_of_manifest(one.manifest)
-    assert found is not None and found[0] == one.run_id and len(one.sha256) == 64
+    require(found is not None and found[0] == one.run_id and len(one.sha256) == 64)
 
 
 @dataclass
@@ -228,9 +228,9 @@ def read_checkpoint(store: Store, number: int) -> State:
     document = unseal(name, store.read(name))
 
     def convert() -> State:
-        assert document["number"] == number
+        require(document["number"] == number)
         state = State(number, {}, set(document["tokens"]), kept=number)
-        assert all(map(paths.is_token, state.tokens))
+        require(all(map(paths.is_token, state.tokens)))
         for one in document["runs"]:
             added, gone = Added(**one["added"]), one["removed"]
             check_added(added)
@@ -239,7 +239,7 @@ def read_checkpoint(store: Store, number: int) -> State:
                 check_removed(removed)
             state.runs[added.run_id] = RunState(added, removed)
         for run_id, manifest in document["manifests"].items():
-            assert manifest["run_id"] == run_id
+            require(manifest["run_id"] == run_id)
             state.manifests[run_id] = check_manifest(name, manifest)
         return state
 

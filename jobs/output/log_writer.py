@@ -25,6 +25,7 @@ from jobs.output.log import (
 )
 from jobs.output.manifest import Manifest, manifest_to_bytes
 from jobs.output.store import Store
+from pipeline.storage.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class LogWriter:
         try:
             if self.store.create(name, entry.to_bytes()):
                 return True
+        except InputError:  # a disk that has no hard links, on which nothing is ever created
+            raise
         except Exception as error:  # stores raise many types, and none says whether it was created
             return self._settle(entry, error)
         return self._owner(name) == entry.token

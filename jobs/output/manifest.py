@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 
 from jobs.output import paths
-from jobs.output.documents import FORMAT, convert_document, damaged_document, refuse_newer
+from jobs.output.documents import (
+    FORMAT,
+    convert_document,
+    damaged_document,
+    refuse_newer,
+    require,
+)
 from pipeline.stages.publish import PartFile, PublishTarget
 
 
@@ -67,6 +73,11 @@ def make_manifest(
     }
 
 
+def files_of_table(run: Manifest, table: str) -> list[FileOfRun]:
+    """The files of a run that hold rows of a table."""
+    return [file for file in run["files"] if paths.table_of_part(file["path"]) == table]
+
+
 def manifest_to_bytes(manifest: Manifest) -> bytes:
     return json.dumps(manifest, indent=1).encode()
 
@@ -93,16 +104,16 @@ def check_manifest(name: str, document: Any) -> Manifest:
 
 
 def _check(document: dict[str, Any]) -> None:
-    """Raise AssertionError for fields that no writer writes. Names must not lead out of OUTPUT."""
+    """Raise ValueError for fields that no writer writes. Names must not lead out of OUTPUT."""
     run_id = document["run_id"]
-    assert paths.is_run_id(run_id)
-    assert all(isinstance(document[n], str) for n in ("input", "model", "model_fingerprint"))
-    assert all(isinstance(label, str) for label in document["labels"])
-    assert all(type(count) is int and count >= 0 for count in document["images"].values())
-    assert all(map(paths.is_run_id, document["replaces"]))
-    assert type(document["compacts"]) is bool
-    assert paths.is_plan(document["plan"], run_id)
+    require(paths.is_run_id(run_id))
+    require(all(isinstance(document[n], str) for n in ("input", "model", "model_fingerprint")))
+    require(all(isinstance(label, str) for label in document["labels"]))
+    require(all(type(count) is int and count >= 0 for count in document["images"].values()))
+    require(all(map(paths.is_run_id, document["replaces"])))
+    require(type(document["compacts"]) is bool)
+    require(paths.is_plan(document["plan"], run_id))
     for file in document["files"]:
         found = paths.run_and_token_of_part(file["path"])
-        assert found is not None and found[0] == run_id
-        assert type(file["rows"]) is int and type(file["bytes"]) is int
+        require(found is not None and found[0] == run_id)
+        require(type(file["rows"]) is int and type(file["bytes"]) is int)

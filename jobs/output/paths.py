@@ -85,6 +85,11 @@ def part_template(run_id: str, token: str) -> str:
     return f"{{table}}/run={run_id}/part-{{number:05d}}-{token}.parquet"
 
 
+def table_of_part(name: str) -> str:
+    """The table that a part belongs to."""
+    return name.partition("/")[0]
+
+
 def run_and_token_of_part(name: str) -> tuple[str, str | None] | None:
     """Run id and token in the name of a part. None for other names. Old names have no token."""
     found = _PART.fullmatch(name)
@@ -104,6 +109,11 @@ def run_of_plan_under_way(name: str) -> str | None:
     """The run id in the name of a staged plan. None for other names."""
     parts = name.split("/")
     return parts[1] if len(parts) == 3 and name == plan_under_way(parts[1]) else None
+
+
+def trial(token: str) -> str:
+    """An object that a node writes and deletes to see whether it can; no reader looks there."""
+    return f"{STAGING}/.probe-{token}"
 
 
 def blocks(run_id: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.output import paths
-from jobs.output.documents import convert_document
+from jobs.output.documents import convert_document, require
 from pipeline.storage.files import join, open_location, read_object, write_whole
 from pipeline.storage.parquet import write_parquet
 
@@ -59,9 +59,9 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
 
     def convert() -> dict[str, Any]:
         document = json.loads(data)
-        assert isinstance(document, dict)
+        require(isinstance(document, dict))
         digest = document.pop("sha256", None)
-        assert digest is None or digest == _digest(document)
+        require(digest is None or digest == _digest(document))
         return document
 
     return convert_document(paths.document(run_id, name), convert)

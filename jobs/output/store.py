@@ -32,7 +32,8 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Create a whole object if its name is free. Returns False if the name is taken.
 
-        Any error leaves open whether the object was created, or will be.
+        Raises InputError if the store can create nothing so. Any other error leaves open whether
+        the object was created, or will be.
         """
 
     def write(self, name: str, data: bytes) -> None:

@@ -14,7 +14,7 @@ import duckdb
 
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
-from jobs.output.manifest import Manifest
+from jobs.output.manifest import Manifest, files_of_table
 from jobs.output.paths import TABLES
 from pipeline.storage.files import InputError, join, open_self_retrying
 from pipeline.storage.urls import mask
@@ -86,10 +86,7 @@ def _read(
 ) -> duckdb.DuckDBPyRelation:
     """The files of a table of some runs, as one relation."""
     files = [
-        _literal(join(output, file["path"]))
-        for run in runs
-        for file in run["files"]
-        if file["path"].startswith(f"{table}/")
+        _literal(join(output, file["path"])) for run in runs for file in files_of_table(run, table)
     ]
     # Hive partitions are off, because folders above OUTPUT may have names such as `label=...`.
     return connection.read_parquet(files, hive_partitioning=False, filename=True)

@@ -5,12 +5,13 @@ from statistics import median
 from typing import Any
 
 from jobs.accounting.estimate import accuracy
+from jobs.output import paths
 from jobs.output.catalog import committed_runs, read_catalog
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
 from jobs.report.text import compare_with_reference, format_duration, format_number
-from pipeline.storage.files import InputError
+from pipeline.storage.files import InputError, join
 
 READ_AT_ONCE = 16  # reports fetched at the same time, because each waits for a request to the store
 LIKE = 0.5  # least share of the usual number of images for a run to be compared with earlier runs
@@ -40,17 +41,17 @@ def with_tables(output: str, run_id: str | None = None) -> Manifest:
     manifest = manifest_of(output, run_id)
     if all(run["run_id"] != manifest["run_id"] for run in committed_runs(output)):
         run_id = manifest["run_id"]
+        page = join(output, paths.document(run_id, "report.html"))
         raise InputError(
             f"the tables of run {run_id} were merged by `compact`: `detr-batch runs` names those "
-            f"that are left, and its page of old is {output}/_runs/{run_id}/report.html"
+            f"that are left, and its page of old is {page}"
         )
     return manifest
 
 
 def _labelling_runs(output: str) -> list[Manifest]:
-    return read_catalog(output).labelling_runs() or finished_runs(
-        output
-    )  # this raises InputError, which says that there is no run
+    # Without any run, `finished_runs` raises the InputError that says so.
+    return read_catalog(output).labelling_runs() or finished_runs(output)
 
 
 def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:

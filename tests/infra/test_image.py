@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from setuptools import find_packages  # type: ignore[import-untyped]
+from setuptools import find_packages
 
 from tests.infra.manifests import KUBERAY, ROOT
 

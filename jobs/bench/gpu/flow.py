@@ -1,6 +1,5 @@
 """`label` as users run it, from JPEG files to tables, compared with the detector alone."""
 
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,8 +121,9 @@ def _measure(context: Context, name: str, photos: Path, images: int, calls: int)
 
 def read_report(output: Path, images: int) -> dict[str, Any]:
     """Read the run's report. Wrong if the run did not label all `images`."""
-    (file,) = output.glob("_runs/*/report.json")
-    report: dict[str, Any] = json.loads(file.read_text())
+    from jobs.report.report import report_of  # here, as it needs DuckDB
+
+    report = report_of(str(output))
     if (report["images"], report["ok"]) != (images, images):
         raise Wrong(f"{report['ok']} of {images} images were labelled; failed: {report['failed']}")
     return report

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from jobs.bench.gpu.clocks import read_use
+from jobs.output import paths
 from pipeline.storage.errors import CommandFailed
 
 # Kinds of processes.
@@ -56,7 +57,7 @@ class Watch:
 
     def __init__(self, driver: int, output: Path, device: str):
         self._driver = psutil.Process(driver)
-        self._blocks = f"{escape(str(output))}/_staging/*/blocks/block-*"
+        self._blocks = f"{escape(str(output))}/{paths.blocks('*')}/block-*"
         self._device = device
         self._cpu_seconds: dict[int, float] = {}
         self._kinds: dict[int, str] = {driver: DRIVER}

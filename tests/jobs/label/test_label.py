@@ -21,29 +21,19 @@ from PIL import Image
 from jobs.cli import main
 from jobs.cluster import placement
 from jobs.label.label import label
-from jobs.label.options import LabelOptions
 from jobs.output import paths
 from jobs.output.views import connect
 from jobs.report.report import report_of
-from model.checkpoint import save_weights
-from model.zoo import create_model
 from pipeline import dataflow
 from pipeline.plan import shards
 from pipeline.storage.files import InputError
 from pipeline.storage.lock import OutputLock
+from tests.support.labelling import tiny_options
 
 COLUMNS = "image_id, label_id, round(score, 3), round(x_min), round(y_max)"
 
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Random weights as a file: the same in every process."""
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
-    return str(path)
 
 
 @pytest.fixture
@@ -59,13 +49,6 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def options(source: Path | str, output: Path | str, weights: str, **other: Any) -> LabelOptions:
-    defaults: dict[str, Any] = {"score_threshold": 0.0, "precision": "fp32", "page": False}
-    return LabelOptions(
-        str(source), str(output), model="shapes-tiny", weights=weights, **(defaults | other)
-    )
-
-
 def rows(output: Path | str, sql: str) -> list[Any]:
     return connect(str(output)).sql(sql).fetchall()
 
@@ -75,7 +58,7 @@ def test_label_then_only_what_is_new(
 ) -> None:
     output = tmp_path / "the labels"
     began = time.perf_counter()
-    assert label(options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
     took = time.perf_counter() - began
     parts = report_of(str(output))["startup_parts"]
     assert list(parts) == ["weights", "catalogue", "listing", "ray", "first block"]
@@ -87,12 +70,12 @@ def test_label_then_only_what_is_new(
     assert statuses == {"ok": 5, "empty_file": 1, "undecodable": 1}
     assert rows(output, "SELECT count(*) FROM detections") == [(500,)]
     assert not (output / "_staging").exists() or not list((output / "_staging").iterdir())
-    assert label(options(photos, output, weights)) == 0  # nothing new: no second run
+    assert label(tiny_options(photos, output, weights)) == 0  # nothing new: no second run
     shutil.copy(photos / "0.png", photos / "new.png")
-    assert label(options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
     with pytest.raises(InputError, match="--relabel"):
-        label(options(photos, output, "random"))
+        label(tiny_options(photos, output, "random"))
     assert main(["report", str(output)]) == 0
     assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
 
@@ -108,7 +91,7 @@ def test_detectors_that_take_two_calls_at_once_answer_alike(
     monkeypatch.setattr(dataflow, "BLOCK_BYTES", 1 << 16)
     for calls in (1, 2):
         monkeypatch.setattr(placement, "CPU_CALLS", calls)
-        assert label(options(photos, tmp_path / f"by {calls}", weights, batch_size=1)) == 0
+        assert label(tiny_options(photos, tmp_path / f"by {calls}", weights, batch_size=1)) == 0
     one, two = (
         rows(tmp_path / f"by {calls}", f"SELECT {COLUMNS} FROM detections ORDER BY ALL")
         for calls in (1, 2)
@@ -120,7 +103,7 @@ def test_killed_run_is_taken_up_and_ends_the_same(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    assert label(options(photos, calm, weights)) == 0
+    assert label(tiny_options(photos, calm, weights)) == 0
     command = [sys.executable, "-m", "jobs.cli", "label", str(photos), str(killed), "--no-page"]
     command += ["--model", "shapes-tiny", "--weights", weights, "--score-threshold", "0"]
     command += ["--precision", "fp32"]
@@ -132,9 +115,9 @@ def test_killed_run_is_taken_up_and_ends_the_same(
     process.wait()
     assert not list(killed.glob("_runs/*/manifest*.json"))
     with pytest.raises(InputError, match="lease"):
-        label(options(photos, killed, weights))
+        label(tiny_options(photos, killed, weights))
     (killed / paths.LOCK).unlink()  # stands for a minute's wait
-    assert label(options(photos, killed, weights)) == 0
+    assert label(tiny_options(photos, killed, weights)) == 0
     sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
     assert rows(calm, sql) == rows(killed, sql)
 
@@ -144,7 +127,7 @@ def test_run_killed_before_publishing_counts_what_it_had_labelled(
 ) -> None:
     output = tmp_path / "out"
     kill_before_publishing(source=photos, output=output, weights=weights)
-    assert label(options(photos, output, weights, max_failed_fraction=0.2)) == 3
+    assert label(tiny_options(photos, output, weights, max_failed_fraction=0.2)) == 3
     report = report_of(str(output))
     assert report["failed"] == {"empty_file": 1, "undecodable": 1}
     figures = [report[name] for name in ("images", "ok", "labelled_before", "detections")]
@@ -161,7 +144,7 @@ def kill_before_publishing(**given: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jobs.label.label.publish_run", die)
         with pytest.raises(KeyboardInterrupt):
-            label(options(**given))
+            label(tiny_options(**given))
 
 
 @pytest.mark.slow
@@ -174,7 +157,7 @@ def test_tasks_that_read_several_shards_leave_out_what_is_done(
     for number in range(9):
         with tarfile.open(lake / f"{number}.tar", "w") as archive:
             archive.add(photos, "photos")
-    assert label(options(lake, tmp_path / "calm", weights)) == 0
+    assert label(tiny_options(lake, tmp_path / "calm", weights)) == 0
     monkeypatch.setattr(shards, "GROUP_SHARE", 1)
     monkeypatch.setattr(dataflow, "FILES_PER_TASK", 2)
     output = tmp_path / "out"
@@ -185,7 +168,7 @@ def test_tasks_that_read_several_shards_leave_out_what_is_done(
     for block in blocks[::2]:
         block.unlink()
     kept = sum(pq.read_metadata(block).num_rows for block in blocks[1::2])
-    assert label(options(lake, output, weights)) == 0
+    assert label(tiny_options(lake, output, weights)) == 0
     report = report_of(str(output))
     assert report["labelled_before"] == kept
     assert list(report["startup_parts"]) == ["weights", "catalogue", "ray", "first block"]
@@ -200,12 +183,12 @@ def test_resumed_run_is_that_of_the_same_command_and_what_is_new_follows(
     output = tmp_path / "out"
     kill_before_publishing(source=photos, output=output, weights=weights, limit=2)
     with pytest.raises(InputError, match=r"unfinished run.*--limit 2"):
-        label(options(photos, output, weights))
-    assert label(options(photos, output, weights, limit=2)) == 0
+        label(tiny_options(photos, output, weights))
+    assert label(tiny_options(photos, output, weights, limit=2)) == 0
     assert rows(output, "SELECT count(*) FROM images") == [(2,)]
     kill_before_publishing(source=photos, output=output, weights=weights)
     shutil.copy(photos / "0.png", photos / "new.png")
-    assert label(options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
     parts = report_of(str(output))["startup_parts"]  # of the new run alone
     assert list(parts) == ["catalogue", "listing", "ray", "first block"]
@@ -215,27 +198,27 @@ def test_relabel_takes_the_place_of_what_was_there(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     output = tmp_path / "out"
-    assert label(options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
     kill_before_publishing(source=photos, output=output, weights="random", relabel=True)
     assert rows(output, "SELECT DISTINCT count(*) FROM images GROUP BY model_fingerprint") == [(7,)]
     other = f"{photos}/../photos"  # another spelling of the same INPUT
-    assert label(options(other, output, "random", relabel=True)) == 0
-    assert label(options(photos, output, "random")) == 0  # nothing new
+    assert label(tiny_options(other, output, "random", relabel=True)) == 0
+    assert label(tiny_options(photos, output, "random")) == 0  # nothing new
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(7, 7)]
     assert len(list(output.glob("images/*/*.parquet"))) == 1
     more = tmp_path / "more"
     more.mkdir()
     shutil.copy(photos / "0.png", more / "0.png")
     with pytest.raises(InputError, match="holds labels of"):
-        label(options(more, output, weights, relabel=True))
+        label(tiny_options(more, output, weights, relabel=True))
 
 
 def test_output_within_input_with_signs_of_patterns(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     output = photos / "labels [1] *"
-    assert label(options(photos, output, weights)) == 0
-    assert label(options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
     assert rows(output, "SELECT count(*) FROM images") == [(7,)]
     assert not list((output / "_staging").iterdir())
 
@@ -244,7 +227,7 @@ def test_mistakes_of_a_query_are_one_line_and_exit_2(
     photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = str(tmp_path / "out")
-    assert label(options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
     for sql in ("SELEC 1", "SELECT image_id::INT FROM images"):
         capsys.readouterr()
         assert main(["query", output, sql]) == 2
@@ -261,8 +244,8 @@ def test_output_that_fails_under_way_is_said_in_a_line(
     with monkeypatch.context() as patch:
         patch.setattr("jobs.label.label.publish_run", full)
         with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
-            label(options(photos, output, weights))
-    assert label(options(photos, output, weights)) == 0
+            label(tiny_options(photos, output, weights))
+    assert label(tiny_options(photos, output, weights)) == 0
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -283,10 +266,10 @@ def test_secrets_of_urls_reach_no_artefact(
     query = f"X-Amz-Signature={secret}"
     (tmp_path / "list.txt").write_text("\n".join(f"{base}/{n}?{query}" for n in names))
     output = tmp_path / "out"
-    assert label(options(tmp_path / "list.txt", output, weights, page=True)) == 0
+    assert label(tiny_options(tmp_path / "list.txt", output, weights, page=True)) == 0
     signed_again = (tmp_path / "list.txt").read_text().replace(query, f"{query}&X-Amz-Date=1")
     (tmp_path / "list.txt").write_text(signed_again)
-    assert label(options(tmp_path / "list.txt", output, weights)) == 0  # nothing new
+    assert label(tiny_options(tmp_path / "list.txt", output, weights)) == 0  # nothing new
     server.shutdown()
     (images,) = rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images")
     assert images == (4, 4)
@@ -303,7 +286,7 @@ def test_dry_run_writes_nothing(
     photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "notes.md").write_text("no picture")
-    assert label(options(photos, tmp_path / "out", weights, dry_run=True)) == 0
+    assert label(tiny_options(photos, tmp_path / "out", weights, dry_run=True)) == 0
     said = capsys.readouterr().out
     assert "image files    7 in 1 shards" in said
     assert "ignored        1 files" in said
@@ -316,10 +299,10 @@ def test_archive_cut_short_by_limit_is_not_taken_for_whole(
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
         archive.add(photos, "photos")
     output = tmp_path / "out"
-    assert label(options(tmp_path / "photos.tar", output, weights, limit=2)) == 0
+    assert label(tiny_options(tmp_path / "photos.tar", output, weights, limit=2)) == 0
     assert rows(output, "SELECT count(*) FROM images") == [(2,)]
     with pytest.raises(InputError, match="--limit"):
-        label(options(tmp_path / "photos.tar", output, weights))
+        label(tiny_options(tmp_path / "photos.tar", output, weights))
 
 
 def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) -> None:
@@ -327,7 +310,7 @@ def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) ->
         OutputLock(str(tmp_path / "out"), paths.LOCK),
         pytest.raises(InputError, match="being written by"),
     ):
-        label(options(photos, tmp_path / "out", weights))
+        label(tiny_options(photos, tmp_path / "out", weights))
 
 
 @pytest.mark.parametrize(

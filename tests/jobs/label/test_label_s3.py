@@ -1,63 +1,30 @@
 """The main job from and to a real S3 server, and what a user sees when S3 says no."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from s3fs import S3FileSystem
 
 from jobs.cli import main
 from jobs.label.label import label
-from jobs.label.options import LabelOptions
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.output_writer import OutputWriter
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
 from jobs.report.report import report_of
-from model.checkpoint import save_weights
-from model.zoo import create_model
 from pipeline.storage.files import InputError, open_location
+from tests.support.labelling import put_images, tiny_options
 from tests.support.s3_server import ADMIN, SECRET
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
-    return str(path)
-
-
-def fill(url: str) -> None:
-    """Three pictures and one broken file below `url`."""
-    fs, path = open_location(url, "INPUT")
-    for index in range(3):
-        pixels = np.random.default_rng(index).integers(0, 255, (70, 90, 3), np.uint8)
-        data = io.BytesIO()
-        Image.fromarray(pixels).save(data, "PNG")
-        fs.pipe_file(f"{path}/deep/er/{index}.png", data.getvalue())
-    fs.pipe_file(f"{path}/broken.jpg", b"no picture")
-
-
-def options(source: str, output: str, weights: str, **other: Any) -> LabelOptions:
-    names: dict[str, Any] = {
-        "model": "shapes-tiny",
-        "score_threshold": 0.0,
-        "precision": "fp32",
-        "page": False,
-    }
-    return LabelOptions(source, output, weights=weights, **{**names, **other})
-
-
 def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> None:
-    fill(f"{bucket}/photos")
+    put_images(f"{bucket}/photos")
     output = f"{bucket}/labels"
-    assert label(options(f"{bucket}/photos", output, weights, page=True)) == 0
+    assert label(tiny_options(f"{bucket}/photos", output, weights, page=True)) == 0
     sql = "SELECT status, count(*) FROM images GROUP BY 1 ORDER BY 1"
     assert connect(output).sql(sql).fetchall() == [("ok", 3), ("undecodable", 1)]
     fs, path = open_location(output, "OUTPUT")
@@ -65,16 +32,16 @@ def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> No
     assert any(name.endswith("/report.html") for name in fs.find(path))
     photos = f"{path.removesuffix('labels')}photos"
     fs.copy(f"{photos}/deep/er/0.png", f"{photos}/new.png")
-    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    assert label(tiny_options(f"{bucket}/photos", output, weights)) == 0
     newest = "SELECT count(*), count(DISTINCT image_id) FROM images"
     assert connect(output).sql(newest).fetchall() == [(5, 5)]
     with pytest.raises(InputError, match="--relabel"):
-        label(options(f"{bucket}/photos", output, weights, score_threshold=0.5))
+        label(tiny_options(f"{bucket}/photos", output, weights, score_threshold=0.5))
     assert main(["report", output]) == 0
 
 
 def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -> None:
-    fill(f"{bucket}/photos")
+    put_images(f"{bucket}/photos")
     output = f"{bucket}/labels"
 
     def die(*_: Any) -> None:
@@ -87,15 +54,15 @@ def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(step, die)
             with pytest.raises(KeyboardInterrupt):
-                label(options(f"{bucket}/photos", output, weights))
-    assert label(options(f"{bucket}/photos", output, weights)) == 0
+                label(tiny_options(f"{bucket}/photos", output, weights))
+    assert label(tiny_options(f"{bucket}/photos", output, weights)) == 0
     report = report_of(output)
     assert (report["images"], report["labelled_before"]) == (4, 4)
 
 
 def test_a_run_that_was_killed_while_it_tidied_up_may_be_deleted(bucket: str, weights: str) -> None:
     """Its plan is still staged, and it counts no more: everything is labelled anew."""
-    fill(f"{bucket}/photos")
+    put_images(f"{bucket}/photos")
     output = f"{bucket}/labels"
 
     def die(*_: Any) -> None:
@@ -104,10 +71,10 @@ def test_a_run_that_was_killed_while_it_tidied_up_may_be_deleted(bucket: str, we
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OutputWriter, "drop_staging", die)
         with pytest.raises(KeyboardInterrupt):
-            label(options(f"{bucket}/photos", output, weights))
+            label(tiny_options(f"{bucket}/photos", output, weights))
     (first,) = read_catalog(output).committed_runs()
     assert main(["runs", output, "--delete", first["run_id"], "--yes"]) == 0
-    assert label(options(f"{bucket}/photos", output, weights)) == 0
+    assert label(tiny_options(f"{bucket}/photos", output, weights)) == 0
     (second,) = read_catalog(output).committed_runs()
     assert second["run_id"] != first["run_id"] and second["images"] == first["images"]
     assert not OutputStore(output).names(paths.STAGING)
@@ -115,10 +82,10 @@ def test_a_run_that_was_killed_while_it_tidied_up_may_be_deleted(bucket: str, we
 
 
 def test_weights_may_lie_in_a_bucket(bucket: str, weights: str, tmp_path: Path) -> None:
-    fill(f"{bucket}/photos")
+    put_images(f"{bucket}/photos")
     fs, path = open_location(f"{bucket}/tiny.safetensors", "weights")
     fs.put_file(weights, path)
-    remote = options(f"{bucket}/photos", str(tmp_path / "out"), f"{bucket}/tiny.safetensors")
+    remote = tiny_options(f"{bucket}/photos", str(tmp_path / "out"), f"{bucket}/tiny.safetensors")
     assert label(remote) == 0
     assert connect(str(tmp_path / "out")).sql("SELECT count(*) FROM images").fetchall() == [(4,)]
 
@@ -145,7 +112,7 @@ def test_what_s3_refuses_is_one_line_and_exit_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fill(f"{bucket}/photos")
+    put_images(f"{bucket}/photos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

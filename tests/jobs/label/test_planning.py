@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 from jobs.label.options import LabelOptions
-from jobs.label.planning import PlanRequest, Run, plan_images, plan_url, staging_url
+from jobs.label.planning import PlanRequest, Run, plan_images, plan_url
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
+from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
 from jobs.output.output_writer import OutputWriter
@@ -122,7 +123,7 @@ def test_a_run_killed_while_it_tidied_up_is_not_done_again(
     taken_up = found_unfinished(options)
     assert taken_up is not None
     assert (taken_up.run_id, len(taken_up.shards)) == (run.run_id, 0)
-    assert not Path(staging_url(output, run.run_id)).exists()
+    assert not Path(output, paths.staging(run.run_id)).exists()
     assert found_unfinished(options) is None  # the same command again is another run
 
 

@@ -55,10 +55,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of a store. The first two raise Violation."""
+    """What is asked of a store and of its writers. All but `remains` raise Violation."""
 
     judge: Callable[[Content], Facts]
     rest: Callable[[Content, Facts], None]  # where no writer goes on
+    claim: Callable[[Node, Outcome, Facts], None]  # what a writer says of itself when it ends
     remains: Callable[[Content], Iterable[str]]  # files that no run that counts needs
 
 
@@ -342,7 +343,7 @@ class Explorer:
         for node in state.writers:
             at = self.writers.nodes[node]
             if at.outcome is not None:
-                judge_claim(at, at.outcome, facts)
+                self.rules.claim(at, at.outcome, facts)
 
     def _change(self, store: int, operation: int) -> int:
         """The number of a store after an operation. Violation where it changes the log."""
@@ -371,22 +372,6 @@ class Explorer:
         if found == len(self.operations):
             self.operations.append(operation)
         return found
-
-
-def judge_claim(node: Node, outcome: Outcome, facts: Facts) -> None:
-    """Violation where what a writer says of itself is not so."""
-    who = f"{node.program} of writer {node.slot}"
-    if outcome.kind == "read":
-        seen = zip(facts.counting, facts.labelling, strict=True)
-        if outcome.seen not in list(seen)[outcome.since :]:
-            raise Violation(f"{who} sees {outcome.seen}, which was never so since it began")
-        return
-    there = facts.commits[token(node.slot, node.program)]
-    # Of one that ended otherwise, a commit may be there that it does not know of.
-    if not outcome.commits <= there <= outcome.commits + (outcome.kind == "ended"):
-        raise Violation(
-            f"{who} has {outcome.kind}, with {outcome.commits} commits, and {there} are in the log"
-        )
 
 
 @cache

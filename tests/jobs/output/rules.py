@@ -12,7 +12,16 @@ from jobs.output import paths
 from jobs.output.catalog import load_catalog
 from tests.jobs.output.explorer import Facts, Rules
 from tests.jobs.output.programs import PROGRAMS, REMOVED, rows_in, rows_of
-from tests.jobs.output.simulated import Content, Desk, MemoryStore, Violation, played
+from tests.jobs.output.simulated import (
+    Content,
+    Desk,
+    MemoryStore,
+    Node,
+    Outcome,
+    Violation,
+    played,
+    token,
+)
 
 LAST = 9  # the slot of a writer that comes when all others have ended
 _PROGRAMS = {f"{zlib.crc32(name.encode()):08x}": name for name in PROGRAMS}
@@ -33,7 +42,7 @@ def judged(content: Content, old: Old = NONE, fences: bool = True) -> Facts:
     added: dict[str, Document] = {}
     removed: dict[str, Document] = {}
     counting, labelling = [old[0]], [old[1]]
-    token = None
+    writer = None
     for entry in entries:
         for one in entry["adds"]:
             if one["run_id"] in added:
@@ -46,9 +55,9 @@ def judged(content: Content, old: Old = NONE, fences: bool = True) -> Facts:
         counting.append(tuple(sorted(added.keys() - removed.keys())))
         labelling.append(tuple(sorted(_labelling(added, removed))))
         _judge_entry(entry, counting[-2], counting[-1])
-        if fences and entry["kind"] == "commit" and token != entry["token"]:
+        if fences and entry["kind"] == "commit" and writer != entry["token"]:
             raise Violation(f"entry {entry['number']} is behind another writer's")
-        token = entry["token"]
+        writer = entry["token"]
     if entries:
         _judge_files(content, added, removed)
     commits = Counter(entry["token"] for entry in entries if entry["kind"] == "commit")
@@ -147,6 +156,22 @@ def rested(content: Content, facts: Facts) -> None:
         raise Violation(f"{kept} never counted, and the next writer left them")
 
 
+def judge_claim(node: Node, outcome: Outcome, facts: Facts) -> None:
+    """Violation where what a writer says of itself is not so."""
+    who = f"{node.program} of writer {node.slot}"
+    if outcome.kind == "read":
+        seen = zip(facts.counting, facts.labelling, strict=True)
+        if outcome.seen not in list(seen)[outcome.since :]:
+            raise Violation(f"{who} sees {outcome.seen}, which was never so since it began")
+        return
+    there = facts.commits[token(node.slot, node.program)]
+    # Of one that ended otherwise, a commit may be there that it does not know of.
+    if not outcome.commits <= there <= outcome.commits + (outcome.kind == "ended"):
+        raise Violation(
+            f"{who} has {outcome.kind}, with {outcome.commits} commits, and {there} are in the log"
+        )
+
+
 def remains(content: Content) -> list[str]:
     """Parts and manifests of runs that do not count, or that no run that counts has."""
     entries = list(entries_in(content))
@@ -166,4 +191,4 @@ def remains(content: Content) -> list[str]:
 
 def rules(old: Old = NONE, fences: bool = True) -> Rules:
     """The rules of a store that held `old` runs before its log began."""
-    return Rules(lambda content: judged(content, old, fences), rested, remains)
+    return Rules(lambda content: judged(content, old, fences), rested, judge_claim, remains)

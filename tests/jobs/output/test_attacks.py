@@ -1,5 +1,6 @@
 """Two hosts and one OUTPUT on a real S3 server, of which one is cut off at the worst moment."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,11 +15,9 @@ from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.views import connect
-from model.checkpoint import save_weights
-from model.zoo import create_model
 from tests.chaos.faulty_store import FaultyStore
-from tests.jobs.label.test_label_s3 import fill
 from tests.jobs.output.test_old_versions import detections
+from tests.support.labelling import put_images
 
 LEASE = "3"  # seconds
 BOXES = "SELECT image_id, count(*) FROM latest GROUP BY ALL ORDER BY ALL"
@@ -108,17 +107,16 @@ def test_a_commit_whose_answer_was_lost_is_known_to_have_happened(
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [(), ("--relabel",)], ids=["label", "relabel"])
 def test_a_label_that_was_cut_off_at_its_commit_has_lost(
-    command: tuple[str, ...], bucket: str, store: FaultyStore, tmp_path: Path
+    command: tuple[str, ...], bucket: str, store: FaultyStore, weights: str
 ) -> None:
     """Another host drops its run, or goes on with it, and labels everything anew."""
-    weights, photos, output = tmp_path / "tiny.safetensors", f"{bucket}/photos", f"{bucket}/labels"
-    save_weights(create_model("shapes-tiny", "random", training=True), weights, {})
-    fill(photos)
-    words = ["label", photos, output, "--model", "shapes-tiny", "--weights", str(weights)]
+    photos, output = f"{bucket}/photos", f"{bucket}/labels"
+    put_images(photos)
+    words = ["label", photos, output, "--model", "shapes-tiny", "--weights", weights]
     words += ["--score-threshold", "0", "--no-page", "--max-failed-fraction", "1"]
     run_elsewhere(*words)
     before = rows(output)
-    fill(f"{photos}/more")
+    put_images(f"{photos}/more")
     store.hold_at = paths.entry(4)
     zombie = start(store, *words, *command)
     assert store.held.wait(120)
@@ -136,3 +134,23 @@ def test_a_label_that_was_cut_off_at_its_commit_has_lost(
     run_elsewhere(*words)
     assert main(["compact", output]) == 0
     assert len(rows(output)) == 2 * len(before)
+
+
+@pytest.mark.parametrize("option", [[], ["--single-writer"]])
+def test_a_disk_without_hard_links_is_refused(
+    option: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """This machine has no such disk to mount, so the answer of the system is made up."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    found, output = detections(tmp_path, "a", 2), tmp_path / "out"
+    monkeypatch.setattr(os, "link", refuse)
+    assert main(["import", found[0], str(output), *found[1:], *option]) == 2
+    said = capsys.readouterr().err
+    assert "without hard links" in said and "use another disk" in said and said.count("\n") == 1
+    assert not list(output.rglob("*.parquet"))

@@ -21,8 +21,6 @@ from jobs.output.run_documents import read_document
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
 from jobs.report.report import report_of
-from model.checkpoint import save_weights
-from model.zoo import create_model
 from pipeline import dataflow
 from pipeline.stages.publish import Part, group_into_parts
 from pipeline.storage.lock import OLD_NAME
@@ -222,14 +220,6 @@ def test_record_without_a_digest_is_that_of_an_older_version(unfinished: Desk) -
     with pytest.raises(Reached, match=file.parent.name):
         main(label_into(unfinished.output))
     assert read_document(str(unfinished.output), file.parent.name, "run.json") == record
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
-    """Random weights as a file: the same in every process."""
-    path = tmp_path / "tiny.safetensors"
-    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
-    return str(path)
 
 
 def rows(output: Path) -> list[tuple[Any, ...]]:

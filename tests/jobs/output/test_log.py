@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -172,6 +174,22 @@ def test_parts_that_lead_outside_are_refused(store: MemoryStore, path: object) -
 
     with pytest.raises(DamagedOutput, match="manifest-"):
         load_catalog(resealed(store, change))
+
+
+def test_checks_hold_where_python_drops_assertions(store: MemoryStore) -> None:
+    name = documents(store)["manifest"]
+    document = json.loads(store.read(name)) | {"replaces": ["x/../../../victim"]}
+    code = "import sys; from jobs.output.manifest import check_manifest; import json\n"
+    code += "check_manifest('the manifest', json.load(sys.stdin))"
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code],
+        input=json.dumps(document),
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 1 and "DamagedOutput: the manifest of OUTPUT is damaged" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("plan", ["../plan.parquet", "_runs/a/plan.parquet", "/etc/passwd", 3])

@@ -1,0 +1,41 @@
+"""Inputs of tests of `label`: a tiny model with random weights, options, and images in a store."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jobs.label.options import LabelOptions
+from model.checkpoint import save_weights
+from model.zoo import create_model
+from pipeline.storage.files import open_location
+
+
+def save_tiny_weights(folder: Path) -> str:
+    """Random weights of `shapes-tiny` as a file, so that they are the same in every process."""
+    path = folder / "tiny.safetensors"
+    save_weights(create_model("shapes-tiny", "random", training=True), path, {})
+    return str(path)
+
+
+def tiny_options(
+    source: Path | str, output: Path | str, weights: str, **other: Any
+) -> LabelOptions:
+    """Options that keep all boxes, compute in fp32, and make no page."""
+    defaults: dict[str, Any] = {"score_threshold": 0.0, "precision": "fp32", "page": False}
+    return LabelOptions(
+        str(source), str(output), model="shapes-tiny", weights=weights, **(defaults | other)
+    )
+
+
+def put_images(url: str) -> None:
+    """Write three images and one broken file below `url`."""
+    fs, path = open_location(url, "INPUT")
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 255, (70, 90, 3), np.uint8)
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "PNG")
+        fs.pipe_file(f"{path}/deep/er/{index}.png", data.getvalue())
+    fs.pipe_file(f"{path}/broken.jpg", b"no picture")
