@@ -44,7 +44,7 @@ def object_of(entry: object) -> Entry:
 def category_of(entry: Entry) -> Category:
     name = _present(entry, "name")
     if not isinstance(name, str) or not name:
-        raise WrongField("name", f"name {shown(name)} is not a text")
+        raise WrongField("name", f"name {shown(name)} is not a text of one letter or more")
     return Category(_category_id(entry, "id"), name)
 
 

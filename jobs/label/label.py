@@ -41,7 +41,7 @@ from pipeline.plan.shards import Shards
 from pipeline.schema import OK
 from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.storage import retries
-from pipeline.storage.files import canonical_url
+from pipeline.storage.files import canonical_url, open_location
 from pipeline.storage.urls import mask, printable
 
 GONE_SHOWN = 3
@@ -76,6 +76,8 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     options.check()
     check_machines(options.machines())
     retries.person_waits = True
+    for url, what in ((options.input, "INPUT"), (options.output, "OUTPUT")):
+        open_location(url, what)  # a wrong protocol is refused before weights are fetched
     command = _read_model(options)
     startup.end(WEIGHTS)
     if options.dry_run:

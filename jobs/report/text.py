@@ -88,8 +88,8 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 
 def compare_with_reference(cost: float | None) -> str:
-    """Compare USD per 1,000 images with the reference price, in words."""
-    if not cost:
+    """Compare USD per 1,000 images with the reference price, in words; "" where none is known."""
+    if cost is None:
         return ""
     reference = f"the reference price of {REFERENCE_USD_PER_1000:g} USD"
     times = cost / REFERENCE_USD_PER_1000

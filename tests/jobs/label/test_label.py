@@ -317,6 +317,8 @@ def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) ->
     ("arguments", "message"),
     [
         (["nowhere", "out"], "does not exist"),
+        # Before weights are looked for, which takes a while where there is no network.
+        (["photos", "gopher://x", "--weights", "absent.pth"], "gopher://x cannot be opened"),
         (["photos", "out", "--model", "yolo"], "unknown model"),
         (["photos", "out", "--score-threshold", "2"], "--score-threshold"),
         (["photos", "out", "--limit", "0"], "--limit must be at least 1"),

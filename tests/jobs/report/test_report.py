@@ -116,4 +116,5 @@ def test_figures_in_words() -> None:
     assert compare_with_reference(0.0235).startswith("50 % below")
     assert compare_with_reference(0.0477).startswith("as much as")
     assert compare_with_reference(0.47).startswith("10.0 times")
+    assert compare_with_reference(0.0).startswith("100 % below")
     assert compare_with_reference(None) == ""
