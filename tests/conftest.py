@@ -52,16 +52,20 @@ INTEGRATION = (
     "pipeline/storage/test_lock.py",
     "test_rooms.py",
 )
+# Slow tests of these folders prove that no label is lost: CI runs them all.
+PROOFS = ("chaos/", "jobs/output/")
 HERE = Path(__file__).parent
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of the integration of parts."""
+    """Mark tests of the integration of parts, and the slow ones that CI runs."""
     for item in items:
-        needs = SERVICES & set(getattr(item, "fixturenames", ()))
-        if needs or item.path.relative_to(HERE).as_posix().startswith(INTEGRATION):
+        file = item.path.relative_to(HERE).as_posix()
+        if SERVICES & set(getattr(item, "fixturenames", ())) or file.startswith(INTEGRATION):
             item.add_marker("integration")
+        if file.startswith(PROOFS) and item.get_closest_marker("slow"):
+            item.add_marker("ci")
 
 
 def pytest_terminal_summary(

@@ -319,6 +319,7 @@ def test_years_of_compacting_are_no_matter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_questions_are_answered_where_requests_fail(
     output: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

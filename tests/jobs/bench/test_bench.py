@@ -104,6 +104,7 @@ def test_subjects_take_turns() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_the_packaged_model_is_measured_with_its_ap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def write_known(output: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.usefixtures("local_ray")
 def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -81,6 +81,7 @@ def test_label_then_only_what_is_new(
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_detectors_that_take_two_calls_at_once_answer_alike(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,8 @@ def test_detectors_that_take_two_calls_at_once_answer_alike(
     assert len(one) == 3000 and one == two
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_killed_run_is_taken_up_and_ends_the_same(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
@@ -148,6 +151,7 @@ def kill_before_publishing(**given: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_tasks_that_read_several_shards_leave_out_what_is_done(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

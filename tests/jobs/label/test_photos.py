@@ -67,9 +67,11 @@ def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
     return labelled(str(photos), output, model="shapes-tiny", score_threshold=0.0)
 
 
+SLOW = (pytest.mark.slow, pytest.mark.ci)
+
+
 @pytest.mark.parametrize(
-    "pack",
-    [as_tar, *(pytest.param(pack, marks=pytest.mark.slow) for pack in (as_parquet, as_bucket))],
+    "pack", [as_tar, *(pytest.param(pack, marks=SLOW) for pack in (as_parquet, as_bucket))]
 )
 def test_same_rows_however_photos_are_packed(
     pack: Callable[[Path, Path, str], str],

@@ -85,6 +85,8 @@ def rows(output: str) -> list[Any]:
     return connect(output).sql("SELECT status, count(*) FROM images GROUP BY ALL").fetchall()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_job_labels_a_bucket_where_it_is_told_to(cluster: Lake, bucket: str) -> None:
     source, output = f"{bucket}/in", f"{bucket}/out"
     fill(source, 12)

@@ -24,6 +24,7 @@ def nets() -> tuple[DeformableDetr, DeformableDetr]:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_confident_boxes_move_by_less_than_half_a_pixel(
     nets: tuple[DeformableDetr, DeformableDetr],
 ) -> None:

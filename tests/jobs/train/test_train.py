@@ -83,6 +83,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
     command = ["train", str(dataset / "out"), "--model", "shapes-tiny", "--steps", "2"]
     command += ["--weights", str(PACKAGED), "--batch-size", "2", "--evaluate-every", "2"]
