@@ -16,7 +16,7 @@ Match = tuple[Tensor, Tensor]  # query indices and target indices, (n,) and (n,)
 
 @dataclass(frozen=True)
 class Target:
-    """The truth of one picture."""
+    """The truth of one image."""
 
     labels: Tensor  # (N,) int64
     boxes: Tensor  # (N, 4) (cx, cy, w, h) relative to the picture

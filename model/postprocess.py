@@ -11,7 +11,7 @@ from model.ranking import largest
 
 @dataclass(frozen=True)
 class Detections:
-    """The best detections of each picture, best first."""
+    """The best detections of each image, best first."""
 
     scores: Tensor  # (B, N) fp32 in [0, 1]
     labels: Tensor  # (B, N) int64

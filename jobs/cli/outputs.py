@@ -29,7 +29,7 @@ class ReportOptions:
     json: bool = field(default=False, metadata={"help": "for programs"})
     html: Path | None = field(
         default=None,
-        metadata={"metavar": "FILE", "help": "write a page of its own, with pictures"},
+        metadata={"metavar": "FILE", "help": "write a page of its own, with images"},
     )
 
 

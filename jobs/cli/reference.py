@@ -89,7 +89,8 @@ def reference() -> str:
     with_address = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     before = {name: os.environ.pop(name) for name in with_address if name in os.environ}
     try:
-        parts = [HEAD, *_commands(parser(), "detr-batch")]
+        top = parser()
+        parts = [HEAD, _section(top, "detr-batch COMMAND", ""), *_commands(top, "detr-batch")]
     finally:
         os.environ.update(before)
     return "\n\n".join([*parts, *_variables()]) + "\n"

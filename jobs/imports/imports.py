@@ -70,7 +70,7 @@ def import_results(options: ImportOptions) -> None:
         )
         if results.beyond:
             print(
-                f"{results.beyond} boxes reach beyond their pictures, and are kept so",
+                f"{results.beyond} boxes reach beyond their images, and are kept so",
                 file=sys.stderr,
             )
 

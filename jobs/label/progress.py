@@ -66,7 +66,7 @@ def _add(receipt: Receipt, tally: Tally, console: Console) -> None:
     tally.add(receipt)
     if limit_before is None and tally.batch_limit is not None:
         console.print(
-            "the memory of a detector does not hold as many pictures as --batch-size says: "
+            "the memory of a detector does not hold as many images as --batch-size says: "
             f"it takes {tally.batch_limit} at once from now on",
             highlight=False,
         )

@@ -14,14 +14,14 @@ REASONS = {
     schema.CORRUPT_SHARD: "an archive is broken from here on",
     schema.EMPTY_SHARD: "an archive without one image",
     schema.MISSING_BYTES: "the image column is null",
-    schema.TOO_LARGE: "more bytes than any picture has",
+    schema.TOO_LARGE: "more bytes than any image has",
     schema.CHANGED: "replaced after it was listed; the next run labels it",
-    schema.UNDECODABLE: "not a picture that can be read",
-    schema.TRUNCATED: "the file ends before the picture does",
+    schema.UNDECODABLE: "not an image that can be read",
+    schema.TRUNCATED: "the file ends before the image does",
     schema.TOO_MANY_PIXELS: "more than 100 million pixels",
     schema.DETECTOR_ERROR: "the model failed on it",
     schema.WORKER_CRASH: "crashed the process that opened it",
-    schema.TIMED_OUT: "took longer than any picture should",
+    schema.TIMED_OUT: "took longer than any image should",
 }
 UNKNOWN = "\N{EN DASH}"
 

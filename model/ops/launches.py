@@ -57,6 +57,6 @@ def _kept() -> dict[str, Launches]:
 
 
 def launch_of(queries: int, capability: str) -> Launch:
-    """The launch for so many `queries`, of all pictures, on a GPU of this capability."""
+    """The launch for so many `queries`, of all images, on a GPU of this capability."""
     table = _kept()
     return table.get(capability, table[ANY])[FEW if queries < MANY_FROM else MANY]

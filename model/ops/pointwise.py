@@ -24,7 +24,7 @@ def _is_valid(  # type: ignore[no-untyped-def]
     height,
     width,
 ):
-    """Whether each `live` cell is within its picture's valid area."""
+    """Whether each `live` cell is within its image's valid area."""
     cell = cell.to(tl.int32)
     line = cell // width
     area = valid_ptr + line // height * 2

@@ -215,7 +215,7 @@ def _checked(value: Tensor, *others: Tensor) -> None:
     if value.shape[1] * value.stride(1) >= 2**31:
         raise ValueError(
             f"implementation='triton' counts places in 32 bits: {value.shape[1]} rows of "
-            f"{value.stride(1)} numbers are too many for a picture"
+            f"{value.stride(1)} numbers are too many for an image"
         )
     if any(other.device != value.device for other in others):
         raise ValueError("all tensors of the op must be on one device")

@@ -62,15 +62,15 @@ class Detector:
             spec.model, spec.weights, spec.device, spec.precision, padding="invariant"
         )
         self.predictor = Predictor(net, spec.device, TOP)
-        notes = CrashJournal(spec.session, DETECT_SECONDS)
+        journal = CrashJournal(spec.session, DETECT_SECONDS)
         self.clock, self.last_finished = threading.Lock(), 0.0
         self.attempts = RecoveringDetector(
-            self.predictor, notes, spec.score_threshold, spec.batch_size
+            self.predictor, journal, spec.score_threshold, spec.batch_size
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Convert a PREPARED table to a DETECTED table with the same rows."""
-        with self.attempts.turns.shared():
+        with self.attempts.calls.shared():
             return self._detect(table)
 
     def _detect(self, table: pa.Table) -> pa.Table:

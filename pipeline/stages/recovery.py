@@ -45,11 +45,11 @@ class RecoveringDetector:
     """Detects objects in batches. It writes boxes into rows, and the status of rows that fail."""
 
     def __init__(
-        self, predictor: Predictor, notes: CrashJournal, score_threshold: float, most: int
+        self, predictor: Predictor, journal: CrashJournal, score_threshold: float, most: int
     ):
-        self.predictor, self.notes = predictor, notes
+        self.predictor, self.journal = predictor, journal
         self.score_threshold = score_threshold
-        self.turns = ExclusiveCalls()  # coordinates concurrent calls of the detector
+        self.calls = ExclusiveCalls()  # coordinates concurrent calls of the detector
         self.most = most  # images per batch; `finish` lowers it if memory does not hold as many
 
     def submit(self, rows: list[Row], images: list[Tensor], again: bool = False) -> Batch:
@@ -59,9 +59,9 @@ class RecoveringDetector:
         torch are stored in the batch.
         """
         key = _key(rows)
-        if not again and self.notes.unfinished(key):
+        if not again and self.journal.unfinished(key):
             return Batch(key, rows, images, None)
-        self.notes.begin(key)
+        self.journal.begin(key)
         sizes = torch.tensor([(row["height"], row["width"]) for row in rows])
         try:
             return Batch(key, rows, images, self.predictor.submit(images, sizes))
@@ -83,12 +83,12 @@ class RecoveringDetector:
         if isinstance(error, Pending):
             try:
                 self._fill(rows, error.result())
-                self.notes.end(batch.key)
+                self.journal.end(batch.key)
                 return error.device_seconds
             except RuntimeError as late:
                 _end_where_lasting(late)
                 error = late.with_traceback(None)
-        self.notes.end(batch.key)
+        self.journal.end(batch.key)
         half = len(rows) // 2
         if _is_of_memory(error):
             self.predictor.give_memory_back()
@@ -112,15 +112,15 @@ class RecoveringDetector:
         if len(batch.rows) > 1:
             seconds = []
             for row, image in zip(batch.rows, batch.images, strict=True):
-                with self.turns.exclusive():
+                with self.calls.exclusive():
                     seconds.append(self.finish(self.submit([row], [image])))
-            self.notes.end(batch.key)
+            self.journal.end(batch.key)
             return _sum_of_known(seconds)
-        if self.notes.unfinished(batch.key) < ATTEMPTS:
-            with self.turns.exclusive():
+        if self.journal.unfinished(batch.key) < ATTEMPTS:
+            with self.calls.exclusive():
                 return self.finish(self.submit(batch.rows, batch.images, again=True))
-        stuck = self.notes.stood_still(batch.key)
-        reason = f"took more than {self.notes.seconds:g} s" if stuck else "ended its process"
+        stuck = self.journal.stood_still(batch.key)
+        reason = f"took more than {self.journal.seconds:g} s" if stuck else "ended its process"
         batch.rows[0].update(
             status=TIMED_OUT if stuck else WORKER_CRASH,
             error=f"the detector {reason}, {ATTEMPTS} times",

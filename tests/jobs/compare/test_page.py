@@ -54,7 +54,7 @@ def test_the_page_reads_well_without_a_network(
     words = page.locator("main").inner_text()
     assert "5 images compared, 5 changed" in words
     assert (words.count("1 gone, 1 new"), words.count("1 gone, 2 new")) == (4, 1)
-    assert "No picture" in words
+    assert "No image" in words
     assert "<img src=x" in words and "\u202e" not in words
     page.context.close()
 

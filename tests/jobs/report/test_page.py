@@ -134,7 +134,7 @@ def test_pages_of_old_reports_and_lost_pictures_say_what_is_not_known(
     assert not trouble
     words = page.locator("main").inner_text()
     assert page.locator("img").count() == 0
-    assert words.count("No picture") == 12
+    assert words.count("No image") == 12
     assert "does not exist" in words
     assert "its report is of an earlier version" in words
     assert "--usd-per-hour" in words
@@ -157,4 +157,4 @@ def test_a_run_in_a_bucket_has_its_page_there(bucket: str, tmp_path: Path, local
     (name,) = [name for name in list_files(fs, f"{path}/out/_runs") if name.endswith("report.html")]
     page = read_object(fs, name).decode()
     assert page.count("data:image/jpeg") == 5
-    assert "No picture" not in page
+    assert "No image" not in page

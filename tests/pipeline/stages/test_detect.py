@@ -174,5 +174,5 @@ def test_the_run_says_once_that_memory_is_short(capsys: pytest.CaptureFixture[st
     tally = Tally()
     show_progress([Receipt("file", ("s",), 1, 0, batch_limit=limit) for limit in limits], tally)
     said = capsys.readouterr().err.replace("\n", " ")
-    assert said.count("does not hold as many pictures") == 1
+    assert said.count("does not hold as many images") == 1
     assert tally.batch_limit == 2
