@@ -22,13 +22,13 @@ from jobs.cli import main
 from jobs.cluster import placement
 from jobs.label.label import label
 from jobs.output import paths
-from jobs.output.views import connect
 from jobs.report.report import report_of
 from pipeline import dataflow
 from pipeline.plan import shards
 from pipeline.storage.files import InputError
 from pipeline.storage.lock import OutputLock
 from tests.support.labelling import tiny_options
+from tests.support.tables import rows
 
 COLUMNS = "image_id, label_id, round(score, 3), round(x_min), round(y_max)"
 
@@ -47,10 +47,6 @@ def photos(tmp_path: Path) -> Path:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("no picture")
     return folder
-
-
-def rows(output: Path | str, sql: str) -> list[Any]:
-    return connect(str(output)).sql(sql).fetchall()
 
 
 def test_label_then_only_what_is_new(

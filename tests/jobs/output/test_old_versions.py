@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.log_writer import LogWriter
-from jobs.output.views import connect
+from tests.support.tables import rows
 
 OLD = "d1e3c29"  # 0.1.0
 ROOT = Path(__file__).parents[3]
@@ -54,11 +53,6 @@ def detections(folder: Path, name: str, boxes: int) -> list[str]:
 
 def import_into(output: Path, found: list[str]) -> list[str]:
     return ["import", found[0], str(output), *found[1:]]
-
-
-def rows(output: Path, sql: str) -> list[tuple[Any, ...]]:
-    with connect(str(output)) as connection:
-        return connection.sql(sql).fetchall()
 
 
 BOXES = "SELECT image_id, count(*) FROM latest GROUP BY ALL ORDER BY ALL"

@@ -21,7 +21,7 @@ from pipeline.stages.stage import stage
 from pipeline.stages.staged import read_staged_block, read_staging
 from pipeline.storage.errors import DamagedFile, OutputError
 from pipeline.storage.files import open_location
-from tests.pipeline.stages.test_stage_publish import block
+from tests.support.blocks import block
 from tests.support.committed import make_target
 from tests.support.damage import DAMAGES, flip, warnings_of
 

@@ -1,9 +1,7 @@
-"""Staged blocks: nothing overwrites another's work, and what is published is whole and in order."""
+"""What is published is whole, in order, and each image once."""
 
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.output.catalog import committed_runs
-from pipeline.plan.remaining import Staged
-from pipeline.schema import DETECTED, DETECTIONS, IMAGES
+from pipeline.schema import DETECTIONS, IMAGES
 from pipeline.stages.publish import (
     PublishTarget,
     ReconcileError,
@@ -22,53 +19,12 @@ from pipeline.stages.publish import (
 )
 from pipeline.stages.stage import stage
 from pipeline.stages.staged import read_staging
+from tests.support.blocks import block, complete
 from tests.support.committed import commit_run, make_target
-
-BOX = {"label_id": 1, "score": 0.5, "x_min": 0.0, "y_min": 1.0, "x_max": 2.0, "y_max": 3.0}
-
-
-def block(shard: str, indices: list[int], size: int | None = None, boxes: int = 1) -> pa.Table:
-    """Rows of a shard; the last one says how many the shard has."""
-    rows: list[dict[str, Any]] = [
-        {
-            "image_id": str(index),  # as from an id column: not unique among shards
-            "uri": shard,
-            "shard": shard,
-            "index_in_shard": index,
-            "shard_size": size if index == indices[-1] else None,
-            "etag": "e",
-            "status": "ok",
-            "boxes": [{**BOX, "score": 0.9 - 0.1 * k} for k in range(boxes)],
-            "processed_at": datetime.now(UTC),
-        }
-        for index in indices
-    ]
-    return pa.Table.from_pylist(rows, schema=DETECTED)
-
-
-def complete(found: Staged) -> set[str]:
-    """Shards of which every image is staged."""
-    return set(found.shards.filter(pa.array(found.found == found.sizes)).to_pylist())
 
 
 def target(folder: Path) -> PublishTarget:
     return make_target(folder, "run", ("", "circle"), str(folder / "_staging"))
-
-
-def test_shards_with_equal_ids_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    staging = str(tmp_path / "_staging")
-    receipts = [stage(block(shard, [0, 1], size=2), staging) for shard in ("a", "b")]
-    assert receipts[0].file != receipts[1].file
-    result = read_staging(staging)
-    assert complete(result) == {"a", "b"}
-    reconcile(["a", "b"], result)
-
-
-def test_a_task_that_runs_again_overwrites_its_own_block(tmp_path: Path) -> None:
-    staging = str(tmp_path / "_staging")
-    first, again = (stage(block("a", [0, 1], size=2), staging) for _ in range(2))
-    assert first.file == again.file
-    assert len(list((tmp_path / "_staging").iterdir())) == 1
 
 
 def test_missing_images_are_not_published(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
-"""compact and runs: labels stay what they were, whatever is killed or read meanwhile."""
+"""`compact`: labels stay what they were, whatever is killed or read meanwhile."""
 
-import json
 import os
 import shutil
 import threading
@@ -19,46 +18,20 @@ from jobs.output.catalog import committed_runs
 from jobs.output.known import read_known_objects
 from jobs.output.log import Added, Entry, Removed, State
 from jobs.output.log_writer import LogWriter
-from jobs.output.run_ids import new_run_id
-from jobs.output.views import connect
 from jobs.query import answer_query
 from pipeline.plan.digests import digests, find_positions
 from pipeline.plan.shards import shards_of_table
 from pipeline.storage.files import open_location
 from tests.chaos.faulty_store import FaultyStore
 from tests.support.committed import labelling_runs
-from tests.support.labelled import Labelled, write_run
-
-LABELS = ("", "circle", "star")
-NIGHTS = [f"2026010{night}T000000Z-aaaaaa" for night in (1, 2, 3)]
-ARCHIVE = "file:///lake/a.tar"
-
-
-def photo(name: str, boxes: int, etag: str = "1") -> Labelled:
-    found = [(1 + k % 2, 0.9 - 0.1 * k, 10.0 * k, 5.0, 10.0 * k + 8, 30.0) for k in range(boxes)]
-    return Labelled(f"file:///lake/{name}", found, etag=etag)
-
-
-def member(key: str, boxes: int, etag: str = "1") -> Labelled:
-    one = photo(key, boxes, etag)
-    return Labelled(f"{ARCHIVE}#{key}", one.boxes, shard=ARCHIVE, uri=ARCHIVE, etag=etag)
+from tests.support.labelled import write_run
+from tests.support.nights import LABELS, NIGHTS, photo, write_nights
+from tests.support.tables import rows
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> str:
-    """Three nights: b.jpg changes, and the archive, which loses a member; c.jpg fails."""
-    labels = tmp_path / "labels"
-    first = [photo("a.jpg", 3), photo("b.jpg", 2), member("x", 1), member("y", 2)]
-    second = [photo("b.jpg", 1, "2"), Labelled("file:///lake/c.jpg", status="undecodable")]
-    third = [photo("d [1].jpg", 4), member("x", 3, "2")]
-    for run_id, images in zip(NIGHTS, (first, second, third), strict=True):
-        write_run(labels, images, LABELS, run_id)
-    return str(labels)
-
-
-def rows(output: str, sql: str) -> list[tuple[Any, ...]]:
-    with connect(output) as connection:
-        return connection.sql(sql).fetchall()
+    return write_nights(tmp_path / "labels")
 
 
 NEWEST = (
@@ -126,14 +99,6 @@ def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(o
     assert knows(output, "file:///lake/b.jpg", "2")
 
 
-def test_runs_sort_by_their_order_whatever_clocks_say(output: str) -> None:
-    write_run(Path(output), [photo("b.jpg", 4, "3")], LABELS, "20990101T000000Z-ffffff")
-    assert new_run_id(output)[:16] == "20990101T000001Z"
-    (done,) = compact(output)
-    assert done.run_id[:16] == "20990101T000001Z"
-    assert new_run_id(output) > done.run_id
-
-
 def test_compacting_twice_and_alone_does_nothing(output: str) -> None:
     compact(output)
     assert compact(output) == []
@@ -191,50 +156,6 @@ def test_readers_are_undisturbed(output: str) -> None:
     for reader in readers:
         reader.join()
     assert not wrong
-
-
-def test_deleting_a_run_takes_those_with_it_that_it_replaced(
-    output: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["runs", output, "--delete", NIGHTS[1]]) == 2  # nobody is there to be asked
-    assert "pass --yes" in capsys.readouterr().err
-    assert main(["runs", output, "--delete", NIGHTS[1], "--yes"]) == 0
-    assert rows(output, "SELECT etag FROM latest_images WHERE uri LIKE '%b.jpg'") == [("1",)]
-    (done,) = compact(output)
-    assert main(["runs", output, "--delete", done.run_id, "--yes"]) == 0
-    assert committed_runs(output) == []
-    left = {str(path.relative_to(output)) for path in Path(output).rglob("*") if path.is_file()}
-    assert {name for name in left if not name.startswith(paths.LOG)} == {paths.OLD_LOCK}
-    assert main(["runs", output, "--delete", "nothing", "--yes"]) == 2
-
-
-def test_verify_finds_what_was_altered(output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", output, "--verify"]) == 0
-    assert "as they were written" in capsys.readouterr().out
-    (first,) = Path(output, "detections", f"run={NIGHTS[0]}").iterdir()
-    content = bytearray(first.read_bytes())
-    content[100] ^= 1
-    first.write_bytes(content)
-    (second,) = Path(output, "images", f"run={NIGHTS[1]}").iterdir()
-    second.unlink()
-    assert main(["runs", output, "--verify"]) == 1
-    said = capsys.readouterr().out
-    assert f"{NIGHTS[0]} {first.relative_to(output)}: its bytes" in said
-    assert "it is not there" in said
-
-
-def test_runs_are_listed_and_shown(output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", output, "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
-    assert [(run["images"], run["failed"], run["detections"]) for run in listed] == [
-        (4, 0, 8), (2, 1, 1), (2, 0, 7),
-    ]  # fmt: skip
-    assert main(["runs", output, "--show", NIGHTS[0]]) == 0
-    assert json.loads(capsys.readouterr().out)["manifest"]["run_id"] == NIGHTS[0]
-    assert main(["compact", output]) == 0
-    assert "3 runs are run" in capsys.readouterr().out
-    assert main(["runs", output]) == 0
-    assert "(of 3 runs)" in capsys.readouterr().out
 
 
 def test_all_of_it_works_on_s3(output: str, bucket: str) -> None:

@@ -1,0 +1,30 @@
+"""Options of `label` that are refused."""
+
+import pytest
+
+from jobs.cli import main
+
+
+def test_unknown_machine_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["label", "photos", "labels", "--model", "shapes-tiny"]
+    assert main([*command, "--instance-type", "abacus"]) == 2
+    assert "the table has g5.xlarge" in capsys.readouterr().err
+    assert main([*command, "--instance-type", "g5.xlarge", "--usd-per-hour", "1"]) == 2
+    assert "give one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "head"])
+def test_cluster_that_does_not_answer_is_refused_at_once(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label", "in", "out", "--model", "shapes-tiny", "--address", address]) == 2
+    assert "no Ray cluster answers there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+def test_what_is_no_price_is_refused(price: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["label", "photos", "labels", "--model", "shapes-tiny", "--usd-per-hour", price]
+    assert main(command) == 2
+    assert f"--usd-per-hour {price}: give a price of 0 or more" in capsys.readouterr().err
