@@ -7,6 +7,11 @@ if [ "$#" -lt 2 ]; then
   exit 2
 fi
 cluster="$(dirname "$0")/cluster.yaml"
+# What the cluster's nodes know each other by: see file_mounts of cluster.yaml.
+token=~/.detr-batch/ray/auth_token
+if [ ! -s "$token" ]; then
+  (umask 077 && mkdir -p "${token%/*}" && python3 -c 'import secrets; print(secrets.token_hex(32))' >"$token")
+fi
 trap 'ray down --yes "$cluster"' EXIT
 ray up --yes "$cluster"
 ray exec "$cluster" "detr-batch submit $(printf '%q ' "$@") --address http://127.0.0.1:8265"

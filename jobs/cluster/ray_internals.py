@@ -3,10 +3,45 @@
 Check this file when Ray is upgraded: tests/jobs/cluster/test_ray_internals.py fails first.
 """
 
-from collections.abc import Mapping
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+
+# The variables in which Ray looks for its token. Then it reads, or writes, ~/.ray/auth_token.
+TOKEN, TOKEN_PATH, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
+
+
+@contextmanager
+def private_ray() -> Iterator[None]:
+    """A Ray that is started within the block listens on loopback alone, and has a token of its own.
+
+    By default Ray listens on all addresses of the machine, and writes its token to a file of the
+    home directory that other users can read. The token of this Ray is in the memory of its
+    processes only. Tokens that the environment names, and RAY_AUTH_MODE=disabled, are respected.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    if not os.environ.get(MODE):
+        os.environ[MODE] = "token"
+        Config.initialize("")  # reads the variable again
+    own_token = not (os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH))
+    may_join = ray_constants.ENABLE_RAY_CLUSTER
+    # Ray then takes loopback as the address of this node, as it does on Windows and macOS.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    if own_token:
+        os.environ[TOKEN] = secrets.token_hex(32)
+        AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = may_join
+        if own_token:
+            del os.environ[TOKEN]  # the processes of Ray have it, and this one remembers it
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """Start or join Ray for a run, and check it before anything is computed."""
 
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
@@ -11,12 +14,12 @@ import psutil
 import ray
 import torch
 from ray.autoscaler.v2.sdk import request_cluster_resources
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import AuthenticationError, GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cluster.placement import Node, Placement, placement_on
 from jobs.cluster.probe import PACKAGES, probe
-from jobs.cluster.ray_internals import AutoscalerView, read_autoscaler
+from jobs.cluster.ray_internals import AutoscalerView, private_ray, read_autoscaler
 from jobs.cluster.ray_lines import hush_actor_warning, hush_logs
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, Layout
@@ -65,16 +68,23 @@ def start_ray(address: str | None) -> None:
     hush_logs()
     if ray.is_initialized():
         return
+    start = nullcontext() if address else private_ray()
     address = address or "local"  # never an old cluster that still runs on this machine
     try:
-        ray.init(
-            address=address, log_to_driver=False, include_dashboard=False, configure_logging=False
-        )
-    except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        with start:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                include_dashboard=False,
+                configure_logging=False,
+            )
+    except (AuthenticationError, ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        if address == "local":
+            raise InputError(f"Ray does not start on this machine: {reason}") from error
         raise InputError(
-            f"--address {address}: no Ray cluster answers there, or it takes another token "
-            f"(RAY_AUTH_TOKEN, RAY_AUTH_MODE): {reason}"
+            f"--address {address}: no Ray cluster answers there, or it wants another token (set "
+            f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {reason}"
         ) from error
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
@@ -84,6 +94,17 @@ def start_ray(address: str | None) -> None:
             "infra/Dockerfile on all nodes, or install the cluster's versions here"
         ) from error
     hush_actor_warning()
+    _take_sigterm_back()
+
+
+def _take_sigterm_back() -> None:
+    """Let Python alone handle SIGTERM again.
+
+    Ray (2.60) also handles it in C++, which prints a stack and aborts the process after three
+    seconds, even if it is about to release its lock.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def alive_nodes() -> dict[str, Node]:

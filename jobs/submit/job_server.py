@@ -54,12 +54,18 @@ def connect(server: str) -> Client:
         port = parts.port or {"https": 443}.get(parts.scheme, 80)
         socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
         with _without(OVERRIDES):
-            client = Client(server)
+            client = Client(server, verify=_authorities() or True)
     except AuthenticationError as error:
         raise InputError(
-            f"--address {url} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            f"--address {url} wants a token, or another one: set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
     except (*TROUBLES, ValueError) as error:
+        if isinstance(error.__context__, requests.exceptions.SSLError):
+            raise InputError(
+                f"--address {url}: its certificate is not trusted here; REQUESTS_CA_BUNDLE names "
+                "the file of another certificate authority"
+            ) from error
         reason = mask((str(error).splitlines() or [type(error).__name__])[0])
         raise InputError(
             f"--address {url}: no job server of Ray answers there ({reason}); it listens at port "
@@ -73,6 +79,14 @@ def connect(server: str) -> Client:
             "image of infra/Dockerfile"
         )
     return client
+
+
+def _authorities() -> str | None:
+    """The file or folder of certificate authorities to trust. None means those of the system.
+
+    Ray's client sends requests and follows logs with two libraries, which read one variable each.
+    """
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The schema of KubeRay's ray.io/v1 objects: every field of its API reference, at v1.7.0.
 
-Fields that no manifest here has are objects without detail. Pod templates are Kubernetes' own: its
-schemas judge them (`manifests.check`).
+Fields that no manifest here uses are objects without detail. Pod templates belong to Kubernetes,
+whose own schemas check them (`manifests.check`).
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def listed(items: Schema) -> Schema:
 
 
 def fields(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
-    """An object with these fields and no others."""
+    """Make the schema of an object with these fields and no others."""
     return {
         "type": "object",
         "properties": properties,
@@ -143,7 +143,7 @@ SPECS = {"RayCluster": RAY_CLUSTER, "RayJob": RAY_JOB, "RayCronJob": RAY_CRON_JO
 
 
 def check_fields(document: dict[str, Any]) -> None:
-    """jsonschema.ValidationError unless KubeRay has these fields, of these types."""
+    """Raise jsonschema.ValidationError unless KubeRay has these fields, of these types."""
     spec = SPECS[document["kind"]]
     whole = fields(
         required=("apiVersion", "kind", "metadata", "spec"),

@@ -1,4 +1,4 @@
-"""The manifests of `infra/kuberay` as a cluster would get them, and what judges them."""
+"""Renders the manifests of `infra/kuberay` as a cluster would get them, and checks them."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def documents(text: str) -> list[Document]:
 
 @cache
 def kubectl() -> str:
-    """A kubectl whose kustomize knows `replacements`; the test is skipped where there is none."""
+    """Find a kubectl whose kustomize knows `replacements`; skip the test if there is none."""
     program = shutil.which("kubectl")
     if program is None:
         pytest.skip("no kubectl on this machine: kustomizations are not rendered")
@@ -48,7 +48,7 @@ def _kustomized(folder: Path) -> str:
 
 
 def render(name: str, root: Path = KUBERAY) -> list[Document]:
-    """What `kubectl kustomize` makes of a folder of `infra/kuberay`, or of a copy of it."""
+    """Render a folder of `infra/kuberay`, or of a copy of it, with `kubectl kustomize`."""
     return documents(_kustomized(root / name))
 
 
@@ -63,7 +63,7 @@ def settings() -> dict[str, str]:
 
 
 def ray_job(name: str) -> Document:
-    """The spec of the run that a rendered folder has, also as a RayCronJob's template."""
+    """Return the spec of a rendered folder's run, which may be the template of a RayCronJob."""
     for document in render(name):
         if document["kind"] in ("RayJob", "RayCronJob"):
             return document["spec"].get("jobTemplate", document["spec"])
@@ -71,7 +71,7 @@ def ray_job(name: str) -> Document:
 
 
 def autoscaler_container(cluster: Document) -> Document:
-    """The container that KubeRay puts beside the head, with what a manifest says of it."""
+    """Return the container that KubeRay adds to the head's pod, with the manifest's options."""
     given = {key: value for key, value in cluster["autoscalerOptions"].items() if key in _SHARED}
     return {"name": "autoscaler", "image": "of-the-head", **given}
 
@@ -80,7 +80,7 @@ _SHARED = ("resources", "securityContext", "volumeMounts", "env", "envFrom", "co
 
 
 def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
-    """Every pod template of an object by name, the autoscaler within the head's."""
+    """Find every pod template of an object by name; the head's includes the autoscaler."""
     spec: Document = document.get("spec", {})
     if document["kind"] == "CronJob":
         yield "job", spec["jobTemplate"]["spec"]["template"]
@@ -100,9 +100,9 @@ def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
 
 
 def check(document: Document) -> None:
-    """A ValidationError unless the API server of Kubernetes, with KubeRay's CRDs, would take it.
+    """Raise ValidationError unless Kubernetes, with KubeRay's CRDs, would accept the object.
 
-    Strict: unknown fields fail.
+    The check is strict: unknown fields are errors.
     """
     if document["kind"] in SPECS:
         check_fields(document)

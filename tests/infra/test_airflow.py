@@ -1,4 +1,4 @@
-"""The nightly DAG, as Airflow reads it and as its task runs. The lock has no Airflow."""
+"""Airflow reads the nightly DAG and runs its task. The lock file does not contain Airflow."""
 
 import importlib.util
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What lets a run onto AWS: Ray's launcher takes the cluster, and a run needs no more rights."""
+"""Ray's launcher accepts our cluster on AWS, and a run needs no more rights than ours."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def statements(name: str) -> dict[str, dict[str, Any]]:
 
 
 def listed(value: Any) -> list[str]:
-    """What JSON lets one write as a string, or as a list of them."""
+    """Return a list where a policy may have a string or a list of strings."""
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -98,7 +98,7 @@ def test_the_head_may_launch_this_cluster_alone(cluster: dict[str, Any]) -> None
     profile = cluster["available_node_types"]["gpu"]["node_config"]["IamInstanceProfile"]["Name"]
     assert rights["GiveThemTheirRole"]["Resource"].endswith(f":role/{profile}")
     for sid, statement in rights.items():
-        if "*" in listed(statement["Resource"]):  # what EC2 describes has no names
+        if "*" in listed(statement["Resource"]):  # EC2's Describe actions take no resource names
             assert all(a.startswith("ec2:Describe") for a in listed(statement["Action"])), sid
         else:
             regions = {arn.split(":")[3] for arn in listed(statement["Resource"])}
@@ -107,7 +107,7 @@ def test_the_head_may_launch_this_cluster_alone(cluster: dict[str, Any]) -> None
 
 @pytest.fixture
 def parliament(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The linter. It (1.6.4) asks for pkg_resources, which setuptools (82) has no more."""
+    """The linter (1.6.4), with a replacement of pkg_resources, which setuptools (82) lacks."""
     asked_for = types.ModuleType("pkg_resources")
     vars(asked_for)["resource_filename"] = lambda package, name: str(files(package) / name)
     monkeypatch.setitem(sys.modules, "pkg_resources", asked_for)
@@ -121,7 +121,7 @@ def findings(parliament: Any, policy: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def test_policies_are_linted(parliament: Any) -> None:
     assert findings(parliament, document("iam-policy.json")) == []
-    # Each resource of a launch may be in a statement of its own, which the linter does not know.
+    # Each resource of a launch may have its own statement, but the linter does not know that.
     for issue, detail in findings(parliament, document("iam-policy-head.json")):
         assert issue == "RESOURCE_MISMATCH"
         assert {entry["action"] for entry in detail} == {"ec2:RunInstances"}
@@ -151,7 +151,7 @@ def test_roles_are_for_one_kind_of_caller(name: str, parliament: Any) -> None:
 
 
 class WatchedStore(FaultyStore):
-    """Forwards every request, and keeps the action of IAM's that it needs."""
+    """Forwards every request, and records the IAM action that it needs."""
 
     def __init__(self, target: str):
         super().__init__(target)
@@ -163,7 +163,7 @@ class WatchedStore(FaultyStore):
 
 
 def action_of(method: str, address: str) -> str:
-    """What IAM calls a request to S3."""
+    """Return the IAM action that a request to S3 needs."""
     parts = urlsplit(address)
     _, _, key = parts.path.strip("/").partition("/")
     query = parse_qs(parts.query, keep_blank_values=True)
@@ -183,7 +183,7 @@ def action_of(method: str, address: str) -> str:
 
 @pytest.fixture
 def job(s3: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WatchedStore]:
-    """A lake, and this process as a user who has the rights of iam-policy.json in it alone."""
+    """A lake; this process becomes a user who has only the rights of iam-policy.json in it."""
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     admin = {"aws_access_key_id": ADMIN, "aws_secret_access_key": SECRET, "region_name": REGION}
     store = get_session().create_client("s3", endpoint_url=endpoint, **admin)
@@ -213,7 +213,7 @@ def test_a_run_needs_every_right_of_the_policy_and_no_other(
 ) -> None:
     source, output = f"s3://{BUCKET}/photos", f"s3://{BUCKET}/labels"
     label = ["label", source, output, "--model", "shapes-tiny", "--no-page"]
-    done = subprocess.run(  # a process of its own, whose workers have its rights
+    done = subprocess.run(  # a separate process, so that its workers have its rights
         [sys.executable, "-m", "jobs.cli", *label], timeout=RUN_SECONDS, check=False
     )
     assert done.returncode == 0
@@ -266,7 +266,7 @@ def test_a_night_ends_its_cluster_however_it_went(code: int, tmp_path: Path) -> 
         f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/said\n[ "$1" != exec ] || exit {code}\n'
     )
     stand_in.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     night = [str(AWS / "nightly.sh"), "s3://lake/my photos", "s3://lake/labels", "--spot"]
     done = subprocess.run(night, env=environment, check=False)
     assert done.returncode == code

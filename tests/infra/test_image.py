@@ -1,4 +1,4 @@
-"""The image: its Dockerfile, what is sent to build it, and the packages that are in it."""
+"""The container image: its Dockerfile, the files sent to the build, and its packages."""
 
 import fnmatch
 import re
@@ -18,7 +18,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def program(name: str) -> str:
-    """A linter that the lock puts beside this Python."""
+    """Return the path of a linter, which the lock file installs beside this Python."""
     return str(Path(sys.executable).parent / name)
 
 
@@ -27,7 +27,7 @@ def pins(lock: str) -> set[str]:
 
 
 def names(requirements: Iterable[str]) -> set[str]:
-    """Of packages, as a lock spells them."""
+    """Return the names of required packages, as a lock file spells them."""
     found = (re.match(r"[\w.-]+", requirement) for requirement in requirements)
     return {re.sub(r"[._-]+", "-", name[0]).lower() for name in found if name}
 
@@ -49,8 +49,8 @@ def test_linters_find_nothing(command: list[str]) -> None:
 def test_image_has_the_python_that_the_lock_is_for() -> None:
     base = re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.MULTILINE)
     (image,) = [name for name in base if ":" in name]
-    version = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-\w+", image)
-    assert version, "pinned to a version of Python and of Debian"
+    version = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-\w+@sha256:[0-9a-f]{64}", image)
+    assert version, "a tag for people to read, and the digest that is built from"
     assert f"--python-version {version[1]} " in (ROOT / "Makefile").read_text()
     assert PYPROJECT["project"]["requires-python"] == f">={version[1]}"
 
@@ -75,7 +75,7 @@ def test_packages_of_the_image_are_those_that_are_tested() -> None:
 
 
 def sent(path: str) -> bool:
-    """Whether the build gets a file: the last line of the ignore file that fits it decides."""
+    """Whether the build gets a file; the last matching line of the ignore file decides."""
     lines = (ROOT / "infra" / "Dockerfile.dockerignore").read_text().splitlines()
     verdict = True
     for line in lines:
@@ -109,10 +109,11 @@ def test_build_gets_the_packages_and_nothing_private() -> None:
 
 
 def test_login_shells_find_the_programs() -> None:
-    """Ray's launcher for EC2 has no other, and copies with rsync."""
+    """Ray's launcher for EC2 uses login shells, and copies by rsync over ssh, also on the head."""
     text = (ROOT / "infra" / "Dockerfile").read_text()
     for program in ("ray", "detr-batch", "python"):
         assert re.search(rf"ln -sf.*/opt/detr-batch/bin/{program}\b.*\\?\s", text), program
-    assert re.search(r"apt-get install .*\brsync\b", text)
+    for package in ("openssh-client", "rsync"):
+        assert re.search(rf"apt-get install .*\b{package}\b", text), package
     lock = (ROOT / "infra" / "requirements.lock").read_text()
     assert re.search(r"^boto3==", lock, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Manifests: what a cluster would take, what it would let them do, and what must agree."""
+"""The manifests are valid, have few rights, and agree with one another and with the code."""
 
 import copy
 import re
@@ -33,8 +33,9 @@ from tests.infra.manifests import (
 
 RUNS = ("base", "overlays/eks", "overlays/kueue", "overlays/raycronjob")
 GI = 2**30
-MOST_PODSETS = 8  # of a workload, in Kueue: submitter, head, and groups
+MOST_PODSETS = 8  # that Kueue allows in a workload: submitter, head, and groups
 PLACEHOLDERS = "INPUT|OUTPUT|IMAGE|GPU|CPU|ACCELERATOR|SCHEDULE|TIME_ZONE|ROLE|QUEUE"
+PLACEHOLDERS += "|OPERATOR|MONITORING"
 
 
 def memory(quantity: str) -> int:
@@ -43,7 +44,7 @@ def memory(quantity: str) -> int:
 
 
 def containers(document: Document) -> list[tuple[Document, Document]]:
-    """Every container, also those that KubeRay adds by our options, with its pod."""
+    """Find every container with its pod, including those that KubeRay adds by our options."""
     return [
         (container, template["spec"])
         for _, template in pod_templates(document)
@@ -61,7 +62,7 @@ def test_clusters_take_what_is_rendered(name: str) -> None:
 
 
 def test_run_is_valid_before_it_is_rendered() -> None:
-    """Where kubectl is missing too; placeholders are words as any."""
+    """This needs no kubectl, because placeholders are valid values."""
     (document,) = documents((KUBERAY / "base" / "rayjob.yaml").read_text())
     check(document)
 
@@ -81,7 +82,7 @@ def test_run_is_valid_before_it_is_rendered() -> None:
 )
 def test_mistakes_are_found(path: list[str | int], value: Any) -> None:
     (document,) = documents((KUBERAY / "base" / "rayjob.yaml").read_text())
-    broken = copy.deepcopy(document)  # YAML's aliases are one object
+    broken = copy.deepcopy(document)  # a copy, because aliases of YAML share one object
     place = broken["spec"]
     for step in path[:-1]:
         place = place[step]
@@ -91,7 +92,7 @@ def test_mistakes_are_found(path: list[str | int], value: Any) -> None:
 
 
 def test_settings_are_the_one_place(tmp_path: Path) -> None:
-    """All of them arrive, in every kustomization, and no placeholder is left."""
+    """Every setting reaches every kustomization, and no placeholder is left."""
     kubectl()
     copied = tmp_path / "kuberay"
     shutil.copytree(KUBERAY, copied)
@@ -147,8 +148,20 @@ def test_tokens_are_mounted_where_the_api_is_spoken_to(name: str) -> None:
             assert template["spec"]["automountServiceAccountToken"] is speaks, pod
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_every_cluster_wants_a_token(name: str) -> None:
+    """KubeRay creates the token for all pods of a run; no pod sets another token or mode."""
+    cluster = ray_job(name)["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52), "older ones know no token"
+    for pod, template in pod_templates({"kind": "RayJob", "spec": ray_job(name)}):
+        for container in template["spec"]["containers"]:
+            given = {variable["name"] for variable in container.get("env", [])}
+            assert not {one for one in given if "AUTH" in one}, pod
+
+
 def test_pods_may_write_where_they_must() -> None:
-    """Ray's sessions and our caches go to /tmp, its object store to /dev/shm: 30 % of memory."""
+    """Ray's sessions and our caches need /tmp; its object store needs 30 % of memory, /dev/shm."""
     for name, template in pod_templates({"kind": "RayJob", "spec": ray_job("base")}):
         pod = template["spec"]
         volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
@@ -204,7 +217,7 @@ def test_versions_are_those_of_the_project(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["base", "overlays/eks"])
 def test_autoscaler_of_ray_understands_the_cluster(name: str) -> None:
-    """As Ray itself derives it from the object: what each group can do before it has nodes."""
+    """Ray itself derives from the object what each group offers before it has nodes."""
     cluster = {
         "metadata": {"name": "run", "namespace": "detr-batch"},
         "spec": ray_job(name)["rayClusterSpec"],
@@ -225,7 +238,7 @@ def test_autoscaler_of_ray_understands_the_cluster(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["base", "overlays/eks"])
 def test_the_run_fits_what_the_autoscaler_may_make(name: str) -> None:
-    """With GPU nodes for the detectors alone, also before the first of them exists."""
+    """GPU nodes are for detectors only, even before the first of these nodes exists."""
     job = ray_job(name)
     cluster = {"metadata": {"name": "run", "namespace": "d"}, "spec": job["rayClusterSpec"]}
     derived = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
@@ -243,7 +256,7 @@ def test_the_run_fits_what_the_autoscaler_may_make(name: str) -> None:
 def test_workers_may_be_on_spot_and_the_head_is_not() -> None:
     templates = dict(pod_templates({"kind": "RayJob", "spec": ray_job("overlays/eks")}))
     for template in templates.values():
-        for toleration in template["spec"].get("tolerations", []):  # no schema knows these words
+        for toleration in template["spec"].get("tolerations", []):  # no schema lists these values
             assert toleration["operator"] == "Exists"
             assert toleration["effect"] == "NoSchedule"
     tolerated = {

@@ -1,4 +1,4 @@
-"""Alert rules and dashboard ask for what runs export, in words that Prometheus and Grafana take."""
+"""Alert rules and the dashboard are valid, and query only metrics that runs export."""
 
 import json
 import re
@@ -18,8 +18,8 @@ from jobs.label.metrics import COUNTERS, PREFIX, TAGS, exported_names
 MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
 ALERTS = MONITORING / "alerts.yaml"
 DURATION = re.compile(r"(\d+(ms|s|m|h|d|w|y))+")
-COLUMNS = 24  # of Grafana's grid
-# What Grafana puts into an expression, and what it may be.
+COLUMNS = 24  # width of Grafana's grid
+# Variables that Grafana replaces in an expression, with a possible value.
 VARIABLES = {"$output": ".*", "$run": ".*", "$__rate_interval": "2m", "$__range": "12h"}
 
 
@@ -34,7 +34,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def expressions() -> Iterator[str]:
-    """All PromQL of both files."""
+    """Return all expressions of PromQL in both files."""
     yield from (rule["expr"] for rule in rules())
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:
@@ -45,7 +45,7 @@ def expressions() -> Iterator[str]:
 
 
 def selectors(expression: str) -> list[Any]:
-    """The vector selectors of an expression; ValueError where it is none of PromQL."""
+    """Return the vector selectors of an expression; ValueError if it is not valid PromQL."""
     found: list[Any] = []
 
     def visit(node: Any) -> None:
@@ -92,7 +92,7 @@ def test_rules_have_the_fields_that_prometheus_wants() -> None:
 def test_dashboard_is_one_of_grafanas() -> None:
     document = dashboard()
     assert {"uid", "title", "schemaVersion", "panels", "templating", "time"} <= set(document)
-    assert "id" not in document  # Grafana gives it
+    assert "id" not in document  # Grafana chooses it
     variables = {entry["name"]: entry for entry in document["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     assert variables["datasource"]["query"] == "prometheus"
@@ -125,7 +125,7 @@ def test_grafanas_own_model_loses_nothing_of_the_dashboard() -> None:
 
 
 def lost(given: Any, kept: Any, place: str = "") -> Iterator[str]:
-    """Where `kept` lacks something of `given`, or has another value."""
+    """Find the paths at which `kept` lacks a value of `given`, or has another value."""
     if isinstance(given, dict) and isinstance(kept, dict):
         for key, value in given.items():
             yield from lost(value, kept.get(key), f"{place}/{key}")
@@ -169,9 +169,9 @@ def test_prometheus_takes_the_rules(promtool: str) -> None:
 
 
 RUN = 'output="s3://lake/labels", run="r1", WorkerId="01"'
-AGAIN = 'output="s3://lake/labels", run="r1", WorkerId="02"'  # that took it up
+AGAIN = 'output="s3://lake/labels", run="r1", WorkerId="02"'  # the worker that resumed the run
 BLOCK, IMAGES = "last_block_timestamp_seconds", "images_total"
-# What is scraped every minute (stale: it left), how many minutes later, and which rules fire then.
+# What is scraped each minute (stale: it has gone), after how many minutes, and which rules fire.
 CASES: dict[str, tuple[dict[str, str], int, set[str]]] = {
     "a run that goes well": (
         {

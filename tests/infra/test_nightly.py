@@ -1,4 +1,4 @@
-"""The nightly job: what it may do, and the script that creates a run and waits for it."""
+"""The nightly job has few rights, and its script creates a run and waits for it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.infra.manifests import KUBERAY, Document, kubectl, only, render, sett
 
 SCRIPT = KUBERAY / "nightly" / "run-rayjob.sh"
 
-# Answers `get` with the next line of `states` ("away": no answer), and keeps what is created.
+# Answers `get` with the next line of `states` ("away": no answer), and saves what is created.
 FAKE_KUBECTL = """#!/bin/sh
 case "$1 $*" in
   get*--output\\ name) exec test -e "$FAKE/exists" ;;
@@ -29,7 +29,7 @@ esac
 
 
 def run(folder: Path, *states: str) -> subprocess.CompletedProcess[str]:
-    """The script against a kubectl that tells these states."""
+    """Run the script with a kubectl that reports these states."""
     program = folder / "bin" / "kubectl"
     program.parent.mkdir()
     program.write_text(FAKE_KUBECTL)
@@ -54,7 +54,7 @@ def test_run_is_created_under_the_name_of_its_night(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     created = json.loads((tmp_path / "created").read_text())
     assert created["metadata"] == {
-        "name": "detr-batch-nightly-29400000-run",  # no Job of KubeRay may meet that of the night
+        "name": "detr-batch-nightly-29400000-run",  # must differ from the name of the night's Job
         "namespace": "detr-batch",
         "ownerReferences": [
             {
@@ -105,7 +105,7 @@ def cron_job() -> Document:
 
 
 def test_one_run_at_a_time() -> None:
-    """Forbid looks at Jobs: one lasts as long as its run, since the script waits for it."""
+    """`Forbid` counts Jobs, and a Job lasts as long as its run, since the script waits."""
     spec = cron_job()
     assert spec["concurrencyPolicy"] == "Forbid"
     assert spec["startingDeadlineSeconds"] >= 600
@@ -139,7 +139,7 @@ def test_night_may_create_runs_and_nothing_else() -> None:
 
 
 def test_accounts_and_config_maps_exist() -> None:
-    """All but the RayJob's, which is made from what was rendered: see infra/README.md."""
+    """All but the RayJob's config map, which is made from rendered files (infra/README.md)."""
     found = render("nightly")
     names = {(document["kind"], document["metadata"]["name"]) for document in found}
     pod = cron_job()["jobTemplate"]["spec"]["template"]["spec"]

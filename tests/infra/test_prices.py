@@ -1,4 +1,4 @@
-"""The price table."""
+"""The price table is complete, and `detr-batch prices` prints it."""
 
 from collections import Counter
 from datetime import date

@@ -1,4 +1,4 @@
-"""A cluster that makes its nodes on demand is asked whether it can make those of the run."""
+"""A run waits for nodes of an autoscaler only if the autoscaler can make them."""
 
 import json
 import os
@@ -69,13 +69,13 @@ options = LabelOptions(
     "in", "out", address=address, device="cuda", num_gpus=gpus, prepare_on=f"role={role}"
 )
 start_ray(address)
-print(wait_until_it_fits(options, seconds=15).layout.detectors.fewest)
+print(wait_until_it_fits(options.machines(), seconds=15).layout.detectors.fewest)
 """
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A head without CPUs, and an autoscaler beside it."""
+    """The address of a head node without CPUs, which has an autoscaler."""
     config = tmp_path_factory.mktemp("ray") / "cluster.yaml"
     config.write_text(json.dumps(CLUSTER))
     (port,) = free_ports(1)
@@ -100,7 +100,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert head.poll() is None, "Ray did not start"
             assert time.monotonic() < deadline, "Ray did not answer"
             time.sleep(0.5)
-        time.sleep(3)  # a mistake in the configuration ends it now
+        time.sleep(3)  # an error in the configuration ends the process by now
         assert head.poll() is None, "Ray's autoscaler did not start"
         yield f"127.0.0.1:{port}"
     finally:
