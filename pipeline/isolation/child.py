@@ -3,33 +3,41 @@
 Ray restarts a dead worker for ever and gives it the same block again (2.60: actors and tasks of Ray
 Data have no limit of restarts). Decoders and archive readers open files that nobody has checked.
 They therefore run in a child process of the worker. If the child dies, the worker knows at which
-image it died.
+image it died. README.md says what a child can reach.
 
 The child is a plain Python process that is connected by a pipe. `multiprocessing` would import the
 parent's main module in the child, and that module is Ray's worker.
 """
 
 import contextlib
-import importlib
 import os
-import pkgutil
+import pickle
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+
+from pipeline.isolation import frames, serve
+from pipeline.isolation.frames import Channel, Late, MalformedAnswer, RowReader
+from pipeline.isolation.frames import Row as Row
 
 # Attempts at an image where the child died. The child may have been killed because another process
 # used too much memory.
 ATTEMPTS = 2
 MEMORY_BYTES = 6 << 30  # limit of a child's data; above it the child gets a MemoryError or dies
-WATCH_SECONDS = 1.0
-
-Row = dict[str, Any]
+# The environment variables that a confined child has: what decides how Python starts, where it
+# loads libraries from, and how fast they compute. None of them holds a secret.
+VARIABLES = """PATH HOME TMPDIR LANG LANGUAGE LC_ALL LC_CTYPE TZ LD_LIBRARY_PATH LD_PRELOAD
+    DYLD_LIBRARY_PATH VIRTUAL_ENV PYTHONHOME PYTHONPLATLIBDIR PYTHONHASHSEED PYTHONNOUSERSITE
+    PYTHONUSERBASE PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONUTF8 PYTHONMALLOC
+    PYTHONWARNINGS PYTHONOPTIMIZE PYTHONFAULTHANDLER CUDA_VISIBLE_DEVICES""".split()
+PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "MALLOC_", "ATEN_", "ONEDNN_", "DNNL_")
 
 
 class ChildFailed(Exception):
@@ -44,79 +52,174 @@ class ChildStuck(ChildFailed):
     """An item took longer than the time limit, and the child was killed."""
 
 
-class Child:
-    """A child process that runs generators, one at a time.
+class ChildRaised(ChildFailed):
+    """The function raised an error that is none of `Answers.errors`, and the child was killed."""
 
-    `start` or the first call of `stream` starts the process. It imports the module `preload` at its
-    start, and it may hold `memory` bytes of data.
+
+class ChildMisbehaved(ChildFailed):
+    """The child answered what it was not asked for, and was killed."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a worker accepts from its child. Anything else ends the child (ChildMisbehaved).
+
+    Rows have columns of `schema`; absent ones are null. `errors` are the errors that `stream`
+    raises as they are; they are made from a message.
     """
 
-    def __init__(self, preload: str = "pipeline", memory: int = MEMORY_BYTES) -> None:
-        self.preload, self.memory = preload, memory
+    schema: pa.Schema
+    most_bytes: int  # of all binary values of a row together
+    errors: tuple[type[Exception], ...] = ()
+    is_plausible: Callable[[Row], bool] = lambda row: True
+
+
+class Child:
+    """A child process that runs generators of rows, one at a time.
+
+    `start` or the first call of `stream` starts the process. It first runs `preload` (a module, or
+    "module:function"), and it may hold `memory` bytes of data.
+
+    A child is confined (pipeline/isolation/README.md): it has no secrets in its environment, and
+    where the kernel allows it, it opens no file and no connection. `opens_stores` is for the child
+    that reads INPUT. It needs the credentials, the network and the files of its worker, and keeps
+    them.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        preload: str = "pipeline",
+        memory: int = MEMORY_BYTES,
+        opens_stores: bool = False,
+    ) -> None:
+        self.answers, self.preload, self.memory = answers, preload, memory
+        self.opens_stores = opens_stores
+        # Why the system calls of the last process are not limited; "" if they are, and None before
+        # the first process was ready.
+        self.unlimited_because: str | None = None
+        self._is_ready = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+        self._channel: Channel | None = None
+        self._rows = RowReader(answers.schema)
+        self._errors = {error.__name__: error for error in answers.errors}
         self._environment: dict[str, str] = {}
 
-    def start(self) -> Connection:
+    def start(self) -> Channel:
         """Start the process without waiting for it, and return the pipe to it.
 
         A process that already runs with the current environment variables is kept.
         """
+        environment = self._make_environment()
         running = self._process is not None and self._process.poll() is None
-        if running and self._pipe is not None and self._environment == os.environ:
-            return self._pipe
+        if running and self._channel is not None and self._environment == environment:
+            return self._channel
         self.close()
-        self._environment = dict(os.environ)
-        self._pipe, theirs = Pipe()
+        self._environment = environment
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours.detach())
         # -P: the child does not import from the current folder, which may be a folder of images.
-        # It imports from where this process imports from, including Ray's working_dir.
         command = [sys.executable, "-P", "-m", "pipeline.isolation.child"]
         command += [str(theirs.fileno()), str(self.memory), self.preload]
-        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path}
-        )
-        theirs.close()
-        return self._pipe
+        command += [serve.UNCONFINED] if self.opens_stores else []
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
+        return self._channel
 
-    def stream(self, target: str, arguments: tuple[Any, ...], seconds: float) -> Iterator[Any]:
-        """Yield the items of the generator `target`, which the child runs with `arguments`.
+    def _make_environment(self) -> dict[str, str]:
+        """The child imports from where this process imports from, including Ray's working_dir."""
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if self.opens_stores or name in VARIABLES or name.startswith(PREFIXES)
+        }
+        return {**variables, "PYTHONPATH": path}
+
+    def stream(
+        self, target: str, arguments: tuple[Any, ...], seconds: float, rows: int | None = None
+    ) -> Iterator[Row]:
+        """Yield the rows of the generator `target`, which the child runs with `arguments`.
 
         `target` is a name ("package.module:function"), so that only the child imports the module.
-        Each item may take up to `seconds` seconds.
+        Each row may take up to `seconds` seconds. `target` yields `rows` rows, or any number.
 
-        Raises ChildFailed if the process does not deliver an item, and else any error that `target`
-        raises.
+        Raises ChildFailed if the process does not deliver a row, or one of `Answers.errors`.
         """
         ended = False
+        count = 0
         try:
-            pipe = self.start()
-            pipe.send((target, arguments))
+            deadline = time.monotonic() + seconds
+            channel = self._ready(deadline)
+            channel.send(frames.REQUEST, pickle.dumps((target, arguments)), deadline)
             while True:
-                if not pipe.poll(seconds):
-                    raise ChildStuck(f"no result within {seconds:g} s")
-                kind, value = pipe.recv()
-                if kind == "item":
-                    yield value
-                    continue
-                ended = True
-                if kind == "error":
-                    raise value
-                return
+                kind, text, body = channel.receive(self.answers.most_bytes, deadline)
+                if kind == frames.ROW and count != rows:
+                    row = self._rows.row(text, body)
+                    if not self.answers.is_plausible(row):
+                        raise MalformedAnswer("its values contradict one another")
+                    yield row
+                    count += 1
+                    deadline = time.monotonic() + seconds
+                elif kind == frames.ERROR:
+                    error = self._error(text)
+                    ended = not isinstance(error, ChildFailed)
+                    raise error
+                elif kind == frames.END and rows in (None, count):
+                    ended = True
+                    return
+                else:
+                    raise MalformedAnswer(f"row {count} of {rows} is {kind!r}")
+        except Late as error:
+            raise ChildStuck(f"no result within {seconds:g} s") from error
+        except MalformedAnswer as error:
+            raise ChildMisbehaved(f"its process broke its protocol: {error}") from error
         except (EOFError, ConnectionError) as error:
             raise ChildDied(self._last_words()) from error
         finally:
             if not ended:
                 self.close()
 
+    def _ready(self, deadline: float) -> Channel:
+        """The channel to a process that waits for a request."""
+        channel = self.start()
+        if not self._is_ready:
+            kind, text, _ = channel.receive(0, deadline)
+            reason = frames.text_of(text)
+            if kind != frames.READY or not isinstance(reason, str):
+                raise MalformedAnswer("it did not say that it is ready")
+            self.unlimited_because = reason
+            self._is_ready = True
+        elif not channel.is_silent():  # it died, or it said something that nobody asked for
+            self.close()
+            return self._ready(deadline)
+        return channel
+
+    def _error(self, text: bytes) -> Exception:
+        """The error in a frame."""
+        named = frames.text_of(text)
+        if not isinstance(named, list) or [type(part) for part in named] != [str, str]:
+            raise MalformedAnswer("its error has no name")
+        name, message = named
+        if name in self._errors:
+            return self._errors[name](message)
+        return ChildRaised(f"{name}: {message}")
+
     def close(self) -> None:
         """End the process, if there is one."""
-        if self._pipe is not None:
-            self._pipe.close()
+        if self._channel is not None:
+            self._channel.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self._process = self._pipe = None
+        self._process = self._channel = None
+        self._is_ready = False
 
     def _last_words(self) -> str:
         assert self._process is not None
@@ -125,6 +228,8 @@ class Child:
         code = self._process.poll()
         if code is None:
             return "its pipe broke"
+        if code == -getattr(signal, "SIGSYS", 0):
+            return "killed by SIGSYS: it tried what its sandbox forbids"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def __del__(self) -> None:
@@ -138,22 +243,27 @@ def read_rows_in_child(
     seconds: float,
     failed: Callable[[int, ChildFailed], Row],
     go_on: bool,
+    rows: int | None = None,
 ) -> Iterator[Row]:
     """Yield the rows that `target` yields in the child (see `Child.stream`).
 
     `arguments(n)` are the arguments with which `target` skips its first n rows. If the child does
     not deliver row n, the result of `failed(n, error)` replaces it. The rows after it follow only
-    if `go_on` is true. `seconds` is the time limit of one row.
+    if `go_on` is true. `seconds` is the time limit of one row, and `rows` the number of all rows
+    (None: any).
     """
     count = attempts = 0
-    while True:
+    while count != rows:
+        left = None if rows is None else rows - count
         try:
-            for row in child.stream(target, arguments(count), seconds):
+            for row in child.stream(target, arguments(count), seconds, left):
                 yield row
                 count, attempts = count + 1, 0
             return
         except ChildFailed as error:
             attempts += 1
+            if count == rows:  # it failed after its last row
+                return
             if isinstance(error, ChildDied) and attempts < ATTEMPTS:
                 continue
             yield failed(count, error)
@@ -162,44 +272,5 @@ def read_rows_in_child(
         count, attempts = count + 1, 0
 
 
-def _serve(pipe: Connection) -> None:
-    """Answer requests until the parent process ends."""
-    while True:
-        try:
-            target, arguments = pipe.recv()
-        except (EOFError, ConnectionError):
-            return
-        try:
-            for item in pkgutil.resolve_name(target)(*arguments):
-                pipe.send(("item", item))
-        except ConnectionError:
-            return
-        except Exception as error:
-            pipe.send(("error", error))
-        else:
-            pipe.send(("end", None))
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent ends. A child that hangs would outlive its parent."""
-    while os.getppid() == parent:
-        time.sleep(WATCH_SECONDS)
-    os._exit(1)
-
-
-def _bound_memory(most: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows does not have this module
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _bound_memory(int(sys.argv[2]))
-    importlib.import_module(sys.argv[3])
-    _serve(Connection(int(sys.argv[1])))
+    serve.serve(sys.argv[1:])

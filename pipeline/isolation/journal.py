@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+from pipeline.storage.folders import make_private_folder
+
 KEPT_SECONDS = 7 * 24 * 3600.0  # age at which entries that a killed run left behind are deleted
 BEGUN, STOOD_STILL = b".", b"s"
 
@@ -28,10 +30,10 @@ class CrashJournal:
         self._under_way: dict[str, float] = {}  # key -> monotonic time at which it began
         self.folder = Path(tempfile.gettempdir(), f"detr-batch-{os.getuid()}")
         self.session = session
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        make_private_folder(self.folder)
         for path in self.folder.iterdir():
             try:
-                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                if time.time() - path.lstat().st_mtime > KEPT_SECONDS:
                     path.unlink()
             except FileNotFoundError:  # another detector deleted the entry
                 continue

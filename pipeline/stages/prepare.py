@@ -1,17 +1,37 @@
 """prepare: ENCODED -> PREPARED. Images are decoded and resized. A failure costs one row.
 
-A child process decodes the images (decode.py). An image that crashes the decoder, or that never
-finishes, costs its own row but not the worker.
+A confined child process decodes the images (decode.py). An image that crashes the decoder, or that
+never finishes, costs its own row but not the worker. What the child answers is checked here.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from model.resize import ResizeRule
-from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, read_rows_in_child
-from pipeline.schema import OK, PREPARED, TIMED_OUT, WORKER_CRASH, failed_row
+from pipeline.isolation.child import (
+    Answers,
+    Child,
+    ChildFailed,
+    ChildStuck,
+    Row,
+    read_rows_in_child,
+)
+from pipeline.schema import (
+    DECODED,
+    OK,
+    PREPARED,
+    TIMED_OUT,
+    TOO_MANY_PIXELS,
+    TRUNCATED,
+    UNDECODABLE,
+    WORKER_CRASH,
+    failed_row,
+)
+
+log = logging.getLogger(__name__)
 
 DECODE = "pipeline.stages.decode:decode_rows"
 MAX_PIXELS = 100_000_000  # the size of a 100-megapixel camera's image; 300 MB as RGB
@@ -29,8 +49,31 @@ class Preparer:
         seconds: float = DECODE_SECONDS,
     ):
         self.resize, self.max_pixels, self.seconds = resize, max_pixels, seconds
-        self.child = Child(preload="pipeline.stages.decode")
+        self.child = Child(self._answers(), preload="pipeline.stages.decode:load_decoders")
         self.child.start()
+        self._sandbox_was_reported = False
+
+    def _answers(self) -> Answers:
+        # Rounding makes an image larger than `longest`: by up to a half where it is one pixel thin.
+        longest = 2 * self.resize.longest + self.resize.multiple
+        return Answers(DECODED, 3 * longest**2, is_plausible=self._is_plausible)
+
+    def _is_plausible(self, decoded: Row) -> bool:
+        """Whether the decoder can have made this row of some image."""
+        size = decoded["height"], decoded["width"]
+        known = None not in size and min(size) > 0
+        if decoded["status"] != OK:
+            reasons = (UNDECODABLE, TRUNCATED, TOO_MANY_PIXELS)
+            told = decoded["status"] in reasons and decoded["error"] is not None
+            return told and decoded["pixels"] is None and (known or size == (None, None))
+        if not known or size[0] * size[1] > self.max_pixels or decoded["pixels"] is None:
+            return False
+        rows, columns = decoded["rows"], decoded["columns"]
+        return (
+            (rows, columns) == self.resize.target_size(*size)
+            and len(decoded["pixels"]) == rows * columns * 3
+            and decoded["orientation"] in range(1, 9)
+        )
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Convert an ENCODED table to PREPARED tables, each of about BYTES_PER_TABLE of pixels."""
@@ -48,6 +91,13 @@ class Preparer:
             yield pa.Table.from_pylist(rows, schema=PREPARED)
         # The stream is read to its end, because an unfinished stream kills its child process.
         assert next(decoded, None) is None
+        self._report_missing_sandbox()
+
+    def _report_missing_sandbox(self) -> None:
+        """Log once that the machine cannot limit what the decoder does."""
+        if self.child.unlimited_because and not self._sandbox_was_reported:
+            log.warning("images are decoded without a sandbox: %s", self.child.unlimited_because)
+            self._sandbox_was_reported = True
 
     def _decode_in_child(self, images: list[bytes]) -> Iterator[Row]:
         """The rows that `decode_rows` yields in the child, one per image."""
@@ -59,7 +109,9 @@ class Preparer:
         def arguments(number: int) -> tuple[Any, ...]:
             return images[number:], self.resize, self.max_pixels
 
-        return read_rows_in_child(self.child, DECODE, arguments, self.seconds, instead, go_on=True)
+        return read_rows_in_child(
+            self.child, DECODE, arguments, self.seconds, instead, go_on=True, rows=len(images)
+        )
 
 
 def _prepared_row(row: Row, decoded: Row) -> Row:

@@ -1,9 +1,11 @@
-"""Files that crash, stand still, devour memory or change cost their own row, in bounded time."""
+"""A file that crashes a process, stalls, needs too much memory or changes costs only its row."""
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.isolation import child
-from pipeline.isolation.child import Child, ChildDied
+from pipeline.isolation.child import Answers, Child, ChildDied, ChildRaised
 from pipeline.plan.plan import plan_shards
-from pipeline.schema import ENCODED
+from pipeline.schema import ENCODED, Member, Shard
 from pipeline.stages import formats, read
 from pipeline.stages.prepare import Preparer
 from pipeline.storage.files import open_location
-from tests.chaos.harness import INJECTED
+from tests.chaos.injected import INJECTED
 from tests.support.samples import RULE, encoded, jpeg, write_tar
 
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Children start with the decoder that reacts to planted files."""
+    """Make children start with a decoder that fails on planted files."""
     monkeypatch.syspath_prepend(str(INJECTED))
     monkeypatch.setenv("DETR_BATCH_FAULTS", str(tmp_path))
 
@@ -36,9 +38,9 @@ def table(contents: list[bytes]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ENCODED)
 
 
-def test_each_harmful_picture_costs_its_own_row(faults: None) -> None:
-    preparer = Preparer(RULE, seconds=20)  # a new child may take some, beside other work
-    preparer.child = Child(memory=2 << 30)
+def test_each_harmful_image_costs_its_own_row(faults: None) -> None:
+    preparer = Preparer(RULE, seconds=20)  # a new child may take seconds on a busy machine
+    preparer.child = Child(preparer.child.answers, preparer.child.preload, memory=2 << 30)
     good = jpeg()
     contents = [good, b"FAULT-CRASH", good, b"FAULT-STILL", good, b"FAULT-DEVOUR", b"FAULT-LEAVE"]
     began = time.monotonic()
@@ -65,7 +67,7 @@ def test_the_child_is_kept_from_block_to_block() -> None:
 def test_nothing_is_imported_from_where_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lake may hold a `numpy.py`."""
+    """The folder may belong to a lake that holds a file `numpy.py`."""
     (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
@@ -73,17 +75,30 @@ def test_nothing_is_imported_from_where_it_runs(
     assert [row["status"] for row in rows] == ["ok"]
 
 
-def test_a_read_that_stands_still_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pipe that nobody writes to, as a network drive may be."""
-    monkeypatch.setattr(read, "READ_SECONDS", 4)
-    for index in range(3):
-        (tmp_path / f"{index}.jpg").write_bytes(jpeg(index))
-    (shard,) = plan_shards(str(tmp_path)).shards
-    (tmp_path / "1.jpg").unlink()
-    os.mkfifo(tmp_path / "1.jpg")
-    rows = encoded(shard)
+class StallingServer(BaseHTTPRequestHandler):
+    """Sends an image, but nothing at all where the name begins with "stall"."""
+
+    def do_GET(self) -> None:
+        while self.path.startswith("/stall"):
+            time.sleep(0.1)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(jpeg())
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing to the terminal."""
+
+
+def test_a_read_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "READ_SECONDS", 15)  # a new child may take seconds
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StallingServer)
+    server.daemon_threads, server.block_on_close = True, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    names = ("first.jpg", "stall.jpg", "last.jpg")
+    members = (Member(f"http://127.0.0.1:{server.server_port}/{name}", "", -1) for name in names)
+    rows = encoded(Shard("list", "files", tuple(members)))
+    server.shutdown()
+    server.server_close()
     assert [row["status"] for row in rows] == ["ok", "timed_out", "ok"]
     assert rows[2]["shard_size"] == 3
 
@@ -106,7 +121,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_objects_that_changed_after_they_were_listed_are_noticed(
     place: str, tmp_path: Path
 ) -> None:
-    """Of the same size or another; the others are labelled."""
+    """Objects of the same size and of another size are noticed; unchanged ones are labelled."""
     tar = write_tar(tmp_path / "t.tar", {"a.jpg": jpeg(1)}).read_bytes()
     other = write_tar(tmp_path / "t.tar", {"a.jpg": jpeg(2)}).read_bytes()
     pq.write_table(pa.table({"image": [jpeg(1)]}), tmp_path / "p.parquet")
@@ -136,20 +151,22 @@ def test_an_archive_that_changes_while_it_is_read_is_noticed(bucket: str, tmp_pa
     assert rest[-1]["status"] == "changed" and len(rest) < 4
 
 
-def test_a_child_that_is_gone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Child()
-    assert list(worker.stream("tests.pipeline.isolation.test_child:counted", (3,), 30)) == [0, 1, 2]
+HERE = "tests.pipeline.isolation.test_child"
+NUMBERS = Answers(pa.schema([("at", pa.int64())]), 0, errors=(ZeroDivisionError,))
+
+
+def test_a_child_that_is_gone_is_replaced() -> None:
+    worker = Child(NUMBERS, HERE)
+    assert [row["at"] for row in worker.stream(f"{HERE}:counted", (3,), 30)] == [0, 1, 2]
     assert worker._process is not None
     worker._process.kill()
     worker._process.wait()
-    assert list(worker.stream("tests.pipeline.isolation.test_child:counted", (2,), 30)) == [0, 1]
+    assert [row["at"] for row in worker.stream(f"{HERE}:counted", (2,), 30)] == [0, 1]
     with pytest.raises(ChildDied, match="exit code 7"):
         list(worker.stream("os:_exit", (7,), 30))
-    with pytest.raises(ZeroDivisionError):
-        list(worker.stream("tests.pipeline.isolation.test_child:counted", ("no",), 30))
     tries = child.read_rows_in_child(
         worker,
-        "tests.pipeline.isolation.test_child:dying_at_two",
+        f"{HERE}:dying_at_two",
         lambda number: (number,),
         30,
         lambda number, why: {"failed": number},
@@ -158,10 +175,20 @@ def test_a_child_that_is_gone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(tries) == [{"at": 0}, {"at": 1}, {"failed": 2}, {"at": 3}]
 
 
-def counted(count: int) -> Iterator[int]:
+def test_errors_cross_by_their_names() -> None:
+    """Those that a worker expects are raised as they are; all others are failures of the child."""
+    worker = Child(NUMBERS, HERE)
+    with pytest.raises(ZeroDivisionError, match="by nought"):
+        list(worker.stream(f"{HERE}:counted", ("ZeroDivisionError",), 30))
+    with pytest.raises(ChildRaised, match=r"KeyError: .*by nought"):
+        list(worker.stream(f"{HERE}:counted", ("KeyError",), 30))
+    assert [row["at"] for row in worker.stream(f"{HERE}:counted", (2,), 30)] == [0, 1]
+
+
+def counted(count: int | str) -> Iterator[dict[str, int]]:
     if isinstance(count, str):
-        raise ZeroDivisionError
-    yield from range(count)
+        raise {"ZeroDivisionError": ZeroDivisionError, "KeyError": KeyError}[count]("by nought")
+    yield from ({"at": number} for number in range(count))
 
 
 def dying_at_two(start: int) -> Iterator[dict[str, int]]:

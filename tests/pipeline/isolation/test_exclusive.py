@@ -1,4 +1,4 @@
-"""Calls run side by side, but for the one that must be alone."""
+"""Calls run side by side, except for a call that must run alone."""
 
 import threading
 import time
@@ -83,7 +83,7 @@ def test_who_waits_to_be_alone_is_next() -> None:
     def suspicious() -> None:
         with turns.shared():
             there.wait(LONG)
-            with turns.exclusive(), turns.exclusive():  # it may be entered again
+            with turns.exclusive(), turns.exclusive():  # an exclusive call may be nested
                 events.append("alone")
 
     def late() -> None:

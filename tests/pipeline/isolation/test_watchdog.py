@@ -1,4 +1,4 @@
-"""A flow from which nothing comes ends by itself."""
+"""A dataflow that gives no results for too long ends by itself."""
 
 import signal
 import time
@@ -50,7 +50,7 @@ def test_rays_waiting_is_interrupted() -> None:
 
 
 def test_it_ends_where_interrupts_are_ignored() -> None:
-    """As in commands that a shell starts in the background."""
+    """Commands that a shell starts in the background ignore interrupts."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(Stalled):

@@ -1,4 +1,4 @@
-"""Pixels are those that Pillow, which published models were trained with, decodes and resizes."""
+"""Decoded and resized pixels equal those of Pillow, with which the models were trained."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ from model.resize import ResizeRule
 from pipeline.stages.decode import decode_row
 from pipeline.stages.prepare import MAX_PIXELS
 
-SAVED = [
+FORMATS = [
     {"format": "JPEG", "subsampling": 0},
     {"format": "JPEG", "subsampling": 1},
     {"format": "JPEG", "subsampling": 2, "progressive": True},
@@ -20,8 +20,8 @@ SAVED = [
 ]
 
 
-def picture(mode: str, width: int, height: int) -> Image.Image:
-    """Something between noise and a photo."""
+def draw_image(mode: str, width: int, height: int) -> Image.Image:
+    """Draw noise that is smoothed, so that it resembles a photo."""
     noise = np.random.default_rng(width).integers(0, 255, (height // 4 + 1, width // 4 + 1, 3))
     small = Image.fromarray(noise.astype(np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
@@ -35,16 +35,18 @@ def prepared_pixels(encoded: bytes, rule: ResizeRule) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 7])
-@pytest.mark.parametrize("saved", SAVED, ids=lambda saved: "-".join(map(str, saved.values())))
+@pytest.mark.parametrize(
+    "save_options", FORMATS, ids=lambda options: "-".join(map(str, options.values()))
+)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("shorter", [91, 40, 200], ids=["as it is", "smaller", "larger"])
-def test_pixels_are_those_of_pillow(
-    mode: str, saved: dict[str, Any], orientation: int, shorter: int
+def test_pixels_equal_those_of_pillow(
+    mode: str, save_options: dict[str, Any], orientation: int, shorter: int
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
-    picture(mode, 133, 91).save(buffer, exif=exif, **saved)
+    draw_image(mode, 133, 91).save(buffer, exif=exif, **save_options)
     rule = ResizeRule(shorter, 10_000)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))).convert("RGB")
     rows, columns = rule.target_size(expected.height, expected.width)

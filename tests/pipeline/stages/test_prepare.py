@@ -4,13 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline.isolation.child import Child
 from pipeline.plan.plan import plan_shards
+from pipeline.schema import DECODED, ENCODED
+from pipeline.stages import prepare
+from pipeline.stages.decode import decode_row
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.read import read_shard
-from tests.support.samples import RULE, jpeg, prepared
+from tests.pipeline.isolation.lying_decoder import GOOD, LIES
+from tests.support.samples import RULE, jpeg, prepared, preparer
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -56,21 +62,21 @@ def test_every_mode_becomes_rgb(
     mode: str, colour: Any, suffix: str, expected: tuple[int, ...], tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"lossless": True, "exact": True} if suffix == "webp" else {}
-    Image.new(mode, (100, 80), colour).save(tmp_path / f"picture.{suffix}", **options)
+    Image.new(mode, (100, 80), colour).save(tmp_path / f"image.{suffix}", **options)
     (row,) = prepared(tmp_path)
     assert row["status"] == "ok"
     assert np.abs(pixels_of(row).mean((0, 1)) - expected).max() <= 3
 
 
-def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
-    picture = Image.new("P", (100, 80), 1)
-    picture.putpalette([0, 0, 0, 10, 200, 30])
-    picture.save(tmp_path / "palette.png", transparency=0)
+def test_palette_with_a_transparent_colour_becomes_rgb(tmp_path: Path) -> None:
+    image = Image.new("P", (100, 80), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    image.save(tmp_path / "palette.png", transparency=0)
     (row,) = prepared(tmp_path)
     assert pixels_of(row)[40, 50].tolist() == [10, 200, 30]
 
 
-def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (100, 80), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
     (row,) = prepared(tmp_path)
@@ -86,3 +92,27 @@ def test_pixel_limit_is_read_from_the_header(tmp_path: Path) -> None:
     assert row["status"] == "too_many_pixels"
     assert (row["width"], row["height"]) == (400, 300)
     assert row["pixels"] is None
+
+
+def test_a_decoder_that_lies_costs_the_row_of_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that no image has do not reach the detector, whose batch they would break."""
+    decoder = "tests.pipeline.isolation.lying_decoder"
+    monkeypatch.setattr(prepare, "DECODE", f"{decoder}:decode_and_lie")
+    hostile = Preparer(RULE)
+    hostile.child = Child(hostile.child.answers, f"{decoder}:load_decoders")
+    lies = list(LIES)[:2]
+    contents = [content for lie in lies for content in (jpeg(), lie)]
+    given = [{"status": "ok", "encoded": content} for content in contents]
+    blocks = hostile(pa.Table.from_pylist(given, schema=ENCODED))
+    rows = [row for block in blocks for row in block.to_pylist()]
+    assert [row["status"] for row in rows] == ["ok", "worker_crash"] * len(lies)
+    assert all("contradict" in row["error"] for row in rows[1::2])
+    hostile.child.close()
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=[lie.decode() for lie in LIES])
+def test_each_lie_is_noticed(lie: dict[str, Any]) -> None:
+    is_plausible = preparer().child.answers.is_plausible
+    row = {**dict.fromkeys(DECODED.names), **decode_row(GOOD, RULE, prepare.MAX_PIXELS)}
+    assert is_plausible(row)
+    assert not is_plausible({**row, **lie})
