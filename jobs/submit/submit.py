@@ -1,7 +1,6 @@
 """`detr-batch submit`: run `label` as a job on a Ray cluster, through its job server."""
 
 import hashlib
-import re
 import secrets
 import shlex
 import sys
@@ -21,11 +20,8 @@ from jobs.submit.job_server import Client, connect, follow, jobs_named, number
 from jobs.submit.shipped import ship
 from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError, canonical_url
-from pipeline.storage.urls import identity, mask
-
-SECRET = re.compile(
-    r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_KEY|_KEY$|_SAS$|CONNECTION_STRING", re.IGNORECASE
-)
+from pipeline.storage.secret_names import is_secret_variable
+from pipeline.storage.urls import holds_secret, identity, mask
 
 AGENT_SECONDS = 60.0  # to wait until a new cluster can run jobs
 STOP_SECONDS = 60.0  # to wait for a job's end; Ray kills it some seconds after asking it to end
@@ -76,11 +72,16 @@ class Submission:
                 "that all nodes of the cluster share"
             )
         for name, value in self.environment.items():
-            if SECRET.search(name) or identity(value) != value:
-                raise InputError(
-                    f"--env {name}: the cluster would show it to all who see its jobs: give its "
-                    "nodes a role, or the secret to its image or pods"
-                )
+            if is_secret_variable(name):
+                kind = "is named as a secret"
+            elif holds_secret(value) or identity(value) != value:
+                kind = "holds a password or a token"
+            else:
+                continue
+            raise InputError(
+                f"--env {name} {kind}, and the cluster would show it to all who see its jobs: give "
+                "its nodes a role, or set the variable in their image or pods, which jobs inherit"
+            )
 
     def command(self) -> str:
         """The command that runs on the cluster."""
@@ -157,11 +158,11 @@ def status(given: Submission) -> dict[str, Any]:
     return {
         "job": job.submission_id,
         "status": str(job.status.value),
-        "message": job.message,
+        "message": job.message and mask(job.message),
         "exit_code": job.driver_exit_code,
         "started_at": _time_of(job.start_time),
         "ended_at": _time_of(job.end_time),
-        "command": job.entrypoint,
+        "command": mask(job.entrypoint or ""),
     }
 
 

@@ -1,4 +1,4 @@
-"""Job servers that are not what they should be: another Ray, gone, silent, or reached by a slip."""
+"""Job servers of another Ray, that are gone or silent, or that the user did not name."""
 
 import asyncio
 import socket
@@ -25,8 +25,8 @@ class Server:
 
     def __init__(self, ray: str = "2.60.0") -> None:
         self.ray = ray
-        self.logs_asked = 0
-        self.asked: list[str] = []
+        self.log_requests = 0
+        self.requested_paths: list[str] = []
 
     def application(self) -> web.Application:
         found = web.Application()
@@ -37,15 +37,15 @@ class Server:
         return found
 
     async def version(self, request: web.Request) -> web.Response:
-        self.asked.append(request.path)
+        self.requested_paths.append(request.path)
         return web.json_response({"version": "4", "ray_version": self.ray, "ray_commit": ""})
 
     async def jobs(self, request: web.Request) -> web.Response:
-        self.asked.append(request.path)
+        self.requested_paths.append(request.path)
         return web.json_response([])
 
     async def job(self, request: web.Request) -> web.Response:
-        ended = self.logs_asked > 1
+        ended = self.log_requests > 1
         return web.json_response(
             {
                 "type": "SUBMISSION",
@@ -57,10 +57,10 @@ class Server:
         )
 
     async def tail(self, request: web.Request) -> web.WebSocketResponse:
-        self.logs_asked += 1
+        self.log_requests += 1
         answer = web.WebSocketResponse()
         await answer.prepare(request)
-        if self.logs_asked == 1:
+        if self.log_requests == 1:
             await answer.send_str(LOG[:9])
             assert request.transport is not None
             request.transport.abort()
@@ -72,7 +72,7 @@ class Server:
 
 @contextmanager
 def running(server: Server) -> Iterator[str]:
-    """Its URL."""
+    """Run the server for the `with` block; yield its URL."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(server.application())
 
@@ -94,8 +94,8 @@ def running(server: Server) -> Iterator[str]:
         thread.join()
 
 
-def followed(client: job_server.Client) -> int:
-    """In a thread of its own: the browser of other tests holds an event loop in this one."""
+def follow_job(client: job_server.Client) -> int:
+    """Follow a job in another thread, because the browser of other tests uses this one's loop."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(job_server.follow, client, "job-1").result()
 
@@ -106,47 +106,47 @@ def test_cluster_of_another_ray_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "runs Ray 2.40.0, and detr-batch needs" in capsys.readouterr().err
 
 
-def test_the_address_that_is_named_is_the_one_that_is_asked(
+def test_the_named_address_wins_over_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named, other = Server(), Server()
     with running(named) as address, running(other) as elsewhere:
         for name in job_server.OVERRIDES:
             monkeypatch.setenv(name, elsewhere)
-        words = ["submit", "s3://b/in", "s3://b/out", "--address", address, "--status"]
-        assert main(words) == 2
+        arguments = ["submit", "s3://b/in", "s3://b/out", "--address", address, "--status"]
+        assert main(arguments) == 2
     assert "knows no job" in capsys.readouterr().err
-    assert named.asked
-    assert not other.asked
+    assert named.requested_paths
+    assert not other.requested_paths
 
 
 def test_a_log_goes_on_where_its_connection_broke_off(capsys: pytest.CaptureFixture[str]) -> None:
     server = Server()
     with running(server) as address:
-        assert followed(job_server.connect(address)) == 3
+        assert follow_job(job_server.connect(address)) == 3
     assert capsys.readouterr().out == LOG
 
 
-def test_a_reader_that_has_seen_enough_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed(*_: object, **__: object) -> None:
+def test_a_reader_that_closes_its_pipe_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_broken_pipe(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
     with running(Server()) as address:
         client = job_server.connect(address)
-        monkeypatch.setattr("builtins.print", closed)
+        monkeypatch.setattr("builtins.print", raise_broken_pipe)
         with pytest.raises(BrokenPipeError):
-            followed(client)
+            follow_job(client)
 
 
-def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_gone_is_given_up_after_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_server, "PATIENCE", 1.0)
     with running(Server()) as address:
         client = job_server.connect(address)
     with pytest.raises(RuntimeError, match="does not answer any more"):
-        followed(client)
+        follow_job(client)
 
 
-def test_a_server_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_server, "ANSWER_SECONDS", 1.0)
     refused = pytest.raises(InputError, match="no job server of Ray answers there")
     with socket.create_server(("127.0.0.1", 0)) as silent, refused:
@@ -158,12 +158,12 @@ def test_passwords_of_addresses_are_not_shown(
     address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "s3://b/in", "s3://b/out", "--address", address]) == 2
-    said = capsys.readouterr().err
-    assert "hunter2" not in said
-    assert "no job server of Ray answers there" in said
+    printed = capsys.readouterr().err
+    assert "hunter2" not in printed
+    assert "no job server of Ray answers there" in printed
 
 
-def test_only_code_goes_along(tmp_path: Path) -> None:
+def test_only_code_is_sent(tmp_path: Path) -> None:
     ship(tmp_path)
     sent = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
     assert {f for f in sent if f.startswith("infra/")} == {"infra/__init__.py", "infra/prices.yaml"}

@@ -20,7 +20,8 @@ from jobs.cli import main, parser
 from jobs.cli.submit import words_on_the_cluster
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
-from pipeline.storage.files import open_location
+from jobs.submit.submit import Submission
+from pipeline.storage.files import InputError, open_location
 from tests.support.s3_server import READER, free_ports
 
 ACCELERATOR = {"ray.io/accelerator-type": "A10G"}
@@ -28,15 +29,15 @@ OPTIONS = ["--model", "shapes-tiny", "--device", "cpu", "--no-page"]
 ON_ACCELERATOR = [*OPTIONS, "--detect-on", "ray.io/accelerator-type=A10G"]
 
 
-class Lake:
+class SubmitCluster:
     """A cluster with a job server."""
 
     def __init__(self) -> None:
         port, agent = free_ports(2)
-        # As an image has it: jobs start the `python` that the shell finds.
+        # Jobs start the `python` that the shell finds, as in a container image.
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
-        # By default all Rays of a machine want one port for it, and the first gets it.
+        # By default all Rays of a machine use the same port for this, and only the first gets it.
         head["dashboard_agent_listen_port"] = agent
         self.ray = Cluster(initialize_head=True, head_node_args=head)
         self.ray.add_node(num_cpus=1)
@@ -46,33 +47,33 @@ class Lake:
     def add_accelerator(self) -> Any:
         return self.ray.add_node(num_cpus=1, labels=ACCELERATOR)
 
-    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`detr-batch submit` of somebody who has no credentials of the bucket."""
-        command = [sys.executable, "-m", "jobs.cli", "submit", *words, "--address", self.server]
+    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `detr-batch submit` as a user without credentials for the bucket."""
+        command = [sys.executable, "-m", "jobs.cli", "submit", *arguments, "--address", self.server]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=180, env=environment, check=False
         )
 
     def status(self, source: str, output: str) -> dict[str, Any]:
-        said = self.submit(source, output, "--status", "--json")
-        document: dict[str, Any] = json.loads(said.stdout)
+        done = self.submit(source, output, "--status", "--json")
+        document: dict[str, Any] = json.loads(done.stdout)
         return document
 
     def nodes_of(self, actor: str) -> set[str]:
-        """Nodes on which actors of such a class have been."""
+        """Return the nodes on which actors of this class have been."""
         found = list_actors(address=self.server, limit=1000, detail=True)
         return {one.node_id for one in found if actor in f"{one.class_name} {one.repr_name}"}
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: None) -> Iterator[Lake]:
-    lake = Lake()
-    yield lake
-    lake.ray.shutdown()
+def cluster(s3: None) -> Iterator[SubmitCluster]:
+    cluster = SubmitCluster()
+    yield cluster
+    cluster.ray.shutdown()
 
 
-def fill(url: str, images: int) -> None:
+def fill_bucket(url: str, images: int) -> None:
     fs, path = open_location(url, "INPUT")
     for index in range(images):
         pixels = np.random.default_rng(index).integers(0, 255, (70, 90, 3), np.uint8)
@@ -81,25 +82,24 @@ def fill(url: str, images: int) -> None:
         fs.pipe_file(f"{path}/{index:04}.png", data.getvalue())
 
 
-def rows(output: str) -> list[Any]:
+def count_images_by_status(output: str) -> list[Any]:
     return connect(output).sql("SELECT status, count(*) FROM images GROUP BY ALL").fetchall()
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-def test_job_labels_a_bucket_where_it_is_told_to(cluster: Lake, bucket: str) -> None:
+def test_a_job_labels_a_bucket_on_the_chosen_nodes(cluster: SubmitCluster, bucket: str) -> None:
     source, output = f"{bucket}/in", f"{bucket}/out"
-    fill(source, 12)
+    fill_bucket(source, 12)
     fs, path = open_location(source, "INPUT")
-    fs.pipe_file(f"{path}/broken.jpg", b"no picture")
+    fs.pipe_file(f"{path}/broken.jpg", b"not an image")
     planned = cluster.submit(source, output, *ON_ACCELERATOR, "--dry-run")
     assert planned.returncode == 0, planned
     assert "1 of 0.5 CPU and 0.5 GiB of memory on nodes with ray.io/acc" in planned.stdout
     assert "stagers on nodes with ray.io/accelerator-type=!in(A10G)" in planned.stdout
     done = cluster.submit(source, output, *ON_ACCELERATOR, "--max-failed-fraction", "0")
-    assert done.returncode == 3, done  # the job's own
+    assert done.returncode == 3, done  # the exit code of the job
     assert "12 images labelled, 1 failed" in done.stdout
-    assert sorted(rows(output)) == [("ok", 12), ("undecodable", 1)]
+    assert sorted(count_images_by_status(output)) == [("ok", 12), ("undecodable", 1)]
     assert cluster.nodes_of("Detector") == {cluster.accelerator.node_id}
     assert cluster.nodes_of("Preparer").isdisjoint({cluster.accelerator.node_id})
     again = cluster.submit(source, output, *ON_ACCELERATOR)
@@ -111,9 +111,11 @@ def test_job_labels_a_bucket_where_it_is_told_to(cluster: Lake, bucket: str) -> 
 
 
 @pytest.mark.slow
-def test_job_outlives_a_node_and_is_not_submitted_twice(cluster: Lake, bucket: str) -> None:
+def test_job_outlives_a_node_and_is_not_submitted_twice(
+    cluster: SubmitCluster, bucket: str
+) -> None:
     source, output = f"{bucket}/in", f"{bucket}/out"
-    fill(source, 400)
+    fill_bucket(source, 400)
     started = cluster.submit(source, output, *ON_ACCELERATOR, "--no-wait")
     assert started.returncode == 0, started
     fs, path = open_location(output, "OUTPUT")
@@ -131,15 +133,15 @@ def test_job_outlives_a_node_and_is_not_submitted_twice(cluster: Lake, bucket: s
         assert time.monotonic() < until, "the job did not end"
         time.sleep(1)
     assert status["status"] == "SUCCEEDED", status
-    assert rows(output) == [("ok", 400)]
+    assert count_images_by_status(output) == [("ok", 400)]
 
 
 @pytest.mark.slow
-def test_stopped_job_is_taken_up_by_the_next(cluster: Lake, bucket: str) -> None:
+def test_a_stopped_job_is_resumed_by_the_next(cluster: SubmitCluster, bucket: str) -> None:
     source, output = f"{bucket}/in", f"{bucket}/out"
-    fill(source, 200)
-    words = [source, output, *OPTIONS, "--env", "DETR_BATCH_LEASE_SECONDS=4"]
-    assert cluster.submit(*words, "--no-wait").returncode == 0
+    fill_bucket(source, 200)
+    arguments = [source, output, *OPTIONS, "--env", "DETR_BATCH_LEASE_SECONDS=4"]
+    assert cluster.submit(*arguments, "--no-wait").returncode == 0
     fs, path = open_location(output, "OUTPUT")
     until = time.monotonic() + 90
     while not fs.glob(f"{path}/_staging/*/blocks/*"):
@@ -148,45 +150,47 @@ def test_stopped_job_is_taken_up_by_the_next(cluster: Lake, bucket: str) -> None
     stopped = cluster.submit(source, output, "--stop")
     assert "STOPPED" in stopped.stdout, stopped
     assert cluster.status(source, output)["status"] == "STOPPED"
-    done = cluster.submit(*words)
+    done = cluster.submit(*arguments)
     assert done.returncode == 0, done
-    assert rows(output) == [("ok", 200)]
+    assert count_images_by_status(output) == [("ok", 200)]
 
 
-def nothing_in(output: str) -> bool:
-    """Whether no object is below `output`; the server keeps folders for a while, S3 has none."""
+def is_empty(output: str) -> bool:
+    """Whether no object is below `output`; folders do not count, which the server keeps a while."""
     fs, path = open_location(output, "OUTPUT")
     return not [name for name in fs.find(path) if name != path]
 
 
 @pytest.mark.slow
-def test_cluster_that_cannot_hold_the_run_is_said_within_a_minute(
-    cluster: Lake, bucket: str
+def test_a_cluster_that_is_too_small_is_refused_within_a_minute(
+    cluster: SubmitCluster, bucket: str
 ) -> None:
-    fill(f"{bucket}/in", 1)
+    fill_bucket(f"{bucket}/in", 1)
     began = time.monotonic()
-    words = [f"{bucket}/in", f"{bucket}/out", "--weights", "random", "--device", "cuda"]
-    done = cluster.submit(*words, "--num-gpus", "2-4")
+    arguments = [f"{bucket}/in", f"{bucket}/out", "--weights", "random", "--device", "cuda"]
+    done = cluster.submit(*arguments, "--num-gpus", "2-4")
     assert done.returncode == 2, done
     assert "2 detectors want 1 GPU and 2.0 GiB of memory each, and 0 fit" in done.stdout
     assert "It has 3 nodes with 2 CPUs and 0 GPUs" in done.stdout
     assert time.monotonic() - began < 60
-    assert nothing_in(f"{bucket}/out")
+    assert is_empty(f"{bucket}/out")
 
 
 @pytest.mark.slow
-def test_output_that_the_cluster_may_not_write_is_refused(cluster: Lake, bucket: str) -> None:
-    fill(f"{bucket}/in", 1)
+def test_output_that_the_cluster_may_not_write_is_refused(
+    cluster: SubmitCluster, bucket: str
+) -> None:
+    fill_bucket(f"{bucket}/in", 1)
     done = cluster.submit(f"{bucket}/in", "s3://not-theirs/out", *OPTIONS)
     assert done.returncode == 2
     assert "OUTPUT s3://not-theirs/out" in done.stdout
 
 
 @pytest.mark.slow
-def test_node_whose_role_is_another_is_said_before_anything_is_computed(
-    cluster: Lake, bucket: str
+def test_a_node_with_another_role_is_refused_before_anything_is_computed(
+    cluster: SubmitCluster, bucket: str
 ) -> None:
-    fill(f"{bucket}/in", 1)
+    fill_bucket(f"{bucket}/in", 1)
     node = cluster.ray.add_node(num_cpus=1, env_vars={"AWS_ACCESS_KEY_ID": READER})
     try:
         done = cluster.submit(f"{bucket}/in", f"{bucket}/out", *OPTIONS)
@@ -194,17 +198,19 @@ def test_node_whose_role_is_another_is_said_before_anything_is_computed(
         cluster.ray.remove_node(node)
     assert done.returncode == 2, done
     assert f"cannot write OUTPUT: {bucket}/out is forbidden" in done.stdout
-    assert nothing_in(f"{bucket}/out")
+    assert is_empty(f"{bucket}/out")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["./photos", "s3://b/out"], "absolute path"),
         (["s3://b/in", "https://b.com/out?X-Amz-Signature=abc"], "carries a secret"),
         (["s3://b/in", "s3://b/out", "--env", "AWS_SECRET_ACCESS_KEY=a"], "would show it"),
         (["s3://b/in", "s3://b/out", "--env", "AZURE_STORAGE_KEY=a"], "would show it"),
         (["s3://b/in", "s3://b/out", "--env", "AWS_ENDPOINT_URL=http://u:p@h"], "would show it"),
+        (["s3://b/in", "s3://b/out", "--env", "PGPASS=a"], "PGPASS is named as a secret"),
+        (["s3://b/in", "s3://b/out", "--env", "A=redis://:p@h/0"], "A holds a password or a token"),
         (["s3://b/in", "s3://b/out", "--num-gpus", "4-2"], "--num-gpus 4-2"),
         (["s3://b/in", "s3://b/out", "--detect-on", "moon"], "KEY=VALUE"),
         (["s3://b/in", "s3://b/out", "--weights", "pyproject.toml"], "a path of this machine"),
@@ -215,29 +221,46 @@ def test_node_whose_role_is_another_is_said_before_anything_is_computed(
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_options_are_refused_before_anything_is_sent(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = words if "--address" in words else [*words, "--address", "http://127.0.0.1:1"]
-    assert main(["submit", *words]) == 2
-    assert said in capsys.readouterr().err
+    arguments = (
+        arguments if "--address" in arguments else [*arguments, "--address", "http://127.0.0.1:1"]
+    )
+    assert main(["submit", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_job_is_given_the_same_options() -> None:
-    words = ["s3://b/in", "s3://b/out of", "--model", "shapes-tiny", "--num-gpus", "2-8", "--spot"]
-    words += ["--no-page", "--score-threshold", "0", "--instance-type", "g6.xlarge", "--relabel"]
-    given = vars(parser().parse_args(["label", *words, "--address", "auto"]))
-    del given["run"], given["again"]
-    options = LabelOptions(**given)
+def test_a_job_gets_the_same_options() -> None:
+    arguments = [
+        "s3://b/in",
+        "s3://b/out of",
+        "--model",
+        "shapes-tiny",
+        "--num-gpus",
+        "2-8",
+        "--spot",
+    ]
+    arguments += [
+        "--no-page",
+        "--score-threshold",
+        "0",
+        "--instance-type",
+        "g6.xlarge",
+        "--relabel",
+    ]
+    options_of_label = vars(parser().parse_args(["label", *arguments, "--address", "auto"]))
+    del options_of_label["run"], options_of_label["again"]
+    options = LabelOptions(**options_of_label)
     again = vars(parser().parse_args(["label", *words_on_the_cluster(options)]))
-    assert {name: again[name] for name in given} == given
+    assert {name: again[name] for name in options_of_label} == options_of_label
     plain = parser().parse_args(["label", "in", "out", "--address", "auto"])
     assert words_on_the_cluster(LabelOptions("in", "out")) == ["in", "out", "--address", "auto"]
     assert plain.num_gpus == LabelOptions("in", "out").num_gpus
 
 
 @pytest.mark.parametrize("package", ["torch", "fsspec"])
-def test_python_without_the_packages_is_said_in_a_line(package: str) -> None:
+def test_a_python_without_the_packages_gives_one_line(package: str) -> None:
     code = (
         f"import sys; sys.modules['{package}'] = None; from jobs.cli import main; "
         "sys.exit(main(['label', 'in', 'out']))"
@@ -246,3 +269,41 @@ def test_python_without_the_packages_is_said_in_a_line(package: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("detr-batch: this Python (")
     assert package in done.stderr
+
+
+def check_environment(name: str, value: str) -> None:
+    options = LabelOptions("s3://b/in", "s3://b/out", address="http://h:8265")
+    Submission(options, {name: value}, []).check()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgresql://u:p@ss/w@h/db",
+        "see http://u:p@h, please",
+        "https://h/a?x=1&sig=abc",
+        "abfs://c@a.net/b?sv=1&sig=abc",
+        "AccountName=a;AccountKey=abc==",
+        "host=h password=p",
+        "Bearer abc123def",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc",
+        "AKIAIOSFODNN7EXAMPLE",
+    ],
+)
+def test_a_value_that_holds_a_secret_is_refused_whatever_its_name(value: str) -> None:
+    with pytest.raises(InputError, match=r"--env SETTING holds a password.*a role") as refused:
+        check_environment("SETTING", value)
+    assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["4", "https://h:443/a?x=1", "http://[::1]:8080", "abfs://c@a.net/b", "a@b.c", ""]
+)
+def test_a_value_without_a_secret_is_passed_on(value: str) -> None:
+    check_environment("SETTING", value)
+
+
+def test_a_container_of_azure_is_no_secret() -> None:
+    lake = "abfss://container@account.dfs.core.windows.net"
+    options = LabelOptions(f"{lake}/in", f"{lake}/out", address="http://h:8265")
+    Submission(options, {}, []).check()

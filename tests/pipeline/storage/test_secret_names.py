@@ -1,0 +1,29 @@
+"""Names of environment variables that hold secrets are told from others."""
+
+import pytest
+
+from pipeline.storage.secret_names import is_secret_variable
+
+SECRET = (
+    "PGPASS PGPASSWORD MYSQL_PWD REDISCLI_AUTH DB_PASS dbPassword GITHUB_PAT GITLABPAT HF_TOKEN "
+    "APIKEY OPENAI_API_KEY myApiKey KAGGLE_KEY AZURE_STORAGE_KEY AZURE_STORAGE_CONNECTION_STRING "
+    "MY_SAS AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AZURE_CLIENT_SECRET TOKEN2 "
+    "GOOGLE_APPLICATION_CREDENTIALS SSH_PRIVATE_KEY CI_JOB_JWT DATABASE_URL MONGODB_URI REDIS_URL "
+    "SENTRY_DSN SLACK_WEBHOOK_URL RAY_AUTH_TOKEN DOCKER_AUTH_CONFIG COOKIE secret"
+)
+PUBLIC = (
+    "AWS_ENDPOINT_URL AWS_REGION AWS_PROFILE AZURE_STORAGE_ACCOUNT_NAME DETR_BATCH_LEASE_SECONDS "
+    "DETR_BATCH_STORE_PATIENCE TOKENIZERS_PARALLELISM OMP_NUM_THREADS PYTHONPATH KEY_COLUMN MONKEY "
+    "KEYBOARD BYPASS_CACHE COMPASS_HOST RAY_AUTH_MODE MLFLOW_TRACKING_URI SASL_MECHANISM PATTERN "
+    "PGHOST AUTHOR HTTP_PROXY PASSENGERS _ 1"
+)
+
+
+@pytest.mark.parametrize("name", SECRET.split())
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret_variable(name)
+
+
+@pytest.mark.parametrize("name", PUBLIC.split())
+def test_names_of_settings(name: str) -> None:
+    assert not is_secret_variable(name)
