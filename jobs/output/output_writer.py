@@ -5,17 +5,20 @@ The lock refuses a second command early. Only the log decides whose commit count
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from jobs.output import paths
 from jobs.output.catalog import Catalog
+from jobs.output.documents import parse_json
 from jobs.output.log import Reason
 from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
+from jobs.output.run_ids import refuse_unset_clock
 from jobs.output.store import OutputStore
-from pipeline.stages.publish import PublishTarget
+from pipeline.stages.publish import PublishTarget, ReconcileError
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.lock import OutputLock
 
@@ -43,6 +46,8 @@ class OutputWriter:
         self.old_lock: OutputLock | None = None
 
     def __enter__(self) -> Self:
+        refuse_unset_clock()
+        self.store.refuse_links()
         self.lock.__enter__()
         try:
             with explain_errors("OUTPUT", self.output):
@@ -113,6 +118,15 @@ class OutputWriter:
         """Raise LockLost if another command took OUTPUT over: this one can commit nothing then."""
         self.lock.check()
 
+    @contextmanager
+    def explain_missing_files(self) -> Iterator[None]:
+        """Raise LockLost if files are missing because another command took OUTPUT over."""
+        try:
+            yield
+        except (FileNotFoundError, ReconcileError):
+            self.check_lock()
+            raise
+
     def unfinished_runs(self) -> list[str]:
         """Ids of runs of killed commands that can be resumed, oldest first."""
         return [run_id for run_id in self.staged if not self.catalog.knows(run_id)]
@@ -168,6 +182,6 @@ def _tombstone() -> dict[str, Any]:
 
 def _shuts_out_old_versions(store: OutputStore) -> bool:
     try:
-        return bool(json.loads(store.read(paths.OLD_LOCK)).get("holder") == NEEDED)
+        return bool(parse_json(store.read(paths.OLD_LOCK)).get("holder") == NEEDED)
     except (FileNotFoundError, ValueError, AttributeError, RecursionError):
         return False

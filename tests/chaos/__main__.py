@@ -1,53 +1,85 @@
-"""`make chaos`: every fault, many times; prints the table of the README.
+"""`make chaos`: breaks commands on purpose, hundreds of times; prints the table of the README.
 
-python -m tests.chaos [SCENARIO ...]
+Without --fresh it goes on where it was ended: what was injected and went well is passed over.
 """
 
-import subprocess
+import argparse
+import os
 import sys
-import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from shutil import rmtree
 
-from tests.chaos.harness import Lab, Outcome
-from tests.chaos.scenarios import CASES
+from tests.chaos.injected import sitecustomize
 
-HEAD = (
-    "| fault | injected | images lost | images twice | images that differ | images computed again "
-    "| seconds to recover (median, most) |\n|---|---|---|---|---|---|---|"
-)
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+sitecustomize.install()  # before all that it changes is imported
+
+from tests.chaos.campaign import Campaign  # noqa: E402
+from tests.chaos.harness import Fault  # noqa: E402
+from tests.chaos.journal import Journal, is_bad  # noqa: E402
+from tests.chaos.plan import plan  # noqa: E402
 
 
-def as_row(outcome: Outcome) -> str:
-    """A line of the table."""
-    times = outcome.recovery
-    recovery = f"{median(times):.0f}, {max(times):.0f}" if times else "-"
-    numbers = (outcome.injected, outcome.lost, outcome.twice, outcome.differing, outcome.again)
-    return f"| {outcome.fault} | {' | '.join(map(str, numbers))} | {recovery} |"
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="for the journal")
+    parser.add_argument("--fresh", action="store_true", help="forget what was injected before")
+    parser.add_argument("--kinds", metavar="TEXT", help="only kinds whose names have this text")
+    parser.add_argument("--commands", metavar="NAME", help="only disturb these: label,import,...")
+    parser.add_argument("--limit", type=int, help="inject at most so many of each kind")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no fault after that")
+    parser.add_argument("--jobs", type=int, default=2, help="faults without Ray at once")
+    parser.add_argument("--seed", type=int, default=0)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--alone", action="store_true", help="only those without Ray")
+    how.add_argument("--ray", action="store_true", help="only those with it")
+    parser.add_argument("--table", action="store_true", help="print what the journal has, and end")
+    return parser.parse_args()
+
+
+def chosen(faults: list[Fault], given: argparse.Namespace) -> list[Fault]:
+    """The faults that the arguments ask for."""
+    counts: dict[tuple[str, bool], int] = {}
+    found = []
+    for fault in faults:
+        counted = counts.get((fault.kind, fault.ray), 0)
+        if (
+            (given.kinds and given.kinds not in fault.kind)
+            or (given.commands and fault.command not in given.commands.split(","))
+            or (given.alone and fault.ray)
+            or (given.ray and not fault.ray)
+            or (given.limit is not None and counted >= given.limit)
+        ):
+            continue
+        counts[fault.kind, fault.ray] = counted + 1
+        found.append(fault)
+    return found
 
 
 def main() -> int:
-    """1 where a run did not end as it should, or anything was lost, twice or otherwise."""
-    wanted = sys.argv[1:]
-    cases = [case for case in CASES if not wanted or case.scenario.__name__ in wanted]
-    rows, bad = [], 0
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder), images=48).cluster() as lab:
-        for case in cases:
-            try:
-                outcome = case.scenario(lab, case.long)
-            except (AssertionError, subprocess.TimeoutExpired) as error:
-                print(f"{case.scenario.__name__}: {error}", file=sys.stderr, flush=True)
-                bad += 1
-                continue
-            rows.append(as_row(outcome))
-            print(rows[-1], file=sys.stderr, flush=True)
-            bad += outcome.lost + outcome.twice + outcome.differing
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {(time.monotonic() - began) / 60:.0f} minutes\n")
-    print("\n".join([HEAD, *rows]))
-    return int(bad > 0)
+    """1 if a command did not answer as it should, or anything was lost, twice or otherwise."""
+    given = arguments()
+    if given.fresh:
+        rmtree(given.folder, ignore_errors=True)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    folder = given.folder.resolve()
+    journal = Journal(folder / "journal.jsonl")
+    until = time.time() + 60 * given.minutes
+    if not given.table:
+        with Campaign(folder, given.jobs).services() as campaign:
+            campaign.prepare()
+            faults = chosen(plan(campaign.world.steps(), given.seed), given)
+            left = [fault for fault in faults if not journal.is_done(fault)]
+            print(f"{len(left)} of {len(faults)} faults are left", file=sys.stderr, flush=True)
+            for fault, result in campaign.inject(left, until):
+                journal.add(fault, result)
+                sign = "WRONG" if is_bad(result) else "-" if "not_possible" in result else "ok"
+                print(f"{sign:<5} {fault} {result}", file=sys.stderr, flush=True)
+    print(journal.table())
+    for fault, result in journal.bad():
+        print(f"\n{fault}\n{result}")
+    return int(bool(journal.bad()))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,21 @@
 
 import asyncio
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from aiohttp import ClientSession, TCPConnector, web
 from yarl import URL
 
+from tests.chaos.stale_listing import StaleListing
+
 KINDS = ("slow_down", "error", "reset", "lost_answer", "cut", "slow", "stall")
 STALL_SECONDS = 40.0  # longer than clients wait
+CHANGES = ("PUT", "POST", "DELETE")
 HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
 
 
@@ -28,6 +33,12 @@ class FaultyStore:
         self.hold_at = ""  # a PUT whose path ends so, and all after it, wait for `release`
         self.held, self.release = threading.Event(), threading.Event()
         self.lose_at = ""  # the first PUT whose path ends so takes effect, and nobody hears of it
+        self.changes = 0  # PUT, POST and DELETE so far, but for those of the lock
+        self.deed_at, self.deed = 0, ""  # "hold", "lose" or "delay" the change of that number
+        self.done = threading.Event()  # the deed
+        self.arrived = threading.Event()  # what was delayed
+        self.broken = ""  # requests whose path this pattern finds fail for ever
+        self.stale = StaleListing()
         self.injected: Counter[str] = Counter()
         self.requests: list[tuple[str, str]] = []  # method and path of each
         self.url = ""
@@ -65,14 +76,24 @@ class FaultyStore:
         self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self._answer_or_fail(request)
+        except ConnectionResetError:  # the client was killed, or has given up
+            return self._reset(request)
+
+    async def _answer_or_fail(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.requests.append((request.method, request.path))
         if self.gone:
             return self._reset(request)
         if self.forbidding and request.method in ("PUT", "POST"):
             return _answer(403, "AccessDenied", "no more writes")
+        self._count(request)
         await self._hold(request)
-        kind = self.random.choice(self.kinds) if self.random.random() < self.rate else None
+        kind = self._kind_of_fault(request)
+        if kind == "delay":
+            self.late = asyncio.ensure_future(self._forward_at_release(request, body))
+            return self._reset(request)
         if self.lose_at and request.method == "PUT" and request.path.endswith(self.lose_at):
             kind, self.lose_at = "lost_answer", ""
         if kind:
@@ -85,19 +106,17 @@ class FaultyStore:
             await asyncio.sleep(STALL_SECONDS)
         if kind in ("reset", "stall"):
             return self._reset(request)
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_HEADERS}
-        async with self.session.request(
-            request.method,
-            URL(self.target + request.raw_path, encoded=True),
-            headers=headers,
-            data=body if body or request.method in ("PUT", "POST") else None,
-            allow_redirects=False,
-        ) as answer:
+        async with self._forward(request, body) as answer:
             content = await answer.read()
             if kind == "lost_answer":
                 return self._reset(request)
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_HEADERS}
             length = answer.headers.get("Content-Length", str(len(content)))
+            if "list-type" in request.query and answer.status == 200:
+                content = self.stale.listing(content, request.query.get("prefix", ""))
+                length = str(len(content))
+            else:
+                self.stale.note(request.method, request.path, body)
             response = web.StreamResponse(status=answer.status, headers=kept)
             response.headers["Content-Length"] = length
         await response.prepare(request)
@@ -115,6 +134,44 @@ class FaultyStore:
             await response.write(content)
         await response.write_eof()
         return response
+
+    def _forward(self, request: web.Request, body: bytes) -> Any:
+        """The answer of the store to a request."""
+        return self.session.request(
+            request.method,
+            URL(self.target + request.raw_path, encoded=True),
+            headers={k: v for k, v in request.headers.items() if k.lower() not in HOP_HEADERS},
+            data=body if body or request.method in ("PUT", "POST") else None,
+            allow_redirects=False,
+        )
+
+    async def _forward_at_release(self, request: web.Request, body: bytes) -> None:
+        """Let a request arrive that its sender has given up."""
+        while not self.release.is_set():
+            await asyncio.sleep(0.05)
+        async with self._forward(request, body) as answer:
+            await answer.read()
+        self.arrived.set()
+
+    def _count(self, request: web.Request) -> None:
+        """Count a change; from the one that is to be held on, nothing passes any more."""
+        if request.method not in CHANGES or request.path.endswith("lock.json"):
+            return
+        self.changes += 1
+        if self.deed == "hold" and self.changes == self.deed_at:
+            self.held.set()
+            self.done.set()
+
+    def _kind_of_fault(self, request: web.Request) -> str | None:
+        """How a request fails; None for one that does not."""
+        if self.broken and re.search(self.broken, request.path):
+            self.done.set()
+            return "error"
+        counts = request.method in CHANGES and not request.path.endswith("lock.json")
+        if counts and self.deed in ("lose", "delay") and self.changes == self.deed_at:
+            self.done.set()
+            return {"lose": "lost_answer", "delay": "delay"}[self.deed]
+        return self.random.choice(self.kinds) if self.random.random() < self.rate else None
 
     async def _hold(self, request: web.Request) -> None:
         """Let nothing through any more from a certain request on, until it is released."""

@@ -3,8 +3,8 @@
 - Pictures that begin with one of `ENCODED_FAULTS` do it to the decoder that opens them.
 - Pictures of one colour of `PIXEL_FAULTS` do it to the detector.
 - Every change of an OUTPUT is a numbered step, written down in the folder that
-  DETR_BATCH_FAULTS names; at the step that its file `kill_at` holds, the driver and the process
-  that takes the step are killed.
+  DETR_BATCH_FAULTS names. Its file `at` may hold the number of a step and a deed (`DEEDS`), which
+  is done to the driver, and to the process that takes the step where that is another.
 """
 
 import ctypes
@@ -22,7 +22,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-FOLDER = os.environ.get("DETR_BATCH_FAULTS")
+DEEDS = {
+    "kill": signal.SIGKILL,
+    "stop": signal.SIGSTOP,
+    "terminate": signal.SIGTERM,
+    "interrupt": signal.SIGINT,
+}
+
+
+def faults() -> Path | None:
+    """The folder of the faults of this process; None for a process without faults."""
+    folder = os.environ.get("DETR_BATCH_FAULTS")
+    return Path(folder) if folder else None
 
 
 def crash() -> None:
@@ -91,27 +102,43 @@ def add_faulty_device(predictor: Any) -> None:
 
 
 def step(what: str) -> None:
-    """Number and write down a step; die here if it is its turn."""
-    folder = Path(FOLDER or "")
+    """Number and write down a step, and do the deed that waits for it."""
+    folder = faults()
+    if folder is None:
+        return
     with (folder / "steps").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         number = len(file.readlines()) + 1
         file.write(what.replace("\n", " ") + "\n")
-        file.flush()
-        wanted = folder / "kill_at"
-        if wanted.exists() and int(wanted.read_text()) == number:
-            os.kill(int((folder / "driver").read_text()), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
+    wanted = folder / "at"
+    if not wanted.exists():
+        return
+    at, deed = wanted.read_text().split()
+    if int(at) == number:
+        do(deed, folder)
 
 
-def note_staged(block: bytes) -> None:
-    """Write down which images a block holds that is staged."""
+def do(deed: str, folder: Path) -> None:
+    """Send the signal of a deed to the driver, and to this process if it dies or stops too."""
+    driver, here = int((folder / "driver").read_text()), os.getpid()
+    (folder / "done").write_text(f"{driver} {here}")
+    os.kill(driver, DEEDS[deed])
+    if here != driver and deed in ("kill", "stop"):
+        os.kill(here, DEEDS[deed])
+
+
+def note_staged(path: str, block: bytes) -> None:
+    """Write down the run of a block that is staged, and which images it holds."""
     import pyarrow.parquet as pq
 
+    folder = faults()
+    if folder is None:
+        return
     table = pq.read_table(io.BytesIO(block), columns=["shard", "index_in_shard"])
-    places = [list(row.values()) for row in table.to_pylist()]
-    with (Path(FOLDER or "") / "staged").open("a") as file:
+    run_id = path.split("/")[-3]
+    places = [[run_id, *row.values()] for row in table.to_pylist()]
+    with (folder / "staged").open("a") as file:
         file.write(json.dumps(places) + "\n")
 
 
@@ -122,12 +149,12 @@ def add_steps(storage: Any) -> None:
         function = getattr(storage, name)
 
         def both(fs: Any, path: str, *arguments: Any) -> Any:
-            if path.endswith("lock.json"):  # its renewals come whenever they come
-                return function(fs, path, *arguments)
+            if name == "write_whole" and path.endswith("lock.json"):
+                return function(fs, path, *arguments)  # a renewal comes whenever it comes
             step(f"before {name} {path}")
             result = function(fs, path, *arguments)
             if "/block-" in path:
-                note_staged(arguments[0])
+                note_staged(path, arguments[0])
             step(f"after {name} {path}")
             return result
 
@@ -138,15 +165,26 @@ def add_steps(storage: Any) -> None:
     stepped("remove_tree")
 
 
+def add_removals(store: Any) -> None:
+    """Each object that is deleted from an OUTPUT is a step before and one after."""
+    remove = store.OutputStore._remove
+
+    def both(self: Any, name: str) -> None:
+        step(f"before remove {name}")
+        remove(self, name)
+        step(f"after remove {name}")
+
+    store.OutputStore._remove = both
+
+
 def add_calls(placement: Any) -> None:
     """Detectors take as many calls at once as DETR_BATCH_CALLS says, as those on GPUs do."""
     placement.CPU_CALLS = int(os.environ.get("DETR_BATCH_CALLS", placement.CPU_CALLS))
 
 
 def add_small_blocks(dataflow: Any) -> None:
-    """Three pictures a block where there are several calls at once, so that there are several."""
-    if "DETR_BATCH_CALLS" in os.environ:
-        dataflow.BLOCK_BYTES = 1 << 20
+    """Two or three images in a block, so that a small lake has several blocks."""
+    dataflow.BLOCK_BYTES = 1 << 20
 
 
 class Patching(importlib.abc.MetaPathFinder):
@@ -172,16 +210,18 @@ class Patching(importlib.abc.MetaPathFinder):
         return spec
 
 
-if FOLDER:
-    sys.meta_path.insert(
-        0,
-        Patching(
-            {
-                "PIL.Image": add_decoder,
-                "jobs.cluster.placement": add_calls,
-                "model.predictor": add_faulty_device,
-                "pipeline.dataflow": add_small_blocks,
-                "pipeline.storage.files": add_steps,
-            }
-        ),
-    )
+def install() -> None:
+    """Let all modules that are imported from now on react to faults."""
+    patches: dict[str, Callable[[Any], None]] = {
+        "PIL.Image": add_decoder,
+        "jobs.cluster.placement": add_calls,
+        "jobs.output.store": add_removals,
+        "model.predictor": add_faulty_device,
+        "pipeline.dataflow": add_small_blocks,
+        "pipeline.storage.files": add_steps,
+    }
+    sys.meta_path.insert(0, Patching(patches))
+
+
+if __name__ == "sitecustomize":  # Python found it, as its folder is in PYTHONPATH
+    install()

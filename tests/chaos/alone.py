@@ -1,0 +1,126 @@
+"""`detr-batch label` in one process, without Ray: planning, reading, preparing, detecting, staging,
+publishing and committing are the real functions, which are called one after the other.
+"""
+
+import pkgutil
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import jobs.cluster.start
+import jobs.label.execution
+import jobs.label.label
+import jobs.label.publication
+import model.ops.cpu_kernels  # noqa: F401 - so that processes that are forked need not import it
+import pipeline.stages.prepare
+import pipeline.stages.read
+from jobs.cluster.placement import Node, Placement, placement_on
+from jobs.cluster.request import ClusterRequest
+from pipeline.dataflow import FlowSettings, Labels
+from pipeline.isolation.child import Answers, Child, ChildFailed, Row
+from pipeline.schema import Member, Receipt, Work
+from pipeline.stages.prepare import Preparer
+from pipeline.stages.publish import Part, PartFile, PublishTarget
+from pipeline.stages.tasks import (
+    part_files_of_table,
+    read_work,
+    receipts_of_table,
+    stage_block,
+    table_of_part,
+    table_of_work,
+    write_parts,
+)
+
+IMAGES_PER_BLOCK = 2
+MACHINE = {"CPU": 2.0, "memory": float(8 << 30)}
+
+
+def label_without_ray(children: bool) -> None:
+    """Replace Ray in this process: one call after the other does its work.
+
+    `children`: images are opened in child processes nevertheless, as they may do harm.
+    """
+    nodes = [{"NodeID": "here", "Alive": True, "Resources": MACHINE, "Labels": {}}]
+    cluster = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: MACHINE)
+    patches: dict[Any, dict[str, Any]] = {
+        jobs.cluster.start: {"ray": cluster},
+        jobs.label.label: {
+            "start_or_join_ray": _place,
+            "ray": cluster,
+            "RunMetrics": _NoMetrics,
+        },
+        jobs.label.execution: {"label_shards": label_shards},
+        jobs.label.publication: {"publish_parts": publish_parts},
+    }
+    if not children:
+        patches[pipeline.stages.read] = {"read_rows_in_child": _read_rows_here}
+        patches[pipeline.stages.prepare] = {
+            "read_rows_in_child": _read_rows_here,
+            "Child": _NoChild,
+        }
+    for module, changed in patches.items():
+        for name, value in changed.items():
+            assert hasattr(module, name), f"{module.__name__} has no {name} any more"
+            setattr(module, name, value)
+
+
+def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
+    """As dataflow.py: label the shards in `work`, and yield a receipt for each staged block."""
+    prepare, detect = Preparer(settings.resize), settings.detector(*settings.arguments)
+    for one in work:
+        for encoded in read_work(table_of_work(one), settings.plan):
+            for prepared in prepare(encoded):
+                for start in range(0, len(prepared), IMAGES_PER_BLOCK):
+                    block = detect(prepared.slice(start, IMAGES_PER_BLOCK))
+                    yield from receipts_of_table(stage_block(block, settings.staging))
+
+
+def publish_parts(
+    parts: list[Part], target: PublishTarget, nodes: Labels | None = None
+) -> Iterator[PartFile]:
+    """As dataflow.py: write all output files, one part after the other."""
+    for part in parts:
+        yield from part_files_of_table(write_parts(table_of_part(part), target))
+
+
+def _place(request: ClusterRequest, output: str, first: Member) -> Placement:
+    return placement_on(request, [Node(MACHINE, {})], cluster=False)
+
+
+class _NoMetrics:
+    """RunMetrics exports through Ray, which is not there."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _NoChild:
+    """A child process that is never asked for anything."""
+
+    unlimited_because = ""
+
+    def __init__(self, answers: Answers, preload: str):
+        self.answers = answers
+
+    def start(self) -> None:
+        pass
+
+
+def _read_rows_here(
+    child: Child,
+    target: str,
+    arguments: Callable[[int], tuple[Any, ...]],
+    seconds: float,
+    failed: Callable[[int, ChildFailed], Row],
+    go_on: bool,
+    rows: int | None = None,
+) -> Iterator[Row]:
+    """`read_rows_in_child` in this process: its images harm nobody."""
+    for row in pkgutil.resolve_name(target)(*arguments(0)):
+        yield {name: row.get(name) for name in child.answers.schema.names}
