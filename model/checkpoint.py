@@ -6,6 +6,8 @@ with `weights_only`, so that a hostile file is refused instead of run.
 """
 
 import argparse
+import hashlib
+import io
 import json
 import pickle
 import re
@@ -13,12 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from model.deformable_detr import DeformableDetr
 from model.errors import CheckpointError, DamagedCheckpoint
+from model.weights_file import (
+    FLOATS,
+    is_stored,
+    metadata_of,
+    read_bytes,
+    refuse_large_header,
+    refuse_packed_archive,
+)
 
 State = dict[str, Tensor]
 
@@ -44,31 +53,59 @@ _IGNORED = re.compile(r"(total_params|total_ops)$")
 _ALIAS = re.compile(r"^transformer\.decoder\.((?:class|bbox)_embed\..*)$")
 
 
-def read_weights(path: Path) -> tuple[State, dict[str, str]]:
+def read_weights(path: Path, sha256: str | None = None) -> tuple[State, dict[str, str]]:
     """Tensors by name as stored, and the file's metadata (empty for pickles).
 
-    CheckpointError where the file is truncated, of another kind, or would run code.
+    With `sha256` the file must have this digest. The file is read once, so that the tensors are
+    those of the bytes that were hashed, even if another process replaces the file.
+
+    Raises CheckpointError if the file is of another kind or would run code, and its subclass
+    DamagedCheckpoint if it is truncated or has another digest.
     """
     try:
+        data = read_bytes(path)
+        if sha256 is not None and sha256 != (found := hashlib.sha256(data).hexdigest()):
+            raise DamagedCheckpoint(
+                f"{path} has sha256 {found}, and the command found {sha256} when it began: the "
+                "weights were replaced meanwhile, or they differ between nodes"
+            )
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+            refuse_large_header(path, data)
+            return load(data), metadata_of(data)
+        refuse_packed_archive(path, data)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (CheckpointError, MemoryError):
+        raise
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors, and reading it could run code "
             f"({reason}). Convert it to .safetensors where you trust it."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise DamagedCheckpoint(f"{path} is not a whole weights file: {reason}") from error
+    except Exception as error:  # files break in many ways, and the libraries have no common error
+        raise DamagedCheckpoint(
+            f"{path} is not a whole weights file: {_first_line(error)}"
+        ) from error
+    return _state_of(content, path), {}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no reason given"])[0]
+
+
+def _state_of(content: object, path: Path) -> State:
+    """The tensors by name in an unpickled file. Raises CheckpointError if there are none."""
     state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise CheckpointError(f"{path} holds no state dict (tensors by name)")
-    return state, {}
+    if wrong := sorted(key for key, tensor in state.items() if not is_stored(tensor)):
+        raise CheckpointError(
+            f"{path} is refused: it stores only a part of the numbers of {_named(wrong)}"
+        )
+    return state
 
 
 def canonical(state: Mapping[str, Tensor]) -> State:
@@ -83,7 +120,8 @@ def canonical(state: Mapping[str, Tensor]) -> State:
         renamed[key] = tensor
     for key in [key for key in renamed if ".self_attn.q_proj." in key]:
         parts = [key.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
-        if all(part in renamed for part in parts):
+        kinds = {(renamed[part].dtype, renamed[part].shape) for part in parts if part in renamed}
+        if len(kinds) == 1 and all(part in renamed for part in parts):
             joined = key.replace(".q_proj.", ".in_proj_")
             renamed[joined] = torch.cat([renamed.pop(part) for part in parts])
     return renamed
@@ -97,7 +135,8 @@ def _untie(state: State, wanted: Mapping[str, Tensor], tied: bool) -> State:
         if alias:
             tensor = heads.pop(key)
             known = heads.setdefault(alias[1], tensor)
-            if known.shape != tensor.shape or not torch.equal(known, tensor):
+            kinds = {(one.dtype, one.shape) for one in (known, tensor)}
+            if len(kinds) > 1 or not torch.equal(known, tensor):
                 raise CheckpointError(f"{key} and {alias[1]} are one head, but differ")
     for key in wanted if tied else ():
         head = re.match(r"^(class_embed|bbox_embed)\.\d+\.(.*)$", key)
@@ -127,15 +166,27 @@ def load_state(net: DeformableDetr, state: Mapping[str, Tensor], source: str) ->
         for key in sorted(set(wanted) & set(found))
         if found[key].shape != wanted[key].shape
     ]
+    kinds = [
+        f"{key} is {found[key].dtype}"
+        for key in sorted(set(wanted) & set(found))
+        if (found[key].dtype in FLOATS) != wanted[key].is_floating_point()
+    ]
     problems = [
         *([f"{len(missing)} missing: {_named(missing)}"] if missing else []),
         *([f"{len(unexpected)} not of this model: {_named(unexpected)}"] if unexpected else []),
         *([f"{len(shapes)} of another shape: {_named(shapes)}"] if shapes else []),
+        *([f"{len(kinds)} of another type: {_named(kinds)}"] if kinds else []),
     ]
     if problems:
         raise CheckpointError(
             f"{source} does not fit this model ({'; '.join(problems)}). "
             "Is it the weights of another variant? See `detr-batch models`."
+        )
+    broken = sorted(key for key, tensor in found.items() if not tensor.isfinite().all())
+    if broken:
+        raise CheckpointError(
+            f"{source} holds numbers that are not finite, in {_named(broken)}: the weights are "
+            "damaged, or come from a training that diverged"
         )
     net.load_state_dict(found)
 

@@ -13,16 +13,17 @@ from model.ranking import largest
 class Detections:
     """The best detections of each image, best first."""
 
-    scores: Tensor  # (B, N) fp32 in [0, 1]
+    # (B, N) fp32 in [0, 1]; all NaN for an image of whose output any number is not finite
+    scores: Tensor
     labels: Tensor  # (B, N) int64
-    boxes: Tensor  # (B, N, 4) fp32 x_min, y_min, x_max, y_max in pixels, within the picture
+    boxes: Tensor  # (B, N, 4) fp32 x_min, y_min, x_max, y_max in pixels, within the image
 
 
 def postprocess(output: Predictions, sizes: Tensor, top: int = 100) -> Detections:
-    """The `top` best (query, class) pairs of each picture; a query may appear under two classes.
+    """The `top` best (query, class) pairs of each image; a query may appear under two classes.
 
     Of equal scores the pair of the lower query, then of the lower class, comes first.
-    `sizes` (B, 2) are heights and widths in pixels of the pictures that boxes shall refer to.
+    `sizes` (B, 2) are heights and widths in pixels of the images that boxes shall refer to.
     Source: `PostProcess` of the original implementation.
     """
     _, queries, classes = output.pred_logits.shape
@@ -32,5 +33,8 @@ def postprocess(output: Predictions, sizes: Tensor, top: int = 100) -> Detection
     corners = torch.cat((centre - extent / 2, centre + extent / 2), dim=-1)
     query = torch.div(index, classes, rounding_mode="floor")
     boxes = corners.gather(1, query[..., None].expand(-1, -1, 4))
+    # 0, or NaN for an image of which a number is not finite. A threshold would drop its boxes.
+    overflow = 0 * (output.pred_logits.float().sum((1, 2)) + output.pred_boxes.float().sum((1, 2)))
+    scores = probability.gather(1, index) + overflow[:, None]
     scale = sizes.to(boxes).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4): W, H, W, H
-    return Detections(probability.gather(1, index), index % classes, (boxes.clamp(0, 1) * scale))
+    return Detections(scores, index % classes, (boxes.clamp(0, 1) * scale))

@@ -7,14 +7,15 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import fsspec
-from fsspec.core import url_to_fs
+from fsspec import AbstractFileSystem, get_filesystem_class
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# Protocols of weights. fsspec would open many others, and chains of them (`zip://a::http://b`).
+PROTOCOLS = ("file", "http", "https", "s3", "s3a", "abfs", "abfss", "az", "gcs", "gs")
 
 
 def cache_folder() -> Path:
@@ -23,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def find_weights(weights: str) -> Path:
-    """The local file of `weights`: a path, an fsspec URL or a hub id. It is downloaded once.
+    """The local file of `weights`: a path, a URL of PROTOCOLS or a hub id. It is downloaded once.
 
     A suffix `#sha256=<hex>` is checked. Raises CheckpointError if there are no such weights. Its
     subclasses are raised if they cannot be fetched now (CheckpointUnavailable) or if the sha256
@@ -77,15 +78,21 @@ def _from_url(url: str) -> Path:
 
     If the store cannot be reached, this is the newest copy in the cache.
     """
+    protocol = url.partition("://")[0].lower()
+    if protocol not in PROTOCOLS:
+        raise CheckpointError(
+            f"weights {_without_secrets(url)}: {protocol}:// is none of "
+            f"{', '.join(f'{name}://' for name in PROTOCOLS)}: copy the file to one of these"
+        )
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
     suffix = Path(urlsplit(url).path).suffix
     try:
-        fs, path = url_to_fs(url)
+        fs, path = _file_system(protocol, url)
         target = folder / f"{hashlib.sha256(str(fs.ukey(path)).encode()).hexdigest()[:16]}{suffix}"
         if not target.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.{os.getpid()}")
-            with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
+            with fs.open(path, "rb") as source, partial.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             partial.replace(target)
         return target
@@ -93,19 +100,26 @@ def _from_url(url: str) -> Path:
         copies = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
         if copies and not isinstance(error, FileNotFoundError | PermissionError):
             return copies[-1]
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         shown = _without_secrets(url)
+        reason = (str(error).replace(url, shown).splitlines() or [type(error).__name__])[0]
         gone = isinstance(error, FileNotFoundError | PermissionError)
         kind = CheckpointError if gone else CheckpointUnavailable
         raise kind(f"weights cannot be fetched from {shown}: {reason}") from error
 
 
+def _file_system(protocol: str, url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL, and the path in it. `::` is a part of the path."""
+    kind = get_filesystem_class(protocol)
+    url = protocol + url[len(protocol) :]
+    return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+
+
 def _without_secrets(url: str) -> str:
-    """A path or URL without user, password and query parameters."""
+    """A path or URL without user, password, query and fragment."""
     protocol, separator, rest = url.rpartition("://")
     if not separator:
         return url
-    return protocol + separator + rest.partition("?")[0].rpartition("@")[2]
+    return protocol + separator + re.split("[?#]", rest.rpartition("@")[2])[0]
 
 
 def file_sha256(path: Path) -> str:

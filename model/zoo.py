@@ -1,6 +1,5 @@
 """The named models, and `create_model`."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from model.errors import UnknownName
 from model.inference import prepare_for_inference
 from model.ops.undocumented import multiplies_bf16
 from model.weights import find_weights
+from model.weights_file import labels_of
 
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
 RANDOM = "random"
@@ -103,6 +103,7 @@ def create_model(
     labels: Sequence[str] | None = None,
     seed: int = 0,
     training: bool = False,
+    sha256: str | None = None,
 ) -> DeformableDetr:
     """A detector ready to run, in evaluation mode.
 
@@ -119,6 +120,7 @@ def create_model(
         training: keep all parameters in fp32 and as in checkpoints, so that they can be trained or
             saved. By default the model is prepared for inference, with the same results but faster
             (model/inference.py).
+        sha256: the digest that the file of the weights must have.
 
     Raises:
         ValueError: the name or the precision is unknown, or the weights cannot be read or do not
@@ -127,12 +129,11 @@ def create_model(
     config = named_model(name).config()
     dtype = DTYPES[resolved_precision(precision, device)]
     state: State | None = None
-    metadata: dict[str, str] = {}
     if weights != RANDOM:
         path = find_weights(weights or named_model(name).weights)
-        state, metadata = read_weights(path)
-    if "labels" in metadata:
-        config = replace(config, labels=tuple(json.loads(metadata["labels"])))
+        state, metadata = read_weights(path, sha256)
+        if "labels" in metadata:
+            config = replace(config, labels=tuple(labels_of(metadata, state, str(path))))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DeformableDetr(config, padding)

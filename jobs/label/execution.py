@@ -1,9 +1,10 @@
 """The execution of a planned run on Ray: label its images and stage the labels."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from jobs.accounting.tally import Tally
 from jobs.label.progress import show_progress
@@ -26,15 +27,19 @@ def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
 
 
 @contextmanager
-def explained_failures() -> Iterator[None]:
+def explained_failures(check_right: Callable[[], None]) -> Iterator[None]:
     """Convert the errors of storage and of workers to errors of one line that says what to do.
 
     OutputError and ReconcileError have such a line. All other errors become CommandFailed.
+    `check_right` raises OutputError if another command has taken OUTPUT over. That command may have
+    deleted files that this one needs.
     """
     try:
         yield
     except Exception as error:
         cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause or error, FileNotFoundError | ReconcileError):
+            check_right()
         if isinstance(cause, OutputError):  # raised in a worker
             raise OutputError(reason_of(error)) from error
         if isinstance(error, OutputError | ReconcileError):
@@ -53,4 +58,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, RayActorError) and "creation task" in lines[0]:
+        # The constructor of a stage raised an error. Ray keeps only the text of its traceback.
+        return mask(re.sub(r"^[\w.]+: ", "", lines[-1].strip()))
     return mask(lines[-1] if isinstance(error, RayTaskError) else lines[0])

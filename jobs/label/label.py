@@ -4,16 +4,16 @@ import secrets
 import shlex
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import ray
-import torch
 
 from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
+from jobs.cluster.computation import Computation, computation_of_detectors
 from jobs.cluster.placement import Placement
 from jobs.cluster.start import (
     check_machines,
@@ -35,12 +35,15 @@ from jobs.output.output_writer import OutputWriter
 from jobs.report.report import past_reports
 from model.config import DeformableDetrConfig
 from model.weights import file_sha256, find_weights
-from model.zoo import RANDOM, create_model, named_model, resolved_precision
+from model.zoo import RANDOM, create_model, named_model
 from pipeline.dataflow import FlowSettings
+from pipeline.isolation import sandbox
+from pipeline.plan.plan import left_out_as_text
 from pipeline.plan.shards import Shards
 from pipeline.schema import OK
 from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.storage import retries
+from pipeline.storage.errors import InputError
 from pipeline.storage.files import canonical_url, open_location
 from pipeline.storage.urls import mask, printable
 
@@ -56,6 +59,7 @@ class Command:
     config: DeformableDetrConfig
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
+    sha256: str | None  # digest of its weights; None if they are random
 
     @property
     def output(self) -> str:
@@ -93,21 +97,30 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
 def _read_model(options: LabelOptions) -> Command:
     """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
     weights = options.weights or named_model(options.model).weights
-    digest = RANDOM if weights == RANDOM else file_sha256(find_weights(weights))
+    sha256 = None if weights == RANDOM else file_sha256(find_weights(weights))
     # The driver loads the model too, to refuse wrong weights at once. The model does not run here.
-    config = create_model(options.model, options.weights, training=True).config
-    mark = fingerprint(config, digest, options.score_threshold)
+    config = create_model(options.model, options.weights, training=True, sha256=sha256).config
+    mark = fingerprint(config, sha256 or RANDOM, options.score_threshold)
     return Command(
         options,
         config,
-        PlanRequest(options.input, options.format, options.limit, options.output),
+        PlanRequest(
+            options.input,
+            options.format,
+            options.limit,
+            options.output,
+            options.device,
+            options.precision,
+        ),
         LabelRequest(
             canonical_url(options.input),
             options.model,
             options.score_threshold,
             mark,
             options.relabel,
+            options.retry_failed,
         ),
+        sha256,
     )
 
 
@@ -131,80 +144,107 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
     startup.end(CATALOGUE)
     if unfinished and unfinished.shards:
         del known  # it takes a third of a gigabyte for ten million objects
-        placement = _start_ray(command, unfinished, startup)
-        counts.update(execute_run(command, unfinished, placement, writer, startup))
+        placed = _start_ray(command, unfinished, startup)
+        counts.update(execute_run(command, unfinished, placed, writer, startup))
         startup = Startup()  # for the run that may follow
-        known = known_objects(command.output, command.labels, writer.catalog)
-        startup.end(CATALOGUE)
     if unfinished and (options.limit is not None or options.relabel):
         return counts
+    if unfinished:
+        # What failed in the unfinished run was tried by this very command.
+        tried = unfinished.retries_failed or not options.retry_failed
+        attempts = [unfinished.run_id] if tried else []
+        known = known_objects(command.output, command.labels, writer.catalog, attempts)
+        startup.end(CATALOGUE)
     found = plan_images(command.wanted, known)
     del known
     _print_gone_objects(command.output, found.gone, options.relabel)
+    if left_out := left_out_as_text(found.left_out):
+        print(f"not read under INPUT: {left_out}", file=sys.stderr)
+    if found.again and not options.relabel:
+        print(f"{found.again} objects that failed are tried again", file=sys.stderr)
     run = make_run(command.output, found.shards)
     startup.end(LISTING)
     if run.shards:
         writer.begin_writing()
-        placement = _start_ray(command, run, startup)
+        placed = _start_ray(command, run, startup)
         write_run_record(
             command.output,
             run,
             options.without_secrets(command.labels.source),
             command.labels.fingerprint,
+            placed.computation,
             found.gone,
             command.estimate(run.shards),
         )
         startup.end(LISTING)
-        counts.update(execute_run(command, run, placement, writer, startup))
+        counts.update(execute_run(command, run, placed, writer, startup))
     return counts
 
 
-def _start_ray(command: Command, run: Run, startup: Startup) -> Placement:
+@dataclass(frozen=True)
+class Placed:
+    """Where a run computes, and with what."""
+
+    placement: Placement
+    computation: Computation
+
+
+def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     """Start or join Ray, and place the run on it. Raises InputError if it does not fit there."""
-    placement = start_or_join_ray(
-        command.options.machines(), command.output, run.shards.first_member()
-    )
+    if missing := sandbox.why_absent():  # before Ray starts threads; workers log their own
+        print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
+    request = command.options.machines()
+    precision = command.options.precision
+    if run.device != "auto":  # a resumed run
+        request, precision = replace(request, device=run.device), run.precision
+        try:
+            check_machines(request)
+        except InputError as error:
+            raise InputError(
+                f"the unfinished run {run.run_id} computes on {run.device}: {error}; --relabel "
+                "drops the run"
+            ) from error
+    placement = start_or_join_ray(request, command.output, run.shards.first_member())
+    computation = computation_of_detectors(placement, precision, bool(request.address))
     startup.end(RAY)
-    return placement
+    return Placed(placement, computation)
 
 
 def execute_run(
-    command: Command, run: Run, placement: Placement, writer: OutputWriter, startup: Startup
+    command: Command, run: Run, placed: Placed, writer: OutputWriter, startup: Startup
 ) -> dict[str, int]:
     """Label and publish a planned run. Returns its number of images by status.
 
     Raises CommandFailed if that fails. Node-hours count from the time when the `startup` began.
     """
-    options, device = command.options, placement.device
+    options, layout = command.options, placed.placement.layout
     target = writer.publish_target(
         run.run_id, options.model, command.labels.fingerprint, command.config.labels
     )
-    settings = _flow_settings(command, run, target.staging, placement)
-    precision = _precision_as_text(options.precision, device)
-    print(f"run {run.run_id}: {options.model} on {device}, {precision}", file=sys.stderr)
-    with explained_failures():
-        rates, most = options.rates(), placement.layout.detectors.most
+    settings = _flow_settings(command, run, target.staging, placed)
+    print(f"run {run.run_id}: {options.model} in {placed.computation.as_text()}", file=sys.stderr)
+    with explained_failures(writer.check_lock):
+        rates, most = options.rates(), layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)
         with nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
             label_images(run.shards, settings, tally)
             meters = Meters(tally, nodes, rates)
-            return publish_run(
-                run, target, command.labels, placement.layout, meters, writer, options.page
-            )
+            return publish_run(run, target, command.labels, layout, meters, writer, options.page)
 
 
-def _flow_settings(command: Command, run: Run, staging: str, placement: Placement) -> FlowSettings:
+def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> FlowSettings:
     """The settings of the dataflow for a run."""
     options = command.options
     spec = DetectorSpec(
         options.model,
         options.weights,
-        placement.device,
-        options.precision,
+        placed.computation.device,
+        placed.computation.precision,
         options.score_threshold,
         options.batch_size,
         session=secrets.token_hex(8),
+        sha256=command.sha256,
     )
     return FlowSettings(
         plan_url(options.output, run.run_id),
@@ -213,15 +253,8 @@ def _flow_settings(command: Command, run: Run, staging: str, placement: Placemen
         Detector,
         (spec,),
         BATCHES_PER_CALL * options.batch_size,
-        placement.layout,
+        placed.placement.layout,
     )
-
-
-def _precision_as_text(precision: str, device: str) -> str:
-    """The precision of the detectors, as far as this machine can tell it."""
-    if precision == "auto" and device == "cuda" and not torch.cuda.is_available():
-        return "the best precision of its GPUs"
-    return resolved_precision(precision, device)
 
 
 def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
@@ -248,6 +281,13 @@ def _print_outcome(output: str, counts: dict[str, int], max_failed_fraction: flo
             f"`detr-batch report {shlex.quote(output)}` says how fast and at what cost",
             file=sys.stderr,
         )
+    if images and failed == images:
+        print(
+            f"all {images} images failed: nothing was labelled; their rows in "
+            f"{mask(output)}/images say why",
+            file=sys.stderr,
+        )
+        return EXIT_TOO_MANY_FAILURES
     if failed > max_failed_fraction * images:
         print(
             f"{failed} of {images} images failed, more than --max-failed-fraction "

@@ -78,7 +78,9 @@ class LabelOptions:
     )
     max_failed_fraction: float = field(
         default=1.0,
-        metadata={"help": "a larger share of failed images is exit code 3 (default: 1, so never)"},
+        metadata={
+            "help": "a larger share of failed images is exit code 3, and so are all (default: 1)"
+        },
     )
     instance_type: str | None = field(
         default=None,
@@ -109,6 +111,13 @@ class LabelOptions:
     )
     relabel: bool = field(
         default=False, metadata={"help": "replace the labels that OUTPUT has of INPUT"}
+    )
+    retry_failed: bool = field(
+        default=False,
+        metadata={
+            "help": "also label again what failed for reasons outside the image: unreadable, "
+            "timed_out, worker_crash"
+        },
     )
     dry_run: bool = field(default=False, metadata={"help": "print the plan; touch nothing"})
 

@@ -8,7 +8,7 @@ from jobs.accounting.estimate import Estimate, as_text
 from jobs.output import paths
 from jobs.output.run_ids import new_run_id
 from pipeline.plan.digests import Known
-from pipeline.plan.plan import Plan, plan_shards
+from pipeline.plan.plan import Plan, left_out_as_text, plan_shards
 from pipeline.plan.shards import Shards
 from pipeline.storage.files import join
 
@@ -23,14 +23,19 @@ class PlanRequest:
     format: str
     limit: int | None
     output: str  # OUTPUT; the listing leaves it out if it lies below INPUT
+    device: str = "auto"  # --device and --precision: an unfinished run with others is another one
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A planned run, new or resumed."""
+    """A planned run, new or resumed. A resumed run keeps its device and its precision."""
 
     run_id: str
     shards: Shards
+    device: str = "auto"  # "cpu" or "cuda" once the run began
+    precision: str = "auto"  # "fp32", "bf16" or "fp16" once the run began
+    retries_failed: bool = False  # whether it labels again what failed (--retry-failed)
 
 
 def plan_url(output: str, run_id: str) -> str:
@@ -59,8 +64,9 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
     lines += [
         f"{'known':<14} {found.known} objects that OUTPUT holds already",
         f"{'changed':<14} {found.changed} objects that OUTPUT holds an older version of",
+        f"{'again':<14} {found.again} objects that failed or are relabelled",
         f"{'gone':<14} {len(found.gone)} objects that OUTPUT holds labels of and INPUT lost",
-        f"{'ignored':<14} {found.ignored} files that are no images",
+        f"{'ignored':<14} {left_out_as_text(found.left_out) or 'nothing'}",
         f"{'estimate':<14} {as_text(estimate)}",
         placement,
         "nothing was written",

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.accounting.estimate import Estimate
+from jobs.cluster.computation import Computation
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.output import paths
 from jobs.output.errors import DamagedOutput
@@ -24,6 +26,7 @@ def write_run_record(
     run: Run,
     options: Mapping[str, Any],
     fingerprint: str,
+    computation: Computation,
     gone: pa.Array,
     estimate: Estimate | None,
 ) -> None:
@@ -35,6 +38,7 @@ def write_run_record(
         "run_id": run.run_id,
         "options": dict(options),
         "model_fingerprint": fingerprint,
+        "computation": asdict(computation),
         "started_at": time.time(),
         "gone": len(gone),
         "estimate": estimate,
@@ -73,7 +77,11 @@ def unusable_run_error(run_id: str, name: str) -> DamagedOutput:
 
 
 def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRequest) -> bool:
-    """Whether a recorded run labels the same images with the same model."""
+    """Whether a recorded run labels the same images with the same model.
+
+    A command without --retry-failed finishes a run with it, and the other way round: both label
+    what is new, and a schedule is not held up by what a person tried by hand.
+    """
     options = record["options"]
     return bool(
         record["model_fingerprint"] == labels.fingerprint
@@ -81,7 +89,18 @@ def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRe
         and options["format"] == wanted.format
         and options["limit"] == wanted.limit
         and options["relabel"] == labels.relabel
+        and wanted.device in ("auto", recorded_computation(record, "device"))
+        and wanted.precision in ("auto", recorded_computation(record, "precision"))
     )
+
+
+def recorded_computation(record: Mapping[str, Any], name: str) -> str:
+    """The "device" or "precision" of a recorded run, which it keeps to its end.
+
+    Versions before 0.2 recorded only what the command asked for, which may be "auto".
+    """
+    found = record.get("computation") or record["options"]
+    return str(found.get(name, "auto"))
 
 
 def recorded_command(record: Mapping[str, Any]) -> str:
@@ -90,6 +109,10 @@ def recorded_command(record: Mapping[str, Any]) -> str:
     words = [given["input"], given["output"], "--model", given["model"]]
     words += ["--weights", given["weights"]] if given["weights"] else []
     words += ["--score-threshold", str(given["score_threshold"])]
+    for name in ("device", "precision"):
+        value = recorded_computation(record, name)
+        words += [f"--{name}", value] if value != "auto" else []
     words += ["--format", given["format"]] if given["format"] != "auto" else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
+    words += ["--retry-failed"] if given.get("retry_failed") else []
     return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])

@@ -5,6 +5,7 @@ from jobs.label.run_record import (
     is_same_work,
     read_run_record,
     recorded_command,
+    recorded_computation,
     unusable_run_error,
 )
 from jobs.output import paths
@@ -29,16 +30,22 @@ def take_up_unfinished_run(
     for run_id in writer.staged:
         record = read_run_record(writer.output, run_id)
         same = is_same_work(record, wanted, labels)
+        retries = bool(record["options"].get("retry_failed", False))
         if writer.catalog.knows(run_id):  # the command was killed after the commit
             writer.drop_staging(run_id)
-            if same and (labels.relabel or wanted.limit is not None):
-                return Run(run_id, write_shards([]))  # the run is finished: nothing is left to do
+            if same and (labels.relabel or wanted.limit is not None or retries):
+                # The run is finished: nothing of it is left to do.
+                return Run(run_id, write_shards([]), retries_failed=retries)
+            continue
+        if same and _was_overlooked(writer, run_id, labels.source):
+            writer.drop_staging(run_id)
             continue
         if same:
             shards = _read_planned_shards(wanted, run_id)
             writer.begin_writing()
             shards.write_to(plan_url(writer.output, run_id))
-            return Run(run_id, shards)
+            kept = {name: recorded_computation(record, name) for name in ("device", "precision")}
+            return Run(run_id, shards, retries_failed=retries, **kept)
         if not labels.relabel:
             raise InputError(
                 f"{mask(writer.output)} holds an unfinished run, `label "
@@ -47,6 +54,15 @@ def take_up_unfinished_run(
             )
         writer.drop_staging(run_id)
     return None
+
+
+def _was_overlooked(writer: OutputWriter, run_id: str, source: str) -> bool:
+    """Whether a later run has labelled what this unfinished run was to label.
+
+    A run is planned only when no other is unfinished, so a listing of OUTPUT lacked this one then.
+    """
+    later = (run for run in writer.catalog.labelling_runs() if run["run_id"] > run_id)
+    return any(run["input"] == source for run in later)
 
 
 def _read_planned_shards(wanted: PlanRequest, run_id: str) -> Shards:

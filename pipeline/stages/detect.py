@@ -44,6 +44,7 @@ class DetectorSpec:
     score_threshold: float
     batch_size: int  # maximum number of images in one forward pass
     session: str  # id of the command, for its crash journal (journal.py)
+    sha256: str | None = None  # digest of the weights that the driver found; None if random
 
 
 class Detector:
@@ -59,7 +60,12 @@ class Detector:
             keep_freed_memory()
         self.spec = spec
         net = create_model(
-            spec.model, spec.weights, spec.device, spec.precision, padding="invariant"
+            spec.model,
+            spec.weights,
+            spec.device,
+            spec.precision,
+            padding="invariant",
+            sha256=spec.sha256,
         )
         self.predictor = Predictor(net, spec.device, TOP)
         journal = CrashJournal(spec.session, DETECT_SECONDS)
@@ -78,10 +84,10 @@ class Detector:
         for row in rows:
             row.update(boxes=[], detect_seconds=0.0)
         sizes = _sizes(table)
-        pictures = {i: sizes[i] for i, row in enumerate(rows) if row["status"] == OK}
+        decoded = {i: sizes[i] for i, row in enumerate(rows) if row["status"] == OK}
         under_way: deque[Batch] = deque()
         began = time.perf_counter()
-        for group in self._form_batches(pictures):
+        for group in self._form_batches(decoded):
             images = [_image(table, i, sizes[i]) for i in group]
             under_way.append(self.attempts.submit([rows[i] for i in group], images))
             # A batch that may end this process again is computed alone, so that no other batch is
@@ -98,16 +104,16 @@ class Detector:
             row.update(processed_at=now, batch_limit=limit)
         return pa.Table.from_pylist(rows, schema=DETECTED)
 
-    def _form_batches(self, pictures: dict[int, tuple[int, int]]) -> Iterator[list[int]]:
+    def _form_batches(self, sizes: dict[int, tuple[int, int]]) -> Iterator[list[int]]:
         """Yield the indices of images of similar size, in groups of at most `most` images.
 
         The detector may lower `most` while this generator runs.
         """
         buckets: dict[tuple[int, ...], list[int]] = {}
-        for index, size in pictures.items():
+        for index, size in sizes.items():
             buckets.setdefault(tuple(-(-side // BUCKET) for side in size), []).append(index)
         for bucket in buckets.values():
-            bucket.sort(key=lambda index: pictures[index])
+            bucket.sort(key=lambda index: sizes[index])
             start = 0
             while start < len(bucket):
                 group = bucket[start : start + self.attempts.most]

@@ -24,6 +24,11 @@ from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
 # Attempts at a single image during which the process ended. The image may not be the cause.
 ATTEMPTS = 2
 
+NOT_FINITE = (
+    "the model's output is not finite: its weights are damaged, or its precision is too narrow for "
+    "them (try --precision fp32)"
+)
+
 Row = dict[str, Any]
 
 
@@ -128,9 +133,16 @@ class RecoveringDetector:
         return None
 
     def _fill(self, rows: list[Row], found: Detections) -> None:
-        """Write the boxes whose score reaches the threshold into the rows (at 0: the best TOP)."""
+        """Write the boxes whose score reaches the threshold into the rows (at 0: the best TOP).
+
+        An image for which the model computed numbers that are not finite fails.
+        """
         scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
+        finite = np.isfinite(scores).all(1) & np.isfinite(boxes).all((1, 2))
         for index, row in enumerate(rows):
+            if not finite[index]:
+                row.update(status=DETECTOR_ERROR, error=NOT_FINITE)
+                continue
             keep = np.flatnonzero(scores[index] >= self.score_threshold)
             row["boxes"] = [
                 {

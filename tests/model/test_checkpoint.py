@@ -54,7 +54,9 @@ def test_missing_heads_are_tied_where_the_model_ties_them() -> None:
     load_state(net, state, "file with one head")
 
 
-def test_original_pth_with_its_namespace(tmp_path: Path, tiny: DeformableDetr) -> None:
+def test_original_pth_loads_with_its_argparse_namespace(
+    tmp_path: Path, tiny: DeformableDetr
+) -> None:
     content = {
         "model": {**tiny.state_dict(), "backbone.0.total_ops": torch.zeros(1)},
         "epoch": 49,
@@ -97,7 +99,7 @@ def test_truncated_files_are_refused(
         read_weights(path)
 
 
-def test_misfits_are_named(tmp_path: Path, tiny: DeformableDetr) -> None:
+def test_keys_and_shapes_that_do_not_fit_are_named(tmp_path: Path, tiny: DeformableDetr) -> None:
     state: dict[str, Tensor] = {k: v.clone() for k, v in tiny.state_dict().items()}
     state.pop("transformer.level_embed")
     state["stranger"] = torch.zeros(1)

@@ -1,4 +1,4 @@
-"""Weights by URL and hub id: fetched once, again when they change, and a clear word when not."""
+"""Weights are fetched from URLs and the hub: once, and again when they change."""
 
 import hashlib
 from pathlib import Path
@@ -8,8 +8,9 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import constants
 
 from model.errors import CheckpointError
-from model.weights import cache_folder, find_weights
+from model.weights import PROTOCOLS, cache_folder, find_weights
 from pipeline.storage.files import open_location
+from pipeline.storage.protocols import PROTOCOLS as OBJECT_PROTOCOLS
 
 
 @pytest.fixture(autouse=True)
@@ -42,32 +43,47 @@ def test_sha256_of_a_url_is_checked(bucket: str) -> None:
         find_weights(f"{bucket}/net.pth#sha256={'0' * 64}")
 
 
-def test_missing_object_is_one_line(bucket: str) -> None:
+def test_missing_object_gives_an_error_of_one_line(bucket: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be fetched from s3://") as caught:
         find_weights(f"{bucket}/nothing.pth")
     assert "\n" not in str(caught.value)
 
 
-def test_store_that_is_down_leaves_the_last_copy(
+def test_last_copy_is_used_while_the_store_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "net.bin"
     source.write_bytes(b"weights")
     assert find_weights(f"file://{source}").read_bytes() == b"weights"
 
-    def down(self: LocalFileSystem, path: str) -> str:
+    def raise_no_route(self: LocalFileSystem, path: str) -> str:
         raise ConnectionError("no route to the store")
 
-    monkeypatch.setattr(LocalFileSystem, "ukey", down)
+    monkeypatch.setattr(LocalFileSystem, "ukey", raise_no_route)
     assert find_weights(f"file://{source}").read_bytes() == b"weights"
     with pytest.raises(CheckpointError, match="no route"):
         find_weights(f"file://{tmp_path}/another.bin")
 
 
-def test_hub_id_out_of_reach_says_what_to_pass(
+def test_error_for_an_unreachable_hub_id_says_what_to_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(CheckpointError, match="neither cached nor reachable: pass --weights"):
         find_weights("SenseTime/deformable-detr")
+
+
+@pytest.mark.parametrize("url", ["memory://net.pth", "zip://net.pth::file:///a.zip", "a::s3://b/c"])
+def test_other_protocols_and_chains_are_refused(url: str) -> None:
+    with pytest.raises(CheckpointError, match=r":// is none of file://.*copy the file"):
+        find_weights(url)
+
+
+def test_colons_are_a_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a::b.pth").write_bytes(b"content")
+    assert find_weights(f"FILE://{tmp_path}/a::b.pth").read_bytes() == b"content"
+
+
+def test_weights_come_from_where_objects_come_from() -> None:
+    assert set(PROTOCOLS) == set(OBJECT_PROTOCOLS)

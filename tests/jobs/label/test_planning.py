@@ -1,4 +1,4 @@
-"""What a run is to label, planned anew or taken up: without a detector."""
+"""Planning decides what a new or a resumed run labels; these tests need no detector."""
 
 import threading
 from collections.abc import Iterator
@@ -6,10 +6,12 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from jobs.cluster.computation import Computation
 from jobs.label.options import LabelOptions
 from jobs.label.planning import PlanRequest, Run, plan_images, plan_url
 from jobs.label.run_record import write_run_record
@@ -18,7 +20,7 @@ from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
 from jobs.output.output_writer import OutputWriter
-from jobs.output.run_documents import write_table
+from jobs.output.run_documents import read_document, write_record, write_table
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.remaining import merge_ranges, remaining_work
 from pipeline.plan.shards import (
@@ -32,7 +34,7 @@ from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
 from tests.support.samples import jpeg
 
-MARK = "f00d"  # of the labels that `write_run` makes
+MARK = "f00d"  # fingerprint of the labels that `write_run` makes
 NO_URIS = pa.array([], pa.string())
 
 
@@ -44,8 +46,15 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def wanted(options: LabelOptions) -> PlanRequest:
-    return PlanRequest(options.input, options.format, options.limit, options.output)
+def plan_request(options: LabelOptions) -> PlanRequest:
+    return PlanRequest(
+        options.input,
+        options.format,
+        options.limit,
+        options.output,
+        options.device,
+        options.precision,
+    )
 
 
 def labels_of(options: LabelOptions, mark: str = MARK) -> LabelRequest:
@@ -54,65 +63,101 @@ def labels_of(options: LabelOptions, mark: str = MARK) -> LabelRequest:
 
 
 def begin(options: LabelOptions, run_id: str) -> Run:
-    """A run that was planned and written down, as a killed command leaves it."""
+    """Write the plan and the record of a run, as a killed command leaves them."""
     run = Run(run_id, plan_shards(options.input).shards)
     recorded = options.without_secrets(canonical_url(options.input))
-    write_run_record(options.output, run, recorded, MARK, NO_URIS, None)
+    computation = Computation("cpu", "fp32", "AVX2, 2 threads")
+    write_run_record(options.output, run, recorded, MARK, computation, NO_URIS, None)
     return run
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture
 def served(photos: Path) -> Iterator[str]:
-    """The address at which `photos` are served."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos)))
+    """The address of a server for `photos`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(photos)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def found_unfinished(options: LabelOptions) -> Run | None:
+def resume(options: LabelOptions) -> Run | None:
     with OutputWriter(options.output) as writer:
-        return take_up_unfinished_run(writer, wanted(options), labels_of(options))
+        return take_up_unfinished_run(writer, plan_request(options), labels_of(options))
 
 
-def test_a_list_of_signed_addresses_is_taken_up_with_the_signatures_that_it_has_now(
+@pytest.mark.parametrize("asked", ["auto", "fp32"])
+def test_a_resumed_run_keeps_its_device_and_precision(
+    asked: str, photos: Path, tmp_path: Path
+) -> None:
+    options = LabelOptions(str(photos), str(tmp_path / "out"), precision=asked)
+    begin(options, "20260101T000000Z-aaaaaa")
+    run = resume(options)
+    assert run is not None
+    assert (run.device, run.precision) == ("cpu", "fp32")
+
+
+@pytest.mark.parametrize("other", [{"precision": "bf16"}, {"device": "cuda"}])
+def test_a_run_is_not_resumed_in_another_precision_or_on_another_device(
+    other: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    options = LabelOptions(str(photos), str(tmp_path / "out"))
+    begin(options, "20260101T000000Z-aaaaaa")
+    with pytest.raises(InputError, match="--device cpu --precision fp32`: run that command"):
+        resume(replace(options, **other))
+
+
+def test_a_run_that_an_earlier_version_began_is_resumed_as_the_command_says(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Versions before 0.2 recorded no computation."""
+    options = LabelOptions(str(photos), str(tmp_path / "out"), precision="fp32")
+    run = begin(options, "20260101T000000Z-aaaaaa")
+    record = read_document(options.output, run.run_id, "run.json")
+    del record["computation"]
+    write_record(options.output, run.run_id, record)
+    found = resume(options)
+    assert found is not None
+    assert (found.device, found.precision) == ("auto", "fp32")
+
+
+def test_a_list_of_signed_addresses_is_resumed_with_its_new_signatures(
     served: str, tmp_path: Path
 ) -> None:
-    listed = tmp_path / "list.txt"
-    listed.write_text(f"{served}/a.jpg?token=old\n{served}/b.jpg?token=old\n")
-    options = LabelOptions(str(listed), str(tmp_path / "out"))
+    list_file = tmp_path / "list.txt"
+    list_file.write_text(f"{served}/a.jpg?token=old\n{served}/b.jpg?token=old\n")
+    options = LabelOptions(str(list_file), str(tmp_path / "out"))
     begin(options, "20260101T000000Z-aaaaaa")
-    listed.write_text(f"{served}/b.jpg?token=new\n")  # a.jpg is not asked for any more
-    run = found_unfinished(options)
+    list_file.write_text(f"{served}/b.jpg?token=new\n")  # the list has a.jpg no longer
+    run = resume(options)
     assert run is not None
     uris = [member.uri for shard in run.shards for member in shard.members]
     assert uris == [f"{served}/a.jpg?token=old", f"{served}/b.jpg?token=new"]
 
 
-def test_a_plan_that_an_earlier_version_wrote_is_taken_up(photos: Path, tmp_path: Path) -> None:
+def test_a_plan_that_an_earlier_version_wrote_is_resumed(photos: Path, tmp_path: Path) -> None:
     options = LabelOptions(str(photos), str(tmp_path / "out"))
     run = begin(options, "20260101T000000Z-aaaaaa")
     (shard,) = run.shards
     shards = [replace(shard, shard=f"files-{number:04}") for number in range(700)]
-    place = plan_url(options.output, run.run_id)
-    write_table(place, table_of_shards(shards))  # all in one row group
-    taken_up = found_unfinished(options)
+    plan = plan_url(options.output, run.run_id)
+    write_table(plan, table_of_shards(shards))  # all in one row group
+    taken_up = resume(options)
     assert taken_up is not None
     work, size = remaining_work(taken_up.shards, merge_ranges([]))
     assert size == 700 * shard.size
     assert [len(one.rows) for one in work] == [2] * 94 + [1] * 512
-    read = [one for w in work for one in read_shards_of_group(place, w.group, w.rows)]
+    read = [one for w in work for one in read_shards_of_group(plan, w.group, w.rows)]
     assert sorted(read, key=lambda one: one.shard) == shards
 
 
 @pytest.mark.parametrize(("relabel", "limit"), [(True, None), (False, 1)])
-def test_a_run_killed_while_it_tidied_up_is_not_done_again(
+def test_a_run_killed_while_it_removed_staging_is_not_repeated(
     relabel: bool, limit: int | None, photos: Path, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "out")
@@ -120,23 +165,26 @@ def test_a_run_killed_while_it_tidied_up_is_not_done_again(
     run = begin(options, "20260101T000000Z-aaaaaa")
     target = make_target(output, run.run_id, fingerprint=MARK)
     commit_run(target, canonical_url(str(photos)), [], {"ok": 2})
-    taken_up = found_unfinished(options)
+    taken_up = resume(options)
     assert taken_up is not None
     assert (taken_up.run_id, len(taken_up.shards)) == (run.run_id, 0)
     assert not Path(output, paths.staging(run.run_id)).exists()
-    assert found_unfinished(options) is None  # the same command again is another run
+    assert resume(options) is None  # the same command again is another run
 
 
-def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Path) -> None:
+def test_relabel_plans_all_images_again_and_reports_removed_ones(
+    photos: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     known = [f"file://{photos}/{name}.jpg" for name in ("a", "b", "left")]
     write_run(output, [Labelled(uri) for uri in known], ("",), source=canonical_url(str(photos)))
-    # What lies there now is what was labelled.
+    # The objects that lie there now are those that were labelled.
     shards = plan_shards(str(photos)).shards
     shards.write_to(str(output / "_runs/20260101T000000Z-aaaaaa/plan.parquet"))
     options = LabelOptions(str(photos), str(output))
     found = plan_images(
-        wanted(options), known_objects(str(output), labels_of(options), read_catalog(str(output)))
+        plan_request(options),
+        known_objects(str(output), labels_of(options), read_catalog(str(output))),
     )
     assert (len(found.shards), found.known, found.changed) == (0, 2, 0)
     again = LabelOptions(str(photos), str(output), relabel=True)
@@ -146,7 +194,7 @@ def test_relabel_plans_all_again_and_tells_what_left(photos: Path, tmp_path: Pat
         known_objects(str(output), labels_of(options), read_catalog(str(output)))
     (photos / "b.jpg").unlink()
     found = plan_images(
-        wanted(again),
+        plan_request(again),
         known_objects(str(output), labels_of(again, "another model"), read_catalog(str(output))),
     )
     assert [len(shard.members) for shard in found.shards] == [1]

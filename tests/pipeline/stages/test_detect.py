@@ -1,4 +1,4 @@
-"""A detector whose memory is confined by the system labels all the same."""
+"""Detectors label every image or fail it alone: little memory, stalls, overflows, two calls."""
 
 import json
 import os
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from jobs.accounting.tally import Tally
 from jobs.label.progress import show_progress
+from model.deformable_detr import Predictions
+from model.errors import DamagedCheckpoint
 from model.predictor import Pending, Predictor
+from model.weights import file_sha256
 from pipeline.schema import PREPARED, Receipt
 from pipeline.stages.detect import Detector, DetectorSpec
-from tests.chaos.harness import INJECTED
+from tests.chaos.injected import INJECTED
 
 CONFINED = """
 import json, resource
@@ -29,7 +32,7 @@ from pathlib import Path
 from pipeline.stages.detect import Detector, DetectorSpec
 from pipeline.schema import PREPARED
 
-def pictures(count):
+def draw_images(count):
     pixels = np.random.default_rng(0).integers(0, 255, (count, 640, 640, 3), np.uint8)
     return pa.Table.from_pylist(
         [
@@ -41,12 +44,12 @@ def pictures(count):
     )
 
 detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 16, "test"))
-alone = detector(pictures(1))
+alone = detector(draw_images(1))
 lines = Path("/proc/self/status").read_text().splitlines()
-held = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (held + (MEMORY << 20),) * 2)
+used = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (used + (MEMORY << 20),) * 2)
 for _ in range(2):
-    found = detector(pictures(16))
+    found = detector(draw_images(16))
 print(json.dumps({
     "statuses": sorted(set(found["status"].to_pylist())),
     "limits": sorted(set(found["batch_limit"].to_pylist()), key=str),
@@ -55,9 +58,9 @@ print(json.dumps({
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is confined by Linux's means")
-def test_a_batch_larger_than_memory_is_halved_and_stays_so() -> None:
-    """Sixteen pictures take 1,600 MiB, four 370."""
+@pytest.mark.skipif(sys.platform != "linux", reason="this test limits memory by means of Linux")
+def test_a_batch_larger_than_memory_is_halved_and_later_batches_too() -> None:
+    """Sixteen images need 1,600 MiB, and four need 370, but the process gets 600."""
     code = CONFINED.replace("MEMORY", "600")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -67,7 +70,7 @@ def test_a_batch_larger_than_memory_is_halved_and_stays_so() -> None:
     assert limit in (1, 2, 4, 8)
 
 
-def test_two_calls_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
+def test_two_calls_at_once_give_the_results_of_single_calls(tmp_path: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     spec = DetectorSpec("shapes-tiny", "random", device, "fp32", 0.0, 2, "two calls")
     detector = Detector(spec)
@@ -90,20 +93,20 @@ def test_two_calls_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
             for i, side in enumerate(sides)
         ]
         tables.append(pa.Table.from_pylist(rows, schema=PREPARED))
-    kept = ["image_id", "status", "boxes"]
-    expected = [detector(table).select(kept) for table in tables]
+    columns = ["image_id", "status", "boxes"]
+    expected = [detector(table).select(columns) for table in tables]
     began = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(detector, tables * 3))
     took = time.perf_counter() - began
     for table, theirs in zip(found, expected * 3, strict=True):
-        assert table.select(kept).equals(theirs)
+        assert table.select(columns).equals(theirs)
     counted = sum(sum(table["detect_seconds"].to_pylist()) for table in found)
-    assert 0 < counted <= took  # no moment counts for both
+    assert 0 < counted <= took  # time that two calls share is counted once
 
 
-def test_seconds_are_the_devices_where_it_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a batch that was too large, those of its halves."""
+def test_detect_seconds_are_those_that_the_device_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is too large counts the seconds of its halves."""
     monkeypatch.setattr(Pending, "device_seconds", property(lambda self: 6.0))
     submit = Predictor.submit
 
@@ -120,8 +123,52 @@ def test_seconds_are_the_devices_where_it_tells_them(monkeypatch: pytest.MonkeyP
     rows = [{"image_id": str(i), "index_in_shard": i, **common, **sides} for i in range(5)]
     found = detector(pa.Table.from_pylist(rows, schema=PREPARED))
     assert found["status"].to_pylist() == ["ok"] * 5
-    # Three, as one and two; from then on one at a time.
+    # The first three images ran as one and two; from then on each ran alone.
     assert found["detect_seconds"].to_pylist() == [4.0, 4.0, 4.0, 6.0, 6.0]
+
+
+def test_an_image_whose_output_is_not_finite_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A threshold would drop the boxes of such an image, and the row would be "ok" without any."""
+    submit = Predictor.submit
+
+    def overflow_at_white(self: Predictor, images: Sequence[Tensor], sizes: Tensor) -> Pending:
+        white = torch.tensor([bool((image == 255).all()) for image in images])
+
+        def overflow(_: torch.nn.Module, __: object, output: Predictions) -> None:
+            output.pred_logits[white, 7, 1] = float("nan")
+
+        hook = self.net.register_forward_hook(overflow)
+        try:
+            return submit(self, images, sizes)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Predictor, "submit", overflow_at_white)
+    detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 3, "finite"))
+    sides = dict.fromkeys(("width", "height", "rows", "columns"), 64)
+    rows = [
+        {
+            "image_id": str(index),
+            "index_in_shard": index,
+            "shard": "s",
+            "status": "ok",
+            "pixels": np.full((64, 64, 3), grey, np.uint8).tobytes(),
+            **sides,
+        }
+        for index, grey in enumerate((10, 255, 20))
+    ]
+    found = detector(pa.Table.from_pylist(rows, schema=PREPARED)).to_pylist()
+    assert [row["status"] for row in found] == ["ok", "detector_error", "ok"]
+    assert [len(row["boxes"]) for row in found] == [100, 0, 100]
+    assert "not finite" in found[1]["error"]
+
+
+def test_other_weights_than_the_command_found_are_refused(weights: str) -> None:
+    right = file_sha256(Path(weights))
+    Detector(DetectorSpec("shapes-tiny", weights, "cpu", "fp32", 0.0, 1, "right", right))
+    spec = DetectorSpec("shapes-tiny", weights, "cpu", "fp32", 0.0, 1, "wrong", "0" * 64)
+    with pytest.raises(DamagedCheckpoint, match=f"{right}.*replaced meanwhile"):
+        Detector(spec)
 
 
 STANDING_STILL = """
@@ -146,15 +193,15 @@ print(json.dumps(found.select(["status", "error"]).to_pylist()))
 
 
 @pytest.mark.slow
-def test_a_picture_over_which_the_device_stands_still_is_given_up(tmp_path: Path) -> None:
-    """As Ray would, the process is started anew until it gives an answer."""
+def test_an_image_over_which_the_device_stalls_fails(tmp_path: Path) -> None:
+    """The test starts the process again until it answers, as Ray would."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(INJECTED), os.getcwd()]),
         "DETR_BATCH_FAULTS": str(tmp_path),
         "TMPDIR": str(tmp_path),
     }
-    for session in ("first", "second"):  # another command begins without notes
+    for session in ("first", "second"):  # a second session must not see the first one's crashes
         command = [sys.executable, "-c", STANDING_STILL.replace("SESSION", session)]
         ended = []
         for _ in range(5):
@@ -163,16 +210,16 @@ def test_a_picture_over_which_the_device_stands_still_is_given_up(tmp_path: Path
             if not done.returncode:
                 break
             assert "more than 3 s for a batch" in done.stderr
-        assert ended == [1, 1, 1, 0]  # the batch, and twice the picture alone
+        assert ended == [1, 1, 1, 0]  # the whole batch once, then the image alone, twice
         rows = json.loads(done.stdout.splitlines()[-1])
         assert [row["status"] for row in rows] == ["ok", "timed_out", "ok"]
         assert "took more than 3 s, 2 times" in rows[1]["error"]
 
 
-def test_the_run_says_once_that_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shortage_of_memory_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     limits = (None, 4, 4, 2, None)
     tally = Tally()
     show_progress([Receipt("file", ("s",), 1, 0, batch_limit=limit) for limit in limits], tally)
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert said.count("does not hold as many images") == 1
+    printed = capsys.readouterr().err.replace("\n", " ")
+    assert printed.count("does not hold as many images") == 1
     assert tally.batch_limit == 2

@@ -1,0 +1,64 @@
+"""What a run computes with: the kind of device and the precision of its detectors.
+
+Both belong to a run from its first image to its last, because a label in bf16 differs from one in
+fp32. They are found out once, where the detectors will be, and never by each detector by itself: a
+pool may hold GPUs that multiply bf16 and others that do not.
+"""
+
+import os
+from dataclasses import dataclass
+
+import ray
+import torch
+from ray.autoscaler.v2.sdk import request_cluster_resources
+
+from jobs.cluster.placement import Placement
+from model.zoo import resolved_precision
+from pipeline.storage.errors import InputError
+from pipeline.storage.urls import mask
+
+
+@dataclass(frozen=True)
+class Computation:
+    """The arithmetic of a run."""
+
+    device: str  # "cpu" or "cuda"
+    precision: str  # "fp32", "bf16" or "fp16"
+    hardware: str  # name of the GPU; of a CPU its instruction set and number of threads
+
+    def as_text(self) -> str:
+        return f"{self.precision} on {self.device} ({self.hardware})"
+
+
+def computation_here(device: str, precision: str) -> Computation:
+    """What a detector on this machine computes with. `precision` may be "auto"."""
+    if device == "cuda":
+        hardware = torch.cuda.get_device_name()
+    else:
+        hardware = f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} threads"
+    return Computation(device, resolved_precision(precision, device), hardware)
+
+
+def computation_of_detectors(placement: Placement, precision: str, cluster: bool) -> Computation:
+    """What the detectors of a placement compute with. `precision` may be "auto".
+
+    On a `cluster` a task on one of the detectors' nodes answers. All nodes that the run needs are
+    requested meanwhile, because an autoscaler may have to start them. Raises InputError if no
+    worker can answer.
+    """
+    if not cluster:
+        return computation_here(placement.device, precision)
+    pool = placement.layout.detectors
+    task = ray.remote(computation_here).options(
+        num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, label_selector=pool.nodes or None
+    )
+    gcs = ray.get_runtime_context().gcs_address
+    request_cluster_resources(gcs, placement.demand())
+    try:
+        found: Computation = ray.get(task.remote(placement.device, precision))
+    except ray.exceptions.RayError as error:
+        reason = mask(str(error).strip().splitlines()[-1])
+        raise InputError(f"a worker for detectors cannot run them: {reason}") from error
+    finally:
+        request_cluster_resources(gcs, [])  # from now on, waiting actors request the nodes
+    return found
