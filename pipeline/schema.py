@@ -36,14 +36,23 @@ DETECTOR_ERROR = "detector_error"  # the model failed on this image alone
 WORKER_CRASH = "worker_crash"  # the process that handled the image ended at each attempt
 TIMED_OUT = "timed_out"  # the image took longer than the time limit of the stage
 
+# Which images are labelled again although their objects are as they were. All other failures are of
+# the bytes and last: the same bytes fail again.
+ALWAYS_RETRIED = frozenset({CHANGED})
+RETRIED_ON_REQUEST = frozenset({UNREADABLE, WORKER_CRASH, TIMED_OUT})  # label --retry-failed
+
 
 @dataclass(frozen=True)
 class Member:
     """One object of a shard: its address and the version that was planned."""
 
     uri: str
-    etag: str  # the store's ETag, or "<mtime_ns>-<size>" of a local file
+    etag: str  # the store's ETag, or "<mtime_ns>-<size>" of a local file, or one of the two below
     size: int  # bytes; -1 if the store does not report the size
+
+
+UNSEEN = "None"  # `etag` of an object of which the listing learned neither version nor size
+NOT_ALLOWED = "not-allowed"  # `etag` of a local file in a remote list: it is never opened
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,25 @@ PREPARED = pa.schema(
         pa.field("columns", pa.int32()),
         pa.field("encoded_bytes", pa.int64()),  # size of the file or of the archive's member
         pa.field("prepare_seconds", pa.float32()),  # time to decode, convert and resize this image
+    ]
+)
+
+# formats -> read, and decode -> prepare: what a child process answers to its worker.
+FETCHED = pa.schema(
+    [
+        ENCODED.field(name)
+        for name in ("image_id", "uri", "etag", "status", "error", "retries", "encoded")
+    ]
+)
+DECODED = pa.schema(
+    [
+        PREPARED.field("status"),
+        PREPARED.field("error"),
+        *_DISPLAYED,
+        PREPARED.field("pixels"),
+        PREPARED.field("rows"),
+        PREPARED.field("columns"),
+        PREPARED.field("prepare_seconds"),
     ]
 )
 

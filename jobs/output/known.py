@@ -1,4 +1,8 @@
-"""Objects that OUTPUT holds labels of, read from the plans of its runs. No table is opened."""
+"""Objects that OUTPUT holds labels of, read from the plans of its runs.
+
+No table is opened, except those of runs with failures that are tried again: which of their objects
+failed stands in no plan.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +16,15 @@ import pyarrow.compute as pc
 from jobs.output.catalog import Catalog
 from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
-from jobs.output.manifest import Manifest
+from jobs.output.manifest import Manifest, files_of_table
 from jobs.output.run_documents import score_threshold
 from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
 from pipeline.plan.shards import PLAN, member_values, read_plan_tables
+from pipeline.schema import ALWAYS_RETRIED, IMAGES, RETRIED_ON_REQUEST, UNSEEN
 from pipeline.storage.errors import DamagedFile
-from pipeline.storage.files import InputError, join
-from pipeline.storage.urls import mask
+from pipeline.storage.files import InputError, join, local_copy, open_location
+from pipeline.storage.parquet import read_tables
+from pipeline.storage.urls import identity, mask
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,25 @@ class LabelRequest:
     score_threshold: float
     fingerprint: str  # of the model, its weights and its settings, see jobs/label/fingerprint.py
     relabel: bool = False  # whether to replace the labels that OUTPUT has of INPUT
+    retry_failed: bool = False  # whether to label again what failed for reasons outside the image
+
+    @property
+    def retried(self) -> frozenset[str]:
+        """The statuses of images that are labelled again."""
+        return ALWAYS_RETRIED | RETRIED_ON_REQUEST if self.retry_failed else ALWAYS_RETRIED
 
     def replaced_runs(self, runs: Sequence[Manifest]) -> list[str]:
         """Ids of the committed `runs` over the same INPUT if this is `relabel`, else none."""
         return [run["run_id"] for run in runs if self.relabel and run["input"] == self.source]
 
 
-def known_objects(output: str, request: LabelRequest, catalog: Catalog) -> Known:
+def known_objects(
+    output: str, request: LabelRequest, catalog: Catalog, attempts: Collection[str] = ()
+) -> Known:
     """The objects that need not be labelled again, each in the version that was labelled last.
+
+    `attempts` are the ids of runs whose failures are not tried again, because the same command
+    made them.
 
     Raises InputError if OUTPUT has labels of another model, weights or threshold. Raises it too if
     a run read an archive in part: this run would lose the rest, or label the beginning twice.
@@ -54,30 +71,66 @@ def known_objects(output: str, request: LabelRequest, catalog: Catalog) -> Known
                 "use the same model, weights and threshold, another OUTPUT, or, for the same "
                 "INPUT, --relabel"
             )
-    return read_known_objects(output, runs, request.source, replaced)
+    return read_known_objects(output, runs, request.source, replaced, request.retried, attempts)
 
 
 def read_known_objects(
-    output: str, runs: list[Manifest], source: str, replaced: Collection[str] = ()
+    output: str,
+    runs: list[Manifest],
+    source: str,
+    replaced: Collection[str] = (),
+    retried: Collection[str] = ALWAYS_RETRIED,
+    attempts: Collection[str] = (),
 ) -> Known:
     """The objects that `runs` labelled; `runs` are sorted from the oldest.
 
     Objects of runs over the INPUT `source` are marked as objects of this INPUT. Objects of
-    `replaced` runs do not count as labelled, but can be found to be gone from INPUT.
+    `replaced` runs do not count as labelled, but can be found to be gone from INPUT. Nor do objects
+    with an image whose status is one of `retried`, unless a later run labelled them or their run is
+    one of `attempts`.
     """
     runs = sorted(runs, key=lambda run: run["run_id"] not in replaced)
 
-    def objects(run: Manifest) -> Objects:
+    def objects(run: Manifest) -> list[Objects]:
         stays = run["run_id"] not in replaced
         tables = _plan(output, run, whole=stays)
+        # Earlier versions knew fewer names of secret parameters, and wrote the others into plans.
         pairs = (
-            zip(*(member_values(table, name).to_pylist() for name in ("uri", "etag")), strict=True)
+            zip(_identities(table), member_values(table, "etag").to_pylist(), strict=True)
             for table in tables
         )
-        return Objects(digest_versions(chain.from_iterable(pairs)), stays, run["input"] == source)
+        of_input = run["input"] == source
+        found = [Objects(digest_versions(chain.from_iterable(pairs)), stays, of_input)]
+        statuses = [status for status in retried if run["images"].get(status)]
+        if stays and statuses and run["run_id"] not in attempts:
+            failed = digest_versions(_failed_objects(output, run, statuses))
+            found.append(Objects(failed, labelled=False, of_input=of_input))
+        return found
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        return consume_into_known(list(pool.map(objects, runs)), partial(_uris, output, runs))
+        by_run = list(chain.from_iterable(pool.map(objects, runs)))
+    return consume_into_known(by_run, partial(_uris, output, runs))
+
+
+def _failed_objects(
+    output: str, run: Manifest, statuses: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """The objects (uri, etag) of a run that have an image with one of these statuses.
+
+    Raises DamagedOutput if a table is damaged or missing.
+    """
+    wanted = pa.array(statuses, pa.string())
+    for file in files_of_table(run, "images"):
+        url = join(output, file["path"])
+        try:
+            with local_copy(*open_location(url, "OUTPUT")) as table:
+                for rows in read_tables(table, url, IMAGES, ["uri", "etag", "status"]):
+                    failed = rows.filter(pc.is_in(rows["status"], wanted))
+                    etags = pc.fill_null(failed["etag"], UNSEEN)
+                    uris = (identity(uri) for uri in failed["uri"].to_pylist())
+                    yield from zip(uris, etags.to_pylist(), strict=True)
+        except (DamagedFile, FileNotFoundError) as error:
+            raise damaged_document(file["path"]) from error
 
 
 def read_plan(output: str, name: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
@@ -91,7 +144,11 @@ def read_plan(output: str, name: str, columns: Sequence[str] = PLAN.names) -> It
 def _uris(output: str, runs: list[Manifest]) -> Iterator[pa.Array]:
     for run in runs:
         for table in _plan(output, run, whole=False):
-            yield member_values(table, "uri")
+            yield pa.array(_identities(table), pa.string())
+
+
+def _identities(table: pa.Table) -> list[str]:
+    return [identity(uri) for uri in member_values(table, "uri").to_pylist()]
 
 
 def _plan(output: str, run: Manifest, whole: bool) -> Iterator[pa.Table]:

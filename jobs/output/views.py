@@ -11,14 +11,17 @@ from contextlib import contextmanager, suppress
 from functools import reduce
 
 import duckdb
+import pyarrow as pa
 
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
 from jobs.output.manifest import Manifest, files_of_table
 from jobs.output.paths import TABLES
+from pipeline.schema import DETECTIONS, IMAGES
 from pipeline.storage.files import InputError, join, open_self_retrying
 from pipeline.storage.urls import mask
 
+SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
 _COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
 _OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of manifests in format 1
@@ -76,6 +79,9 @@ def add_views(
             for some, columns in ((old, _OLD_COLUMNS), (new, _COLUMNS))
             if some
         ]
+        if not parts:  # no run has a file
+            empty = SCHEMAS[table].empty_table().append_column("run", pa.array([], pa.string()))
+            parts = [connection.from_arrow(empty)]
         reduce(duckdb.DuckDBPyRelation.union, parts).create_view(table)
     connection.execute(_LATEST)
     connection.execute("USE main")

@@ -4,8 +4,8 @@ INPUT is listed once. Objects that are already labelled are left out without bei
 listing is processed as a stream; only the file of shards is kept.
 """
 
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.plan.digests import NOTHING_KNOWN, Known, digests, find_names, find_positions
-from pipeline.plan.listing import FORMATS, ListedObject, is_image, list_objects
+from pipeline.plan.listing import FORMATS, LEFT_OUT, ListedObject, is_image, list_objects
+from pipeline.plan.lists import open_member
 from pipeline.plan.shards import Shards, tables_of_shards, write_shards
 from pipeline.schema import Member, Shard
 from pipeline.storage.files import InputError, explain_errors, open_location, open_object, uri
-from pipeline.storage.retries import is_transient
+from pipeline.storage.retries import is_transient, is_unknown_host
+from pipeline.storage.tars import open_tar, tar_entries
 from pipeline.storage.urls import identity, mask
 
 # Loose files are grouped into shards, so that a task reads for seconds and not for one file.
@@ -32,9 +34,10 @@ class Plan:
     """The shards to read, and the numbers of other objects under INPUT."""
 
     shards: Shards
-    ignored: int  # objects that are neither images nor archives
+    left_out: dict[str, int]  # number of objects that are not read, by reason (listing.LEFT_OUT)
     known: int  # objects that are already labelled
     changed: int  # objects that are labelled in another version
+    again: int  # objects that are labelled again although they are as they were
     gone: pa.Array  # uris of objects that were labelled from this INPUT and no longer exist
 
 
@@ -57,17 +60,29 @@ def plan_shards(
     compared = _Comparison(known)
     fs, root = open_location(input_url, "INPUT")
     new = compared.select_new(_list_in_chunks(input_url, format, output))
-    found = _group_into_shards(uri(fs, root).rstrip("/"), new)
+    found = _group_into_shards(identity(uri(fs, root)).rstrip("/"), new)
     shards = write_shards(
         tables_of_shards(found if limit is None else _limit_images(found, limit, input_url))
     )
     if not compared.wanted:
         raise InputError(
             f"INPUT {mask(input_url)} holds nothing to label: no images, .tar shards or Parquet "
-            f"files among {compared.ignored} files"
+            f"files ({left_out_as_text(compared.left_out) or 'it is empty'})"
         )
-    labelled = compared.wanted - compared.planned
-    return Plan(shards, compared.ignored, labelled, compared.changed, compared.gone_uris())
+    known_and_same = compared.wanted - compared.planned
+    return Plan(
+        shards,
+        dict(compared.left_out),
+        known_and_same,
+        compared.changed,
+        compared.again,
+        compared.gone_uris(),
+    )
+
+
+def left_out_as_text(left_out: Mapping[str, int]) -> str:
+    """The numbers of objects that are left out, with the reasons. "" if there are none."""
+    return "; ".join(f"{left_out[reason]} {reason}" for reason in LEFT_OUT if left_out.get(reason))
 
 
 def _list_in_chunks(
@@ -85,15 +100,16 @@ class _Comparison:
 
     def __init__(self, known: Known):
         self.known = known
-        self.wanted = self.planned = self.ignored = self.changed = 0
+        self.wanted = self.planned = self.changed = self.again = 0
+        self.left_out: Counter[str] = Counter()
         self._seen = np.zeros(known.uris.shape[1], bool)
 
     def select_new(self, listed: Iterable[Sequence[ListedObject]]) -> Iterator[tuple[Member, str]]:
         """Yield the objects that a plan must contain, with their kinds."""
         for found in listed:
-            rows = [(member, kind) for member, kind in found if kind]
+            rows = [(member, kind) for member, kind in found if kind not in LEFT_OUT]
             self.wanted += len(rows)
-            self.ignored += len(found) - len(rows)
+            self.left_out.update(kind for _, kind in found if kind in LEFT_OUT)
             if len(self._seen):
                 rows = self._leave_out_known(rows)
             self.planned += len(rows)
@@ -109,6 +125,7 @@ class _Comparison:
         labelled = is_known & self.known.labelled[positions]
         same = labelled & (etags == self.known.etags[:, positions]).all(axis=0)
         self.changed += int(labelled.sum() - same.sum())
+        self.again += int(is_known.sum() - labelled.sum())
         return [rows[row] for row in np.flatnonzero(~same)]
 
     def gone_uris(self) -> pa.Array:
@@ -161,20 +178,20 @@ def _count_images(shard: Shard, most: int) -> int:
 
     It is at least 1, because a broken or empty file becomes one row.
     """
-    fs, path = open_location(shard.members[0].uri, "shard")
     count = 0
     try:
+        fs, path = open_member(shard.members[0], "shard")
         with open_object(fs, path) as file:
             if shard.kind == "parquet":
                 count = min(pq.read_metadata(file).num_rows, most)
             else:
-                with tarfile.open(fileobj=file) as archive:
-                    for entry in archive:
+                with open_tar(file, "r:*") as archive:
+                    for entry in tar_entries(archive):
                         count += entry.isfile() and is_image(entry.name)
                         if count == most:
                             break
     except Exception as error:  # files break in many ways; the row of the file will say how
-        if is_transient(error):
+        if is_transient(error) and not is_unknown_host(error, shard.members[0].uri):
             raise
         count += 1
     return max(count, 1)

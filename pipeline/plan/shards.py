@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.schema import Member, Shard
+from pipeline.schema import NOT_ALLOWED, UNSEEN, Member, Shard
 from pipeline.storage.files import local_copy, open_location, open_object, write_whole
 from pipeline.storage.parquet import read_group, read_tables, write_parquet
 from pipeline.storage.urls import identity
@@ -85,8 +85,9 @@ class Shards:
         return pc.sum(self.outline["size"]).as_py() or 0
 
     def first_member(self) -> Member:
-        """The first member of the first shard."""
-        return next(iter(self)).members[0]
+        """The first object that the listing could look at; the very first if there is none."""
+        every = (member for shard in self for member in shard.members)
+        return next((one for one in every if _was_seen(one)), next(iter(self)).members[0])
 
     @cached_property
     def has_secrets(self) -> bool:
@@ -109,6 +110,10 @@ class Shards:
     def write_to(self, url: str) -> None:
         """Write the file to `url` atomically: it appears whole or not at all."""
         write_whole(*open_location(url, "OUTPUT"), self.path)
+
+
+def _was_seen(member: Member) -> bool:
+    return member.etag not in (UNSEEN, NOT_ALLOWED)
 
 
 def write_shards(tables: Iterable[pa.Table]) -> Shards:
@@ -205,9 +210,9 @@ def _list_array(
 
 
 def _suspicious_uris(table: pa.Table) -> list[str]:
-    """Addresses that may differ from the result of `identity`: those with `@` or `?`."""
+    """Addresses that may differ from the result of `identity`: those with `@`, `?` or `#`."""
     uris = member_values(table, "uri")
-    found: list[str] = uris.filter(pc.match_substring_regex(uris, "[@?]")).to_pylist()
+    found: list[str] = uris.filter(pc.match_substring_regex(uris, "[@?#]")).to_pylist()
     return found
 
 

@@ -3,6 +3,7 @@
 The listing of a data lake does not fit in memory as Python objects.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.storage.files import list_files
+from pipeline.storage.files import list_files, object_info
 from pipeline.storage.retries import retry
 
 Info = dict[str, Any]  # fsspec's details of an object: name, type, size, and version
@@ -22,26 +23,54 @@ def walk(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
     Raises OSError if a folder may not be read.
     """
     if isinstance(fs, LocalFileSystem):
-        yield from _folder(fs, path)
+        yield from _files_below(fs, path)
     elif "s3" in fs.protocol:
         yield from _pages(fs, path)
     else:
         yield from list_files(fs, path).values()
 
 
-def _folder(fs: LocalFileSystem, path: str) -> Iterator[Info]:
-    """The files below a local folder. Links to folders are not followed, as they may form loops."""
-    with os.scandir(path) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _folder(fs, entry.path)
+def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
+    """The objects below a local folder, and the entries that are passed over.
+
+    Links to folders are not followed, as they may form loops, and their type is "directory". So is
+    that of a folder whose path is longer than the system allows.
+    """
+    open_folders = [_entries(path)]  # from the top to where the walk is, however deep that is
+    while open_folders:
+        entry = next(open_folders[-1], None)
+        if entry is None:
+            open_folders.pop()
+        elif not entry.is_dir(follow_symlinks=False):
+            yield from _details(fs, entry)
         else:
             try:
-                info: Info = fs.info(entry)
+                open_folders.append(_entries(entry.path))
             except FileNotFoundError:
-                continue  # the file was deleted after the folder was listed
-            yield info
+                continue  # the folder was deleted after the folder above it was listed
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                yield {"name": entry.path, "type": "directory"}
+
+
+def _entries(path: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(path) as entries:
+        return iter(sorted(entries, key=lambda entry: entry.name))
+
+
+def _details(fs: LocalFileSystem, entry: os.DirEntry[str]) -> Iterator[Info]:
+    """The details of an entry that is no folder; of a link, those of its target.
+
+    A link that leads nowhere is a file of unknown size and version: its row will say so. So is a
+    file whose path is longer than the system allows.
+    """
+    try:
+        yield object_info(fs, entry.path)
+    except OSError as error:
+        deleted = isinstance(error, FileNotFoundError) and not entry.is_symlink()
+        if not deleted:
+            yield {"name": entry.path, "type": "file"}
 
 
 def _pages(fs: AbstractFileSystem, path: str) -> Iterator[Info]:

@@ -13,12 +13,14 @@ from itertools import islice
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from s3fs.utils import FileExpired
 
 from pipeline.isolation.child import Row
-from pipeline.plan.listing import is_image, readable_name
+from pipeline.plan.listing import is_image
+from pipeline.plan.lists import open_member, readable_name
 from pipeline.schema import (
     CHANGED,
     CORRUPT_SHARD,
@@ -32,20 +34,23 @@ from pipeline.schema import (
 )
 from pipeline.storage import retries
 from pipeline.storage.files import (
+    InputError,
     StorageUnavailable,
     describe_error,
     etag_of,
-    open_location,
+    object_info,
     open_object,
     read_object,
 )
-from pipeline.storage.retries import is_transient, retry
-from pipeline.storage.urls import identity
+from pipeline.storage.retries import is_from_store, is_transient, is_unknown_host
+from pipeline.storage.tars import open_tar, tar_entries
+from pipeline.storage.urls import identity, mask
 
 MAX_ENCODED_BYTES = 256 << 20  # size limit of one image file; a larger image is not read
 FETCH_AT_ONCE = 16  # concurrent requests for loose files; latency, not bandwidth, is the limit
 PARQUET_ROWS = 16  # rows decoded together, so that a row group of large images does not fill memory
 PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
+LONGEST_ID = 4096  # characters; a longer value of an id column names no image
 ID_COLUMNS = ("image_id", "id", "__key__", "key")
 
 
@@ -63,13 +68,13 @@ def _row(member: Member, image_id: str, encoded: bytes) -> Row:
 
 
 def failed_image(member: Member, image_id: str, status: str, error: str) -> Row:
-    """The row of an image that could not be read."""
+    """The row of an image that could not be read. The error is written without secrets."""
     return {
         "image_id": image_id,
         "uri": identity(member.uri),
         "etag": member.etag,
         "status": status,
-        "error": error,
+        "error": mask(error, member.uri),
         "encoded": None,
     }
 
@@ -102,8 +107,12 @@ def _read_file(member: Member) -> Row:
     if member.size > MAX_ENCODED_BYTES:
         return failed_image(member, identity(member.uri), TOO_LARGE, _too_large(member.size))
     try:
-        fs, path = open_location(member.uri, "image")
-        encoded = read_object(fs, path, member.size)
+        fs, path = open_member(member, "image")
+        # One byte more than there should be shows that there is more.
+        most = member.size if member.size >= 0 else MAX_ENCODED_BYTES
+        encoded = read_object(fs, path, most + 1 if most else 0)
+        if len(encoded) > MAX_ENCODED_BYTES:
+            return failed_image(member, identity(member.uri), TOO_LARGE, _too_large(len(encoded)))
         if not _as_planned(fs, path, member, encoded):
             return failed_image(member, identity(member.uri), CHANGED, _CHANGED)
         return _row(member, identity(member.uri), encoded)
@@ -140,35 +149,15 @@ def _is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:
     """Whether the object is still the version that was listed, as far as the store can tell."""
     if "http" in fs.protocol:  # one address may lead to many servers, each with its own etags
         return True
-    return etag_of(retry(fs.info, path)) == member.etag
+    return etag_of(object_info(fs, path)) == member.etag
 
 
 def _raise_passing(error: Exception, member: Member) -> None:
     """Raise StorageUnavailable if `error` is transient and says nothing about the object itself."""
     if isinstance(error, StorageUnavailable):
         raise error
-    if is_transient(error):
+    if is_transient(error) and not is_unknown_host(error, member.uri):
         raise StorageUnavailable(describe_error(error, member.uri)) from error
-
-
-# Errors that tarfile raises at the zeros that end an archive, or at the end of a file without them.
-_PROPER_ENDS = ("EOFHeaderError", "EmptyHeaderError")
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """Raises ReadError at a damaged header.
-
-    tarfile takes a damaged header for the end of the archive, unless it is the first header.
-    """
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.HeaderError as error:
-            if type(error).__name__ in _PROPER_ENDS:
-                raise
-            raise tarfile.ReadError(str(error)) from error
 
 
 def _read_tar(shard: Shard) -> Iterator[Row]:
@@ -178,20 +167,17 @@ def _read_tar(shard: Shard) -> Iterator[Row]:
     two images, the id uses the whole member name. If that occurs again, a number follows it.
     """
     member = shard.members[0]
-    fs, path = open_location(member.uri, "shard")
     archive_uri = identity(member.uri)
-    seen: set[str] = set()
+    names = _Names()
     count = 0
     try:
-        with (
-            _open_version(fs, path, member) as file,
-            tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as archive,
-        ):
-            for entry in archive:
+        fs, path = open_member(member, "shard")
+        with _open_version(fs, path, member) as file, open_tar(file, "r|*") as archive:
+            for entry in tar_entries(archive):
                 if not entry.isfile() or not is_image(entry.name):
                     continue
                 name = readable_name(entry.name)
-                image_id = _unique(f"{archive_uri}#{_key(name)}", name, archive_uri, seen)
+                image_id = names.unique(f"{archive_uri}#{_key(name)}", f"{archive_uri}#{name}")
                 if entry.size > MAX_ENCODED_BYTES:
                     yield failed_image(member, image_id, TOO_LARGE, _too_large(entry.size))
                     continue
@@ -203,7 +189,28 @@ def _read_tar(shard: Shard) -> Iterator[Row]:
                 count += 1
                 yield _row(member, image_id, encoded)
     except Exception as error:  # archives break in many ways
-        yield _row_of_rest(member, count, error, "broken tar")
+        yield _row_of_rest(member, count, error, "broken tar", names)
+
+
+class _Names:
+    """The ids of the images of an archive, each of which is given once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._next: dict[str, int] = {}  # by name: the first number that may be free
+
+    def unique(self, *candidates: str) -> str:
+        """The first candidate that was not given yet, or the last one with a number behind it."""
+        for name in candidates:
+            if name not in self._given:
+                self._given.add(name)
+                return name
+        number = self._next.get(candidates[-1], 2)
+        while (name := f"{candidates[-1]}~{number}") in self._given:
+            number += 1
+        self._next[candidates[-1]] = number + 1
+        self._given.add(name)
+        return name
 
 
 class _OtherVersion(Exception):
@@ -225,19 +232,19 @@ def _open_version(fs: AbstractFileSystem, path: str, member: Member) -> Iterator
         raise _OtherVersion
 
 
-def _row_of_rest(member: Member, count: int, error: Exception, broken: str) -> Row:
+def _row_of_rest(member: Member, count: int, error: Exception, broken: str, names: _Names) -> Row:
     """The failed row for the rest of an archive, after its first `count` images.
 
     Raises StorageUnavailable for a transient error.
     """
     _raise_passing(error, member)
     if isinstance(error, FileExpired | _OtherVersion):
-        return failed_image(
-            member, f"{identity(member.uri)}#changed-after-{count}", CHANGED, _CHANGED
-        )
-    gone = isinstance(error, FileNotFoundError | PermissionError)
+        name = names.unique(f"{identity(member.uri)}#changed-after-{count}")
+        return failed_image(member, name, CHANGED, _CHANGED)
+    gone = isinstance(error, InputError) or is_from_store(error)
     reason = describe_error(error, member.uri) if gone else f"{broken}: {error}"
     name = f"{identity(member.uri)}#broken-after-{count}" if count else identity(member.uri)
+    name = names.unique(name)
     return failed_image(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
 
 
@@ -248,42 +255,63 @@ def _key(name: str) -> str:
     return f"{folder}/{key}" if folder else key
 
 
-def _unique(image_id: str, name: str, uri: str, seen: set[str]) -> str:
-    """An id that is not in `seen`; it is added to `seen`."""
-    candidate, number = image_id, 1
-    while candidate in seen:
-        candidate = f"{uri}#{name}" if number == 1 else f"{uri}#{name}~{number}"
-        number += 1
-    seen.add(candidate)
-    return candidate
-
-
 def _read_parquet(shard: Shard) -> Iterator[Row]:
     """Rows of a Parquet file's image column. The id is from the id column, or the row's number."""
     member = shard.members[0]
-    fs, path = open_location(member.uri, "shard")
     count = 0
-    seen: set[str] = set()
+    names = _Names()
     try:
+        fs, path = open_member(member, "shard")
         with _open_version(fs, path, member) as file:
-            parquet = pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
-            image, ids = _image_column(parquet.schema_arrow), _id_column(parquet.schema_arrow)
-            columns = [image] if ids is None else [image, ids]
-            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
-                for row in batch.to_pylist():
-                    row_id = f"{identity(member.uri)}#{count}"
-                    column_id = str(row[ids]) if ids and row[ids] is not None else row_id
-                    image_id = column_id if column_id not in seen else row_id
-                    seen.add(image_id)
-                    encoded = row[image]
-                    encoded = encoded.get("bytes") if isinstance(encoded, dict) else encoded
-                    count += 1
-                    if encoded is None:
-                        yield failed_image(member, image_id, MISSING_BYTES, f"{image} is null")
-                    else:
-                        yield _row(member, image_id, encoded)
+            for image_id, value in _rows_of_parquet(file):
+                row_id = f"{identity(member.uri)}#{count}"
+                name = names.unique(row_id if image_id is None else image_id, row_id)
+                count += 1
+                if isinstance(value, int):
+                    yield failed_image(member, name, TOO_LARGE, _too_large(value))
+                elif value is None:
+                    yield failed_image(member, name, MISSING_BYTES, "the image column is null")
+                else:
+                    yield _row(member, name, value)
     except Exception as error:  # errors of Arrow and of the storage
-        yield _row_of_rest(member, count, error, "broken Parquet file")
+        yield _row_of_rest(member, count, error, "broken Parquet file", names)
+
+
+def _rows_of_parquet(file: BinaryIO) -> Iterator[tuple[str | None, bytes | int | None]]:
+    """The id and the image of each row. The image is None for null.
+
+    An image above MAX_ENCODED_BYTES is not copied, and only its size is given. Arrow decodes it all
+    the same, since it reads Parquet by pages. Rows of a row group that may hold such an image are
+    therefore decoded one by one.
+    """
+    parquet = pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
+    image, ids = _image_column(parquet.schema_arrow), _id_column(parquet.schema_arrow)
+    columns = [image] if ids is None else [image, ids]
+    for group in range(parquet.num_row_groups):
+        large = _bytes_of_column(parquet.metadata.row_group(group), image) > MAX_ENCODED_BYTES
+        rows = 1 if large else PARQUET_ROWS
+        for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
+            values = batch.column(image)
+            while pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
+            sizes = pc.binary_length(values).to_pylist()
+            for index, size in enumerate(sizes):
+                image_id = _id(batch.column(ids)[index]) if ids else None
+                large = size is not None and size > MAX_ENCODED_BYTES
+                yield image_id, size if large else values[index].as_py()
+
+
+def _bytes_of_column(group: pq.RowGroupMetaData, name: str) -> int:
+    """The size of a column in a row group, decompressed."""
+    columns = (group.column(index) for index in range(group.num_columns))
+    of_image = (one for one in columns if one.path_in_schema.split(".")[0] == name)
+    return sum(one.total_uncompressed_size for one in of_image)
+
+
+def _id(value: pa.Scalar) -> str | None:
+    """The id in a column. None if it is null, or too long to be a name."""
+    text = value.as_py()
+    return None if text is None or len(str(text)) > LONGEST_ID else identity(str(text))
 
 
 def _image_column(schema: pa.Schema) -> str:

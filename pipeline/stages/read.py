@@ -9,18 +9,28 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.isolation.child import Child, ChildFailed, ChildStuck, Row, read_rows_in_child
+from pipeline.isolation.child import (
+    Answers,
+    Child,
+    ChildFailed,
+    ChildStuck,
+    Row,
+    read_rows_in_child,
+)
 from pipeline.schema import (
     CORRUPT_SHARD,
     EMPTY_SHARD,
     ENCODED,
+    FETCHED,
     NOTHING_DONE,
+    OK,
     TIMED_OUT,
     WORKER_CRASH,
     Done,
     Shard,
 )
-from pipeline.stages.formats import failed_image
+from pipeline.stages.formats import MAX_ENCODED_BYTES, failed_image
+from pipeline.storage.errors import InputError, StorageUnavailable
 from pipeline.storage.urls import identity
 
 ROWS_PER_TABLE = 64  # with photos of 200 kB this is about BYTES_PER_TABLE
@@ -29,7 +39,23 @@ BYTES_PER_TABLE = 16 << 20
 # store must end the run and not fail the image.
 READ_SECONDS = 300.0
 
-_child = Child(preload="pipeline.stages.formats")  # the worker's child, reused for all its shards
+
+def _is_plausible(row: Row) -> bool:
+    """Whether a reader can have made this row of some image."""
+    if None in (row["image_id"], row["uri"], row["etag"], row["status"]):
+        return False
+    told = row["status"] == OK or row["error"] is not None
+    return told and (row["status"] == OK) == (row["encoded"] is not None)
+
+
+def reading_child(preload: str) -> Child:
+    """A child whose functions yield rows of FETCHED. It has this process's credentials."""
+    errors = StorageUnavailable, InputError
+    answers = Answers(FETCHED, MAX_ENCODED_BYTES, errors, _is_plausible)
+    return Child(answers, preload, opens_stores=True)
+
+
+_child = reading_child("pipeline.stages.formats")  # the worker's child, reused for all its shards
 
 
 def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
@@ -108,6 +134,7 @@ def _read_in_child(shard: Shard) -> Iterator[Row]:
         READ_SECONDS,
         instead,
         go_on=shard.kind == "files",
+        rows=len(shard.members) if shard.kind == "files" else None,
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.schema import DETECTED, OK, Receipt
 from pipeline.storage import retries
 from pipeline.storage.files import join, open_location, write_whole
 from pipeline.storage.parquet import write_parquet
+from pipeline.storage.urls import mask
 
 
 def block_name(table: pa.Table) -> str:
@@ -30,9 +31,12 @@ def block_name(table: pa.Table) -> str:
 
 
 def stage(table: pa.Table, staging: str) -> Receipt:
-    """Write one block under the URL `staging`, whole or not at all, and return its receipt."""
+    """Write one block under the URL `staging`, whole or not at all, and return its receipt.
+
+    All rows of a run pass here. Their errors are written without secrets.
+    """
     began, before = time.perf_counter(), retries.repeated
-    table = table.select(DETECTED.names).cast(DETECTED)
+    table = _mask_errors(table.select(DETECTED.names).cast(DETECTED))
     name = block_name(table)
     buffer = io.BytesIO()
     write_parquet(buffer, DETECTED, [table])
@@ -56,3 +60,12 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         stage_seconds=time.perf_counter() - began,
         finished_at=time.time(),
     )
+
+
+def _mask_errors(table: pa.Table) -> pa.Table:
+    """The table with errors that contain no secrets."""
+    position = DETECTED.get_field_index("error")
+    if table["error"].null_count == len(table):
+        return table
+    errors = [error and mask(error) for error in table["error"].to_pylist()]
+    return table.set_column(position, DETECTED.field(position), pa.array(errors, pa.string()))

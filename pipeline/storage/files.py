@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +12,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fsspec import AbstractFileSystem
-from fsspec.core import has_magic, url_to_fs
+from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.errors import InputError as InputError
 from pipeline.storage.errors import OutputError as OutputError
 from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
-from pipeline.storage.retries import retry
+from pipeline.storage.folders import linked_folder, opened_folder
+from pipeline.storage.protocols import EXTRAS, file_system_of, protocol_of
+from pipeline.storage.retries import has_answered_before, retry
 from pipeline.storage.urls import identity, mask
 
 CONFLICTS = 20  # attempts to create an object while other requests create it too
-# The extras of pyproject.toml that install the file system of a protocol.
-EXTRAS = {"abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs"}
 READ_AHEAD = 4 << 20  # bytes of an archive that one request fetches
 # A stalled request fails after these timeouts (in seconds). Only retries.py repeats it.
 S3_OPTIONS: dict[str, Any] = {
@@ -47,18 +48,20 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     environment: AWS_ENDPOINT_URL, AWS_PROFILE, ... for S3, AZURE_STORAGE_ACCOUNT_NAME, ... for
     adlfs, GOOGLE_APPLICATION_CREDENTIALS, ... for gcsfs.
 
-    Raises InputError for an unknown protocol, or for one whose package is not installed.
+    Raises InputError for a protocol that protocols.py does not accept, or whose package is not
+    installed.
     """
-    extra = EXTRAS.get(url.partition("://")[0])
+    protocol = protocol_of(url) or "file"
+    extra = EXTRAS.get(protocol)
     options = {"use_listings_cache": False} if extra else {}  # as in S3_OPTIONS
-    if url.startswith(("s3://", "s3a://")):
+    if protocol in ("s3", "s3a"):
         options = S3_OPTIONS
     try:
-        fs, path = url_to_fs(url, **options)
+        fs, path = file_system_of(url, options)
     except (ValueError, ImportError) as error:
-        absent = isinstance(error, ImportError) or "Protocol not known" in str(error)
-        hint = f" (pip install 'detr-batch[{extra}]')" if extra and absent else ""
-        raise InputError(f"{what} {mask(url)} cannot be opened: {error}{hint}") from error
+        hint = f" (pip install 'detr-batch[{extra}]')" if isinstance(error, ImportError) else ""
+        reason = mask(str(error), url)
+        raise InputError(f"{what} {mask(url)} cannot be opened: {reason}{hint}") from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)  # one location has one name
     elif options is S3_OPTIONS:
@@ -77,11 +80,11 @@ def open_self_retrying(url: str) -> AbstractFileSystem:
     this project are repeated by retries.py instead. It remembers what it listed: a caller lists the
     folders that it reads, anew each time, and no file of them is asked for its size then.
     """
-    if not url.startswith(("s3://", "s3a://")):
+    if protocol_of(url) not in ("s3", "s3a"):
         return open_location(url, "OUTPUT")[0]
     config = {**S3_OPTIONS["config_kwargs"], "retries": {"total_max_attempts": 8}}
     options = {**S3_OPTIONS, "config_kwargs": config, "use_listings_cache": True}
-    fs, _ = url_to_fs(url, **options)
+    fs, _ = file_system_of(url, options)
     fs.retries = 8
     return fs
 
@@ -103,10 +106,23 @@ def list_files(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
+def object_info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    """The details of an object: its name, type, size and version (see `etag_of`).
+
+    Planning and reading both get the version from here. A local link has the type, the size and
+    the version of its target.
+    """
+    info: dict[str, Any] = retry(fs.info, path)
+    return info
+
+
 def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
     """The bytes of an object, with one request on S3. If `size` is given, at most `size` bytes."""
     if isinstance(fs, LocalFileSystem):
-        data: bytes = retry(fs.cat_file, path)
+        _refuse_special_file(path)
+        data: bytes = retry(fs.cat_file, path, 0, size if size >= 0 else None)
+    elif size >= 0 and "http" in fs.protocol:
+        data = retry(_read_start, fs, path, size)
     elif size >= 0:
         data = retry(fs.cat_file, path, start=0, end=size) if size else b""
     else:
@@ -116,12 +132,30 @@ def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
     return data
 
 
+def _refuse_special_file(path: str) -> None:
+    """Raise OSError for a pipe, a socket or a device: to read it may never end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def _read_start(fs: AbstractFileSystem, path: str, size: int) -> bytes:
+    """The first `size` bytes of a web object, whether or not its server delivers parts of it."""
+    found: list[bytes] = []
+    with fs.open(path, "rb", block_size=0, size=size or 1) as file:  # as a stream, unasked for size
+        while size > 0 and (piece := file.read(size)):
+            found.append(piece)
+            size -= len(piece)
+    return b"".join(found)
+
+
 def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
     """Open an object for reading, with random access. Failed requests are repeated.
 
     s3fs raises FileExpired if the object changes while it is open.
     """
     if isinstance(fs, LocalFileSystem):
+        _refuse_special_file(path)
         return open(path, "rb")
     # Many HTTP servers do not deliver parts of a file.
     if "http" in fs.protocol and not retry(fs.info, path).get("partial"):
@@ -196,35 +230,53 @@ def describe_error(error: BaseException, url: str) -> str:
     """A storage error as one line that says what to do."""
     kind = type(error).__name__
     name = mask(url)
+    if isinstance(error, InputError):  # it names the object itself
+        return mask(str(error), url)
     if kind == "NoCredentialsError":
         return f"no credentials for {name}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
     if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
         return f"{name} does not exist: check the spelling, and the bucket's region"
+    line = _first_line(error, url)
     if isinstance(error, PermissionError):
-        return f"{name} is forbidden: check the credentials and their rights ({_first_line(error)})"
-    return f"{name} cannot be reached: {kind}: {_first_line(error)}"
+        return f"{name} is forbidden: check the credentials and their rights ({line})"
+    return f"{name} cannot be reached: {kind}: {line}"
 
 
 @contextmanager
 def explain_errors(what: str, url: str) -> Iterator[None]:
-    """Convert storage errors of the `with` block to InputErrors. `what` names `url` ("INPUT")."""
+    """Convert storage errors of the `with` block to InputErrors. `what` names `url` ("INPUT").
+
+    Raises StorageUnavailable if a store that has answered before fails now: this is not the fault
+    of the arguments.
+    """
     try:
         yield
-    except (InputError, OutputError):
+    except (InputError, OutputError, StorageUnavailable):
         raise
     except Exception as error:  # botocore's errors have no common base class with OSError
-        raise InputError(f"{what} {describe_error(error, url)}") from error
+        text = f"{what} {describe_error(error, url)}"
+        if has_answered_before(error):
+            raise StorageUnavailable(f"{text}; run the same command again when it can") from error
+        raise InputError(text) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return mask((str(error).splitlines() or [type(error).__name__])[0])
+def _first_line(error: BaseException, url: str) -> str:
+    return mask((str(error).splitlines() or [type(error).__name__])[0], url)
 
 
 def remove_tree(fs: AbstractFileSystem, path: str) -> None:
-    """Delete all objects below `path`. In contrast to `fs.rm`, `[` and `*` are not patterns."""
+    """Delete all objects below `path`. In contrast to `fs.rm`, `[` and `*` are not patterns.
+
+    Links in a local folder are deleted, not followed. Raises InputError if the folder, or the one
+    that holds it, is a link.
+    """
     if isinstance(fs, LocalFileSystem):
+        place, name = os.path.split(path)
+        if os.path.islink(path):
+            raise linked_folder(path)
         if os.path.exists(path):
-            shutil.rmtree(path)
+            with opened_folder(*os.path.split(place)) as folder:
+                shutil.rmtree(name, dir_fd=folder)
         return
     files = list_files(fs, path)
     if has_magic(path):

@@ -7,6 +7,10 @@ instant both write; the later write is valid. The lease of a dead holder ends by
 next run then takes the lock over. A holder has lost the lock if it finds another name in the file,
 or if it was paused for longer than its lease. It must not publish then.
 
+A holder that was paused may wake up at any moment: it must neither write over the lock of its
+successor nor delete it. Each change of the file is therefore conditional (conditional.py), and no
+request for one is repeated when the lease has ended.
+
 The clocks of two machines differ and jump. A holder is therefore considered alive if it renews its
 lease. A holder whose lease seems to have ended is watched for a while before it is considered dead.
 A lease that is too long to watch is not taken over until the user deletes the file.
@@ -24,17 +28,19 @@ from dataclasses import asdict, dataclass, fields
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.storage.clock import monotonic_seconds
+from pipeline.storage.conditional import remove_if, replace_if
 from pipeline.storage.errors import OutputError
 from pipeline.storage.files import (
+    CONFLICTS,
     InputError,
     create_whole,
     explain_errors,
     join,
     open_location,
     read_object,
-    write_whole,
 )
-from pipeline.storage.retries import retry
+from pipeline.storage.retries import repeat_while
 from pipeline.storage.urls import mask
 
 log = logging.getLogger(__name__)
@@ -98,7 +104,8 @@ class OutputLock:
         self.fs, self.path = open_location(join(output, name), "OUTPUT")
         self.output, self.name = output, name
         self._made: list[str] = []
-        self._renewed = _now()
+        self._requested = False  # whether a request to write the lock was made
+        self._renewed = monotonic_seconds()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
@@ -108,10 +115,14 @@ class OutputLock:
         Raises InputError, which names the holder, if another run has a lease that has not ended.
         Raises OutputError if the lock file is damaged.
         """
-        with explain_errors("OUTPUT", self.output):
-            self._take()
-        time.sleep(SETTLE_SECONDS)
-        self.check()
+        try:
+            with explain_errors("OUTPUT", self.output):
+                self._take()
+            time.sleep(SETTLE_SECONDS)
+            self.check()
+        except BaseException:
+            self._release()
+            raise
         self._thread.start()
         return self
 
@@ -119,19 +130,29 @@ class OutputLock:
         holder = self._read()
         if isinstance(self.fs, LocalFileSystem):
             self._made = _make_folders(os.path.dirname(self.path))
-        self._renewed = _now()
-        if holder is None and create_whole(self.fs, self.path, self._content()):
-            return
-        holder = holder or self._read()
-        if holder and holder.token == self.token:
-            return  # the response to the first request was lost, and the request was repeated
-        if holder and self._lives(holder):
+        for _ in range(CONFLICTS):
+            if self._create() if holder is None else self._take_over(holder):
+                return
+            holder = self._read()
+            if holder is not None and holder.token == self.token:
+                return  # the response to a request was lost, and the request was repeated
+        raise TimeoutError(f"{self._place()} is written by others, again and again")
+
+    def _create(self) -> bool:
+        self._requested, self._renewed = True, monotonic_seconds()
+        return create_whole(self.fs, self.path, self._content())
+
+    def _take_over(self, holder: Lease) -> bool:
+        """Replace the lock of a dead holder. Raises InputError if the holder is alive."""
+        if self._lives(holder):
             raise InputError(
                 f"{mask(self.output)} is being written by {holder.holder} (its lease ends "
                 f"{holder.lease_seconds:.0f} s after it dies). Wait for it, or end it first."
             )
-        self._renewed = _now()
-        write_whole(self.fs, self.path, self._content())
+        self._requested, self._renewed = True, monotonic_seconds()
+        return replace_if(
+            self.fs, self.path, lambda data: self._parse(data) == holder, self._content()
+        )
 
     def _lives(self, holder: Lease) -> bool:
         """Whether the holder of the lease is alive.
@@ -152,8 +173,8 @@ class OutputLock:
                 "whether that command still runs: wait for it, or delete the file if it has ended"
             )
         log.info("watching for %.0f s whether %s lives", watch, holder.holder)
-        until = _now() + watch
-        while _now() < until:
+        until = monotonic_seconds() + watch
+        while monotonic_seconds() < until:
             time.sleep(LOOK_SECONDS)
             seen = self._read()
             if seen != holder:
@@ -161,26 +182,40 @@ class OutputLock:
         return False
 
     def leave(self, content: bytes) -> None:
-        """Release the lock, but keep its file and replace its content by `content`."""
+        """Release the lock, but keep its file and replace its content by `content`.
+
+        Raises LockLost if another run has taken the lock over.
+        """
         self._stop.set()
         self._thread.join()
-        write_whole(self.fs, self.path, content)
+        if not replace_if(self.fs, self.path, self._is_own, content):
+            raise LockLost(f"{mask(self.output)} was taken over by another run")
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        """Delete the lock if it is of this run, and the folders that this run made and left empty.
+
+        Errors are only logged, so that they do not replace the result of the run.
+        """
+        path = mask(self.path)
         try:
-            if self._is_own(self._read()):
-                retry(self.fs.rm_file, self.path)
+            with repeat_while(self._is_in_time):
+                if self._requested and self._is_in_time():
+                    remove_if(self.fs, self.path, self._may_change)
         except OutputError as error:
             log.warning("%s", error)
-        except Exception as error:  # this error must not replace the result of the run
-            path, reason = mask(self.path), type(error).__name__
+        except Exception as error:
+            reason = type(error).__name__
             log.warning("the lock %s stays until its lease ends (%s)", path, reason)
         for folder in self._made:  # a run that wrote nothing leaves no folders behind
-            if os.listdir(folder):
+            try:
+                os.rmdir(folder)
+            except OSError:  # the folder has files, or is gone
                 break
-            os.rmdir(folder)
 
     def check(self) -> None:
         """Raise LockLost unless this run still holds the lock.
@@ -189,13 +224,13 @@ class OutputLock:
         damaged.
         """
         holder = self._read()
-        if not self._is_own(holder):
+        if holder is None or holder.token != self.token:
             other = holder.holder if holder else "another run"
             raise LockLost(f"{mask(self.output)} was taken over by {other}")
-        if _now() - self._renewed > self.lease_seconds:
+        if not self._is_in_time():
             raise LockLost(
                 f"the lease of {mask(self.output)} ended, as it was not renewed for "
-                f"{_now() - self._renewed:.0f} s: run the same command again"
+                f"{monotonic_seconds() - self._renewed:.0f} s: run the same command again"
             )
 
     def _content(self) -> bytes:
@@ -210,6 +245,10 @@ class OutputLock:
             data = read_object(self.fs, self.path)
         except FileNotFoundError:
             return None
+        return self._parse(data)
+
+    def _parse(self, data: bytes) -> Lease:
+        """The lease in the bytes of the lock file. OutputError if they are damaged."""
         if not data and self.name == OLD_NAME:  # the holder died or is about to write the file
             return Lease("", "a run that died while it took the lock", self.lease_seconds, 0.0)
         lease = lease_of_bytes(data)
@@ -222,26 +261,32 @@ class OutputLock:
     def _place(self) -> str:
         return mask(join(self.output, self.name))
 
-    def _is_own(self, holder: Lease | None) -> bool:
-        return holder is not None and holder.token == self.token
+    def _is_own(self, data: bytes) -> bool:
+        return self._parse(data).token == self.token
+
+    def _is_in_time(self) -> bool:
+        """Whether the lease lasts. If not, another run may be taking the lock over."""
+        return monotonic_seconds() - self._renewed <= self.lease_seconds
+
+    def _may_change(self, data: bytes) -> bool:
+        """Whether the lock in `data` is of this run, and still is at this moment."""
+        return self._is_own(data) and self._is_in_time()
+
+    def _may_renew(self) -> bool:
+        return self._is_in_time() and not self._stop.is_set()
 
     def _renew(self) -> None:
         while not self._stop.wait(self.lease_seconds / RENEWALS):
-            began = _now()
+            began = monotonic_seconds()
             try:
-                if not self._is_own(self._read()):
-                    return  # the lock is lost; `check` raises before anything is published
-                if _now() - self._renewed > self.lease_seconds:
-                    return  # this process was paused, and another may be taking the lock over
-                write_whole(self.fs, self.path, self._content())
+                with repeat_while(self._may_renew):
+                    if not replace_if(self.fs, self.path, self._may_change, self._content()):
+                        return  # the lock is lost; `check` raises before anything is published
                 self._renewed = began
             except Exception as error:  # the store may answer again before the lease ends
                 log.warning("the lease of %s was not renewed: %s", mask(self.path), error)
-
-
-def _now() -> float:
-    """Seconds of a monotonic clock. On Linux it continues while the machine is suspended."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+            if not self._is_in_time():
+                return
 
 
 def _make_folders(path: str) -> list[str]:

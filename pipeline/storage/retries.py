@@ -8,8 +8,11 @@ attempts may include several of theirs.
 
 import os
 import random
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
@@ -19,7 +22,7 @@ PATIENCE = float(os.environ.get("DETR_BATCH_STORE_PATIENCE", "180"))
 # The same limit for a store that has never answered while a person waits. The usual cause is a
 # misspelt endpoint.
 PATIENCE_AT_FIRST = 20.0
-ATTEMPTS = 12
+ATTEMPTS, HOST_ATTEMPTS = 12, 3  # the latter for a host that does not exist
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
 
 # Error codes of S3 that say nothing about the requested object.
@@ -38,12 +41,15 @@ _LASTING = {
     "ClientAuthenticationError", "CredentialUnavailableError", "DefaultCredentialsError",
 }  # fmt: skip
 
+_NO_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 repeated = 0  # number of retries in this process
 person_waits = False  # whether a person started this process and waits for it
 _answered = False  # whether a store has ever answered this process
+_condition: ContextVar[Callable[[], bool] | None] = ContextVar("condition", default=None)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -56,14 +62,57 @@ def is_transient(error: BaseException) -> bool:
     if answer:
         code = str(answer.get("Error", {}).get("Code"))
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
-        return code in _PASSING_CODES or status >= 500 or status == 429
+        return code in _PASSING_CODES or _is_passing(status)
     status = _status(cause)
     if status:
-        return status >= 500 or status in (408, 429)
+        return _is_passing(status)
     if isinstance(cause, FileNotFoundError | PermissionError):
         return False
     kind = type(cause).__module__.split(".")[0]
     return isinstance(cause, TimeoutError | ConnectionError) or kind in _CLIENTS
+
+
+def is_unknown_host(error: BaseException, url: str) -> bool:
+    """Whether the host of an HTTP address does not exist. This concerns the address alone."""
+    return url.startswith(("http://", "https://")) and _has_no_host(error)
+
+
+def _has_no_host(error: BaseException) -> bool:
+    reason = getattr(error.__cause__ or error, "os_error", None)  # aiohttp keeps it there
+    return isinstance(reason, socket.gaierror) and reason.errno in _NO_HOST
+
+
+def has_answered_before(error: BaseException) -> bool:
+    """Whether a transient error comes from a store that has answered this process.
+
+    The arguments of the command are right then, and the same command may succeed later.
+    """
+    cause = error.__cause__ or error
+    return _answered and is_transient(error) and type(cause).__name__ not in _LASTING
+
+
+def is_from_store(error: BaseException) -> bool:
+    """Whether an error is about getting an object, and not about the bytes of the object."""
+    cause = error.__cause__ or error
+    if isinstance(error, FileNotFoundError | PermissionError) or _answer(cause) or _status(cause):
+        return True
+    # Parsers raise OSErrors without a number.
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _is_passing(status: int) -> bool:
+    """Whether a request with this HTTP status may succeed later. 501 says that it never will."""
+    return (status >= 500 and status != 501) or status in (408, 429)
+
+
+@contextmanager
+def repeat_while(condition: Callable[[], bool]) -> Iterator[None]:
+    """Repeat requests of the `with` block, in this thread, only while the condition holds."""
+    token = _condition.set(condition)
+    try:
+        yield
+    finally:
+        _condition.reset(token)
 
 
 def retry(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
@@ -87,9 +136,14 @@ def retry(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
             spent = time.monotonic() - began
             # One request that stands still exceeds the first patience, and proves nothing.
             impatient = attempt > 1 and spent + pause > _patience()
-            if lasting or attempt == ATTEMPTS or impatient:
+            no_host = attempt >= HOST_ATTEMPTS and _has_no_host(error)
+            if lasting or attempt == ATTEMPTS or impatient or no_host:
                 raise
+            failure = error
         time.sleep(random.uniform(pause / 2, pause))
+        condition = _condition.get()
+        if condition is not None and not condition():
+            raise failure
         pause = min(2 * pause, LONGEST_PAUSE)
         repeated += 1
     raise AssertionError("the last attempt returns or raises")

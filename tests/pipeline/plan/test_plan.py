@@ -1,4 +1,4 @@
-"""What lies under INPUT, whatever its names, is planned once; what is no input is not."""
+"""Every image under INPUT is planned once, whatever its name; other files are not planned."""
 
 import threading
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from pipeline.plan.digests import (
     find_names,
     find_positions,
 )
+from pipeline.plan.listing import HIDDEN, NO_IMAGE
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.shards import read_plan_tables, write_shards
 from pipeline.schema import Member, Shard
@@ -32,8 +33,8 @@ def test_links_and_names_of_cameras_are_seen(tmp_path: Path) -> None:
     (tmp_path / "link.jpg").symlink_to(tmp_path / "real" / "_DSC0001.JPG")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "_notes.json").write_text("{}")
-    names = [Path(row["image_id"]).name for row in prepared(tmp_path)]
-    assert names == ["link.jpg", "_DSC0001.JPG"]
+    found = {Path(row["image_id"]).name: row["status"] for row in prepared(tmp_path)}
+    assert found == {"gone.jpg": "unreadable", "link.jpg": "ok", "_DSC0001.JPG": "ok"}
 
 
 def test_output_within_input_is_no_input(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_output_within_input_is_no_input(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), output / "images" / "part.parquet")
     found = plan_shards(str(tmp_path), output=str(output))
     assert [shard.kind for shard in found.shards] == ["files"]
-    assert found.ignored == 0
+    assert found.left_out == {}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> N
     members = shard.members
     names = [member.uri.removeprefix(f"file://{tmp_path}/") for member in members]
     assert names == ["a.jpg", "misnamed", "sub/b.png"]
-    assert whole.ignored == 1
+    assert whole.left_out == {NO_IMAGE: 1, HIDDEN: 2}
     whole.shards.write_to(str(tmp_path / "kept" / "plan.parquet"))
     again = write_shards(read_plan_tables(str(tmp_path / "kept" / "plan.parquet")))
     assert list(again) == [shard]
@@ -120,7 +121,7 @@ def test_list_of_urls(tmp_path: Path) -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A picture under /ok, and the status that other paths name."""
+    """Answers with an image at /ok, and at other paths with the status in the path."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -134,7 +135,7 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
+        """Write nothing to the terminal."""
 
 
 @pytest.fixture

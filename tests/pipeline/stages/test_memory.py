@@ -1,4 +1,4 @@
-"""What readers and preparers hold at most, whatever lies in the lake."""
+"""The memory of readers and preparers is bounded, whatever lies in the lake."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.samples import jpeg
 
-# MiB. (A row group of a gigabyte is one page as pyarrow writes it, which is read as a whole.)
+# MiB. The reader needs most: pyarrow writes a row group of a gigabyte as one page, read as a whole.
 MOST = {"worker": 512, "reader": 2_560, "decoder": 2_048}
 FLOW = """
 import json, sys
@@ -32,7 +32,7 @@ for shard in plan_shards(sys.argv[1]).shards:
         for block in preparer(table):
             statuses.update(block["status"].to_pylist())
 
-def peak(pid):  # MiB; what `getrusage` says begins with what the parent held
+def peak(pid):  # MiB; the peak of `getrusage` would include that of the parent
     lines = open(f"/proc/{pid}/status").read().splitlines()
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
 
@@ -41,11 +41,13 @@ peaks = {"worker": peak("self"), "reader": peak(read._child._process.pid),
 print(json.dumps({"statuses": statuses, "peaks": peaks}))
 """
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="these tests measure memory by means of Linux"
+)
 
 
-def flow(source: Path) -> dict[str, Any]:
-    """Read and prepare all of it in a process of its own: statuses, and MiB held at most."""
+def read_and_prepare(source: Path) -> dict[str, Any]:
+    """Read and prepare all images in a process of its own; return statuses and peaks in MiB."""
     done = subprocess.run([sys.executable, "-c", FLOW, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -55,7 +57,7 @@ def flow(source: Path) -> dict[str, Any]:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """A picture whose rows compress to next to nothing."""
+    """Make a black image, which compresses to almost nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -70,24 +72,24 @@ def png_of_zeros(width: int, height: int) -> bytes:
     )
 
 
-def as_if(content: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose header says another size."""
+def change_size_in_header(content: bytes, width: int, height: int) -> bytes:
+    """Return a JPEG whose header states another size."""
     at = content.index(b"\xff\xc0") + 5
     return content[:at] + struct.pack(">HH", height, width) + content[at + 4 :]
 
 
-def test_bombs_and_giants_are_refused_by_their_headers(tmp_path: Path) -> None:
+def test_decompression_bombs_are_refused_by_their_headers(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_of_zeros(40_000, 30_000))
-    (tmp_path / "giant.jpg").write_bytes(as_if(jpeg(), 40_000, 30_000))
+    (tmp_path / "giant.jpg").write_bytes(change_size_in_header(jpeg(), 40_000, 30_000))
     (tmp_path / "largest.png").write_bytes(png_of_zeros(10_000, 10_000))
-    assert flow(tmp_path)["statuses"] == {"too_many_pixels": 2, "ok": 1}
+    assert read_and_prepare(tmp_path)["statuses"] == {"too_many_pixels": 2, "ok": 1}
 
 
 @pytest.mark.slow
-def test_ten_thousand_tiny_pictures(tmp_path: Path) -> None:
+def test_ten_thousand_tiny_images(tmp_path: Path) -> None:
     for index in range(10_000):
         (tmp_path / f"{index:05}.jpg").write_bytes(jpeg(index % 7))
-    assert flow(tmp_path)["statuses"] == {"ok": 10_000}
+    assert read_and_prepare(tmp_path)["statuses"] == {"ok": 10_000}
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ def test_a_tar_of_two_gigabytes_with_a_huge_member(tmp_path: Path) -> None:
                 with (tmp_path / "huge").open("wb") as file:
                     file.truncate(2 << 30)
                 archive.add(tmp_path / "huge", "huge.jpg")
-    assert flow(tmp_path / "t.tar")["statuses"] == {"ok": 2, "too_large": 1}
+    assert read_and_prepare(tmp_path / "t.tar")["statuses"] == {"ok": 2, "too_large": 1}
 
 
 @pytest.mark.slow
@@ -113,4 +115,4 @@ def test_a_parquet_file_of_one_row_group_of_a_gigabyte(tmp_path: Path, compressi
         rows = [jpeg(i) + noise for i in range(256)]
         writer.write_table(pa.table({"image": rows}, schema=schema), row_group_size=1000)
     assert pq.read_metadata(tmp_path / "p.parquet").num_row_groups == 1
-    assert flow(tmp_path / "p.parquet")["statuses"] == {"ok": 256}
+    assert read_and_prepare(tmp_path / "p.parquet")["statuses"] == {"ok": 256}

@@ -25,7 +25,7 @@ def test_every_nasty_file_ends_as_one_row(testdata: Path) -> None:
         assert (row["status"] == "ok") == (row["pixels"] is not None) == (row["error"] is None)
 
 
-def test_shards_by_other_tools(testdata: Path) -> None:
+def test_shards_that_other_tools_wrote_are_read(testdata: Path) -> None:
     rows = prepared(testdata / "shards")
     ids = Counter(row["image_id"] for row in rows)
     assert max(ids.values()) == 1
@@ -61,21 +61,21 @@ def test_ids_are_unique_within_a_tar(tmp_path: Path) -> None:
 def test_leaving_out_what_is_done_keeps_positions(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "t.tar", {f"{i}.jpg": jpeg(i) for i in range(7)})
     (shard,) = plan_shards(str(source)).shards
-    everything = [steady(row) for row in encoded(shard)]
+    everything = [without_seconds(row) for row in encoded(shard)]
     for done in (Done((0, 3)), Done((6,), ended=True), Done(tuple(range(7)), ended=True)):
-        rest = [steady(row) for row in encoded(shard, done)]
+        rest = [without_seconds(row) for row in encoded(shard, done)]
         assert rest == [row for row in everything if row["index_in_shard"] not in done.positions]
-    # Staged when it was not yet known to be the last.
+    # Image 6 was staged before it was known to be the last, so it is read again to learn that.
     assert [row["index_in_shard"] for row in encoded(shard, Done((0, 6)))] == [1, 2, 3, 4, 5, 6]
 
 
-def steady(row: dict[str, Any]) -> dict[str, Any]:
+def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "read_seconds"}
 
 
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("left", [0, 2])
-def test_shard_that_lost_images_since_a_kill_still_adds_up(
+def test_positions_of_a_shard_that_lost_images_since_a_kill_stay_whole(
     left: int, ended: bool, tmp_path: Path
 ) -> None:
     source = write_tar(tmp_path / "t.tar", {f"{i}.jpg": jpeg(i) for i in range(7)})
@@ -92,7 +92,7 @@ def test_shard_that_lost_images_since_a_kill_still_adds_up(
     assert len({row["image_id"] for row in rows}) == len(rows)
 
 
-def test_names_with_signs_of_patterns_and_of_no_encoding(tmp_path: Path) -> None:
+def test_names_with_wildcards_and_with_invalid_utf8_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "Photos [2019] *"
     folder.mkdir()
     for name in ("a[1].jpg", "b?.jpg", "c*.jpg", "a1.jpg"):
@@ -111,7 +111,7 @@ def test_names_with_signs_of_patterns_and_of_no_encoding(tmp_path: Path) -> None
     }
 
 
-def test_parquet_plain_nested_and_null(tmp_path: Path) -> None:
+def test_parquet_columns_of_plain_and_nested_bytes_are_read(tmp_path: Path) -> None:
     nested = [{"bytes": jpeg(), "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None]
     pq.write_table(pa.table({"image": nested, "label": [1, 2, 3]}), tmp_path / "hf.parquet")
     rows = prepared(tmp_path)
@@ -123,16 +123,16 @@ def test_parquet_plain_nested_and_null(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == ["ok", "empty_file"]
 
 
-@pytest.mark.parametrize("says_length", [True, False])
-def test_archives_of_a_plain_web_server(says_length: bool, tmp_path: Path) -> None:
-    """Which gives no parts of a file, and maybe not its length; larger than what is read ahead."""
+@pytest.mark.parametrize("sends_length", [True, False])
+def test_archives_are_read_from_a_plain_web_server(sends_length: bool, tmp_path: Path) -> None:
+    """The server sends whole files only, maybe without a length, larger than the read-ahead."""
 
     class Plain(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
-            """Nothing on the terminal."""
+            """Write nothing to the terminal."""
 
         def send_header(self, name: str, value: str) -> None:
-            if says_length or name != "Content-Length":
+            if sends_length or name != "Content-Length":
                 super().send_header(name, value)
 
     large = jpeg() + os.urandom(6 << 20)

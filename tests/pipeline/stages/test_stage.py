@@ -1,13 +1,15 @@
-"""Staged blocks: none overwrites the work of another task."""
+"""A staged block never overwrites the block of another task."""
 
 from pathlib import Path
 
-from pipeline.stages.publish import (
-    reconcile,
-)
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.schema import DETECTED
+from pipeline.stages.publish import reconcile
 from pipeline.stages.stage import stage
 from pipeline.stages.staged import read_staging
-from tests.support.blocks import block, complete
+from tests.support.blocks import block, complete_shards
 
 
 def test_shards_with_equal_ids_do_not_overwrite_each_other(tmp_path: Path) -> None:
@@ -15,7 +17,7 @@ def test_shards_with_equal_ids_do_not_overwrite_each_other(tmp_path: Path) -> No
     receipts = [stage(block(shard, [0, 1], size=2), staging) for shard in ("a", "b")]
     assert receipts[0].file != receipts[1].file
     result = read_staging(staging)
-    assert complete(result) == {"a", "b"}
+    assert complete_shards(result) == {"a", "b"}
     reconcile(["a", "b"], result)
 
 
@@ -24,3 +26,11 @@ def test_a_task_that_runs_again_overwrites_its_own_block(tmp_path: Path) -> None
     first, again = (stage(block("a", [0, 1], size=2), staging) for _ in range(2))
     assert first.file == again.file
     assert len(list((tmp_path / "_staging").iterdir())) == 1
+
+
+def test_errors_are_staged_without_secrets(tmp_path: Path) -> None:
+    rows = block("a", [0, 1], size=2).to_pylist()
+    rows[1].update(status="detector_error", error="RuntimeError: https://u:p@h/a.pth?sig=abc")
+    receipt = stage(pa.Table.from_pylist(rows, schema=DETECTED), str(tmp_path))
+    errors = pq.read_table(tmp_path / receipt.file)["error"].to_pylist()
+    assert errors == [None, "RuntimeError: https://h/a.pth"]

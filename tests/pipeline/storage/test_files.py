@@ -1,11 +1,18 @@
-"""How many requests reading takes of a store, and what becomes of those that fail."""
+"""An object is read with one request, and requests that fail are repeated."""
 
 import os
 
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.storage.files import S3_OPTIONS, open_location, read_object, write_whole
+from pipeline.storage.files import (
+    S3_OPTIONS,
+    InputError,
+    open_location,
+    open_self_retrying,
+    read_object,
+    write_whole,
+)
 from tests.chaos.faulty_store import FaultyStore
 
 
@@ -38,3 +45,29 @@ def test_a_request_that_fails_is_repeated(
             write_whole(fs, path, bytes(1000))
             assert read_object(fs, path, size) == bytes(1000)
     assert proxy.injected[kind] > 2
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/a::b", "S3A://bucket/zip::c", "/x/zip::a", "file:///a::b"]
+)
+def test_colons_are_a_part_of_a_path(address: str) -> None:
+    _, path = open_location(address, "INPUT")
+    assert path == address.split("://")[-1]
+
+
+@pytest.mark.parametrize("what", ["INPUT", "OUTPUT"])
+@pytest.mark.parametrize(
+    "address",
+    ["memory://a", "gopher://a", "zip://a::s3://b/c", "local://a", "https://", "http://h:x/a"],
+)
+def test_addresses_that_are_not_accepted_are_refused(address: str, what: str) -> None:
+    with pytest.raises(InputError, match=rf"^{what} .* cannot be opened: "):
+        open_location(address, what)
+    with pytest.raises(InputError):
+        open_self_retrying(address)
+
+
+def test_options_in_an_address_reach_the_file_system() -> None:
+    """fsspec derives them from the address; here that objects have versions."""
+    assert open_location("s3://bucket/a?versionId=1", "INPUT")[0].version_aware
+    assert not open_location("s3://bucket/a", "INPUT")[0].version_aware

@@ -82,7 +82,7 @@ def test_ended_lease_is_taken_over_and_its_holder_notices(output: str) -> None:
 
 @pytest.mark.parametrize("ahead", [-3600, 3600])
 def test_a_live_holder_of_another_clock_is_left_alone(output: str, ahead: float) -> None:
-    """And a dead one is taken over, whatever its clock said."""
+    """The lock of a dead holder is taken over, whatever time its clock showed."""
 
     class OfAnotherClock(OutputLock):
         def _content(self) -> bytes:
@@ -100,7 +100,7 @@ def test_a_live_holder_of_another_clock_is_left_alone(output: str, ahead: float)
 
 
 def test_a_holder_that_stood_still_must_not_publish(output: str) -> None:
-    """Stopped for longer than its lease, with and without an heir."""
+    """The holder is stopped for longer than its lease, with and without a successor."""
     code = f"""
 import os, signal, sys
 from pipeline.storage.lock import OutputLock, LockLost

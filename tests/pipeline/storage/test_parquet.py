@@ -1,4 +1,4 @@
-"""Staged blocks and plans that are damaged, and those of versions that wrote no checksums."""
+"""Damaged staged blocks and plans are noticed, and those of older versions are still read."""
 
 import io
 from collections.abc import Callable
@@ -30,7 +30,7 @@ SHARDS = [f"shard-{number}" for number in range(4)]
 
 @pytest.fixture
 def blocks(tmp_path: Path) -> list[Path]:
-    """Blocks of two images each, of a shard of its own."""
+    """Blocks of two images each; each block has its own shard."""
     for shard in SHARDS:
         stage(block(shard, [0, 1], 2, boxes=3), str(tmp_path / "blocks"))
     return sorted((tmp_path / "blocks").iterdir())
@@ -38,7 +38,7 @@ def blocks(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    """A plan of six shards, a row group each."""
+    """A plan of six shards, each in a row group of its own."""
     members = tuple(Member(f"file:///lake/{n}.jpg", f"{n}-{n}", n) for n in range(3))
     shards = [Shard(f"files-{n:04}", "files", members) for n in range(6)]
     write_shards([table_of_shards(shards)]).write_to(str(tmp_path / "plan.parquet"))
@@ -85,7 +85,7 @@ def test_a_block_that_is_damaged_when_it_is_published_is_computed_again(
 
 
 def test_blocks_of_older_versions_are_read(blocks: list[Path]) -> None:
-    """They had no checksums, and fewer columns. What Parquet itself notices is found."""
+    """They have no checksums and fewer columns; damage that Parquet itself notices is found."""
     folder, name = str(blocks[0].parent), blocks[0].name
     whole = read_staged_block(folder, name)
     older = whole.drop_columns(["retries", "batch_limit"])
@@ -102,7 +102,7 @@ def test_blocks_of_older_versions_are_read(blocks: list[Path]) -> None:
 def test_every_bit_that_is_flipped_is_noticed(
     blocks: list[Path], plan: Path, generator: torch.Generator
 ) -> None:
-    """Also those of the footer and of headers of pages, which page checksums do not cover."""
+    """The footer and the headers of pages are included, which page checksums do not cover."""
     folder, name = str(blocks[0].parent), blocks[0].name
     cases: list[tuple[Path, Callable[[], pa.Table]]] = [
         (blocks[0], lambda: read_staged_block(folder, name)),

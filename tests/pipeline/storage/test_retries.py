@@ -1,14 +1,15 @@
-"""How long requests are repeated, and which."""
+"""Which requests are repeated, and for how long."""
 
 import time
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from s3fs import S3FileSystem
 
 from pipeline.storage import retries
 from pipeline.storage.files import list_files, open_location, read_object
-from pipeline.storage.retries import retry
+from pipeline.storage.retries import is_transient, repeat_while, retry
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def test_a_misspelt_endpoint_is_said_soon_whatever_disks_answer(
 
 
 class Flaky:
-    """Fails so many times, then answers."""
+    """Raises an error for the first calls, then answers."""
 
     def __init__(self, failures: int, error: Exception):
         self.failures, self.error, self.calls = failures, error, 0
@@ -80,3 +81,19 @@ def test_a_first_request_that_stands_still_has_a_second_try(
     with pytest.raises(TimeoutError):
         retries._answered = False
         retry(Flaky(2, TimeoutError()))
+
+
+def test_requests_are_repeated_only_while_a_condition_holds() -> None:
+    flaky = Flaky(9, TimeoutError())
+    with pytest.raises(TimeoutError), repeat_while(lambda: flaky.calls < 4):
+        retry(flaky)
+    assert flaky.calls == 4
+    assert retry(flaky) == "answer"
+
+
+@pytest.mark.parametrize(("status", "passes"), [(500, True), (501, False), (503, True)])
+def test_what_a_store_never_implements_is_asked_for_once(status: int, passes: bool) -> None:
+    error = ClientError(
+        {"Error": {"Code": "any"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
+    )
+    assert is_transient(error) is passes

@@ -1,0 +1,60 @@
+"""Addresses of objects: the protocols that are accepted, and the file system of each.
+
+fsspec itself opens any protocol that it knows (`github://`, `reference://`, `python`-like ones) and
+chains of them (`zip://a::http://b`). A list of addresses may come from anybody, and its addresses
+are opened with the rights of the run. So only the protocols below are opened, and `::` is a part of
+a name.
+"""
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from fsspec import AbstractFileSystem, get_filesystem_class
+
+from pipeline.storage.errors import InputError
+
+# The extras of pyproject.toml that install the file system of a protocol.
+EXTRAS = {"abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs"}
+PROTOCOLS = ("file", "http", "https", "s3", "s3a", *EXTRAS)
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+
+
+def protocol_of(address: str) -> str | None:
+    """The protocol of a URL in lower case. None for a path."""
+    found = _PROTOCOL.match(address)
+    return found[1].lower() if found else None
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is a path or a `file://` URL."""
+    return protocol_of(address) in (None, "file")
+
+
+def file_system_of(address: str, options: dict[str, Any]) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path in it. `options` are the file system's.
+
+    Raises InputError for a protocol that is not accepted, for a web address without a host, and
+    ImportError if the package of a protocol is not installed.
+    """
+    protocol = protocol_of(address)
+    if protocol is not None:
+        address = protocol + address[len(protocol) :]
+        _check(protocol, address)
+    kind = get_filesystem_class(protocol or "file")
+    fs = kind(**{**kind._get_kwargs_from_urls(address), **options})
+    return fs, kind._strip_protocol(address)
+
+
+def _check(protocol: str, address: str) -> None:
+    if protocol not in PROTOCOLS:
+        accepted = ", ".join(f"{name}://" for name in PROTOCOLS)
+        raise InputError(f"{protocol}:// is none of {accepted}: copy the object to one of these")
+    if protocol in ("http", "https"):
+        try:
+            parts = urlsplit(address)
+            named = bool(parts.hostname) and parts.port != 0  # a wrong port raises ValueError
+        except ValueError:
+            named = False
+        if not named:
+            raise InputError("it names no host and port of the web: check the spelling")
