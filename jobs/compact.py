@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.output import paths
+from jobs.output.documents import damaged_document
 from jobs.output.errors import CommitLost
 from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest, make_manifest
@@ -24,6 +25,7 @@ from jobs.output.paths import TABLES
 from jobs.output.run_documents import environment, read_document, write_record, write_table
 from jobs.output.run_ids import new_run_id
 from jobs.output.views import connect, explain_query_errors, limit_memory
+from jobs.runs import find_problems
 from pipeline.plan.plan import FILES_PER_SHARD
 from pipeline.plan.shards import PLAN
 from pipeline.schema import DETECTIONS, IMAGES
@@ -41,7 +43,9 @@ MEMORY = "512MB"  # memory limit of DuckDB's sort, which spills to disk beyond i
 ROWS_AT_ONCE = 1 << 16
 
 # `members` is the newest plan of each object of these runs. Loose files move to new shards, which
-# the new plan names; an archive is its own shard.
+# the new plan names; an archive is its own shard. `places` holds the rows of `images` as they will
+# be. They are not looked up by their names later, because earlier versions gave one name to several
+# rows of a Parquet file.
 _PLACES = f"""
 CREATE TABLE members AS
     SELECT member.uri, member.etag, member.size, kind, shard, "limit"
@@ -54,28 +58,27 @@ CREATE TABLE loose AS
     FROM (SELECT *, row_number() OVER (ORDER BY uri) - 1 AS n FROM members WHERE kind = 'files');
 CREATE TABLE places AS
     WITH moved AS (
-        SELECT run, old.shard AS old_shard, image_id, status, num_detections,
-            coalesce(loose.shard, old.shard) AS shard,
-            coalesce(loose.index_in_shard, old.index_in_shard) AS index_in_shard
+        SELECT old.* REPLACE (coalesce(loose.shard, old.shard) AS shard,
+                coalesce(loose.index_in_shard, old.index_in_shard) AS index_in_shard),
+            old.shard AS old_shard
         FROM latest_images AS old LEFT JOIN loose USING (uri) WHERE run IN $ids
     ), counted AS (
         SELECT *, row_number() OVER places - 1 AS images, sum(num_detections) OVER places AS boxes
-        FROM moved WINDOW places AS (ORDER BY shard, index_in_shard)
+        FROM moved WINDOW places AS (ORDER BY shard, index_in_shard, image_id)
     )
     SELECT *, dense_rank() OVER (
         ORDER BY images // $images_per_file + boxes // $boxes_per_file) - 1 AS part
     FROM counted;
 """
-_IMAGES = """
-SELECT part, old.* REPLACE (place.shard AS shard, place.index_in_shard AS index_in_shard)
-FROM latest_images AS old JOIN places AS place
-    ON (old.run, old.shard, old.image_id) = (place.run, place.old_shard, place.image_id)
-ORDER BY part, place.shard, place.index_in_shard
-"""
+_IMAGES = "FROM places ORDER BY part, shard, index_in_shard, image_id"
+# Boxes of images of one name lie in the part of the first of them.
 _DETECTIONS = """
 SELECT part, old.* REPLACE (place.shard AS shard)
-FROM detections AS old JOIN places AS place
-    ON (old.run, old.shard, old.image_id) = (place.run, place.old_shard, place.image_id)
+FROM detections AS old JOIN (
+    SELECT run, old_shard, image_id, min(part) AS part, min(shard) AS shard,
+        min(index_in_shard) AS index_in_shard
+    FROM places GROUP BY ALL
+) AS place ON (old.run, old.shard, old.image_id) = (place.run, place.old_shard, place.image_id)
 ORDER BY part, label, score DESC, place.shard, place.index_in_shard, detection
 """
 _PLAN = """
@@ -115,7 +118,8 @@ def compact(
 ) -> list[Compacted]:
     """Merge all runs over the same INPUT into one, for each INPUT that has several runs.
 
-    InputError if an unfinished run must be finished first. ReconcileError, with nothing changed, if
+    InputError if an unfinished run must be finished first. DamagedOutput if a table that would be
+    merged is not as it was written. ReconcileError, with nothing changed, if
     rows would be lost.
     """
     with OutputWriter(output, single_writer, keep_replaced) as writer:
@@ -129,6 +133,7 @@ def compact(
             group = [run for run in runs if run["input"] == source]
             if len(group) < 2:
                 continue
+            _refuse_damaged_tables(output, group)
             writer.begin_writing()
             run_id = new_run_id(output)
             try:
@@ -147,6 +152,16 @@ def compact(
             runs = [run for run in runs if run not in group] + [manifest]
             done.append(result)
     return done
+
+
+def _refuse_damaged_tables(output: str, group: Sequence[Manifest]) -> None:
+    """Raise DamagedOutput if a table of these runs is not as it was written.
+
+    The merged tables get digests of their own, which would hide the damage for ever.
+    """
+    for run in group:
+        for problem in find_problems(output, run):
+            raise damaged_document(problem["path"])
 
 
 def _compact_group(

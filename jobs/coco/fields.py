@@ -19,6 +19,7 @@ from jobs.coco.records import Annotation, Box, Category, Image, Result
 
 LARGEST_SIDE = 2**31 - 1  # of an image
 LARGEST_COORDINATE = 1e9
+LARGEST_ID = 2**63 - 1  # of a category: tables hold ids in 64 bits
 
 Entry = dict[str, Any]
 
@@ -103,8 +104,8 @@ def _image_id(entry: Entry, field: str) -> str:
 def _category_id(entry: Entry, field: str) -> int:
     value = _present(entry, field)
     number = _whole_number(value)
-    if number is None:
-        raise WrongField(field, f"{field} {shown(value)} is not a whole number")
+    if number is None or abs(number) > LARGEST_ID:
+        raise WrongField(field, f"{field} {shown(value)} is not a whole number of 64 bits")
     return number
 
 

@@ -82,7 +82,7 @@ class AnnotationFile:
         start = self._document.first_byte()
         if start != b"{":
             hint = ". It is a list, as detections are" if start == b"[" else ""
-            raise InputError(
+            raise self._document.refusal(
                 f"{name} is not an annotation file in COCO's format, which is a JSON object with "
                 f"the lists `images`, `categories` and `annotations`{hint}"
             )
@@ -135,7 +135,7 @@ def read_results(path: Path, name: str, category_ids: Collection[int]) -> Iterat
     start = document.first_byte()
     if start != b"[":
         hint = ". It is an object, as annotation files are" if start == b"{" else ""
-        raise InputError(
+        raise document.refusal(
             f"{name} is not a JSON list: give a file of "
             '[{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], "score": ...}, '
             f"...]{hint}"

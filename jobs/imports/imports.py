@@ -25,6 +25,7 @@ from pipeline.stages.publish import Part, PartFile, publish_part, reconcile
 from pipeline.stages.stage import stage
 from pipeline.stages.staged import read_staging
 from pipeline.storage import retries
+from pipeline.storage.clock import steady_time
 from pipeline.storage.files import InputError, canonical_url
 from pipeline.storage.urls import mask
 
@@ -87,8 +88,11 @@ def _digest(file: Path) -> str:
 
 
 def _is_known(options: ImportOptions, source: Member, mark: str, writer: OutputWriter) -> bool:
-    """Whether OUTPUT holds these detections; InputError if it holds those of another model."""
-    known: set[str] = set()
+    """Whether OUTPUT took these detections in; InputError if it holds those of another model.
+
+    The plans of runs that `compact` merged are read too: the plan of a merged run has one version
+    of each file.
+    """
     for run in writer.catalog.committed_runs():
         if run["model_fingerprint"] != mark:
             raise InputError(
@@ -97,14 +101,16 @@ def _is_known(options: ImportOptions, source: Member, mark: str, writer: OutputW
                 f"{options.model_name()} ({mark}): import them into another OUTPUT, or, if they "
                 "are of the same model and categories, give its name as --model"
             )
-        for table in read_plan(options.output, run["plan"]):
-            known.update(member_values(table, "etag").to_pylist())
     if writer.unfinished_runs():
         raise InputError(
             f"{mask(options.output)} holds an unfinished run of `label`: finish it by the same "
             "command, or import into another OUTPUT"
         )
-    return source.etag in known
+    return any(
+        source.etag in member_values(table, "etag").to_pylist()
+        for run in writer.catalog.labelling_runs()
+        for table in read_plan(options.output, run["plan"])
+    )
 
 
 def _publish(
@@ -122,16 +128,17 @@ def _publish(
     write_record(options.output, run_id, _record(options, run_id, mark))
     files: list[PartFile] = []
     shards: list[str] = []
-    began = time.time()
-    for shard, table in results.blocks(source.uri):
-        receipt = stage(table, blocks)
-        tally.add(receipt)
-        files += publish_part(Part(len(shards), (shard,), (receipt.file,)), target)
-        shards.append(shard)
-    reconcile(shards, read_staging(blocks))
-    tally.seconds["publish"] = time.time() - began
+    began = time.monotonic()
+    with writer.explain_missing_files():
+        for shard, table in results.blocks(source.uri):
+            receipt = stage(table, blocks)
+            tally.add(receipt)
+            files += publish_part(Part(len(shards), (shard,), (receipt.file,)), target)
+            shards.append(shard)
+        reconcile(shards, read_staging(blocks))
+    tally.seconds["publish"] = time.monotonic() - began
     counts = {OK: results.images}
-    hours = (time.time() - tally.started) / 3600
+    hours = (steady_time() - tally.started) / 3600
     summary = report(tally, counts, results.boxes, WORKERS, {}, hours, Rates())
     summary["reconciliation"] = {"planned": results.images, **counts}
     planned = write_shards(tables_of_shards(Shard(shard, "results", (source,)) for shard in shards))

@@ -5,9 +5,26 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fsspec import AbstractFileSystem
+
 from jobs.output.errors import DamagedOutput
+from pipeline.storage.files import read_object
+from pipeline.storage.retries import retry
 
 FORMAT = 2  # of log entries, checkpoints and manifests; versions before 0.2 wrote format 1
+# Whoever can write OUTPUT must not fill the memory of its readers. The checkpoint of 10,000 nightly
+# runs has about 50 MB. Python needs up to 90 bytes of memory for a value.
+MOST_BYTES = 256 << 20
+MOST_VALUES = 8 << 20  # values of lists and objects
+# What code raises that converts a document of another form than it expects.
+_OTHER_FORM = (
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    RecursionError,
+)
 T = TypeVar("T")
 
 
@@ -16,7 +33,40 @@ def seal(document: dict[str, Any]) -> bytes:
     content = json.dumps(document)
     digest = hashlib.sha256(content.encode()).hexdigest()
     head = json.dumps({"format": FORMAT, "sha256": digest})
-    return f'{head[:-1]}, "content": {content}}}\n'.encode()
+    data = f'{head[:-1]}, "content": {content}}}\n'.encode()
+    refuse_too_large(data)
+    return data
+
+
+def read_document_bytes(fs: AbstractFileSystem, path: str) -> bytes:
+    """The bytes of a document, and no more than show that it is too large."""
+    try:
+        return read_object(fs, path, MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except Exception:  # stores have no range of an empty object, and each says so in its own way
+        if retry(fs.info, path)["size"]:
+            raise
+        return b""
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse a document of OUTPUT. Raises ValueError if it is no JSON or too large.
+
+    Python raises RecursionError, as `convert_document` expects, for a document that is nested too
+    deep.
+    """
+    refuse_too_large(data)
+    return json.loads(data)
+
+
+def refuse_too_large(data: bytes) -> None:
+    """Raise ValueError for a document whose reading could fill the memory."""
+    if len(data) > MOST_BYTES or sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(
+            f"a document of {len(data)} bytes is larger than the {MOST_BYTES} bytes and "
+            f"{MOST_VALUES} values that readers take"
+        )
 
 
 def require(condition: object) -> None:
@@ -32,7 +82,7 @@ def unseal(name: str, data: bytes) -> dict[str, Any]:
     """
 
     def convert() -> dict[str, Any]:
-        document = json.loads(data)
+        document = parse_json(data)
         refuse_newer(name, document["format"])
         content = document["content"]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -46,7 +96,7 @@ def convert_document(name: str, convert: Callable[[], T]) -> T:
     """Return the result of `convert`. Raises DamagedOutput if the document has another form."""
     try:
         return convert()
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+    except _OTHER_FORM as error:
         raise damaged_document(name) from error
 
 

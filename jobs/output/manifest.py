@@ -10,6 +10,7 @@ from jobs.output.documents import (
     FORMAT,
     convert_document,
     damaged_document,
+    parse_json,
     refuse_newer,
     require,
 )
@@ -86,7 +87,7 @@ def manifest_of_bytes(name: str, data: bytes, sha256: str) -> Manifest:
     """Parse and check a manifest. Raises DamagedOutput if it is none, or has another digest."""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise damaged_document(name)
-    return check_manifest(name, convert_document(name, lambda: json.loads(data)))
+    return check_manifest(name, convert_document(name, lambda: parse_json(data)))
 
 
 def check_manifest(name: str, document: Any) -> Manifest:

@@ -11,8 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.output import paths
-from jobs.output.documents import convert_document, require
-from pipeline.storage.files import join, open_location, read_object, write_whole
+from jobs.output.documents import (
+    convert_document,
+    parse_json,
+    read_document_bytes,
+    require,
+)
+from pipeline.storage.files import join, open_location, write_whole
 from pipeline.storage.parquet import write_parquet
 
 PACKAGES = ("detr-batch", "ray", "torch", "torchvision", "pyarrow", "pillow", "fsspec")
@@ -55,10 +60,10 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
     Versions before 0.2 wrote no digests.
     """
     fs, path = open_location(join(output, paths.document(run_id, name)), "OUTPUT")
-    data = read_object(fs, path)
+    data = read_document_bytes(fs, path)
 
     def convert() -> dict[str, Any]:
-        document = json.loads(data)
+        document = parse_json(data)
         require(isinstance(document, dict))
         digest = document.pop("sha256", None)
         require(digest is None or digest == _digest(document))
@@ -70,10 +75,13 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
 def score_threshold(output: str, run_id: str) -> float:
     """The score below which a run kept no box. 0 if run.json is missing or names no threshold."""
     try:
-        options = read_document(output, run_id, "run.json").get("options", {})
+        record = read_document(output, run_id, "run.json")
     except FileNotFoundError:
         return 0.0
-    return float(options.get("score_threshold") or 0.0)
+    return convert_document(
+        paths.document(run_id, "run.json"),
+        lambda: float(record.get("options", {}).get("score_threshold") or 0.0),
+    )
 
 
 def write_table(url: str, table: pa.Table) -> None:

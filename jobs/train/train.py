@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,11 +148,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     if resume:
         if not last.exists():
             raise InputError(f"--resume: there is no {last}")
-        saved = torch.load(last, weights_only=True)
-        net.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        start = saved["step"]
+        start = _load_last(last, net, optimizer, scheduler)
         if start >= options.steps:
             raise InputError(f"{last} is of step {start}: nothing to resume up to --steps")
     loader = DataLoader(
@@ -178,6 +175,27 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
     save_weights(net, options.output / "model.safetensors", {"AP": f"{score['AP']:.4f}", **recipe})
     return score
+
+
+def _load_last(
+    path: Path,
+    net: DeformableDetr,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> int:
+    """Load what `train` saved, and return its step. CommandFailed if the file is not as saved."""
+    try:
+        saved = torch.load(path, weights_only=True)
+        net.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        return int(saved["step"])
+    except Exception as error:  # files break in many ways, and torch has no common error for them
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CommandFailed(
+            f"{path} is damaged, or of a training with other options: put back what was there, or "
+            f"begin anew without --resume ({reason})"
+        ) from error
 
 
 def freeze_norms(net: DeformableDetr) -> None:

@@ -1,4 +1,4 @@
-"""`compact`: labels stay what they were, whatever is killed or read meanwhile."""
+"""`compact` keeps the labels as they are, whatever is killed or read meanwhile."""
 
 import os
 import shutil
@@ -40,12 +40,12 @@ NEWEST = (
 )
 
 
-def newest(output: str) -> list[list[tuple[Any, ...]]]:
+def read_newest(output: str) -> list[list[tuple[Any, ...]]]:
     return [rows(output, sql) for sql in NEWEST]
 
 
 def test_latest_are_the_newest_labels_of_each_object(output: str) -> None:
-    images, boxes = newest(output)
+    images, boxes = read_newest(output)
     assert [(row[0].rsplit("/", 1)[1], row[3]) for row in images] == [
         ("a.jpg", 3), ("a.tar#x", 3), ("b.jpg", 1), ("c.jpg", 0), ("d [1].jpg", 4),
     ]  # fmt: skip
@@ -59,13 +59,13 @@ def test_latest_are_the_newest_labels_of_each_object(output: str) -> None:
 def test_compacting_keeps_what_latest_shows_in_few_files(
     output: str, images_a_file: int, boxes_a_file: int, parts: int
 ) -> None:
-    before = newest(output)
+    before = read_newest(output)
     (done,) = compact(output, images_a_file, boxes_a_file)
-    assert newest(output) == before
+    assert read_newest(output) == before
     assert (done.runs, done.images, done.superseded) == (3, 5, 3)
     (run,) = committed_runs(output)
     assert len(run["files"]) == 2 * parts
-    for number in range(len(run["files"]) // 2):  # part files hold the same images
+    for number in range(len(run["files"]) // 2):  # the parts of a number hold the same images
         pair = [f["path"] for f in run["files"] if f"/part-{number:05d}-" in f["path"]]
         boxes, images = (
             pq.read_table(Path(output, name), partitioning=None) for name in sorted(pair)
@@ -78,11 +78,11 @@ def test_compacting_keeps_what_latest_shows_in_few_files(
     assert main(["runs", output, "--verify"]) == 0
 
 
-def knows(output: str, uri: str, etag: str) -> bool:
-    """Whether the newest labels of an object are those of this version."""
+def newest_labels_have_version(output: str, uri: str, etag: str) -> bool:
+    """Whether the newest labels of an object are those of this version of it."""
     known = read_known_objects(output, committed_runs(output), "in")
-    (place,) = find_positions(digests([uri]), known.uris)
-    return bool(place >= 0 and (known.etags[:, place] == digests([etag])[:, 0]).all())
+    (position,) = find_positions(digests([uri]), known.uris)
+    return bool(position >= 0 and (known.etags[:, position] == digests([etag])[:, 0]).all())
 
 
 def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(output: str) -> None:
@@ -94,12 +94,12 @@ def test_the_plan_of_a_compacted_run_finds_its_images_and_knows_their_versions(o
         output, "SELECT uri, shard, index_in_shard, etag FROM images"
     ):
         of_files = by_name[shard].kind == "files"
-        place = by_name[shard].members[index if of_files else 0]
-        assert (place.uri, place.etag) == (uri, etag)
-    assert knows(output, "file:///lake/b.jpg", "2")
+        member = by_name[shard].members[index if of_files else 0]
+        assert (member.uri, member.etag) == (uri, etag)
+    assert newest_labels_have_version(output, "file:///lake/b.jpg", "2")
 
 
-def test_compacting_twice_and_alone_does_nothing(output: str) -> None:
+def test_compacting_again_does_nothing(output: str) -> None:
     compact(output)
     assert compact(output) == []
 
@@ -113,32 +113,32 @@ def test_runs_that_were_compacted_keep_their_reports(output: str) -> None:
     assert len(committed_runs(output)) == 1
 
 
-@pytest.mark.parametrize("at", ["_write_manifest", "_append", "_keep_checkpoint"])
-def test_killed_it_leaves_the_labels_as_they_were(
-    output: str, at: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["_write_manifest", "_append", "_keep_checkpoint"])
+def test_a_killed_compact_leaves_the_labels_as_they_were(
+    output: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its entry of the log, and behind it, before the old files go."""
-    before = newest(output)
-    real = getattr(LogWriter, at)
+    """It is killed before its entry of the log, or after it, before the old files are deleted."""
+    before = read_newest(output)
+    original = getattr(LogWriter, step)
 
-    def killed(writer: LogWriter, *arguments: Any) -> Any:
+    def kill(writer: LogWriter, *arguments: Any) -> Any:
         if writer.fenced:
             raise KeyboardInterrupt
-        return real(writer, *arguments)
+        return original(writer, *arguments)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(LogWriter, at, killed)
+        patched.setattr(LogWriter, step, kill)
         compact(output)
-    assert newest(output) == before
+    assert read_newest(output) == before
     compact(output)
-    assert newest(output) == before
+    assert read_newest(output) == before
     (run,) = committed_runs(output)
     assert [path.name for path in Path(output, "images").iterdir()] == [f"run={run['run_id']}"]
 
 
 def test_readers_are_undisturbed(output: str) -> None:
-    """Queries that go on while runs are compacted all give the same answer."""
-    expected, wrong, stop = newest(output)[1], [], threading.Event()
+    """All queries that run while runs are compacted give the same answer."""
+    expected, wrong, stop = read_newest(output)[1], [], threading.Event()
 
     def read() -> None:
         while not stop.is_set():
@@ -158,14 +158,14 @@ def test_readers_are_undisturbed(output: str) -> None:
     assert not wrong
 
 
-def test_all_of_it_works_on_s3(output: str, bucket: str) -> None:
-    expected = newest(output)
+def test_compact_verify_and_delete_work_on_s3(output: str, bucket: str) -> None:
+    expected = read_newest(output)
     fs, path = open_location(f"{bucket}/labels", "OUTPUT")
     fs.put(output, path, recursive=True)
     labels = f"{bucket}/labels"
-    assert newest(labels) == expected
+    assert read_newest(labels) == expected
     assert len(compact(labels)) == 1
-    assert newest(labels) == expected
+    assert read_newest(labels) == expected
     assert main(["runs", labels, "--verify"]) == 0
     (run,) = committed_runs(labels)
     assert len(fs.find(f"{path}/images")) == 1
@@ -176,48 +176,48 @@ def test_all_of_it_works_on_s3(output: str, bucket: str) -> None:
 
 @pytest.mark.parametrize("folder", ["label=weekly", "score=1", "run=7"])
 def test_folders_above_an_output_are_no_columns(output: str, folder: str, tmp_path: Path) -> None:
-    expected = newest(output)
+    expected = read_newest(output)
     inside = str(shutil.copytree(output, tmp_path / folder / "labels"))
-    assert newest(inside) == expected
+    assert read_newest(inside) == expected
     compact(inside)
-    assert newest(inside) == expected
+    assert read_newest(inside) == expected
 
 
-def test_compacting_knows_no_object_of_which_it_keeps_no_row(tmp_path: Path) -> None:
-    """Two INPUTs that overlap: the newest labels of an object are another INPUT's."""
+def test_a_compacted_run_knows_only_objects_whose_rows_it_keeps(tmp_path: Path) -> None:
+    """Two INPUTs overlap, and the newest labels of an object are those of the other INPUT."""
     output = str(tmp_path)
     write_run(tmp_path, [photo("sub/x.jpg", 1, "1")], LABELS, NIGHTS[0])
     write_run(tmp_path, [photo("sub/x.jpg", 2, "2")], LABELS, NIGHTS[1], source="in/sub")
     write_run(tmp_path, [photo("y.jpg", 1)], LABELS, NIGHTS[2])
-    expected = newest(output)
+    expected = read_newest(output)
     compact(output)
-    assert newest(output) == expected
-    assert knows(output, "file:///lake/sub/x.jpg", "2")
+    assert read_newest(output) == expected
+    assert newest_labels_have_version(output, "file:///lake/sub/x.jpg", "2")
 
 
-def test_runs_of_which_nothing_is_newest_are_compacted_too(tmp_path: Path) -> None:
+def test_runs_without_newest_labels_are_compacted_too(tmp_path: Path) -> None:
     output = str(tmp_path)
     for night in NIGHTS[:2]:
         write_run(tmp_path, [photo("x.jpg", 1, night)], LABELS, night)
     write_run(tmp_path, [photo("x.jpg", 2, "3")], LABELS, NIGHTS[2], source="other")
     compact(output)
     assert main(["runs", output, "--delete", NIGHTS[2], "--yes"]) == 0
-    assert newest(output) == [[], []]
+    assert read_newest(output) == [[], []]
 
 
 def test_compacting_that_fails_leaves_nothing(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def raise_no_space(*_: object) -> None:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError):
-        patched.setattr(compact_module, "write_table", full)
+        patched.setattr(compact_module, "write_table", raise_no_space)
         compact(output)
     assert sorted(path.name for path in Path(output, "images").iterdir()) == [
         f"run={night}" for night in NIGHTS
     ]
 
 
-def test_pages_of_runs_that_were_compacted_are_pointed_to(
+def test_report_names_the_page_of_a_compacted_run(
     output: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     compact(output)
@@ -228,7 +228,7 @@ def test_pages_of_runs_that_were_compacted_are_pointed_to(
     assert f"_runs/{NIGHTS[0]}/report.html" in capsys.readouterr().err
 
 
-def test_years_of_compacting_are_no_matter() -> None:
+def test_a_log_of_thousands_of_merges_is_read() -> None:
     state = State()
     for number in range(1, 5001):
         added = Added(str(number), "", "")
@@ -240,11 +240,10 @@ def test_years_of_compacting_are_no_matter() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-def test_questions_are_answered_where_requests_fail(
+def test_queries_are_answered_although_requests_fail(
     output: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = newest(output)
+    expected = read_newest(output)
     fs, path = open_location(f"{bucket}/labels", "OUTPUT")
     fs.put(output, path, recursive=True)
     store = FaultyStore(os.environ["AWS_ENDPOINT_URL"], 1)
@@ -254,9 +253,9 @@ def test_questions_are_answered_where_requests_fail(
         S3FileSystem.clear_instance_cache()
         store.rate = 0.05
         for _ in range(5):
-            assert newest(f"{bucket}/labels") == expected
+            assert read_newest(f"{bucket}/labels") == expected
         assert store.injected.total() > 0
         assert len(compact(f"{bucket}/labels")) == 1
         store.rate = 0.0
-        assert newest(f"{bucket}/labels") == expected
+        assert read_newest(f"{bucket}/labels") == expected
     S3FileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""Documents in COCO's format: what is accepted, and what is refused with which words."""
+"""Documents in COCO's format are read as records, or refused with a clear error."""
 
 import json
 import tracemalloc
@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from jobs.coco import reader
+from jobs.coco.document import DamagedDocument
 from jobs.coco.reader import AnnotationFile, label_names, read_annotations, read_results
 from jobs.coco.records import Annotation, Annotations, Image, Result
 from pipeline.storage.files import InputError, open_location
@@ -50,7 +51,7 @@ def result(**changes: Any) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, content: Any) -> Path:
-    """A file of this text, or of this as JSON."""
+    """Write a file of these bytes or this text, or of this value as JSON."""
     file = folder / "file.json"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -65,6 +66,15 @@ def read(folder: Path, content: Any, *needed: str) -> Annotations:
 
 def results(folder: Path, content: Any) -> list[Result]:
     return list(read_results(write(folder, content), "DETECTIONS", {1, 3}))
+
+
+DAMAGED = ("too early", "not valid JSON", "parse error", "invalid bytes", "trailing garbage")
+
+
+def error_of(message: str, content: object = None) -> type[Exception]:
+    """The error of what is no JSON, or of JSON that is not what it should be."""
+    is_damaged = content == "" or message.startswith("is not an annotation file")
+    return DamagedDocument if is_damaged or any(map(message.__contains__, DAMAGED)) else InputError
 
 
 def test_an_annotation_file_as_records(tmp_path: Path) -> None:
@@ -186,6 +196,11 @@ REFUSED_ANNOTATIONS: dict[str, Any] = {
     "area 'large' is not a number from 0 up": annotation(area="large"),
     "area -1 is not a number from 0 up": annotation(area=-1),
     "iscrowd 2 is neither 0 nor 1": annotation(iscrowd=2),
+    "a number has more than 64 bits in annotation 2": annotation(bbox=[1, 2, 3, 10**400]),
+    "a number has more than 64 bits in annotation 2 (image_id 11)": annotation(area=10**4000),
+    "category_id '9223372036854775808' is not a whole number of 64 bits": annotation(
+        category_id=str(2**63)
+    ),
     "image_id 10): bbox [] is not [x, y, width, height] in pixels (one of 2 such": document(
         annotations=[OBJECTS[1], *[{**OBJECTS[0], "bbox": []}] * 2]
     ),
@@ -205,7 +220,7 @@ REFUSED_ANNOTATIONS: dict[str, Any] = {
 
 @pytest.mark.parametrize("message", REFUSED_ANNOTATIONS)
 def test_annotations_that_cannot_be_used(message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(error_of(message)) as refused:
         read(tmp_path, REFUSED_ANNOTATIONS[message], *NEEDED)
     said = str(refused.value)
     assert message in said
@@ -235,6 +250,8 @@ REFUSED_RESULTS: list[tuple[Any, str]] = [
     (document(), "It is an object, as annotation files are"),
     ("", "is not a JSON list"),
     ("[1]", "entry 1: 1 is not a JSON object"),
+    (result(image_id=10**400), "a number has more than 64 bits in entry 2"),
+    (result(score=1).__repr__().replace("'", '"').replace("1,", "1e400,"), "more than 64 bits"),
     (json.dumps(RESULTS)[:-9], "ends too early, in entry 3 (image_id 11): was it copied whole?"),
     (json.dumps(RESULTS)[:-1] + ",", "ends too early, after entry 3"),
     (json.dumps(RESULTS)[:-1] + ",]", "not valid JSON after entry 3"),
@@ -244,7 +261,7 @@ REFUSED_RESULTS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("content", "message"), REFUSED_RESULTS)
 def test_results_that_cannot_be_used(content: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(error_of(message, content)) as refused:
         results(tmp_path, content)
     said = str(refused.value)
     assert message in said
@@ -254,7 +271,7 @@ def test_results_that_cannot_be_used(content: Any, message: str, tmp_path: Path)
 
 def test_a_name_is_never_taken_for_nan(tmp_path: Path) -> None:
     truth = json.dumps(document(categories=[{"id": 1, "name": "NaN, Infinity"}]))
-    with pytest.raises(InputError, match="trailing garbage"):
+    with pytest.raises(DamagedDocument, match="trailing garbage"):
         read(tmp_path, truth + "]")
 
 
@@ -280,7 +297,7 @@ def test_files_of_a_bucket_and_files_that_are_missing(bucket: str, tmp_path: Pat
 
 
 def test_entries_are_read_one_at_a_time(tmp_path: Path) -> None:
-    """Outlines, which are most of a file, are never held together."""
+    """Outlines are most of a file, and must not be held in memory together."""
     outline = [[0.125] * 1000]
     with (tmp_path / "file.json").open("w") as file:
         file.write(
@@ -303,7 +320,7 @@ def test_the_first_entry_comes_before_the_last_is_read(tmp_path: Path) -> None:
     broken = json.dumps([RESULTS[0]] * 10_000)[:-1]
     entries: Iterator[Result] = read_results(write(tmp_path, broken), "DETECTIONS", {3})
     assert next(entries).image_id == "11"
-    with pytest.raises(InputError, match="ends too early, after entry 10000"):
+    with pytest.raises(DamagedDocument, match="ends too early, after entry 10000"):
         list(entries)
 
 

@@ -1,4 +1,4 @@
-"""What is written is read by pycocotools, and by our own reader."""
+"""Pycocotools and our own reader read the documents that are written."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def test_a_document_without_images_is_whole(tmp_path: Path) -> None:
 
 
 def test_images_are_written_as_they_come(tmp_path: Path) -> None:
-    """All but what the file buffers is there before the last image is asked for."""
+    """All images except those in the file's buffer are written before the last one is drawn."""
     file = tmp_path / "file.json"
 
     def images() -> Iterator[NewImage]:

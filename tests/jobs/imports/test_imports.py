@@ -1,4 +1,4 @@
-"""Detections of other models become a run that all commands over an OUTPUT take."""
+"""Imported detections of other models become a run that all commands can use."""
 
 import json
 import subprocess
@@ -16,6 +16,7 @@ from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.report.report import report_of
 from pipeline.storage.files import open_location
+from tests.support.damage import DAMAGES
 from tests.support.labelled import LABELS, SOURCE, Labelled, random_boxes, write_run
 from tests.support.tables import rows
 
@@ -35,7 +36,7 @@ BOXES = "SELECT image_id, detection, label_id, label, score, x_min, y_min, x_max
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
-    """DETECTIONS and the annotation file."""
+    """The paths of DETECTIONS and of the annotation file."""
     return write(tmp_path, "results[1].json", ENTRIES), write(tmp_path, "truth.json", document())
 
 
@@ -105,6 +106,34 @@ def test_the_same_detections_come_in_once(
     assert len(committed_runs(str(output))) == 2
 
 
+def found_by(output: Path, category: int) -> list[tuple[Any, ...]]:
+    return rows(str(output), f"SELECT score FROM latest WHERE label_id = {category}")
+
+
+def test_detections_stay_known_when_their_runs_are_compacted(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, older, newer = tmp_path / "out", Path(files[0]).read_bytes(), b"[]"
+    for content in (older, newer):  # one file, so that the runs are merged
+        Path(files[0]).write_bytes(content)
+        assert bring(files, output, "--model", "m") == 0
+    assert main(["compact", str(output)]) == 0
+    (merged,) = committed_runs(str(output))
+    assert found_by(output, 3) == []
+    copy = tmp_path / "copy.json"
+    for content in (older, newer, older):
+        copy.write_bytes(content)
+        for name in (files[0], str(copy)):
+            Path(name).write_bytes(content)
+            capsys.readouterr()
+            assert bring((name, files[1]), output, "--model", "m") == 0
+            assert "nothing new" in capsys.readouterr().out
+    assert committed_runs(str(output)) == [merged]
+    assert main(["runs", str(output), "--delete", merged["run_id"], "--yes"]) == 0
+    assert bring(files, output, "--model", "m") == 0
+    assert found_by(output, 3) == [(0.25,)]
+
+
 def test_an_output_of_labels_takes_none(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +173,6 @@ def entry(**changes: Any) -> list[dict[str, Any]]:
             "entry 1: image_id 12 is of no image in --annotations (one of 3 such entries)",
         ),
         ({"annotations": ENTRIES}, "is not a JSON list"),
-        (json.dumps(ENTRIES)[:-9], "ends too early, in entry 3"),
     ],
 )
 def test_detections_that_cannot_be_used(
@@ -177,7 +205,6 @@ def image(**changes: Any) -> dict[str, Any]:
         (document(images=[]), "--annotations has no images"),
         (document(categories=[]), "--annotations has no categories"),
         (document(categories=[{"id": 10**9, "name": "ox"}]), "'ox' has the id 1000000000: give"),
-        (json.dumps(document())[:-1], "ends too early"),
     ],
 )
 def test_annotations_that_cannot_be_used(
@@ -189,6 +216,25 @@ def test_annotations_that_cannot_be_used(
 ) -> None:
     assert bring((files[0], write(tmp_path, "bad.json", annotations)), tmp_path / "out") == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "bit 5 at 0.0", "bit 7 at 0.3"])
+@pytest.mark.parametrize("position", [0, 1], ids=["detections", "annotations"])
+def test_damaged_files_are_exit_code_1(
+    position: int,
+    damage: str,
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Schedulers try again, and the file may be whole then."""
+    file = Path(files[position])
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    assert bring(files, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"detr-batch: {('DETECTIONS', '--annotations')[position]}")
+    assert said.count("\n") == 1 and "--debug" not in said
     assert not (tmp_path / "out").exists()
 
 
@@ -247,7 +293,7 @@ def test_a_killed_import_leaves_nothing_behind_the_next(
 
 
 def test_detections_of_a_published_model_keep_their_figures(testdata: Path, tmp_path: Path) -> None:
-    """Those of DEIMv2 on 55 photos: the same boxes come out, and pycocotools' own AP."""
+    """They are of DEIMv2 on 55 photos: the boxes stay equal, and AP is that of pycocotools."""
     detections = testdata / "coco/detections/deimv2_atto_public55.json"
     annotations = testdata / "coco/annotations/instances_val2017_public55.json"
     output, file = tmp_path / "out", tmp_path / "coco.json"
