@@ -1,12 +1,12 @@
 """The cost of a run: node-hours by kind of node, start-up and idle time included, and prices."""
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from jobs.accounting.prices import Machine
+from pipeline.storage.clock import steady_time
 
 SAMPLE_SECONDS = 10.0  # between two samples of the nodes of a cluster
 GPU, CPU = "gpu", "cpu"  # kinds of nodes: with an accelerator, and without
@@ -126,7 +126,7 @@ class NodeMeter:
 
     def _add(self) -> None:
         with self._lock:
-            now = time.time()
+            now = steady_time()
             for kind, count in self._alive.items():
                 self._hours[kind] += count * max(0.0, now - self._last) / 3600
             self._last = now

@@ -5,6 +5,7 @@ import time
 import psutil
 
 from pipeline.storage import retries
+from pipeline.storage.clock import steady_time
 
 # The parts in their usual order. A part that did not happen is not recorded.
 IMPORTS = "imports"  # the process starts, and Python loads its code
@@ -20,13 +21,13 @@ class Startup:
 
     def __init__(self, imports: float | None = None):
         """`imports` is the time that this process took before, in seconds. None: not known."""
-        self.began = self._last = time.time()
+        self.began = self._last = steady_time()
         self.repeated_before = retries.repeated  # requests repeated for earlier runs
         self.seconds: dict[str, float] = {} if imports is None else {IMPORTS: imports}
 
     def end(self, part: str, at: float | None = None) -> None:
         """End `part`, now or at the Unix time `at`. It began when the part before it ended."""
-        now = time.time() if at is None else at
+        now = steady_time() if at is None else at
         self.seconds[part] = self.seconds.get(part, 0.0) + max(0.0, now - self._last)
         self._last = now
 

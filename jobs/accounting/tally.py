@@ -1,9 +1,8 @@
 """Sums over the receipts of a run, and report.json made from them."""
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NotRequired, TypedDict
 
 from jobs.accounting.estimate import Estimate
@@ -12,6 +11,7 @@ from jobs.accounting.startup import FIRST_BLOCK, Startup
 from jobs.accounting.timeline import CpuMeter, Point, Timeline
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries
+from pipeline.storage.clock import steady_time
 
 STEADY_SHARE = 0.1  # least share of the time so far that a steady rate needs behind the first block
 STAGES = ("read", "prepare", "detect", "stage")  # of the dataflow; their workers run in parallel
@@ -64,7 +64,7 @@ class Report(TypedDict):
 class Tally:
     """Sums over receipts: all that the driver knows of a run while it goes on."""
 
-    started: float = field(default_factory=time.time)  # Unix time
+    started: float = field(default_factory=steady_time)  # Unix time
     images: int = 0
     detections: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -82,9 +82,9 @@ class Tally:
     listener: Callable[[Receipt], None] | None = None  # called with each receipt
 
     def add(self, receipt: Receipt) -> None:
-        now = time.time()
-        # Clocks of a cluster differ, so the time is limited to between the start and now.
-        done = min(max(receipt.finished_at, self.started), now)
+        now = steady_time()
+        # Clocks of a cluster differ and jump: a time that cannot be is replaced by that of now.
+        done = receipt.finished_at if self.started <= receipt.finished_at <= now else now
         self.timeline.add(done - self.started, receipt.images)
         if self.cpus is not None:
             self.timeline.add_cpu(now - self.started, self.meter.seconds())
@@ -97,9 +97,9 @@ class Tally:
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
         limits = [n for n in (self.batch_limit, receipt.batch_limit) if n is not None]
         self.batch_limit = min(limits, default=None)
-        self.last = max(self.last, receipt.finished_at)
+        self.last = max(self.last, done)
         if self.first is None:
-            self.first = receipt
+            self.first = replace(receipt, finished_at=done)
             self.startup.end(FIRST_BLOCK, done)
         if self.listener is not None:
             self.listener(receipt)
@@ -161,7 +161,7 @@ def report(
     boxes. `workers` is the number of workers that can work at once, by stage. `tally` has what this
     command labelled, which took `hours`, and `node_hours` by kind of node.
     """
-    wall = time.time() - tally.started
+    wall = steady_time() - tally.started
     cost = rates.bill(node_hours, hours)
     usd = None if cost is None else cost["usd"]
     use = tally.stage_use(workers)

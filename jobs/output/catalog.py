@@ -1,13 +1,12 @@
 """The catalog of an OUTPUT: the runs that it holds, read from its log."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 from jobs.output import paths
-from jobs.output.documents import convert_document, damaged_document
+from jobs.output.documents import convert_document, damaged_document, parse_json
 from jobs.output.errors import DamagedOutput
 from jobs.output.log import (
     Added,
@@ -142,6 +141,6 @@ def old_runs(store: Store) -> Iterator[tuple[Added, Manifest]]:
         data = read_if_any(store, name) if found is not None and found[1] is None else None
         if found is None or data is None:  # no old manifest, or deleted since the listing
             continue
-        document = convert_document(name, partial(json.loads, data))
+        document = convert_document(name, partial(parse_json, data))
         digest = hashlib.sha256(data).hexdigest()
         yield Added(found[0], name, digest), check_manifest(name, document)

@@ -24,6 +24,7 @@ from jobs.output.log import (
     read_if_any,
 )
 from jobs.output.manifest import Manifest, manifest_to_bytes
+from jobs.output.run_ids import LAST_TIME
 from jobs.output.store import Store
 from pipeline.storage.errors import InputError
 
@@ -189,7 +190,10 @@ class LogWriter:
         fenced = state.tokens - {self.token}
         now = time.time()
         retained = {
-            name for name, run in state.runs.items() if run.removed and run.removed.kept_until > now
+            name
+            for name, run in state.runs.items()
+            # A later time was written by a clock that was wrong.
+            if run.removed and now < run.removed.kept_until < LAST_TIME
         }
         found = []
         for folder in (*paths.TABLES, paths.RUNS):

@@ -1,22 +1,25 @@
 """The objects of an OUTPUT, addressed by their names relative to OUTPUT."""
 
+import os
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.output import paths
+from jobs.output.documents import read_document_bytes
 from pipeline.storage.files import (
     InputError,
     create_whole,
     list_files,
     open_location,
-    read_object,
     write_whole,
 )
+from pipeline.storage.folders import find_linked_folder, linked_folder, opened_folder
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
@@ -58,7 +61,7 @@ class OutputStore:
         return f"{self.path.rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes:
-        return read_object(self.fs, self._full(name))
+        return read_document_bytes(self.fs, self._full(name))
 
     def create(self, name: str, data: bytes) -> bool:
         return create_whole(self.fs, self._full(name), data)
@@ -77,12 +80,27 @@ class OutputStore:
 
     def _remove(self, name: str) -> None:
         path = self._full(name)
-        try:
-            retry(self.fs.rm_file, path)
-        except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            if not self.on_disk:
+                retry(self.fs.rm_file, path)
+                return
+            *folders, file = name.split("/")
+            with opened_folder(self.path, *folders) as folder:
+                os.unlink(file, dir_fd=folder)
+            with suppress(OSError):  # the folder has other files
+                Path(path).parent.rmdir()
+
+    def refuse_links(self) -> None:
+        """Raise InputError if a folder below OUTPUT is a symbolic link.
+
+        A command that writes OUTPUT would also write and delete files where the link leads.
+        """
+        if not self.on_disk:
             return
-        if self.on_disk:
-            _remove_empty_folder(Path(path).parent)
+        for folder in (paths.RUNS, paths.STAGING, *paths.TABLES):
+            link = find_linked_folder(self._full(folder))
+            if link is not None:
+                raise linked_folder(link)
 
     def refuse_without_atomic_create(self) -> None:
         """Raise InputError if two writers could create the same name. A probe object tells."""
@@ -99,10 +117,3 @@ class OutputStore:
                 "there is none, so two runs could lose each other's labels: use another store, or "
                 "pass --single-writer if nothing else writes this OUTPUT while a run does"
             )
-
-
-def _remove_empty_folder(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:  # the folder has other files, or is gone
-        return
