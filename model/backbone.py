@@ -1,8 +1,8 @@
 """Convolutional trunks that give C3, C4 and C5: ResNet-50 as published, and a compact one.
 
-Both take an optional valid area, so that a padded picture can give what it gives alone: before each
+Both take an optional valid area, so that a padded image can give what it gives alone: before each
 convolution that looks sideways the padding is set to zero, which is what that convolution would
-have met beyond the border of the unpadded picture. (Their input comes padded with zeros.)
+have met beyond the border of the unpadded image. (Their input comes padded with zeros.)
 """
 
 from torch import Tensor, nn

@@ -30,19 +30,19 @@ def set_loss(
     With `objectness`, a matched query is to say class 0 beside its own.
     """
     device = predictions.pred_logits.device
-    picture = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(matches)]).to(device)
+    image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(matches)]).to(device)
     query = torch.cat([q for q, _ in matches]).to(device)
     labels = torch.cat([t.labels[j.to(device)] for t, (_, j) in zip(targets, matches, strict=True)])
     truth = torch.cat([t.boxes[j.to(device)] for t, (_, j) in zip(targets, matches, strict=True)])
     count = max(len(labels), 1)
     wanted = torch.zeros_like(predictions.pred_logits, dtype=torch.float32)
-    wanted[picture, query, labels] = 1.0
+    wanted[image, query, labels] = 1.0
     if objectness:
-        wanted[picture, query, 0] = 1.0
+        wanted[image, query, 0] = 1.0
     focal = sigmoid_focal_loss(
         predictions.pred_logits.float(), wanted, FOCAL_ALPHA, FOCAL_GAMMA, reduction="sum"
     )
-    boxes = predictions.pred_boxes.float()[picture, query]
+    boxes = predictions.pred_boxes.float()[image, query]
     giou = generalized_box_iou(corners(boxes), corners(truth)).diagonal()
     return {
         "loss_ce": focal / count,

@@ -61,7 +61,7 @@ class DeformableDetr(nn.Module):
     """Deformable DETR (Zhu et al. 2020). Attribute names are the published checkpoints' keys.
 
     `padding="published"` computes what the original does, where the padding of a batch changes the
-    result a little; `"invariant"` gives a padded picture what it gives alone.
+    result a little; `"invariant"` gives a padded image what it gives alone.
     """
 
     def __init__(self, config: DeformableDetrConfig, padding: Padding = "published"):
@@ -145,11 +145,11 @@ class DeformableDetr(nn.Module):
 
         Args:
             pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right.
-            pixel_mask: (B, H, W), true where there is a picture; None where there is no padding.
+            pixel_mask: (B, H, W), true where there is an image; None where there is no padding.
 
         Returns:
             `pred_logits` (B, Q, K), whose sigmoid is the score, and `pred_boxes` (B, Q, 4),
-            (cx, cy, w, h) relative to each picture's valid area, both fp32.
+            (cx, cy, w, h) relative to each image's valid area, both fp32.
         """
         with self.autocast(pixel_values.device):
             levels = self.pyramid(pixel_values, pixel_mask)
@@ -187,7 +187,7 @@ class DeformableDetr(nn.Module):
     def _position(self, masks: list[Tensor], padded: bool) -> Tensor:
         """Sine encoding plus level embedding of all levels: (B, S, C), or (1, S, C) unpadded.
 
-        Of pictures without padding it depends on the shape alone, and is kept for the next.
+        Of images without padding it depends on the shape alone, and is kept for the next.
         """
         shapes = tuple(mask.shape[1:] for mask in masks)
         keep = self.prepared and not padded

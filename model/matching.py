@@ -19,7 +19,7 @@ class Target:
     """The truth of one image."""
 
     labels: Tensor  # (N,) int64
-    boxes: Tensor  # (N, 4) (cx, cy, w, h) relative to the picture
+    boxes: Tensor  # (N, 4) (cx, cy, w, h) relative to the image
 
     def to(self, device: str) -> "Target":
         return Target(self.labels.to(device), self.boxes.to(device))
@@ -44,7 +44,7 @@ def corners(boxes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match(predictions: Predictions, targets: Sequence[Target], weights: LossWeights) -> list[Match]:
-    """For each picture the query indices and target indices (n,), (n,) of the cheapest pairing.
+    """For each image the query indices and target indices (n,), (n,) of the cheapest pairing.
 
     Source: `HungarianMatcher` of the original: focal class cost, L1 and GIoU box costs.
     """

@@ -21,8 +21,8 @@ def files_of(*folders: str) -> list[Path]:
     return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def imported(file: Path) -> set[str]:
-    """Full names of all modules that a file imports, at its top or later."""
+def imported_modules(file: Path) -> set[str]:
+    """Find the full names of all modules that a file imports, at its top or in a function."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -35,14 +35,14 @@ def imported(file: Path) -> set[str]:
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module of ours, or of a package of ours."""
+    """Find the file of one of our modules or packages; None for modules of others."""
     path = ROOT.joinpath(*name.split("."))
     found = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in found if file.is_file()), None)
 
 
-def room(file: Path) -> str:
-    """The folder that a file lies in; the file itself where that is one of the top level."""
+def room_of(file: Path) -> str:
+    """Return the folder of a file, or the file itself if it lies directly in pipeline/ or jobs/."""
     inside = file.relative_to(ROOT)
     return str(inside if len(inside.parts) == 2 and inside.parts[0] != "model" else inside.parent)
 
@@ -51,40 +51,43 @@ def room(file: Path) -> str:
 def test_top_folders_import_only_from_those_before_them(top: str) -> None:
     allowed = {*takewhile(lambda other: other != top, TOP), top}
     for file in files_of(top):
-        assert {name.split(".")[0] for name in imported(file)} & set(TOP) <= allowed, file
+        assert {name.split(".")[0] for name in imported_modules(file)} & set(TOP) <= allowed, file
 
 
-def test_rooms_form_no_circle() -> None:
-    """Also counting what a function imports when it is called, or for the sake of types alone."""
+def test_imports_between_rooms_form_no_cycle() -> None:
+    """Imports within functions, and those that only types need, count too."""
     graph: dict[str, set[str]] = {}
     for file in files_of(*TOP):
-        needed = graph.setdefault(room(file), set())
-        others = (module_file(name) for name in imported(file))
-        needed |= {room(other) for other in others if other} - {room(file)}
+        needed = graph.setdefault(room_of(file), set())
+        others = (module_file(name) for name in imported_modules(file))
+        needed |= {room_of(other) for other in others if other} - {room_of(file)}
     order = list(TopologicalSorter(graph).static_order())  # CycleError names the rooms
     assert order.index("pipeline/schema.py") < order.index("pipeline/dataflow.py")
 
 
-def test_no_file_lies_loose() -> None:
-    """A command is a file or a folder of its name; what several share is in a folder."""
+def test_every_file_lies_in_its_folder() -> None:
+    """A file of jobs/ is a command; code that several commands share lies in a folder."""
     commands = {"query", "runs", "compact", "coco", "__init__"}
     assert {file.stem for file in (ROOT / "jobs").glob("*.py")} <= commands
     inside = {file.stem for file in (ROOT / "pipeline").glob("*.py")}
     assert inside <= {"schema", "dataflow", "__init__"}
 
 
-def test_only_the_room_of_output_spells_its_paths() -> None:
+def test_only_jobs_output_contains_paths_within_output() -> None:
     spelled = re.compile(r"_runs/|_staging|^(images|detections)/$")
     for file in files_of("pipeline", "jobs"):
         if "jobs/output" in file.as_posix():
             continue
         tree = ast.parse(file.read_text())
-        said = {
+        docstrings = {
             ast.get_docstring(node, clean=False) for node in ast.walk(tree) if has_docstring(node)
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert node.value in said or not spelled.search(node.value), (file, node.value)
+                assert node.value in docstrings or not spelled.search(node.value), (
+                    file,
+                    node.value,
+                )
 
 
 def has_docstring(node: ast.AST) -> TypeGuard[ast.Module | ast.ClassDef | ast.FunctionDef]:
@@ -96,20 +99,20 @@ def test_no_file_is_too_long() -> None:
     assert {file: lines for file, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
-def test_model_knows_no_ray_and_no_parquet() -> None:
+def test_model_imports_neither_ray_nor_parquet() -> None:
     for file in files_of("model"):
-        foreign = {name.split(".")[0] for name in imported(file)}
+        foreign = {name.split(".")[0] for name in imported_modules(file)}
         assert not foreign & {"ray", "pyarrow", "s3fs"}, file
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_do_not_import_one_another(stage: str) -> None:
     others = {f"pipeline.stages.{other}" for other in STAGES if other != stage}
-    assert not imported(ROOT / "pipeline" / "stages" / f"{stage}.py") & others
+    assert not imported_modules(ROOT / "pipeline" / "stages" / f"{stage}.py") & others
 
 
-def loads(module: str, *foreign: str) -> bool:
-    """Whether a process that imports a module has one of the `foreign` then."""
+def import_loads(module: str, *foreign: str) -> bool:
+    """Whether a process that imports a module then has one of the `foreign` modules."""
     check = f"import sys, {module}; sys.exit(not set({foreign}).isdisjoint(sys.modules))"
     return subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode != 0
 
@@ -118,7 +121,7 @@ def loads(module: str, *foreign: str) -> bool:
     "module", ["plan.plan", "stages.tasks", "storage.lock", "stages.prepare", "isolation.child"]
 )
 def test_workers_without_a_detector_do_not_load_torch(module: str) -> None:
-    assert not loads(f"pipeline.{module}", "torch")
+    assert not import_loads(f"pipeline.{module}", "torch")
 
 
 @pytest.mark.parametrize(
@@ -135,4 +138,4 @@ def test_workers_without_a_detector_do_not_load_torch(module: str) -> None:
     ],
 )
 def test_commands_over_tables_start_without_torch_and_ray(module: str) -> None:
-    assert not loads(f"jobs.{module}", "torch", "ray")
+    assert not import_loads(f"jobs.{module}", "torch", "ray")

@@ -1,4 +1,4 @@
-"""Private parts of packages are used within the versions that were tested, and in one file each."""
+"""Packages of which we use private parts have tested versions, and one file each uses them."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = {one.name: one for one in map(Requirement, PROJECT["dependencies"])}
-# Of each package whose private parts the product uses: the only file that may.
+# The only file that may use the private parts of each package.
 PRIVATE = {
     "torch": "model/ops/undocumented.py",
     "numba": "model/ops/cpu_kernels.py",
@@ -23,8 +23,8 @@ PRIVATE = {
 }
 
 
-def private_uses(file: Path) -> set[str]:
-    """Packages of which a file uses names with an underscore, or a module named core."""
+def packages_used_privately(file: Path) -> set[str]:
+    """Find the packages of which a file uses a name with an underscore or a module `core`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         names = []
@@ -43,17 +43,17 @@ def private_uses(file: Path) -> set[str]:
 
 
 def test_private_parts_are_used_in_one_file_each() -> None:
-    """`bench` apart: it measures what these packages do inside."""
+    """Files of `bench` are exempt, because they measure these packages from the inside."""
     for top in ("model", "pipeline", "jobs"):
         for file in (ROOT / top).rglob("*.py"):
             name = str(file.relative_to(ROOT))
             if not name.startswith("jobs/bench/"):
-                for package in private_uses(file):
+                for package in packages_used_privately(file):
                     assert PRIVATE[package] == name, f"{name} uses private parts of {package}"
 
 
 @pytest.mark.parametrize("package", sorted({*PRIVATE, "s3fs", "pillow", "torchvision"}))
-def test_what_is_installed_lies_within_bounds(package: str) -> None:
+def test_installed_versions_lie_within_their_bounds(package: str) -> None:
     specifier = REQUIREMENTS[package].specifier
     assert any(one.operator == "<" for one in specifier), f"{package} has no upper bound"
     assert version(package) in specifier

@@ -1,4 +1,4 @@
-"""What the documents name exists: links, headings, paths in backticks, and modules of commands."""
+"""Links, headings, paths in backticks and modules that the documents name exist."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = {"node_modules", "demo", "build", "dist"}  # and all hidden folders
+LEFT_OUT = {"node_modules", "demo", "build", "dist"}  # folders left out, beside all hidden ones
 ROOMS = ("model", "pipeline", "jobs", "tests", "infra")
 DOCUMENTS = sorted(
     file
@@ -20,19 +20,19 @@ FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4}.*$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
-# A path below one of our rooms; what holds <...>, * or {...} stands for several.
+# A path below one of our rooms. A path with <...>, * or {...} stands for several; none matches.
 OURS = re.compile(rf"(?:\.\./)*(?:{'|'.join(ROOMS)}|\.ci)/[\w./-]*\w/?")
-LOOSE = re.compile(r"[\w-]+\.py")  # named without its folder
+LOOSE = re.compile(r"[\w-]+\.py")  # a file that is named without its folder
 MODULE = re.compile(rf"-m ((?:{'|'.join(ROOMS)})(?:\.\w+)+)")
 
 
 def prose(file: Path) -> str:
-    """A document without its blocks of code."""
+    """Read a document without its blocks of code."""
     return INDENTED.sub("", FENCED.sub("", file.read_text(encoding="utf-8")))
 
 
 def headings(file: Path) -> set[str]:
-    """The anchors that a forge gives to the headings of a document."""
+    """Return the anchors that a forge gives to the headings of a document."""
     titles = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -59,7 +59,7 @@ def absent_paths(file: Path) -> Iterator[str]:
 
 
 def absent_modules(text: str) -> Iterator[str]:
-    """Modules that `python -m` is told to run, and that it could not."""
+    """Find the modules that a text runs with `python -m` and that do not exist."""
     for module in MODULE.findall(text):
         path = ROOT.joinpath(*module.split("."))
         if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
@@ -67,13 +67,13 @@ def absent_modules(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_what_a_document_names_exists(file: Path) -> None:
+def test_everything_that_a_document_names_exists(file: Path) -> None:
     assert list(broken_links(file)) == []
     assert list(absent_paths(file)) == []
     assert list(absent_modules(file.read_text(encoding="utf-8"))) == []
 
 
-def test_make_runs_modules_that_exist() -> None:
+def test_modules_that_make_runs_exist() -> None:
     assert list(absent_modules((ROOT / "Makefile").read_text(encoding="utf-8"))) == []
 
 

@@ -53,16 +53,16 @@ def _ours(subject: Subject) -> Forward:
     weights = None if subject.weights is None else str(subject.weights)
     net = create_model(subject.model, weights, subject.device, subject.precision)
 
-    def forward(pictures: Tensor) -> Tensor:
-        out = net(pictures)
+    def forward(images: Tensor) -> Tensor:
+        out = net(images)
         return torch.cat((out.pred_logits, out.pred_boxes), dim=-1)
 
     on_gpu = subject.device != "cpu"
     # detectors of the pipeline do this too
     recorded = Graphed(forward, net.kept_positions) if on_gpu else forward
 
-    def run(pictures: Tensor) -> Answer:
-        both = recorded(pictures)
+    def run(images: Tensor) -> Answer:
+        both = recorded(images)
         return both[..., :-4], both[..., -4:]
 
     return run
@@ -93,10 +93,10 @@ def _transformers(subject: Subject, mode: str | None = None) -> Forward:
         config.compile_threads = subject.compile_threads
     forward: Any = net if mode is None else torch.compile(net, mode=mode)
 
-    def run(pictures: Tensor) -> Answer:
+    def run(images: Tensor) -> Answer:
         autocast = subject.precision == "bf16 autocast"
         with torch.autocast(subject.device, torch.bfloat16, enabled=autocast):
-            out = forward(pixel_values=pictures.to(dtype, memory_format=order))
+            out = forward(pixel_values=images.to(dtype, memory_format=order))
         return out.logits.float(), out.pred_boxes.float()
 
     return run
@@ -111,8 +111,8 @@ def _transformers_graph(subject: Subject) -> Forward:
     own = torch.zeros(subject.batch, 3, *subject.size, device=subject.device)
     graph, answer = record(lambda: forward(own))
 
-    def run(pictures: Tensor) -> Answer:
-        own.copy_(pictures)
+    def run(images: Tensor) -> Answer:
+        own.copy_(images)
         graph.replay()
         return answer
 
@@ -128,8 +128,8 @@ def _openvino(subject: Subject) -> Forward:
             super().__init__()
             self.net: Any = peer(subject.model)
 
-        def forward(self, pictures: Tensor) -> Answer:
-            out = self.net(pixel_values=pictures)
+        def forward(self, images: Tensor) -> Answer:
+            out = self.net(pixel_values=images)
             return out.logits, out.pred_boxes
 
     example = torch.zeros(subject.batch, 3, *subject.size)
@@ -138,8 +138,8 @@ def _openvino(subject: Subject) -> Forward:
         converted, "CPU", {"INFERENCE_PRECISION_HINT": subject.precision.replace("fp", "f")}
     )
 
-    def run(pictures: Tensor) -> Answer:
-        logits, boxes = compiled(pictures.numpy()).values()
+    def run(images: Tensor) -> Answer:
+        logits, boxes = compiled(images.numpy()).values()
         return torch.from_numpy(logits), torch.from_numpy(boxes)
 
     return run
@@ -154,10 +154,10 @@ def _faster_rcnn(subject: Subject) -> Forward:
     net: Any = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, **sides)
     net = net.eval().to(subject.device, memory_format=torch.channels_last)
 
-    def run(pictures: Tensor) -> Answer:
+    def run(images: Tensor) -> Answer:
         autocast = subject.precision == "bf16 autocast"
         with torch.autocast(subject.device, torch.bfloat16, enabled=autocast):
-            found = net(list(pictures.sigmoid()))
+            found = net(list(images.sigmoid()))
         scores, boxes = (torch.cat([one[key] for one in found]) for key in ("scores", "boxes"))
         return scores.float(), boxes.float()  # under autocast these may be bf16, which numpy lacks
 
@@ -188,14 +188,14 @@ class Reply:
 def _serve(subject: Subject, pipe: Connection) -> None:
     """Build the subject; then answer each request with a `Reply`, or once with an error text."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(subject.batch, 3, *subject.size, generator=generator)
-    pictures = pictures.to(subject.device)
+    images = torch.randn(subject.batch, 3, *subject.size, generator=generator)
+    images = images.to(subject.device)
     try:
         with torch.inference_mode():
             run = BUILDERS[subject.name](subject)
             while pipe.recv():
                 began = time.perf_counter()
-                logits, boxes = (tensor.cpu() for tensor in run(pictures))
+                logits, boxes = (tensor.cpu() for tensor in run(images))
                 took = time.perf_counter() - began
                 answer = logits.numpy(), boxes.numpy()
                 pipe.send(Reply(took, answer, _peak_memory(subject.device)))

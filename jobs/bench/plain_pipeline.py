@@ -33,9 +33,9 @@ class Labeller:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pictures = list(batch["image"])
-        inputs = self.processor(images=pictures, return_tensors="pt").to(self.device)
-        sizes = [picture.shape[:2] for picture in pictures]
+        arrays = list(batch["image"])
+        inputs = self.processor(images=arrays, return_tensors="pt").to(self.device)
+        sizes = [array.shape[:2] for array in arrays]
         found = self.processor.post_process_object_detection(
             self.net(**inputs), threshold=0.0, target_sizes=sizes, top_k=100
         )
@@ -49,8 +49,8 @@ class Labeller:
 def main(images: str, output: str, model: str, device: str) -> None:
     ray.init("local", include_dashboard=False, log_to_driver=False)
     on_gpu = device != "cpu"
-    pictures = ray.data.read_images(images, include_paths=True, mode="RGB")
-    pictures.map_batches(
+    dataset = ray.data.read_images(images, include_paths=True, mode="RGB")
+    dataset.map_batches(
         Labeller,
         fn_constructor_args=(model, device),
         batch_size=BATCH,

@@ -74,20 +74,20 @@ class Scaled:
 
 def write_shards(folder: Path, shards: int) -> None:
     """Write tar shards of IMAGES_PER_SHARD JPEG images, which repeat twenty different images."""
-    pictures = []
+    images = []
     for seed in range(20):
         data = io.BytesIO()
         pixels = render_scene(np.random.default_rng(seed), *SIZE).pixels
         Image.fromarray(pixels).save(data, "JPEG", quality=90)
-        pictures.append(data.getvalue())
+        images.append(data.getvalue())
     folder.mkdir()
-    endless = enumerate(cycle(pictures))
+    endless = enumerate(cycle(images))
     for shard in range(shards):
         with tarfile.open(folder / f"{shard:07}.tar", "w") as archive:
-            for index, picture in islice(endless, IMAGES_PER_SHARD):
+            for index, image in islice(endless, IMAGES_PER_SHARD):
                 entry = tarfile.TarInfo(f"{index:07}.jpg")
-                entry.size = len(picture)
-                archive.addfile(entry, io.BytesIO(picture))
+                entry.size = len(image)
+                archive.addfile(entry, io.BytesIO(image))
 
 
 class _Watch:

@@ -10,7 +10,7 @@ from jobs.compare.text import threshold_of
 from jobs.report.page import environment
 from jobs.report.pictures import (
     Box,
-    Picture,
+    FetchedImage,
     PictureReader,
     Place,
     data_uri,
@@ -28,7 +28,7 @@ CLASSES = 20  # classes with the most changes, which are listed one by one
 CLASS_CHANGES = 12
 
 
-def page_of(result: dict[str, Any], pictures: PictureReader) -> str:
+def page_of(result: dict[str, Any], reader: PictureReader) -> str:
     """Render a comparison that was made `with_boxes` as self-contained HTML."""
     classes = sorted(
         result["by_class"],
@@ -44,43 +44,43 @@ def page_of(result: dict[str, Any], pictures: PictureReader) -> str:
         classes=classes[:CLASSES],
         other_classes=len(classes) - len(classes[:CLASSES]),
         class_changes=result["class_changes"][:CLASS_CHANGES],
-        tiles=_make_tiles(result, pictures),
+        tiles=_make_tiles(result, reader),
         colours=COLOURS,
         moved=MOVED,
         made_at=time.time(),
     )
 
 
-def _make_tiles(result: dict[str, Any], pictures: PictureReader) -> list[dict[str, Any]]:
+def _make_tiles(result: dict[str, Any], reader: PictureReader) -> list[dict[str, Any]]:
     """Make one tile for each image; the image comes from side b, or else from side a."""
     different = [one for one in result["most_different"] if one["difference"] >= MOVED]
-    fetched = _fetch_pictures(result, different, "b", pictures)
-    missing = [i for i, picture in enumerate(fetched) if picture.pixels is None]
-    again = _fetch_pictures(result, [different[i] for i in missing], "a", pictures)
+    fetched = _fetch_images(result, different, "b", reader)
+    missing = [i for i, image in enumerate(fetched) if image.pixels is None]
+    again = _fetch_images(result, [different[i] for i in missing], "a", reader)
     sides = ["b"] * len(different)
-    for i, picture in zip(missing, again, strict=True):
-        if picture.pixels is not None:
-            fetched[i], sides[i] = picture, "a"
+    for i, image in zip(missing, again, strict=True):
+        if image.pixels is not None:
+            fetched[i], sides[i] = image, "a"
     return [
-        _make_tile(one, picture, side)
-        for one, picture, side in zip(different, fetched, sides, strict=True)
+        _make_tile(one, image, side)
+        for one, image, side in zip(different, fetched, sides, strict=True)
     ]
 
 
-def _make_tile(one: dict[str, Any], picture: Picture, side: str) -> dict[str, Any]:
-    if picture.pixels is None:
+def _make_tile(one: dict[str, Any], image: FetchedImage, side: str) -> dict[str, Any]:
+    if image.pixels is None:
         return {
             "image": one,
             "said": _describe_changes(one),
             "ratio": 1.5,
             "source": "",
-            "why": picture.why,
+            "why": image.why,
         }
-    rows, columns = picture.pixels.shape[:2]
+    rows, columns = image.pixels.shape[:2]
     boxes = [_box_to_draw(box) for box in one["boxes"][:BOXES_DRAWN]]
     worded = [i for i, box in enumerate(boxes) if box.text]
     boxes = [replace(box, text="") if i in worded[WORDS:] else box for i, box in enumerate(boxes)]
-    source = data_uri(draw_boxes(picture.pixels, tuple(one["places"][side]["size"]), boxes))
+    source = data_uri(draw_boxes(image.pixels, tuple(one["places"][side]["size"]), boxes))
     ratio = min(2.5, max(0.5, columns / rows))
     return {
         "image": one,
@@ -112,15 +112,15 @@ def _box_to_draw(box: dict[str, Any]) -> Box:
     return Box(tuple(box["corners"]), text, COLOURS["both"])
 
 
-def _fetch_pictures(
-    result: dict[str, Any], images: Sequence[dict[str, Any]], side: str, pictures: PictureReader
-) -> list[Picture]:
+def _fetch_images(
+    result: dict[str, Any], images: Sequence[dict[str, Any]], side: str, reader: PictureReader
+) -> list[FetchedImage]:
     """Fetch images by the plans of the runs that labelled them on one side."""
     places = [one["places"][side] for one in images]
     shards = _find_shards(result[side]["output"], places)
     known = [place for place in places if (place["run"], place["shard"]) in shards]
-    found = iter(pictures.fetch([Place(shards[p["run"], p["shard"]], p["index"]) for p in known]))
-    unknown = Picture(None, "no run that read it is on either side")
+    found = iter(reader.fetch([Place(shards[p["run"], p["shard"]], p["index"]) for p in known]))
+    unknown = FetchedImage(None, "no run that read it is on either side")
     return [next(found) if place in known else unknown for place in places]
 
 

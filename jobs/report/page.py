@@ -12,7 +12,15 @@ from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
 from jobs.report import charts
 from jobs.report.facts import DRAWN, KINDS, SURE, Facts, Shown, gather_facts
-from jobs.report.pictures import Box, Picture, PictureReader, Place, Planned, data_uri, draw_boxes
+from jobs.report.pictures import (
+    Box,
+    FetchedImage,
+    PictureReader,
+    Place,
+    Planned,
+    data_uri,
+    draw_boxes,
+)
 from jobs.report.text import FILTERS, compare_with_reference, phases, stages
 
 # People can tell these colours apart on any photo, and black text is readable on each.
@@ -37,18 +45,18 @@ def page_of(
     manifest: Manifest,
     report: dict[str, Any],
     planned: Planned,
-    pictures: PictureReader,
+    reader: PictureReader,
 ) -> str:
     """Return the page of one run as HTML.
 
     `manifest` describes the run and need not be written yet. `report` is the run's report.json,
-    of this version or an earlier one. `pictures` fetches the images that the page shows, within
+    of this version or an earlier one. `reader` fetches the images that the page shows, within
     its time limits.
     """
     record = read_document(output, manifest["run_id"], "run.json")
     threshold = record["options"].get("score_threshold")
     facts = gather_facts(output, manifest, planned.archives, threshold)
-    tiles = _fetch_tiles(facts.shown, planned, pictures)
+    tiles = _fetch_tiles(facts.shown, planned, reader)
     template = environment("jobs.report").get_template("page.html.j2")
     return template.render(
         run_id=manifest["run_id"],
@@ -96,21 +104,21 @@ def _draw_charts(report: dict[str, Any], facts: Facts, threshold: float | None) 
     }
 
 
-def _fetch_tiles(shown: Sequence[Shown], planned: Planned, pictures: PictureReader) -> list[Tile]:
+def _fetch_tiles(shown: Sequence[Shown], planned: Planned, reader: PictureReader) -> list[Tile]:
     shards = planned.find(sorted({one.shard for one in shown}))
     places = [Place(shards[one.shard], one.index) for one in shown if one.shard in shards]
-    fetched = iter(pictures.fetch(places))
-    unknown = Picture(None, "no run that read it is known")
+    fetched = iter(reader.fetch(places))
+    unknown = FetchedImage(None, "no run that read it is known")
     tiles = []
     for one in shown:
-        picture = next(fetched) if one.shard in shards else unknown
-        if picture.pixels is None:
-            tiles.append(Tile(one, 1.5, "", picture.why))
+        image = next(fetched) if one.shard in shards else unknown
+        if image.pixels is None:
+            tiles.append(Tile(one, 1.5, "", image.why))
         else:
             boxes = [_box_to_draw(box) for box in one.boxes]
-            rows, columns = picture.pixels.shape[:2]
+            rows, columns = image.pixels.shape[:2]
             ratio = min(2.5, max(0.5, columns / rows))
-            source = data_uri(draw_boxes(picture.pixels, one.size, boxes))
+            source = data_uri(draw_boxes(image.pixels, one.size, boxes))
             tiles.append(Tile(one, ratio, source, ""))
     return tiles
 

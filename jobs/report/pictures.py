@@ -21,11 +21,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jobs.output.catalog import read_catalog
 from model.resize import ResizeRule
-from pipeline.isolation.child import Child, ChildFailed, Row, read_rows_in_child
+from pipeline.isolation.child import ChildFailed, Row, read_rows_in_child
 from pipeline.plan.shards import Shards, read_plan_tables, shards_of_table
 from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
 from pipeline.stages.formats import read_rows
 from pipeline.stages.prepare import DECODE, Preparer
+from pipeline.stages.read import reading_child
 from pipeline.storage.files import StorageUnavailable, join
 from pipeline.storage.urls import printable
 
@@ -55,7 +56,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Picture:
+class FetchedImage:
     """A decoded image as displayed (EXIF orientation applied), made small."""
 
     pixels: Pixels | None  # (rows, columns, 3); None where the image could not be read
@@ -116,7 +117,7 @@ def _find_shards(url: str, names: Sequence[str]) -> dict[str, Shard]:
     return found
 
 
-_GONE = Picture(None, "the archive holds it no more")
+_GONE = FetchedImage(None, "the archive holds it no more")
 
 
 class PictureReader:
@@ -127,8 +128,8 @@ class PictureReader:
 
     def __init__(self, resize: ResizeRule = SMALL, seconds: float = SECONDS):
         self.resize, self.seconds = resize, seconds
-        self._late = Picture(None, f"left out: all together took more than {seconds:g} s")
-        self._reading = Child(preload="jobs.report.pictures")
+        self._late = FetchedImage(None, f"left out: all together took more than {seconds:g} s")
+        self._reading = reading_child("jobs.report.pictures")
         self._reading.start()
         self._preparer = Preparer(resize, seconds=min(seconds, SECONDS_EACH))
 
@@ -142,13 +143,13 @@ class PictureReader:
         self._reading.close()
         self._preparer.child.close()
 
-    def fetch(self, places: Sequence[Place]) -> list[Picture]:
+    def fetch(self, places: Sequence[Place]) -> list[FetchedImage]:
         """Return one result for each place, in the same order; failed images carry their reason.
 
         Loose files are read together. An archive is read up to the last wanted image, so choose
         images near its beginning.
         """
-        found: dict[tuple[str, int], Picture] = {}
+        found: dict[tuple[str, int], FetchedImage] = {}
         self._wait()
         deadline = time.monotonic() + self.seconds
         for shard, wanted in _group_places(places, found):
@@ -164,7 +165,7 @@ class PictureReader:
                         missing = self._late
                         break
             except StorageUnavailable as error:
-                missing = Picture(None, f"{UNREADABLE}: {error}")
+                missing = FetchedImage(None, f"{UNREADABLE}: {error}")
             found.update((key, missing) for key in wanted if key not in found)
         return [found.get((place.shard.shard, place.index), self._late) for place in places]
 
@@ -198,9 +199,10 @@ class PictureReader:
             seconds,
             instead,
             go_on=loose,
+            rows=len(wanted) if loose else None,
         )
 
-    def _decode(self, row: Row, deadline: float) -> Picture:
+    def _decode(self, row: Row, deadline: float) -> FetchedImage:
         if row["status"] == OK:
             left = deadline - time.monotonic()
             self._preparer.seconds = max(0.1, min(SECONDS_EACH, left))
@@ -208,9 +210,9 @@ class PictureReader:
             (prepared,) = self._preparer(table)
             (row,) = prepared.to_pylist()
         if row["status"] != OK:
-            return Picture(None, f"{row['status']}: {row['error']}")
+            return FetchedImage(None, f"{row['status']}: {row['error']}")
         flat = np.frombuffer(row["pixels"], np.uint8)
-        return Picture(flat.reshape(row["rows"], row["columns"], 3))
+        return FetchedImage(flat.reshape(row["rows"], row["columns"], 3))
 
 
 def rows_at(shard: Shard, positions: tuple[int, ...]) -> Iterator[Row]:
@@ -227,7 +229,7 @@ def rows_at(shard: Shard, positions: tuple[int, ...]) -> Iterator[Row]:
 
 
 def _group_places(
-    places: Sequence[Place], found: dict[tuple[str, int], Picture]
+    places: Sequence[Place], found: dict[tuple[str, int], FetchedImage]
 ) -> Iterator[tuple[Shard, list[tuple[str, int]]]]:
     """Group the places that are read together: all loose files as one shard, then each archive.
 
@@ -241,7 +243,7 @@ def _group_places(
         if place.shard.kind != "files":
             archives.setdefault(key[0], (place.shard, set()))[1].add(place.index)
         elif place.shard.members[place.index].size > MOST_BYTES:
-            found[key] = Picture(None, f"left out: more than {MOST_BYTES >> 20} MiB")
+            found[key] = FetchedImage(None, f"left out: more than {MOST_BYTES >> 20} MiB")
         else:
             loose[key] = place.shard.members[place.index]
     if loose:
@@ -259,14 +261,14 @@ def draw_boxes(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> P
     # This import takes a third of a second, and the reader processes do not need it.
     from matplotlib import get_data_path
 
-    picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
     # Pages show images side by side at one height, so text scales with it; narrow images by width.
     file = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    signs = min(28, max(11, picture.height // 24, picture.width // 40))
+    signs = min(28, max(11, image.height // 24, image.width // 40))
     font = ImageFont.truetype(file, signs, layout_engine=_BASIC)
-    line = max(1, round(picture.height / 160))
-    scale = picture.width / size[0], picture.height / size[1]
+    line = max(1, round(image.height / 160))
+    scale = image.width / size[0], image.height / size[1]
     placed = [(box, tuple(c * scale[k % 2] for k, c in enumerate(box.corners))) for box in boxes]
     for box, (left, top, right, low) in reversed(placed):
         draw.rectangle((left - 1, top - 1, right + 1, low + 1), outline="black")
@@ -274,7 +276,7 @@ def draw_boxes(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> P
     for box, (left, top, _, _) in reversed(placed):
         if box.text:
             _draw_text(draw, box, (left, top), font)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _draw_text(

@@ -231,6 +231,6 @@ def html(output: str, run_id: str | None = None) -> str:
 
     manifest = with_tables(output, run_id)
     report = _read_report(output, manifest["run_id"])
-    with PictureReader() as pictures:
+    with PictureReader() as reader:
         planned = read_plan_of_run(output, manifest["run_id"])
-        return page_of(output, manifest, report, planned, pictures)
+        return page_of(output, manifest, report, planned, reader)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.accounting.prices import REFERENCE_USD_PER_1000
 from pipeline import schema
-from pipeline.storage.urls import printable
+from pipeline.storage.urls import mask, printable
 
 REASONS = {
     schema.UNREADABLE: "could not be fetched",
@@ -60,9 +60,11 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_day(unix_time: float | None) -> str:
-    if unix_time is None:
-        return "at an unknown time"
-    return f"{datetime.fromtimestamp(unix_time, UTC):%-d %B %Y, %H:%M} UTC"
+    try:
+        day = None if unix_time is None else datetime.fromtimestamp(unix_time, UTC)
+    except (ValueError, OverflowError):  # a clock showed a year behind 9999
+        day = None
+    return "at an unknown time" if day is None else f"{day:%-d %B %Y, %H:%M} UTC"
 
 
 def shorten(image_id: str) -> str:
@@ -82,6 +84,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "duration": format_duration,
     "day": format_day,
     "short": shorten,
+    # Tables of earlier versions may hold errors with signed URLs.
+    "message": lambda error: printable(mask(error)),
     "safe_text": lambda value: printable(str(value)),
     "reason": lambda status: REASONS.get(status, ""),
 }

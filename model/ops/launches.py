@@ -12,7 +12,7 @@ from pathlib import Path
 TABLE = Path(__file__).with_name("launches.json")
 ANY = "any"
 FEW, MANY = "few queries", "many queries"
-MANY_FROM = 4096  # queries of all pictures; fewer are cut small, so that every processor has some
+MANY_FROM = 4096  # queries of all images; fewer are cut small, so that every processor has some
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What surrounds the products on GPUs, each a single pass over memory.
 
 torch runs a kernel for every bias, sum, ReLU, norm and mask, and at the trunk's resolutions each
-such pass costs about as much as the convolution beside it. Sums are fp32 in every dtype. Pictures
-have their channels last in memory; `valid` (B, 2) int64 is the height and width of each picture
+such pass costs about as much as the convolution beside it. Sums are fp32 in every dtype. Images
+have their channels last in memory; `valid` (B, 2) int64 is the height and width of each image
 that is no padding.
 """
 
@@ -120,14 +120,14 @@ def finish_pool_forward(  # type: ignore[no-untyped-def]
     if MASKED:
         bottom = tl.load(valid_ptr + image * 2, mask=live, other=0).to(tl.int32)
         right = tl.load(valid_ptr + image * 2 + 1, mask=live, other=0).to(tl.int32)
-    picture = x_ptr + image.to(tl.int64) * (height * width * CHANNELS)
+    plane = x_ptr + image.to(tl.int64) * (height * width * CHANNELS)
     largest = tl.full((BLOCK, CHANNELS), float("-inf"), tl.float32)
     for neighbour in tl.static_range(9):
         y, x = line + neighbour // 3 - 1, column + neighbour % 3 - 1
         inside = live & (y >= 0) & (y < bottom) & (x >= 0) & (x < right)
         at = (y * width + x) * CHANNELS
         loaded = tl.load(
-            picture[:, None] + (at[:, None] + channel[None, :]),
+            plane[:, None] + (at[:, None] + channel[None, :]),
             mask=inside[:, None],
             other=float("-inf"),
         )

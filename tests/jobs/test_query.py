@@ -1,4 +1,4 @@
-"""Questions to the tables: worked examples, every format, and other tools on the plain files."""
+"""Queries of the tables: worked examples, every format, and other tools on the plain files."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("title, sql", EXAMPLES)
-def test_worked_examples_answer(
+def test_worked_examples_have_answers(
     title: str, sql: str, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["query", output, sql, "--format", "json"]) == 0
@@ -84,7 +84,7 @@ def test_names_do_not_drive_the_terminal(output: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         (["OUTPUT", "SELEC 1"], "syntax error"),
         (["OUTPUT", "CREATE TABLE t (x INT)"], "returns nothing"),
@@ -93,16 +93,16 @@ def test_names_do_not_drive_the_terminal(output: str, capsys: pytest.CaptureFixt
         (["nowhere", "SELECT 1"], "holds no finished run"),
     ],
 )
-def test_mistakes_are_told(
-    arguments: list[str], words: str, output: str, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_reported(
+    arguments: list[str], message: str, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [output if argument == "OUTPUT" else argument for argument in arguments]
-    assert main(["query", *given]) == 2
-    assert words in capsys.readouterr().err
+    completed = [output if argument == "OUTPUT" else argument for argument in arguments]
+    assert main(["query", *completed]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_other_tools_read_the_plain_files(output: str, tmp_path: Path) -> None:
-    """As Hive partitions by `run`, without our code."""
+    """They read Hive partitions by `run`, without our code."""
     folder = shutil.copytree(output, tmp_path / "labels") / "detections"
     frames = [
         pd.read_parquet(folder),
@@ -116,8 +116,8 @@ def test_other_tools_read_the_plain_files(output: str, tmp_path: Path) -> None:
         assert frame["score"].dtype == np.float32
 
 
-def part(number: int, images: int, boxes: int) -> tuple[pa.Table, pa.Table]:
-    """Tables of made-up images with so many boxes each, of 80 classes of which some are rare."""
+def make_part_tables(number: int, images: int, boxes: int) -> tuple[pa.Table, pa.Table]:
+    """Make tables of images with `boxes` boxes each, of 80 classes, some of which are rare."""
     rng = np.random.default_rng(number)
     ids = pa.array([f"s3://lake/2026/album-{i // 500:04d}/IMG_{i:07d}.jpg" for i in range(images)])
     every = pa.array(np.repeat(np.arange(images), boxes))
@@ -149,8 +149,8 @@ def part(number: int, images: int, boxes: int) -> tuple[pa.Table, pa.Table]:
     )
 
 
-def bytes_read() -> int:
-    """By this process, from files or their cache."""
+def count_bytes_read() -> int:
+    """Return how many bytes this process has read, from files or their cache."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -160,18 +160,20 @@ def test_a_class_of_ten_million_boxes_is_found_in_a_small_part_of_the_files(tmp_
     target = make_target(output, NIGHTS[0])
     files = []
     for number in range(10):
-        for name, table in zip(("images", "detections"), part(number, 100_000, 10), strict=True):
+        for name, table in zip(
+            ("images", "detections"), make_part_tables(number, 100_000, 10), strict=True
+        ):
             path = target.part_name.format(table=name, number=number)
             files.append(write_part(output, path, table))
     commit_run(target, "s3://lake", files, {"ok": 1_000_000})
     size = sum(file.bytes for file in files if file.path.startswith("detections"))
     for columns, share in (("count(*), max(score)", 0.03), ("*", 0.1)):
         with connect(output) as connection:
-            before, began = bytes_read(), time.perf_counter()
+            before, began = count_bytes_read(), time.perf_counter()
             rows = connection.sql(
                 f"SELECT {columns} FROM detections WHERE label = 'class 10' AND score > 0.8"
             ).fetchall()
-            seconds, read = time.perf_counter() - began, bytes_read() - before
+            seconds, read = time.perf_counter() - began, count_bytes_read() - before
         print(f"{columns}: {read / 1e6:.1f} of {size / 1e6:.0f} MB, {1000 * seconds:.0f} ms")
         assert rows
         assert read < share * size

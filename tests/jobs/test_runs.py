@@ -1,4 +1,4 @@
-"""`runs`: runs are listed in their order, deleted and verified."""
+"""`runs` lists runs in their order, deletes them and verifies them."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def output(tmp_path: Path) -> str:
     return write_nights(tmp_path / "labels")
 
 
-def test_runs_sort_by_their_order_whatever_clocks_say(output: str) -> None:
+def test_runs_are_sorted_by_their_order_in_the_log_not_by_clocks(output: str) -> None:
     write_run(Path(output), [photo("b.jpg", 4, "3")], LABELS, "20990101T000000Z-ffffff")
     assert new_run_id(output)[:16] == "20990101T000001Z"
     (done,) = compact(output)
@@ -28,10 +28,10 @@ def test_runs_sort_by_their_order_whatever_clocks_say(output: str) -> None:
     assert new_run_id(output) > done.run_id
 
 
-def test_deleting_a_run_takes_those_with_it_that_it_replaced(
+def test_deleting_a_run_also_deletes_the_runs_that_it_replaced(
     output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["runs", output, "--delete", NIGHTS[1]]) == 2  # nobody is there to be asked
+    assert main(["runs", output, "--delete", NIGHTS[1]]) == 2  # no terminal can be asked
     assert "pass --yes" in capsys.readouterr().err
     assert main(["runs", output, "--delete", NIGHTS[1], "--yes"]) == 0
     assert rows(output, "SELECT etag FROM latest_images WHERE uri LIKE '%b.jpg'") == [("1",)]
@@ -43,7 +43,9 @@ def test_deleting_a_run_takes_those_with_it_that_it_replaced(
     assert main(["runs", output, "--delete", "nothing", "--yes"]) == 2
 
 
-def test_verify_finds_what_was_altered(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_altered_and_missing_files(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["runs", output, "--verify"]) == 0
     assert "as they were written" in capsys.readouterr().out
     (first,) = Path(output, "detections", f"run={NIGHTS[0]}").iterdir()
@@ -53,15 +55,15 @@ def test_verify_finds_what_was_altered(output: str, capsys: pytest.CaptureFixtur
     (second,) = Path(output, "images", f"run={NIGHTS[1]}").iterdir()
     second.unlink()
     assert main(["runs", output, "--verify"]) == 1
-    said = capsys.readouterr().out
-    assert f"{NIGHTS[0]} {first.relative_to(output)}: its bytes" in said
-    assert "it is not there" in said
+    printed = capsys.readouterr().out
+    assert f"{NIGHTS[0]} {first.relative_to(output)}: its bytes" in printed
+    assert "it is not there" in printed
 
 
 def test_runs_are_listed_and_shown(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", output, "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
-    assert [(run["images"], run["failed"], run["detections"]) for run in listed] == [
+    runs = json.loads(capsys.readouterr().out)
+    assert [(run["images"], run["failed"], run["detections"]) for run in runs] == [
         (4, 0, 8), (2, 1, 1), (2, 0, 7),
     ]  # fmt: skip
     assert main(["runs", output, "--show", NIGHTS[0]]) == 0

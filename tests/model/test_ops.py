@@ -1,4 +1,4 @@
-"""Every implementation of the op equals the reference, forward and backward, plain and fused."""
+"""Every implementation of the op, plain and fused, equals the reference, forward and backward."""
 
 import importlib.util
 import os
@@ -36,14 +36,14 @@ FUSED = [case for case in FAST if case.values in [("triton",), ("fused_cpu",)]]
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """What `torch.empty` gives is NaN until it is written."""
+    """Fill the memory of `torch.empty` with NaN, so that an output that is not written shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def inputs(generator: torch.Generator) -> list[Tensor]:
-    """Value, locations from -0.3 to 1.3, and weights."""
+    """Return a value, sampling locations from -0.3 to 1.3, and attention weights."""
     rows = sum(h * w for h, w in LEVELS)
     shape = (IMAGES, QUERIES, HEADS, len(LEVELS), POINTS)
     value = torch.randn(IMAGES, rows, HEADS, CHANNELS, generator=generator)
@@ -55,7 +55,7 @@ def inputs(generator: torch.Generator) -> list[Tensor]:
 def raw_inputs(
     generator: torch.Generator, reference: int, padded: bool, channels: int = CHANNELS
 ) -> dict[str, Any]:
-    """Arguments of the fused op; its offsets and logits are views of one linear layer's output."""
+    """Return arguments of the fused op; offsets and logits are views of one linear output."""
     samples = HEADS * len(LEVELS) * POINTS
     rows = sum(h * w for h, w in LEVELS)
     linear = torch.randn(IMAGES, QUERIES, samples * 3, generator=generator) * 2
@@ -135,7 +135,7 @@ def test_fused_takes_any_number_of_channels(
 def test_fused_at_the_last_number_before_the_border(
     size: int, implementation: Implementation, generator: torch.Generator
 ) -> None:
-    """There x + 1 is rounded up to the width, beyond which lies the next row, or nothing."""
+    """In pixels, x + 1 rounds up to the width there; reading at it would give the next row."""
     arguments = raw_inputs(generator, 2, padded=False)
     rows, queries, samples = size * size, 3, HEADS * POINTS
     last = torch.nextafter(torch.ones(()), torch.zeros(()))
@@ -156,23 +156,23 @@ def test_fused_at_the_last_number_before_the_border(
 def test_half_precision_errs_by_one_rounding_as_torch_does(
     implementation: Implementation, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    """Against the reference on equally rounded values: what is left is the output's rounding."""
+    """The reference gets the same rounded values, so only the output's rounding may differ."""
     arguments = raw_inputs(generator, 2, padded=True)
     arguments["value"] = arguments["value"].to(dtype)
     precise = {**arguments, "value": arguments["value"].float()}
     exact = fused_ms_deform_attn(**precise, implementation="reference")
-    # Half a unit in the last place; Triton's interpreter cuts bf16 off where GPUs round.
-    cut_off = implementation == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16
+    # Half a unit in the last place. Triton's interpreter truncates to bf16, but GPUs round.
+    truncates = implementation == "triton" and DEVICE == "cpu" and dtype == torch.bfloat16
     unit = torch.finfo(dtype).eps * exact.abs()
-    for name, units in ((implementation, 1.0 if cut_off else 0.5), ("grid_sample", 0.5)):
+    for name, units in ((implementation, 1.0 if truncates else 0.5), ("grid_sample", 0.5)):
         found = fused_ms_deform_attn(**arguments, implementation=name)
         assert found.dtype == dtype
         excess = (found.float() - exact).abs() - units * unit
-        assert excess.max() <= 1e-4  # what fp32 may cost, as above
+        assert excess.max() <= 1e-4  # the error that fp32 may add, as in the tests above
 
 
 @pytest.mark.parametrize("implementation", FUSED)
-def test_points_that_are_no_numbers_count_as_outside(
+def test_points_that_are_nan_count_as_outside(
     implementation: Implementation, generator: torch.Generator
 ) -> None:
     arguments = raw_inputs(generator, 2, padded=False)
@@ -188,7 +188,7 @@ def test_points_that_are_no_numbers_count_as_outside(
 
 
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
-def test_triton_is_an_operator_that_compilers_see_through(generator: torch.Generator) -> None:
+def test_the_triton_operator_passes_opcheck(generator: torch.Generator) -> None:
     from model.ops.triton import levels_on, msda
 
     arguments = raw_inputs(generator, 4, padded=True)
@@ -202,7 +202,7 @@ def test_triton_is_an_operator_that_compilers_see_through(generator: torch.Gener
     )
 
 
-def test_refuses_what_does_not_fit(generator: torch.Generator) -> None:
+def test_arguments_that_do_not_fit_are_refused(generator: torch.Generator) -> None:
     value, locations, weights = inputs(generator)
     with pytest.raises(ValueError, match="spatial_shapes"):
         ms_deform_attn(value, LEVELS[:2], None, locations, weights)
@@ -230,7 +230,9 @@ def test_refuses_what_does_not_fit(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("implementation", FAST)
-def test_nothing_gives_nothing(implementation: Implementation, generator: torch.Generator) -> None:
+def test_no_queries_give_an_empty_output(
+    implementation: Implementation, generator: torch.Generator
+) -> None:
     arguments = raw_inputs(generator, 2, padded=False)
     for name in ("sampling_offsets", "attention_logits", "reference_points"):
         arguments[name] = arguments[name][:, :0]
@@ -239,7 +241,9 @@ def test_nothing_gives_nothing(implementation: Implementation, generator: torch.
 
 
 @pytest.mark.parametrize("name", ["reference_points", "offset_bias"])
-def test_what_shifts_the_points_has_a_gradient(name: str, generator: torch.Generator) -> None:
+def test_reference_points_and_offset_bias_have_gradients(
+    name: str, generator: torch.Generator
+) -> None:
     arguments = raw_inputs(generator, 2, padded=True)
     shift = arguments[name].requires_grad_()
     fused_ms_deform_attn(**arguments).sum().backward()
@@ -260,13 +264,14 @@ def test_triton_refuses_gradients_and_dtypes_that_it_lacks(generator: torch.Gene
     "capabilities", ["90", pytest.param("80 90 100", marks=pytest.mark.slow)], ids=["one", "all"]
 )
 def test_the_kernels_compile_for_gpus_without_spilling(capabilities: str) -> None:
-    """In a process of its own: this one may run Triton's interpreter."""
+    """They are compiled in their own process, because this one may run Triton's interpreter."""
     command = [sys.executable, "-m", "model.ops.compiled", *capabilities.split()]
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     lines = done.stdout.splitlines()
-    kernels = 3 * (2 * 2 + 4)  # dtypes; launches, and points or boxes; what surrounds the products
+    # 3 dtypes; 2 launches, each for points and for boxes, and 4 kernels around the products
+    kernels = 3 * (2 * 2 + 4)
     assert len(lines) == len(capabilities.split()) * kernels
     print(done.stdout)
     for line in lines:

@@ -17,7 +17,7 @@ SIZES = [(180, 250), (250, 141), (97, 223)]
 
 
 def padded_batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Random pictures of unlike sizes: values (B, 3, H, W), padded with 0, mask (B, H, W)."""
+    """Draw images of different sizes: values (B, 3, H, W), padded with 0, and mask (B, H, W)."""
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     values = torch.zeros(len(sizes), 3, height, width)
     mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
@@ -29,11 +29,11 @@ def padded_batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 
 
 def assert_same(found: Predictions, expected: Predictions, two_stage: bool) -> None:
-    """Both have the same logits and boxes within 1e-4, of one image: (Q, K) and (Q, 4).
+    """Assert that logits (Q, K) and boxes (Q, 4) of one image are equal within 1e-4.
 
-    Two stages rank their queries by scores that can be equal to the last bit but one, and then
-    rounding decides which comes first. So their order is not compared: each query meets the one of
-    the other side that it equals.
+    A two-stage model ranks its queries by scores. Where two scores are nearly equal, rounding
+    decides which comes first, so the order is not compared: each query is paired with the nearest
+    query of the other side.
     """
     ours, theirs = (torch.cat((one.pred_logits, one.pred_boxes), -1) for one in (found, expected))
     assert ours.shape == theirs.shape
@@ -43,7 +43,7 @@ def assert_same(found: Predictions, expected: Predictions, two_stage: bool) -> N
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-def image(batch: Predictions, index: int) -> Predictions:
+def predictions_of_image(batch: Predictions, index: int) -> Predictions:
     return Predictions(batch.pred_logits[index], batch.pred_boxes[index])
 
 
@@ -57,11 +57,15 @@ def test_logits_and_boxes_equal_transformers_on_a_padded_batch(name: str) -> Non
         expected = theirs(pixel_values=values, pixel_mask=mask)
         as_published = ours(values, mask)
         prepared = prepare_for_inference(ours, torch.float32)(values, mask)
-    assert as_published.pred_logits.std() > 1e-2  # random weights, but not without effect
+    assert as_published.pred_logits.std() > 1e-2  # the random weights have an effect
     peers = Predictions(expected.logits, expected.pred_boxes)
     for found in (as_published, prepared):
         for index in range(len(SIZES)):
-            assert_same(image(found, index), image(peers, index), ours.config.two_stage)
+            assert_same(
+                predictions_of_image(found, index),
+                predictions_of_image(peers, index),
+                ours.config.two_stage,
+            )
 
 
 THIN = [(20, 500), (12, 333), (9, 480)]  # levels of height 1, where only the width is halved
@@ -71,7 +75,7 @@ THIN = [(20, 500), (12, 333), (9, 480)]  # levels of height 1, where only the wi
     ("name", "sizes"),
     [*((name, SIZES) for name in [*VARIANTS, "shapes-tiny"]), ("shapes-tiny", THIN)],
 )
-def test_invariant_padding_gives_a_picture_what_it_gives_alone(
+def test_invariant_padding_gives_an_image_the_same_result_as_alone(
     name: str, sizes: list[tuple[int, int]]
 ) -> None:
     net = create_model(name, "random", padding="invariant")
@@ -80,10 +84,14 @@ def test_invariant_padding_gives_a_picture_what_it_gives_alone(
         batch = net(values, mask)
         for index, (height, width) in enumerate(sizes):
             alone = net(values[index : index + 1, :, :height, :width])
-            assert_same(image(batch, index), image(alone, 0), net.config.two_stage)
+            assert_same(
+                predictions_of_image(batch, index),
+                predictions_of_image(alone, 0),
+                net.config.two_stage,
+            )
 
 
-def test_published_padding_is_not_neutral() -> None:
+def test_published_padding_changes_results() -> None:
     torch.manual_seed(0)
     net = DeformableDetr(MODELS["deformable-detr"].config()).eval()
     values, mask = padded_batch(SIZES)
@@ -93,7 +101,7 @@ def test_published_padding_is_not_neutral() -> None:
     assert (together - alone).abs().max() > 1e-3
 
 
-def test_prepared_models_refuse_what_they_have_lost(tmp_path: Path) -> None:
+def test_prepared_models_refuse_saving_training_and_casting(tmp_path: Path) -> None:
     net = create_model("shapes-tiny", "random")
     for attempt in (
         lambda: save_weights(net, tmp_path / "net.safetensors", {}),

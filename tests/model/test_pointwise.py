@@ -1,4 +1,4 @@
-"""What follows a product on GPUs equals torch's own operations."""
+"""The kernels that finish a matrix product on GPUs equal torch's own operations."""
 
 import importlib.util
 
@@ -14,20 +14,20 @@ from model.ops.pointwise import add_norm, add_norm_place, finish_, finish_pool, 
 from model.padding import zero_padding
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# bf16 has 8 bits; Triton's interpreter cuts it off where GPUs round.
+# bf16 has 8 bits. Triton's interpreter truncates to it, but GPUs round.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2**-7}
 
 
-def normal(
+def draw_normal(
     shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Random numbers, of pictures with their channels last in memory."""
+    """Draw normal numbers on DEVICE; 4-d tensors have their channels last in memory."""
     drawn = torch.randn(shape, generator=generator).to(DEVICE, dtype)
     return drawn.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else drawn
 
 
-def areas(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """(B, 2) valid heights and widths, the first that of the whole picture."""
+def draw_valid_areas(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw valid heights and widths (B, 2); the first is the size of the whole image."""
     sides = [torch.randint(1, side + 1, (shape[0],), generator=generator) for side in shape[2:]]
     drawn = torch.stack(sides, dim=1)
     drawn[0] = torch.tensor(shape[2:])
@@ -53,9 +53,9 @@ def test_finish(
     shape: tuple[int, ...],
     generator: torch.Generator,
 ) -> None:
-    x, bias = normal(shape, generator, dtype), normal(shape[1:2], generator, dtype)
-    residual = normal(shape, generator, dtype) if "residual" in beside else None
-    valid = areas(shape, generator) if "valid" in beside else None
+    x, bias = draw_normal(shape, generator, dtype), draw_normal(shape[1:2], generator, dtype)
+    residual = draw_normal(shape, generator, dtype) if "residual" in beside else None
+    valid = draw_valid_areas(shape, generator) if "valid" in beside else None
     expected = x.double() + bias.double()[:, None, None]
     if residual is not None:
         expected += residual.double()
@@ -71,15 +71,15 @@ def test_finish_pool(
     dtype: torch.dtype, padded: bool, size: tuple[int, int], generator: torch.Generator
 ) -> None:
     shape = (3, 64, *size)
-    x, bias = normal(shape, generator, dtype), normal((64,), generator, dtype)
-    valid = areas(shape, generator) if padded else None
+    x, bias = draw_normal(shape, generator, dtype), draw_normal((64,), generator, dtype)
+    valid = draw_valid_areas(shape, generator) if padded else None
     finished = zero_padding((x.double() + bias.double()[:, None, None]).relu(), valid)
     found = finish_pool(x, bias, valid)
     assert_near(found, F.max_pool2d(finished, 3, 2, 1))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_is_no_number_stays() -> None:
+def test_nan_stays_nan() -> None:
     x = torch.full((1, 1, 2, 2), torch.nan, device=DEVICE)
     bias = torch.zeros(1, device=DEVICE)
     assert finish_pool(x, bias, None).isnan().all()
@@ -87,7 +87,7 @@ def test_what_is_no_number_stays() -> None:
     assert x.isnan().all()
 
 
-def test_other_layouts_are_refused() -> None:
+def test_channels_that_are_not_last_are_refused() -> None:
     with pytest.raises(ValueError, match="channels are not last"):
         finish_(torch.zeros(2, 4, 3, 3, device=DEVICE), torch.zeros(4), None, True, None)
 
@@ -95,14 +95,14 @@ def test_other_layouts_are_refused() -> None:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", [(2, 77, 256), (1, 3, 96)])
 def test_add_norm(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> None:
-    x, residual = (normal(shape, generator, dtype) * 3 + 1 for _ in range(2))
-    weight, bias = (normal(shape[-1:], generator, dtype) for _ in range(2))
+    x, residual = (draw_normal(shape, generator, dtype) * 3 + 1 for _ in range(2))
+    weight, bias = (draw_normal(shape[-1:], generator, dtype) for _ in range(2))
     expected = F.layer_norm(
         x.double() + residual.double(), shape[-1:], weight.double(), bias.double(), 1e-5
     )
     assert_near(add_norm(x, residual, weight, bias, 1e-5), expected)
     for images in {1, shape[0]}:
-        position = normal((images, *shape[1:]), generator, dtype)
+        position = draw_normal((images, *shape[1:]), generator, dtype)
         found, placed = add_norm_place(x, residual, weight, bias, 1e-5, position)
         assert_near(found, expected)
         assert_near(placed, expected + position.double())
@@ -117,7 +117,7 @@ def test_normalize_pixels(dtype: torch.dtype, padded: bool, generator: torch.Gen
     mean, deviation = (
         torch.tensor(numbers, device=DEVICE) for numbers in ([124.0, 116, 104], [58.0, 57, 55])
     )
-    valid = areas(shape, generator) if padded else None
+    valid = draw_valid_areas(shape, generator) if padded else None
     expected = ((pixels.double() - mean) / deviation).permute(0, 3, 1, 2)
     found = normalize_pixels(pixels, mean, deviation, valid, dtype)
     assert_near(found, zero_padding(expected, valid))

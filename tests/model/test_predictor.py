@@ -1,4 +1,4 @@
-"""What detectors run: equal to the network alone, and on GPUs without a wait."""
+"""`Predictor` gives the results of the network, and a GPU never waits for the host."""
 
 import time
 from collections.abc import Sequence
@@ -22,16 +22,18 @@ from model.zoo import MODELS, create_model
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def pictures(sizes: Sequence[tuple[int, int]], generator: torch.Generator) -> list[Tensor]:
+def draw_images(sizes: Sequence[tuple[int, int]], generator: torch.Generator) -> list[Tensor]:
     return [
         torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8) for size in sizes
     ]
 
 
 @pytest.mark.parametrize("sizes", [[(96, 128)] * 3, [(96, 128), (64, 160), (90, 70)]])
-def test_results_are_the_networks(sizes: list[tuple[int, int]], generator: torch.Generator) -> None:
+def test_results_equal_those_of_the_network(
+    sizes: list[tuple[int, int]], generator: torch.Generator
+) -> None:
     net = create_model("shapes-tiny", padding="invariant")
-    images = pictures(sizes, generator)
+    images = draw_images(sizes, generator)
     shown = torch.tensor(sizes) * 2
     pending = Predictor(net, "cpu", top=20).submit(images, shown)
     found = pending.result()
@@ -44,7 +46,7 @@ def test_results_are_the_networks(sizes: list[tuple[int, int]], generator: torch
 
 
 class Crossings(TorchDispatchMode):
-    """Notes every operation that reads or makes a tensor off the GPU."""
+    """Records every operation that reads or creates a tensor outside the GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,16 +63,16 @@ class Crossings(TorchDispatchMode):
 
 
 def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace all tensors of `net` by ones that have a shape, and say that they lie on a GPU."""
+    """Replace all tensors of `net` by fake ones on a GPU, which have a shape but no data."""
     for module in net.modules():
-        places: list[dict[str, Any]] = [vars(module)]
-        places += [vars(module)["_parameters"], vars(module)["_buffers"]]
-        for held in places:
-            for name, tensor in held.items():
+        dictionaries: list[dict[str, Any]] = [vars(module)]
+        dictionaries += [vars(module)["_parameters"], vars(module)["_buffers"]]
+        for tensors in dictionaries:
+            for name, tensor in tensors.items():
                 if isinstance(tensor, Tensor):
-                    there = mode.from_tensor(tensor).to("cuda")
+                    fake = mode.from_tensor(tensor).to("cuda")
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    held[name] = nn.Parameter(there, False) if is_parameter else there
+                    tensors[name] = nn.Parameter(fake, False) if is_parameter else fake
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -78,7 +80,7 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
 def test_a_gpu_never_waits_for_the_host(
     model: str, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run on tensors that have shapes alone: whoever looks into one raises, copies are seen."""
+    """Tensors are fake: an operation that reads a value raises, and copies are recorded."""
     monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
     for module in (fused_layers, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
@@ -90,7 +92,7 @@ def test_a_gpu_never_waits_for_the_host(
         valid = torch.empty(2, 2, dtype=torch.int64, device="cuda") if padded else None
         sizes = torch.empty(2, 2, dtype=torch.int64, device="cuda")
         try:
-            predictor._detect(pixels, valid, sizes)  # fills what is kept by shape
+            predictor._detect(pixels, valid, sizes)  # fills the caches of this shape
             with Crossings() as crossings:
                 packed = predictor._detect(pixels, valid, sizes)
         finally:
@@ -102,12 +104,12 @@ def test_a_gpu_never_waits_for_the_host(
 
 @needs_gpu
 def test_recordings_repeat_the_function(generator: torch.Generator) -> None:
-    """Each shape thrice and more, in turn, so that all but the first are replayed."""
+    """The shapes take turns six times, so that all but the first runs of each are replayed."""
     net = create_model("shapes-tiny", device="cuda", padding="invariant")
     predictor = Predictor(net, "cuda", top=20)
     for _ in range(6):
         for sizes in ([(96, 128)] * 3, [(96, 128), (64, 160)], [(64, 64)]):
-            images = pictures(sizes, generator)
+            images = draw_images(sizes, generator)
             shown = torch.tensor(sizes)
             began = time.perf_counter()
             waiting = [predictor.submit(images, shown) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Scores are ranked in one order, whatever the device makes of equal ones."""
+"""Scores are ranked in the same order on every device, also where scores are equal."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_order_is_that_of_a_stable_sort(device: str, generator: torch.Generator) -> None:
-    """Of many equal scores, of both signs; Python's own sort is stable."""
+    """Many scores are equal, and both signs occur. Python's own sort, the reference, is stable."""
     scores = torch.randint(-9, 9, (3, 700), generator=generator).float() / 4
     found = largest(scores.to(device), 300).cpu()
     for row, positions in zip(scores.tolist(), found.tolist(), strict=True):
@@ -27,7 +27,7 @@ def test_unequal_scores_are_ranked_as_torch_ranks_them(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_zeros_infinities_and_nan(device: str) -> None:
+def test_zeros_infinities_and_nan_are_ranked(device: str) -> None:
     numbers = [0.0, -0.0, float("-inf"), float("nan"), float("inf"), -1e-45, 1e-45, -0.0]
     found = largest(torch.tensor([numbers], device=device), len(numbers))
     assert found.tolist() == [[3, 4, 6, 0, 1, 7, 5, 2]]
@@ -38,6 +38,6 @@ def test_half_precision_is_ranked_too() -> None:
         assert largest(torch.tensor([[1.0, 3.0, 2.0, 3.0]], dtype=dtype), 3).tolist() == [[1, 3, 2]]
 
 
-def test_scores_that_learn_are_ranked_as_they_are() -> None:
+def test_scores_that_require_gradients_are_ranked_too() -> None:
     scores = torch.tensor([[1.0, 3.0, 2.0]], requires_grad=True)
     assert largest(scores, 2).tolist() == [[1, 2]]

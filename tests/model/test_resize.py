@@ -1,4 +1,4 @@
-"""Sizes are transformers' where it keeps the original's rule, and bounded for any picture."""
+"""Resized sizes equal those of transformers where it follows the original, and are bounded."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_published_rule(height: int, width: int, expected: tuple[int, int]) -> N
     assert PUBLISHED_RESIZE.target_size(height, width) == expected
 
 
-def test_no_picture_becomes_much_larger_than_the_longest_side() -> None:
+def test_no_image_becomes_much_larger_than_the_longest_side() -> None:
     rule = ResizeRule(shorter=288, longest=576)
     for short in (1, 2, 3, 7, 50, 287, 288, 289, 5000):
         for factor in (1, 1.5, 1.99, 2.01, 3, 17, 300, 900, 100_000):

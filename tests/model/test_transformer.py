@@ -1,4 +1,4 @@
-"""The decoder's self-attention equals torch's own module, whose parameters it takes."""
+"""The decoder's self-attention equals that of torch's module with the same parameters."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from model.transformer import self_attention
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_self_attention_is_that_of_the_module(batch: int, generator: torch.Generator) -> None:
+def test_self_attention_equals_that_of_the_module(batch: int, generator: torch.Generator) -> None:
     attention = nn.MultiheadAttention(64, 4, batch_first=True).eval()
     for parameter in attention.parameters():
         parameter.data.normal_(generator=generator)

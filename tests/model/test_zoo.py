@@ -1,4 +1,4 @@
-"""What the named models say of themselves is so."""
+"""The figures that the list of models states are right."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_gmacs_are_what_torch_counts(named: NamedModel) -> None:
     assert counter.get_total_flops() / 2e9 == pytest.approx(named.gmacs, abs=0.05)
 
 
-def test_models_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_command_lists_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(MODELS)

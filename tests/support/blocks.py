@@ -12,10 +12,10 @@ BOX = {"label_id": 1, "score": 0.5, "x_min": 0.0, "y_min": 1.0, "x_max": 2.0, "y
 
 
 def block(shard: str, indices: list[int], size: int | None = None, boxes: int = 1) -> pa.Table:
-    """Rows of a shard; the last one says how many the shard has."""
+    """Make a block of one shard's rows; its last row states the `size` of the shard."""
     rows: list[dict[str, Any]] = [
         {
-            "image_id": str(index),  # as from an id column: not unique among shards
+            "image_id": str(index),  # like ids from an id column, these are not unique among shards
             "uri": shard,
             "shard": shard,
             "index_in_shard": index,
@@ -30,6 +30,6 @@ def block(shard: str, indices: list[int], size: int | None = None, boxes: int = 
     return pa.Table.from_pylist(rows, schema=DETECTED)
 
 
-def complete(found: Staged) -> set[str]:
-    """Shards of which every image is staged."""
+def complete_shards(found: Staged) -> set[str]:
+    """Return the shards of which every image is staged."""
     return set(found.shards.filter(pa.array(found.found == found.sizes)).to_pylist())

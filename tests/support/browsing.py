@@ -8,8 +8,8 @@ from playwright.sync_api import Browser, Page
 Scheme = Literal["light", "dark"]
 
 
-def look(browser: Browser, file: Path, width: int, scheme: Scheme) -> tuple[Page, list[str]]:
-    """The page in a window of that width, and all that it complained of or asked for."""
+def open_page(browser: Browser, file: Path, width: int, scheme: Scheme) -> tuple[Page, list[str]]:
+    """Open a page in a window of this width; return it with its errors, dialogs and requests."""
     context: Any = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme=scheme,
@@ -22,4 +22,4 @@ def look(browser: Browser, file: Path, width: int, scheme: Scheme) -> tuple[Page
     page.on("request", lambda request: trouble.append(request.url))
     page.goto(file.as_uri())
     own = {file.as_uri()}
-    return page, [said for said in trouble if said not in own and not said.startswith("data:")]
+    return page, [text for text in trouble if text not in own and not text.startswith("data:")]

@@ -1,4 +1,4 @@
-"""Runs that are committed by hand, through the log of commits, without the wait for a lock."""
+"""Commits runs that are made by hand through the log of commits, without waiting for a lock."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from jobs.output.manifest import Manifest, make_manifest
 from jobs.output.store import OutputStore
 from pipeline.stages.publish import PartFile, PublishTarget
 
-TOKEN = "f" * 32  # in the names of all files that are made by hand
+TOKEN = "f" * 32  # the writer's token in the names of all files that are made by hand
 
 
 def make_target(
@@ -40,7 +40,7 @@ def commit_run(
     counts: dict[str, int],
     replaces: Sequence[str] = (),
 ) -> Manifest:
-    """Let a run count; its plan is plan.parquet."""
+    """Commit a run whose plan is plan.parquet, so that readers see it."""
     plan = f"{paths.run_folder(target.run_id)}/plan.parquet"
     manifest = make_manifest(target, plan, source, files, counts, replaces)
     writer = LogWriter(OutputStore(target.output))

@@ -1,4 +1,4 @@
-"""What can happen to the bytes of a file."""
+"""Ways to damage the bytes of a file, and what the code under test logs about them."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,18 @@ Damage = Callable[[bytes], bytes]
 
 
 def warnings_of(module: str, patch: pytest.MonkeyPatch) -> list[str]:
-    """What a module of ours logs from now on: caplog hears nothing once Ray has been started."""
+    """Collect what one of our modules warns of from now on; caplog sees nothing once Ray starts."""
     logged: list[str] = []
-    patch.setattr(f"{module}.log.warning", lambda text, *given: logged.append(text % given))
+    patch.setattr(f"{module}.log.warning", lambda text, *arguments: logged.append(text % arguments))
     return logged
 
 
 def flip(share: float, bit: int) -> Damage:
-    """One bit of the byte that lies behind this share of the file."""
+    """Return a damage that flips one bit of the byte at this share of the file."""
 
     def damage(data: bytes) -> bytes:
-        place = round(share * (len(data) - 1))
-        return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+        position = round(share * (len(data) - 1))
+        return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
 
     return damage
 

@@ -1,4 +1,4 @@
-"""OUTPUTs made by hand, through the functions that publish a run's tables."""
+"""Makes OUTPUTs by hand, through the functions that publish a run's tables."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,11 +34,11 @@ class Box(NamedTuple):
     y_max: float
 
 
-Corners = tuple[int, float, float, float, float, float]  # those of a Box, without names
+Corners = tuple[int, float, float, float, float, float]  # the fields of a Box, in order
 
 
 def random_boxes(seed: int, count: int) -> list[Box]:
-    """Boxes of LABELS within 400 x 300 pixels with sides of at least 8, best first, as float32."""
+    """Draw boxes of LABELS within 400 x 300 pixels, with sides of at least 8, best first."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform((0, 0), (300, 200), (count, 2))
     sizes = rng.uniform(8, 100, (count, 2))
@@ -49,7 +49,7 @@ def random_boxes(seed: int, count: int) -> list[Box]:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One image of a run; a file unless it has a `shard`."""
+    """One image of a run; it is a loose file unless it has a `shard`."""
 
     image_id: str
     boxes: Sequence[Box | Corners] = ()
@@ -99,7 +99,7 @@ def write_run(
 
 
 def _plan(by_shard: Mapping[str, Sequence[Labelled]]) -> list[Shard]:
-    """Loose files, or archives where images have a `uri` other than their image_id."""
+    """Plan the shards; those whose images have a `uri` of their own are archives."""
     shards = []
     for shard, images in by_shard.items():
         members = dict.fromkeys(Member(i.uri or i.image_id, i.etag, 1) for i in images)
@@ -130,7 +130,7 @@ def _row(shard: str, index: int, size: int, image: Labelled) -> dict[str, Any]:
 def from_coco(
     truth: dict[str, Any], detections: Iterable[dict[str, Any]], folder: str
 ) -> tuple[list[Labelled], list[str]]:
-    """COCO results as images at `folder`/<file_name>, and the labels of their classes."""
+    """Convert COCO results to images at `folder`/<file_name> and the labels of their classes."""
     boxes: defaultdict[Any, list[Box]] = defaultdict(list)
     for found in detections:
         x, y, width, height = found["bbox"]

@@ -14,7 +14,7 @@ from pipeline.storage.files import open_location
 
 
 def save_tiny_weights(folder: Path) -> str:
-    """Random weights of `shapes-tiny` as a file, so that they are the same in every process."""
+    """Save random weights of `shapes-tiny`, the same for all processes; return the path."""
     path = folder / "tiny.safetensors"
     save_weights(create_model("shapes-tiny", "random", training=True), path, {})
     return str(path)
@@ -23,7 +23,7 @@ def save_tiny_weights(folder: Path) -> str:
 def tiny_options(
     source: Path | str, output: Path | str, weights: str, **other: Any
 ) -> LabelOptions:
-    """Options that keep all boxes, compute in fp32, and make no page."""
+    """Make options that keep all boxes, compute in fp32, and write no page."""
     defaults: dict[str, Any] = {"score_threshold": 0.0, "precision": "fp32", "page": False}
     return LabelOptions(
         str(source), str(output), model="shapes-tiny", weights=weights, **(defaults | other)
@@ -38,4 +38,4 @@ def put_images(url: str) -> None:
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "PNG")
         fs.pipe_file(f"{path}/deep/er/{index}.png", data.getvalue())
-    fs.pipe_file(f"{path}/broken.jpg", b"no picture")
+    fs.pipe_file(f"{path}/broken.jpg", b"not an image")

@@ -1,4 +1,4 @@
-"""A store that answers ListObjectsV2 alone, over loopback: a bucket of any size, made up."""
+"""An HTTP server that answers S3's ListObjectsV2 alone, for a made-up bucket of any size."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-PAGE = 1000  # objects, as S3 gives
+PAGE = 1000  # objects in one answer; S3 gives as many
 _ENTRY = (
     "<Contents><Key>{key}</Key><LastModified>2026-11-25T02:00:00.000Z</LastModified>"
     "<ETag>&quot;{etag}&quot;</ETag><Size>150000</Size><StorageClass>STANDARD</StorageClass>"
@@ -15,23 +15,23 @@ _ENTRY = (
 
 
 @contextmanager
-def listed_store(
+def run_listing_server(
     count: int, key: Callable[[int], str], etag: Callable[[int], str]
 ) -> Iterator[str]:
-    """The endpoint's URL; object `i` of `count` has `key(i)` and `etag(i)`, keys ascending."""
+    """Run the server and yield its URL; object `i` has `key(i)` and `etag(i)`, keys ascending."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            asked = parse_qs(urlsplit(self.path).query)
-            if "list-type" not in asked:
+            query = parse_qs(urlsplit(self.path).query)
+            if "list-type" not in query:
                 self.send_response(404)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            most = int(asked.get("max-keys", [str(PAGE)])[0])
-            start = int(asked.get("continuation-token", ["0"])[0])
+            most = int(query.get("max-keys", [str(PAGE)])[0])
+            start = int(query.get("continuation-token", ["0"])[0])
             stop = min(start + min(most, PAGE), count)
             entries = "".join(_ENTRY.format(key=key(i), etag=etag(i)) for i in range(start, stop))
             more = f"<NextContinuationToken>{stop}</NextContinuationToken>" if stop < count else ""

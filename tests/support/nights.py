@@ -1,4 +1,4 @@
-"""An OUTPUT of several nights, in which objects changed."""
+"""An OUTPUT of three nightly runs, between which objects changed."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ def photo(name: str, boxes: int, etag: str = "1") -> Labelled:
 
 
 def member(key: str, boxes: int, etag: str = "1") -> Labelled:
-    one = photo(key, boxes, etag)
-    return Labelled(f"{ARCHIVE}#{key}", one.boxes, shard=ARCHIVE, uri=ARCHIVE, etag=etag)
+    image = photo(key, boxes, etag)
+    return Labelled(f"{ARCHIVE}#{key}", image.boxes, shard=ARCHIVE, uri=ARCHIVE, etag=etag)
 
 
 def write_nights(folder: Path) -> str:
-    """Three nights: b.jpg changes, and the archive, which loses a member; c.jpg fails."""
+    """Write three runs: b.jpg changes, the archive changes and loses a member, and c.jpg fails."""
     first = [photo("a.jpg", 3), photo("b.jpg", 2), member("x", 1), member("y", 2)]
     second = [photo("b.jpg", 1, "2"), Labelled("file:///lake/c.jpg", status="undecodable")]
     third = [photo("d [1].jpg", 4), member("x", 3, "2")]

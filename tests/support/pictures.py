@@ -1,4 +1,4 @@
-"""`make pictures`: the images that the documents show, made anew from a demo and the measurements.
+"""`make pictures` makes the images of the documents from a demo and the measurements.
 
     python -m tests.support.pictures DEMO
 
@@ -19,23 +19,23 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from jobs.bench.measure import RESULTS
 from jobs.bench.plot import plot
-from tests.support.browsing import look
+from tests.support.browsing import open_page
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "jobs" / "report" / "page.jpg"  # the upper part of a report
 SAMPLES = ROOT / "jobs" / "report" / "samples.jpg"  # labelled images, as a report shows them
 SCENE = ROOT / "jobs" / "report" / "scene.jpg"  # one of them
 SPEED = ROOT / "jobs" / "bench" / "speed.png"
-MOST_BYTES = 300_000  # of all together
+MOST_BYTES = 300_000  # greatest size of all files together
 WIDTH = 1120  # CSS pixels of the browser's window
 JPEG_QUALITY, PNG_COLOURS = 82, 32
 # The cases of the plot in jobs/bench/README.md; `bench plot` alone draws those of all models.
 SHOWN = ("deformable-detr-single-scale, ", "deformable-detr, ")
-MARGIN = 12  # CSS pixels above and below what is cut out
+MARGIN = 12  # CSS pixels above and below a screenshot of a part of the page
 
 
 def newest_page(demo: Path) -> Path:
-    """The report of the newest run below a folder of `make demo`. FileNotFoundError without one."""
+    """Find the report of the newest run below a folder of `make demo`; it must exist."""
     pages = sorted(demo.glob("labels-*/_runs/*/report.html"))
     if not pages:
         raise FileNotFoundError(f"{demo} has no report: run `make demo` first")
@@ -44,28 +44,28 @@ def newest_page(demo: Path) -> Path:
 
 def write_images(browser: Browser, report: Path) -> list[Path]:
     """Write all four files; the three of the report come from its page."""
-    page, trouble = look(browser, report, WIDTH, "light")
+    page, trouble = open_page(browser, report, WIDTH, "light")
     assert not trouble, trouble
-    # Where this machine keeps the demo is of no interest to a reader.
+    # The path of the demo on this machine means nothing to a reader.
     page.locator(".lead .name").evaluate("name => name.textContent = 'demo/lake'")
-    _write_jpeg(_between(page, "header", "section:has(h2:text('Failures'))"), PAGE)
+    _write_jpeg(_take_screenshot_between(page, "header", "section:has(h2:text('Failures'))"), PAGE)
     confident, last = "h3:text('Most confident')", "h3:text('Least confident')"
-    _write_jpeg(_between(page, confident, last), SAMPLES)
-    crowded = page.locator("h3:text('Most objects') + .sheet img").last  # the widest of three
+    _write_jpeg(_take_screenshot_between(page, confident, last), SAMPLES)
+    crowded = page.locator("h3:text('Most objects') + .sheet img").last  # the widest of the three
     SCENE.write_bytes(base64.b64decode(str(crowded.get_attribute("src")).split(",")[1]))
     _write_speed()
     return [PAGE, SAMPLES, SCENE, SPEED]
 
 
-def _between(page: Page, first: str, behind: str) -> Image.Image:
-    """The page from the top of one element to the top of another, `behind` left out."""
+def _take_screenshot_between(page: Page, first: str, behind: str) -> Image.Image:
+    """Take a screenshot of the page from the top of `first` to the top of `behind`."""
     top, low = (page.locator(one).first.bounding_box() for one in (first, behind))
     assert top is not None and low is not None
     begin, end = top["y"] - MARGIN, low["y"] - MARGIN
-    taken = page.screenshot(
+    screenshot = page.screenshot(
         full_page=True, clip={"x": 0, "y": begin, "width": WIDTH, "height": end - begin}
     )
-    return Image.open(io.BytesIO(taken)).convert("RGB")
+    return Image.open(io.BytesIO(screenshot)).convert("RGB")
 
 
 def _write_jpeg(image: Image.Image, file: Path) -> None:
@@ -75,9 +75,9 @@ def _write_jpeg(image: Image.Image, file: Path) -> None:
 def _write_speed() -> None:
     with tempfile.TemporaryDirectory() as folder:
         some, drawn = Path(folder) / "some.csv", Path(folder) / "speed.png"
-        with RESULTS.open(newline="") as rows, some.open("w", newline="") as kept:
+        with RESULTS.open(newline="") as rows, some.open("w", newline="") as shown:
             reader = csv.DictReader(rows)
-            writer = csv.DictWriter(kept, reader.fieldnames or [])
+            writer = csv.DictWriter(shown, reader.fieldnames or [])
             writer.writeheader()
             writer.writerows(row for row in reader if row["case"].startswith(SHOWN))
         plot(some, drawn)

@@ -16,13 +16,13 @@ from s3fs import S3FileSystem
 
 KEY, SECRET, REGION = "test-key", "test-secret", "us-east-1"
 READER = "reader-key"  # may write nothing
-ADMIN = "admin-key"  # may make buckets, which a write alone would otherwise do
+ADMIN = "admin-key"  # may create buckets; a write by the other users must not create one
 BUCKET = "lake"
 START_SECONDS = 60
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Find ports of loopback that nobody listens on."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for opened in sockets:
@@ -32,7 +32,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """Run the server with an empty bucket; yields the environment that its clients need."""
+    """Run the server with an empty bucket; yield the environment that its clients need."""
     names = ["master", "volume", "filer", "s3"]
     ports = free_ports(2 * len(names))
     environment = {
@@ -64,10 +64,10 @@ def s3_server() -> Iterator[dict[str, str]]:
         with open(Path(folder, "log"), "wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
         try:
-            _wait(process, environment["AWS_ENDPOINT_URL"], Path(folder, "log"))
+            _wait_until_writable(process, environment["AWS_ENDPOINT_URL"], Path(folder, "log"))
             yield environment
         finally:
-            process.kill()  # nothing of it is kept, and its own farewell takes half a minute
+            process.kill()  # nothing must be kept, and an orderly stop takes half a minute
             process.wait()
 
 
@@ -76,8 +76,8 @@ def _identity(key: str, actions: list[str]) -> dict[str, Any]:
     return {"name": key, "credentials": credentials, "actions": actions}
 
 
-def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
-    """Until the server takes a write; RuntimeError with the end of its log if it does not."""
+def _wait_until_writable(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
+    """Wait until the server takes a write; else raise RuntimeError with the end of its log."""
     deadline = time.monotonic() + START_SECONDS
     fs = S3FileSystem(key=ADMIN, secret=SECRET, endpoint_url=endpoint, skip_instance_cache=True)
     while True:
@@ -87,7 +87,7 @@ def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
             fs.pipe_file(f"{BUCKET}/.started", b"")
             fs.rm_file(f"{BUCKET}/.started")
             return
-        except (OSError, BotoCoreError) as error:  # s3fs translates some of botocore's, not all
+        except (OSError, BotoCoreError) as error:  # s3fs translates only some errors of botocore
             if process.poll() is not None or time.monotonic() > deadline:
                 end = log.read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"no S3 server: {error}\n{end}") from error

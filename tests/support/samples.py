@@ -1,4 +1,4 @@
-"""Pictures and archives for tests of the pipeline's first stages."""
+"""Images and archives for tests of the pipeline's first stages."""
 
 import io
 import tarfile
@@ -35,6 +35,7 @@ def write_tar(path: Path, members: dict[str, bytes], mode: Any = "w") -> Path:
 
 
 def encoded(shard: Shard, done: Done = NOTHING_DONE) -> list[dict[str, Any]]:
+    """Read a shard; return its rows (ENCODED)."""
     tables = list(read_shard(shard, done))
     assert all(table.schema == ENCODED for table in tables)
     return [row for table in tables for row in table.to_pylist()]
@@ -42,11 +43,12 @@ def encoded(shard: Shard, done: Done = NOTHING_DONE) -> list[dict[str, Any]]:
 
 @cache
 def preparer() -> Preparer:
-    """One for all tests: its process loads for seconds."""
+    """Return the one preparer of all tests, because its process takes seconds to start."""
     return Preparer(RULE)
 
 
 def prepared(source: Path, **options: Any) -> list[dict[str, Any]]:
+    """Plan, read and prepare all images of `source`; return their rows (PREPARED)."""
     rows = []
     for shard in plan_shards(str(source), **options).shards:
         for table in read_shard(shard):

@@ -1,4 +1,4 @@
-"""A Ray node that serves its metrics on loopback, and what Prometheus would read there."""
+"""A Ray node that serves its metrics on loopback, and a reader like Prometheus."""
 
 import urllib.request
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ from tests.support.s3_server import free_ports
 
 @dataclass(frozen=True)
 class MetricsNode:
-    """Where a Ray of two CPUs is, and where it serves its metrics."""
+    """The addresses of a Ray node with two CPUs and of its metrics."""
 
     address: str
     metrics_url: str
 
     def scrape(self) -> list[Sample]:
-        """All samples that the node serves."""
+        """Read all samples that the node serves."""
         with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:
             text = answer.read().decode()
         return [s for family in text_string_to_metric_families(text) for s in family.samples]
 
 
 @contextmanager
-def metrics_node() -> Iterator[MetricsNode]:
-    """Start one for the `with` block; it reports every second."""
+def run_metrics_node() -> Iterator[MetricsNode]:
+    """Run a node for the `with` block; it reports its metrics every second."""
     (port,) = free_ports(1)
     settings = {"metrics_report_interval_ms": 1000}
     head = {"num_cpus": 2, "include_dashboard": False, "metrics_export_port": port}

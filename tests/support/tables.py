@@ -1,4 +1,4 @@
-"""What the views of an OUTPUT hold."""
+"""Queries over the views of an OUTPUT."""
 
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +8,6 @@ from jobs.output.views import connect
 
 
 def rows(output: str | Path, sql: str) -> list[tuple[Any, ...]]:
-    """The answer to a question in SQL, as `query` gets it."""
+    """Run a query in SQL as the command `query` does; return its rows."""
     with closing(connect(str(output))) as connection:
         return connection.sql(sql).fetchall()

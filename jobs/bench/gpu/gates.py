@@ -143,7 +143,7 @@ def _one(answer: Answer, index: int) -> Answer:
     return logits[index : index + 1], boxes[index : index + 1]
 
 
-def _pictures(sizes: Sizes) -> list[Tensor]:
+def _images(sizes: Sizes) -> list[Tensor]:
     """Make smooth random images, as neighbouring pixels of photos are alike: (h, w, 3) uint8."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(len(sizes), 3, 12, 12, generator=generator)
@@ -159,7 +159,7 @@ def _pictures(sizes: Sizes) -> list[Tensor]:
 def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
     """Return the detector's answer for a batch, as the pipeline runs it."""
     net = _ours(gate.model, gate.precision, context.device)
-    pixels, valid = stack_images(_pictures(sizes), MULTIPLE if gate.padded else 1)
+    pixels, valid = stack_images(_images(sizes), MULTIPLE if gate.padded else 1)
     valid_on_device = None if valid is None else valid.to(context.device)
     out = net(*normalize(pixels.to(context.device), valid_on_device, net.dtype))
     return out.pred_logits.float().cpu(), out.pred_boxes.float().cpu()
@@ -200,8 +200,8 @@ def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> lis
     net = _peer(model, device)
     answers = []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for picture in _pictures(sizes):
-            values = normalize(picture[None].to(device), None)[0].contiguous()
+        for image in _images(sizes):
+            values = normalize(image[None].to(device), None)[0].contiguous()
             with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
                 out = net(pixel_values=values)
             logits = out.logits if has_peer(model) else out.pred_logits

@@ -1,4 +1,4 @@
-"""Estimates from earlier runs."""
+"""Estimates of time and cost are computed from the reports of earlier runs."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from jobs.accounting.estimate import accuracy, estimate
 from jobs.label.options import LabelOptions
 
 
-def test_an_estimate_is_made_of_earlier_runs_and_judged_by_the_next() -> None:
+def test_an_estimate_comes_from_earlier_runs_and_is_compared_with_the_next() -> None:
     rates = LabelOptions("a", "b", instance_type="m5d.2xlarge").rates()
     report = {
         "images": 100,
@@ -17,7 +17,7 @@ def test_an_estimate_is_made_of_earlier_runs_and_judged_by_the_next() -> None:
         "node_hours": {"gpu": 0.0, "cpu": 2 * 120 / 3600},
     }
     assert estimate([], 500, rates) is None
-    assert estimate([{"images": 1}], 500, rates) is None  # as earlier versions wrote it
+    assert estimate([{"images": 1}], 500, rates) is None  # a report of an earlier version
     found = estimate([{"images": 1}, report], 2000, rates)
     assert found == {
         "images": 200,

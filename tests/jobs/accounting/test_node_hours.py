@@ -1,4 +1,4 @@
-"""Node-hours, and what they cost."""
+"""Node-hours and their cost."""
 
 import time
 from typing import Any
@@ -21,7 +21,7 @@ def test_cost_is_node_hours_by_kind_at_the_prices_of_the_market() -> None:
     assert cost["basis"].startswith("g6.xlarge and m5d.2xlarge spot in us-east-1, read on 2026-")
 
 
-def test_nodes_without_a_price_of_their_own_are_said() -> None:
+def test_nodes_without_a_price_of_their_own_are_reported() -> None:
     rates = LabelOptions("a", "b", instance_type="g6.xlarge").rates()
     mixed, alone = rates.bill({"gpu": 1.0, "cpu": 1.0}, 1.0), rates.bill({"cpu": 1.0}, 1.0)
     assert mixed is not None

@@ -14,8 +14,8 @@ def test_parts_follow_one_another_and_add_up() -> None:
     began = startup.began
     startup.end("listing", began + 1)
     startup.end("ray", began + 4)
-    startup.end("listing", began + 6)  # the rest of it
-    startup.end("first block", began + 5)  # by another machine's clock
+    startup.end("listing", began + 6)  # the rest of the listing
+    startup.end("first block", began + 5)  # read from the clock of another machine, which is behind
     assert startup.seconds == {
         IMPORTS: 2.0,
         "listing": pytest.approx(3.0),

@@ -1,4 +1,4 @@
-"""report.json as it is made of sums."""
+"""report.json is computed from the sums of a run."""
 
 import time
 
@@ -41,7 +41,7 @@ def test_a_price_of_0_is_known() -> None:
 
 def test_a_report_has_its_stages_and_failures_in_one_order() -> None:
     tally = Tally()
-    tally.seconds["publish"] += 1.0  # as a run that was staged before
+    tally.seconds["publish"] += 1.0  # as in a run whose images were staged before
     tally.add(Receipt("a", ("s",), images=4, detections=0, finished_at=time.time()))
     counts = {"undecodable": 1, "empty_file": 2, "ok": 1}
     workers = dict(reversed(WORKERS.items()))
@@ -53,12 +53,12 @@ def test_a_report_has_its_stages_and_failures_in_one_order() -> None:
 
 
 def test_a_run_counts_its_own_repeated_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One command may carry two: that of a killed command, and a new one."""
+    """One command may complete two runs: that of a killed command, and a new one."""
 
-    def repeated(startup: Startup) -> int:
+    def count_repeated_requests(startup: Startup) -> int:
         monkeypatch.setattr(retries, "repeated", retries.repeated + 3)
         tally = Tally(startup=startup)
         tally.add(Receipt("a", ("s",), images=4, detections=0, retries=2))
         return report(tally, {"ok": 4}, 0, WORKERS, {}, 0.5, Rates())["storage_retries"]
 
-    assert [repeated(Startup()), repeated(Startup())] == [5, 5]
+    assert [count_repeated_requests(Startup()), count_repeated_requests(Startup())] == [5, 5]

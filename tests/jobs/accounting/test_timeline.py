@@ -1,4 +1,4 @@
-"""A run over time stays small, and loses no image."""
+"""The timeline of a run has a bounded size and counts every image."""
 
 import random
 import subprocess
@@ -11,10 +11,8 @@ import pytest
 from jobs.accounting.timeline import MOST_POINTS, CpuMeter, Point, Timeline, rates
 
 
-def test_a_timeline_of_any_length_is_bounded_and_keeps_every_image(
-    request: pytest.FixtureRequest,
-) -> None:
-    chance = random.Random(request.config.option.seed)
+def test_a_timeline_of_any_length_is_bounded_and_keeps_every_image(seed: int) -> None:
+    chance = random.Random(seed)
     for length in (0.5, 60.0, 3600.0, 40 * 3600.0):
         timeline = Timeline()
         for number in range(5000):
@@ -27,10 +25,10 @@ def test_a_timeline_of_any_length_is_bounded_and_keeps_every_image(
         assert points[-1]["images"] == 5000 * 40
         assert length <= points[-1]["seconds"] <= length + 2 * timeline.width
         for name in ("seconds", "images", "cpu_seconds"):
-            values = np.array([dict(point)[name] for point in points], float)  # None: not a number
-            known = values[~np.isnan(values)]
-            assert len(known)
-            assert (np.diff(known) >= 0).all()
+            values = np.array([dict(point)[name] for point in points], float)  # None becomes NaN
+            numbers = values[~np.isnan(values)]
+            assert len(numbers)
+            assert (np.diff(numbers) >= 0).all()
 
 
 def test_rates_leave_the_start_up_empty_and_add_up() -> None:
@@ -46,7 +44,7 @@ def test_rates_leave_the_start_up_empty_and_add_up() -> None:
 
 
 def test_cpu_seconds_of_children_count_while_they_run_and_when_they_ended() -> None:
-    """In a process of its own: workers of other tests' Ray that end take theirs with them."""
+    """Runs in its own process, because workers of a Ray that other tests started may end."""
     check = "from tests.jobs.accounting.test_timeline import check_children; check_children()"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[3])
 

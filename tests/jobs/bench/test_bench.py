@@ -1,4 +1,4 @@
-"""Benchmarks check before they time, and keep what they measured."""
+"""Benchmarks check results before they time them, and store what they measure."""
 
 import csv
 import json
@@ -28,15 +28,15 @@ from pipeline.schema import Receipt
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = ((6, 5), (3, 2))
     monkeypatch.setattr(bench_op, "LEVELS", levels)
     monkeypatch.setattr(bench_op, "ROWS", sum(height * width for height, width in levels))
     monkeypatch.setattr(bench_op, "CASES", {"encoder": (1, 36), "decoder": (2, 7)})
 
 
-def test_op_times_all_that_run_here(
-    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_op_times_every_implementation_of_this_machine(
+    small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results.csv"
     command = ["bench", "op", "--precision", "fp32", "--seconds", "0.1", "--results", str(results)]
@@ -46,7 +46,7 @@ def test_op_times_all_that_run_here(
     assert "x transformers" in capsys.readouterr().out
     with results.open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * len(printed)  # the second run was added
+    assert len(rows) == 2 * len(printed)  # the rows of the second run were added
     subjects = {row["subject"] for row in rows}
     assert subjects >= {"reference", "grid_sample", "embedding_bag", "transformers"}
     assert all(float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"]) for row in rows)
@@ -54,40 +54,40 @@ def test_op_times_all_that_run_here(
 
 
 def test_nothing_is_timed_where_a_result_is_wrong(
-    small: None,
+    small_inputs: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = bench_op._ours
+    compute = bench_op._ours
 
-    def wrong(tensors: bench_op.Inputs, implementation: Implementation) -> torch.Tensor:
-        return right(tensors, implementation) + (implementation == "grid_sample")
+    def compute_wrong(tensors: bench_op.Inputs, implementation: Implementation) -> torch.Tensor:
+        return compute(tensors, implementation) + (implementation == "grid_sample")
 
-    monkeypatch.setattr(bench_op, "_ours", wrong)
+    monkeypatch.setattr(bench_op, "_ours", compute_wrong)
     results = tmp_path / "results.csv"
     command = ["bench", "op", "--precision", "fp32", "--seconds", "0.1", "--results", str(results)]
     assert main(command) == 1
-    said = capsys.readouterr()
-    assert "grid_sample is wrong by" in said.err and not said.out
+    printed = capsys.readouterr()
+    assert "grid_sample is wrong by" in printed.err and not printed.out
     assert not results.exists()
 
 
-def test_the_plot_shows_the_newest_of_each(
-    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_plot_shows_the_newest_row_of_each_subject(
+    small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results, picture = tmp_path / "results.csv", tmp_path / "plot.svg"
+    results, plot = tmp_path / "results.csv", tmp_path / "plot.svg"
     command = ["bench", "op", "--precision", "fp32", "--seconds", "0.1", "--results", str(results)]
     assert main(command) == 0 and main(command) == 0
     for case in newest(results).values():
         subjects = [row["subject"] for row in case]
         assert len(subjects) == len(set(subjects)) and "transformers" in subjects
-    assert main(["bench", "plot", str(picture), "--results", str(results)]) == 0
-    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+    assert main(["bench", "plot", str(plot), "--results", str(results)]) == 0
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
     capsys.readouterr()
-    assert main(["bench", "plot", str(picture.with_suffix(".doc")), "--results", str(results)]) == 2
+    assert main(["bench", "plot", str(plot.with_suffix(".doc")), "--results", str(results)]) == 2
     assert "doc" in capsys.readouterr().err
-    assert main(["bench", "plot", str(picture), "--results", str(tmp_path / "none.csv")]) == 2
+    assert main(["bench", "plot", str(plot), "--results", str(tmp_path / "none.csv")]) == 2
     assert "none.csv does not exist" in capsys.readouterr().err
 
 
@@ -104,7 +104,6 @@ def test_subjects_take_turns() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_packaged_model_is_measured_with_its_ap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,19 +122,19 @@ def test_the_packaged_model_is_measured_with_its_ap(
     assert "other columns" in capsys.readouterr().err
 
 
-def test_launches_are_chosen_by_time_and_kept(
-    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_launches_are_chosen_by_time_and_stored(
+    small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By Triton's interpreter where there is no GPU, which is no measure of one."""
+    """Without a GPU the kernels run in Triton's interpreter, whose times say nothing of a GPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     candidates = [Launch(4, 1), Launch(32, 1)]
     best, medians = bench_launches.fastest("decoder", device, "fp32", 0.1, candidates)
     assert set(medians) == set(candidates) and medians[best] == min(medians.values())
     table = tmp_path / "launches.json"
     shutil.copy(launches.TABLE, table)
-    kept = {launches.FEW: Launch(8, 1), launches.MANY: best}
-    launches.add_to_table("9.0", kept, table)
-    assert launches.read_table(table) == {**launches.read_table(), "9.0": kept}
+    chosen = {launches.FEW: Launch(8, 1), launches.MANY: best}
+    launches.add_to_table("9.0", chosen, table)
+    assert launches.read_table(table) == {**launches.read_table(), "9.0": chosen}
     command = ["bench", "launches", "--table", str(table), "--device", "cpu"]
     assert main(command) == 2
     assert "pass --device cuda" in capsys.readouterr().err
@@ -151,14 +150,14 @@ def test_launches_are_chosen_by_time_and_kept(
         (["--device", "cuda:99"], "--device cuda:99: it cannot be used here"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_arguments_that_cannot_be_measured_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "model", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_pipeline_that_answers_otherwise_is_not_timed() -> None:
+def test_a_pipeline_with_other_results_is_not_timed() -> None:
     expected = {"a": 0.5, "b": 0.5625, "c": 0.75}
     assert bench_pipeline.difference(expected, expected) == 0
     swapped = {**expected, "a": expected["b"], "b": expected["a"]}
@@ -199,14 +198,14 @@ def test_model_beside_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_the_rate_of_devices_that_end_together_is_theirs(devices: int) -> None:
+def test_the_rate_of_devices_that_end_together_is_their_sum(devices: int) -> None:
     ends = np.repeat(np.arange(160) * 0.25, devices)
     rate = scale.steady(np.random.default_rng(0).permutation(ends))
     assert rate == pytest.approx(devices * 8 / 2.0, rel=0.02)
 
 
 @pytest.mark.parametrize(("staged", "planned"), [(80, 88), (88, 80), (72, 80)])
-def test_runs_that_lose_or_double_an_image_tell_no_rate(staged: int, planned: int) -> None:
+def test_runs_that_lose_or_double_an_image_give_no_rate(staged: int, planned: int) -> None:
     found = [Receipt("b", ("s",), images=8, detections=0) for _ in range(10)]
     scale.check_whole(found, 80, 80)
     with pytest.raises(RuntimeError, match=f"of {planned} images 80 were told of"):
@@ -214,7 +213,7 @@ def test_runs_that_lose_or_double_an_image_tell_no_rate(staged: int, planned: in
 
 
 @pytest.mark.slow
-def test_the_pipeline_follows_its_devices(tmp_path: Path) -> None:
+def test_two_devices_are_nearly_twice_as_fast_as_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.cli", "bench", "scale", "--detectors", "1,2", "--json"]
     command += ["--device-seconds", "0.1", "--seconds", "12", "--results", str(tmp_path / "r.csv")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -222,6 +221,6 @@ def test_the_pipeline_follows_its_devices(tmp_path: Path) -> None:
         median(sample["images_per_second"] for sample in scaled["samples"])
         for scaled in json.loads(done.stdout)
     ]
-    assert 8 < rates[0] < 10.1  # ten a second are what a device can do
+    assert 8 < rates[0] < 10.1  # one device can do at most ten a second
     assert rates[0] * 1.6 < rates[1] < 20.2
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""Wheels for a machine without a network: which, cut into parts, and put together there."""
+"""Wheels for a machine without a network are chosen here, cut into parts, and joined there."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ from jobs.bench.wheels import (
 
 
 def write_wheel(path: Path) -> None:
-    """A package `tiny` of 2.5 MB that does not compress."""
+    """Write the wheel of a package `tiny` with 2.5 MB that do not compress."""
     info = "tiny-1.0.dist-info"
     files = {
         "tiny/__init__.py": b"answer = 42\n",
@@ -40,13 +40,13 @@ def write_wheel(path: Path) -> None:
             archive.writestr(name, data)
 
 
-def test_what_is_printed_joins_and_installs(
+def test_the_printed_command_joins_and_installs_the_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def made(pins: Sequence[str], folder: Path, python: str) -> None:
+    def write_tiny_wheel(pins: Sequence[str], folder: Path, python: str) -> None:
         write_wheel(folder / "tiny-1.0-py3-none-any.whl")
 
-    monkeypatch.setattr(wheels, "download_wheels", made)
+    monkeypatch.setattr(wheels, "download_wheels", write_tiny_wheel)
     folder, moved, site = tmp_path / "parts", tmp_path / "moved", tmp_path / "site"
     folder.mkdir()
     (folder / "wheels.tar.007").write_bytes(b"of an earlier tar")
@@ -58,7 +58,7 @@ def test_what_is_printed_joins_and_installs(
     printed = capsys.readouterr().out.splitlines()
     assert "2.5 MB in 3 parts" in printed[3]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    there = subprocess.run(
+    installed = subprocess.run(
         ["bash", "-c", f"{printed[-1]} && python3 -c 'import tiny; print(tiny.__file__)'"],
         cwd=moved,
         env=os.environ | {"SITE": str(site), "PATH": path},
@@ -66,47 +66,51 @@ def test_what_is_printed_joins_and_installs(
         text=True,
         check=True,
     )
-    assert there.stdout.strip() == str(site / "tiny" / "__init__.py")
+    assert installed.stdout.strip() == str(site / "tiny" / "__init__.py")
 
 
-def test_what_the_machine_has_is_left_alone(tmp_path: Path) -> None:
+def test_packages_that_the_machine_has_are_left_out(tmp_path: Path) -> None:
     needed = find_needed(read_installed(BARE_MACHINE), "3.12")
     assert needed >= {"aiobotocore", "botocore", "duckdb", "ray", "s3fs"}
-    assert needed >= {"aiohttp-cors", "opencensus"}, "of ray[default]"
+    assert needed >= {"aiohttp-cors", "opencensus"}, "ray[default] needs these"
     assert not needed & {"detr-batch", "fsspec", "numpy", "pyarrow", "pytest", "torch"}
     pins = pin_versions(needed, "3.12")
     assert len(pins) == len(needed) and all("==" in pin for pin in pins)
 
-    listed = tmp_path / "list.txt"
-    listed.write_text("# pip list\ntorch==2.11.0+cu130\n\nTorchVision\nS3FS==1\nAIOHTTP_cors==1\n")
-    installed = read_installed(listed)
+    package_list = tmp_path / "list.txt"
+    package_list.write_text(
+        "# pip list\ntorch==2.11.0+cu130\n\nTorchVision\nS3FS==1\nAIOHTTP_cors==1\n"
+    )
+    installed = read_installed(package_list)
     assert installed == {"aiohttp-cors", "s3fs", "torch", "torchvision"}
     needed = find_needed(installed, "3.12")
     assert needed >= {"execnet", "hypothesis", "numpy", "pytest", "pytest-xdist", "ray"}
     assert not needed & {"aiohttp-cors", "s3fs", "torch", "triton"}
 
 
-def test_numpy_is_that_of_the_machines_python() -> None:
+def test_versions_fit_the_python_of_the_machine() -> None:
     (old,), (new,) = pin_versions(["numpy"], "3.11"), pin_versions(["numpy"], "3.12")
     assert old != new
     with pytest.raises(ValueError, match="no version of parrot"):
         pin_versions(["numpy", "parrot"], "3.12")
 
 
-def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, listed = tmp_path / "taken", tmp_path / "list.txt"
+def test_every_mistake_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, package_list = tmp_path / "taken", tmp_path / "list.txt"
     folder.mkdir()
     (folder / "wheels.tar.old").touch()
-    listed.write_text("numpy\n")
-    for arguments, said in (
+    package_list.write_text("numpy\n")
+    for arguments, message in (
         ([str(folder)], "has other files in it (wheels.tar.old)"),
-        ([str(tmp_path / "new"), "--installed", str(listed)], "lacks torch"),
+        ([str(tmp_path / "new"), "--installed", str(package_list)], "lacks torch"),
         ([str(tmp_path / "new"), "--installed", str(tmp_path / "absent")], "No such file"),
         ([str(tmp_path / "new"), "--part-mb", "0"], "more than 0"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert said in error and error.count("\n") == 1
+        assert message in error and error.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
@@ -123,7 +127,7 @@ def test_packages_without_a_wheel_are_all_named(
 
 
 @pytest.mark.slow
-def test_everything_is_to_be_had(tmp_path: Path) -> None:
+def test_every_needed_wheel_can_be_downloaded(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     assert main([str(folder)]) == 0
     parts = sorted(folder.iterdir())
@@ -131,9 +135,9 @@ def test_everything_is_to_be_had(tmp_path: Path) -> None:
     whole = BytesIO(b"".join(part.read_bytes() for part in parts))
     with tarfile.open(fileobj=whole) as archive:
         found = {name: parse_wheel_filename(name) for name in archive.getnames()}
-    taken = {*cpython_tags((3, 12), platforms=PLATFORMS)}
-    taken.update(compatible_tags((3, 12), "cp312", PLATFORMS))
+    accepted = {*cpython_tags((3, 12), platforms=PLATFORMS)}
+    accepted.update(compatible_tags((3, 12), "cp312", PLATFORMS))
     for wheel, (_, _, _, tags) in found.items():
-        assert tags & taken, wheel
+        assert tags & accepted, wheel
     needed = find_needed(read_installed(BARE_MACHINE), "3.12")
     assert {name for name, *_ in found.values()} == needed

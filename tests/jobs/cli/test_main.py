@@ -1,4 +1,4 @@
-"""The command line as a shell sees it: exit codes, and one line for what goes wrong."""
+"""The command line as a shell sees it: exit codes, and one line for each error."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
-    """As in `detr-batch models | head`."""
+    """`head` stops like this in `detr-batch models | head`."""
     code = "import sys; from jobs.cli import main; sys.exit(main(['models']))"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -38,7 +38,7 @@ def test_bad_arguments_are_exit_code_2(kind: type[Exception]) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        ValueError,  # of a library that read something damaged
+        ValueError,  # raised by a library that read something damaged
         KeyError,
         OSError,
         DamagedOutput,
@@ -50,13 +50,13 @@ def test_bad_arguments_are_exit_code_2(kind: type[Exception]) -> None:
         Wrong,
     ],
 )
-def test_all_else_is_exit_code_1_which_schedulers_try_again(kind: type[Exception]) -> None:
+def test_all_other_errors_are_exit_code_1_which_schedulers_try_again(kind: type[Exception]) -> None:
     assert exit_code_of(kind("no")) == 1
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command with a mistake in it, which is named with a secret."""
+def broken_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the command `prices` a bug, whose error message holds a secret."""
 
     def fail(_: Any) -> int:
         raise KeyError("s3://user:5ecret@bucket")
@@ -64,8 +64,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.models, "_prices", fail)
 
 
-@pytest.mark.usefixtures("broken")
-def test_a_mistake_of_ours_is_a_line_that_names_debug(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("broken_command")
+def test_a_bug_is_reported_in_one_line_that_names_debug(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prices"]) == 1
     assert capsys.readouterr().err == (
         "detr-batch: internal error: KeyError: 's3://bucket' (--debug shows where it happened)\n"
@@ -75,7 +75,7 @@ def test_a_mistake_of_ours_is_a_line_that_names_debug(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("cause", "hint"), [(KeyError("x"), True), (OSError("x"), False), (StorageUnavailable(), False)]
 )
-def test_a_run_that_fails_by_a_mistake_of_ours_names_debug(
+def test_a_run_that_fails_by_a_bug_names_debug(
     cause: Exception,
     hint: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,19 +86,21 @@ def test_a_run_that_fails_by_a_mistake_of_ours_names_debug(
 
     monkeypatch.setattr(cli.models, "_prices", fail)
     assert main(["prices"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("detr-batch: the run failed")
-    assert (DEBUG in said) == hint
+    printed = capsys.readouterr().err
+    assert printed.startswith("detr-batch: the run failed")
+    assert (DEBUG in printed) == hint
 
 
-@pytest.mark.usefixtures("broken")
-@pytest.mark.parametrize("words", [[DEBUG, "prices"], ["prices", DEBUG]])
-def test_debug_shows_the_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback")
-    assert said.endswith("\ndetr-batch: internal error: KeyError: 's3://bucket'\n")
-    assert "5ecret" not in said
+@pytest.mark.usefixtures("broken_command")
+@pytest.mark.parametrize("arguments", [[DEBUG, "prices"], ["prices", DEBUG]])
+def test_debug_shows_the_traceback(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert printed.endswith("\ndetr-batch: internal error: KeyError: 's3://bucket'\n")
+    assert "5ecret" not in printed
 
 
 def test_debug_shows_the_traceback_of_a_refused_argument_too(
@@ -115,25 +117,25 @@ def test_debug_shows_the_traceback_of_a_refused_argument_too(
 @pytest.mark.parametrize(
     ("damage", "code"), [(b"", 1), (b"no weights", 1), (None, 2)], ids=["cut", "other", "none"]
 )
-def test_damaged_weights_are_no_bad_argument(
+def test_damaged_weights_are_not_a_bad_argument(
     damage: bytes | None, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "weights.safetensors"
     if damage is not None:
         weights.write_bytes(damage)
-    words = ["label", "in", str(tmp_path / "out"), "--model", "shapes-tiny"]
-    assert main([*words, "--weights", str(weights)]) == code
-    said = capsys.readouterr().err
-    assert str(weights) in said
-    assert DEBUG not in said
+    arguments = ["label", "in", str(tmp_path / "out"), "--model", "shapes-tiny"]
+    assert main([*arguments, "--weights", str(weights)]) == code
+    printed = capsys.readouterr().err
+    assert str(weights) in printed
+    assert DEBUG not in printed
 
 
-def test_a_model_that_there_is_not_is_a_bad_argument(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_model_is_a_bad_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["label", "in", "out", "--model", "moon"]) == 2
     assert "choose one of deformable-detr" in capsys.readouterr().err
 
 
-def test_the_command_line_loads_nothing_large() -> None:
+def test_the_command_line_imports_no_large_package() -> None:
     code = (
         "import sys, jobs.cli; jobs.cli.parser(); "
         "print({'torch', 'ray', 'pyarrow', 'numpy', 'fsspec', 'yaml'} & set(sys.modules))"

@@ -1,4 +1,4 @@
-"""A dataclass becomes a command line, and a command line that dataclass."""
+"""A dataclass of options becomes a command line, and a command line becomes the dataclass."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,35 +24,35 @@ class Example:
     place: str = field(default="here", metadata={"environment": "EXAMPLE_PLACE", "help": "where"})
     names: tuple[str, ...] = field(default=(), metadata={"parse": str.upper, "help": "again"})
     own: str = field(default="", metadata={"flag": "--mine", "help": "of another name"})
-    inner: int = 7  # nothing for the command line
+    inner: int = 7  # not an option of the command line
 
 
-def parsed(*words: str) -> Example:
-    made = Parser(prog="example")
-    add_options(made, Example)
-    return options_from(Example, vars(made.parse_args(words)))
+def parse(*arguments: str) -> Example:
+    example_parser = Parser(prog="example")
+    add_options(example_parser, Example)
+    return options_from(Example, vars(example_parser.parse_args(arguments)))
 
 
 def test_defaults_are_those_of_the_dataclass() -> None:
-    assert parsed("s", "--kind", "a") == Example("s", "a")
+    assert parse("s", "--kind", "a") == Example("s", "a")
 
 
 def test_each_kind_of_field_is_set() -> None:
-    words = ["s", "t", "--kind=b", "--count", "4", "--share", ".5", "--no-page", "--still"]
-    words += ["--names", "a", "--names", "b", "--place", "there", "--mine", "o"]
-    found = parsed(*words)
+    arguments = ["s", "t", "--kind=b", "--count", "4", "--share", ".5", "--no-page", "--still"]
+    arguments += ["--names", "a", "--names", "b", "--place", "there", "--mine", "o"]
+    found = parse(*arguments)
     voice, names = (False, True), ("A", "B")
     assert found == Example("s", "b", Path("t"), 4, 0.5, False, *voice, "there", names, "o")
 
 
 def test_the_environment_gives_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXAMPLE_PLACE", "away")
-    assert parsed("s", "--kind", "a").place == "away"
-    assert parsed("s", "--kind", "a", "--place", "home").place == "home"
+    assert parse("s", "--kind", "a").place == "away"
+    assert parse("s", "--kind", "a", "--place", "home").place == "home"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         ([], "required: SOURCE, --kind"),
         (["s", "--kind", "c"], "invalid choice: 'c'"),
@@ -63,41 +63,41 @@ def test_the_environment_gives_a_default(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        parsed(*words)
+        parse(*arguments)
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert line.endswith("(see example --help)")
 
 
-def test_help_has_the_defaults_that_say_something() -> None:
-    made = Parser(prog="example")
-    add_options(made, Example)
-    text = " ".join(made.format_help().split())
+def test_help_shows_the_defaults_that_mean_something() -> None:
+    example_parser = Parser(prog="example")
+    add_options(example_parser, Example)
+    text = " ".join(example_parser.format_help().split())
     assert "how many (default: 3)" in text
     assert "no page --loud" in text
     assert "--no-page" in text
 
 
 def test_a_command_is_run_with_its_options() -> None:
-    run: list[Example] = []
+    received: list[Example] = []
     top = Parser(prog="top")
 
-    def keep(options: Example) -> int:
-        run.append(options)
+    def record_options(options: Example) -> int:
+        received.append(options)
         return 0
 
-    add_command(top.add_subparsers(), "go", Example, keep, help="go")
+    add_command(top.add_subparsers(), "go", Example, record_options, help="go")
     given: dict[str, Any] = vars(top.parse_args(["go", "s", "--kind", "a", "--count", "9"]))
     assert given.pop("run")(**given) == 0
-    assert run[0].count == 9
+    assert received[0].count == 9
 
 
-def other(name: str, default: Any, choices: tuple[str, ...] | None) -> Any:
-    """A value that is not the default."""
+def another_value(name: str, default: Any, choices: tuple[str, ...] | None) -> Any:
+    """Return a value of an option that is not its default."""
     if choices:
         return next(choice for choice in choices if choice != default)
     if isinstance(default, bool):
@@ -107,10 +107,10 @@ def other(name: str, default: Any, choices: tuple[str, ...] | None) -> Any:
     return 0.25 if name == "usd_per_hour" or isinstance(default, float) else f"some {name}"
 
 
-def test_words_give_each_option_of_label_again() -> None:
-    """Whatever is declared: `submit` depends on it."""
+def test_words_of_options_parse_to_the_same_options() -> None:
+    """This must hold for every option, because `submit` passes them all on."""
     values = {
-        one.name: other(one.name, one.default, one.metadata.get("choices"))
+        one.name: another_value(one.name, one.default, one.metadata.get("choices"))
         for one in fields(LabelOptions)
     }
     options = LabelOptions(**values)

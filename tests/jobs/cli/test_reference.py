@@ -1,4 +1,4 @@
-"""jobs/REFERENCE.md is what the code says, and names all variables that the code reads."""
+"""jobs/REFERENCE.md is up to date, and names all environment variables that the code reads."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,11 @@ ROOMS = ("model", "pipeline", "jobs", "tests", "infra")
 KINDS = {".py", ".sh", ".yaml"}
 
 
-def test_the_reference_is_what_the_code_says() -> None:
+def test_the_reference_is_up_to_date() -> None:
     assert FILE.read_text(encoding="utf-8") == reference(), "run `make reference`"
 
 
-def test_the_reference_depends_on_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     before = reference()
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")

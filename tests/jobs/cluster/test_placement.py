@@ -1,4 +1,4 @@
-"""Where stages go, judged without a cluster; tests/jobs/submit/test_submit.py asks a real one."""
+"""Stages are placed on nodes; tests/jobs/submit/test_submit.py does it on a real cluster."""
 
 from typing import Any
 

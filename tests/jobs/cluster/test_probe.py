@@ -1,4 +1,4 @@
-"""What a node of a cluster says before a run: it can do its part, or what is wrong with it."""
+"""The probe reports what is wrong with a node of a cluster before a run, or nothing."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ NOTHING = Member("nothing", "", 0)
 
 
 def put(url: str) -> Member:
-    """A small object."""
+    """Write a small object."""
     fs, path = open_location(url, "INPUT")
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     fs.pipe_file(path, b"something")
@@ -25,7 +25,7 @@ def put(url: str) -> Member:
 
 
 def locked(output: str) -> str:
-    """An OUTPUT in which a driver has its lock."""
+    """Make an OUTPUT in which a driver has its lock."""
     put(join(output, paths.LOCK))
     return output
 

@@ -1,4 +1,4 @@
-"""Private parts of Ray are still those that the product was written for."""
+"""The private parts of Ray that we use still have the names and arguments that we rely on."""
 
 import inspect
 

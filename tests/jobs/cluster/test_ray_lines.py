@@ -1,4 +1,4 @@
-"""Ray's own lines that say nothing to a user are kept off stderr, and nothing else is."""
+"""Ray's own lines that mean nothing to a user do not reach stderr; all other lines do."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def test_other_lines_are_written_late_but_whole(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 def test_a_run_on_a_ray_of_its_own_says_what_it_did_and_no_more(tmp_path: Path) -> None:
-    """Fails where an upgrade of Ray brings new lines, or says the old ones otherwise."""
+    """It fails if an upgrade of Ray brings new lines, or changes the words of old ones."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(1))
     command = [sys.executable, "-m", "jobs.cli", "label", str(tmp_path / "photos")]

@@ -1,4 +1,4 @@
-"""Pairs of boxes, against the sequential formulation and against what defines them."""
+"""Pairs of boxes equal those of a simple sequential algorithm, and meet their definition."""
 
 from itertools import product
 
@@ -27,35 +27,37 @@ def boxes(rows: list[Row]) -> Boxes:
     return Boxes(flat[:, 0].astype(int), flat[:, 1].astype(int), flat[:, 2] / 10, corners)
 
 
-def one_by_one(left: Boxes, right: Boxes, least: float) -> set[tuple[int, int]]:
-    """Of all pairs, again and again the best of those whose boxes are free."""
+def pair_one_by_one(left: Boxes, right: Boxes, least: float) -> set[tuple[int, int]]:
+    """Choose pairs from the best to the worst, if neither box has a partner yet."""
     ranked = []
     for i, j in product(range(len(left)), range(len(right))):
         iou = float(overlaps(left.box[i : i + 1], right.box[j : j + 1])[0])
         if left.image[i] == right.image[j] and iou >= least:
             other = bool(left.kind[i] != right.kind[j])
             ranked.append((other, -iou, abs(left.score[i] - right.score[j]), i, j))
-    taken: set[tuple[int, int]] = set()
+    chosen: set[tuple[int, int]] = set()
     for *_, i, j in sorted(ranked):
-        if all(i != a and j != b for a, b in taken):
-            taken.add((i, j))
-    return taken
+        if all(i != a and j != b for a, b in chosen):
+            chosen.add((i, j))
+    return chosen
 
 
 @given(st.lists(ROW, max_size=9), st.lists(ROW, max_size=9), LEAST)
-def test_pairs_are_those_of_taking_the_best_one_by_one(
+def test_pairs_equal_those_chosen_one_by_one(
     left_rows: list[Row], right_rows: list[Row], least: float
 ) -> None:
     left, right = boxes(left_rows), boxes(right_rows)
     found = pair_boxes(left, right, least)
     pairs = list(zip(found.left.tolist(), found.right.tolist(), strict=True))
     assert len(set(found.left.tolist())) == len(set(found.right.tolist())) == len(pairs)
-    assert set(pairs) == one_by_one(left, right, least)
+    assert set(pairs) == pair_one_by_one(left, right, least)
     assert found.same.tolist() == [left.kind[i] == right.kind[j] for i, j in pairs]
 
 
 @given(st.lists(ROW, max_size=9), LEAST)
-def test_what_did_not_change_is_paired_with_itself(rows: list[Row], least: float) -> None:
+def test_boxes_that_did_not_change_are_paired_with_themselves(
+    rows: list[Row], least: float
+) -> None:
     side = boxes(rows)
     found = pair_boxes(side, side, least)
     assert len(found.left) == len(side)
@@ -69,7 +71,7 @@ def test_what_did_not_change_is_paired_with_itself(rows: list[Row], least: float
 def test_no_two_boxes_overlap_more_than_each_does_its_partner(
     left_rows: list[Row], right_rows: list[Row], least: float
 ) -> None:
-    """Sides may be changed, and no pair is left that both would rather have."""
+    """The pairing is stable, and the same if the two sides are swapped."""
     left, right = (
         boxes([(row[0], 0, *row[2:]) for row in rows]) for rows in (left_rows, right_rows)
     )
@@ -84,7 +86,7 @@ def test_no_two_boxes_overlap_more_than_each_does_its_partner(
 
 
 @given(st.lists(ROW, min_size=1, max_size=9))
-def test_overlaps_are_those_of_torchvision(rows: list[Row]) -> None:
+def test_overlaps_equal_those_of_torchvision(rows: list[Row]) -> None:
     rows = [(*row[:5], row[5] + 1, row[6] + 1) for row in rows]
     side = boxes(rows)
     expected = box_iou(tensor(side.box), tensor(side.box)).numpy()
@@ -93,7 +95,7 @@ def test_overlaps_are_those_of_torchvision(rows: list[Row]) -> None:
         assert found == pytest.approx(expected[i])
 
 
-def test_many_boxes_in_one_image_are_compared_a_part_at_a_time(
+def test_many_boxes_in_one_image_are_compared_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""`compare`: what is new, gone and changed, by class; images on one side; unequal thresholds."""
+"""`compare` counts new, gone and changed boxes by class, and the images of only one side."""
 
 import json
 from dataclasses import replace
@@ -22,22 +22,29 @@ LABELS = ("", "cat", "dog")
 RUNS = ("20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb")
 
 
-def at(x: float, label: int = 1, score: float = 0.9) -> Box:
+def box_at(x: float, label: int = 1, score: float = 0.9) -> Box:
     return Box(label, score, x, 0.0, x + 10, 10.0)
 
 
-def both(place: Path, a: list[Labelled], b: list[Labelled], **options: Any) -> dict[str, Any]:
-    sides = [write_run(place / name, rows, LABELS) for name, rows in (("a", a), ("b", b))]
+def write_and_compare(
+    folder: Path, a: list[Labelled], b: list[Labelled], **options: Any
+) -> dict[str, Any]:
+    sides = [write_run(folder / name, rows, LABELS) for name, rows in (("a", a), ("b", b))]
     return compare(Comparison(sides[0], sides[1], **options))
 
 
 def test_every_kind_of_change_is_counted_once(tmp_path: Path) -> None:
-    a = [Labelled("x/1.jpg", [at(0), at(100), at(200), at(300, 2)]), Labelled("x/2.jpg", [at(0)])]
-    b = [
-        Labelled("x/1.jpg", [at(1, score=0.7), at(200, 2, 0.8), at(300, 2), at(400, 2)]),
-        Labelled("x/2.jpg", [at(0)]),
+    a = [
+        Labelled("x/1.jpg", [box_at(0), box_at(100), box_at(200), box_at(300, 2)]),
+        Labelled("x/2.jpg", [box_at(0)]),
     ]
-    result = both(tmp_path, a, b)
+    b = [
+        Labelled(
+            "x/1.jpg", [box_at(1, score=0.7), box_at(200, 2, 0.8), box_at(300, 2), box_at(400, 2)]
+        ),
+        Labelled("x/2.jpg", [box_at(0)]),
+    ]
+    result = write_and_compare(tmp_path, a, b)
     boxes = result["boxes"]
     counted = {name: boxes[name] for name in ("matched", "class_changed", "gone", "new")}
     assert counted == {"matched": 3, "class_changed": 1, "gone": 1, "new": 1}
@@ -65,23 +72,23 @@ def test_every_kind_of_change_is_counted_once(tmp_path: Path) -> None:
     assert most["difference"] == pytest.approx(0.9 + 0.9 + 0.9 + 0.2)
 
 
-def test_images_on_one_side_are_told_and_their_boxes_are_no_changes(tmp_path: Path) -> None:
+def test_images_of_only_one_side_are_counted_and_their_boxes_are_no_changes(tmp_path: Path) -> None:
     a = [
-        Labelled("x/both.jpg", [at(0)]),
-        Labelled("x/a.jpg", [at(0)]),
-        Labelled("x/broke.jpg", [at(0)]),
+        Labelled("x/both.jpg", [box_at(0)]),
+        Labelled("x/a.jpg", [box_at(0)]),
+        Labelled("x/broke.jpg", [box_at(0)]),
         Labelled("x/mended.jpg", status="truncated"),
         Labelled("x/bad.jpg", status="truncated"),
     ]
     b = [
-        Labelled("x/both.jpg", [at(0)], etag="other"),
+        Labelled("x/both.jpg", [box_at(0)], etag="other"),
         Labelled("x/broke.jpg", status="truncated"),
-        Labelled("x/mended.jpg", [at(0)]),
+        Labelled("x/mended.jpg", [box_at(0)]),
         Labelled("x/bad.jpg", status="truncated"),
         Labelled("x/b1.jpg"),
         Labelled("x/b2.jpg"),
     ]
-    result = both(tmp_path, a, b)
+    result = write_and_compare(tmp_path, a, b)
     counts = {name: value for name, value in result["images"].items() if value}
     assert counts.pop("examples") == {"only_a": ["x/a.jpg"], "only_b": ["x/b1.jpg", "x/b2.jpg"]}
     assert counts == {
@@ -92,8 +99,8 @@ def test_images_on_one_side_are_told_and_their_boxes_are_no_changes(tmp_path: Pa
     assert "2            only in b (x/b1.jpg, x/b2.jpg)" in as_text(result)
 
 
-def test_boxes_that_the_other_side_would_not_keep_are_no_changes(tmp_path: Path) -> None:
-    low, high = at(0, score=0.3), at(100, score=0.9)
+def test_boxes_below_the_threshold_of_the_other_side_are_no_changes(tmp_path: Path) -> None:
+    low, high = box_at(0, score=0.3), box_at(100, score=0.9)
     write_run(tmp_path / "a", [Labelled("x.jpg", [low, high])], LABELS, score_threshold=0.3)
     write_run(tmp_path / "b", [Labelled("x.jpg", [high])], LABELS, score_threshold=0.5)
     result = compare(Comparison(str(tmp_path / "a"), str(tmp_path / "b")))
@@ -106,10 +113,10 @@ def test_boxes_that_the_other_side_would_not_keep_are_no_changes(tmp_path: Path)
     assert (same["boxes"]["matched"], same["boxes"]["gone_below_threshold"]) == (2, 0)
 
 
-def test_two_runs_of_one_output(tmp_path: Path) -> None:
+def test_two_runs_of_one_output_are_compared(tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     for run, x in zip(RUNS, (0, 50), strict=True):
-        write_run(tmp_path / "out", [Labelled("x.jpg", [at(x)], etag=run)], LABELS, run)
+        write_run(tmp_path / "out", [Labelled("x.jpg", [box_at(x)], etag=run)], LABELS, run)
     newest = compare(Comparison(output, output))
     assert newest["images"]["unchanged"] == 1
     result = compare(Comparison(output, output, *RUNS))
@@ -119,19 +126,22 @@ def test_two_runs_of_one_output(tmp_path: Path) -> None:
         compare(Comparison(output, output, run_b="nothing"))
 
 
-def test_ids_that_come_again_in_other_files_are_told_apart(tmp_path: Path) -> None:
-    """As those of id columns may, of two Parquet files."""
-    rows = [Labelled("1", [at(100 * i)], shard=f"s{i}", uri=f"s{i}") for i in range(3)]
-    result = both(tmp_path, rows, list(reversed(rows)))
+def test_images_with_equal_ids_in_different_files_are_different(tmp_path: Path) -> None:
+    """The id columns of several Parquet files may hold equal ids."""
+    rows = [Labelled("1", [box_at(100 * i)], shard=f"s{i}", uri=f"s{i}") for i in range(3)]
+    result = write_and_compare(tmp_path, rows, list(reversed(rows)))
     assert (result["images"]["compared"], result["images"]["unchanged"]) == (3, 3)
 
 
 def test_copies_of_a_lake_are_compared_by_name(tmp_path: Path) -> None:
     tar = "s3://lake/x.tar"
-    a = [Labelled("file:///lake/1.jpg", [at(0)]), Labelled("file:///lake/2.jpg", [at(0)])]
-    b = [Labelled("s3://lake/1.png", [at(0)]), Labelled(f"{tar}#2", [at(0)], shard=tar, uri=tar)]
+    a = [Labelled("file:///lake/1.jpg", [box_at(0)]), Labelled("file:///lake/2.jpg", [box_at(0)])]
+    b = [
+        Labelled("s3://lake/1.png", [box_at(0)]),
+        Labelled(f"{tar}#2", [box_at(0)], shard=tar, uri=tar),
+    ]
     with pytest.raises(InputError, match=r"file:///lake/1\.jpg .* s3://lake/.* --by-name"):
-        both(tmp_path, a, b)
+        write_and_compare(tmp_path, a, b)
     result = compare(Comparison(str(tmp_path / "a"), str(tmp_path / "b"), by_name=True))
     assert result["images"]["unchanged"] == 2
 
@@ -144,14 +154,14 @@ def test_sums_do_not_depend_on_how_much_is_read_at_once(
     def boxes() -> list[Box]:
         kinds, scores = rng.integers(1, 3, 40), rng.random(40)
         return [
-            at(x, k, s)
+            box_at(x, k, s)
             for x, k, s in zip(rng.random(40) * 100, kinds.tolist(), scores, strict=True)
         ]
 
     a, b = ([Labelled(f"x/{i}.jpg", boxes()) for i in range(150)] for _ in range(2))
-    whole = both(tmp_path, a, b)
+    whole = write_and_compare(tmp_path, a, b)
     assert 0 < whole["boxes"]["matched"] < 6000
-    monkeypatch.setattr(module, "ROWS", 2048)  # DuckDB's least
+    monkeypatch.setattr(module, "ROWS", 2048)  # the least that DuckDB allows
     parts = compare(Comparison(str(tmp_path / "a"), str(tmp_path / "b")))
     for one, other in zip(whole["by_class"], parts["by_class"], strict=True):
         assert one.pop("score_drift") == pytest.approx(other.pop("score_drift"))
@@ -179,8 +189,10 @@ def test_a_spread_knows_quantiles_to_a_ten_thousandth() -> None:
     assert Spread(1, 0.0).of() is None
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hostile = Labelled("\x1b[2Jx.jpg", [at(0)])
+def test_the_command_line_prints_text_or_json_and_refuses_wrong_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = Labelled("\x1b[2Jx.jpg", [box_at(0)])
     sides = [
         write_run(tmp_path / "a", [hostile], LABELS),
         write_run(tmp_path / "b", [replace(hostile, boxes=[])], LABELS),
@@ -194,10 +206,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "--iou 0: give a number above 0" in capsys.readouterr().err
 
 
-def test_labels_in_a_bucket(tmp_path: Path, bucket: str) -> None:
-    """Beside labels on a disk."""
-    here = write_run(tmp_path / "a", [Labelled("x.jpg", [at(0), at(50)])], LABELS)
-    write_run(tmp_path / "b", [Labelled("x.jpg", [at(0)])], LABELS)
+def test_labels_in_a_bucket_are_compared_with_labels_on_a_disk(tmp_path: Path, bucket: str) -> None:
+    here = write_run(tmp_path / "a", [Labelled("x.jpg", [box_at(0), box_at(50)])], LABELS)
+    write_run(tmp_path / "b", [Labelled("x.jpg", [box_at(0)])], LABELS)
     fs, path = open_location(bucket, "OUTPUT")
     fs.put(str(tmp_path / "b"), path, recursive=True)
     assert compare(Comparison(here, bucket))["boxes"]["gone"] == 1

@@ -1,4 +1,4 @@
-"""The page of `compare` as people see it: hostile names, pictures and no pictures."""
+"""The page of `compare` in a browser: hostile names, images that are found, and others."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from playwright.sync_api import Browser
 from jobs.cli import main
 from jobs.demo.lake import write_lake
 from pipeline.plan.plan import plan_shards
-from tests.support.browsing import Scheme, look
+from tests.support.browsing import Scheme, open_page
 from tests.support.labelled import Labelled, write_run
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
@@ -19,7 +19,7 @@ GONE, NEW, BOTH = ((1, 0.9, x, 10.0, x + 90, 90.0) for x in (10.0, 150.0, 290.0)
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two OUTPUTs over scenes of a folder, and one image that is nowhere."""
+    """Two OUTPUTs with labels of scenes in a folder, and of one image that cannot be fetched."""
     folder = tmp_path_factory.mktemp("compared")
     write_lake(folder / "lake", 8, 3)
     shards = plan_shards(str(folder / "lake" / "photos")).shards
@@ -41,7 +41,7 @@ def test_the_page_reads_well_without_a_network(
 ) -> None:
     file = tmp_path / "page.html"
     assert main(["compare", *sides, "--html", str(file)]) == 0
-    page, trouble = look(browser, file, width, scheme)
+    page, trouble = open_page(browser, file, width, scheme)
     assert not trouble
     assert page.title() == "detr-batch: what changed"
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -51,15 +51,15 @@ def test_the_page_reads_well_without_a_network(
     )
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth >= 200)")
     assert page.locator("img").count() == 4
-    words = page.locator("main").inner_text()
-    assert "5 images compared, 5 changed" in words
-    assert (words.count("1 gone, 1 new"), words.count("1 gone, 2 new")) == (4, 1)
-    assert "No image" in words
-    assert "<img src=x" in words and "\u202e" not in words
+    text = page.locator("main").inner_text()
+    assert "5 images compared, 5 changed" in text
+    assert (text.count("1 gone, 1 new"), text.count("1 gone, 2 new")) == (4, 1)
+    assert "No image" in text
+    assert "<img src=x" in text and "\u202e" not in text
     page.context.close()
 
 
-def test_a_page_beside_figures_for_programs(
+def test_a_page_and_json_are_written_together(
     sides: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "page.html"

@@ -26,14 +26,14 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loose_files(lake: Path) -> dict[str, bytes]:
+def read_loose_files(lake: Path) -> dict[str, bytes]:
     return {
         LocalFileSystem().unstrip_protocol(str(path)): path.read_bytes()
         for path in lake.glob("photos/*/*")
     }
 
 
-def tar_members(lake: Path) -> dict[str, bytes]:
+def read_tar_members(lake: Path) -> dict[str, bytes]:
     url = LocalFileSystem().unstrip_protocol(str(lake / TAR))
     with tarfile.open(lake / TAR) as tar:
         members = {member.name: tar.extractfile(member) for member in tar}
@@ -44,22 +44,23 @@ def tar_members(lake: Path) -> dict[str, bytes]:
         }
 
 
-def parquet_rows(lake: Path) -> dict[str, bytes]:
+def read_parquet_rows(lake: Path) -> dict[str, bytes]:
     url = LocalFileSystem().unstrip_protocol(str(lake / PARQUET))
     column = pq.read_table(lake / PARQUET)["image"].to_pylist()
     return {f"{url}#{row}": data for row, data in enumerate(column)}
 
 
 @pytest.mark.parametrize(
-    ("stored", "expected"), [(loose_files, 10), (tar_members, 5), (parquet_rows, 5)]
+    ("read_images", "expected"),
+    [(read_loose_files, 10), (read_tar_members, 5), (read_parquet_rows, 5)],
 )
 def test_images_display_as_the_truth_says(
-    lake: Path, stored: Callable[[Path], dict[str, bytes]], expected: int
+    lake: Path, read_images: Callable[[Path], dict[str, bytes]], expected: int
 ) -> None:
     truth = json.loads((lake.parent / "truth.json").read_text())
     by_name = {image["file_name"]: image for image in truth["images"]}
     assert len(by_name) == COUNT
-    images = stored(lake)
+    images = read_images(lake)
     assert len(images) == expected
     for image_id, data in images.items():
         image = by_name[image_id]
@@ -67,7 +68,7 @@ def test_images_display_as_the_truth_says(
         assert displayed.size == (image["width"], image["height"])
         rendered = scene(SEED, image["id"] - 1)
         difference = np.abs(np.asarray(displayed, np.int16) - rendered.pixels)
-        assert difference.mean() < 6  # a wrong turn or a wrong scene is far beyond
+        assert difference.mean() < 6  # a wrong orientation or a wrong scene differs far more
 
 
 def test_loose_files_are_of_all_kinds(lake: Path) -> None:

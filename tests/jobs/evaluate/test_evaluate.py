@@ -1,4 +1,4 @@
-"""`evaluate`: published figures, images and classes by whatever name, and what is missing said."""
+"""`evaluate` gives published figures, matches images and classes, and reports what is missing."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ LABELS = ("", "cat", "dog")
 CAT = (1, 0.9, 10.0, 10.0, 60.0, 60.0)
 
 
-def document(*names: str, **changes: Any) -> dict[str, Any]:
-    """A cat in each image."""
+def make_annotations(*names: str, **changes: Any) -> dict[str, Any]:
+    """Make annotations of one cat in each image."""
     return {
         "images": [{"id": 7 + i, "file_name": name} for i, name in enumerate(names)],
         "categories": [{"id": 3, "name": "Cat"}, {"id": 4, "name": "bird"}],
@@ -29,21 +29,21 @@ def document(*names: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def written(place: Path, content: Any) -> str:
-    file = place / "truth.json"
+def write_truth(folder: Path, content: Any) -> str:
+    file = folder / "truth.json"
     file.write_text(json.dumps(content))
     return str(file)
 
 
 PAIRS = {
-    # Published by pycocotools' authors for this pair.
+    # The authors of pycocotools published these figures for this pair of files.
     "eval_pairs": (
         "eval_pairs/instances_val2014_100.json",
         "eval_pairs/instances_val2014_fakebbox100_results.json",
         (0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564),
         5e-4,
     ),
-    # pycocotools' own figures for the detections of another model.
+    # pycocotools computes these figures for the detections of another model.
     "photos": (
         "coco/annotations/instances_val2017_public55.json",
         "coco/detections/deimv2_atto_public55.json",
@@ -54,7 +54,9 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_published_figures(pair: str, testdata: Path, tmp_path: Path) -> None:
+def test_figures_equal_those_that_others_published(
+    pair: str, testdata: Path, tmp_path: Path
+) -> None:
     truth_file, found_file, figures, tolerance = PAIRS[pair]
     truth = json.loads((testdata / truth_file).read_text())
     images, labels = from_coco(truth, json.loads((testdata / found_file).read_text()), "s3://lake")
@@ -67,7 +69,7 @@ def test_published_figures(pair: str, testdata: Path, tmp_path: Path) -> None:
     assert len(result["by_class"]) == 80
 
 
-KNOWN = {
+NAMES = {
     "image_id": ("s3://lake/a.jpg", Labelled("s3://lake/a.jpg", [CAT])),
     "path": ("2017/a.jpg", Labelled("https://host/x/2017/a.jpg?id=5", [CAT])),
     "key": (
@@ -78,47 +80,47 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("rule", KNOWN)
-def test_images_are_known_by_several_names(rule: str, tmp_path: Path) -> None:
-    name, image = KNOWN[rule]
+@pytest.mark.parametrize("rule", NAMES)
+def test_images_are_matched_by_several_kinds_of_names(rule: str, tmp_path: Path) -> None:
+    name, image = NAMES[rule]
     other = Labelled("s3://lake/other.png", [CAT])
     output = write_run(tmp_path / "out", [image, other], LABELS)
-    result = evaluate(output, written(tmp_path, document(name)))
+    result = evaluate(output, write_truth(tmp_path, make_annotations(name)))
     assert result["images"]["matched_by"] == {rule: 1}
     assert result["images"]["not_annotated"] == 1
     assert result["images"]["examples"]["not_annotated"] == ["s3://lake/other.png"]
     assert result["metrics"]["AP"] == pytest.approx(1)
 
 
-def test_the_longest_path_says_which_image_is_meant(tmp_path: Path) -> None:
+def test_the_longest_matching_path_decides_which_image_is_meant(tmp_path: Path) -> None:
     images = [Labelled("s3://lake/a.jpg", [CAT]), Labelled("s3://lake/x/a.jpg", [CAT])]
     output = write_run(tmp_path / "out", images, LABELS)
-    result = evaluate(output, written(tmp_path, document("a.jpg", "x/a.jpg")))
+    result = evaluate(output, write_truth(tmp_path, make_annotations("a.jpg", "x/a.jpg")))
     assert result["images"]["labelled"] == 2
     with pytest.raises(InputError, match=r"a\.jpg of the annotations may be .*/a\.jpg .* and"):
-        evaluate(output, written(tmp_path, document("a.jpg")))
+        evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
 
 
 def test_names_that_mean_several_annotated_images_are_refused(tmp_path: Path) -> None:
     tar = "s3://lake/x.tar"
     output = write_run(tmp_path / "out", [Labelled(f"{tar}#a", [CAT], shard=tar, uri=tar)], LABELS)
     with pytest.raises(InputError, match=r"#a may be a\.jpg \(id 7\) and a\.png \(id 8\)"):
-        evaluate(output, written(tmp_path, document("a.jpg", "a.png")))
+        evaluate(output, write_truth(tmp_path, make_annotations("a.jpg", "a.png")))
 
 
-def test_nothing_in_common_says_what_was_compared(tmp_path: Path) -> None:
+def test_an_error_says_what_was_compared_if_nothing_matches(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("s3://lake/b.jpg", [CAT])], LABELS)
     with pytest.raises(InputError, match=r"file_name a\.jpg and the id 7; .* s3://lake/b\.jpg"):
-        evaluate(output, written(tmp_path, document("a.jpg")))
-    truth = document("b.jpg", categories=[{"id": 30, "name": "boat"}])
+        evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
+    truth = make_annotations("b.jpg", categories=[{"id": 30, "name": "boat"}])
     with pytest.raises(InputError, match=r"no class of OUTPUT \(cat\) .* \(boat\)"):
-        evaluate(output, written(tmp_path, truth))
+        evaluate(output, write_truth(tmp_path, truth))
 
 
 def test_failed_and_unlabelled_images_count_unless_left_out(tmp_path: Path) -> None:
     images = [Labelled("x/a.jpg", [CAT]), Labelled("x/b.jpg", status="undecodable")]
     output = write_run(tmp_path / "out", images, LABELS)
-    truth = written(tmp_path, document("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
+    truth = write_truth(tmp_path, make_annotations("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
     result = evaluate(output, truth)
     counts = {name: result["images"][name] for name in ("labelled", "failed", "not_labelled")}
     assert counts == {"labelled": 1, "failed": 1, "not_labelled": 2}
@@ -129,26 +131,28 @@ def test_failed_and_unlabelled_images_count_unless_left_out(tmp_path: Path) -> N
     assert "annotated, but not labelled: left out (c.jpg, d.jpg)" in as_text(alone)
 
 
-def test_classes_by_number_where_no_name_is_known(tmp_path: Path) -> None:
+def test_classes_are_matched_by_number_if_no_name_matches(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT, (2, 0.4, 0, 0, 9, 9)])], LABELS)
     categories = [{"id": 1, "name": "Katze"}, {"id": 3, "name": "Vogel"}]
-    truth = document("a.jpg", categories=categories)
+    truth = make_annotations("a.jpg", categories=categories)
     truth["annotations"][0]["category_id"] = 1
-    result = evaluate(output, written(tmp_path, truth))
+    result = evaluate(output, write_truth(tmp_path, truth))
     assert result["classes"]["matched_by"] == "id"
     assert result["classes"]["labelled_not_annotated"] == ["dog"]
     assert result["metrics"]["AP"] == pytest.approx(1)
-    by_name = evaluate(output, written(tmp_path, document("a.jpg")))
+    by_name = evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
     assert by_name["classes"]["matched_by"] == "name"
-    twice = document("a.jpg", categories=[{"id": 3, "name": "cat"}, {"id": 4, "name": "CAT"}])
+    twice = make_annotations(
+        "a.jpg", categories=[{"id": 3, "name": "cat"}, {"id": 4, "name": "CAT"}]
+    )
     with pytest.raises(InputError, match="3 and 4 are both called cat"):
-        evaluate(output, written(tmp_path, twice))
+        evaluate(output, write_truth(tmp_path, twice))
 
 
 def test_the_newest_labels_count(tmp_path: Path) -> None:
     for run_id, boxes in (("20260101T000000Z-aaaaaa", []), ("20260102T000000Z-bbbbbb", [CAT])):
         write_run(tmp_path / "out", [Labelled("a.jpg", boxes)], LABELS, run_id, 0.3)
-    result = evaluate(str(tmp_path / "out"), written(tmp_path, document("a.jpg")))
+    result = evaluate(str(tmp_path / "out"), write_truth(tmp_path, make_annotations("a.jpg")))
     assert result["metrics"]["AP"] == pytest.approx(1)
     assert result["score_threshold"] == pytest.approx(0.3)
     assert "Of boxes that score 0.3 or more" in as_text(result)
@@ -156,44 +160,46 @@ def test_the_newest_labels_count(tmp_path: Path) -> None:
 
 def test_an_output_without_a_box_has_no_precision(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg")], LABELS)
-    result = evaluate(output, written(tmp_path, document("a.jpg")))
+    result = evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
     assert (result["metrics"]["AP"], result["metrics"]["AP_L"]) == (0.0, -1.0)
     assert result["classes"]["annotated_not_labelled"] == ["Cat"]
 
 
-def test_a_broken_annotation_file_is_one_line(
+def test_a_broken_annotation_file_gives_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
-    truth = document("a.jpg", annotations=[{"image_id": 7, "bbox": [1, 2, 3]}])
-    assert main(["evaluate", output, written(tmp_path, truth)]) == 2
+    truth = make_annotations("a.jpg", annotations=[{"image_id": 7, "bbox": [1, 2, 3]}])
+    assert main(["evaluate", output, write_truth(tmp_path, truth)]) == 2
     error = capsys.readouterr().err
     assert "truth.json: annotation 1 (image_id 7): bbox [1, 2, 3] is not" in error
     assert error.count("\n") == 1
 
 
-def test_ids_may_be_numbers_and_texts(tmp_path: Path) -> None:
-    """Of scores that are equal in several images, those of lower ids count first."""
+def test_ids_may_be_numbers_or_texts(tmp_path: Path) -> None:
+    """Image ids rank boxes of equal scores, so ids of another type must not change the figures."""
     images = [Labelled(name, [CAT]) for name in ("a.jpg", "b.jpg", "c.jpg")]
     output = write_run(tmp_path / "out", images, LABELS)
-    truth = document("a.jpg", "b.jpg", "c.jpg")
-    numbers = evaluate(output, written(tmp_path, truth))
+    truth = make_annotations("a.jpg", "b.jpg", "c.jpg")
+    numbers = evaluate(output, write_truth(tmp_path, truth))
     truth["images"][0]["id"] = truth["annotations"][0]["image_id"] = "seven"
     truth["images"][1]["id"], truth["annotations"][1]["image_id"] = 8.0, "8"
-    assert evaluate(output, written(tmp_path, truth)) == numbers
+    assert evaluate(output, write_truth(tmp_path, truth)) == numbers
 
 
-def test_objects_of_unlisted_images_are_left_out_and_said(tmp_path: Path) -> None:
-    truth = document("a.jpg", "b.jpg")
+def test_objects_of_unlisted_images_are_left_out_and_counted(tmp_path: Path) -> None:
+    truth = make_annotations("a.jpg", "b.jpg")
     del truth["images"][1]
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
-    assert "left out     1 objects" in as_text(evaluate(output, written(tmp_path, truth)))
+    assert "left out     1 objects" in as_text(evaluate(output, write_truth(tmp_path, truth)))
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_prints_text_or_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hostile = "\x1b[2Ja.jpg"
     output = write_run(tmp_path / "out", [Labelled(hostile), Labelled("b.jpg", [CAT])], LABELS)
-    truth = written(tmp_path, document("b.jpg"))
+    truth = write_truth(tmp_path, make_annotations("b.jpg"))
     assert main(["evaluate", output, truth]) == 0
     text = capsys.readouterr().out
     assert "\\x1b[2Ja.jpg" in text and "\x1b" not in text

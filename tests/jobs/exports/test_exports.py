@@ -1,4 +1,4 @@
-"""What `export` writes is read by the tools that it is for, and is what the tables hold."""
+"""The tools that a format is for read what `export` writes, and find what the tables hold."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ CORNERS = ("x_min", "y_min", "x_max", "y_max")
 
 @pytest.fixture
 def output(tmp_path: Path) -> str:
-    """Two runs; the labels of the older one count no more."""
+    """An OUTPUT of two runs; the newer run has replaced the labels of the older one."""
     folder = str(tmp_path / "out")
     old = [Labelled(f"{SOURCE}/c.jpg", boxes=random_boxes(9, 7), width=900, height=310)]
     write_run(folder, old, LABELS, "20250101T000000Z-000000", source=SOURCE)
@@ -41,7 +41,7 @@ def output(tmp_path: Path) -> str:
 
 
 def corners(image: Labelled) -> Any:
-    """(N, 4) pixels, best first."""
+    """Return the corners of the boxes (N, 4) in pixels, best first."""
     values = [[getattr(box, name) for name in CORNERS] for box in image.named_boxes()]
     return np.array(values, np.float64).reshape(-1, 4)
 
@@ -50,14 +50,14 @@ def export(output: str, file: object, to: str, *options: str) -> int:
     return main(["export", output, str(file), "--to", to, *options])
 
 
-def test_coco_by_pycocotools(
+def test_pycocotools_reads_an_export_as_coco(
     output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(output, tmp_path / "labels.json", "coco") == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "8 boxes of 3 images" in said.err
-    assert "1 images that could not be labelled are left out" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "8 boxes of 3 images" in printed.err
+    assert "1 images that could not be labelled are left out" in printed.err
     coco = COCO(str(tmp_path / "labels.json"))
     assert {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())} == CLASSES
     assert {image["file_name"] for image in coco.dataset["images"]} == set(GOOD)
@@ -66,16 +66,16 @@ def test_coco_by_pycocotools(
         assert (image["image_id"], image["shard"]) == (wanted.image_id, wanted.shard)
         assert (image["width"], image["height"]) == (wanted.width, wanted.height)
         found = coco.loadAnns(coco.getAnnIds(imgIds=[image["id"]]))
-        places = np.array([a["bbox"] for a in found]).reshape(-1, 4)
-        places[:, 2:] += places[:, :2]
-        np.testing.assert_allclose(places, corners(wanted), atol=2e-4)
+        boxes = np.array([a["bbox"] for a in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, corners(wanted), atol=2e-4)
         assert [a["score"] for a in found] == pytest.approx([b.score for b in wanted.named_boxes()])
         assert [a["category_id"] for a in found] == [b.label_id for b in wanted.named_boxes()]
     assert len(coco.loadRes(coco.dataset["annotations"]).anns) == 8
 
 
-def pictures(folder: Path) -> Path:
-    """Empty pictures of the right sizes: supervision looks at them."""
+def write_blank_images(folder: Path) -> Path:
+    """Write blank images of the right sizes, because supervision reads their sizes."""
     folder.mkdir()
     for name, image in GOOD.items():
         Image.new("RGB", (image.width, image.height)).save(folder / name)
@@ -83,18 +83,20 @@ def pictures(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("to", "pixels"), [("coco", 1e-3), ("yolo", 1e-3), ("voc", 0.51)])
-def test_datasets_by_supervision(to: str, pixels: float, output: str, tmp_path: Path) -> None:
+def test_supervision_reads_the_exported_datasets(
+    to: str, pixels: float, output: str, tmp_path: Path
+) -> None:
     supervision = pytest.importorskip("supervision")
-    made, images = tmp_path / "made", str(pictures(tmp_path / "images"))
-    assert export(output, made, to) == 0
+    exported, images = tmp_path / "made", str(write_blank_images(tmp_path / "images"))
+    assert export(output, exported, to) == 0
     if to == "coco":
-        data = supervision.DetectionDataset.from_coco(images, str(made))
+        data = supervision.DetectionDataset.from_coco(images, str(exported))
     elif to == "yolo":
         data = supervision.DetectionDataset.from_yolo(
-            images, str(made / "labels"), str(made / "data.yaml")
+            images, str(exported / "labels"), str(exported / "data.yaml")
         )
     else:
-        data = supervision.DetectionDataset.from_pascal_voc(images, str(made / "Annotations"))
+        data = supervision.DetectionDataset.from_pascal_voc(images, str(exported / "Annotations"))
     assert len(data) == len(GOOD)
     assert set(data.classes) <= set(CLASSES.values())
     for path, _, found in data:
@@ -104,7 +106,7 @@ def test_datasets_by_supervision(to: str, pixels: float, output: str, tmp_path: 
         assert names == [LABELS[box.label_id] for box in wanted.named_boxes()]
 
 
-def test_labelstudio_by_its_own_sdk(output: str, tmp_path: Path) -> None:
+def test_the_sdk_of_label_studio_accepts_the_tasks(output: str, tmp_path: Path) -> None:
     """Its predictions fit the labeling interface, and accepted they convert to COCO's format."""
     reason = "label-studio-sdk is not installed: it wants other versions of numpy and OpenCV"
     sdk = pytest.importorskip("label_studio_sdk.label_interface", reason=reason)
@@ -119,45 +121,47 @@ def test_labelstudio_by_its_own_sdk(output: str, tmp_path: Path) -> None:
         task["annotations"] = task.pop("predictions")
     accepted = tmp_path / "accepted.json"
     accepted.write_text(json.dumps(tasks))
-    made = converter.Converter(config, str(tmp_path), download_resources=False)
-    made.convert_to_coco(str(accepted), str(tmp_path / "coco"), is_dir=False)
+    to_coco = converter.Converter(config, str(tmp_path), download_resources=False)
+    to_coco.convert_to_coco(str(accepted), str(tmp_path / "coco"), is_dir=False)
     coco = json.loads((tmp_path / "coco" / "result.json").read_text())
     names = {c["id"]: c["name"] for c in coco["categories"]}
     assert sum(len(image.boxes) for image in GOOD.values()) == len(coco["annotations"])
     for image in coco["images"]:
-        wanted = GOOD[image["file_name"].rpartition("__")[2]]  # behind a hash of its URL
+        wanted = GOOD[
+            image["file_name"].rpartition("__")[2]
+        ]  # the SDK puts a hash of the URL before the name
         found = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
-        places = np.array([a["bbox"] for a in found]).reshape(-1, 4)
-        places[:, 2:] += places[:, :2]
-        np.testing.assert_allclose(places, corners(wanted), atol=1e-3)
+        boxes = np.array([a["bbox"] for a in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, corners(wanted), atol=1e-3)
         assert [names[a["category_id"]] for a in found] == [
             LABELS[box.label_id] for box in wanted.named_boxes()
         ]
 
 
-def test_labelstudio_holds_percents_of_pictures(output: str, tmp_path: Path) -> None:
+def test_tasks_for_label_studio_hold_percents_of_images(output: str, tmp_path: Path) -> None:
     assert export(output, tmp_path / "tasks.json", "labelstudio") == 0
     for task in json.loads((tmp_path / "tasks.json").read_text()):
         wanted = GOOD[task["data"]["file_name"]]
         (prediction,) = task["predictions"]
         assert prediction["model_version"] == "made-by-hand"
-        places = [
+        boxes = [
             [region["value"][name] for name in ("x", "y", "width", "height")]
             for region in prediction["result"]
         ]
-        found = np.array(places).reshape(-1, 4) / 100 * ([wanted.width, wanted.height] * 2)
+        found = np.array(boxes).reshape(-1, 4) / 100 * ([wanted.width, wanted.height] * 2)
         found[:, 2:] += found[:, :2]
         np.testing.assert_allclose(found, corners(wanted), atol=1e-3)
 
 
-def test_csv_by_pandas(output: str, tmp_path: Path) -> None:
+def test_pandas_reads_an_export_as_csv(output: str, tmp_path: Path) -> None:
     assert export(output, tmp_path / "labels.csv", "csv") == 0
     table = pandas.read_csv(tmp_path / "labels.csv")
     columns = [*CORNERS, "class_id", "confidence", "tracker_id", "image", "class_name", "shard"]
     assert list(table.columns) == columns
     for image in GOOD.values():
         found = table[(table["image"] == image.image_id) & (table["shard"] == image.shard)]
-        assert len(found) == max(1, len(image.boxes))  # a row says that there is no box
+        assert len(found) == max(1, len(image.boxes))  # an image without boxes has one row
         found = found.dropna(subset=["x_min"])
         np.testing.assert_allclose(found[list(CORNERS)].to_numpy(), corners(image), atol=1e-3)
         assert found["class_id"].tolist() == [box.label_id for box in image.named_boxes()]
@@ -168,17 +172,17 @@ def test_csv_by_pandas(output: str, tmp_path: Path) -> None:
 
 
 def test_scores_and_labels_choose_boxes_and_keep_images(output: str, tmp_path: Path) -> None:
-    score = ALBUM[0].named_boxes()[2].score  # a float32: the box itself is not below
+    score = ALBUM[0].named_boxes()[2].score  # a float32, so the box itself is not below it
     options = ("--min-score", repr(score), "--labels", "tea cup,star")
     assert export(output, tmp_path / "labels.json", "coco", *options) == 0
-    made = json.loads((tmp_path / "labels.json").read_text())
-    assert [category["name"] for category in made["categories"]] == ["tea cup", "star"]
-    assert len(made["images"]) == 3
+    exported = json.loads((tmp_path / "labels.json").read_text())
+    assert [category["name"] for category in exported["categories"]] == ["tea cup", "star"]
+    assert len(exported["images"]) == 3
     wanted = [b for i in GOOD.values() for b in i.named_boxes() if b.score >= score]
-    assert len(made["annotations"]) == sum(box.label_id != 1 for box in wanted)
+    assert len(exported["annotations"]) == sum(box.label_id != 1 for box in wanted)
 
 
-def test_classes_are_numbered_alike_whatever_was_seen(tmp_path: Path) -> None:
+def test_classes_have_the_same_numbers_whichever_of_them_occur(tmp_path: Path) -> None:
     few = (*(box for box in random_boxes(1, 9) if box.label_id == 4),)
     write_run(tmp_path / "out", [Labelled(f"{SOURCE}/a.jpg", few)], LABELS, source=SOURCE)
     assert export(str(tmp_path / "out"), tmp_path / "yolo", "yolo") == 0
@@ -187,7 +191,7 @@ def test_classes_are_numbered_alike_whatever_was_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", EXPORTS)
-def test_what_exists_is_overwritten_on_demand_alone(
+def test_an_existing_export_is_overwritten_only_on_demand(
     to: str, output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "made"
@@ -195,22 +199,22 @@ def test_what_exists_is_overwritten_on_demand_alone(
     if file.is_dir():
         (file / "mine.txt").write_text("mine")
         (file / EXPORTS[to].entries[0] / "stale.txt").write_text("of an earlier export")
-    before = content(file)
+    before = read_files(file)
     assert export(output, file, to) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert content(file) == before
+    assert read_files(file) == before
     assert export(output, file, to, "--overwrite") == 0
-    assert {name: text for name, text in before.items() if "stale" not in name} == content(file)
+    assert {name: text for name, text in before.items() if "stale" not in name} == read_files(file)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def content(place: Path) -> dict[str, str]:
-    files = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
-    return {str(file.relative_to(place.parent)): file.read_bytes().decode() for file in files}
+def read_files(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return {str(file.relative_to(path.parent)): file.read_bytes().decode() for file in files}
 
 
 @pytest.mark.parametrize("to", EXPORTS)
-def test_to_and_from_a_bucket(to: str, bucket: str, tmp_path: Path) -> None:
+def test_an_export_reads_and_writes_buckets(to: str, bucket: str, tmp_path: Path) -> None:
     for output in (f"{bucket}/out", str(tmp_path / "out")):
         write_run(output, ALBUM, LABELS, source=SOURCE)
     assert export(f"{bucket}/out", f"{bucket}/made", to) == 0
@@ -223,7 +227,7 @@ def test_to_and_from_a_bucket(to: str, bucket: str, tmp_path: Path) -> None:
         for name in fs.find(path)
         if not name.startswith(f"{path}/out/")
     }
-    assert found == content(tmp_path / "made")
+    assert found == read_files(tmp_path / "made")
 
 
 def test_the_command_line_names_every_format() -> None:
@@ -237,7 +241,7 @@ REFUSED: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED)
-def test_arguments_that_cannot_be_meant(
+def test_wrong_options_are_refused(
     options: list[str],
     message: str,
     output: str,
@@ -253,19 +257,19 @@ def test_arguments_that_cannot_be_meant(
 def test_an_export_that_fails_leaves_nothing(
     to: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tables end in the middle: their files are gone when they are asked for a second time."""
+    """The disk is full when the first image is written."""
 
-    def broken(*_: Any) -> Callable[..., Any]:
+    def raise_no_space(*_: Any) -> Callable[..., Any]:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("jobs.exports.reader.SafeNames.name", broken)
+    monkeypatch.setattr("jobs.exports.reader.SafeNames.name", raise_no_space)
     before = sorted(tmp_path.iterdir())
     assert export(output, tmp_path / "made", to) == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no files")
-def test_places_that_cannot_be_written(
+def test_paths_that_cannot_be_written_are_refused(
     output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "folder").mkdir()

@@ -1,4 +1,4 @@
-"""What `import` and `export` hold at most, however many boxes there are."""
+"""The memory of `import` and `export` is bounded, however many boxes there are."""
 
 import json
 import random
@@ -20,12 +20,14 @@ IMAGES, BOXES_EACH = 20_000, 50
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does"),
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="these tests measure memory by means of Linux"
+    ),
 ]
 
 
-def peak(*arguments: object) -> int:
-    """MiB that a command held at most."""
+def run_and_measure_peak(*arguments: object) -> int:
+    """Run a command; return its peak memory in MiB."""
     command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -34,7 +36,7 @@ def peak(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A million boxes that came from a results file in any order."""
+    """An OUTPUT of a million boxes, imported from a results file in random order."""
     folder = tmp_path_factory.mktemp("million")
     names = [{"id": k, "file_name": f"{k}.jpg", "width": 640, "height": 480} for k in range(IMAGES)]
     document = {"images": names, "categories": [{"id": 1, "name": "box"}]}
@@ -51,14 +53,16 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.write((",\n" if number else "[") + json.dumps(box))
         file.write("]")
     options = ("--annotations", folder / "truth.json")
-    held = peak("import", folder / "results.json", folder / "out", *options)
-    print("import", held, "MiB")
-    assert held < 900
+    peak = run_and_measure_peak("import", folder / "results.json", folder / "out", *options)
+    print("import", peak, "MiB")
+    assert peak < 900
     return folder / "out"
 
 
 @pytest.mark.parametrize("to", ["coco", "yolo"])
-def test_a_million_boxes_in_bounded_memory(to: str, output: Path, tmp_path: Path) -> None:
-    held = peak("export", output, tmp_path / "made", "--to", to)
-    print(to, held, "MiB")
-    assert held < 700
+def test_a_million_boxes_are_exported_in_bounded_memory(
+    to: str, output: Path, tmp_path: Path
+) -> None:
+    peak = run_and_measure_peak("export", output, tmp_path / "made", "--to", to)
+    print(to, peak, "MiB")
+    assert peak < 700

@@ -1,4 +1,4 @@
-"""Names of images are anyone's words: files named after them stay in their folder, each its own."""
+"""Image names are untrusted: a file that is named after an image stays in its own folder."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ NASTY_KEYS = [
 
 @pytest.fixture
 def output(tmp_path: Path) -> str:
-    """Two archives with the same keys, and a Parquet file whose ids are those of another."""
+    """An OUTPUT of two archives with the same keys, and two Parquet files with the same ids."""
     images = [
         Labelled(f"{tar}#{key}", random_boxes(number, 2), shard=tar)
         for tar in TARS
@@ -43,7 +43,7 @@ def output(tmp_path: Path) -> str:
 
 
 def check_paths(names: list[str]) -> None:
-    """Relative, plain, not hidden, and different even for a file system without capitals."""
+    """Paths must be relative, plain, not hidden, and unique even where case does not count."""
     assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(names)
     for name in names:
         parts = PurePosixPath(name).parts
@@ -55,41 +55,43 @@ def check_paths(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("to", EXPORTS)
-def test_every_image_gets_a_safe_name_and_leads_back(
+def test_every_image_gets_a_safe_name_and_can_be_traced_back(
     to: str, output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = tmp_path / "in" / "made"
-    assert main(["export", output, str(made), "--to", to]) == 0
+    exported = tmp_path / "in" / "made"
+    assert main(["export", output, str(exported), "--to", to]) == 0
     assert "\x1b" not in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["made"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     origins = {(f"{tar}#{key}", tar) for tar in TARS for key in NASTY_KEYS}
     origins |= {(key, f"{SOURCE}/{n}.parquet") for n in "ab" for key in ("7", "../x")}
     if to == "coco":
-        images = json.loads(made.read_text())["images"]
+        images = json.loads(exported.read_text())["images"]
         found = [(i["file_name"], i["image_id"], i["shard"]) for i in images]
     elif to == "labelstudio":
-        data = [task["data"] for task in json.loads(made.read_text())]
+        data = [task["data"] for task in json.loads(exported.read_text())]
         found = [(d["file_name"], d["image"], d["shard"]) for d in data]
     elif to == "csv":
-        with made.open(newline="") as file:
+        with exported.open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert {(row["image"], row["shard"]) for row in rows} == origins
         return
     else:
-        with (made / "images.csv").open(newline="") as file:
+        with (exported / "images.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         found = [(row["picture"], row["image_id"], row["shard"]) for row in rows]
         below = [row["file"] for row in rows]
-        files = {str(p.relative_to(made)) for p in (made / EXPORTS[to].entries[0]).rglob("*.*")}
-        assert set(below) == {name for name in files if (made / name).is_file()}
+        files = {
+            str(p.relative_to(exported)) for p in (exported / EXPORTS[to].entries[0]).rglob("*.*")
+        }
+        assert set(below) == {name for name in files if (exported / name).is_file()}
         check_paths(below)
     check_paths([name for name, _, _ in found])
     assert {(image_id, shard) for _, image_id, shard in found} == origins
     assert len(found) == len(origins)
 
 
-def test_hostile_labels_are_text_and_nothing_more(output: str, tmp_path: Path) -> None:
+def test_hostile_labels_are_exported_as_text(output: str, tmp_path: Path) -> None:
     for to in EXPORTS:
         assert main(["export", output, str(tmp_path / to), "--to", to]) == 0
     names = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())["names"]
@@ -104,21 +106,21 @@ def test_hostile_labels_are_text_and_nothing_more(output: str, tmp_path: Path) -
 
 def test_plain_names_stay_as_they_are() -> None:
     with SafeNames(".txt") as names:
-        for image_id, shard, wanted in (
+        for image_id, shard, expected in (
             ("s3://b/lake/album 1/IMG_01.JPG", "s3://b/lake#files-0", "album 1/IMG_01"),
             ("s3://b/lake/x.tar#sample-1", "s3://b/lake/x.tar", "x.tar/sample-1"),
             ("000000005001.jpg", "file:///results.json#images-0", "000000005001"),
             ("s3://other/c/d.jpg", "s3://other#files-0", "other/c/d"),
         ):
             name, file = names.name(image_id, shard, "s3://b/lake")
-            assert file == f"{wanted}.txt"
-            assert name.rpartition(".")[0] == wanted or name == wanted
+            assert file == f"{expected}.txt"
+            assert name.rpartition(".")[0] == expected or name == expected
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=30), unique=True, max_size=20), st.sampled_from(["", ".xml"]))
-def test_names_of_any_text(keys: list[str], suffix: str) -> None:
+def test_any_text_gets_a_safe_name(keys: list[str], suffix: str) -> None:
     with SafeNames(suffix) as names:
-        made = [names.name(f"s#{key}", "s", "file:///lake") for key in keys]
-    check_paths([file for _, file in made])
-    check_paths([name for name, _ in made])
+        exported = [names.name(f"s#{key}", "s", "file:///lake") for key in keys]
+    check_paths([file for _, file in exported])
+    check_paths([name for name, _ in exported])

@@ -1,4 +1,4 @@
-"""A bucket that grows: what is known stays closed, what changed or left is seen."""
+"""A bucket that grows: known objects are not read again; changed and removed ones are found."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from jobs.report.report import report_of
 from model.weights import file_sha256
 from model.zoo import PACKAGED, named_model
 from pipeline.plan.shards import PLAN
-from tests.support.listed_store import listed_store
+from tests.support.listed_store import run_listing_server
 from tests.support.samples import jpeg
 
 KNOWN, NEW = 1_000_000, 1_000
@@ -40,14 +40,14 @@ def etag(index: int) -> str:
 
 
 def serve(pipe: Connection, count: int) -> None:
-    with listed_store(count, key, etag) as url:
+    with run_listing_server(count, key, etag) as url:
         pipe.send(url)
         pipe.recv()
 
 
 @pytest.fixture
 def bucket() -> Iterator[dict[str, str]]:
-    """Environment of a store, in a process of its own, whose bucket has KNOWN + NEW objects."""
+    """The environment of a store, which is a process, and whose bucket has KNOWN + NEW objects."""
     ours, theirs = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=serve, args=(theirs, KNOWN + NEW), daemon=True)
     process.start()
@@ -62,7 +62,7 @@ def bucket() -> Iterator[dict[str, str]]:
 
 
 def write_known(output: Path) -> None:
-    """An OUTPUT whose one run labelled KNOWN objects; its tables are empty."""
+    """Write an OUTPUT whose one run labelled KNOWN objects; its tables are empty."""
     members = pa.StructArray.from_arrays(
         [
             pa.array([f"s3://lake/{key(i)}" for i in range(KNOWN)]),
@@ -97,13 +97,12 @@ def write_known(output: Path) -> None:
         "replaces": [],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "report.json").write_text("{}")  # as of a version that told nothing for an estimate
+    (folder / "report.json").write_text("{}")  # as of a version whose reports allow no estimate
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.usefixtures("local_ray")
-def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
+def test_nightly_runs_add_new_images_replace_changed_ones_and_report_removed_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, output = tmp_path / "photos", str(tmp_path / "labels")
@@ -128,17 +127,17 @@ def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
     (photos / "d.jpg").write_bytes(jpeg(4))
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "known          1 objects" in said
-    assert "changed        1 objects" in said
-    assert "gone           1 objects" in said
-    assert "(by the last run)" in said
+    printed = capsys.readouterr().out
+    assert "known          1 objects" in printed
+    assert "changed        1 objects" in printed
+    assert "gone           1 objects" in printed
+    assert "(by the last run)" in printed
     assert main(command) == 0
-    assert "not under INPUT any more; their labels stay" in (told := capsys.readouterr().err)
-    assert "c.jpg" in told
+    assert "not under INPUT any more; their labels stay" in (errors := capsys.readouterr().err)
+    assert "c.jpg" in errors
 
     first, second = committed_runs(output)
-    assert second["images"] == {"ok": 2}  # b and d alone
+    assert second["images"] == {"ok": 2}  # only b and d
     (gone,) = pq.read_table(Path(output, "_runs", second["run_id"], "gone.parquet")).to_pylist()
     assert gone["uri"].endswith("c.jpg")
     with connect(output) as connection:
@@ -151,7 +150,7 @@ def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
         ]
     assert report_of(output)["estimate"]["runs"] == 1
 
-    # The version of the first night is back: its labels are not those of the second.
+    # b.jpg has the version of the first night again, so it is labelled again.
     (photos / "b.jpg").write_bytes(jpeg(ord("b")))
     os.utime(photos / "b.jpg", ns=(old.st_atime_ns, old.st_mtime_ns))
     assert main(command) == 0
@@ -164,8 +163,10 @@ def test_nights_add_what_is_new_replace_what_changed_and_tell_what_left(
     assert "nothing new" in capsys.readouterr().out
 
 
-def planned(source: str, output: Path, environment: dict[str, str]) -> tuple[str, float, float]:
-    """What `label --dry-run` says; its CPU seconds, and the peak memory of all so far in MiB."""
+def plan_and_measure(
+    source: str, output: Path, environment: dict[str, str]
+) -> tuple[str, float, float]:
+    """Run `label --dry-run`; return its text, CPU seconds, and the peak MiB of children so far."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "jobs.cli", "label", source, str(output), "--dry-run"]
     done = subprocess.run(
@@ -187,12 +188,14 @@ def test_a_night_over_a_million_known_objects_takes_a_minute_and_half_a_gibibyte
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(jpeg())
-    _, _, least = planned(str(tmp_path / "photos"), tmp_path / "none", {})  # torch and Ray alone
+    _, _, least = plan_and_measure(
+        str(tmp_path / "photos"), tmp_path / "none", {}
+    )  # torch and Ray only
     write_known(tmp_path / "labels")
     began = time.monotonic()
-    said, seconds, peak = planned("s3://lake/photos", tmp_path / "labels", bucket)
+    printed, seconds, peak = plan_and_measure("s3://lake/photos", tmp_path / "labels", bucket)
     print(f"{time.monotonic() - began:.1f} s, {seconds:.1f} of a CPU; {peak:.0f} MiB, {least:.0f}")
-    assert f"{NEW} in 4 shards" in said
-    assert f"{KNOWN} objects that OUTPUT holds already" in said
+    assert f"{NEW} in 4 shards" in printed
+    assert f"{KNOWN} objects that OUTPUT holds already" in printed
     assert peak - least < 512
     assert seconds < 60

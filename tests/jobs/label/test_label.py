@@ -1,4 +1,4 @@
-"""The main job on a real local Ray: once, again, after a kill, and with wrong input."""
+"""`label` on a real local Ray: once, again, after a kill, and with wrong input."""
 
 import os
 import shutil
@@ -38,18 +38,18 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five pictures of unlike sizes, and two files that are none."""
+    """Five images of different sizes, and two files that are not images."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for index, size in enumerate([(60, 80), (90, 70), (64, 64), (120, 50), (70, 90)]):
         pixels = np.random.default_rng(index).integers(0, 255, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("not an image")
     return folder
 
 
-def test_label_then_only_what_is_new(
+def test_a_second_run_labels_only_new_images(
     photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "the labels"
@@ -59,9 +59,9 @@ def test_label_then_only_what_is_new(
     parts = report_of(str(output))["startup_parts"]
     assert list(parts) == ["weights", "catalogue", "listing", "ray", "first block"]
     assert min(parts.values()) > 0 and sum(parts.values()) < took
-    said = capsys.readouterr().err
-    assert "5 images labelled, 2 failed" in said
-    assert f"`detr-batch report '{output}'`" in said
+    printed = capsys.readouterr().err
+    assert "5 images labelled, 2 failed" in printed
+    assert f"`detr-batch report '{output}'`" in printed
     statuses = dict(rows(output, "SELECT status, count(*) FROM images GROUP BY 1"))
     assert statuses == {"ok": 5, "empty_file": 1, "undecodable": 1}
     assert rows(output, "SELECT count(*) FROM detections") == [(500,)]
@@ -77,11 +77,10 @@ def test_label_then_only_what_is_new(
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-def test_detectors_that_take_two_calls_at_once_answer_alike(
+def test_detectors_give_the_same_labels_with_two_calls_at_once(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of GPUs do."""
+    """Detectors on GPUs take two calls at once."""
     for path in list(photos.glob("*.png")):
         for copy in range(5):
             shutil.copy(path, photos / f"{path.stem}-{copy}.png")
@@ -97,8 +96,7 @@ def test_detectors_that_take_two_calls_at_once_answer_alike(
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-def test_killed_run_is_taken_up_and_ends_the_same(
+def test_a_killed_run_is_resumed_and_gives_the_same_labels(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
@@ -115,13 +113,13 @@ def test_killed_run_is_taken_up_and_ends_the_same(
     assert not list(killed.glob("_runs/*/manifest*.json"))
     with pytest.raises(InputError, match="lease"):
         label(tiny_options(photos, killed, weights))
-    (killed / paths.LOCK).unlink()  # stands for a minute's wait
+    (killed / paths.LOCK).unlink()  # instead of a wait of a minute
     assert label(tiny_options(photos, killed, weights)) == 0
     sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
     assert rows(calm, sql) == rows(killed, sql)
 
 
-def test_run_killed_before_publishing_counts_what_it_had_labelled(
+def test_a_run_killed_before_publishing_counts_the_images_that_it_labelled(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     output = tmp_path / "out"
@@ -134,24 +132,23 @@ def test_run_killed_before_publishing_counts_what_it_had_labelled(
     assert list(report["startup_parts"]) == ["weights", "catalogue", "ray"]
 
 
-def kill_before_publishing(**given: Any) -> None:
-    """`label` that is interrupted when all is labelled and nothing published."""
+def kill_before_publishing(**options: Any) -> None:
+    """Interrupt `label` when all images are labelled and nothing is published."""
 
-    def die(*_: Any) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.label.label.publish_run", die)
+        patch.setattr("jobs.label.label.publish_run", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            label(tiny_options(**given))
+            label(tiny_options(**options))
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-def test_tasks_that_read_several_shards_leave_out_what_is_done(
+def test_tasks_that_read_several_shards_leave_out_finished_images(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of tens of thousands of shards."""
+    """Plans of tens of thousands of shards have such tasks."""
     lake = tmp_path / "lake"
     lake.mkdir()
     for number in range(9):
@@ -167,17 +164,17 @@ def test_tasks_that_read_several_shards_leave_out_what_is_done(
     blocks = sorted(output.glob("_staging/*/blocks/*"))
     for block in blocks[::2]:
         block.unlink()
-    kept = sum(pq.read_metadata(block).num_rows for block in blocks[1::2])
+    staged = sum(pq.read_metadata(block).num_rows for block in blocks[1::2])
     assert label(tiny_options(lake, output, weights)) == 0
     report = report_of(str(output))
-    assert report["labelled_before"] == kept
+    assert report["labelled_before"] == staged
     assert list(report["startup_parts"]) == ["weights", "catalogue", "ray", "first block"]
     sql = f"SELECT {COLUMNS} FROM detections ORDER BY ALL"
     assert rows(tmp_path / "calm", sql) == rows(output, sql)
     assert rows(output, "SELECT count(*) FROM images") == [(63,)]
 
 
-def test_resumed_run_is_that_of_the_same_command_and_what_is_new_follows(
+def test_only_the_same_command_resumes_a_run_and_new_images_follow(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     output = tmp_path / "out"
@@ -190,13 +187,11 @@ def test_resumed_run_is_that_of_the_same_command_and_what_is_new_follows(
     shutil.copy(photos / "0.png", photos / "new.png")
     assert label(tiny_options(photos, output, weights)) == 0
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
-    parts = report_of(str(output))["startup_parts"]  # of the new run alone
+    parts = report_of(str(output))["startup_parts"]  # of the new run only
     assert list(parts) == ["catalogue", "listing", "ray", "first block"]
 
 
-def test_relabel_takes_the_place_of_what_was_there(
-    photos: Path, tmp_path: Path, weights: str
-) -> None:
+def test_relabel_replaces_the_labels(photos: Path, tmp_path: Path, weights: str) -> None:
     output = tmp_path / "out"
     assert label(tiny_options(photos, output, weights)) == 0
     kill_before_publishing(source=photos, output=output, weights="random", relabel=True)
@@ -213,7 +208,7 @@ def test_relabel_takes_the_place_of_what_was_there(
         label(tiny_options(more, output, weights, relabel=True))
 
 
-def test_output_within_input_with_signs_of_patterns(
+def test_output_may_lie_within_input_and_have_wildcards_in_its_name(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     output = photos / "labels [1] *"
@@ -223,7 +218,7 @@ def test_output_within_input_with_signs_of_patterns(
     assert not list((output / "_staging").iterdir())
 
 
-def test_mistakes_of_a_query_are_one_line_and_exit_2(
+def test_mistakes_in_a_query_are_one_line_and_exit_code_2(
     photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = str(tmp_path / "out")
@@ -234,31 +229,31 @@ def test_mistakes_of_a_query_are_one_line_and_exit_2(
         assert capsys.readouterr().err.startswith("detr-batch: ")
 
 
-def test_output_that_fails_under_way_is_said_in_a_line(
+def test_an_output_that_fails_during_a_run_gives_one_line(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    def raise_no_space(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.label.label.publish_run", full)
+        patch.setattr("jobs.label.label.publish_run", raise_no_space)
         with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
             label(tiny_options(photos, output, weights))
     assert label(tiny_options(photos, output, weights)) == 0
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """The server's own log would hold the secrets."""
+        """Write nothing, because the server's own log would hold the secrets."""
 
 
 def test_secrets_of_urls_reach_no_artefact(
     photos: Path, tmp_path: Path, weights: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of signed addresses that work, that fail, and of a list that is itself read by one."""
+    """The list holds signed addresses that work and signed addresses that fail."""
     secret = "5ecre7"
-    handler = partial(Quiet, directory=str(photos))
+    handler = partial(QuietHandler, directory=str(photos))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://user:{secret}@127.0.0.1:{server.server_port}"
@@ -273,8 +268,8 @@ def test_secrets_of_urls_reach_no_artefact(
     server.shutdown()
     (images,) = rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images")
     assert images == (4, 4)
-    said = capfd.readouterr()
-    assert secret not in said.out + said.err
+    printed = capfd.readouterr()
+    assert secret not in printed.out + printed.err
     for file in output.rglob("*"):
         if file.suffix == ".parquet":
             assert secret not in str(pq.read_table(file).to_pylist()), file
@@ -285,15 +280,15 @@ def test_secrets_of_urls_reach_no_artefact(
 def test_dry_run_writes_nothing(
     photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photos / "notes.md").write_text("no picture")
+    (photos / "notes.md").write_text("not an image")
     assert label(tiny_options(photos, tmp_path / "out", weights, dry_run=True)) == 0
-    said = capsys.readouterr().out
-    assert "image files    7 in 1 shards" in said
-    assert "ignored        1 files" in said
+    printed = capsys.readouterr().out
+    assert "image files    7 in 1 shards" in printed
+    assert "ignored        1 files" in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_archive_cut_short_by_limit_is_not_taken_for_whole(
+def test_an_archive_that_limit_cut_short_does_not_count_as_complete(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
@@ -317,7 +312,7 @@ def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) ->
     ("arguments", "message"),
     [
         (["nowhere", "out"], "does not exist"),
-        # Before weights are looked for, which takes a while where there is no network.
+        # OUTPUT is checked before weights are looked for, which takes long without a network.
         (["photos", "gopher://x", "--weights", "absent.pth"], "gopher://x cannot be opened"),
         (["photos", "out", "--model", "yolo"], "unknown model"),
         (["photos", "out", "--score-threshold", "2"], "--score-threshold"),
@@ -326,7 +321,7 @@ def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) ->
         (["photos", "out", "--model", "deformable-detr", "--weights", "tiny"], "does not fit"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(
+def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str],
     message: str,
     photos: Path,
@@ -336,12 +331,12 @@ def test_bad_input_is_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = [weights if word == "tiny" else word for word in arguments]
-    if "--weights" not in given:
-        given += ["--weights", weights]
-    if "--model" not in given:
-        given += ["--model", "shapes-tiny"]
-    assert main(["label", *given]) == 2
+    completed = [weights if argument == "tiny" else argument for argument in arguments]
+    if "--weights" not in completed:
+        completed += ["--weights", weights]
+    if "--model" not in completed:
+        completed += ["--model", "shapes-tiny"]
+    assert main(["label", *completed]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The main job from and to a real S3 server, and what a user sees when S3 says no."""
+"""`label` from and to a real S3 server, and its errors when S3 refuses a request."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.support.s3_server import ADMIN, SECRET
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> None:
+def test_label_from_bucket_to_bucket_and_then_only_new_images(bucket: str, weights: str) -> None:
     put_images(f"{bucket}/photos")
     output = f"{bucket}/labels"
     assert label(tiny_options(f"{bucket}/photos", output, weights, page=True)) == 0
@@ -40,19 +40,19 @@ def test_bucket_to_bucket_then_only_what_is_new(bucket: str, weights: str) -> No
     assert main(["report", output]) == 0
 
 
-def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -> None:
+def test_a_killed_run_is_resumed_from_its_staging(bucket: str, weights: str) -> None:
     put_images(f"{bucket}/photos")
     output = f"{bucket}/labels"
 
-    def die(*_: Any) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     for step in (
         "jobs.label.label.label_images",
         "jobs.label.label.publish_run",
-    ):  # nothing staged yet; all of it
+    ):  # first nothing is staged, then everything
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(step, die)
+            patch.setattr(step, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 label(tiny_options(f"{bucket}/photos", output, weights))
     assert label(tiny_options(f"{bucket}/photos", output, weights)) == 0
@@ -60,16 +60,18 @@ def test_killed_run_is_taken_up_from_what_is_staged(bucket: str, weights: str) -
     assert (report["images"], report["labelled_before"]) == (4, 4)
 
 
-def test_a_run_that_was_killed_while_it_tidied_up_may_be_deleted(bucket: str, weights: str) -> None:
-    """Its plan is still staged, and it counts no more: everything is labelled anew."""
+def test_a_run_that_was_killed_while_it_removed_staging_may_be_deleted(
+    bucket: str, weights: str
+) -> None:
+    """Its staged plan no longer counts then, and all images are labelled again."""
     put_images(f"{bucket}/photos")
     output = f"{bucket}/labels"
 
-    def die(*_: Any) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OutputWriter, "drop_staging", die)
+        patch.setattr(OutputWriter, "drop_staging", interrupt)
         with pytest.raises(KeyboardInterrupt):
             label(tiny_options(f"{bucket}/photos", output, weights))
     (first,) = read_catalog(output).committed_runs()
@@ -101,7 +103,7 @@ def test_weights_may_lie_in_a_bucket(bucket: str, weights: str, tmp_path: Path) 
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "BUCKET/photos", "out", "cannot be reached"),
     ],
 )
-def test_what_s3_refuses_is_one_line_and_exit_2(
+def test_what_s3_refuses_is_one_line_and_exit_code_2(
     environment: dict[str, str],
     source: str,
     output: str,
@@ -122,9 +124,9 @@ def test_what_s3_refuses_is_one_line_and_exit_2(
     arguments = [source.replace("BUCKET", bucket), output, "--model", "shapes-tiny"]
     code = main(["label", *arguments, "--weights", weights])
     S3FileSystem.clear_instance_cache()
-    said = capsys.readouterr()
-    assert message in said.err
-    assert said.err.count("\n") == 1, said.err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1, printed.err
     assert code == 2
-    assert SECRET not in said.out + said.err
+    assert SECRET not in printed.out + printed.err
     assert not (tmp_path / "out").exists()

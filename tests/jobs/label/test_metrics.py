@@ -1,4 +1,4 @@
-"""A run's figures as Prometheus reads them from Ray, and that exporting them never costs a run."""
+"""Prometheus reads the figures of a run from Ray, and a failing export never costs a run."""
 
 import subprocess
 import sys
@@ -25,33 +25,33 @@ from jobs.report.report import report_of
 from pipeline.plan import shards
 from pipeline.schema import Member, Receipt, Shard
 from pipeline.storage import retries
-from tests.support.scraped import MetricsNode, metrics_node
+from tests.support.scraped import MetricsNode, run_metrics_node
 
 OUTPUT = "s3://user:secret@bucket/labels"
-REPORT_SECONDS = 30  # Ray sends its metrics on every 10
-RAYS_TAGS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
+REPORT_SECONDS = 30  # longest wait for metrics, which Ray exports every 10 seconds
+RAY_TAGS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five pictures, and one file that is none."""
+    """Five images, and one file that is not an image."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for index in range(5):
         pixels = np.random.default_rng(index).integers(0, 255, (60, 80, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("not an image")
     return folder
 
 
-def of_output(node: MetricsNode, output: Path) -> list[Sample]:
-    """The samples of runs that write `output`."""
+def scrape_samples_of(node: MetricsNode, output: Path) -> list[Sample]:
+    """Scrape the samples of runs that write `output`."""
     found = [s for s in node.scrape() if s.name.startswith(f"ray_{PREFIX}")]
     return [s for s in found if s.labels["output"] == str(output)]
 
 
-def values(samples: list[Sample]) -> dict[str, float]:
-    """By name; counters of images and runs by their own tag."""
+def values_by_name(samples: list[Sample]) -> dict[str, float]:
+    """Map names to values; names of counters of images and runs include their own tag."""
     own = [sample.labels.get("status") or sample.labels.get("result") for sample in samples]
     names = [sample.name.removeprefix(f"ray_{PREFIX}") for sample in samples]
     return {
@@ -60,15 +60,15 @@ def values(samples: list[Sample]) -> dict[str, float]:
     }
 
 
-def until(done: Callable[[], bool], seconds: float) -> None:
+def wait_until(done: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.3)
 
 
-def check(found: dict[str, float], output: Path) -> None:
-    """The figures of a run over `photos` that ended well."""
+def check_figures(found: dict[str, float], output: Path) -> None:
+    """Check the figures of a run over `photos` that ended well."""
     report = report_of(str(output))
     assert found["images_total:ok"] == 5
     assert found["images_total:undecodable"] == 1
@@ -93,34 +93,40 @@ def test_a_run_is_scraped_from_its_node(photos: Path, tmp_path: Path) -> None:
     (alive,) = [node for node in ray.nodes() if node["Alive"]]
     node = MetricsNode("", f"http://127.0.0.1:{alive['MetricsExportPort']}/metrics")
     assert label(options) == 0
-    until(lambda: values(of_output(node, output)).get("running") == 0, REPORT_SECONDS)
-    samples = of_output(node, output)
-    check(values(samples), output)
+    wait_until(
+        lambda: values_by_name(scrape_samples_of(node, output)).get("running") == 0, REPORT_SECONDS
+    )
+    samples = scrape_samples_of(node, output)
+    check_figures(values_by_name(samples), output)
     names = {sample.name for sample in samples}
-    # Nothing was repeated, and one block tells no rate.
+    # No request was repeated, and a run of one block has no rate.
     unset = {f"ray_{PREFIX}storage_retries_total", f"ray_{PREFIX}images_per_second"}
     assert names == exported_names() - unset
     assert len({sample.labels["run"] for sample in samples}) == 1
     for sample in samples:
         tags = {tag for tag in sample.labels if not tag.startswith("otel_")}
-        assert tags - RAYS_TAGS <= {*TAGS, "status", "result"}
+        assert tags - RAY_TAGS <= {*TAGS, "status", "result"}
 
 
 @pytest.mark.slow
-def test_a_node_tells_of_a_command_that_came_and_went(photos: Path, tmp_path: Path) -> None:
+def test_a_node_serves_the_metrics_of_a_command_that_has_ended(
+    photos: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "labels"
     command = [sys.executable, "-m", "jobs.cli", "label", str(photos), str(output), "--no-page"]
     command += ["--model", "shapes-tiny", "--usd-per-hour", "36"]
     seen: list[dict[str, float]] = []
-    with metrics_node() as node:
+    with run_metrics_node() as node:
         process = subprocess.Popen([*command, "--address", node.address])
         while process.poll() is None:
-            seen.append(values(of_output(node, output)))
+            seen.append(values_by_name(scrape_samples_of(node, output)))
             time.sleep(0.3)
         assert process.returncode == 0
-        check(values(of_output(node, output)), output)
-        until(lambda: "running" not in values(of_output(node, output)), REPORT_SECONDS)
-        assert values(of_output(node, output))["runs_total:published"] == 1
+        check_figures(values_by_name(scrape_samples_of(node, output)), output)
+        wait_until(
+            lambda: "running" not in values_by_name(scrape_samples_of(node, output)), REPORT_SECONDS
+        )
+        assert values_by_name(scrape_samples_of(node, output))["runs_total:published"] == 1
     under_way = [found for found in seen if found.get("running") == 1]
     assert {found["device_idle_share"] for found in under_way} >= {1.0}
     costs = [found["usd"] for found in under_way]
@@ -128,9 +134,9 @@ def test_a_node_tells_of_a_command_that_came_and_went(photos: Path, tmp_path: Pa
 
 
 class Recorder:
-    """Stands for Ray's counters and gauges."""
+    """Replaces Ray's counters and gauges, and records their values."""
 
-    kept: dict[tuple[str, tuple[tuple[str, str], ...]], float]
+    recorded: dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]):
         assert description
@@ -138,30 +144,30 @@ class Recorder:
 
     def inc(self, value: float, tags: dict[str, str]) -> None:
         assert value > 0, "Ray refuses it"
-        self._keep(value + self.kept.get(self._key(tags), 0), tags)
+        self._record(value + self.recorded.get(self._key(tags), 0), tags)
 
     def set(self, value: float | None, tags: dict[str, str]) -> None:
         if value is not None:
-            self._keep(value, tags)
+            self._record(value, tags)
 
-    def _keep(self, value: float, tags: dict[str, str]) -> None:
+    def _record(self, value: float, tags: dict[str, str]) -> None:
         assert set(tags) == self.tag_keys
-        self.kept[self._key(tags)] = value
+        self.recorded[self._key(tags)] = value
 
     def _key(self, tags: dict[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
         return self.name.removeprefix(PREFIX), tuple(sorted(tags.items()))
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> dict[Any, float]:
-    """What is told to Ray, by name and tags."""
-    Recorder.kept = {}
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[Any, float]:
+    """The values that Ray was given, by name and tags."""
+    Recorder.recorded = {}
     for name in ("Counter", "Gauge"):
         monkeypatch.setattr(metrics, name, Recorder)
-    return Recorder.kept
+    return Recorder.recorded
 
 
-def a_run(kind: str = "files", **rates: Any) -> tuple[Rates, Run, Tally, NodeMeter]:
+def make_run(kind: str = "files", **rates: Any) -> tuple[Rates, Run, Tally, NodeMeter]:
     members = (Member("a", "e", 700), Member("b", "e", 300))
     return (
         Rates(**rates),
@@ -179,18 +185,20 @@ def receipt(images: int = 40, **other: Any) -> Receipt:
 
 
 def test_receipts_become_counters_and_secrets_do_not(
-    kept: dict[Any, float], monkeypatch: pytest.MonkeyPatch
+    recorded: dict[Any, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates, run, tally, nodes = a_run(usd_per_hour=7.2)
+    rates, run, tally, nodes = make_run(usd_per_hour=7.2)
     with nodes, RunMetrics(OUTPUT, run, tally, nodes, rates, detectors=2):
         tally.add(receipt(failed={"undecodable": 10}, detect_seconds=20.0, retries=3))
         tally.add(receipt(failed={"undecodable": 1, "timed_out": 2}, encoded_bytes=5))
-        monkeypatch.setattr(retries, "repeated", retries.repeated + 4)  # by this process
-    assert "secret" not in str(kept)
-    assert {dict(tags)["output"] for _, tags in kept} == {"s3://bucket/labels"}
+        monkeypatch.setattr(
+            retries, "repeated", retries.repeated + 4
+        )  # requests that this process repeated
+    assert "secret" not in str(recorded)
+    assert {dict(tags)["output"] for _, tags in recorded} == {"s3://bucket/labels"}
     found = {
         (name, dict(tags).get("status") or dict(tags).get("result")): value
-        for (name, tags), value in kept.items()
+        for (name, tags), value in recorded.items()
     }
     assert found[("images", "ok")] == 67
     assert found[("images", "undecodable")] == 11
@@ -204,42 +212,44 @@ def test_receipts_become_counters_and_secrets_do_not(
     assert {name for name, _ in found} <= {*COUNTERS, *GAUGES}
 
 
-def test_what_is_not_known_is_not_told(kept: dict[Any, float]) -> None:
-    rates, run, tally, nodes = a_run(kind="tar")
+def test_unknown_figures_are_not_exported(recorded: dict[Any, float]) -> None:
+    rates, run, tally, nodes = make_run(kind="tar")
     with (
         pytest.raises(OSError, match="gone"),
         nodes,
         RunMetrics(OUTPUT, run, tally, nodes, rates, 1),
     ):
         raise OSError("gone")
-    found = {name: (value, dict(tags)) for (name, tags), value in kept.items()}
+    found = {name: (value, dict(tags)) for (name, tags), value in recorded.items()}
     assert not {"usd", "images_per_second", "planned_images", "images"} & set(found)
     assert found["runs"][1]["result"] == "failed"
     assert found["running"][0] == 0
 
 
-def test_metrics_that_fail_cost_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_fail_do_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError("no metrics today")
 
-    said: list[str] = []
-    monkeypatch.setattr(metrics.log, "warning", lambda text, *words: said.append(text % words))
+    warnings: list[str] = []
+    monkeypatch.setattr(
+        metrics.log, "warning", lambda text, *values: warnings.append(text % values)
+    )
     for name in ("Counter", "Gauge"):
         monkeypatch.setattr(metrics, name, refuse)
-    rates, run, tally, nodes = a_run()
+    rates, run, tally, nodes = make_run()
     with nodes, RunMetrics(OUTPUT, run, tally, nodes, rates, 1):
         tally.add(receipt())
         tally.add(receipt())
     assert tally.images == 80
-    assert said == [f"some metrics of {run.run_id} are not exported: no metrics today"]
+    assert warnings == [f"some metrics of {run.run_id} are not exported: no metrics today"]
 
 
-def test_a_cluster_that_does_not_answer_holds_no_run_up(
-    kept: dict[Any, float], monkeypatch: pytest.MonkeyPatch
+def test_a_cluster_that_does_not_answer_does_not_delay_a_run(
+    recorded: dict[Any, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "UPDATE_SECONDS", 0.2)
     answered = threading.Event()
-    rates, run, tally, nodes = a_run()
+    rates, run, tally, nodes = make_run()
     with RunMetrics(OUTPUT, run, tally, nodes, rates, 1):
         monkeypatch.setattr(nodes, "read", answered.wait)
         time.sleep(0.5)

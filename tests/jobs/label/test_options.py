@@ -1,4 +1,4 @@
-"""Options of `label` that are refused."""
+"""Wrong options of `label` are refused."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_cluster_that_does_not_answer_is_refused_at_once(
 
 
 @pytest.mark.parametrize("price", ["-1", "nan", "inf"])
-def test_what_is_no_price_is_refused(price: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_price_is_refused(price: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["label", "photos", "labels", "--model", "shapes-tiny", "--usd-per-hour", price]
     assert main(command) == 2
     assert f"--usd-per-hour {price}: give a price of 0 or more" in capsys.readouterr().err

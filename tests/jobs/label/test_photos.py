@@ -1,4 +1,4 @@
-"""Real photos: the same rows from a folder, a tar, a Parquet file and S3, and by every variant."""
+"""Real photos give equal rows from a folder, a tar, a Parquet file or S3; all models label them."""
 
 import tarfile
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pipeline.storage.files import open_location
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-# An image by its file's name without the suffix, however it was packed.
+# The name of an image's file without its suffix, however the images are packed.
 KEY = "regexp_extract(image_id, '([^/#]+?)(\\.jpg)?$', 1)"
 IMAGES = f"SELECT {KEY} AS key, status, width, height, num_detections FROM images ORDER BY key"
 BOXES = (
@@ -33,29 +33,29 @@ def photos(testdata: Path) -> Path:
     return folder
 
 
-def as_tar(photos: Path, place: Path, bucket: str) -> str:
-    with tarfile.open(place / "photos.tar", "w") as archive:
+def as_tar(photos: Path, folder: Path, bucket: str) -> str:
+    with tarfile.open(folder / "photos.tar", "w") as archive:
         for photo in sorted(photos.iterdir()):
             archive.add(photo, photo.name)
-    return str(place / "photos.tar")
+    return str(folder / "photos.tar")
 
 
-def as_parquet(photos: Path, place: Path, bucket: str) -> str:
+def as_parquet(photos: Path, folder: Path, bucket: str) -> str:
     files = sorted(photos.iterdir())
     columns = {"id": [f.stem for f in files], "image": [f.read_bytes() for f in files]}
-    pq.write_table(pa.table(columns), place / "photos.parquet", row_group_size=20)
-    return str(place / "photos.parquet")
+    pq.write_table(pa.table(columns), folder / "photos.parquet", row_group_size=20)
+    return str(folder / "photos.parquet")
 
 
-def as_bucket(photos: Path, place: Path, bucket: str) -> str:
+def as_bucket(photos: Path, folder: Path, bucket: str) -> str:
     fs, path = open_location(bucket, "INPUT")
     for photo in photos.iterdir():
         fs.put_file(str(photo), f"{path}/{photo.name}")
     return bucket
 
 
-def labelled(source: str, output: Path, **options: Any) -> tuple[list[Any], list[Any]]:
-    """Rows of both tables, sorted by image."""
+def label_and_read(source: str, output: Path, **options: Any) -> tuple[list[Any], list[Any]]:
+    """Label `source`; return the rows of both tables, sorted by image."""
     assert label(LabelOptions(source, str(output), precision="fp32", **options)) == 0
     database = connect(str(output))
     return database.sql(IMAGES).fetchall(), database.sql(BOXES).fetchall()
@@ -64,16 +64,14 @@ def labelled(source: str, output: Path, **options: Any) -> tuple[list[Any], list
 @pytest.fixture(scope="module")
 def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
     output = tmp_path_factory.mktemp("expected") / "out"
-    return labelled(str(photos), output, model="shapes-tiny", score_threshold=0.0)
-
-
-SLOW = (pytest.mark.slow, pytest.mark.ci)
+    return label_and_read(str(photos), output, model="shapes-tiny", score_threshold=0.0)
 
 
 @pytest.mark.parametrize(
-    "pack", [as_tar, *(pytest.param(pack, marks=SLOW) for pack in (as_parquet, as_bucket))]
+    "pack",
+    [as_tar, *(pytest.param(pack, marks=pytest.mark.slow) for pack in (as_parquet, as_bucket))],
 )
-def test_same_rows_however_photos_are_packed(
+def test_rows_are_equal_however_photos_are_packed(
     pack: Callable[[Path, Path, str], str],
     photos: Path,
     expected: tuple[list[Any], list[Any]],
@@ -81,7 +79,9 @@ def test_same_rows_however_photos_are_packed(
     bucket: str,
 ) -> None:
     source = pack(photos, tmp_path, bucket)
-    images, boxes = labelled(source, tmp_path / "out", model="shapes-tiny", score_threshold=0.0)
+    images, boxes = label_and_read(
+        source, tmp_path / "out", model="shapes-tiny", score_threshold=0.0
+    )
     assert len(images) == 55
     assert {row[1] for row in images} == {"ok"}
     assert images == expected[0]
@@ -94,7 +94,7 @@ def test_same_rows_however_photos_are_packed(
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "shapes-tiny"])
 def test_every_variant_labels_the_photos(model: str, photos: Path, tmp_path: Path) -> None:
-    images, boxes = labelled(
+    images, boxes = label_and_read(
         str(photos), tmp_path / "out", model=model, weights="random", score_threshold=0.0
     )
     assert len(images) == 55

@@ -1,4 +1,4 @@
-"""What a log and a terminal say while a run goes on."""
+"""The lines that a run writes to a log or a terminal while it goes on."""
 
 import time
 
@@ -16,11 +16,11 @@ def receipt(images: int) -> Receipt:
 def test_the_last_line_of_a_short_run_does_not_say_that_it_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One block tells no steady rate."""
+    """A single block gives no steady rate."""
     tally = Tally(started=time.time() - 10)
     show_progress([receipt(40)], tally, already=2)
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == "42 images, 4.0 images/s, 0 failed"
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "42 images, 4.0 images/s, 0 failed"
     assert "starting" in describe(tally, 2, 0)
 
 

@@ -1,8 +1,8 @@
-"""What planning and publishing cost a driver as the lake grows, by lakes that are made up.
+"""Measures what planning and publishing cost a driver, with made-up lakes of growing size.
 
-`python -m tests.jobs.label.test_scale` prints the table, up to ten million images. Left out are the
-parsing of a store's listing (test_growth.py has it), a store's latency, boxes, and the flow between
-plan and publishing.
+`python -m tests.jobs.label.test_scale` prints the table, up to ten million images. It leaves out
+the parsing of a store's listing (test_growth.py measures it), a store's latency, boxes, and the
+flow between plan and publishing.
 """
 
 import json
@@ -34,16 +34,16 @@ from pipeline.stages.stage import block_name
 from tests.support.committed import make_target
 
 BLOCK = 250  # images of a staged file; real ones hold as many as a detector takes in a call
-IMAGES = {"files": 1, "tar": 1000}  # of an object
+IMAGES = {"files": 1, "tar": 1000}  # images in one object
 PER_SHARD = {"files": planning.FILES_PER_SHARD, "tar": 1000}
-MOST_MIB = 2048  # of a driver, with all that it imports
+MOST_MIB = 2048  # greatest memory of a driver, with all that it imports
 SIZES = (10_000, 1_000_000, 10_000_000)
-# Of the CPU's time per image of a size a hundred or ten times smaller.
+# The CPU time per image may be this many times that of the next smaller size.
 NOISE = 2.0
 
 
-def listed(kind: str, count: int) -> Iterator[tuple[Member, str]]:
-    """Objects that hold so many images, with names and versions as S3 has them."""
+def made_up_objects(kind: str, count: int) -> Iterator[tuple[Member, str]]:
+    """Make objects that hold `count` images, with names and versions like those of S3."""
     for i in range(count // IMAGES[kind]):
         name = f"photos/2026/album-{i // 500:05d}/IMG_{i:08d}.jpg"
         etag = f"{i * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128):032x}"
@@ -51,41 +51,44 @@ def listed(kind: str, count: int) -> Iterator[tuple[Member, str]]:
         yield Member(uri, etag, 150_000 * IMAGES[kind]), kind
 
 
-def planned(kind: str, count: int, known_before: Known = NOTHING_KNOWN) -> planning.Plan:
+def plan_lake(kind: str, count: int, known_before: Known = NOTHING_KNOWN) -> planning.Plan:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "list_objects", lambda *_: listed(kind, count))
+        patch.setattr(planning, "list_objects", lambda *_: made_up_objects(kind, count))
         return planning.plan_shards("s3://lake", known=known_before)
 
 
-def plan_in(folder: Path) -> str:
-    """Where the plan of the first night is."""
+def path_of_plan(folder: Path) -> str:
+    """Return the path of the first night's plan."""
     return str(folder / "_runs" / "1" / "plan.parquet")
 
 
-def first_night(kind: str, count: int, folder: Path) -> None:
-    """All is new."""
-    found = planned(kind, count)
+def plan_first_night(kind: str, count: int, folder: Path) -> None:
+    """Plan a lake whose objects are all new."""
+    found = plan_lake(kind, count)
     assert len(found.shards) == -(-count // PER_SHARD[kind])
-    found.shards.write_to(plan_in(folder))
+    found.shards.write_to(path_of_plan(folder))
     work, size = remaining_work(found.shards, merge_ranges([]))
     assert size == 150_000 * count
     assert sum(len(one.rows) for one in work) == len(found.shards)
     assert len(work) < 4000
 
 
-def second_night(kind: str, count: int, folder: Path) -> None:
-    """All is known, and one object left."""
-    plan = plan_in(folder)[len(str(folder)) + 1 :]
+def plan_second_night(kind: str, count: int, folder: Path) -> None:
+    """Plan the same lake again, of which one object was removed."""
+    plan = path_of_plan(folder)[len(str(folder)) + 1 :]
     run = make_manifest(make_target(folder, "1"), plan, "s3://lake", [], {})
     night = read_known_objects(str(folder), [run], "s3://lake")
-    found = planned(kind, count - IMAGES[kind], night)
+    found = plan_lake(kind, count - IMAGES[kind], night)
     assert (len(found.shards), found.changed, len(found.gone)) == (0, 0, 1)
 
 
-def stage_all(kind: str, count: int, folder: Path) -> None:
-    """Blocks of images without boxes, of all shards in their order."""
+def stage_blocks(kind: str, count: int, folder: Path) -> None:
+    """Stage blocks of images without boxes, of all shards in their order."""
     (folder / "blocks").mkdir()
-    names, per = pa.array(write_shards(read_plan_tables(plan_in(folder))).names()), PER_SHARD[kind]
+    names, per = (
+        pa.array(write_shards(read_plan_tables(path_of_plan(folder))).names()),
+        PER_SHARD[kind],
+    )
     for first in range(0, count, BLOCK):
         image = np.arange(first, min(first + BLOCK, count))
         shard, index = image // per, image % per
@@ -102,8 +105,8 @@ def stage_all(kind: str, count: int, folder: Path) -> None:
 
 
 def publish(kind: str, count: int, folder: Path) -> None:
-    """Read back, reconcile and share out; the parts' own tasks grow with the cluster."""
-    shards = write_shards(read_plan_tables(plan_in(folder)))
+    """Read, reconcile and group the staging; the tasks that write parts grow with the cluster."""
+    shards = write_shards(read_plan_tables(path_of_plan(folder)))
     staged = dataflow.read_back_staging(str(folder / "blocks"))
     reconcile(shards.names(), staged)
     assert staged.count_by_status() == {OK: count}
@@ -113,11 +116,11 @@ def publish(kind: str, count: int, folder: Path) -> None:
 
 
 def resume(kind: str, count: int, folder: Path) -> None:
-    """What is left to read where a third of the blocks was lost."""
+    """Find what is left to read after a third of the blocks was lost."""
     blocks = sorted((folder / "blocks").iterdir())
     for block in blocks[::3]:
         block.unlink()
-    shards = write_shards(read_plan_tables(plan_in(folder)))
+    shards = write_shards(read_plan_tables(path_of_plan(folder)))
     staged = dataflow.read_back_staging(str(folder / "blocks"))
     work, _ = remaining_work(shards, staged)
     assert sum(len(one.rows) for one in work) == len(shards) - (staged.found == staged.sizes).sum()
@@ -127,39 +130,39 @@ def resume(kind: str, count: int, folder: Path) -> None:
 
 
 STEPS: list[Callable[[str, int, Path], None]] = [
-    first_night,
-    second_night,
-    stage_all,
+    plan_first_night,
+    plan_second_night,
+    stage_blocks,
     publish,
     resume,
 ]
 ON_RAY = (publish, resume)
 
 
-def peak() -> float:
-    """MiB that this process held at most; `getrusage` begins with what its parent held."""
+def peak_mib() -> float:
+    """Return the peak memory of this process; `getrusage` would include that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def measure(step: str, kind: str, count: int, folder: Path) -> dict[str, float]:
-    """A step in this process, which has done nothing else."""
+    """Measure a step in this process, which has done nothing else."""
     (function,) = [one for one in STEPS if one.__name__ == step]
-    import_module("jobs.label.label")  # the detector too, as a driver does
+    import_module("jobs.label.label")  # a driver imports the detector too
     if function in ON_RAY:
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    before, began, used = peak(), time.monotonic(), time.process_time()
+    before, began, used = peak_mib(), time.monotonic(), time.process_time()
     function(kind, count, folder)
     return {
         "seconds": time.monotonic() - began,
         "cpu": time.process_time() - used,
-        "growth": peak() - before,
-        "peak": peak(),
+        "growth": peak_mib() - before,
+        "peak": peak_mib(),
     }
 
 
-def measured(kind: str, count: int) -> dict[str, dict[str, float]]:
-    """Each step in a process of its own."""
+def measure_all_steps(kind: str, count: int) -> dict[str, dict[str, float]]:
+    """Measure each step in a process of its own."""
     folder = Path(tempfile.mkdtemp(prefix="scale-"))
     found = {}
     try:
@@ -174,11 +177,11 @@ def measured(kind: str, count: int) -> dict[str, dict[str, float]]:
 
 
 def check_growth(kind: str, sizes: Sequence[int]) -> None:
-    """Print what each size takes; AssertionError where a driver takes more than it may."""
+    """Print what each size costs; raise AssertionError if a driver needs too much."""
     last: dict[str, float] = {}
     for count in sizes:
-        for step, found in measured(kind, count).items():
-            if step == stage_all.__name__:
+        for step, found in measure_all_steps(kind, count).items():
+            if step == stage_blocks.__name__:
                 continue
             print(
                 f"{kind:<6} {count:>9} {step:<13} {found['seconds']:>7.1f} s, of a CPU "
@@ -187,7 +190,7 @@ def check_growth(kind: str, sizes: Sequence[int]) -> None:
                 flush=True,
             )
             assert found["peak"] < MOST_MIB
-            # A second is what starting takes, whatever there is to do.
+            # The start of a step takes about a second, whatever there is to do.
             each = max(found["cpu"], 1.0) / count
             assert each < NOISE * last.get(step, each)
             last[step] = each
@@ -195,24 +198,24 @@ def check_growth(kind: str, sizes: Sequence[int]) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("kind", IMAGES)
-def test_ten_thousand_images_are_planned_published_and_taken_up(
+def test_ten_thousand_images_are_planned_published_and_resumed(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataflow, "FILES_PER_TASK", 8)  # so that tasks read them back
+    monkeypatch.setattr(dataflow, "FILES_PER_TASK", 8)  # so that tasks of Ray read the staging
     for step in STEPS:
         step(kind, 10_000, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", IMAGES)
-def test_a_driver_takes_as_long_for_each_image_of_a_large_lake(kind: str) -> None:
+def test_a_driver_needs_as_much_time_for_each_image_of_a_large_lake(kind: str) -> None:
     check_growth(kind, SIZES[:2])
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        name, lake, images, place = sys.argv[1:]
-        print(json.dumps(measure(name, lake, int(images), Path(place))))
+        name, lake, images, folder = sys.argv[1:]
+        print(json.dumps(measure(name, lake, int(images), Path(folder))))
     else:
         for lake in IMAGES:
             check_growth(lake, SIZES)

@@ -1,22 +1,22 @@
-"""Every schedule of a few writers over a simulated store, run with the real commit code.
+"""Explores every schedule of a few writers over a simulated store, with the real commit code.
 
-A schedule is a walk through states: what the store holds, where each writer stands, which requests
-are still under way, and how many faults are left. States that were met before are not walked
-through again, and every state is judged.
+A schedule is a path through states. A state is what the store holds, where each writer stands,
+which requests are still under way, and how many faults are left. Each state is visited once, and
+is judged.
 
-A writer may stand still before any operation, for ever too: as all orders are walked through, and
-every state is judged, pauses and deaths need no fault. Faults are
+A writer may pause or die before any operation. This needs no fault, because the explorer goes
+through all orders, and judges every state. Faults are
 
 - a request fails, and takes effect at once, at any later moment, or never;
 - a request is repeated: a creation takes effect, its answer is lost, and the client's repetition
   says that the name is taken; a write or removal takes effect, and once more at any later moment;
 - a listing is stale: it shows what was there before.
 
-Clocks jump without a fault: where writers ask what time it is, they get any answer.
+Clocks jump without a fault: a writer that asks for the time gets any answer.
 
 Two things make it fast. An operation that commutes with all that others may do before it is done
-at once. A `tidy` scenario leaves out how files that can never count again are removed: they vanish,
-and nobody is interrupted before reading the names of the log or a manifest.
+at once. In a `tidy` scenario, files that can never count again vanish by themselves, and no writer
+is interrupted before it reads the names of the log or a manifest.
 """
 
 import json
@@ -36,8 +36,8 @@ from tests.jobs.output.simulated import (
     Special,
     Violation,
     Writers,
-    answered,
-    changed,
+    answer_of_store,
+    content_after,
     token,
 )
 
@@ -45,29 +45,29 @@ SWEPT = (*paths.TABLES, paths.RUNS)
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a store's log says: runs before the first entry, and after each."""
+class LogSummary:
+    """The runs of a log before its first entry and after each entry, and its commits."""
 
     counting: tuple[tuple[str, ...], ...]
     labelling: tuple[tuple[str, ...], ...]
-    commits: Counter[str]  # by the token of their writer
+    commits: Counter[str]  # number of commits by the token of their writer
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of a store and of its writers. All but `remains` raise Violation."""
+    """The rules of a store and its writers. The three that judge raise Violation."""
 
-    judge: Callable[[Content], Facts]
-    rest: Callable[[Content, Facts], None]  # where no writer goes on
-    claim: Callable[[Node, Outcome, Facts], None]  # what a writer says of itself when it ends
-    remains: Callable[[Content], Iterable[str]]  # files that no run that counts needs
+    judge_store: Callable[[Content], LogSummary]
+    judge_at_rest: Callable[[Content, LogSummary], None]  # a store whose writers have all stopped
+    judge_claim: Callable[[Node, Outcome, LogSummary], None]  # what a writer reports when it ends
+    find_remains: Callable[[Content], Iterable[str]]  # files that no run that counts needs
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Who writes what, and how much goes wrong."""
+    """The programs that write to a store, and how many faults may happen."""
 
-    history: tuple[Content, ...]  # of the store, the last one being where the writers begin
+    history: tuple[Content, ...]  # states of the store; the writers begin with the last one
     programs: tuple[str, ...]
     faults: int
     tidy: bool = False
@@ -79,11 +79,11 @@ class Moment(NamedTuple):
     store: int
     writers: tuple[int, ...]
     pending: tuple[int, ...]  # requests that may still take effect
-    faults: int  # that are left
+    faults: int  # faults that may still happen
 
 
 class Move(NamedTuple):
-    """What may come of a writer's next operation."""
+    """One possible result of a writer's next operation."""
 
     what: str
     store: int
@@ -92,15 +92,15 @@ class Move(NamedTuple):
 
 
 @dataclass
-class Walked:
+class Coverage:
     """How much was explored."""
 
     schedules: int = 0
     states: int = 0
     steps: int = 0
 
-    def __add__(self, other: "Walked") -> "Walked":
-        return Walked(
+    def __add__(self, other: "Coverage") -> "Coverage":
+        return Coverage(
             self.schedules + other.schedules,
             self.states + other.states,
             self.steps + other.steps,
@@ -111,7 +111,7 @@ class Walked:
 
 
 class Explorer:
-    """Walks through all schedules of scenarios; what it learns of one serves the next."""
+    """Walks through all schedules of scenarios; the results of one are reused for the next."""
 
     def __init__(self, writers: Writers, rules: Rules):
         self.writers, self.rules = writers, rules
@@ -119,62 +119,62 @@ class Explorer:
         self.operations: list[Operation] = []
         self._store_numbers: dict[frozenset[tuple[str, bytes]], int] = {}
         self._operation_numbers: dict[Operation, int] = {}
-        self._facts: dict[int, Facts] = {}
-        # What was found out, by what it depends on.
+        self._summaries: dict[int, LogSummary] = {}
+        # Results, by the values that they depend on.
         self._changed: dict[tuple[int, int], int] = {}
         self._moves: dict[tuple[int, int, bool], list[Move]] = {}
         self._settled: dict[tuple[int, int, tuple[int, ...]], tuple[int, tuple[int, ...]]] = {}
         self._commutes: dict[tuple[int, int], tuple[bool, bool]] = {}
 
-    def explore(self, scenario: Scenario) -> Walked:
-        """Walk through all schedules. Violation where a rule is broken in one of them."""
-        counts: dict[Moment, int] = {}  # of the schedules that go on from there
+    def explore(self, scenario: Scenario) -> Coverage:
+        """Walk through all schedules; raise Violation if one of them breaks a rule."""
+        counts: dict[Moment, int] = {}  # how many schedules go on from a state
         steps = 0
-        way = [self._begin(scenario)]
-        open_moves = [iter(self._visit(way[0]))]
-        sums = [0, 0]  # for each state of the way; the first is of all
-        while way:
+        path = [self._begin(scenario)]
+        open_moves = [iter(self._judge_and_expand(path[0]))]
+        sums = [0, 0]  # for each state of the path; the first is the total
+        while path:
             for _, after in open_moves[-1]:
                 steps += 1
                 count = counts.get(after)
                 if count is None:
-                    way.append(after)
-                    open_moves.append(iter(self._visit(after)))
+                    path.append(after)
+                    open_moves.append(iter(self._judge_and_expand(after)))
                     sums.append(0)
                     break
                 sums[-1] += count
             else:
                 open_moves.pop()
-                count = counts[way.pop()] = sums.pop() or 1
+                count = counts[path.pop()] = sums.pop() or 1
                 sums[-1] += count
-        return Walked(sums[0], len(counts), steps)
+        return Coverage(sums[0], len(counts), steps)
 
-    def _visit(self, state: Moment) -> list[tuple[str, Moment]]:
-        """Judge a state: all that may happen next, in words, and the state that follows."""
+    def _judge_and_expand(self, state: Moment) -> list[tuple[str, Moment]]:
+        """Judge a state; describe what may happen next, with the states that follow."""
         self._judge(state)
         return self._successors(state)
 
-    def shortest(self, scenario: Scenario) -> list[str]:
-        """The shortest schedule that breaks a rule, and the rule; nothing where none does."""
+    def find_shortest_violation(self, scenario: Scenario) -> list[str]:
+        """Return the shortest schedule that breaks a rule, then the rule; [] if none does."""
         first = self._begin(scenario)
-        ways: dict[Moment, tuple[Moment, str] | None] = {first: None}
+        arrivals: dict[Moment, tuple[Moment, str] | None] = {first: None}
         queue = deque([first])
         while queue:
             state = queue.popleft()
             try:
-                moves = self._visit(state)
+                moves = self._judge_and_expand(state)
             except Violation as error:
-                return [*_way(ways, state), *getattr(error, "__notes__", []), str(error)]
+                return [*_moves_to(arrivals, state), *getattr(error, "__notes__", []), str(error)]
             for move, after in moves:
-                if after not in ways:
-                    ways[after] = (state, move)
+                if after not in arrivals:
+                    arrivals[after] = (state, move)
                     queue.append(after)
         return []
 
     def _begin(self, scenario: Scenario) -> Moment:
         self._scenario = scenario
-        for known in (self._moves, self._settled, self._commutes):
-            known.clear()
+        for results in (self._moves, self._settled, self._commutes):
+            results.clear()
         store = self._number(scenario.history[-1])
         writers = tuple(map(self.writers.start, range(len(scenario.programs)), scenario.programs))
         return self._settle(store, writers, (), scenario.faults)
@@ -193,7 +193,7 @@ class Explorer:
         return found
 
     def _steps(self, state: Moment, slot: int) -> list[tuple[str, Moment]]:
-        """All that a writer may do next."""
+        """Return all that a writer may do next."""
         store, writers, pending, faults = state
         node = writers[slot]
         before, behind = writers[:slot], writers[slot + 1 :]
@@ -214,8 +214,8 @@ class Explorer:
     def _settle(
         self, store: int, writers: tuple[int, ...], pending: tuple[int, ...], faults: int
     ) -> Moment:
-        """A state without requests that change nothing any more, and tidied."""
-        going = 0  # of the writers, as bits
+        """Make a state without requests that can change nothing any more, and tidy it."""
+        going = 0  # bits of the writers that have not ended
         if self._scenario.tidy:
             for slot, node in enumerate(writers):
                 going |= (self.writers.nodes[node].outcome is None) << slot
@@ -231,12 +231,12 @@ class Explorer:
         self, store: int, going: int, pending: tuple[int, ...]
     ) -> tuple[int, tuple[int, ...]]:
         content, operations = self.contents[store], self.operations
-        # What the log has, stays.
+        # Entries of the log never change, so creating them again has no effect.
         creations = [n for n in pending if operations[n].kind == "create"]
         late = {n for n in creations if operations[n].name in content}
         if not self._scenario.tidy:
             return store, tuple(n for n in pending if n not in late)
-        # Of files that do not count, those may yet that the writer of the last entry made.
+        # Of the files that do not count, only those of the last entry's writer may still count.
         holder = holder_of(content)
         alive = {token(i, "")[:8] for i in range(len(self._scenario.programs)) if going >> i & 1}
         for number in set(creations) - late:
@@ -244,37 +244,40 @@ class Explorer:
                 alive.add(token_of(operations[number].data)[:8])
         if holder[:8] not in alive:
             holder = "nobody"
-        vain = {name for name in self.rules.remains(content) if holder not in name}
-        kept = {name: data for name, data in content.items() if name not in vain}
+        useless = {name for name in self.rules.find_remains(content) if holder not in name}
+        needed = {name: data for name, data in content.items() if name not in useless}
         left = set(creations) - late
         left |= {
             n for n in pending if operations[n].kind == "write" and holder in operations[n].name
         }
-        return self._number(kept), tuple(n for n in pending if n in left)
+        return self._number(needed), tuple(n for n in pending if n in left)
 
     def _possible(self, store: int, node: int, faulty: bool) -> list[Move]:
-        """What may come of a writer's next operation, without or with a fault."""
+        """Return the possible results of a writer's next operation, without or with a fault."""
         found = self._moves.get((store, node, faulty))
         if found is None:
             operation = self.writers.nodes[node].operation
-            find = self._faulty if faulty else self._plain
+            find = self._moves_with_fault if faulty else self._moves_without_fault
             found = [] if operation is None else list(find(store, node, operation))
             self._moves[store, node, faulty] = found
         return found
 
-    def _plain(self, store: int, node: int, operation: Operation) -> Iterator[Move]:
+    def _moves_without_fault(self, store: int, node: int, operation: Operation) -> Iterator[Move]:
         if operation.kind == "clock":
             for later in (False, True):
                 yield self._move(node, f" later: {later}", store, later)
             return
         after = self._change(store, self._operation(operation))
-        yield self._move(node, "", after, answered(self.contents[store], operation))
+        yield self._move(node, "", after, answer_of_store(self.contents[store], operation))
 
-    def _faulty(self, store: int, node: int, operation: Operation) -> Iterator[Move]:
+    def _moves_with_fault(self, store: int, node: int, operation: Operation) -> Iterator[Move]:
         kind, number = operation.kind, self._operation(operation)
-        after, answer = self._change(store, number), answered(self.contents[store], operation)
+        after, answer = (
+            self._change(store, number),
+            answer_of_store(self.contents[store], operation),
+        )
         if kind == "names":
-            before = [answered(content, operation) for content in self._scenario.history]
+            before = [answer_of_store(content, operation) for content in self._scenario.history]
             for stale in dict.fromkeys(before):
                 if stale != answer:
                     yield self._move(node, f", stale: {stale!r}", store, stale)
@@ -311,7 +314,7 @@ class Explorer:
         return always or (unless_swept and not any(map(self._sweeps, state.writers)))
 
     def _commuting(self, store: int, operation: Operation) -> tuple[bool, bool]:
-        """Whether an operation commutes with all others, and whether with all but a sweep's."""
+        """Whether an operation commutes with all others, and with all but those of a sweep."""
         kind, name, _ = operation
         there = name in self.contents[store]
         if kind == "clock":
@@ -325,7 +328,7 @@ class Explorer:
             return first, first
         if kind not in ("write", "remove"):
             return False, False
-        if holder_of(self.contents[store]) not in name:  # nothing will ever be there again
+        if holder_of(self.contents[store]) not in name:  # nothing will ever create this file
             return not there, not there
         return False, kind == "write"
 
@@ -334,28 +337,28 @@ class Explorer:
         return operation is not None and operation.kind == "names" and operation.name in SWEPT
 
     def _judge(self, state: Moment) -> None:
-        facts = self._facts.get(state.store)
-        if facts is None:
+        summary = self._summaries.get(state.store)
+        if summary is None:
             content = self.contents[state.store]
-            facts = self.rules.judge(content)
-            self.rules.rest(content, facts)  # as all writers may be dead
-            self._facts[state.store] = facts
+            summary = self.rules.judge_store(content)
+            self.rules.judge_at_rest(content, summary)  # all writers may be dead now
+            self._summaries[state.store] = summary
         for node in state.writers:
             at = self.writers.nodes[node]
             if at.outcome is not None:
-                self.rules.claim(at, at.outcome, facts)
+                self.rules.judge_claim(at, at.outcome, summary)
 
     def _change(self, store: int, operation: int) -> int:
-        """The number of a store after an operation. Violation where it changes the log."""
+        """Return the number of a store after an operation; Violation if it changes the log."""
         found = self._changed.get((store, operation))
         if found is None:
-            content, asked = self.contents[store], self.operations[operation]
-            after = changed(content, asked)
-            if asked.name.startswith(paths.LOG) and content.get(asked.name, b"") not in (
+            content, request = self.contents[store], self.operations[operation]
+            after = content_after(content, request)
+            if request.name.startswith(paths.LOG) and content.get(request.name, b"") not in (
                 b"",
-                after.get(asked.name),
+                after.get(request.name),
             ):
-                raise Violation(f"{asked.name} is not as it was")
+                raise Violation(f"{request.name} was changed")
             found = self._number(after)
             self._changed[store, operation] = found
         return found
@@ -381,15 +384,15 @@ def token_of(entry: bytes) -> str:
 
 
 def holder_of(content: Content) -> str:
-    """The token of the log's last entry."""
+    """Return the token of the log's last entry."""
     names = [name for name in content if paths.number_of_entry(name) is not None]
     return token_of(content[max(names)]) if names else "nobody"
 
 
-def _way(ways: Mapping[Moment, tuple[Moment, str] | None], state: Moment) -> list[str]:
-    """What led to a state."""
+def _moves_to(arrivals: Mapping[Moment, tuple[Moment, str] | None], state: Moment) -> list[str]:
+    """Return the moves that led to a state."""
     found: list[str] = []
-    while (step := ways[state]) is not None:
+    while (step := arrivals[state]) is not None:
         state, what = step
         found.append(what)
     return found[::-1]

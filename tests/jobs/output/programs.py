@@ -1,4 +1,4 @@
-"""What the explorer's writers do, with the real `LogWriter`, and what they find."""
+"""The programs of the explorer's writers, which use the real `LogWriter`."""
 
 import hashlib
 import json
@@ -10,84 +10,84 @@ from jobs.output.errors import CommitLost
 from jobs.output.log import Reason
 from jobs.output.manifest import FileOfRun, Manifest, make_manifest
 from pipeline.stages.publish import PartFile, PublishTarget
-from tests.jobs.output.simulated import LATER, Desk, MemoryStore, Outcome, Program, Stage
+from tests.jobs.output.simulated import LATER, MemoryStore, Outcome, Program, Stage, WriterState
 
-SHARED = "shared"  # a run that several writers take up
+SHARED = "shared"  # a run that several writers resume
 
 
 def rows_of(run_id: str) -> list[str]:
-    """What a run that labels has in each of its tables."""
+    """Return the rows that a run of `label` has in each of its tables."""
     return [f"{run_id}.x", f"{run_id}.y"]
 
 
 def rows_in(data: bytes) -> list[str]:
-    """What a part holds."""
+    """Return the rows that a part holds."""
     found: list[str] = json.loads(data)["rows"]
     return found
 
 
-def open_log(desk: Desk, store: MemoryStore) -> Outcome | None:
-    desk.log = desk.make(store)
+def open_log(state: WriterState, store: MemoryStore) -> Outcome | None:
+    state.log = state.make(store)
     return None
 
 
-def fence(desk: Desk, store: MemoryStore) -> Outcome | None:
-    desk.writer.fence()
+def fence(state: WriterState, store: MemoryStore) -> Outcome | None:
+    state.writer.fence()
     return None
 
 
-def take_all(desk: Desk, store: MemoryStore) -> Outcome | None:
-    """Remove all runs that count, as this writer read it."""
-    desk.removes = [run["run_id"] for run in desk.writer.catalog.committed_runs()]
+def choose_all_runs(state: WriterState, store: MemoryStore) -> Outcome | None:
+    """Choose all runs that count, as this writer read the log, to be removed."""
+    state.removes = [run["run_id"] for run in state.writer.catalog.committed_runs()]
     return None
 
 
-def take_one(desk: Desk, store: MemoryStore) -> Outcome | None:
-    desk.removes = [run["run_id"] for run in desk.writer.catalog.committed_runs()][:1]
-    return None if desk.removes else Outcome("done")
+def choose_one_run(state: WriterState, store: MemoryStore) -> Outcome | None:
+    state.removes = [run["run_id"] for run in state.writer.catalog.committed_runs()][:1]
+    return None if state.removes else Outcome("done")
 
 
-def write_labels(desk: Desk, store: MemoryStore) -> Outcome | None:
-    _write(desk, store, f"w{desk.slot}", rows_of(f"w{desk.slot}"))
+def write_labels(state: WriterState, store: MemoryStore) -> Outcome | None:
+    _write(state, store, f"w{state.slot}", rows_of(f"w{state.slot}"))
     return None
 
 
-def write_more_labels(desk: Desk, store: MemoryStore) -> Outcome | None:
-    _write(desk, store, f"w{desk.slot}-more", rows_of(f"w{desk.slot}-more"))
+def write_more_labels(state: WriterState, store: MemoryStore) -> Outcome | None:
+    _write(state, store, f"w{state.slot}-more", rows_of(f"w{state.slot}-more"))
     return None
 
 
-def write_shared(desk: Desk, store: MemoryStore) -> Outcome | None:
+def write_shared(state: WriterState, store: MemoryStore) -> Outcome | None:
     """Label the run that others label too, unless it is committed."""
-    if desk.writer.catalog.knows(SHARED):
+    if state.writer.catalog.knows(SHARED):
         return Outcome("done")
-    _write(desk, store, SHARED, rows_of(SHARED))
+    _write(state, store, SHARED, rows_of(SHARED))
     return None
 
 
-def merge(desk: Desk, store: MemoryStore) -> Outcome | None:
+def merge_runs(state: WriterState, store: MemoryStore) -> Outcome | None:
     """Write the rows of all runs that count as one run."""
-    runs = desk.writer.catalog.committed_runs()
+    runs = state.writer.catalog.committed_runs()
     if not runs:
         return Outcome("done")
-    desk.removes = [run["run_id"] for run in runs]
+    state.removes = [run["run_id"] for run in runs]
     images = [one["path"] for run in runs for one in run["files"] if one["path"][0] == "i"]
     rows = [row for name in images for row in rows_in(store.read(name))]
-    _write(desk, store, f"w{desk.slot}", rows, compacts=True)
+    _write(state, store, f"w{state.slot}", rows, compacts=True)
     return None
 
 
 def _write(
-    desk: Desk, store: MemoryStore, run_id: str, rows: list[str], compacts: bool = False
+    state: WriterState, store: MemoryStore, run_id: str, rows: list[str], compacts: bool = False
 ) -> None:
-    """Write the parts of a run, which tell its writer, and make its manifest."""
-    log = desk.writer
+    """Write the parts of a run, which name their writer, and make its manifest."""
+    log = state.writer
     template = paths.part_template(run_id, log.token)
     for table in paths.TABLES:
         name, data = template.format(table=table, number=0), part(rows, log.token)
         store.write(name, data)
-        desk.files.append(file_of_run(name, data))
-    desk.run = manifest_of(run_id, log.token, desk.files, desk.removes, compacts)
+        state.files.append(file_of_run(name, data))
+    state.run = manifest_of(run_id, log.token, state.files, state.removes, compacts)
 
 
 def part(rows: Sequence[str], token: str) -> bytes:
@@ -109,34 +109,34 @@ def manifest_of(
     return make_manifest(target, plan, "file:///lake", found, counts, replaces, compacts)
 
 
-def committing(reason: Reason, kept_until: float = 0.0) -> Stage:
-    def commit(desk: Desk, store: MemoryStore) -> Outcome | None:
-        desk.writer.commit(desk.run, desk.removes, reason, kept_until)
-        desk.commits += 1
-        desk.files = []  # of a run that is not committed
+def make_commit_stage(reason: Reason, kept_until: float = 0.0) -> Stage:
+    def commit(state: WriterState, store: MemoryStore) -> Outcome | None:
+        state.writer.commit(state.run, state.removes, reason, kept_until)
+        state.commits += 1
+        state.files = []  # files of runs that are not committed
         return None
 
     return commit
 
 
-def look(desk: Desk, store: MemoryStore) -> Outcome | None:
-    """Note how long the log is, so that what is read then can be judged."""
-    desk.since = store.length()
+def record_length_of_log(state: WriterState, store: MemoryStore) -> Outcome | None:
+    """Record how long the log is, so that what is read then can be judged."""
+    state.since = store.length()
     return None
 
 
-def list_runs(desk: Desk, store: MemoryStore) -> Outcome | None:
+def list_runs(state: WriterState, store: MemoryStore) -> Outcome | None:
     found = load_catalog(store)
     seen = [
         tuple(run["run_id"] for run in runs)
         for runs in (found.committed_runs(), found.labelling_runs())
     ]
-    return Outcome("read", 0, tuple(seen), desk.since)
+    return Outcome("read", 0, tuple(seen), state.since)
 
 
-def delete_own_parts(desk: Desk, store: MemoryStore) -> None:
-    """What commands do where their commit is lost: nothing of theirs will ever count."""
-    store.remove(one["path"] for one in desk.files)
+def delete_own_parts(state: WriterState, store: MemoryStore) -> None:
+    """Delete this writer's parts, as commands do after a lost commit: they can never count."""
+    store.remove(one["path"] for one in state.files)
 
 
 def _writing(*stages: Stage, allowed: tuple[type[Exception], ...] = ()) -> Program:
@@ -144,17 +144,22 @@ def _writing(*stages: Stage, allowed: tuple[type[Exception], ...] = ()) -> Progr
 
 
 PROGRAMS = {
-    "label": _writing(write_labels, committing("replaced")),
+    "label": _writing(write_labels, make_commit_stage("replaced")),
     "label twice": _writing(
-        write_labels, committing("replaced"), write_more_labels, committing("replaced")
+        write_labels,
+        make_commit_stage("replaced"),
+        write_more_labels,
+        make_commit_stage("replaced"),
     ),
-    "relabel": _writing(take_all, write_labels, committing("replaced")),
-    "relabel and keep": _writing(take_all, write_labels, committing("replaced", LATER / 2)),
-    # Where another writer took over, what it would merge may be gone.
-    "compact": _writing(merge, committing("compacted"), allowed=(FileNotFoundError,)),
-    "delete": _writing(take_one, committing("deleted")),
-    "take up": _writing(write_shared, committing("replaced")),
-    "list": Program((look, list_runs), delete_own_parts),
+    "relabel": _writing(choose_all_runs, write_labels, make_commit_stage("replaced")),
+    "relabel and keep": _writing(
+        choose_all_runs, write_labels, make_commit_stage("replaced", LATER / 2)
+    ),
+    # If another writer took over, the files that this one merges may be gone.
+    "compact": _writing(merge_runs, make_commit_stage("compacted"), allowed=(FileNotFoundError,)),
+    "delete": _writing(choose_one_run, make_commit_stage("deleted")),
+    "take up": _writing(write_shared, make_commit_stage("replaced")),
+    "list": Program((record_length_of_log, list_runs), delete_own_parts),
 }
-# Which of the runs that count they remove.
+# Which of the runs that count each program removes.
 REMOVED = {"relabel": "all", "relabel and keep": "all", "compact": "all", "delete": "one"}

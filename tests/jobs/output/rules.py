@@ -1,4 +1,4 @@
-"""What must hold of a store: at any moment, without the product's code, and at rest with it."""
+"""Rules of a store: at any moment, checked without the product's code, and at rest, with it."""
 
 import hashlib
 import json
@@ -10,33 +10,33 @@ from typing import Any
 
 from jobs.output import paths
 from jobs.output.catalog import load_catalog
-from tests.jobs.output.explorer import Facts, Rules
+from tests.jobs.output.explorer import LogSummary, Rules
 from tests.jobs.output.programs import PROGRAMS, REMOVED, rows_in, rows_of
 from tests.jobs.output.simulated import (
     Content,
-    Desk,
     MemoryStore,
     Node,
     Outcome,
     Violation,
-    played,
+    WriterState,
+    play,
     token,
 )
 
-LAST = 9  # the slot of a writer that comes when all others have ended
+LAST = 9  # the slot of a writer that begins after all others have ended
 _PROGRAMS = {f"{zlib.crc32(name.encode()):08x}": name for name in PROGRAMS}
 
 Document = dict[str, Any]
 Runs = tuple[str, ...]
-# Runs that versions before the log left: those that count, and those whose labels are there.
+# Runs of versions before the log: those that count, and those whose labels still exist.
 Old = tuple[Runs, Runs]
 NONE: Old = ((), ())
 
 
-def judged(content: Content, old: Old = NONE, fences: bool = True) -> Facts:
-    """The facts of a store that held `old` runs before its log began. Violation of any rule.
+def judge_store(content: Content, old: Old = NONE, fences: bool = True) -> LogSummary:
+    """Summarise the log of a store that held `old` runs before; Violation if a rule is broken.
 
-    `fences`: whether every commit is behind an entry of the same writer.
+    `fences`: whether every commit must follow an entry of the same writer.
     """
     entries = list(entries_in(content))
     added: dict[str, Document] = {}
@@ -53,22 +53,22 @@ def judged(content: Content, old: Old = NONE, fences: bool = True) -> Facts:
                 raise Violation(f"entry {entry['number']} removes {one['run_id']}, which is gone")
             removed[one["run_id"]] = one
         counting.append(tuple(sorted(added.keys() - removed.keys())))
-        labelling.append(tuple(sorted(_labelling(added, removed))))
+        labelling.append(tuple(sorted(_find_labelling_runs(added, removed))))
         _judge_entry(entry, counting[-2], counting[-1])
         if fences and entry["kind"] == "commit" and writer != entry["token"]:
-            raise Violation(f"entry {entry['number']} is behind another writer's")
+            raise Violation(f"entry {entry['number']} follows one of another writer")
         writer = entry["token"]
     if entries:
         _judge_files(content, added, removed)
     commits = Counter(entry["token"] for entry in entries if entry["kind"] == "commit")
-    return Facts(tuple(counting), tuple(labelling), commits)
+    return LogSummary(tuple(counting), tuple(labelling), commits)
 
 
-def _labelling(added: Iterable[str], removed: Mapping[str, Document]) -> Iterator[str]:
-    """Runs whose labels are there, also where they were merged into others."""
+def _find_labelling_runs(added: Iterable[str], removed: Mapping[str, Document]) -> Iterator[str]:
+    """Find the runs whose labels still exist, also if they were merged into others."""
     merged = {one["by"] for one in removed.values() if one["reason"] == "compacted"}
     for run_id in added:
-        if run_id not in merged and place_of(run_id, removed) is not None:
+        if run_id not in merged and find_holder(run_id, removed) is not None:
             yield run_id
 
 
@@ -88,10 +88,10 @@ def _entry(data: bytes) -> Document:
 
 
 def _judge_entry(entry: Document, before: Runs, after: Runs) -> None:
-    """A writer removes what there was before its entry, as its program wants it."""
+    """An entry removes those of the earlier runs that the program of its writer removes."""
     number = entry["number"]
     if entry["kind"] == "adopt" and after != before:
-        raise Violation(f"entry {number} adopts {after} where {before} were")
+        raise Violation(f"entry {number} adopts {after} instead of {before}")
     if entry["kind"] == "commit":
         program = _PROGRAMS[entry["token"][8:16]]
         gone = tuple(sorted(one["run_id"] for one in entry["removes"]))
@@ -100,8 +100,8 @@ def _judge_entry(entry: Document, before: Runs, after: Runs) -> None:
             raise Violation(f"entry {number} of {program} removes {gone} of {before}")
 
 
-def place_of(run_id: str, removed: Mapping[str, Document]) -> str | None:
-    """The run that has a run's rows; None where they are removed."""
+def find_holder(run_id: str, removed: Mapping[str, Document]) -> str | None:
+    """Return the run that holds the rows of a run; None if they are removed."""
     while run_id in removed:
         if removed[run_id]["reason"] != "compacted":
             return None
@@ -112,16 +112,16 @@ def place_of(run_id: str, removed: Mapping[str, Document]) -> str | None:
 def _judge_files(
     content: Content, added: Mapping[str, Document], removed: Mapping[str, Document]
 ) -> None:
-    """What counts is whole, and has each row once that was committed and not removed."""
+    """Files that count are whole, and hold each row once that was committed and not removed."""
     found: dict[str, Counter[str]] = {table: Counter() for table in paths.TABLES}
     expected: Counter[str] = Counter()
     for run_id, one in added.items():
-        place = place_of(run_id, removed)
-        if place is None:
+        holder = find_holder(run_id, removed)
+        if holder is None:
             continue
-        manifest = json.loads(_whole(content, one["manifest"], one["sha256"]))
-        for file in manifest["files"] if place == run_id else ():
-            data = _whole(content, file["path"], file["sha256"])
+        manifest = json.loads(_read_whole(content, one["manifest"], one["sha256"]))
+        for file in manifest["files"] if holder == run_id else ():
+            data = _read_whole(content, file["path"], file["sha256"])
             found[file["path"].split("/")[0]].update(rows_in(data))
         if not manifest["compacts"]:
             expected.update(rows_of(run_id))
@@ -130,65 +130,67 @@ def _judge_files(
             raise Violation(f"{table} has rows {sorted(rows.elements())}, not {sorted(expected)}")
 
 
-def _whole(content: Content, name: str, sha256: str) -> bytes:
+def _read_whole(content: Content, name: str, sha256: str) -> bytes:
     data = content.get(name)
     if data is None:
-        raise Violation(f"{name} counts, and is gone")
+        raise Violation(f"{name} counts, but it is gone")
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise Violation(f"{name} counts, and is another's")
+        raise Violation(f"{name} counts, but another writer wrote it")
     return data
 
 
-def rested(content: Content, facts: Facts) -> None:
-    """What an undisturbed reader sees, and what an undisturbed writer leaves. Violation."""
-    counting, found = facts.counting[-1], load_catalog(MemoryStore(content))
+def judge_at_rest(content: Content, summary: LogSummary) -> None:
+    """An undisturbed reader sees what counts, and an undisturbed writer leaves no remains."""
+    counting, found = summary.counting[-1], load_catalog(MemoryStore(content))
     seen = tuple(
         tuple(r["run_id"] for r in runs)
         for runs in (found.committed_runs(), found.labelling_runs())
     )
-    if seen != (counting, facts.labelling[-1]):
-        raise Violation(f"a last reader sees {seen} where {counting} count")
-    before = facts.counting[0], facts.labelling[0]
-    content = played(PROGRAMS["label"], Desk(LAST, "label"), content)
-    if judged(content, before, False).counting[-1] != tuple(sorted((*counting, f"w{LAST}"))):
-        raise Violation(f"a last writer found {counting}, and did not add its run")
-    if kept := remains(content):
-        raise Violation(f"{kept} never counted, and the next writer left them")
+    if seen != (counting, summary.labelling[-1]):
+        raise Violation(f"a last reader sees {seen}, but {counting} count")
+    before = summary.counting[0], summary.labelling[0]
+    content = play(PROGRAMS["label"], WriterState(LAST, "label"), content)
+    if judge_store(content, before, False).counting[-1] != tuple(sorted((*counting, f"w{LAST}"))):
+        raise Violation(f"a last writer found {counting}, but did not add its run")
+    if left := find_remains(content):
+        raise Violation(f"{left} never counted, but the next writer did not delete them")
 
 
-def judge_claim(node: Node, outcome: Outcome, facts: Facts) -> None:
-    """Violation where what a writer says of itself is not so."""
+def judge_claim(node: Node, outcome: Outcome, summary: LogSummary) -> None:
+    """What a writer reports when it ends must be true."""
     who = f"{node.program} of writer {node.slot}"
     if outcome.kind == "read":
-        seen = zip(facts.counting, facts.labelling, strict=True)
+        seen = zip(summary.counting, summary.labelling, strict=True)
         if outcome.seen not in list(seen)[outcome.since :]:
-            raise Violation(f"{who} sees {outcome.seen}, which was never so since it began")
+            raise Violation(f"{who} sees {outcome.seen}, which was never true since it began")
         return
-    there = facts.commits[token(node.slot, node.program)]
-    # Of one that ended otherwise, a commit may be there that it does not know of.
-    if not outcome.commits <= there <= outcome.commits + (outcome.kind == "ended"):
+    committed = summary.commits[token(node.slot, node.program)]
+    # A writer that ended otherwise may have made a commit that it does not know of.
+    if not outcome.commits <= committed <= outcome.commits + (outcome.kind == "ended"):
         raise Violation(
-            f"{who} has {outcome.kind}, with {outcome.commits} commits, and {there} are in the log"
+            f"{who} reports {outcome.kind}, {outcome.commits} commits; the log has {committed}"
         )
 
 
-def remains(content: Content) -> list[str]:
-    """Parts and manifests of runs that do not count, or that no run that counts has."""
+def find_remains(content: Content) -> list[str]:
+    """Find parts and manifests that no run needs that counts or that is kept for readers."""
     entries = list(entries_in(content))
     removed = {one["run_id"]: one for entry in entries for one in entry["removes"]}
     needed = set()
     for one in (one for entry in entries for one in entry["adds"]):
-        place = place_of(one["run_id"], removed)
-        if place is not None and one["manifest"] in content:
+        holder = find_holder(one["run_id"], removed)
+        if holder is not None and one["manifest"] in content:
             needed.add(one["manifest"])
             files = json.loads(content[one["manifest"]])["files"]
-            needed |= {file["path"] for file in files if place == one["run_id"]}
+            needed |= {file["path"] for file in files if holder == one["run_id"]}
     found = {name: paths.run_and_token_of_part(name) for name in content.keys() - needed}
     found = {name: one or paths.run_and_token_of_manifest(name) for name, one in found.items()}
     kept = {run_id for run_id, one in removed.items() if one.get("kept_until")}
     return sorted(name for name, one in found.items() if one is not None and one[0] not in kept)
 
 
-def rules(old: Old = NONE, fences: bool = True) -> Rules:
-    """The rules of a store that held `old` runs before its log began."""
-    return Rules(lambda content: judged(content, old, fences), rested, judge_claim, remains)
+def make_rules(old: Old = NONE, fences: bool = True) -> Rules:
+    """Make the rules of a store that held `old` runs before its log began."""
+    return Rules(
+        lambda content: judge_store(content, old, fences), judge_at_rest, judge_claim, find_remains
+    )

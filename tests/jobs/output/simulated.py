@@ -1,10 +1,10 @@
-"""A simulated store, and writers that run the real commit code over it, an operation at a time.
+"""A simulated store, and writers that run the real commit code over it, one operation at a time.
 
-A writer is a function of the answers that its store gave. So its code is run with the answers so
-far, up to the operation whose answer is not known yet (`Unanswered` ends it there): what it does
-next is found once and remembered, for all schedules in which it saw the same. A program is cut into
-stages, and all that a stage hands to the next is its `Desk`: writers whose desks are equal are one,
-whatever they saw before.
+What a writer does depends only on the answers of its store. So its code is run with the answers so
+far, up to the first operation without an answer, where `Unanswered` ends it. This operation is
+found once, and remembered for all schedules in which the writer got the same answers. A program
+consists of stages, and a stage hands only a `WriterState` to the next one. Writers in equal states
+are treated as one, whatever answers led there.
 """
 
 import gc
@@ -25,7 +25,7 @@ from jobs.output.errors import CommitLost, CommitUnknown
 from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import FileOfRun, Manifest
 
-LATER = 1e9  # Unix time; clocks say 0 or this
+LATER = 1e9  # Unix time; a clock shows 0 or this
 
 Content = Mapping[str, bytes]
 
@@ -41,7 +41,7 @@ Answer = bytes | bool | tuple[str, ...] | Special
 
 
 class Operation(NamedTuple):
-    """What a writer asks of its store, or of its clock."""
+    """A request of a writer to its store, or to its clock."""
 
     kind: Literal["read", "create", "write", "names", "remove", "length", "clock"]
     name: str
@@ -49,7 +49,7 @@ class Operation(NamedTuple):
 
 
 class Unanswered(BaseException):
-    """A writer asked what is not answered yet: no error, as its code must not handle it."""
+    """Ends a writer's code at a request without an answer; the code must not handle it."""
 
 
 class Injected(ConnectionError):
@@ -60,8 +60,8 @@ class Violation(AssertionError):
     """A rule does not hold."""
 
 
-def answered(content: Content, operation: Operation) -> Answer:
-    """What a store that works says."""
+def answer_of_store(content: Content, operation: Operation) -> Answer:
+    """Return the answer of a store that works."""
     kind, name, _ = operation
     if kind == "read":
         return content.get(name, Special.ABSENT)
@@ -70,25 +70,25 @@ def answered(content: Content, operation: Operation) -> Answer:
     return kind != "create" or name not in content
 
 
-def changed(content: Content, operation: Operation) -> Content:
-    """What a store holds after an operation."""
+def content_after(content: Content, operation: Operation) -> Content:
+    """Return what a store holds after an operation."""
     kind, name, data = operation
     if kind == "remove" and name in content:
-        return {one: kept for one, kept in content.items() if one != name}
+        return {one: found for one, found in content.items() if one != name}
     if kind == "write" or (kind == "create" and name not in content):
         return {**content, name: data}
     return content
 
 
 class MemoryStore:
-    """A store that works, for one at a time."""
+    """A store that works, for one writer at a time."""
 
     def __init__(self, content: Content | None = None):
         self.content: Content = dict(content or {})
 
     def ask(self, operation: Operation) -> Answer:
-        answer = answered(self.content, operation)
-        self.content = changed(self.content, operation)
+        answer = answer_of_store(self.content, operation)
+        self.content = content_after(self.content, operation)
         return answer
 
     def read(self, name: str) -> bytes:
@@ -114,26 +114,26 @@ class MemoryStore:
             self.ask(Operation("remove", name))
 
     def length(self) -> int:
-        """How long the log is by now: no writer may ask this, but who judges a reader."""
+        """Return the length of the log, to judge a reader; writers must not use this."""
         answer = self.ask(Operation("length", paths.LOG))
         assert isinstance(answer, tuple)
         return sum(paths.number_of_entry(name) is not None for name in answer)
 
 
 class ReplayedStore(MemoryStore):
-    """Gives answers in turn, and ends a writer's code where there are no more."""
+    """Gives its answers in turn, and ends a writer's code when there are no more."""
 
     def __init__(self, answers: Sequence[Answer]):
         super().__init__()
         self.answers = iter(answers)
-        self.asked: Operation | None = None
+        self.unanswered: Operation | None = None
 
     def ask(self, operation: Operation) -> Answer:
-        if self.asked is not None:
-            sys.exit("a writer's code goes on where nothing is answered")
+        if self.unanswered is not None:
+            sys.exit("a writer's code goes on after a request without an answer")
         answer = next(self.answers, None)
         if answer is None:
-            self.asked = operation
+            self.unanswered = operation
             raise Unanswered
         if answer is Special.FAILED:
             raise Injected(operation.name)
@@ -141,28 +141,28 @@ class ReplayedStore(MemoryStore):
 
 
 class Outcome(NamedTuple):
-    """How a writer ended, and what it says then."""
+    """How a writer ended, and what it reports."""
 
     kind: Literal["done", "lost", "ended", "read"]
-    commits: int = 0  # that returned
-    seen: tuple[tuple[str, ...], ...] = ()  # by a reader: runs that count, runs that labelled
+    commits: int = 0  # commits that returned
+    seen: tuple[tuple[str, ...], ...] = ()  # runs that count and that labelled, as a reader saw
     since: int = 0  # the log's last entry when it began
 
 
 @dataclass
-class Desk:
-    """All that a stage of a program hands to the next."""
+class WriterState:
+    """Everything that a stage of a program hands to the next one."""
 
     slot: int  # which of the writers this is
     program: str
     make: type[LogWriter] = LogWriter
     stage: int = 0
-    tokens: int = 0  # that were made
+    tokens: int = 0  # how many tokens were made
     log: LogWriter | None = None
     files: list[FileOfRun] = field(default_factory=list)
     run: Manifest | None = None
     removes: list[str] = field(default_factory=list)
-    commits: int = 0  # that returned
+    commits: int = 0  # commits that returned
     since: int = 0  # the log's last entry when a reader began
 
     @property
@@ -171,34 +171,34 @@ class Desk:
         return self.log
 
 
-Stage = Callable[[Desk, MemoryStore], Outcome | None]
+Stage = Callable[[WriterState, MemoryStore], Outcome | None]
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a writer does, and what it does when its commit is lost."""
+    """The stages of a writer, and how it cleans up after a lost commit."""
 
     stages: tuple[Stage, ...]
-    clean_up: Callable[[Desk, MemoryStore], None]
+    clean_up: Callable[[WriterState, MemoryStore], None]
     cleans_up_after: tuple[type[Exception], ...] = (CommitLost,)
-    allowed: tuple[type[Exception], ...] = ()  # besides what a failed request raises
+    allowed: tuple[type[Exception], ...] = ()  # errors beside those of a failed request
 
 
 def token(slot: int, program: str, number: int = 0) -> str:
-    """The tokens that a writer makes, in turn; its first one is its own, and tells its program."""
+    """The tokens of a writer, by number; the first is its own, and each names its program."""
     return f"{slot:08x}{zlib.crc32(program.encode()):08x}{number:016x}"
 
 
 class Outside:
-    """Stands for `uuid` and `time` in the product's code: what it asks besides its store."""
+    """Replaces `uuid` and `time` in the product's code, which asks nothing else but its store."""
 
-    desk: Desk  # of the writer whose code runs
-    clock: MemoryStore | None = None  # who says what time it is, where that matters
+    state: WriterState  # state of the writer whose code runs
+    clock: MemoryStore | None = None  # the store that answers what time it is, if that matters
 
     @classmethod
     def uuid4(cls) -> uuid.UUID:
-        cls.desk.tokens += 1
-        return uuid.UUID(hex=token(cls.desk.slot, cls.desk.program, cls.desk.tokens - 1))
+        cls.state.tokens += 1
+        return uuid.UUID(hex=token(cls.state.slot, cls.state.program, cls.state.tokens - 1))
 
     @classmethod
     def time(cls) -> float:
@@ -209,9 +209,9 @@ class Outside:
 
 @contextmanager
 def real_code() -> Iterator[None]:
-    """The product's code with tokens that repeat themselves, and without threads."""
+    """Run the product's code with predictable tokens, and without threads."""
     often = gc.get_threshold()
-    gc.set_threshold(1_000_000)  # as much is made here that stays
+    gc.set_threshold(1_000_000)  # this many objects are made here and stay alive
     with pytest.MonkeyPatch.context() as patch:
         for module in ("uuid", "time"):
             patch.setattr(log_writer, module, Outside)
@@ -221,14 +221,14 @@ def real_code() -> Iterator[None]:
     gc.set_threshold(*often)
 
 
-def played(program: Program, desk: Desk, content: Content, stages: int = 99) -> Content:
-    """What a store holds after one undisturbed writer, or its first stages."""
-    Outside.desk, Outside.clock = desk, None
+def play(program: Program, state: WriterState, content: Content, stages: int = 99) -> Content:
+    """Run an undisturbed writer, or its first stages; return what the store holds then."""
+    Outside.state, Outside.clock = state, None
     store = MemoryStore(content)
     for stage in program.stages[:stages]:
-        if desk.log is not None:
-            desk.log.store = store
-        stage(desk, store)
+        if state.log is not None:
+            state.log.store = store
+        stage(state, store)
     return store.content
 
 
@@ -238,14 +238,14 @@ class Node:
 
     slot: int
     program: str
-    root: bytes = b""  # its desk when the stage began
-    answers: tuple[Answer, ...] = ()  # since then
+    root: bytes = b""  # its pickled state when the stage began
+    answers: tuple[Answer, ...] = ()  # answers since then
     operation: Operation | None = None
     outcome: Outcome | None = None
 
 
 class Writers:
-    """All that writers do, found by running their code once for all answers that they can get."""
+    """All that writers can do; their code runs once for each series of answers."""
 
     def __init__(
         self,
@@ -253,17 +253,17 @@ class Writers:
         make: type[LogWriter] = LogWriter,
         clocks: bool = False,
     ):
-        """`clocks`: whether writers ask what time it is, and get any answer."""
+        """`clocks`: whether writers that ask for the time get any answer."""
         self.programs, self.make, self.clocks = programs, make, clocks
         self.nodes: list[Node] = []
-        self._known: dict[Any, int] = {}
+        self._numbers: dict[Any, int] = {}
         self._next: dict[tuple[int, Answer], int] = {}
 
     def start(self, slot: int, program: str) -> int:
-        return self._begin(Desk(slot, program, self.make))
+        return self._begin(WriterState(slot, program, self.make))
 
     def step(self, node: int, answer: Answer) -> int:
-        """Where a writer stands after an answer."""
+        """Return the number of the node that a writer reaches with an answer."""
         found = self._next.get((node, answer))
         if found is None:
             at = self.nodes[node]
@@ -271,50 +271,54 @@ class Writers:
             self._next[node, answer] = found
         return found
 
-    def _begin(self, desk: Desk) -> int:
-        """A writer at the beginning of a stage."""
-        key = canonical(desk)
-        if key not in self._known:
-            self._known[key] = self._run(pickle.dumps(desk), ())
-        return self._known[key]
+    def _begin(self, state: WriterState) -> int:
+        """Return the number of a writer's node at the beginning of a stage."""
+        key = canonical(state)
+        if key not in self._numbers:
+            self._numbers[key] = self._run(pickle.dumps(state), ())
+        return self._numbers[key]
 
     def _run(self, root: bytes, answers: tuple[Answer, ...]) -> int:
-        """Run the code of a stage until it asks what is not answered, or ends."""
-        desk: Desk = pickle.loads(root)
+        """Run the code of a stage until a request has no answer, or to its end."""
+        state: WriterState = pickle.loads(root)
         store = ReplayedStore(answers)
-        Outside.desk, Outside.clock = desk, store if self.clocks else None
-        if desk.log is not None:
-            desk.log.store = store
+        Outside.state, Outside.clock = state, store if self.clocks else None
+        if state.log is not None:
+            state.log.store = store
         try:
-            outcome = self._outcome(self.programs[desk.program], desk, store)
+            outcome = self._run_stage(self.programs[state.program], state, store)
         except Unanswered:
-            return self._add(Node(desk.slot, desk.program, root, answers, store.asked))
+            return self._add(Node(state.slot, state.program, root, answers, store.unanswered))
         assert next(store.answers, None) is None
-        desk.stage += 1
-        if outcome is None and desk.stage == len(self.programs[desk.program].stages):
-            outcome = Outcome("done", desk.commits)
+        state.stage += 1
+        if outcome is None and state.stage == len(self.programs[state.program].stages):
+            outcome = Outcome("done", state.commits)
         if outcome is None:
-            if desk.log is not None:
-                del desk.log.store
-            return self._begin(desk)
-        key = (desk.slot, desk.program, outcome)
-        if key not in self._known:
-            self._known[key] = self._add(Node(desk.slot, desk.program, outcome=outcome))
-        return self._known[key]
+            if state.log is not None:
+                del state.log.store
+            return self._begin(state)
+        key = (state.slot, state.program, outcome)
+        if key not in self._numbers:
+            self._numbers[key] = self._add(Node(state.slot, state.program, outcome=outcome))
+        return self._numbers[key]
 
-    def _outcome(self, program: Program, desk: Desk, store: MemoryStore) -> Outcome | None:
-        """What comes of a stage: None where the next one follows."""
+    def _run_stage(
+        self, program: Program, state: WriterState, store: MemoryStore
+    ) -> Outcome | None:
+        """Run a stage; return None if the next one follows."""
         expected: tuple[type[Exception], ...] = (CommitLost, CommitUnknown, Injected)
         try:
-            return program.stages[desk.stage](desk, store)
+            return program.stages[state.stage](state, store)
         except Exception as error:
             if not isinstance(error, expected + program.allowed):
-                said = f"{type(error).__name__}: {error}"
-                raise Violation(f"{desk.program} of writer {desk.slot} ends in {said}") from error
+                reason = f"{type(error).__name__}: {error}"
+                raise Violation(
+                    f"{state.program} of writer {state.slot} ends in {reason}"
+                ) from error
             if isinstance(error, program.cleans_up_after):
                 with suppress(Injected):
-                    program.clean_up(desk, store)
-            return Outcome("lost" if isinstance(error, CommitLost) else "ended", desk.commits)
+                    program.clean_up(state, store)
+            return Outcome("lost" if isinstance(error, CommitLost) else "ended", state.commits)
 
     def _add(self, node: Node) -> int:
         self.nodes.append(node)
@@ -322,12 +326,12 @@ class Writers:
 
 
 def canonical(value: Any) -> Any:
-    """Something that is equal for what is equal, and can be a key."""
-    if isinstance(value, Desk | LogWriter | catalog.Catalog | log.State | log.RunState):
+    """Return a hashable value that is equal for equal values."""
+    if isinstance(value, WriterState | LogWriter | catalog.Catalog | log.State | log.RunState):
         return tuple((name, canonical(one)) for name, one in sorted(vars(value).items()))
     if isinstance(value, dict):
         pairs = list(value.items())
-        if not isinstance(pairs and pairs[0][1], log.RunState):  # which are in order
+        if not isinstance(pairs and pairs[0][1], log.RunState):  # runs keep their order
             pairs.sort()
         return tuple((key, canonical(one)) for key, one in pairs)
     if isinstance(value, list):

@@ -33,27 +33,29 @@ from jobs.output.store import OutputStore
 from jobs.output.views import connect
 from pipeline.storage.files import InputError, create_whole, open_location, open_object
 from pipeline.storage.retries import is_transient
-from tests.jobs.output.test_old_versions import detections
+from tests.jobs.output.test_old_versions import write_detections
 from tests.support.s3_server import free_ports
 
 HOST = "127.0.0.1"
 LAKE = "lake"  # the name of the account, and of the container or bucket
-KEY = "dGVzdC1zZWNyZXQ="  # of the account
+KEY = "dGVzdC1zZWNyZXQ="  # the key of the account
 START_SECONDS = 60
 ROUNDS, THREADS, PROCESSES = 20, 16, 4
 BOXES = "SELECT image_id, count(*) FROM latest GROUP BY ALL ORDER BY ALL"
 
 
 @contextmanager
-def running(command: list[str], port: int, url: str, environment: dict[str, str]) -> Iterator[str]:
-    """An emulator with an empty LAKE; `environment` leads the clients to it."""
+def run_emulator(
+    command: list[str], port: int, url: str, environment: dict[str, str]
+) -> Iterator[str]:
+    """Run an emulator with an empty LAKE; `environment` leads its clients to it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         nowhere = subprocess.DEVNULL
         process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
         try:
-            wait_for(process, port)
+            wait_for_port(process, port)
             fs, _ = open_location(url, "OUTPUT")
             fs.mkdir(LAKE)
             yield url
@@ -63,7 +65,7 @@ def running(command: list[str], port: int, url: str, environment: dict[str, str]
             process.wait()
 
 
-def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
+def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -90,14 +92,14 @@ def azurite() -> Iterator[str]:
         pytest.skip("no node, or no Azurite, which `make emulators` installs with npm")
     (port,) = free_ports(1)
     command = [node, str(script), "--inMemoryPersistence", "--disableTelemetry", "--silent"]
-    # Azure's library is newer than what the emulator knows.
+    # Azure's library uses a newer version of the API than the emulator knows.
     command += ["--skipApiVersionCheck", "--blobHost", HOST, "--blobPort", str(port)]
-    place = f"BlobEndpoint=http://{HOST}:{port}/{LAKE};"
+    endpoint = f"BlobEndpoint=http://{HOST}:{port}/{LAKE};"
     environment = {
         "AZURITE_ACCOUNTS": f"{LAKE}:{KEY}",
-        "AZURE_STORAGE_CONNECTION_STRING": f"AccountName={LAKE};AccountKey={KEY};{place}",
+        "AZURE_STORAGE_CONNECTION_STRING": f"AccountName={LAKE};AccountKey={KEY};{endpoint}",
     }
-    with running(command, port, f"az://{LAKE}", environment) as url:
+    with run_emulator(command, port, f"az://{LAKE}", environment) as url:
         yield url
 
 
@@ -105,9 +107,9 @@ def azurite() -> Iterator[str]:
 def google(command: list[str], port: int) -> Iterator[str]:
     environment = {
         "STORAGE_EMULATOR_HOST": f"http://{HOST}:{port}",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks Google over gRPC
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # this support would ask Google over gRPC
     }
-    with running(command, port, f"gs://{LAKE}", environment) as url:
+    with run_emulator(command, port, f"gs://{LAKE}", environment) as url:
         yield url
 
 
@@ -135,8 +137,8 @@ def output(lake: str) -> str:
 
 
 @pytest.fixture
-def ignorant() -> Iterator[str]:
-    """An OUTPUT on a store that ignores the condition."""
+def output_without_condition() -> Iterator[str]:
+    """The URL of an OUTPUT on a store that ignores the condition."""
     skip_without("gcsfs", "gcp_storage_emulator")
     (port,) = free_ports(1)
     command = [str(Path(sys.executable).with_name("gcp-storage-emulator")), "start"]
@@ -145,13 +147,13 @@ def ignorant() -> Iterator[str]:
         yield f"{url}/out"
 
 
-def bring_in(output: str, folder: Path, name: str, boxes: int) -> list[str]:
-    """The `import` of some boxes of one image."""
-    found = detections(folder, name, boxes)
+def import_command(output: str, folder: Path, name: str, boxes: int) -> list[str]:
+    """Return the command that imports some boxes of one image."""
+    found = write_detections(folder, name, boxes)
     return ["import", found[0], output, *found[1:]]
 
 
-def rows(output: str) -> list[tuple[Any, ...]]:
+def count_boxes(output: str) -> list[tuple[Any, ...]]:
     with connect(output) as connection:
         return connection.sql(BOXES).fetchall()
 
@@ -175,7 +177,8 @@ def test_of_many_threads_one_creates_an_object(output: str) -> None:
         assert not create_whole(fs, f"{path}/{name}", b"late")
 
 
-def names_created(output: str) -> list[int]:
+def create_names(output: str) -> list[int]:
+    """Try to create every name; return those that this process created."""
     fs, path = open_location(output, "OUTPUT")
     return [name for name in range(ROUNDS) if create_whole(fs, f"{path}/{name}", b"%d" % name)]
 
@@ -183,37 +186,37 @@ def names_created(output: str) -> list[int]:
 @pytest.mark.slow
 def test_of_many_processes_one_creates_an_object(output: str) -> None:
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
-        created = pool.map(names_created, [output] * PROCESSES)
+        created = pool.map(create_names, [output] * PROCESSES)
         assert sorted(chain(*created)) == list(range(ROUNDS))
 
 
 @pytest.mark.slow
-def test_the_commands_that_write(output: str, tmp_path: Path) -> None:
+def test_import_compact_and_delete_write_the_store(output: str, tmp_path: Path) -> None:
     for boxes in (2, 3):
-        assert main(bring_in(output, tmp_path, "a", boxes)) == 0
+        assert main(import_command(output, tmp_path, "a", boxes)) == 0
     assert main(["compact", output]) == 0
-    assert main(bring_in(output, tmp_path, "b", 1)) == 0
+    assert main(import_command(output, tmp_path, "b", 1)) == 0
     assert main(["runs", output, "--verify"]) == 0
-    assert rows(output) == [("a.jpg", 3), ("b.jpg", 1)]
+    assert count_boxes(output) == [("a.jpg", 3), ("b.jpg", 1)]
     first, second = (run["run_id"] for run in read_catalog(output).committed_runs())
     assert main(["runs", output, "--delete", first, "--yes"]) == 0
     assert main(["runs", output, "--verify"]) == 0
-    assert rows(output) == [("b.jpg", 1)]
+    assert count_boxes(output) == [("b.jpg", 1)]
     left = OutputStore(output).names("")
     assert not [name for name in left if first in name] and [n for n in left if second in n]
 
 
 @pytest.mark.slow
-def test_a_writer_that_stood_still_before_its_commit_has_lost(output: str, tmp_path: Path) -> None:
-    assert main(bring_in(output, tmp_path, "a", 2)) == 0
+def test_a_writer_that_stood_still_before_its_commit_loses(output: str, tmp_path: Path) -> None:
+    assert main(import_command(output, tmp_path, "a", 2)) == 0
     slow = LogWriter(OutputStore(output))
     slow.fence()
-    command = [sys.executable, "-m", "jobs.cli", *bring_in(output, tmp_path, "b", 1)]
+    command = [sys.executable, "-m", "jobs.cli", *import_command(output, tmp_path, "b", 1)]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with pytest.raises(CommitLost):
         slow.commit(None, removes=list(slow.catalog.state.counting_runs()))
-    assert rows(output) == [("a.jpg", 2), ("b.jpg", 1)]
+    assert count_boxes(output) == [("a.jpg", 2), ("b.jpg", 1)]
     assert main(["runs", output, "--verify"]) == 0
 
 
@@ -222,7 +225,7 @@ def test_a_commit_whose_answer_was_lost_has_happened(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, boxes in (("a", 1), ("b", 2)):
-        assert main(bring_in(output, tmp_path, name, boxes)) == 0
+        assert main(import_command(output, tmp_path, name, boxes)) == 0
     writer = LogWriter(store := OutputStore(output))
     writer.fence()
     write = store.fs.pipe_file
@@ -234,7 +237,7 @@ def test_a_commit_whose_answer_was_lost_has_happened(
 
     monkeypatch.setattr(store.fs, "pipe_file", lose_answer)
     writer.commit(None, removes=list(writer.catalog.state.counting_runs())[:1])
-    assert rows(output) == [("b.jpg", 2)]
+    assert count_boxes(output) == [("b.jpg", 2)]
 
 
 @pytest.mark.slow
@@ -251,37 +254,39 @@ def test_what_others_wrote_since_a_listing_is_seen(output: str) -> None:
 
 @pytest.mark.slow
 def test_a_store_that_ignores_the_condition_is_refused(
-    ignorant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    output_without_condition: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="cannot create an object only where there is none"):
-        OutputStore(ignorant).refuse_without_atomic_create()
-    command = bring_in(ignorant, tmp_path, "a", 2)
+        OutputStore(output_without_condition).refuse_without_atomic_create()
+    command = import_command(output_without_condition, tmp_path, "a", 2)
     assert main(command) == 2
     assert "--single-writer" in capsys.readouterr().err
-    assert not [name for name in OutputStore(ignorant).names("") if "log/" in name]
+    assert not [name for name in OutputStore(output_without_condition).names("") if "log/" in name]
     assert main([*command, "--single-writer"]) == 0
 
 
 @pytest.mark.slow
-def test_errors_of_azure_and_google_pass_or_last() -> None:
+def test_errors_of_azure_and_google_are_transient_or_lasting() -> None:
     skip_without("adlfs", "gcsfs")
     azure, gcsfs = import_module("azure.core.exceptions"), import_module("gcsfs.retry")
-    for status, passes in ((500, True), (503, True), (429, True), (403, False), (412, False)):
+    for status, transient in ((500, True), (503, True), (429, True), (403, False), (412, False)):
         error = azure.HttpResponseError("of Azure")
         error.status_code = status
-        assert is_transient(error) is passes
-        assert is_transient(gcsfs.HttpError({"code": status, "message": "of Google"})) is passes
+        assert is_transient(error) is transient
+        assert is_transient(gcsfs.HttpError({"code": status, "message": "of Google"})) is transient
     for error in (
         azure.ServiceRequestError("no connection"),
         azure.ServiceResponseError("connection lost"),
-        import_module("requests.exceptions").ProxyError(),  # gcsfs's word for 502
+        import_module("requests.exceptions").ProxyError(),  # gcsfs raises this for 502
         import_module("google.auth.exceptions").TransportError(),
     ):
         assert is_transient(error)
 
 
-def test_a_refused_name_is_taken_only_where_something_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """adlfs calls any conflict a taken name, also that of a container that is being deleted."""
+def test_a_refused_name_counts_as_taken_only_if_the_object_exists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """adlfs reports every conflict as a taken name, also that of a container being deleted."""
     fs, name = MemoryFileSystem(), f"/{uuid.uuid4().hex}"
 
     def refuse(path: str, data: bytes, mode: str) -> None:

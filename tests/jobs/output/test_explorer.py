@@ -1,4 +1,4 @@
-"""All schedules of a few writers keep what was committed, and leaving out any rule loses it."""
+"""No schedule of a few writers loses what was committed, and each rule is needed for that."""
 
 import inspect
 import json
@@ -14,13 +14,21 @@ from jobs.output.log import Entry, Reason, State, entry_of_bytes
 from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
 from jobs.output.store import Store
-from tests.jobs.output.explorer import Explorer, Moment, Scenario, Walked
+from tests.jobs.output.explorer import Coverage, Explorer, Moment, Scenario
 from tests.jobs.output.programs import PROGRAMS, file_of_run, manifest_of, part, rows_of
-from tests.jobs.output.rules import Old, rules
-from tests.jobs.output.simulated import Content, Desk, Program, Writers, played, real_code, token
+from tests.jobs.output.rules import Old, make_rules
+from tests.jobs.output.simulated import (
+    Content,
+    Program,
+    Writers,
+    WriterState,
+    play,
+    real_code,
+    token,
+)
 
 MAIN = ("label", "relabel", "compact", "delete")
-# Runs that versions before the log left: those that count, and those whose labels are there.
+# Runs of versions before the log: those that count, and those whose labels still exist.
 OLD: Old = ("a3", "a4"), ("a1", "a2", "a4")
 
 
@@ -31,22 +39,22 @@ def _real_code() -> Iterator[None]:
 
 
 def two_runs() -> tuple[Content, ...]:
-    """A store with two runs, and with parts of a writer that is dead."""
-    found: list[Content] = [{}]
+    """Make a store with two runs, and with parts of a writer that died."""
+    history: list[Content] = [{}]
     for slot, stages in ((5, 99), (6, 99), (7, 3)):
-        found.append(played(PROGRAMS["label"], Desk(slot, "label"), found[-1], stages))
-    return tuple(found)
+        history.append(play(PROGRAMS["label"], WriterState(slot, "label"), history[-1], stages))
+    return tuple(history)
 
 
 def merged_runs() -> tuple[Content, ...]:
-    """The same, where the two runs were merged."""
+    """Make the same store, and merge its two runs."""
     before = two_runs()
-    return *before, played(PROGRAMS["compact"], Desk(8, "compact"), before[-1])
+    return *before, play(PROGRAMS["compact"], WriterState(8, "compact"), before[-1])
 
 
 def old_runs() -> tuple[Content, ...]:
-    """A store of a version before the log: two runs merged, one more, and parts of a killed one."""
-    found: dict[str, bytes] = {}
+    """Make a store of a version before the log: merged runs, another, and parts of a killed one."""
+    content: dict[str, bytes] = {}
     rows = {"a3": rows_of("a1") + rows_of("a2")}
     for run_id in ("a1", "a2", "a3", "a4", "a5"):
         files = []
@@ -55,128 +63,128 @@ def old_runs() -> tuple[Content, ...]:
             if run_id in rows:
                 data = part(rows[run_id], "old")
             if run_id not in ("a1", "a2"):
-                found[name] = data
+                content[name] = data
             files.append(file_of_run(name, data))
         manifest = manifest_of(run_id, "", files, ["a1", "a2"] * (run_id in rows), run_id in rows)
         document = {key: one for key, one in manifest.items() if key not in ("format", "plan")}
         if run_id != "a5":
-            found[f"{paths.RUNS}/{run_id}/manifest.json"] = json.dumps(document).encode()
-    return (found,)  # what lists it is trusted, as it was before
+            content[f"{paths.RUNS}/{run_id}/manifest.json"] = json.dumps(document).encode()
+    return (content,)  # only one state, since versions before the log trusted listings
 
 
-def explored(
+def explore_all(
     explorer: Explorer,
     history: tuple[Content, ...],
     all_programs: Iterable[tuple[str, ...]],
     faults: int,
     tidy: bool = False,
-) -> Walked:
-    """Walk through all schedules; where one breaks a rule, fail with the shortest such."""
-    walked = Walked()
+) -> Coverage:
+    """Walk through all schedules; fail with the shortest one that breaks a rule, if any does."""
+    coverage = Coverage()
     for programs in all_programs:
         scenario = Scenario(history, programs, faults, tidy)
         try:
-            walked += explorer.explore(scenario)
+            coverage += explorer.explore(scenario)
         except AssertionError as error:
-            pytest.fail("\n".join([str(error), "", *explorer.shortest(scenario)]))
-    return walked
+            pytest.fail("\n".join([str(error), "", *explorer.find_shortest_violation(scenario)]))
+    return coverage
 
 
-def report(capsys: pytest.CaptureFixture[str], what: str, walked: Walked) -> None:
+def print_coverage(capsys: pytest.CaptureFixture[str], what: str, coverage: Coverage) -> None:
     with capsys.disabled():
-        print(f"\n{what}: {walked}")
+        print(f"\n{what}: {coverage}")
 
 
 def test_no_schedule_with_a_fault_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
-    """All pairs, and two triples that write, replace, merge and delete."""
-    explorer = Explorer(Writers(PROGRAMS), rules())
-    pairs = explored(explorer, two_runs(), combinations_with_replacement(MAIN, 2), faults=1)
-    report(capsys, "pairs with a fault", pairs)
+    """These are all pairs, and two triples, of writers that write, replace, merge and delete."""
+    explorer = Explorer(Writers(PROGRAMS), make_rules())
+    pairs = explore_all(explorer, two_runs(), combinations_with_replacement(MAIN, 2), faults=1)
+    print_coverage(capsys, "pairs with a fault", pairs)
     triples = [("label", "relabel", "compact"), ("label", "compact", "delete")]
-    found = explored(explorer, two_runs(), triples, faults=1, tidy=True)
-    report(capsys, "triples with a fault", found)
+    coverage = explore_all(explorer, two_runs(), triples, faults=1, tidy=True)
+    print_coverage(capsys, "triples with a fault", coverage)
 
 
 def test_readers_see_what_counted_at_one_moment() -> None:
-    explorer = Explorer(Writers(PROGRAMS), rules())
+    explorer = Explorer(Writers(PROGRAMS), make_rules())
     pairs = [("list", program) for program in MAIN]
-    explored(explorer, two_runs(), pairs, faults=1)
-    explored(explorer, merged_runs(), [("list", "delete")], faults=1)
-    explored(explorer, ({},), pairs, faults=1)
+    explore_all(explorer, two_runs(), pairs, faults=1)
+    explore_all(explorer, merged_runs(), [("list", "delete")], faults=1)
+    explore_all(explorer, ({},), pairs, faults=1)
 
 
 def test_an_empty_output_and_one_of_an_old_version_are_taken_over_once() -> None:
-    explorer = Explorer(Writers(PROGRAMS), rules())
-    explored(explorer, ({},), [("label", "label"), ("label", "relabel")], faults=1)
-    explorer = Explorer(Writers(PROGRAMS), rules(OLD))
-    explored(explorer, old_runs(), [("list", "delete"), ("relabel", "compact")], faults=0)
+    explorer = Explorer(Writers(PROGRAMS), make_rules())
+    explore_all(explorer, ({},), [("label", "label"), ("label", "relabel")], faults=1)
+    explorer = Explorer(Writers(PROGRAMS), make_rules(OLD))
+    explore_all(explorer, old_runs(), [("list", "delete"), ("relabel", "compact")], faults=0)
 
 
-def test_clocks_may_say_anything() -> None:
-    """They only say how long files of runs stay that others took the place of."""
-    explorer = Explorer(Writers(PROGRAMS, clocks=True), rules())
+def test_clocks_may_show_any_time() -> None:
+    """Clocks only decide how long the files of replaced runs stay."""
+    explorer = Explorer(Writers(PROGRAMS, clocks=True), make_rules())
     pairs = [("relabel and keep", program) for program in (*MAIN, "list")]
-    explored(explorer, two_runs(), pairs, faults=0)
+    explore_all(explorer, two_runs(), pairs, faults=0)
 
 
 @pytest.mark.slow
 def test_no_triple_with_two_faults_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
-    total = Walked()
+    total = Coverage()
     for programs in combinations_with_replacement(MAIN, 3):
-        explorer = Explorer(Writers(PROGRAMS), rules())
-        walked = explored(explorer, two_runs(), [programs], faults=2, tidy=True)
-        report(capsys, ", ".join(programs), walked)
-        total += walked
-    report(capsys, "triples with two faults", total)
+        explorer = Explorer(Writers(PROGRAMS), make_rules())
+        coverage = explore_all(explorer, two_runs(), [programs], faults=2, tidy=True)
+        print_coverage(capsys, ", ".join(programs), coverage)
+        total += coverage
+    print_coverage(capsys, "triples with two faults", total)
 
 
 @pytest.mark.slow
 def test_what_tidy_triples_leave_out_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Pairs with two faults, and triples without one, in which nothing vanishes by itself."""
+    """These are pairs with two faults and triples without one, where no file vanishes by itself."""
     more = ("label twice", "take up", "list")
-    explorer = Explorer(Writers(PROGRAMS), rules())
-    pairs = explored(explorer, two_runs(), combinations_with_replacement(MAIN, 2), faults=2)
+    explorer = Explorer(Writers(PROGRAMS), make_rules())
+    pairs = explore_all(explorer, two_runs(), combinations_with_replacement(MAIN, 2), faults=2)
     mixed = [(one, other) for one in more for other in (*MAIN, one)]
-    pairs += explored(explorer, two_runs(), mixed, faults=1)
-    report(capsys, "pairs", pairs)
+    pairs += explore_all(explorer, two_runs(), mixed, faults=1)
+    print_coverage(capsys, "pairs", pairs)
     triples = [
         ("label", "relabel", "compact"),
         ("delete", "relabel", "list"),
         ("compact", "delete", "list"),
         ("take up", "take up", "compact"),
     ]
-    report(capsys, "triples", explored(explorer, two_runs(), triples, faults=0))
+    print_coverage(capsys, "triples", explore_all(explorer, two_runs(), triples, faults=0))
 
 
-class Patient(Explorer):
-    """Keeps how schedules end, and may walk through all orders, also of what commutes."""
+class RecordingExplorer(Explorer):
+    """Records how schedules end; can also walk through the orders of operations that commute."""
 
-    hurries = True
+    skips_equal_orders = True
 
     def __init__(self) -> None:
-        super().__init__(Writers(PROGRAMS), rules())
+        super().__init__(Writers(PROGRAMS), make_rules())
         self.ends: set[tuple[str, ...]] = set()
 
-    def _visit(self, state: Moment) -> list[tuple[str, Moment]]:
-        found = super()._visit(state)
-        if not found:
+    def _judge_and_expand(self, state: Moment) -> list[tuple[str, Moment]]:
+        moves = super()._judge_and_expand(state)
+        if not moves:
             content = self.contents[state.store]
             entries = sorted(name for name in content if paths.number_of_entry(name) is not None)
             outcomes = [str(self.writers.nodes[node].outcome) for node in state.writers]
             self.ends.add((*outcomes, *(content[name].decode() for name in entries)))
-        return found
+        return moves
 
     def _may_go_first(self, state: Moment, slot: int) -> bool:
-        return self.hurries and super()._may_go_first(state, slot)
+        return self.skips_equal_orders and super()._may_go_first(state, slot)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("programs", [("delete", "compact"), ("relabel", "list")])
-def test_schedules_end_alike_where_what_commutes_comes_first(programs: tuple[str, str]) -> None:
-    quick, patient = Patient(), Patient()
-    patient.hurries = False
+def test_schedules_end_alike_if_commuting_operations_come_first(programs: tuple[str, str]) -> None:
+    quick, patient = RecordingExplorer(), RecordingExplorer()
+    patient.skips_equal_orders = False
     for explorer in (quick, patient):
-        explored(explorer, two_runs(), [programs], faults=1)
+        explore_all(explorer, two_runs(), [programs], faults=1)
     assert quick.ends == patient.ends and len(quick.ends) > 10
 
 
@@ -184,45 +192,45 @@ def test_schedules_end_alike_where_what_commutes_comes_first(programs: tuple[str
 def test_other_stores_lose_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Empty ones, those of old versions and merged ones; ones with a checkpoint at every commit."""
+    """They are empty, old or merged, or have a checkpoint at every commit."""
     pairs = list(combinations_with_replacement((*MAIN, "list"), 2))
-    walked = Walked()
+    coverage = Coverage()
     for history, old in (({},), None), (old_runs(), OLD), (merged_runs(), None):
-        explorer = Explorer(Writers(PROGRAMS), rules() if old is None else rules(old))
-        walked += explored(explorer, history, pairs, faults=1)
+        explorer = Explorer(Writers(PROGRAMS), make_rules() if old is None else make_rules(old))
+        coverage += explore_all(explorer, history, pairs, faults=1)
     monkeypatch.setattr(log_writer, "CHECKPOINT_EVERY", 1)
-    explorer = Explorer(Writers(PROGRAMS), rules())
-    walked += explored(explorer, two_runs(), pairs, faults=1)
-    report(capsys, "other stores", walked)
+    explorer = Explorer(Writers(PROGRAMS), make_rules())
+    coverage += explore_all(explorer, two_runs(), pairs, faults=1)
+    print_coverage(capsys, "other stores", coverage)
 
 
-# From here on: what the explorer finds where a rule is left out.
+# Each test below leaves out one rule, and checks that the explorer finds the loss.
 
 
-def found(
+def find_broken_rule(
     programs: Sequence[str],
     faults: int,
     make: type[LogWriter] = LogWriter,
     history: Callable[[], tuple[Content, ...]] = two_runs,
-    known: dict[str, Program] = PROGRAMS,
+    definitions: dict[str, Program] = PROGRAMS,
     fences: bool = True,
 ) -> str:
-    """The rule that the shortest schedule breaks."""
-    explorer = Explorer(Writers(known, make), rules(fences=fences))
-    schedule = explorer.shortest(Scenario(history(), tuple(programs), faults))
+    """Return the rule that the shortest schedule breaks, or "nothing"."""
+    explorer = Explorer(Writers(definitions, make), make_rules(fences=fences))
+    schedule = explorer.find_shortest_violation(Scenario(history(), tuple(programs), faults))
     return schedule[-1] if schedule else "nothing"
 
 
-class Next(LogWriter):
-    """Tries the number after where one is taken."""
+class NextNumberWriter(LogWriter):
+    """Tries the next number if a number is taken."""
 
     def _append(self, entry: Entry) -> None:
         while not self._create(entry):
             entry = replace(entry, number=entry.number + 1)
 
 
-class NextForFences(LogWriter):
-    """Begins behind what it has not read."""
+class NextNumberFenceWriter(LogWriter):
+    """Fences behind entries that it has not read."""
 
     def fence(self) -> None:
         while not self._create(self.first):
@@ -231,8 +239,8 @@ class NextForFences(LogWriter):
         self.fenced = True
 
 
-class Fenceless(LogWriter):
-    """Commits behind what it has read."""
+class FencelessWriter(LogWriter):
+    """Commits without a fence, behind the last entry that it has read."""
 
     def fence(self) -> None:
         self.catalog.state.number -= 1
@@ -240,30 +248,30 @@ class Fenceless(LogWriter):
         self.store.remove(self.abandoned_files())
 
 
-class Overwriting(LogWriter):
-    """Puts an entry where there may be one."""
+class OverwritingWriter(LogWriter):
+    """Writes an entry even if there is one."""
 
     def _create(self, entry: Entry) -> bool:
         self.store.write(paths.entry(entry.number), entry.to_bytes())
         return True
 
 
-class Hasty(LogWriter):
-    """Takes a creation without an answer for one that never was."""
+class HastyWriter(LogWriter):
+    """Assumes that a creation without an answer did not happen."""
 
     def _settle(self, entry: Entry, error: Exception) -> bool:
         return False
 
 
-class Sealless(LogWriter):
-    """Takes an entry that is absent for one that never will be."""
+class SeallessWriter(LogWriter):
+    """Assumes that an entry that is absent will never appear."""
 
     def _settle(self, entry: Entry, error: Exception) -> bool:
         return self._owner(paths.entry(entry.number)) == entry.token
 
 
-class Sweeping(LogWriter):
-    """Deletes what does not count, whoever made it."""
+class SweepingWriter(LogWriter):
+    """Deletes files that do not count, also those of other writers."""
 
     def abandoned_files(self) -> list[str]:
         runs = self.catalog.committed_runs()
@@ -273,8 +281,8 @@ class Sweeping(LogWriter):
         return [name for name in listed if name not in names]
 
 
-class Deleting(LogWriter):
-    """Deletes what its commit will remove."""
+class DeletingWriter(LogWriter):
+    """Deletes files before the commit that removes them."""
 
     def commit(
         self,
@@ -288,47 +296,53 @@ class Deleting(LogWriter):
         super().commit(run, removes, reason, kept_until)
 
 
-def cleaning_up_after(*errors: type[Exception]) -> dict[str, Program]:
+def programs_that_clean_up_after(*errors: type[Exception]) -> dict[str, Program]:
     return {name: replace(one, cleans_up_after=errors) for name, one in PROGRAMS.items()}
 
 
-def test_nothing_is_found_where_no_rule_is_left_out() -> None:
-    assert found(("label",), 2) == found(("label", "relabel"), 1) == "nothing"
+def test_nothing_is_found_if_no_rule_is_left_out() -> None:
+    assert find_broken_rule(("label",), 2) == find_broken_rule(("label", "relabel"), 1) == "nothing"
 
 
-def test_a_commit_that_tries_the_number_after() -> None:
-    assert "is behind another writer's" in found(("label", "label"), 0, Next)
-
-
-def test_a_fence_behind_what_was_not_read() -> None:
-    assert "removes ('w5', 'w6') of ('w0', 'w5', 'w6')" in found(
-        ("label", "relabel"), 0, NextForFences
+def test_a_commit_that_tries_the_next_number() -> None:
+    assert "follows one of another writer" in find_broken_rule(
+        ("label", "label"), 0, NextNumberWriter
     )
-    assert "removes w5, which is gone" in found(("compact", "compact"), 0, NextForFences)
+
+
+def test_a_fence_behind_unread_entries() -> None:
+    assert "removes ('w5', 'w6') of ('w0', 'w5', 'w6')" in find_broken_rule(
+        ("label", "relabel"), 0, NextNumberFenceWriter
+    )
+    assert "removes w5, which is gone" in find_broken_rule(
+        ("compact", "compact"), 0, NextNumberFenceWriter
+    )
 
 
 def test_a_writer_without_a_fence() -> None:
-    assert "the next writer left them" in found(("label",), 0, Fenceless, fences=False)
+    assert "the next writer did not delete them" in find_broken_rule(
+        ("label",), 0, FencelessWriter, fences=False
+    )
 
 
 def test_an_entry_that_overwrites_another() -> None:
-    assert "is not as it was" in found(("label", "label"), 0, Overwriting)
+    assert "was changed" in find_broken_rule(("label", "label"), 0, OverwritingWriter)
 
 
 def test_a_lost_answer_that_is_taken_for_no_commit() -> None:
-    assert "counts, and is gone" in found(("label",), 1, Hasty)
+    assert "counts, but it is gone" in find_broken_rule(("label",), 1, HastyWriter)
 
 
 def test_an_absent_entry_that_is_not_sealed() -> None:
-    assert "counts, and is gone" in found(("label",), 1, Sealless)
+    assert "counts, but it is gone" in find_broken_rule(("label",), 1, SeallessWriter)
 
 
 def test_names_without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All writers use the same."""
+    """All writers use the same names for their files."""
     template, manifest, same = paths.part_template, paths.manifest, token(5, "label")
     monkeypatch.setattr(paths, "part_template", lambda run_id, _: template(run_id, same))
     monkeypatch.setattr(paths, "manifest", lambda run_id, _: manifest(run_id, same))
-    assert "counts, and is" in found(("take up", "take up"), 0)
+    assert "counts, but" in find_broken_rule(("take up", "take up"), 0)
 
 
 def test_an_end_of_the_log_that_is_taken_from_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,21 +353,21 @@ def test_an_end_of_the_log_that_is_taken_from_a_listing(monkeypatch: pytest.Monk
         return state
 
     monkeypatch.setattr(catalog, "read_state", read_listed)
-    assert "which was never so since it began" in found(("list",), 1)
+    assert "which was never true since it began" in find_broken_rule(("list",), 1)
 
 
 def test_readers_that_do_not_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "_has_entry", lambda store, number: False)
-    assert "ends in DamagedOutput" in found(("list", "delete"), 0)
-    assert "ends in DamagedOutput" in found(("label", "delete"), 0)
+    assert "ends in DamagedOutput" in find_broken_rule(("list", "delete"), 0)
+    assert "ends in DamagedOutput" in find_broken_rule(("label", "delete"), 0)
 
 
-def test_a_sweep_that_looks_at_no_token() -> None:
-    assert "counts, and is gone" in found(("label", "label"), 0, Sweeping)
+def test_a_sweep_that_ignores_tokens() -> None:
+    assert "counts, but it is gone" in find_broken_rule(("label", "label"), 0, SweepingWriter)
 
 
 def test_files_that_are_deleted_before_the_commit() -> None:
-    assert "counts, and is gone" in found(("delete",), 0, Deleting)
+    assert "counts, but it is gone" in find_broken_rule(("delete",), 0, DeletingWriter)
 
 
 @pytest.mark.parametrize(
@@ -362,13 +376,17 @@ def test_files_that_are_deleted_before_the_commit() -> None:
 def test_own_files_that_are_deleted_where_the_commit_is_unknown(
     errors: tuple[type[Exception], ...], faults: int
 ) -> None:
-    known = cleaning_up_after(*errors)
-    assert "counts, and is gone" in found(("relabel",), faults, known=known)
+    definitions = programs_that_clean_up_after(*errors)
+    assert "counts, but it is gone" in find_broken_rule(
+        ("relabel",), faults, definitions=definitions
+    )
 
 
-def test_only_the_keeping_of_replaced_files_asks_for_the_time() -> None:
-    """So no jump of a clock can change what counts."""
+def test_only_keeping_replaced_files_needs_the_time() -> None:
+    """Therefore no jump of a clock can change what counts."""
     for module in (log, catalog):
         assert not {"time", "datetime"} & vars(module).keys()
     asking = inspect.getsource(log_writer).count("time.time()")
-    assert asking == 2, "clocks are asked for more by now: let the explorer's jump there too"
+    assert asking == 2, (
+        "the code reads the clock elsewhere too: let the explorer's clock jump there"
+    )

@@ -1,4 +1,4 @@
-"""Documents of OUTPUT that are not as they were written, and a log of any length."""
+"""Damaged documents of OUTPUT are refused, and a log of any length is read."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ TOKEN = "0123456789abcdef" * 2
 
 
 def labelled(writer: LogWriter, run_id: str, compacts: bool = False, **changed: Any) -> Manifest:
-    """The manifest of a run whose parts are written."""
+    """Write the parts of a run, and return its manifest."""
     files = []
     for table in paths.TABLES:
         name = paths.part_template(run_id, writer.token).format(table=table, number=0)
@@ -57,13 +57,13 @@ def store() -> MemoryStore:
 
 
 def documents(store: MemoryStore) -> dict[str, str]:
-    """The names of one document of each kind that a reader needs."""
+    """Return the name of one document of each kind that a reader needs."""
     manifest = next(name for name in store.names(paths.RUNS) if "/b/manifest-" in name)
     return {"entry": paths.entry(4), "checkpoint": paths.checkpoint(2), "manifest": manifest}
 
 
 def refused(store: MemoryStore, name: str, data: bytes) -> str:
-    """What is said where an object has these bytes instead."""
+    """Replace the bytes of an object, check that readers refuse it, and return the error."""
     damaged = MemoryStore({**store.content, name: data})
     before = dict(damaged.content)
     for read in (load_catalog, LogWriter):
@@ -119,9 +119,9 @@ def test_a_newer_format_is_refused_with_what_to_do(store: MemoryStore) -> None:
 
 
 def resealed(store: MemoryStore, change: Callable[[Any], None]) -> MemoryStore:
-    """A store whose last entry, and its manifest, are valid but for what is changed in the latter.
+    """Change the manifest of the last entry, and make its digest and the entry's seal fit again.
 
-    Somebody who may write OUTPUT has made it.
+    Anybody who may write OUTPUT can do this.
     """
     name = paths.entry(4)
     entry = json.loads(store.read(name))["content"]
@@ -159,7 +159,7 @@ def test_runs_that_lead_outside_are_refused(store: MemoryStore, name: str) -> No
         f"images/run=../run=b/{PART}",
         f"/images/run=b/{PART}",
         f"../images/run=b/{PART}",
-        f"images/run=a/{PART}",  # another run's
+        f"images/run=a/{PART}",  # a part of another run
         f"_runs/run=b/{PART}",
         f"images/run=b/{PART}/x",
         f"images/run=b/{PART}\n",
@@ -236,7 +236,7 @@ def test_a_writer_that_lost_never_commits(store: MemoryStore) -> None:
 
 
 def test_what_no_reader_would_take_in_is_not_committed(store: MemoryStore) -> None:
-    """A run that was committed before, and the removal of one that does not count."""
+    """One run was committed before; the other commit removes a run that does not count."""
     for run_id, removes in (("a", []), ("c", ["nobody"])):
         writer = LogWriter(store)
         writer.fence()
@@ -248,7 +248,7 @@ def test_what_no_reader_would_take_in_is_not_committed(store: MemoryStore) -> No
 def commit_as_of_old(
     store: MemoryStore, run_id: str, replaces: Sequence[str] = (), compacts: bool = False
 ) -> None:
-    """Commit a run as versions before the log did, which then deleted what it replaced."""
+    """Commit a run as versions before the log did; they then deleted the files it replaced."""
     name, data = f"images/run={run_id}/part-00000.parquet", part(rows_of(run_id), "old")
     store.write(name, data)
     manifest = manifest_of(run_id, TOKEN, [file_of_run(name, data)], replaces, compacts)
@@ -258,7 +258,7 @@ def commit_as_of_old(
 
 
 def test_old_runs_that_a_slow_clock_named_are_adopted() -> None:
-    """A host whose clock is late merged two runs: its own has the name that comes first."""
+    """A host with a late clock merged two runs, so the merged run has the first name."""
     store = MemoryStore()
     for run_id in ("b", "c"):
         commit_as_of_old(store, run_id)
@@ -271,7 +271,7 @@ def test_old_runs_that_a_slow_clock_named_are_adopted() -> None:
 
 
 def test_what_an_old_version_replaced_after_the_first_adoption_counts_no_more() -> None:
-    """It came once more, as the lock that shuts it out was deleted."""
+    """The old version could write again because the lock that shuts it out was deleted."""
     store = MemoryStore()
     commit_as_of_old(store, "a")
     LogWriter(store).fence()
@@ -282,7 +282,7 @@ def test_what_an_old_version_replaced_after_the_first_adoption_counts_no_more() 
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_checkpoints_are_kept_whatever_numbers_commits_have(dead: int) -> None:
-    """A writer that died after its fence shifts the numbers of all commits behind it by one."""
+    """A writer that died after its fence shifts the numbers of all later commits by one."""
     store = MemoryStore()
     for _ in range(dead):
         LogWriter(store).fence()
@@ -293,7 +293,7 @@ def test_checkpoints_are_kept_whatever_numbers_commits_have(dead: int) -> None:
 
 
 def long_log(entries: int, merged_every: int = 0) -> MemoryStore:
-    """A log of alternating fences and commits, with checkpoints; of merges, if wanted."""
+    """Make a log of alternating fences and commits, with checkpoints and, if wanted, merges."""
     store, state = MemoryStore(), State()
     content = dict(store.content)
     for number in range(1, entries + 1):
@@ -319,9 +319,11 @@ def long_log(entries: int, merged_every: int = 0) -> MemoryStore:
     return MemoryStore(content)
 
 
+@pytest.mark.slow
+@pytest.mark.measures
 @pytest.mark.parametrize("merged_every", [0, 2])
 def test_ten_thousand_entries_open_within_a_second(merged_every: int) -> None:
-    """Also where all commits are a label and a merge in turn, so that labels moved 2,500 times."""
+    """In one case commits label and merge in turn, so that the labels moved 2,500 times."""
     store = long_log(10_000, merged_every)
     seconds = []
     for _ in range(3):

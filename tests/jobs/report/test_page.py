@@ -1,4 +1,4 @@
-"""report.html as people see it: a run's page in a real browser, narrow and wide, light and dark."""
+"""report.html in a real browser: narrow and wide, light and dark."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from jobs.demo.lake import write_lake
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
 from tests.conftest import TESTDATA
-from tests.support.browsing import Scheme, look
+from tests.support.browsing import Scheme, open_page
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
 WIDTHS, SCHEMES = (400, 1600), ("light", "dark")
@@ -22,7 +22,7 @@ HEADINGS = ["Throughput", "Where the time went", "Failures", "Detections", "Samp
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
-    """A labelled lake of scenes, archives among them, broken pictures and odd names."""
+    """A labelled lake of scenes, with archives, broken images and odd names."""
     folder = tmp_path_factory.mktemp("page")
     write_lake(folder / "lake", 80, 41)
     scenes = sorted((folder / "lake").rglob("*.jpg"))
@@ -36,7 +36,7 @@ def output(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     return folder / "out"
 
 
-def page_of(output: Path) -> Path:
+def find_page(output: Path) -> Path:
     (file,) = output.glob("_runs/*/report.html")
     return file
 
@@ -46,7 +46,7 @@ def page_of(output: Path) -> Path:
 def test_a_page_reads_well_without_a_network(
     browser: Browser, output: Path, width: int, scheme: Scheme
 ) -> None:
-    page, trouble = look(browser, page_of(output), width, scheme)
+    page, trouble = open_page(browser, find_page(output), width, scheme)
     assert not trouble
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate(
@@ -67,13 +67,13 @@ def test_a_page_reads_well_without_a_network(
         ".map(e => e.getBoundingClientRect().height)"
     )
     assert sizes
-    assert min(sizes) >= 10  # CSS pixels: a chart's words are no smaller on a telephone
+    assert min(sizes) >= 10  # CSS pixels: the text of a chart can be read on a telephone
     page.context.close()
 
 
 def test_figures_are_those_of_the_report(browser: Browser, output: Path) -> None:
-    report = json.loads((page_of(output).with_name("report.json")).read_text())
-    page, _ = look(browser, page_of(output), 1600, "light")
+    report = json.loads((find_page(output).with_name("report.json")).read_text())
+    page, _ = open_page(browser, find_page(output), 1600, "light")
     tiles = dict(
         zip(
             page.locator(".figures dt").all_text_contents(),
@@ -88,30 +88,30 @@ def test_figures_are_those_of_the_report(browser: Browser, output: Path) -> None
         report["usd_per_1000_images"], rel=0.05
     )
     assert page.locator(".failures code").all_text_contents() == sorted(report["failed"])
-    words = page.locator("main").inner_text()
-    assert "reference price of 0.047 USD" in words
-    assert "cut <script>" in words
-    assert page.title() == f"detr-batch: run {page_of(output).parent.name}"
+    text = page.locator("main").inner_text()
+    assert "reference price of 0.047 USD" in text
+    assert "cut <script>" in text
+    assert page.title() == f"detr-batch: run {find_page(output).parent.name}"
     page.context.close()
 
 
 def test_hostile_names_are_text(output: Path) -> None:
-    text = page_of(output).read_text()
+    text = find_page(output).read_text()
     assert "<script" not in text
     assert "onerror=alert(1)>" not in text
     assert "\u202e" not in text
     assert "default-src 'none'" in text
 
 
-def test_report_json_says_all_that_it_promises(output: Path) -> None:
-    report = json.loads((page_of(output).with_name("report.json")).read_text())
+def test_report_json_has_all_fields(output: Path) -> None:
+    report = json.loads((find_page(output).with_name("report.json")).read_text())
     assert report.keys() == Report.__annotations__.keys()
     assert report["timeline"][-1]["images"] == report["images"]
     assert 0 < report["cpu_use"] <= 1.5
     assert report["cpus"] == 2
 
 
-def test_pages_of_old_reports_and_lost_pictures_say_what_is_not_known(
+def test_pages_of_old_reports_and_lost_images_say_what_is_unknown(
     browser: Browser, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(output, tmp_path / "out")
@@ -125,25 +125,27 @@ def test_pages_of_old_reports_and_lost_pictures_say_what_is_not_known(
     lake = output.parent / "lake"
     lake.rename(output.parent / "gone")
     try:
-        made = str(tmp_path / "page.html")
-        assert main(["report", str(tmp_path / "out"), "--html", made]) == 0
+        file_name = str(tmp_path / "page.html")
+        assert main(["report", str(tmp_path / "out"), "--html", file_name]) == 0
     finally:
         (output.parent / "gone").rename(lake)
     assert capsys.readouterr().out == ""
-    page, trouble = look(browser, tmp_path / "page.html", 400, "light")
+    page, trouble = open_page(browser, tmp_path / "page.html", 400, "light")
     assert not trouble
-    words = page.locator("main").inner_text()
+    text = page.locator("main").inner_text()
     assert page.locator("img").count() == 0
-    assert words.count("No image") == 12
-    assert "does not exist" in words
-    assert "its report is of an earlier version" in words
-    assert "--usd-per-hour" in words
+    assert text.count("No image") == 12
+    assert "does not exist" in text
+    assert "its report is of an earlier version" in text
+    assert "--usd-per-hour" in text
     page.context.close()
     assert main(["report", str(tmp_path / "out")]) == 0
     assert "not known: give label" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent: it needs its photos")
+@pytest.mark.skipif(
+    not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent: this test needs its photos"
+)
 def test_a_run_in_a_bucket_has_its_page_there(bucket: str, tmp_path: Path, local_ray: None) -> None:
     from pipeline.storage.files import list_files, open_location, read_object
 

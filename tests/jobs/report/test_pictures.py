@@ -1,4 +1,4 @@
-"""Pictures of a run: from files, archives and S3, and what becomes of those that cannot be had."""
+"""Images for pages come from files, archives and S3; images that cannot be had have a reason."""
 
 import io
 import tarfile
@@ -30,8 +30,8 @@ from tests.support.committed import commit_run, make_target
 SIZE = ResizeRule(shorter=40, longest=80)
 
 
-def encoded(shade: int, orientation: int = 1) -> bytes:
-    """A JPEG of 80 x 40, its left half black, the right of that `shade`."""
+def encode_jpeg(shade: int, orientation: int = 1) -> bytes:
+    """Encode an image of 80 x 40 pixels: its left half is black, its right half has this shade."""
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, 40:] = shade
     buffer = io.BytesIO()
@@ -42,21 +42,21 @@ def encoded(shade: int, orientation: int = 1) -> bytes:
 
 
 def write_lake(folder: Path) -> None:
-    (folder / "turned.jpg").write_bytes(encoded(250, orientation=6))
-    (folder / "plain.jpg").write_bytes(encoded(200))
-    (folder / "broken.jpg").write_bytes(encoded(90)[:300])
+    (folder / "turned.jpg").write_bytes(encode_jpeg(250, orientation=6))
+    (folder / "plain.jpg").write_bytes(encode_jpeg(200))
+    (folder / "broken.jpg").write_bytes(encode_jpeg(90)[:300])
     with tarfile.open(folder / "many.tar", "w") as archive:
         for number in range(6):
             info = tarfile.TarInfo(f"{number}.jpg")
-            data = encoded(100 + 20 * number)
+            data = encode_jpeg(100 + 20 * number)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    rows = pa.table({"image": [encoded(60), encoded(80)]})
+    rows = pa.table({"image": [encode_jpeg(60), encode_jpeg(80)]})
     pq.write_table(rows, folder / "rows.parquet")
 
 
-def shades(found: list[pictures.Picture]) -> list[int | None]:
-    """The brightest corner of each, in tens."""
+def shades(found: list[pictures.FetchedImage]) -> list[int | None]:
+    """Return the brightest corner of each image, rounded to tens; None if it is missing."""
     corners = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
     return [
         None if one.pixels is None else round(max(one.pixels[c].mean() for c in corners), -1)
@@ -69,7 +69,7 @@ def places_of(shards: list[Shard]) -> list[Place]:
     return [Place(shard, k) for shard in shards for k in wanted[shard.kind]]
 
 
-def check(found: list[pictures.Picture], shards: list[Shard]) -> None:
+def check_images(found: list[pictures.FetchedImage], shards: list[Shard]) -> None:
     by_kind = dict(zip([(p.shard.kind, p.index) for p in places_of(shards)], found, strict=True))
     names = [m.uri.rsplit("/", 1)[1] for s in shards if s.kind == "files" for m in s.members]
     files = {name: by_kind["files", k] for k, name in enumerate(names)}
@@ -81,38 +81,38 @@ def check(found: list[pictures.Picture], shards: list[Shard]) -> None:
     assert shades([by_kind["tar", 1], by_kind["tar", 4], by_kind["parquet", 1]]) == [120, 180, 80]
 
 
-def test_pictures_of_files_and_archives_come_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_images_of_files_and_archives_come_in_the_requested_order(tmp_path: Path) -> None:
     write_lake(tmp_path)
     shards = list(plan_shards(str(tmp_path)).shards)
     with PictureReader(SIZE, seconds=60) as reader:
-        check(reader.fetch(places_of(shards)), shards)
+        check_images(reader.fetch(places_of(shards)), shards)
         again = reader.fetch(places_of(shards)[::-1])  # the same processes serve once more
-        check(again[::-1], shards)
+        check_images(again[::-1], shards)
 
 
-def test_pictures_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, bucket: str) -> None:
+def test_images_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, bucket: str) -> None:
     write_lake(tmp_path)
     fs, path = open_location(bucket, "INPUT")
     for file in tmp_path.iterdir():
         fs.put_file(str(file), f"{path}/lake/{file.name}")
-    found_now = plan_shards(f"{bucket}/lake").shards
-    found_now.write_to(join(bucket, "out/_runs/1/plan.parquet"))
-    shards = list(found_now)
+    plan = plan_shards(f"{bucket}/lake").shards
+    plan.write_to(join(bucket, "out/_runs/1/plan.parquet"))
+    shards = list(plan)
     commit_run(make_target(f"{bucket}/out", "1"), f"{bucket}/lake", [], {})
     planned = read_plan_of_run(f"{bucket}/out", "1")
-    assert sorted(planned.archives) == sorted(plan_of_shards(found_now).archives)
+    assert sorted(planned.archives) == sorted(plan_of_shards(plan).archives)
     found = planned.find([shard.shard for shard in shards])
     assert list(found.values()) == shards
     with PictureReader(SIZE, seconds=60) as reader:
-        check(reader.fetch(places_of(list(found.values()))), shards)
+        check_images(reader.fetch(places_of(list(found.values()))), shards)
 
 
-def test_what_is_gone_changed_or_too_large_is_said(tmp_path: Path) -> None:
+def test_removed_changed_and_too_large_files_have_a_reason(tmp_path: Path) -> None:
     write_lake(tmp_path)
     shards = {shard.kind: shard for shard in plan_shards(str(tmp_path)).shards}
     for member in shards["files"].members:
         Path(member.uri.removeprefix("file://")).unlink()
-    (tmp_path / "plain.jpg").write_bytes(encoded(10) + b"more")
+    (tmp_path / "plain.jpg").write_bytes(encode_jpeg(10) + b"more")
     huge = Shard("huge", "files", (Member("file:///none", "", pictures.MOST_BYTES + 1),))
     places = [*(Place(shards["files"], k) for k in range(3)), Place(huge, 0)]
     with PictureReader(SIZE, seconds=60) as reader:
@@ -124,7 +124,7 @@ def test_what_is_gone_changed_or_too_large_is_said(tmp_path: Path) -> None:
     assert "no more" in found[4].why
 
 
-def test_a_source_that_stands_still_costs_a_bounded_time(tmp_path: Path) -> None:
+def test_a_source_that_stalls_costs_a_bounded_time(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "stuck.jpg")  # opening it waits for a writer for ever
@@ -137,7 +137,7 @@ def test_a_source_that_stands_still_costs_a_bounded_time(tmp_path: Path) -> None
     assert time.monotonic() - began < 5.0
 
 
-def test_a_store_that_is_gone_is_said_and_others_still_give_theirs(
+def test_an_unreachable_store_has_a_reason_and_does_not_stop_other_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DETR_BATCH_STORE_PATIENCE", "0.5")  # seconds
@@ -150,16 +150,16 @@ def test_a_store_that_is_gone_is_said_and_others_still_give_theirs(
     assert shades(found) == [None, 120]
 
 
-def test_boxes_are_drawn_where_they_are_and_texts_stay_within() -> None:
+def test_boxes_are_drawn_in_their_place_and_texts_stay_within_the_image() -> None:
     pixels = np.zeros((200, 300, 3), np.uint8)
     box = Box((200.0, 100.0, 400.0, 300.0), "", "#ff0000")
-    picture = draw_boxes(pixels, (600, 400), [box])  # at half the size
-    red = np.argwhere(picture[..., 0] == 255)
+    image = draw_boxes(pixels, (600, 400), [box])  # at half the size
+    red = np.argwhere(image[..., 0] == 255)
     assert red.min(0).tolist() == [50, 100]
     assert red.max(0).tolist() == [150, 200]
     corner = Box((590.0, 0.0, 600.0, 5.0), "a long name 0.99", "#ff0000")
     written = draw_boxes(pixels, (600, 400), [corner])[..., 0] == 255
-    assert written[:, 150:].sum() > 500  # its ground, which does not leave the picture
+    assert written[:, 150:].sum() > 500  # the ground of the text, which stays within the image
     assert not pixels.any()
 
 
@@ -168,8 +168,8 @@ def test_a_data_uri_is_a_jpeg(tmp_path: Path) -> None:
 
     kind, _, data = data_uri(np.full((20, 30, 3), 128, np.uint8)).partition(",")
     assert kind == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-        assert picture.size == (30, 20)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (30, 20)
 
 
 @pytest.mark.parametrize("text", ["日本", "a\nb", "x" * 300, "$\\frac{"])

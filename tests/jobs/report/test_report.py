@@ -14,7 +14,7 @@ from tests.support.committed import commit_run, make_target
 
 
 def write_run(output: Path, run_id: str, rate: float, cost: float | None, **more: Any) -> None:
-    """A finished run of 100 images, without its tables."""
+    """Commit a run of 100 images without tables."""
     report = {
         "images": 100,
         "ok": 98,
@@ -44,7 +44,9 @@ def output(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_all_runs_with_trends_and_totals(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_runs_are_listed_with_trends_and_totals(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(output), "--all", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     runs, totals = document["runs"], document["totals"]
@@ -73,7 +75,7 @@ def test_all_runs_with_trends_and_totals(output: Path, capsys: pytest.CaptureFix
 def test_a_night_of_few_images_has_no_trend(tmp_path: Path) -> None:
     for night in ("1", "2"):
         write_run(tmp_path, night, 10.0, 0.02)
-    write_run(tmp_path, "3", 0.5, 0.3, images=5, ok=5)  # mostly start-up
+    write_run(tmp_path, "3", 0.5, 0.3, images=5, ok=5)  # mostly the time of the start-up
     write_run(tmp_path, "4", 11.0, 0.02)
     runs = overview(str(tmp_path))["runs"]
     assert [run["images_per_second_change"] for run in runs] == [
@@ -81,7 +83,7 @@ def test_a_night_of_few_images_has_no_trend(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_run_is_named_and_others_are_refused(
+def test_a_run_is_chosen_by_name_and_unknown_names_are_refused(
     output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(output), "--run", "20261120T020000Z-aaaaaa", "--json"]) == 0
@@ -93,19 +95,19 @@ def test_a_run_is_named_and_others_are_refused(
     assert "holds no finished run" in capsys.readouterr().err
 
 
-def test_text_tells_what_limits_and_reports_without_it_still_read(tmp_path: Path) -> None:
-    known = {"stage_use": {"detect": 0.97}, "limiting_stage": "detect", "cpu_use": 0.9, "cpus": 4}
-    write_run(tmp_path, "1", 10.0, 0.0235, **known)
+def test_text_names_the_limiting_stage_and_older_reports_are_still_read(tmp_path: Path) -> None:
+    use = {"stage_use": {"detect": 0.97}, "limiting_stage": "detect", "cpu_use": 0.9, "cpus": 4}
+    write_run(tmp_path, "1", 10.0, 0.0235, **use)
     report = json.loads((tmp_path / "_runs/1/report.json").read_text())
     text = as_text({"run_id": "1", **report})
     assert "detect       5.0 s of workers' time, 97% busy: the limit" in text
     assert "CPU use        90% of 4 CPUs" in text
     assert "50 % below the reference price of 0.047 USD" in text
-    old = {name: value for name, value in report.items() if name not in known}
+    old = {name: value for name, value in report.items() if name not in use}
     assert "CPU use" not in as_text({"run_id": "1", **old})
 
 
-def test_figures_in_words() -> None:
+def test_figures_are_formatted_for_people() -> None:
     values = (None, 0.0, 0.0034, 0.0472, 0.812, 8.29, 20.03, 240, 1.2e6)
     assert [format_figure(value) for value in values] == [
         "\N{EN DASH}", "0", "0.0034", "0.047", "0.81", "8.29", "20.0", "240", "1,200,000",

@@ -1,4 +1,4 @@
-"""The default precision gives what fp32 gives, within stated bounds, on held-out scenes."""
+"""The default precision gives the boxes of fp32, within stated bounds, on held-out scenes."""
 
 import pytest
 import torch
@@ -24,22 +24,21 @@ def nets() -> tuple[DeformableDetr, DeformableDetr]:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_confident_boxes_move_by_less_than_half_a_pixel(
     nets: tuple[DeformableDetr, DeformableDetr],
 ) -> None:
-    """In the median by less than a twentieth of one."""
-    moved = movements_over(60, nets)
+    """The median box moves by less than a twentieth of a pixel."""
+    moved = measure_movements(60, nets)
     assert len(moved) > 200
     assert moved[-1] < 0.5
     assert moved[len(moved) // 2] < 0.05
 
 
 @pytest.mark.slow
-def test_hardly_any_of_a_thousand_boxes_moves_farther(
+def test_few_of_a_thousand_boxes_move_farther(
     nets: tuple[DeformableDetr, DeformableDetr],
 ) -> None:
-    moved = movements_over(300, nets)
+    moved = measure_movements(300, nets)
     middle, hundredth, farther = (
         moved[len(moved) // 2],
         moved[int(0.99 * len(moved))],
@@ -51,8 +50,8 @@ def test_hardly_any_of_a_thousand_boxes_moves_farther(
     assert len(farther) <= 0.002 * len(moved)
 
 
-def movements_over(scenes: int, nets: tuple[DeformableDetr, DeformableDetr]) -> list[float]:
-    """`movements` of so many held-out scenes, ascending, in pixels of what the model sees."""
+def measure_movements(scenes: int, nets: tuple[DeformableDetr, DeformableDetr]) -> list[float]:
+    """Measure movements in this many held-out scenes; sorted, in pixels of the model's input."""
     held_out = HeldOutScenes(scenes, nets[0].config.resize)
     moved = []
     for index in range(scenes):
@@ -61,20 +60,20 @@ def movements_over(scenes: int, nets: tuple[DeformableDetr, DeformableDetr]) -> 
         with torch.inference_mode():
             inputs = batch_images([sample.image], "cpu")
             expected, found = (postprocess(net(*inputs), seen) for net in nets)
-        moved += movements(expected, found)
+        moved += measure_movements_in_image(expected, found)
     return sorted(moved)
 
 
-def movements(expected: Detections, found: Detections) -> list[float]:
-    """How far each confident box is from the nearest of its class, by its worst side, in pixels."""
-    far = []
+def measure_movements_in_image(expected: Detections, found: Detections) -> list[float]:
+    """Measure how far each confident box is from the nearest of its class, by its worst side."""
+    distances = []
     for score, label, box in zip(
         expected.scores[0], expected.labels[0], expected.boxes[0], strict=True
     ):
         if score >= CONFIDENT:
             same = found.boxes[0][found.labels[0] == label]
-            far.append(float((same - box).abs().amax(1).min()))
-    return far
+            distances.append(float((same - box).abs().amax(1).min()))
+    return distances
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Training: it goes on where it was stopped, learns what it is shown, and takes new classes."""
+"""Training is resumed where it was stopped, and takes datasets with other classes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from model.resize import ResizeRule
 from model.zoo import PACKAGED, create_model
 
 
-def short(output: Path, **other: int) -> TrainOptions:
+def short_options(output: Path, **other: int) -> TrainOptions:
     options = TrainOptions(output, steps=4, batch_size=2, warmup=2, precision="fp32")
     return replace(options, evaluate_every=2, evaluate_images=2, **other)  # type: ignore[arg-type]
 
@@ -30,11 +30,11 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def test_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    train(short(tmp_path / "whole"))
-    stopped = short(tmp_path / "stopped")
+def test_stopped_training_is_resumed_and_gives_the_same_weights(tmp_path: Path) -> None:
+    train(short_options(tmp_path / "whole"))
+    stopped = short_options(tmp_path / "stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.train.train.steps", only(2))
+        patch.setattr("jobs.train.train.steps", stop_after(2))
         with pytest.raises(KeyboardInterrupt):
             train(stopped)
     train(stopped, resume=True)
@@ -47,26 +47,26 @@ def test_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert any(not started[name].half().equal(whole[name]) for name in whole)
 
 
-def only(count: int) -> Callable[..., Iterator[tuple[int, float]]]:
-    """`steps` of a user who presses Ctrl-C after this many."""
+def stop_after(count: int) -> Callable[..., Iterator[tuple[int, float]]]:
+    """Return a replacement of `steps` that is interrupted after this many steps."""
 
-    def interrupted(*arguments: Any) -> Iterator[tuple[int, float]]:
+    def interrupted_steps(*arguments: Any) -> Iterator[tuple[int, float]]:
         for step, loss in steps(*arguments):
             yield step, loss
             if step == count:
                 raise KeyboardInterrupt
 
-    return interrupted
+    return interrupted_steps
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two pictures with a red and a blue square, in COCO's format, with ids of its own."""
+    """Two images with a red and a blue square, in COCO's format; its categories are 3 and 5."""
     images, annotations = [], []
     for index, colour in enumerate(["red", "blue"]):
-        picture = Image.new("RGB", (120, 90), "white")
-        picture.paste(colour, (20, 30, 60, 70))
-        picture.save(tmp_path / f"{index}.png")
+        image = Image.new("RGB", (120, 90), "white")
+        image.paste(colour, (20, 30, 60, 70))
+        image.save(tmp_path / f"{index}.png")
         images.append({"id": index, "file_name": f"{index}.png", "width": 120, "height": 90})
         annotations.append(
             {
@@ -83,7 +83,6 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
     command = ["train", str(dataset / "out"), "--model", "shapes-tiny", "--steps", "2"]
     command += ["--weights", str(PACKAGED), "--batch-size", "2", "--evaluate-every", "2"]
@@ -94,7 +93,9 @@ def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
     assert net(torch.rand(1, 3, 64, 64)).pred_logits.shape == (1, 60, 6)
 
 
-def test_a_dataset_as_tools_write_it(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_as_other_tools_write_it_is_read(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ids are texts, a crowd is null, and one object is of a class that is not listed."""
     file = dataset / "instances.json"
     document = json.loads(file.read_text())
@@ -124,7 +125,7 @@ def test_a_dataset_as_tools_write_it(dataset: Path, capsys: pytest.CaptureFixtur
         (["--resume"], "there is no"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line_and_exit_2(
+def test_what_cannot_be_trained_is_one_line_and_exit_code_2(
     arguments: list[str],
     message: str,
     dataset: Path,
@@ -153,7 +154,7 @@ def test_published_model_takes_new_classes(dataset: Path) -> None:
     assert net.config.num_classes == 6
 
 
-def test_mirrored_boxes_follow_their_picture(dataset: Path) -> None:
+def test_mirrored_boxes_follow_their_image(dataset: Path) -> None:
     rule = ResizeRule(shorter=90, longest=120)
     flipping = CocoDataset(dataset, dataset / "instances.json", rule, flip=True)
     seen = set()
@@ -170,7 +171,7 @@ def test_mirrored_boxes_follow_their_picture(dataset: Path) -> None:
     assert seen == {True, False}
 
 
-def test_scenes_of_a_batch_share_a_size_and_are_drawn_again_alike() -> None:
+def test_scenes_of_a_batch_share_a_size_and_are_repeatable() -> None:
     scenes = ScenesForTraining(0, 8, 4, ResizeRule(96, 192, 32))
     assert len({scenes[i].image.shape for i in range(4)}) == 1
     assert all(side % 32 == 0 for i in (0, 4) for side in scenes[i].image.shape[:2])

@@ -1,4 +1,4 @@
-"""Torch's undocumented operations are still those that the product was written for."""
+"""Torch's undocumented operations have the signatures and the results that we rely on."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from model.ops import undocumented
 
 GEOMETRY = ([1, 1], [2, 2], [1, 1], 1)  # padding, stride, dilation, groups
-# As torch 2.11 to 2.15 have them. Where one differs, read what changed before this is updated.
+# Signatures in torch 2.11 to 2.15. If one differs, read what changed before you update it here.
 CONVOLUTION = "int[] padding, int[] stride, int[] dilation, int groups"
 SCHEMAS = {
     "mkldnn::_convolution_pointwise": f"(Tensor X, Tensor W, Tensor? B, {CONVOLUTION}, str attr, "
@@ -32,22 +32,22 @@ onednn = pytest.mark.skipif(
 
 @onednn
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_signatures_are_those_that_the_product_calls(name: str) -> None:
+def test_signatures_are_those_that_we_call(name: str) -> None:
     space, _, operation = name.partition("::")
     packet, _, overload = operation.partition(".")
     found = getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
     assert str(found._schema) == f"{name}{SCHEMAS[name]}"
 
 
-def random(generator: torch.Generator, *shape: int) -> Tensor:
+def random_tensor(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator)
 
 
 @onednn
 @pytest.mark.parametrize("relu", [False, True])
 def test_convolutions_equal_the_documented_ones(relu: bool, generator: torch.Generator) -> None:
-    x, weight = random(generator, 2, 5, 9, 7), random(generator, 6, 5, 3, 3)
-    bias, residual = random(generator, 6), random(generator, 2, 6, 5, 4)
+    x, weight = random_tensor(generator, 2, 5, 9, 7), random_tensor(generator, 6, 5, 3, 3)
+    bias, residual = random_tensor(generator, 6), random_tensor(generator, 2, 6, 5, 4)
     padding, stride, dilation, groups = GEOMETRY
     plain = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     expected = F.relu(plain) if relu else plain
@@ -59,8 +59,8 @@ def test_convolutions_equal_the_documented_ones(relu: bool, generator: torch.Gen
 
 @onednn
 def test_linear_layers_equal_the_documented_ones(generator: torch.Generator) -> None:
-    x, weight = random(generator, 3, 7, 5), random(generator, 6, 5)
-    bias, residual = random(generator, 6), random(generator, 3, 7, 6)
+    x, weight = random_tensor(generator, 3, 7, 5), random_tensor(generator, 6, 5)
+    bias, residual = random_tensor(generator, 6), random_tensor(generator, 3, 7, 6)
     packed, plain = undocumented.pack_weight(weight), F.linear(x, weight, bias)
     torch.testing.assert_close(undocumented.linear(x, packed, bias, False), plain)
     torch.testing.assert_close(undocumented.linear(x, packed, bias, True), F.relu(plain))
@@ -69,9 +69,11 @@ def test_linear_layers_equal_the_documented_ones(generator: torch.Generator) -> 
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_linear_layer_with_a_relu_equals_the_two(device: str, generator: torch.Generator) -> None:
+def test_linear_relu_equals_linear_and_relu(device: str, generator: torch.Generator) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    x, weight, bias = (random(generator, *shape).to(device) for shape in ((3, 7, 5), (6, 5), (6,)))
+    x, weight, bias = (
+        random_tensor(generator, *shape).to(device) for shape in ((3, 7, 5), (6, 5), (6,))
+    )
     found = undocumented.linear_relu_on_gpu(x, weight, bias)
     torch.testing.assert_close(found, F.relu(F.linear(x, weight, bias)))

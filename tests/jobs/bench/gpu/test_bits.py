@@ -1,4 +1,4 @@
-"""Which operations give an image other bits in a batch than alone, and what processes disagree."""
+"""Operations whose bits for an image differ between batches, or processes, are found."""
 
 import json
 import sys
@@ -20,19 +20,19 @@ IMAGES = torch.rand(16, 5, 8, generator=torch.Generator().manual_seed(0))
 
 @torch.library.custom_op("test_bits::add_mean", mutates_args=())
 def add_mean(x: Tensor) -> Tensor:
-    """Adds the mean of all images: whatever one has, all get."""
+    """Adds the mean of all images, so that a NaN in one of them reaches all."""
     return x + x.mean(0, keepdim=True)
 
 
 @torch.library.custom_op("test_bits::scale_by_count", mutates_args=())
 def scale_by_count(x: Tensor) -> Tensor:
-    """Rounds otherwise in batches of more images, as libraries do by their choice of algorithm."""
+    """Depends on the batch size, like a library that chooses its algorithm by that size."""
     return x * (1 + 1e-6 * len(x))
 
 
 @torch.library.custom_op("test_bits::shift_first_", mutates_args=("x",))
 def shift_first_(x: Tensor, by: Tensor) -> None:
-    """Adds to the first image alone."""
+    """Changes only the first image."""
     x[0] += by
 
 
@@ -50,7 +50,7 @@ def test_an_operation_that_mixes_images_is_named() -> None:
     assert failing.name == "test_bits.add_mean.default"
     assert failing.shapes == "(1, 5, 8)"
     assert {"alone", "beside NaN", "beside Inf"} <= set(failing.checks)
-    assert failing.difference is None  # NaN came into the image
+    assert failing.difference is None  # the image became NaN, so there is no difference
     assert found.checked == 3
     assert found.departed is None
 
@@ -76,10 +76,11 @@ def test_clean_operations_pass(count: int) -> None:
     assert found.unclear == []
     assert found.checked == (5 if count > 1 else 0)
     assert len(found.names) == len(found.digests) == 5
-    assert found.digests == check(function, 2).digests  # of the first image, in any batch
+    # Digests are those of the first image, so a batch of any size gives the same.
+    assert found.digests == check(function, 2).digests
 
 
-def test_an_operation_that_writes_is_checked_and_the_computation_goes_on_unharmed() -> None:
+def test_checks_of_an_operation_that_writes_do_not_change_the_computation() -> None:
     results = []
 
     def function(count: int) -> None:
@@ -108,7 +109,7 @@ def test_flattened_images_are_found() -> None:
     assert sigmoid.arguments == (Growth(1, 1),)
 
 
-def test_integers_grow_and_what_is_not_understood_is_told() -> None:
+def test_integer_arguments_grow_and_unclear_operations_are_listed() -> None:
     def function(count: int) -> Tensor:
         x = torch.repeat_interleave(IMAGES[:1], count, dim=0)
         return torch.outer(x[:, 0, 0], x[:, 0, 0])
@@ -119,7 +120,7 @@ def test_integers_grow_and_what_is_not_understood_is_told() -> None:
     assert check(function).unclear == ["aten.outer.default"]
 
 
-def test_what_follows_another_call_is_not_checked() -> None:
+def test_calls_after_an_unexpected_call_are_not_checked() -> None:
     def function(count: int) -> Tensor:
         x = IMAGES[:count] * 2
         return add_mean(x.exp() if count == 4 else x.sin())
@@ -131,7 +132,7 @@ def test_what_follows_another_call_is_not_checked() -> None:
     assert found.names == ["aten.mul.Tensor"]
 
 
-def test_a_sum_of_bits_tells_places_and_signs_apart() -> None:
+def test_a_sum_of_bits_differs_by_position_and_by_sign() -> None:
     tensors = [
         [torch.tensor([1.0, 2.0])],
         [torch.tensor([2.0, 1.0])],
@@ -146,7 +147,7 @@ def test_a_sum_of_bits_tells_places_and_signs_apart() -> None:
 
 @pytest.fixture(scope="module")
 def answer() -> Answer:
-    """What a process says of the packaged model."""
+    """The answer of a process that measured the packaged model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on busy cores, threads of these small operations mostly wait
     case = Case("shapes-tiny", "fp32", padded=True)
@@ -162,14 +163,14 @@ def test_the_packaged_model_is_measured(answer: Answer) -> None:
     assert found["departed"] is None
     assert found["unclear"] == []
     assert found["checked"] > 300
-    # Whatever the libraries' sums do, no image may look at another one.
+    # Sums of libraries may be rounded differently, but no image may depend on another image.
     checks = {check for failing in found["failing"] for check in failing["checks"]}
     assert not checks & {"beside NaN", "beside Inf", "repeated"}
     assert answer["detector"]["network"]["same"]["1"] == {"random": True, "NaN": True, "Inf": True}
     assert len(answer["digests"]["2"].split()) == len(answer["names"])
 
 
-def test_processes_that_differ_are_told_with_the_first_operation(answer: Answer) -> None:
+def test_processes_that_differ_are_reported_with_the_first_operation(answer: Answer) -> None:
     clean = answer | {
         "operations": {},
         "detector": {"network": {"same": {}, "digests": {"2": "a"}}},
@@ -182,9 +183,9 @@ def test_processes_that_differ_are_told_with_the_first_operation(answer: Answer)
     other = clean | {"digests": answer["digests"] | {"2": " ".join(digests)}}
     verdict = judge_answers({FIRST: clean, "second": other})
     assert not verdict["same_bits"]
-    place = f"call 7: {answer['names'][7]}"
-    assert verdict["processes"]["second"]["operations"] == {"2": place}
-    assert verdict["summary"] == f"process second differs, at first in {place}"
+    first_difference = f"call 7: {answer['names'][7]}"
+    assert verdict["processes"]["second"]["operations"] == {"2": first_difference}
+    assert verdict["summary"] == f"process second differs, at first in {first_difference}"
     with pytest.raises(RuntimeError, match="second process: no memory"):
         judge_answers({FIRST: clean, "second": {"failed": "no memory"}})
 
@@ -207,7 +208,7 @@ def test_a_process_that_ended_is_started_again(tmp_path: Path) -> None:
     assert worker.process is None
 
 
-def test_a_process_is_ended_when_the_time_is_over(tmp_path: Path) -> None:
+def test_a_process_is_stopped_at_the_deadline(tmp_path: Path) -> None:
     worker = make_worker(tmp_path, "import time; time.sleep(60)", 0.3)
     began = time.monotonic()
     worker.ask("one")

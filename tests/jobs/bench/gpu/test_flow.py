@@ -1,4 +1,4 @@
-"""The step `flow`: its photos, and what it tells of a run."""
+"""The step `flow`: its photos, and the figures that it reports of a run."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from jobs.bench.gpu.labelling import Sample, Watch, kind_of
 from jobs.bench.gpu.photos import write_photos
 
 
-def test_photos_weigh_as_much_as_cameras_make_them(tmp_path: Path) -> None:
+def test_photos_are_as_large_as_those_of_cameras(tmp_path: Path) -> None:
     write_photos(tmp_path / "large", [(800, 1066)] * 40)
     files = list((tmp_path / "large").iterdir())
     assert len(files) == 40
@@ -35,12 +35,12 @@ def test_photos_weigh_as_much_as_cameras_make_them(tmp_path: Path) -> None:
 def test_photos_of_a_mix_have_their_sizes_in_their_order(tmp_path: Path) -> None:
     sizes = [(60, 80), (90, 64), (60, 80), (33, 47), *[(60, 80)] * 16]
     write_photos(tmp_path / "mix", sizes, distinct=4)
-    pictures = []
+    contents = []
     for file, (height, width) in zip(sorted((tmp_path / "mix").iterdir()), sizes, strict=True):
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             assert (image.format, image.size) == ("JPEG", (width, height))
-            pictures.append((image.size, image.tobytes()))
-    distinct = Counter(size for size, _ in set(pictures))
+            contents.append((image.size, image.tobytes()))
+    distinct = Counter(size for size, _ in set(contents))
     assert distinct[80, 60] == 4 and distinct[64, 90] == distinct[47, 33] == 1
 
 
@@ -65,12 +65,12 @@ def test_photos_of_a_mix_have_their_sizes_in_their_order(tmp_path: Path) -> None
         ("", labelling.RAY),
     ],
 )
-def test_processes_are_known_by_their_titles(title: str, kind: str) -> None:
+def test_processes_are_recognised_by_their_titles(title: str, kind: str) -> None:
     assert kind_of(title) == kind
 
 
 def test_cpu_seconds_are_those_of_all_processes_that_were_seen(tmp_path: Path) -> None:
-    """A child that ended keeps what it took."""
+    """The seconds of a process that has ended still count."""
     code = "import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(60)"
     watch = Watch(os.getpid(), tmp_path, "cpu")
     watch.look()
@@ -81,13 +81,13 @@ def test_cpu_seconds_are_those_of_all_processes_that_were_seen(tmp_path: Path) -
             watch.look()
         child.kill()
     watch.look()
-    taken = watch.cpu_seconds((0, -1))
-    assert taken[labelling.RAY] >= 0.2  # what has no title is taken for one of its servers
-    assert taken[labelling.DETECTORS] == 0.0
+    seconds = watch.cpu_seconds((0, -1))
+    assert seconds[labelling.RAY] >= 0.2  # a process without a title counts as a server of Ray
+    assert seconds[labelling.DETECTORS] == 0.0
     assert watch.steady() is None
 
 
-def test_cores_are_told_between_the_first_block_and_the_last(tmp_path: Path) -> None:
+def test_cores_in_use_are_counted_between_the_first_block_and_the_last(tmp_path: Path) -> None:
     watch = Watch(own := os.getpid(), tmp_path, "cpu")
     for second, blocks in enumerate([0, 0, 1, 1, 3, 3, 0]):
         use = None if second == 3 else 0.25 * second
@@ -98,7 +98,9 @@ def test_cores_are_told_between_the_first_block_and_the_last(tmp_path: Path) -> 
     assert watch.cpu_seconds()[labelling.DRIVER] == 12.0
 
 
-def test_without_ray_all_of_it_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_every_case_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(flow, "find_spec", lambda name: None if name == "ray" else object())
     flow.run(Context("flow", tmp_path, "cpu", False, time.monotonic() + 60))
     records: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""`detr-batch bench gpu`: its journal, its tables, and as a whole on a CPU, small."""
+"""`detr-batch bench gpu`: its journal, its tables, and the whole command, small, on a CPU."""
 
 import json
 import os
@@ -60,7 +60,7 @@ ROW: dict[str, Any] = {
 
 
 def run_gpu(out: Path, *options: str, planted: str = "") -> subprocess.CompletedProcess[str]:
-    """The command on a CPU, small; `planted` is code that each of its processes begins with."""
+    """Run the command, small, on a CPU; each of its processes first runs the code `planted`."""
     folder = out.parent / "planted"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(planted)
@@ -99,7 +99,7 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ([], "give either --out DIR"),
         (["--out", "x", "--collect", "y"], "give either --out DIR"),
@@ -109,21 +109,21 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
         (["--collect", "x"], "there is no gpu.jsonl"),
     ],
 )
-def test_mistakes_are_a_line(
+def test_wrong_options_are_refused(
     options: list[str],
-    words: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "gpu", *options]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def made_up(folder: Path, **environment: Any) -> Journal:
-    """A journal of a GPU's timing, and of two choices."""
+def write_made_up_journal(folder: Path, **environment: Any) -> Journal:
+    """Write the journal of a made-up GPU, with a timing, a failure and two choices."""
     folder.mkdir()
     journal = Journal(folder)
     found = describe_environment("cpu") | {"tiny": False} | environment
@@ -143,21 +143,21 @@ def made_up(folder: Path, **environment: Any) -> Journal:
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Tables:
-    """Copies of the project's."""
+    """Copies of the project's tables of choices, and a new table of results."""
     found = Tables(*(tmp_path / name for name in ("rows.csv", "launches.json", "ways.json")))
     found.launches.write_text(launches.TABLE.read_text())
     found.ways.write_text(ways.TABLE.read_text())
     return found
 
 
-def test_results_are_kept_once_and_choices_in_the_tables_of_the_code(
+def test_results_are_added_once_and_choices_go_into_the_tables_of_the_code(
     tables: Tables, tmp_path: Path
 ) -> None:
-    made_up(tmp_path / "out")
+    write_made_up_journal(tmp_path / "out")
     before = launches.read_table(tables.launches)
-    said = collect(tmp_path / "out", tables)
-    assert "533.3 images/s" in said and "another: failed. RuntimeError: no kernel" in said
-    assert "1 rows added" in said and "8.6" in said
+    summary = collect(tmp_path / "out", tables)
+    assert "533.3 images/s" in summary and "another: failed. RuntimeError: no kernel" in summary
+    assert "1 rows added" in summary and "8.6" in summary
     assert tables.results is not None
     header, row = tables.results.read_text().splitlines()
     assert header.endswith(",details") and row.count('""parts"":{}') == 1
@@ -168,10 +168,10 @@ def test_results_are_kept_once_and_choices_in_the_tables_of_the_code(
     assert len(tables.results.read_text().splitlines()) == 2
 
 
-def test_a_copy_without_git_is_known_by_its_code(tables: Tables, tmp_path: Path) -> None:
+def test_a_copy_without_git_is_recognised_by_its_code(tables: Tables, tmp_path: Path) -> None:
     row = describe_environment("cpu")["row"] | {"git_sha": "not a checkout"}
-    made_up(tmp_path / "same", row=row)
-    made_up(tmp_path / "other", row=row, code="0" * 16)
+    write_made_up_journal(tmp_path / "same", row=row)
+    write_made_up_journal(tmp_path / "other", row=row, code="0" * 16)
     assert "name no commit" not in collect(tmp_path / "same", tables)
     assert "name no commit" in collect(tmp_path / "other", tables)
     assert tables.results is not None
@@ -179,10 +179,10 @@ def test_a_copy_without_git_is_known_by_its_code(tables: Tables, tmp_path: Path)
     assert ours == describe_environment("cpu")["row"]["git_sha"] and theirs == "not a checkout"
 
 
-def test_results_of_tiny_are_no_measurements(tables: Tables, tmp_path: Path) -> None:
-    made_up(tmp_path / "out", tiny=True)
-    said = collect(tmp_path / "out", Tables(None, tables.launches, tables.ways))
-    assert "no row is kept" in said
+def test_results_of_a_tiny_run_are_not_stored(tables: Tables, tmp_path: Path) -> None:
+    write_made_up_journal(tmp_path / "out", tiny=True)
+    summary = collect(tmp_path / "out", Tables(None, tables.launches, tables.ways))
+    assert "no row is kept" in summary
     assert tables.ways.read_text() == ways.TABLE.read_text()
 
 
@@ -195,7 +195,7 @@ def test_unknown_ways_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["shapes-tiny", "deformable-detr-single-scale"])
 def test_parts_count_what_torch_counts(model: str) -> None:
-    """The arithmetic of a plain model, whose operations torch's own counter knows all."""
+    """Torch's own counter, the reference, knows all operations of a model for training."""
     net = create_model(model, "random", training=True).requires_grad_(False)
     pixels = torch.zeros(2, 3, 96, 128)
     with torch.inference_mode():
@@ -208,7 +208,7 @@ def test_parts_count_what_torch_counts(model: str) -> None:
             prepared(pixels)
     found = sum(operations for _, _, operations, _ in traffic.found)
     assert found == pytest.approx(counter.get_total_flops())
-    # The first self-attention of the queries is computed beforehand, where there are no two stages.
+    # A prepared model of one stage has computed the first self-attention of the queries before.
     width, queries, batch = net.config.d_model, net.config.num_queries, 2
     beforehand = batch * queries * (8 * width**2 + 4 * queries * width)
     expected = found - (0 if net.config.two_stage else beforehand)
@@ -231,7 +231,7 @@ def test_parts_have_times_and_bounds() -> None:
 
 
 @pytest.mark.slow
-def test_all_steps_answer_and_are_passed_over_afterwards(tmp_path: Path) -> None:
+def test_all_steps_answer_and_a_second_run_skips_them(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run_gpu(out, "--seconds", str(SECONDS))
     assert done.returncode == 0, done.stderr
@@ -295,7 +295,7 @@ ceilings._measure = hang
 
 
 @pytest.mark.slow
-def test_a_step_that_hangs_is_ended_and_goes_on_later(tmp_path: Path) -> None:
+def test_a_step_that_hangs_is_stopped_and_resumed_later(tmp_path: Path) -> None:
     out = tmp_path / "out"
     began = time.monotonic()
     done = run_gpu(
@@ -309,7 +309,7 @@ def test_a_step_that_hangs_is_ended_and_goes_on_later(tmp_path: Path) -> None:
     assert not left
     assert run_gpu(out, "--steps", "ceilings").returncode == 0
     cases = [record["case"] for record in records_of(out, "ceilings", VALUE)]
-    assert cases == ["copy", "bf16", "fp16", "fp32"]  # each once
+    assert cases == ["copy", "bf16", "fp16", "fp32"]  # each case once
 
 
 CRASHES = """
@@ -323,7 +323,7 @@ ceilings._measure = crash
 
 
 @pytest.mark.slow
-def test_a_case_that_ends_its_process_is_passed_over(tmp_path: Path) -> None:
+def test_a_case_that_ends_its_process_is_skipped_later(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run_gpu(out, "--steps", "ceilings", planted=CRASHES)
     assert done.returncode == 0, done.stderr
@@ -343,23 +343,23 @@ model.ops.fused_ms_deform_attn_cpu = wrong
 
 
 @pytest.mark.slow
-def test_a_wrong_kernel_makes_the_gate_red_and_is_not_timed(tmp_path: Path) -> None:
+def test_a_wrong_kernel_fails_its_gate_and_is_not_timed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run_gpu(out, "--steps", "gates,rates,mix,peers,choices", planted=WRONG)
     assert done.returncode == 0, done.stderr
     gates = {r["case"]: r["right"] for r in records_of(out, "gates", VERDICT)}
-    del gates["tests of the model"]  # those that run here do not see the CPU's kernel
+    del gates["tests of the model"]  # the tests that run without a GPU do not use this kernel
     assert len(gates) == 8 and not any(gates.values())
     for step in ("rates", "mix", "peers", "choices"):
         assert not records_of(out, step, TIMING), step
         assert records_of(out, step, REFUSED), step
-    said = subprocess.run(
+    summary = subprocess.run(
         [sys.executable, "-m", "jobs.cli", "bench", "gpu", "--collect", str(out)],
         capture_output=True,
         text=True,
     ).stdout
-    assert f"WRONG  {Gate('shapes-tiny', 'fp32', False)}" in said
-    assert said.count("wrong, so not timed") > 5
+    assert f"WRONG  {Gate('shapes-tiny', 'fp32', False)}" in summary
+    assert summary.count("wrong, so not timed") > 5
 
 
 def test_records_are_lines_of_json(tmp_path: Path) -> None:

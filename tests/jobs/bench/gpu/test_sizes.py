@@ -1,4 +1,4 @@
-"""The table of COCO's image sizes, and draws from it."""
+"""The table of COCO's image sizes, and random draws from it."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ def test_the_table_covers_all_of_val2017() -> None:
     assert max(max(size) for size in sizes) == 640
 
 
-def test_the_commonest_size_comes_first() -> None:
+def test_the_most_frequent_size_comes_first() -> None:
     sizes = coco_sizes()
     assert next(iter(sizes)) == max(sizes, key=lambda size: sizes[size]) == (480, 640)
     rows = [(-images, width, height) for (height, width), images in sizes.items()]
