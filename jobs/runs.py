@@ -96,10 +96,11 @@ def delete(
 
 def verify(output: str) -> list[Problem]:
     """Find files that count and are absent, altered, or unlike their manifest."""
-    return [problem for run in committed_runs(output) for problem in _find_problems(output, run)]
+    return [problem for run in committed_runs(output) for problem in find_problems(output, run)]
 
 
-def _find_problems(output: str, run: Manifest) -> Iterator[Problem]:
+def find_problems(output: str, run: Manifest) -> Iterator[Problem]:
+    """Find files of one run that are absent, altered, or unlike its manifest."""
     statuses: dict[str, int] = {}
     boxes = 0
     for file in run["files"]:

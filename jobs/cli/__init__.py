@@ -1,6 +1,7 @@
 """The command line: it parses arguments and returns exit codes. Each file adds its commands."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -17,8 +18,17 @@ EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 DEBUG = "--debug"
 
 
+class _Lines(logging.Formatter):
+    """Formats lines of the log without secrets and terminal control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(mask(super().format(record)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. An error is one line on stderr; --debug adds the traceback."""
+    if logging.lastResort is not None:  # it prints warnings where nothing else handles them
+        logging.lastResort.setFormatter(_Lines())
     words = list(sys.argv[1:] if argv is None else argv)
     if DEBUG in words:  # the user may give it behind the command too
         words = [DEBUG, *(word for word in words if word != DEBUG)]
@@ -67,6 +77,8 @@ def message_of(error: Exception) -> str:
     if _is_ours(error) or isinstance(error, OSError):
         return str(error)
     first = (str(error).strip().splitlines() or ["no reason given"])[0]
+    if _is_of_store(error):
+        return f"a store cannot be reached: {first} Run the same command again when it can"
     return f"internal error: {type(error).__name__}: {first}"
 
 
@@ -78,7 +90,14 @@ def _is_explained(error: Exception) -> bool:
     if isinstance(error, CommandFailed) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "cause", error.__cause__)  # Ray wraps the error of a task
         return _is_ours(cause) or isinstance(cause, OSError)
-    return _is_ours(error) or isinstance(error, ImportError)
+    return _is_ours(error) or isinstance(error, ImportError) or _is_of_store(error)
+
+
+def _is_of_store(error: BaseException) -> bool:
+    """Whether the library of a store raised an error, after all attempts at a request."""
+    from pipeline.storage.retries import is_transient  # the libraries would delay the start
+
+    return is_transient(error)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -73,8 +73,8 @@ def _compare(options: CompareOptions) -> int:
         from jobs.compare.page import page_of
         from jobs.report.pictures import PictureReader
 
-        with PictureReader() as pictures:
-            write_page(page_of(result, pictures), options.html)
+        with PictureReader() as reader:
+            write_page(page_of(result, reader), options.html)
     if options.json or options.html is None:
         show(result, as_text, options.json)
     return 0

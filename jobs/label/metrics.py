@@ -21,6 +21,7 @@ from jobs.accounting.tally import Tally
 from jobs.label.planning import Run
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries
+from pipeline.storage.clock import steady_time
 from pipeline.storage.urls import mask
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class RunMetrics:
 
     def _update(self, running: bool = True) -> None:
         tally = self._tally
-        detectors_time = max(1e-9, time.time() - tally.started) * self._detectors
+        detectors_time = max(1e-9, steady_time() - tally.started) * self._detectors
         self._set(
             running=int(running),
             images_per_second=tally.steady_rate(),

@@ -9,6 +9,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from jobs.accounting.tally import Tally
 from pipeline.schema import Receipt
+from pipeline.storage.clock import steady_time
 
 LOG_SECONDS = 10.0  # between two plain lines
 
@@ -29,7 +30,7 @@ def describe_end(tally: Tally, already: int) -> str:
 
     The rate is that since the start if there is no steady rate.
     """
-    seconds = time.time() - tally.started
+    seconds = steady_time() - tally.started
     rate = tally.steady_rate() or tally.images / max(seconds, 1e-9)
     return f"{already + tally.images} images, {rate:.1f} images/s, {tally.failed.total()} failed"
 

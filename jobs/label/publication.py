@@ -48,7 +48,7 @@ def publish_run(
 
     Returns the number of images by status. `page` says whether to write report.html too.
     """
-    began = time.time()
+    began = time.monotonic()
     planned = run.shards.names()
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
@@ -57,7 +57,7 @@ def publish_run(
     pictures = PictureReader() if page else None  # it starts while the tables are written
     files = list(publish_parts(grouped, target, layout.nodes))
     counts = sorted_counts(staged.count_by_status())
-    meters.tally.seconds["publish"] = time.time() - began
+    meters.tally.seconds["publish"] = time.monotonic() - began
     summary = _report(run, target.output, meters, layout, counts, files)
     replaced = labels.replaced_runs(writer.catalog.committed_runs())
     done = FinishedRun(target, labels.source, run.shards, files, counts, dict(summary), replaced)
