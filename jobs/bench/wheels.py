@@ -29,7 +29,7 @@ PART = re.compile(r"wheels\.tar\.\d{3}")
 PLATFORMS = [f"manylinux_2_{glibc}_x86_64" for glibc in range(34, 4, -1)]
 PLATFORMS += [f"manylinux{name}_x86_64" for name in ("2014", "2010", "1")]
 INSTALL = (
-    "SITE=${SITE:-/tmp/site} WHEELS=$(mktemp -d) && cat wheels.tar.* | tar -x -C $WHEELS && "
+    "SITE=${SITE:-$(mktemp -d)} WHEELS=$(mktemp -d) && cat wheels.tar.* | tar -x -C $WHEELS && "
     "python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $SITE "
     "$WHEELS/*.whl && export PYTHONPATH=$SITE"
 )

@@ -9,7 +9,8 @@ LOCK = "_runs/lock.json"
 # The lock of versions before 0.2. It stays for ever, so that these versions write no more.
 OLD_LOCK = "_lock.json"
 
-_ID = r"[0-9A-Za-z][0-9A-Za-z_.\-]*"
+# A run id is no name that something else has below _runs.
+_ID = r"(?!(?:log|lock\.json)(?![0-9A-Za-z_.\-]))[0-9A-Za-z][0-9A-Za-z_.\-]*"
 _RUN_ID = re.compile(_ID)
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _ENTRY = re.compile(rf"{LOG}/(\d{{20}})\.json")
@@ -22,7 +23,7 @@ _MANIFEST = re.compile(rf"{RUNS}/({_ID})/manifest(?:-([0-9a-f]{{32}}))?\.json")
 
 
 def is_run_id(text: object) -> bool:
-    """Whether the text is a run id. A run id cannot lead out of its folder."""
+    """Whether the text is a run id. A run id cannot lead out of its folder, nor to the log."""
     return isinstance(text, str) and _RUN_ID.fullmatch(text) is not None
 
 

@@ -137,7 +137,7 @@ OUTSIDE = ["x/../../../victim", "..", "", "../victim", "/victim", "a/b", "a\\b",
 PART = f"part-00000-{TOKEN}.parquet"
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", [*OUTSIDE, "log", "lock.json"])
 def test_runs_that_lead_outside_are_refused(store: MemoryStore, name: str) -> None:
     with pytest.raises(DamagedOutput, match="manifest-"):
         load_catalog(resealed(store, lambda manifest: manifest.update(replaces=[name])))
