@@ -102,6 +102,7 @@ INTEGRATION = (
     "model/test_zoo.py",
     "pipeline/isolation/",
     "pipeline/stages/test_detect.py",
+    "pipeline/stages/test_formats.py",
     "pipeline/stages/test_memory.py",
     "pipeline/stages/test_prepare.py",
     "pipeline/stages/test_read.py",
