@@ -118,6 +118,7 @@ MEASURES = (
     "jobs/label/test_scale.py",
     "jobs/test_query.py",
     "model/test_ops.py",
+    "pipeline/stages/test_formats.py",
     "pipeline/stages/test_memory.py",
 )
 HERE = Path(__file__).parent

@@ -16,6 +16,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.storage.errors import StorageUnavailable
 from pipeline.storage.files import read_object, write_whole
 from pipeline.storage.retries import retry
 
@@ -95,16 +96,16 @@ def _change_on_s3(
 def _locked_folder(folder: str) -> Iterator[None]:
     """Keep other processes from changing files of a folder through this module.
 
-    Raises TimeoutError if another process stands still while it does.
+    Raises StorageUnavailable if another process stands still while it does.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         until = time.monotonic() + FOLDER_SECONDS
         while not _lock(descriptor):
             if time.monotonic() > until:
-                raise TimeoutError(
+                raise StorageUnavailable(
                     f"another process stands still while it changes a file of {folder}: wait for "
-                    "it, or end it"
+                    "it, or end it, and run the same command again"
                 )
             time.sleep(FOLDER_PAUSE)
         yield

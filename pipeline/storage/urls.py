@@ -35,6 +35,7 @@ from pipeline.storage.url_parts import (
 )
 
 HIDDEN = "***"
+PASSES = 8  # what is hidden may uncover the name of another secret: `AKIA...sig=...`
 
 
 def mask(text: str, url: str = "") -> str:
@@ -49,7 +50,12 @@ def mask(text: str, url: str = "") -> str:
     """
     for secret in secrets_of(url):
         text = text.replace(secret, HIDDEN)
-    return _mask(text, whole_queries=True)
+    for _ in range(PASSES):
+        shown = _mask(text, whole_queries=True)
+        if shown == text:
+            break
+        text = shown
+    return text
 
 
 def holds_secret(text: str) -> bool:

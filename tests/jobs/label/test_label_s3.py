@@ -14,6 +14,7 @@ from jobs.output.output_writer import OutputWriter
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
 from jobs.report.report import report_of
+from pipeline.storage import retries
 from pipeline.storage.files import InputError, open_location
 from tests.support.labelling import put_images, tiny_options
 from tests.support.s3_server import ADMIN, SECRET
@@ -121,6 +122,7 @@ def test_what_s3_refuses_is_one_line_and_exit_code_2(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()
+    monkeypatch.setattr(retries, "_answered", False)  # as in a process of its own
     arguments = [source.replace("BUCKET", bucket), output, "--model", "shapes-tiny"]
     code = main(["label", *arguments, "--weights", weights])
     S3FileSystem.clear_instance_cache()

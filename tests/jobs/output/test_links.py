@@ -158,7 +158,8 @@ def test_a_journal_is_not_kept_in_a_folder_of_others(
 def test_a_journal_makes_its_folder_and_deletes_old_entries(
     temporary: Path, elsewhere: Path
 ) -> None:
-    CrashJournal("session", 60.0).begin("batch")
+    journal = CrashJournal("session", 3600.0)  # seconds, after which it ends this process
+    journal.begin("batch")
     (folder,) = temporary.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     (entry,) = folder.iterdir()
@@ -167,5 +168,6 @@ def test_a_journal_makes_its_folder_and_deletes_old_entries(
     (folder / "link").symlink_to(elsewhere / "notes")
     os.utime(folder / "link", (long_ago, long_ago), follow_symlinks=False)
     CrashJournal("another", 60.0)
+    journal.end("batch")
     assert not list(folder.iterdir())
     assert (elsewhere / "notes").exists()

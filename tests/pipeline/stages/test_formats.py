@@ -101,6 +101,7 @@ def write_rows(path: Path, sizes: list[int], kind: pa.DataType, **options: Any) 
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_huge_rows_of_a_parquet_file_cost_a_row_each(kind: pa.DataType, tmp_path: Path) -> None:
     sizes = [0, HUGE, 0, MAX_ENCODED_BYTES, MAX_ENCODED_BYTES + 1, 0]

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from s3fs import S3FileSystem
 
+from pipeline.storage.errors import StorageUnavailable
 from pipeline.storage.files import S3_OPTIONS, InputError, create_whole, join, open_location
 from pipeline.storage.lock import Lease, LockLost, OutputLock
 from tests.chaos.faulty_store import FaultyStore
@@ -59,7 +60,7 @@ def test_a_holder_that_wakes_up_leaves_the_lock_of_its_successor_alone(
         successor = OutputLock(output, LOCK_NAME)
         try:
             successor.__enter__()
-        except InputError as error:  # refused is as well: the sleeper still has the folder
+        except StorageUnavailable as error:  # refused is as well: the sleeper still has the folder
             assert "stands still" in str(error)
             sleeper.send_signal(signal.SIGCONT)
             sleeper.wait(30)

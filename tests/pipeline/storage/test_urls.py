@@ -220,6 +220,7 @@ WORDS += [
 
 @given(st.lists(st.sampled_from(WORDS), max_size=12).map("".join))
 @example("https://u:p@h/a?sig='x',https://b")
+@example("AKIAIOSFODNN7EXAMPLEsig=u:p@")
 def test_mask_of_anything_is_stable(text: str) -> None:
     shown = mask(text)
     assert mask(shown) == shown
