@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 ENDED = """
 import os, signal, time
 from jobs.cluster.start import start_ray
@@ -17,6 +19,7 @@ except SystemExit:
 """
 
 
+@pytest.mark.slow
 def test_a_driver_that_tidies_up_for_seconds_is_not_aborted() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ENDED], capture_output=True, text=True, check=False, timeout=120

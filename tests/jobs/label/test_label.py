@@ -174,6 +174,7 @@ def test_tasks_that_read_several_shards_leave_out_finished_images(
     assert rows(output, "SELECT count(*) FROM images") == [(63,)]
 
 
+@pytest.mark.slow
 def test_only_the_same_command_resumes_a_run_and_new_images_follow(
     photos: Path, tmp_path: Path, weights: str
 ) -> None:

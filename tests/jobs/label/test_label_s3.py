@@ -61,6 +61,7 @@ def test_a_killed_run_is_resumed_from_its_staging(bucket: str, weights: str) -> 
     assert (report["images"], report["labelled_before"]) == (4, 4)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_removed_staging_may_be_deleted(
     bucket: str, weights: str
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_run_that_was_killed_while_it_removed_staging_may_be_deleted(
     assert main(["compact", output]) == 0
 
 
+@pytest.mark.slow
 def test_weights_may_lie_in_a_bucket(bucket: str, weights: str, tmp_path: Path) -> None:
     put_images(f"{bucket}/photos")
     fs, path = open_location(f"{bucket}/tiny.safetensors", "weights")

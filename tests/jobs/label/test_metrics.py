@@ -84,6 +84,7 @@ def check_figures(found: dict[str, float], output: Path) -> None:
     assert 0 < time.time() - found["last_block_timestamp_seconds"] < 120
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_is_scraped_from_its_node(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "labels"

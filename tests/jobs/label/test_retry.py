@@ -88,6 +88,7 @@ AFTER = {"a.jpg": "ok", "b.jpg": "ok", "bad.jpg": "undecodable", "t.tar#x": "ok"
          "t.tar#y": "undecodable"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_forbidden_objects_are_labelled_once_they_are_allowed(
     lake: Lake, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +130,7 @@ def check_that_nothing_counts_twice(output: Path) -> None:
     assert repeated == []
 
 
+@pytest.mark.slow
 def test_retries_that_were_killed_are_finished_and_not_tried_twice(
     lake: Lake, tmp_path: Path, weights: str
 ) -> None:

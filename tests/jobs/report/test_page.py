@@ -143,6 +143,7 @@ def test_pages_of_old_reports_and_lost_images_say_what_is_unknown(
     assert "not known: give label" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent: this test needs its photos"
 )

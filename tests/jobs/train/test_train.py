@@ -30,6 +30,7 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.slow
 def test_stopped_training_is_resumed_and_gives_the_same_weights(tmp_path: Path) -> None:
     train(short_options(tmp_path / "whole"))
     stopped = short_options(tmp_path / "stopped")

@@ -89,6 +89,7 @@ class StallingServer(BaseHTTPRequestHandler):
         """Write nothing to the terminal."""
 
 
+@pytest.mark.slow
 def test_a_read_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "READ_SECONDS", 15)  # a new child may take seconds
     server = ThreadingHTTPServer(("127.0.0.1", 0), StallingServer)

@@ -22,6 +22,7 @@ from pipeline.isolation.child import Answers, Child, ChildFailed
 from pipeline.schema import ENCODED
 from pipeline.stages.decode import decode_row
 from pipeline.stages.prepare import MAX_PIXELS, Preparer
+from tests.support.damage import warnings_of
 from tests.support.samples import RULE, jpeg, preparer
 
 HOSTILE = "tests.pipeline.isolation.hostile"
@@ -174,7 +175,7 @@ def test_a_child_inherits_no_file_but_its_pipe(tmp_path: Path) -> None:
 
 
 def test_limits_hold_where_there_is_no_filter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine for which no filter is written. What is missing is said once."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -187,12 +188,13 @@ def test_limits_hold_where_there_is_no_filter(
         assert "Too many open files" in outcome(child, "send_udp", 9)
         assert "can't start new thread" in outcome(child, "start_thread", "")
         assert "BlockingIOError" in outcome(child, "fork", "")
+    logged = warnings_of("pipeline.stages.prepare", monkeypatch)
     prepare = Preparer(RULE)
     table = pa.Table.from_pylist([{"status": "ok", "encoded": jpeg()}], schema=ENCODED)
     for _ in range(2):
         assert [block["status"].to_pylist() for block in prepare(table)] == [["ok"]]
     prepare.child.close()
-    said = [record.message for record in caplog.records if "sandbox" in record.message]
+    said = [text for text in logged if "sandbox" in text]
     assert said == ["images are decoded without a sandbox: there is none for linux on vax"]
 
 

@@ -55,6 +55,7 @@ def test_equal_names_in_a_tar_are_numbered(tmp_path: Path) -> None:
     assert len(found) == len(set(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jpg", "deep/folder/a.b.c.jpg"])
 def test_time_for_equal_names_in_a_tar_is_linear(name: str, tmp_path: Path) -> None:
     source = write_equal_names(tmp_path / "t.tar", [name] * 100_000)
@@ -127,6 +128,7 @@ def test_many_huge_rows_of_a_parquet_file_cost_a_row_each(tmp_path: Path) -> Non
     assert peak_of_reader() < 4_096
 
 
+@pytest.mark.slow
 def test_huge_image_of_hugging_face_costs_a_row(tmp_path: Path) -> None:
     images = [{"bytes": jpeg(), "path": "a"}, {"bytes": bytes(HUGE), "path": "b"}, None]
     table = pa.table({"image": images})

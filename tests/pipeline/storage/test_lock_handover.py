@@ -47,9 +47,13 @@ with OutputLock({output!r}, {name!r}, lease_seconds=1):
     ("functions", "seconds"), [(("unlink", "remove"), 0.1), (("replace",), 1.0)]
 )
 def test_a_holder_that_wakes_up_leaves_the_lock_of_its_successor_alone(
-    functions: tuple[str, ...], seconds: float, tmp_path: Path
+    functions: tuple[str, ...],
+    seconds: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The holder read its own lock, and slept before it deleted or renewed the lock."""
+    monkeypatch.setattr("pipeline.storage.conditional.FOLDER_SECONDS", 0.5)
     output = str(tmp_path)
     code = SLEEPER.format(functions=functions, output=output, name=LOCK_NAME, seconds=seconds)
     sleeper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
