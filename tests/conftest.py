@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from tests.support.daily import DailySlice
@@ -42,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # By default Hypothesis fails a test whose example takes long, which depends on other work.
+    hypothesis.settings.register_profile("without deadline", deadline=None)
+    hypothesis.settings.load_profile("without deadline")
     if config.option.minutes is not None:
         config.pluginmanager.register(DailySlice(config.option.minutes))
 
@@ -67,8 +71,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let Hypothesis draw from the seed, so that a failure can be repeated."""
     if isinstance(item, pytest.Function) and draws_examples(item.function):
-        import hypothesis
-
         hypothesis.seed(seed_of(item))(item.function)
 
 

@@ -13,7 +13,7 @@ from typing import TextIO
 import duckdb
 
 from jobs.exports import coco, labelstudio, table, voc, yolo
-from jobs.exports.place import Folder, check_free, folder, one_file
+from jobs.exports.place import TABLE, Folder, check_free, folder, one_file
 from jobs.exports.reader import Choice, Labels
 from jobs.query import answer_query
 from pipeline.storage.urls import mask, printable
@@ -46,9 +46,9 @@ class ToFolder:
 
 EXPORTS: dict[str, ToFile | ToFolder] = {
     "coco": ToFile(coco.write),
-    "yolo": ToFolder(yolo.write, yolo.ENTRIES, yolo.TABLE),
+    "yolo": ToFolder(yolo.write, yolo.ENTRIES, TABLE),
     "labelstudio": ToFile(labelstudio.write),
-    "voc": ToFolder(voc.write, voc.ENTRIES, voc.TABLE),
+    "voc": ToFolder(voc.write, voc.ENTRIES, TABLE),
     "csv": ToFile(table.write),
 }
 

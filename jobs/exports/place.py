@@ -15,6 +15,7 @@ from pipeline.storage.files import InputError, explain_errors, join, open_locati
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
+TABLE = "images.csv"  # of an export to a folder; it is written last
 FILES_AT_ONCE = 256  # files put into a store together, because each put waits for a request
 
 
@@ -33,11 +34,17 @@ def check_free(url: str, entries: Sequence[str], overwrite: bool) -> None:
         fs.invalidate_cache()
         is_folder = fs.isdir(path)
         taken = fs.exists(path) and not (is_folder and entries and not fs.ls(path))
+        is_export = taken and is_folder and fs.exists(join(path, TABLE))
     if taken and bool(entries) != is_folder:
         existing, wanted = ("folder", "file") if is_folder else ("file", "folder")
         raise InputError(f"FILE {mask(url)} is a {existing}, and this format is a {wanted}")
     if taken and not overwrite:
         raise InputError(f"FILE {mask(url)} exists: give another, or pass --overwrite")
+    if taken and is_folder and not is_export:
+        raise InputError(
+            f"FILE {mask(url)} is a folder that no export wrote, since it has no {TABLE}: "
+            "--overwrite would delete what is in it; give another folder"
+        )
 
 
 @contextmanager

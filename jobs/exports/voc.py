@@ -4,12 +4,11 @@ import csv
 from functools import lru_cache
 from xml.sax.saxutils import escape
 
-from jobs.exports.place import Folder
+from jobs.exports.place import TABLE, Folder
 from jobs.exports.reader import MAPPING, Box, LabelledImage, Labels, mapping_row
 from pipeline.storage.urls import printable
 
-ENTRIES = ("Annotations", "images.csv")
-TABLE = "images.csv"
+ENTRIES = ("Annotations", TABLE)
 
 
 def write(labels: Labels, folder: Folder) -> None:

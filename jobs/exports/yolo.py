@@ -4,11 +4,10 @@ import csv
 
 import yaml
 
-from jobs.exports.place import Folder
+from jobs.exports.place import TABLE, Folder
 from jobs.exports.reader import MAPPING, LabelledImage, Labels, mapping_row
 
-ENTRIES = ("labels", "data.yaml", "classes.txt", "images.csv")
-TABLE = "images.csv"
+ENTRIES = ("labels", "data.yaml", "classes.txt", TABLE)
 
 
 def write(labels: Labels, folder: Folder) -> None:

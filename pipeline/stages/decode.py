@@ -8,6 +8,7 @@ in the DCT domain would save 10 ms of the 36 ms, but it would change pixels.)
 """
 
 import codecs
+import importlib
 import io
 import time
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ def load_decoders() -> None:
     for encoding in ("ascii", "latin-1", "utf-8", "utf-16-le", "utf-16-be"):  # of texts in files
         codecs.lookup(encoding)
     Image.init()
+    for module in ("ImageCms", "ImageColor", "ImageFilter", "ImagePalette"):  # CIELAB, and others
+        importlib.import_module(f"PIL.{module}")
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = 6
     for name in {"JPEG", "PNG", "GIF", "TIFF", "WEBP"} & set(Image.SAVE):

@@ -64,6 +64,7 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
         raise InputError(f"{what} {mask(url)} cannot be opened: {reason}{hint}") from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)  # one location has one name
+        path = path[1:] if path.startswith("//") else path  # POSIX lets `//` differ; Linux does not
     elif options is S3_OPTIONS:
         fs.retries = 1  # s3fs repeats requests in addition to botocore
         if fs.session is None:

@@ -76,10 +76,10 @@ def identity(url: str) -> str:
         return url
     kind = protocol.lower()
     rest = split_user(kind, rest)[1]
-    if kind in WEB:
-        rest = without_secret_parameters(re.sub(r"[\t\r\n]", "", rest))
-    elif kind in AZURE:
+    if kind in AZURE:
         rest = without_shared_access(rest)
+    elif kind not in NAMES:  # the web, and protocols that are refused
+        rest = without_secret_parameters(re.sub(r"[\t\r\n]", "", rest))
     return f"{protocol}://{rest}"
 
 

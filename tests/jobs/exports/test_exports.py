@@ -277,6 +277,7 @@ def test_paths_that_cannot_be_written_are_refused(
     for file, to, message in (
         (tmp_path / "folder", "coco", "is a folder, and this format is a file"),
         (tmp_path / "folder" / "mine", "voc", "is a file, and this format is a folder"),
+        (tmp_path / "folder", "yolo", "is a folder that no export wrote"),
         ("/proc/labels", "csv", "FILE /proc/labels does not exist"),
         ("/proc/labels", "yolo", "FILE /proc/labels does not exist"),
         ("https://example.com/labels.json", "coco", "web addresses cannot be written to"),

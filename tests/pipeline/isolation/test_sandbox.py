@@ -319,3 +319,14 @@ def test_the_sandbox_changes_no_row() -> None:
 def test_the_sandbox_changes_no_row_of_odd_files(testdata: Path) -> None:
     files = [path for path in sorted((testdata / "nasty").rglob("*")) if path.is_file()]
     assert_same_rows({str(path): path.read_bytes() for path in files if path.stat().st_size})
+
+
+def test_an_image_of_cielab_is_decoded_in_the_sandbox() -> None:
+    """Pillow loads the module of this conversion when it is first needed."""
+    file = io.BytesIO()
+    Image.new("LAB", (64, 48), (120, 130, 140)).save(file, "TIFF")
+    table = pa.Table.from_pylist([{"status": "ok", "encoded": file.getvalue()}], schema=ENCODED)
+    prepare = Preparer(RULE)
+    (block,) = prepare(table)
+    prepare.child.close()
+    assert block["status"].to_pylist() == ["ok"], block["error"]

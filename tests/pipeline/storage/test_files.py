@@ -1,6 +1,7 @@
 """An object is read with one request, and requests that fail are repeated."""
 
 import os
+from pathlib import Path
 
 import pytest
 from s3fs import S3FileSystem
@@ -8,6 +9,7 @@ from s3fs import S3FileSystem
 from pipeline.storage.files import (
     S3_OPTIONS,
     InputError,
+    canonical_url,
     open_location,
     open_self_retrying,
     read_object,
@@ -71,3 +73,8 @@ def test_options_in_an_address_reach_the_file_system() -> None:
     """fsspec derives them from the address; here that objects have versions."""
     assert open_location("s3://bucket/a?versionId=1", "INPUT")[0].version_aware
     assert not open_location("s3://bucket/a", "INPUT")[0].version_aware
+
+
+def test_two_slashes_at_the_start_of_a_path_are_one(tmp_path: Path) -> None:
+    """POSIX lets them differ, and an OUTPUT would hold each image twice."""
+    assert canonical_url(f"/{tmp_path}") == canonical_url(str(tmp_path))

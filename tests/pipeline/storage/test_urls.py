@@ -312,3 +312,8 @@ def test_identity_of_urls_without_secrets_is_that_of_earlier_versions(
     url = f"https://host:80/{path}{'?' if query else ''}{query}{fragment}"
     assert identity(url) == (urlunsplit(urlsplit(url)) if "?" in url else url)
     assert identity(quote(url)) == quote(url)
+
+
+@pytest.mark.parametrize("protocol", ["gopher", "zip://x.jpg::http"])
+def test_signatures_of_protocols_that_are_refused_are_in_no_table(protocol: str) -> None:
+    assert SECRET not in identity(f"{protocol}://h/a.jpg?sig={SECRET}")
