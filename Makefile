@@ -36,7 +36,7 @@ test-avx2: setup  ## units and whole networks, computed as on a CPU without AVX-
 
 test-slice: setup  ## some of the slow ones, others each day: 15 minutes at most
 	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
-	$(BIN)/python -m pytest -m "slow and not network and not measures" --minutes 10
+	$(BIN)/python -m pytest -m "slow and not network and not measures" --minutes 7
 
 test-all: setup  ## the slow ones too, which measure times and memory: one by one
 	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
