@@ -133,11 +133,16 @@ def compact(
             group = [run for run in runs if run["input"] == source]
             if len(group) < 2:
                 continue
-            _refuse_damaged_tables(output, group)
+            with writer.explain_takeover():
+                _refuse_damaged_tables(output, group)
             writer.begin_writing()
             run_id = new_run_id(output)
             try:
-                with explain_query_errors(output), connect(output, runs) as connection:
+                with (
+                    writer.explain_takeover(),
+                    explain_query_errors(output),
+                    connect(output, runs) as connection,
+                ):
                     result, manifest = _compact_group(
                         connection, writer, run_id, group, (images_per_file, boxes_per_file)
                     )

@@ -14,6 +14,7 @@ from ray.autoscaler.v2.sdk import request_cluster_resources
 
 from jobs.cluster.placement import Placement
 from model.zoo import resolved_precision
+from pipeline.isolation.watchdog import STALL_SECONDS, Stalled
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
@@ -39,12 +40,14 @@ def computation_here(device: str, precision: str) -> Computation:
     return Computation(device, resolved_precision(precision, device), hardware)
 
 
-def computation_of_detectors(placement: Placement, precision: str, cluster: bool) -> Computation:
+def computation_of_detectors(
+    placement: Placement, precision: str, cluster: bool, seconds: float = STALL_SECONDS
+) -> Computation:
     """What the detectors of a placement compute with. `precision` may be "auto".
 
     On a `cluster` a task on one of the detectors' nodes answers. All nodes that the run needs are
-    requested meanwhile, because an autoscaler may have to start them. Raises InputError if no
-    worker can answer.
+    requested meanwhile, because an autoscaler may have to start them. Raises InputError if the
+    node cannot run detectors, and Stalled if there is none after some `seconds`.
     """
     if not cluster:
         return computation_here(placement.device, precision)
@@ -55,7 +58,9 @@ def computation_of_detectors(placement: Placement, precision: str, cluster: bool
     gcs = ray.get_runtime_context().gcs_address
     request_cluster_resources(gcs, placement.demand())
     try:
-        found: Computation = ray.get(task.remote(placement.device, precision))
+        found: Computation = ray.get(task.remote(placement.device, precision), timeout=seconds)
+    except ray.exceptions.GetTimeoutError as error:
+        raise Stalled(seconds) from error
     except ray.exceptions.RayError as error:
         reason = mask(str(error).strip().splitlines()[-1])
         raise InputError(f"a worker for detectors cannot run them: {reason}") from error

@@ -129,7 +129,7 @@ def _publish(
     files: list[PartFile] = []
     shards: list[str] = []
     began = time.monotonic()
-    with writer.explain_missing_files():
+    with writer.explain_takeover():
         for shard, table in results.blocks(source.uri):
             receipt = stage(table, blocks)
             tally.add(receipt)

@@ -1,7 +1,7 @@
 """The execution of a planned run on Ray: label its images and stage the labels."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -27,19 +27,15 @@ def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
 
 
 @contextmanager
-def explained_failures(check_right: Callable[[], None]) -> Iterator[None]:
+def explained_failures() -> Iterator[None]:
     """Convert the errors of storage and of workers to errors of one line that says what to do.
 
     OutputError and ReconcileError have such a line. All other errors become CommandFailed.
-    `check_right` raises OutputError if another command has taken OUTPUT over. That command may have
-    deleted files that this one needs.
     """
     try:
         yield
     except Exception as error:
         cause = error.cause if isinstance(error, RayTaskError) else None
-        if isinstance(cause or error, FileNotFoundError | ReconcileError):
-            check_right()
         if isinstance(cause, OutputError):  # raised in a worker
             raise OutputError(reason_of(error)) from error
         if isinstance(error, OutputError | ReconcileError):

@@ -194,9 +194,9 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     if missing := sandbox.why_absent():  # before Ray starts threads; workers log their own
         print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
     request = command.options.machines()
-    precision = command.options.precision
+    precision = command.options.precision if run.precision == "auto" else run.precision
     if run.device != "auto":  # a resumed run
-        request, precision = replace(request, device=run.device), run.precision
+        request = replace(request, device=run.device)
         try:
             check_machines(request)
         except InputError as error:
@@ -223,7 +223,7 @@ def execute_run(
     )
     settings = _flow_settings(command, run, target.staging, placed)
     print(f"run {run.run_id}: {options.model} in {placed.computation.as_text()}", file=sys.stderr)
-    with explained_failures(writer.check_lock):
+    with writer.explain_takeover(), explained_failures():
         rates, most = options.rates(), layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)

@@ -18,7 +18,7 @@ from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
 from jobs.output.run_ids import refuse_unset_clock
 from jobs.output.store import OutputStore
-from pipeline.stages.publish import PublishTarget, ReconcileError
+from pipeline.stages.publish import PublishTarget
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.lock import OutputLock
 
@@ -119,11 +119,14 @@ class OutputWriter:
         self.lock.check()
 
     @contextmanager
-    def explain_missing_files(self) -> Iterator[None]:
-        """Raise LockLost if files are missing because another command took OUTPUT over."""
+    def explain_takeover(self) -> Iterator[None]:
+        """Raise LockLost instead of any error if another command has taken OUTPUT over.
+
+        That command may have deleted files that this one needs, which is what the error would say.
+        """
         try:
             yield
-        except (FileNotFoundError, ReconcileError):
+        except Exception:
             self.check_lock()
             raise
 

@@ -5,6 +5,7 @@
 - `latest`: the boxes of `latest_images`
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,13 +13,14 @@ from functools import reduce
 
 import duckdb
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.output.catalog import committed_runs
-from jobs.output.documents import FORMAT
+from jobs.output.documents import FORMAT, damaged_document
 from jobs.output.manifest import Manifest, files_of_table
 from jobs.output.paths import TABLES
 from pipeline.schema import DETECTIONS, IMAGES
-from pipeline.storage.files import InputError, join, open_self_retrying
+from pipeline.storage.files import InputError, join, open_location, open_self_retrying
 from pipeline.storage.urls import mask
 
 SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
@@ -65,6 +67,8 @@ def add_views(
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
         connection.register_filesystem(fs)
+    if isinstance(fs, LocalFileSystem):
+        _refuse_special_files(output, runs)
     if protocol in ("s3", "s3a"):  # DuckDB asks for the size of a file each time that it opens one
         fs.invalidate_cache()
         paths_of_files = (join(output, file["path"]) for run in runs for file in run["files"])
@@ -85,6 +89,14 @@ def add_views(
         reduce(duckdb.DuckDBPyRelation.union, parts).create_view(table)
     connection.execute(_LATEST)
     connection.execute("USE main")
+
+
+def _refuse_special_files(output: str, runs: Sequence[Manifest]) -> None:
+    """Raise DamagedOutput for a pipe or device in place of a table: DuckDB would wait for it."""
+    for name in (file["path"] for run in runs for file in run["files"]):
+        _, path = open_location(join(output, name), "OUTPUT")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise damaged_document(name)
 
 
 def _read(

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from jobs.output.manifest import FileOfRun, Manifest
-from jobs.output.views import connect
+from jobs.output.views import connect, explain_query_errors
 
 CLASSES = 16  # most frequent classes, which are listed one by one
 BINS = 20  # histogram bins of the scores
@@ -81,7 +81,7 @@ def gather_facts(
     `archives` are the names of its shards that are not loose files. `threshold` is the least score
     that it kept.
     """
-    with connect(output, [manifest]) as tables:
+    with explain_query_errors(output), connect(output, [manifest]) as tables:
         classes = _count_classes(tables)
         scores, sure = _count_scores(tables)
         (without,) = _fetch_row(
@@ -89,7 +89,7 @@ def gather_facts(
         )
         failures = _sample_failures(tables)
     few: Manifest = {**manifest, "files": _choose_files(manifest["files"])}
-    with connect(output, [few]) as tables:
+    with explain_query_errors(output), connect(output, [few]) as tables:
         shown, chosen_from = _choose_images(tables, archives, threshold)
     rest = classes[CLASSES:]
     return Facts(

@@ -18,7 +18,13 @@ STALL_SECONDS = float(os.environ.get("DETR_BATCH_STALL_SECONDS", "1800"))
 
 
 class Stalled(RuntimeError):
-    """The flow delivered no result within the time limit."""
+    """The flow delivered no result within the time limit, in seconds."""
+
+    def __init__(self, seconds: float):
+        super().__init__(
+            f"nothing was labelled for {seconds:.0f} s (DETR_BATCH_STALL_SECONDS): is there a "
+            "node that detectors fit on, and room on its disks? Ray's own logs tell"
+        )
 
 
 def end_when_stalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> Iterator[Item]:
@@ -32,10 +38,7 @@ def end_when_stalled(items: Iterable[Item], seconds: float = STALL_SECONDS) -> I
         return
 
     def interrupt(*_: object) -> None:
-        raise Stalled(
-            f"nothing was labelled for {seconds:.0f} s (DETR_BATCH_STALL_SECONDS): is there a "
-            "node that detectors fit on, and room on its disks? Ray's own logs tell"
-        )
+        raise Stalled(seconds)
 
     previous_handler = signal.signal(signal.SIGALRM, interrupt)
     iterator = iter(items)

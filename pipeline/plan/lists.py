@@ -16,6 +16,8 @@ from fsspec import AbstractFileSystem
 from pipeline.schema import NOT_ALLOWED, UNSEEN, Member
 from pipeline.storage.files import (
     InputError,
+    StorageUnavailable,
+    describe_error,
     etag_of,
     join,
     object_info,
@@ -138,7 +140,10 @@ def _look_up(url: str, remote_list: bool) -> Member:
         info = object_info(fs, path)
     except Exception as error:  # stores raise many types; transient errors end the run
         if is_transient(error) and not is_unknown_host(error, url):
-            raise
+            raise StorageUnavailable(
+                f"the listed image {describe_error(error, url)}. Run the same command again when "
+                "it can, or take the address out of the list"
+            ) from error
         info = {}
     return make_member(fs, path, info)
 

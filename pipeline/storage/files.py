@@ -229,6 +229,9 @@ def canonical_url(url: str) -> str:
 
 def describe_error(error: BaseException, url: str) -> str:
     """A storage error as one line that says what to do."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp"):
+        error = cast(Exception, cause)  # fsspec says of all errors of the web that nothing is there
     kind = type(error).__name__
     name = mask(url)
     if isinstance(error, InputError):  # it names the object itself

@@ -41,6 +41,12 @@ _LASTING = {
     "ClientAuthenticationError", "CredentialUnavailableError", "DefaultCredentialsError",
 }  # fmt: skip
 
+# Errors of aiohttp that concern an address: what its host is, or where it leads to.
+_OF_ADDRESS = {
+    "ClientConnectorCertificateError", "ClientConnectorSSLError", "ServerFingerprintMismatch",
+    "InvalidURL", "InvalidUrlClientError", "InvalidUrlRedirectClientError",
+    "NonHttpUrlClientError", "NonHttpUrlRedirectClientError", "TooManyRedirects",
+}  # fmt: skip
 _NO_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 P = ParamSpec("P")
@@ -67,6 +73,8 @@ def is_transient(error: BaseException) -> bool:
     if status:
         return _is_passing(status)
     if isinstance(cause, FileNotFoundError | PermissionError):
+        return False
+    if type(cause).__name__ in _OF_ADDRESS:
         return False
     kind = type(cause).__module__.split(".")[0]
     return isinstance(cause, TimeoutError | ConnectionError) or kind in _CLIENTS

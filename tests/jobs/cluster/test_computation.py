@@ -8,6 +8,7 @@ from jobs.cluster.computation import computation_here, computation_of_detectors
 from jobs.cluster.placement import Placement, placement_on
 from jobs.cluster.start import alive_nodes
 from jobs.label.options import LabelOptions
+from pipeline.isolation.watchdog import Stalled
 from pipeline.storage.files import InputError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -30,3 +31,12 @@ def test_a_node_that_cannot_run_the_detectors_is_one_line() -> None:
     with pytest.raises(InputError, match="a worker for detectors cannot run them: ") as raised:
         computation_of_detectors(without_gpu, "fp32", cluster=True)
     assert "\n" not in str(raised.value)
+
+
+def test_a_node_that_never_comes_ends_the_run() -> None:
+    """Seconds are few here. A run waits as long for its first node as for a result."""
+    found = placement()
+    pool = replace(found.layout.detectors, num_gpus=1)
+    waiting = replace(found, layout=replace(found.layout, detectors=pool))
+    with pytest.raises(Stalled, match="nothing was labelled for 2 s.*node that detectors fit on"):
+        computation_of_detectors(waiting, "fp32", cluster=True, seconds=2.0)
