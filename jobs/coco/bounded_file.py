@@ -13,9 +13,8 @@ import numpy as np
 from pipeline.storage.errors import InputError
 
 DEEPEST = 100  # levels of nesting; those of COCO's format are 5
-MOST_ENTRY_BYTES = (
-    16 << 20
-)  # an outline of a million points has as many; Python needs 20 times that
+# An outline of a million points has as many bytes; Python needs 20 times that for it.
+MOST_ENTRY_BYTES = 16 << 20
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as int8: levels up, levels down
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

@@ -25,7 +25,15 @@ from jobs.label.execution import explained_failures, label_images
 from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
 from jobs.label.options import LabelOptions
-from jobs.label.planning import PlanRequest, Run, make_run, plan_as_text, plan_images, plan_url
+from jobs.label.planning import (
+    PlanRequest,
+    Run,
+    make_run,
+    plan_as_text,
+    plan_images,
+    plan_request,
+    plan_url,
+)
 from jobs.label.publication import Meters, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
@@ -104,14 +112,7 @@ def _read_model(options: LabelOptions) -> Command:
     return Command(
         options,
         config,
-        PlanRequest(
-            options.input,
-            options.format,
-            options.limit,
-            options.output,
-            options.device,
-            options.precision,
-        ),
+        plan_request(options),
         LabelRequest(
             canonical_url(options.input),
             options.model,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from jobs.accounting.estimate import Estimate, as_text
+from jobs.label.options import LabelOptions
 from jobs.output import paths
 from jobs.output.run_ids import new_run_id
 from pipeline.plan.digests import Known
@@ -23,8 +24,20 @@ class PlanRequest:
     format: str
     limit: int | None
     output: str  # OUTPUT; the listing leaves it out if it lies below INPUT
-    device: str = "auto"  # --device and --precision: an unfinished run with others is another one
-    precision: str = "auto"
+    device: str  # --device and --precision: an unfinished run with others is another one
+    precision: str
+
+
+def plan_request(options: LabelOptions) -> PlanRequest:
+    """The images that the options of a command name."""
+    return PlanRequest(
+        options.input,
+        options.format,
+        options.limit,
+        options.output,
+        options.device,
+        options.precision,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """An HTTP server that answers S3's ListObjectsV2 alone, for a made-up bucket of any size."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.web import QuietHandler, served
 
 PAGE = 1000  # objects in one answer; S3 gives as many
 _ENTRY = (
@@ -20,7 +20,7 @@ def run_listing_server(
 ) -> Iterator[str]:
     """Run the server and yield its URL; object `i` has `key(i)` and `etag(i)`, keys ascending."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -50,14 +50,5 @@ def run_listing_server(
 
         do_HEAD = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as address:
+        yield address

@@ -38,5 +38,5 @@ def test_a_node_that_never_comes_ends_the_run() -> None:
     found = placement()
     pool = replace(found.layout.detectors, num_gpus=1)
     waiting = replace(found, layout=replace(found.layout, detectors=pool))
-    with pytest.raises(Stalled, match="nothing was labelled for 2 s.*node that detectors fit on"):
+    with pytest.raises(Stalled, match=r"nothing was labelled for 2 s.*node that detectors fit on"):
         computation_of_detectors(waiting, "fp32", cluster=True, seconds=2.0)

@@ -6,10 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from pipeline.storage.files import InputError
 from pipeline.storage.lock import OutputLock
 from tests.support.labelling import tiny_options
 from tests.support.tables import rows
+from tests.support.web import served_files
 
 COLUMNS = "image_id, label_id, round(score, 3), round(x_min), round(y_max)"
 
@@ -244,29 +242,21 @@ def test_an_output_that_fails_during_a_run_gives_one_line(
     assert label(tiny_options(photos, output, weights)) == 0
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Write nothing, because the server's own log would hold the secrets."""
-
-
 def test_secrets_of_urls_reach_no_artefact(
     photos: Path, tmp_path: Path, weights: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The list holds signed addresses that work and signed addresses that fail."""
     secret = "5ecre7"
-    handler = partial(QuietHandler, directory=str(photos))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://user:{secret}@127.0.0.1:{server.server_port}"
     names = ["0.png", "1.png", "text.jpg", "gone.jpg"]
     query = f"X-Amz-Signature={secret}"
-    (tmp_path / "list.txt").write_text("\n".join(f"{base}/{n}?{query}" for n in names))
     output = tmp_path / "out"
-    assert label(tiny_options(tmp_path / "list.txt", output, weights, page=True)) == 0
-    signed_again = (tmp_path / "list.txt").read_text().replace(query, f"{query}&X-Amz-Date=1")
-    (tmp_path / "list.txt").write_text(signed_again)
-    assert label(tiny_options(tmp_path / "list.txt", output, weights)) == 0  # nothing new
-    server.shutdown()
+    with served_files(photos) as address:
+        base = address.replace("//", f"//user:{secret}@")
+        (tmp_path / "list.txt").write_text("\n".join(f"{base}/{n}?{query}" for n in names))
+        assert label(tiny_options(tmp_path / "list.txt", output, weights, page=True)) == 0
+        signed_again = (tmp_path / "list.txt").read_text().replace(query, f"{query}&X-Amz-Date=1")
+        (tmp_path / "list.txt").write_text(signed_again)
+        assert label(tiny_options(tmp_path / "list.txt", output, weights)) == 0  # nothing new
     (images,) = rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images")
     assert images == (4, 4)
     printed = capfd.readouterr()

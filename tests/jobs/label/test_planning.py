@@ -1,10 +1,7 @@
 """Planning decides what a new or a resumed run labels; these tests need no detector."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 
 from jobs.cluster.computation import Computation
 from jobs.label.options import LabelOptions
-from jobs.label.planning import PlanRequest, Run, plan_images, plan_url
+from jobs.label.planning import Run, plan_images, plan_request, plan_url
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output import paths
@@ -33,6 +30,7 @@ from pipeline.storage.files import InputError, canonical_url
 from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
 from tests.support.samples import jpeg
+from tests.support.web import served_files
 
 MARK = "f00d"  # fingerprint of the labels that `write_run` makes
 NO_URIS = pa.array([], pa.string())
@@ -44,17 +42,6 @@ def photos(tmp_path: Path) -> Path:
     for name in ("a", "b"):
         (tmp_path / "photos" / f"{name}.jpg").write_bytes(jpeg(ord(name)))
     return tmp_path / "photos"
-
-
-def plan_request(options: LabelOptions) -> PlanRequest:
-    return PlanRequest(
-        options.input,
-        options.format,
-        options.limit,
-        options.output,
-        options.device,
-        options.precision,
-    )
 
 
 def labels_of(options: LabelOptions, mark: str = MARK) -> LabelRequest:
@@ -71,19 +58,11 @@ def begin(options: LabelOptions, run_id: str) -> Run:
     return run
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def served(photos: Path) -> Iterator[str]:
     """The address of a server for `photos`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(photos)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served_files(photos) as address:
+        yield address
 
 
 def resume(options: LabelOptions) -> Run | None:

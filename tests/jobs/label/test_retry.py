@@ -1,10 +1,8 @@
 """Failures outside the image are labelled again: `changed` ones always, others if asked."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ from jobs.output.views import connect
 from tests.support.labelling import tiny_options
 from tests.support.samples import jpeg, write_tar
 from tests.support.tables import rows
+from tests.support.web import QuietHandler, served
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-class Gate(BaseHTTPRequestHandler):
+class Gate(QuietHandler):
     """Serves files of known versions, and forbids to read those whose names are in `forbidden`."""
 
     files: dict[str, bytes]
@@ -45,9 +44,6 @@ class Gate(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        """Write nothing to the terminal."""
-
 
 class Lake:
     """A list of addresses on a server that can be told to forbid some of them."""
@@ -64,11 +60,8 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
     files = {"/a.jpg": jpeg(), "/b.jpg": jpeg(2), "/bad.jpg": b"no image", "/t.tar": tar}
     forbidden = {"/b.jpg", "/t.tar"}
     gate = type("Gate", (Gate,), {"files": files, "forbidden": forbidden, "reads": Counter()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), gate)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield Lake(tmp_path, f"http://127.0.0.1:{server.server_port}", gate)
-    server.shutdown()
-    server.server_close()
+    with served(gate) as address:
+        yield Lake(tmp_path, address, gate)
 
 
 def latest(output: Path) -> dict[str, str]:

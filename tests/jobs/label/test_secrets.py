@@ -3,10 +3,7 @@
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +21,7 @@ from pipeline.stages.formats import failed_image
 from tests.support.committed import commit_run, make_target
 from tests.support.samples import encoded, jpeg, write_tar
 from tests.support.tables import rows
+from tests.support.web import FileHandler, served_files
 
 SECRET = "5ecre7"  # a part of every signature, password and token of the lake
 # How stores and other servers sign addresses. `{}` stands for the secret.
@@ -58,7 +56,7 @@ KINDS = {
 }
 
 
-class Lake(SimpleHTTPRequestHandler):
+class Lake(FileHandler):
     """Serves files to requests that carry the secret. Its errors repeat the whole address."""
 
     def do_GET(self) -> None:
@@ -70,9 +68,6 @@ class Lake(SimpleHTTPRequestHandler):
             super().do_GET()
 
     do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing, because the server's own log would hold the secrets."""
 
 
 @pytest.fixture
@@ -93,19 +88,16 @@ def lake(tmp_path: Path) -> Iterator[str]:
     for suffix in ("jpg", "tar", "parquet"):
         (folder / f"text.{suffix}").write_text(f"no data of http://h/a?token={SECRET}")
     (folder / "empty.jpg").write_bytes(b"")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Lake, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://user:{SECRET}@127.0.0.1:{server.server_port}"
-    signatures = [signature.replace("{}", SECRET) for signature in SIGNATURES]
-    addresses = [
-        f"{base}/{name}?n={number}&{signature}"
-        for number, signature in enumerate(signatures)
-        for name in KINDS
-    ]
-    (folder / "list.txt").write_text("\n".join(addresses))
-    yield f"{base}/list.txt?{signatures[0]}"
-    server.shutdown()
-    server.server_close()
+    with served_files(folder, Lake) as address:
+        base = address.replace("//", f"//user:{SECRET}@")
+        signatures = [signature.replace("{}", SECRET) for signature in SIGNATURES]
+        addresses = [
+            f"{base}/{name}?n={number}&{signature}"
+            for number, signature in enumerate(signatures)
+            for name in KINDS
+        ]
+        (folder / "list.txt").write_text("\n".join(addresses))
+        yield f"{base}/list.txt?{signatures[0]}"
 
 
 def test_failed_rows_of_the_reading_stages_hold_no_secrets(lake: str) -> None:

@@ -2,10 +2,8 @@
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +19,7 @@ from pipeline.stages.prepare import Preparer
 from pipeline.storage.files import open_location
 from tests.chaos.injected import INJECTED
 from tests.support.samples import RULE, encoded, jpeg, write_tar
+from tests.support.web import QuietHandler, served
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_nothing_is_imported_from_where_it_runs(
     assert [row["status"] for row in rows] == ["ok"]
 
 
-class StallingServer(BaseHTTPRequestHandler):
+class StallingServer(QuietHandler):
     """Sends an image, but nothing at all where the name begins with "stall"."""
 
     def do_GET(self) -> None:
@@ -85,21 +84,14 @@ class StallingServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(jpeg())
 
-    def log_message(self, *_: object) -> None:
-        """Write nothing to the terminal."""
-
 
 @pytest.mark.slow
 def test_a_read_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "READ_SECONDS", 15)  # a new child may take seconds
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StallingServer)
-    server.daemon_threads, server.block_on_close = True, False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     names = ("first.jpg", "stall.jpg", "last.jpg")
-    members = (Member(f"http://127.0.0.1:{server.server_port}/{name}", "", -1) for name in names)
-    rows = encoded(Shard("list", "files", tuple(members)))
-    server.shutdown()
-    server.server_close()
+    with served(StallingServer) as address:
+        members = tuple(Member(f"{address}/{name}", "", -1) for name in names)
+        rows = encoded(Shard("list", "files", members))
     assert [row["status"] for row in rows] == ["ok", "timed_out", "ok"]
     assert rows[2]["shard_size"] == 3
 

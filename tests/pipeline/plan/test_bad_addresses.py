@@ -2,11 +2,7 @@
 
 import ssl
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,9 +10,10 @@ import pytest
 from pipeline.plan.plan import plan_shards
 from pipeline.storage.errors import StorageUnavailable
 from tests.support.samples import encoded, jpeg
+from tests.support.web import QuietHandler, served
 
 
-class Misleading(BaseHTTPRequestHandler):
+class Misleading(QuietHandler):
     """Redirects to a local file, or to the same address; all other objects are errors."""
 
     def do_HEAD(self) -> None:
@@ -29,24 +26,6 @@ class Misleading(BaseHTTPRequestHandler):
         self.end_headers()
 
     do_GET = do_HEAD
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def served(context: ssl.SSLContext | None = None) -> Iterator[int]:
-    """The port of such a server on loopback, which speaks TLS if there is a `context`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Misleading)
-    if context:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +44,13 @@ def self_signed(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 def test_bad_addresses_cost_a_row_each(self_signed: ssl.SSLContext, tmp_path: Path) -> None:
     """A host that does not exist, has no TLS or a certificate of its own, or leads elsewhere."""
     (tmp_path / "good.jpg").write_bytes(jpeg())
-    with served() as plain, served(self_signed) as untrusted:
+    with served(Misleading) as plain, served(Misleading, self_signed) as untrusted:
         bad = [
             "http://no-such-host.invalid/a.jpg",
-            f"https://127.0.0.1:{plain}/a.jpg",
-            f"https://127.0.0.1:{untrusted}/a.jpg",
-            f"http://127.0.0.1:{plain}/file.jpg",
-            f"http://127.0.0.1:{plain}/loop.jpg",
+            f"{plain.replace('http', 'https')}/a.jpg",
+            f"{untrusted}/a.jpg",
+            f"{plain}/file.jpg",
+            f"{plain}/loop.jpg",
         ]
         listed = tmp_path / "list.txt"
         listed.write_text("\n".join([*bad, "good.jpg"]))
@@ -94,8 +73,8 @@ def test_an_object_that_always_fails_is_named(
 ) -> None:
     """Its store may be in trouble, so the run ends. The line does not blame the list."""
     monkeypatch.setattr("pipeline.storage.retries.PATIENCE", 1.0)
-    with served() as port:
-        address = f"http://127.0.0.1:{port}/broken.jpg"
+    with served(Misleading) as base:
+        address = f"{base}/broken.jpg"
         (tmp_path / "list.txt").write_text(address)
         with pytest.raises(StorageUnavailable, match=f"{address} cannot be reached.*500"):
             plan_shards(str(tmp_path / "list.txt"))

@@ -1,9 +1,6 @@
 """A list names objects of accepted kinds; a bad address costs one row, never the list."""
 
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from pipeline.plan.lists import absolute_url
 from pipeline.plan.plan import plan_shards
 from pipeline.storage.files import InputError, open_location
 from tests.support.samples import encoded, jpeg, write_tar
+from tests.support.web import served_files
 
 
 def rows_of(source: str | Path, **options: Any) -> dict[str, dict[str, Any]]:
@@ -22,19 +20,11 @@ def rows_of(source: str | Path, **options: Any) -> dict[str, dict[str, Any]]:
     return {row["image_id"]: row for shard in shards for row in encoded(shard)}
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Write nothing to the terminal."""
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """The address at which `tmp_path` is served."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served_files(tmp_path) as address:
+        yield address
 
 
 BAD = [

@@ -1,10 +1,7 @@
 """Every image under INPUT is planned once, whatever its name; other files are not planned."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +22,7 @@ from pipeline.plan.shards import read_plan_tables, write_shards
 from pipeline.schema import Member, Shard
 from pipeline.storage.files import InputError
 from tests.support.samples import encoded, jpeg, prepared, write_tar
+from tests.support.web import QuietHandler, served
 
 
 def test_links_and_names_of_cameras_are_seen(tmp_path: Path) -> None:
@@ -120,7 +118,7 @@ def test_list_of_urls(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == ["ok", "unreadable"]
 
 
-class Answers(BaseHTTPRequestHandler):
+class Answers(QuietHandler):
     """Answers with an image at /ok, and at other paths with the status in the path."""
 
     def do_HEAD(self) -> None:
@@ -134,19 +132,11 @@ class Answers(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Write nothing to the terminal."""
-
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Answers) as address:
+        yield address
 
 
 def test_list_of_places_of_many_kinds(web: str, tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 import io
 import tarfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from pipeline.schema import Shard
 from pipeline.stages import formats, read
 from pipeline.stages.formats import MAX_ENCODED_BYTES, read_rows
 from tests.support.samples import encoded, jpeg
+from tests.support.web import QuietHandler, served
 
 HUGE = 600_000_000  # bytes
 SECONDS = 60.0  # for 100,000 members, which take 3 seconds on an idle core
@@ -210,7 +209,7 @@ def test_sparse_member_of_a_tar_counts_with_the_size_that_it_unfolds_to(tmp_path
     assert statuses == ["too_large", "ok"]
 
 
-class Endless(BaseHTTPRequestHandler):
+class Endless(QuietHandler):
     """Answers without a length: at /endless with zeros for ever, else with an image."""
 
     def do_HEAD(self) -> None:
@@ -226,18 +225,11 @@ class Endless(BaseHTTPRequestHandler):
         except ConnectionError:
             return
 
-    def log_message(self, *_: object) -> None:
-        """Write nothing to the terminal."""
-
 
 @pytest.fixture
 def endless() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served(Endless) as address:
+        yield address
 
 
 def test_web_object_of_unknown_size_is_read_up_to_the_limit(endless: str, tmp_path: Path) -> None:

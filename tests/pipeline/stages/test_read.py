@@ -1,10 +1,7 @@
 """Every file and every member of an archive becomes exactly one row, whatever is in it."""
 
 import os
-import threading
 from collections import Counter
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 from pipeline.plan.plan import plan_shards
 from pipeline.schema import Done
 from tests.support.samples import encoded, jpeg, prepared, write_tar
+from tests.support.web import FileHandler, served_files
 
 
 def test_every_nasty_file_ends_as_one_row(testdata: Path) -> None:
@@ -127,10 +125,7 @@ def test_parquet_columns_of_plain_and_nested_bytes_are_read(tmp_path: Path) -> N
 def test_archives_are_read_from_a_plain_web_server(sends_length: bool, tmp_path: Path) -> None:
     """The server sends whole files only, maybe without a length, larger than the read-ahead."""
 
-    class Plain(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Write nothing to the terminal."""
-
+    class Plain(FileHandler):
         def send_header(self, name: str, value: str) -> None:
             if sends_length or name != "Content-Length":
                 super().send_header(name, value)
@@ -138,13 +133,9 @@ def test_archives_are_read_from_a_plain_web_server(sends_length: bool, tmp_path:
     large = jpeg() + os.urandom(6 << 20)
     write_tar(tmp_path / "t.tar", {"a.jpg": large, "b.jpg": jpeg(1)})
     pq.write_table(pa.table({"image": [large, jpeg(1)]}), tmp_path / "p.parquet")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Plain, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_port}"
-    (tmp_path / "list.txt").write_text(f"{base}/t.tar\n{base}/p.parquet")
-    rows = [
-        row for shard in plan_shards(str(tmp_path / "list.txt")).shards for row in encoded(shard)
-    ]
-    server.shutdown()
+    listed = tmp_path / "list.txt"
+    with served_files(tmp_path, Plain) as base:
+        listed.write_text(f"{base}/t.tar\n{base}/p.parquet")
+        rows = [row for shard in plan_shards(str(listed)).shards for row in encoded(shard)]
     assert [row["status"] for row in rows] == ["ok"] * 4
     assert [row["encoded"] for row in rows] == [large, jpeg(1)] * 2
