@@ -24,6 +24,7 @@ from pipeline.storage.files import InputError, join, open_location, open_self_re
 from pipeline.storage.urls import mask
 
 SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
+_TABLE_FILE = re.compile(r"/run=[^/]+/part-[^/]*\.parquet")
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
 _COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
 _OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of manifests in format 1
@@ -122,12 +123,17 @@ class CannotRead(RuntimeError):
 
 @contextmanager
 def explain_query_errors(output: str) -> Iterator[None]:
-    """Convert errors of DuckDB: InputError for a mistake in SQL, else CannotRead in one line."""
+    """Convert errors of DuckDB: InputError for a mistake in SQL, else CannotRead in one line.
+
+    DuckDB has one class of errors for mistakes and for damaged Parquet, whose file it names.
+    """
     try:
         yield
-    except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
-        raise InputError(str(error)) from error
-    except duckdb.Error as error:  # a read error; one from a Python file system has many lines
+    except duckdb.Error as error:
+        mistakes = duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError
+        if isinstance(error, mistakes) and not _TABLE_FILE.search(str(error)):
+            raise InputError(str(error)) from error
+        # An error from a Python file system has many lines.
         last = str(error).strip().splitlines()[-1]
         raise CannotRead(f"{mask(output)} cannot be read: {mask(last)}") from error
 

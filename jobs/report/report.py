@@ -1,12 +1,15 @@
 """`detr-batch report`: what committed runs did, and what they cost."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
 from jobs.accounting.estimate import accuracy
 from jobs.output import paths
 from jobs.output.catalog import committed_runs, read_catalog
+from jobs.output.documents import damaged_document
+from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
@@ -60,17 +63,29 @@ def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
 
 
 def _read_report(output: str, run_id: str) -> dict[str, Any]:
-    return {"run_id": run_id, **read_document(output, run_id, "report.json")}
+    """Read report.json of a run. Raises DamagedOutput if it is missing or damaged."""
+    try:
+        return {"run_id": run_id, **read_document(output, run_id, "report.json")}
+    except FileNotFoundError as error:
+        raise damaged_document(paths.document(run_id, "report.json")) from error
 
 
 def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, Any]]:
-    """Read the reports of the newest `count` runs of a model, oldest first."""
+    """Read the reports of the newest `count` runs of a model, oldest first.
+
+    Missing and damaged reports are left out: estimates are made of those that are there, and a run
+    must not be refused for lack of an estimate.
+    """
     ids = [
         run["run_id"]
         for run in read_catalog(output).labelling_runs()
         if run["model_fingerprint"] == fingerprint
     ]
-    return [_read_report(output, run_id) for run_id in ids[-count:]]
+    found = []
+    for run_id in ids[-count:]:
+        with suppress(DamagedOutput):
+            found.append(_read_report(output, run_id))
+    return found
 
 
 def overview(output: str) -> dict[str, Any]:

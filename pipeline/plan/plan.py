@@ -81,8 +81,8 @@ def plan_shards(
 
 
 def left_out_as_text(left_out: Mapping[str, int]) -> str:
-    """The numbers of objects that are left out, with the reasons. "" if there are none."""
-    return "; ".join(f"{left_out[reason]} {reason}" for reason in LEFT_OUT if left_out.get(reason))
+    """The reasons why objects are left out, each with their number. "" if there are none."""
+    return "; ".join(f"{name} ({left_out[name]})" for name in LEFT_OUT if left_out.get(name))
 
 
 def _list_in_chunks(

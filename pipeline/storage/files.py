@@ -19,7 +19,7 @@ from pipeline.storage.errors import InputError as InputError
 from pipeline.storage.errors import OutputError as OutputError
 from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
 from pipeline.storage.folders import linked_folder, opened_folder
-from pipeline.storage.protocols import EXTRAS, file_system_of, protocol_of
+from pipeline.storage.protocols import EXTRAS, file_system_of, is_local, protocol_of
 from pipeline.storage.retries import has_answered_before, retry
 from pipeline.storage.urls import identity, mask
 
@@ -239,7 +239,8 @@ def describe_error(error: BaseException, url: str) -> str:
     if kind == "NoCredentialsError":
         return f"no credentials for {name}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
     if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
-        return f"{name} does not exist: check the spelling, and the bucket's region"
+        region = "" if is_local(url) else ", and the bucket's region"
+        return f"{name} does not exist: check the spelling{region}"
     line = _first_line(error, url)
     if isinstance(error, PermissionError):
         return f"{name} is forbidden: check the credentials and their rights ({line})"

@@ -67,10 +67,8 @@ def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
     return label_and_read(str(photos), output, model="shapes-tiny", score_threshold=0.0)
 
 
-@pytest.mark.parametrize(
-    "pack",
-    [as_tar, *(pytest.param(pack, marks=pytest.mark.slow) for pack in (as_parquet, as_bucket))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pack", [as_tar, as_parquet, as_bucket])
 def test_rows_are_equal_however_photos_are_packed(
     pack: Callable[[Path, Path, str], str],
     photos: Path,

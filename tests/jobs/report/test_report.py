@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
+from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import write_document
-from jobs.report.report import as_text, overview
+from jobs.report.report import as_text, overview, past_reports
 from jobs.report.text import compare_with_reference, format_duration, format_figure
 from tests.support.committed import commit_run, make_target
+from tests.support.nights import write_nights
 
 
-def write_run(output: Path, run_id: str, rate: float, cost: float | None, **more: Any) -> None:
-    """Commit a run of 100 images without tables."""
-    report = {
+def report_document(rate: float, cost: float | None) -> dict[str, Any]:
+    """The report of a run of 100 images."""
+    return {
         "images": 100,
         "ok": 98,
         "failed": {"undecodable": 2},
@@ -33,7 +35,11 @@ def write_run(output: Path, run_id: str, rate: float, cost: float | None, **more
         "usd": cost and cost / 10,
         "usd_per_1000_images": cost,
     }
-    write_document(str(output), run_id, "report.json", {**report, **more})
+
+
+def write_run(output: Path, run_id: str, rate: float, cost: float | None, **more: Any) -> None:
+    """Commit a run of 100 images without tables."""
+    write_document(str(output), run_id, "report.json", {**report_document(rate, cost), **more})
     commit_run(make_target(output, run_id), "in", [], {})
 
 
@@ -120,3 +126,28 @@ def test_figures_are_formatted_for_people() -> None:
     assert compare_with_reference(0.47).startswith("10.0 times")
     assert compare_with_reference(0.0).startswith("100 % below")
     assert compare_with_reference(None) == ""
+
+
+def test_a_missing_report_is_named_and_estimates_do_without_it(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "_runs/20261123T020000Z-aaaaaa/report.json"
+    mark = committed_runs(str(output))[0]["model_fingerprint"]
+    assert len(past_reports(str(output), mark, 9)) == 4
+    (output / name).unlink()
+    assert main(["report", str(output)]) == 1
+    assert f"{name} of OUTPUT is damaged" in capsys.readouterr().err
+    assert len(past_reports(str(output), mark, 9)) == 3
+
+
+def test_a_page_over_a_damaged_table_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(write_nights(tmp_path / "labels"))
+    run_id = committed_runs(str(output))[-1]["run_id"]
+    write_document(str(output), run_id, "report.json", report_document(10.0, None))
+    (file,) = output.glob(f"images/run={run_id}/part-*.parquet")
+    file.write_bytes(file.read_bytes()[:100])
+    assert main(["report", str(output), "--html", str(tmp_path / "page.html")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "internal error" not in said, said

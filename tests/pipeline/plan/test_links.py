@@ -155,7 +155,9 @@ def test_what_is_passed_over_is_counted_with_its_reason(lake: Path, store: Path)
 def test_input_of_links_to_folders_alone_says_what_it_holds(store: Path, tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir()
     (tmp_path / "lake" / "folder").symlink_to(store)
-    with pytest.raises(InputError, match=r"nothing to label.*1 links to folders, which are not"):
+    with pytest.raises(
+        InputError, match=r"nothing to label.*links to folders, which are not followed \(1\)"
+    ):
         plan_shards(str(tmp_path / "lake"))
 
 
