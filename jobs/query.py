@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
+from jobs.output.outside import refuse_within_output
 from jobs.output.views import CannotRead, connect, explain_query_errors
 from pipeline.storage.files import InputError
 from pipeline.storage.urls import printable
@@ -100,8 +101,10 @@ def run_with_second_attempt(
 def query(output: str, sql: str, form: str = "table", file: Path | None = None) -> None:
     """Print the answer to one statement, or write it into a file.
 
-    InputError if the statement is invalid or returns nothing.
+    InputError if the statement is invalid or returns nothing, or if the file is one of OUTPUT's.
     """
+    if file is not None:
+        refuse_within_output(output, file, "--out")
 
     def ask(connection: duckdb.DuckDBPyConnection) -> None:
         statements = connection.extract_statements(sql)

@@ -69,11 +69,13 @@ def add(commands: Any) -> None:
 
 
 def _report(options: ReportOptions) -> int:
+    from jobs.output.outside import refuse_within_output
     from jobs.report import report
 
     if options.all and options.html is not None:
         raise InputError("--html shows one run: give --run RUN instead of --all")
     if options.html is not None:
+        refuse_within_output(options.output, options.html, "--html")
         write_page(report.html(options.output, options.run_id), options.html)
         if not options.json:
             return 0

@@ -15,6 +15,7 @@ import duckdb
 from jobs.exports import coco, labelstudio, table, voc, yolo
 from jobs.exports.place import TABLE, Folder, check_free, folder, one_file
 from jobs.exports.reader import Choice, Labels
+from jobs.output.outside import refuse_within_output
 from jobs.query import answer_query
 from pipeline.storage.urls import mask, printable
 
@@ -60,6 +61,7 @@ def export(output: str, url: str, to: str, choice: Choice, overwrite: bool = Fal
     """
     choice.check()
     form = EXPORTS[to]
+    refuse_within_output(output, url, "FILE")
     check_free(url, form.entries, overwrite)
 
     def write(connection: duckdb.DuckDBPyConnection) -> Labels:

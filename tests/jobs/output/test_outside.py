@@ -1,0 +1,40 @@
+"""No command writes a file of the user's over a table or a commit of OUTPUT."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from jobs.output import paths
+from tests.support.nights import NIGHTS, write_nights
+
+OWN = [paths.entry(1), f"_runs/{NIGHTS[0]}/x.json", "images/x.json", "_staging/x.json"]
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+@pytest.mark.parametrize("name", [*OWN, "detections/run=a/x.json"])
+def test_files_of_output_are_not_written_over(
+    name: str, through_link: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "labels"
+    write_nights(output)
+    (tmp_path / "link").symlink_to(output)
+    before = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    file = str((tmp_path / "link" if through_link else output) / name)
+    for words in (
+        ["query", str(output), "SELECT 1", "--out", file],
+        ["report", str(output), "--html", file],
+        ["export", str(output), file, "--to", "csv", "--overwrite"],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "give another" in said, said
+    after = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_other_files_beside_the_tables_may_be_written(tmp_path: Path) -> None:
+    output = tmp_path / "labels"
+    write_nights(output)
+    assert main(["query", str(output), "SELECT 1 AS a", "--out", str(output / "answer.csv")]) == 0
+    assert (output / "answer.csv").read_text() == "a\n1\n"
