@@ -13,14 +13,17 @@ from typing import Any, Self
 from jobs.output import paths
 from jobs.output.catalog import Catalog
 from jobs.output.documents import parse_json
+from jobs.output.errors import CommitUnknown
 from jobs.output.log import Reason
 from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
 from jobs.output.run_ids import refuse_unset_clock
 from jobs.output.store import OutputStore
 from pipeline.stages.publish import PublishTarget
+from pipeline.storage.errors import OutputError
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
-from pipeline.storage.lock import OutputLock
+from pipeline.storage.lock import LockLost, OutputLock
+from pipeline.storage.retries import repeat_while
 
 MOST_HOURS = 10_000  # the longest time for which replaced files are kept
 # The lease in the lock file of versions before 0.2. These versions wait until it ends.
@@ -120,14 +123,23 @@ class OutputWriter:
 
     @contextmanager
     def explain_takeover(self) -> Iterator[None]:
-        """Raise LockLost instead of any error if another command has taken OUTPUT over.
+        """Raise LockLost instead of other errors if another command has taken OUTPUT over.
 
         That command may have deleted files that this one needs, which is what the error would say.
+        If the store does not answer, the error stays: nobody waits for the store once more.
         """
         try:
             yield
-        except Exception:
-            self.check_lock()
+        except (LockLost, CommitUnknown):  # these explain themselves
+            raise
+        except Exception as error:
+            try:
+                with repeat_while(lambda: False):
+                    self.check_lock()
+            except OutputError:
+                raise
+            except Exception:  # stores raise many types
+                raise error from error.__cause__
             raise
 
     def unfinished_runs(self) -> list[str]:

@@ -55,6 +55,7 @@ SETTLE_SECONDS = 0.2
 # The lock file of versions before 0.2. They created it empty and wrote it afterwards, so that a run
 # that was killed in between left an empty file.
 OLD_NAME = "_lock.json"
+REPEAT = "Run the same command again"  # the advice to a run that lost its lock
 
 
 class LockLost(OutputError):
@@ -189,7 +190,7 @@ class OutputLock:
         self._stop.set()
         self._thread.join()
         if not replace_if(self.fs, self.path, self._is_own, content):
-            raise LockLost(f"{mask(self.output)} was taken over by another run")
+            raise LockLost(f"{mask(self.output)} was taken over by another run. {REPEAT}")
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -226,11 +227,11 @@ class OutputLock:
         holder = self._read()
         if holder is None or holder.token != self.token:
             other = holder.holder if holder else "another run"
-            raise LockLost(f"{mask(self.output)} was taken over by {other}")
+            raise LockLost(f"{mask(self.output)} was taken over by {other}. {REPEAT}")
         if not self._is_in_time():
             raise LockLost(
                 f"the lease of {mask(self.output)} ended, as it was not renewed for "
-                f"{monotonic_seconds() - self._renewed:.0f} s: run the same command again"
+                f"{monotonic_seconds() - self._renewed:.0f} s. {REPEAT}"
             )
 
     def _content(self) -> bytes:
