@@ -104,7 +104,7 @@ INTEGRATION = (
     "model/test_zoo.py",
     "pipeline/isolation/",
     "pipeline/stages/test_detect.py",
-    "pipeline/stages/test_formats.py",
+    "pipeline/formats/test_read.py",
     "pipeline/stages/test_memory.py",
     "pipeline/stages/test_prepare.py",
     "pipeline/stages/test_read.py",
@@ -120,7 +120,7 @@ MEASURES = (
     "jobs/label/test_scale.py",
     "jobs/test_query.py",
     "model/test_ops.py",
-    "pipeline/stages/test_formats.py",
+    "pipeline/formats/test_read.py",
     "pipeline/stages/test_memory.py",
 )
 HERE = Path(__file__).parent

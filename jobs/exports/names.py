@@ -8,7 +8,7 @@ import re
 import sqlite3
 import unicodedata
 
-from pipeline.plan.listing import IMAGE_SUFFIXES
+from pipeline.formats.image_names import IMAGE_SUFFIXES
 from pipeline.storage.errors import OutputError
 
 # Letters and digits of all scripts, and signs without a meaning to shells and file systems.

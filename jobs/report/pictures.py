@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jobs.output.catalog import read_catalog
 from model.resize import ResizeRule
+from pipeline.formats.read import read_rows
 from pipeline.isolation.child import ChildFailed, Row, read_rows_in_child
 from pipeline.plan.shards import Shards, read_plan_tables, shards_of_table
 from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
-from pipeline.stages.formats import read_rows
 from pipeline.stages.prepare import DECODE, Preparer
 from pipeline.stages.read import reading_child
 from pipeline.storage.files import StorageUnavailable, join

@@ -8,16 +8,14 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.plan.lists import is_list, make_member, read_url_list
+from pipeline.formats.image_names import IMAGE_SUFFIXES, is_image
+from pipeline.formats.members import make_member
+from pipeline.plan.lists import is_list, read_url_list
 from pipeline.plan.walk import walk
 from pipeline.schema import Member
 from pipeline.storage.files import object_info, open_location, uri
 from pipeline.storage.protocols import protocol_of
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif "
-    ".jp2 .j2k .ico .tga".split()
-)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 FORMATS = ("auto", "images", "tar", "parquet", "urls")
 
@@ -92,11 +90,6 @@ def kind_of(name: str, format: str, listed: bool = False) -> str:
         return "parquet"
     suffix = posixpath.splitext(lower)[1]
     return "files" if listed or suffix in IMAGE_SUFFIXES or not suffix else NO_IMAGE
-
-
-def is_image(name: str) -> bool:
-    """Whether the name has the extension of an image format."""
-    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _is_visible(below: str) -> bool:

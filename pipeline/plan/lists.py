@@ -1,4 +1,4 @@
-"""Lists of URLs: the objects that they name, and how the objects of a plan are opened.
+"""Lists of URLs: the objects that they name, each of which becomes a row.
 
 A list may come from anybody. An address that is bad, or that the list may not name, costs one row
 of `images`, which gives the reason.
@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.formats.members import make_member
 from pipeline.schema import NOT_ALLOWED, UNSEEN, Member
 from pipeline.storage.files import (
     InputError,
     StorageUnavailable,
     describe_error,
-    etag_of,
     join,
     object_info,
     open_location,
@@ -33,19 +33,6 @@ from pipeline.storage.urls import identity, mask
 LIST_COLUMNS = ("url", "uri")
 LOOK_AT_ONCE = 16  # concurrent requests for details of objects in a list; latency is the limit
 LOOKED_UP_TOGETHER = 1 << 12  # addresses whose requests wait in memory
-
-
-def open_member(member: Member, what: str) -> tuple[AbstractFileSystem, str]:
-    """The file system and the path of an object of a plan. `what` names the object in errors.
-
-    Raises InputError for an address that is bad or that its list may not name.
-    """
-    if member.etag == NOT_ALLOWED:
-        raise InputError(
-            f"{what} {mask(member.uri)} is a local file, and the list that names it is not: put "
-            "the list on this machine, or the file where the list is"
-        )
-    return open_location(member.uri, what)
 
 
 def is_list(fs: AbstractFileSystem, path: str) -> bool:
@@ -146,15 +133,3 @@ def _look_up(url: str, remote_list: bool) -> Member:
             ) from error
         info = {}
     return make_member(fs, path, info)
-
-
-def make_member(fs: AbstractFileSystem, path: str, info: dict[str, object]) -> Member:
-    """The object at `path` with its details."""
-    size = info.get("size")
-    name = readable_name(uri(fs, path))
-    return Member(name, etag_of(info), -1 if size is None else int(str(size)))
-
-
-def readable_name(name: str) -> str:
-    """`name` with bytes that are not UTF-8 escaped (`\\xe9`), because tables hold only UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

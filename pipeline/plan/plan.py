@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.formats.image_names import is_image
+from pipeline.formats.members import open_member
+from pipeline.formats.tar_entries import open_tar, tar_entries
 from pipeline.plan.digests import NOTHING_KNOWN, Known, digests, find_names, find_positions
-from pipeline.plan.listing import FORMATS, LEFT_OUT, ListedObject, is_image, list_objects
-from pipeline.plan.lists import open_member
+from pipeline.plan.listing import FORMATS, LEFT_OUT, ListedObject, list_objects
 from pipeline.plan.shards import Shards, tables_of_shards, write_shards
 from pipeline.schema import Member, Shard
 from pipeline.storage.files import InputError, explain_errors, open_location, open_object, uri
 from pipeline.storage.retries import is_transient, is_unknown_host
-from pipeline.storage.tars import open_tar, tar_entries
 from pipeline.storage.urls import identity, mask
 
 # Loose files are grouped into shards, so that a task reads for seconds and not for one file.

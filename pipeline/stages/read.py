@@ -1,7 +1,7 @@
 """read: Shard -> ENCODED. Every image of a shard becomes one row, including failed images.
 
-A child process opens the files (formats.py). A parser that crashes or a read that hangs therefore
-does not end the worker.
+A child process opens the files (pipeline/formats/). A parser that crashes or a read that hangs
+therefore does not end the worker.
 """
 
 import time
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from pipeline.formats.rows import MAX_ENCODED_BYTES, failed_image
 from pipeline.isolation.child import (
     Answers,
     Child,
@@ -29,7 +30,6 @@ from pipeline.schema import (
     Done,
     Shard,
 )
-from pipeline.stages.formats import MAX_ENCODED_BYTES, failed_image
 from pipeline.storage.errors import InputError, StorageUnavailable
 from pipeline.storage.urls import identity
 
@@ -55,7 +55,7 @@ def reading_child(preload: str) -> Child:
     return Child(answers, preload, opens_stores=True)
 
 
-_child = reading_child("pipeline.stages.formats")  # the worker's child, reused for all its shards
+_child = reading_child("pipeline.formats.read")  # the worker's child, reused for all its shards
 
 
 def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
@@ -129,7 +129,7 @@ def _read_in_child(shard: Shard) -> Iterator[Row]:
 
     return read_rows_in_child(
         _child,
-        "pipeline.stages.formats:read_rows",
+        "pipeline.formats.read:read_rows",
         lambda number: (shard, number),
         READ_SECONDS,
         instead,

@@ -23,7 +23,7 @@ from PIL import Image
 from model.checkpoint import read_weights, save_weights
 from model.zoo import create_model
 from pipeline import schema
-from pipeline.plan.listing import is_image
+from pipeline.formats.image_names import is_image
 from pipeline.plan.plan import plan_shards
 from pipeline.schema import ENCODED
 from pipeline.stages.read import read_shard

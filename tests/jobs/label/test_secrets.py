@@ -13,11 +13,11 @@ import pytest
 
 from jobs.cli import main
 from jobs.output.known import read_known_objects
+from pipeline.formats.rows import failed_image
 from pipeline.plan.digests import digests, find_names, find_positions
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.shards import tables_of_shards, write_shards
 from pipeline.schema import Member, Shard
-from pipeline.stages.formats import failed_image
 from tests.support.committed import commit_run, make_target
 from tests.support.samples import encoded, jpeg, write_tar
 from tests.support.tables import rows

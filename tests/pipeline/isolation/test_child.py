@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.formats.read import read_rows
 from pipeline.isolation import child
 from pipeline.isolation.child import Answers, Child, ChildDied, ChildRaised
 from pipeline.plan.plan import plan_shards
 from pipeline.schema import ENCODED, Member, Shard
-from pipeline.stages import formats, read
+from pipeline.stages import read
 from pipeline.stages.prepare import Preparer
 from pipeline.storage.files import open_location
 from tests.chaos.injected import INJECTED
@@ -136,7 +137,7 @@ def test_an_archive_that_changes_while_it_is_read_is_noticed(bucket: str, tmp_pa
     content = write_tar(tmp_path / "t.tar", members).read_bytes()
     change_and_list(bucket, ["t.tar"], [content])
     (shard,) = plan_shards(bucket).shards
-    rows = formats.read_rows(shard, 0)
+    rows = read_rows(shard, 0)
     first = next(rows)
     change_and_list(bucket, ["t.tar"], [content[::-1]])
     rest = list(rows)

@@ -55,7 +55,7 @@ def test_photos_of_a_mix_have_their_sizes_in_their_order(tmp_path: Path) -> None
             labelling.PREPARERS,
         ),
         (
-            "/venv/bin/python -P -m pipeline.isolation.child 40 6442 pipeline.stages.formats",
+            "/venv/bin/python -P -m pipeline.isolation.child 40 6442 pipeline.formats.read",
             labelling.OTHERS,
         ),
         ("ray::MapBatches(read_work)", labelling.OTHERS),

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.formats import parquet
+from pipeline.formats.read import read_rows
+from pipeline.formats.rows import MAX_ENCODED_BYTES
 from pipeline.plan.plan import plan_shards
 from pipeline.schema import Shard
-from pipeline.stages import formats, read
-from pipeline.stages.formats import MAX_ENCODED_BYTES, read_rows
+from pipeline.stages import read
 from tests.support.samples import encoded, jpeg
 from tests.support.web import QuietHandler, served
 
@@ -254,7 +256,7 @@ def test_values_above_the_limit_are_never_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a small limit, in row groups below and above it."""
-    monkeypatch.setattr(formats, "MAX_ENCODED_BYTES", 1000)
+    monkeypatch.setattr(parquet, "MAX_ENCODED_BYTES", 1000)
     source = write_rows(tmp_path / "p.parquet", [10, 1000, 1001, 999], pa.binary())
     rows = list(read_rows(shard_of(source), 0))
     assert [row["status"] for row in rows] == ["ok", "ok", "too_large", "ok"]

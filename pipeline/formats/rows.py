@@ -1,0 +1,124 @@
+"""The rows of images that were read, or could not be, and their names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from fsspec import AbstractFileSystem
+from s3fs.utils import FileExpired
+
+from pipeline.isolation.child import Row
+from pipeline.schema import CHANGED, CORRUPT_SHARD, EMPTY_FILE, OK, UNREADABLE, Member
+from pipeline.storage.files import (
+    InputError,
+    StorageUnavailable,
+    describe_error,
+    etag_of,
+    object_info,
+    open_object,
+)
+from pipeline.storage.retries import is_from_store, is_transient, is_unknown_host
+from pipeline.storage.urls import identity, mask
+
+MAX_ENCODED_BYTES = 256 << 20  # size limit of one image file; a larger image is not read
+CHANGED_TEXT = "the object changed after it was listed: the next run labels what is there now"
+
+
+def image_row(member: Member, image_id: str, encoded: bytes) -> Row:
+    if not encoded:
+        return failed_image(member, image_id, EMPTY_FILE, "zero bytes")
+    return {
+        "image_id": image_id,
+        "uri": identity(member.uri),
+        "etag": member.etag,
+        "status": OK,
+        "error": None,
+        "encoded": encoded,
+    }
+
+
+def failed_image(member: Member, image_id: str, status: str, error: str) -> Row:
+    """The row of an image that could not be read. The error is written without secrets."""
+    return {
+        "image_id": image_id,
+        "uri": identity(member.uri),
+        "etag": member.etag,
+        "status": status,
+        "error": mask(error, member.uri),
+        "encoded": None,
+    }
+
+
+def too_large_text(size: int) -> str:
+    return f"{size} bytes are more than {MAX_ENCODED_BYTES}"
+
+
+class Names:
+    """The ids of the images of an archive, each of which is given once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._next: dict[str, int] = {}  # by name: the first number that may be free
+
+    def unique(self, *candidates: str) -> str:
+        """The first candidate that was not given yet, or the last one with a number behind it."""
+        for name in candidates:
+            if name not in self._given:
+                self._given.add(name)
+                return name
+        number = self._next.get(candidates[-1], 2)
+        while (name := f"{candidates[-1]}~{number}") in self._given:
+            number += 1
+        self._next[candidates[-1]] = number + 1
+        self._given.add(name)
+        return name
+
+
+class _OtherVersion(Exception):
+    """The archive is not the version that was listed."""
+
+
+@contextmanager
+def open_version(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[BinaryIO]:
+    """Open the archive for reading, and check its version at the start and at the end.
+
+    Raises _OtherVersion if it is not the version that was listed. (s3fs raises FileExpired if it
+    finds a new version between two requests.)
+    """
+    with open_object(fs, path) as file:
+        if not is_planned(fs, path, member):
+            raise _OtherVersion
+        yield file
+    if not is_planned(fs, path, member):
+        raise _OtherVersion
+
+
+def row_of_rest(member: Member, count: int, error: Exception, broken: str, names: Names) -> Row:
+    """The failed row for the rest of an archive, after its first `count` images.
+
+    Raises StorageUnavailable for a transient error.
+    """
+    raise_passing(error, member)
+    if isinstance(error, FileExpired | _OtherVersion):
+        name = names.unique(f"{identity(member.uri)}#changed-after-{count}")
+        return failed_image(member, name, CHANGED, CHANGED_TEXT)
+    gone = isinstance(error, InputError) or is_from_store(error)
+    reason = describe_error(error, member.uri) if gone else f"{broken}: {error}"
+    name = f"{identity(member.uri)}#broken-after-{count}" if count else identity(member.uri)
+    name = names.unique(name)
+    return failed_image(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
+
+
+def is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:
+    """Whether the object is still the version that was listed, as far as the store can tell."""
+    if "http" in fs.protocol:  # one address may lead to many servers, each with its own etags
+        return True
+    return etag_of(object_info(fs, path)) == member.etag
+
+
+def raise_passing(error: Exception, member: Member) -> None:
+    """Raise StorageUnavailable if `error` is transient and says nothing about the object itself."""
+    if isinstance(error, StorageUnavailable):
+        raise error
+    if is_transient(error) and not is_unknown_host(error, member.uri):
+        raise StorageUnavailable(describe_error(error, member.uri)) from error
