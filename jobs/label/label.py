@@ -176,6 +176,7 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
             placed.computation,
             found.gone,
             command.estimate(run.shards),
+            len(writer.catalog.state.runs),
         )
         startup.end(LISTING)
         counts.update(execute_run(command, run, placed, writer, startup))

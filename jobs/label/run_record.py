@@ -29,10 +29,12 @@ def write_run_record(
     computation: Computation,
     gone: pa.Array,
     estimate: Estimate | None,
+    committed: int,
 ) -> None:
     """Write run.json, the plan, and a table of the objects that are `gone` from INPUT.
 
-    `options` are the options of the command, without secrets.
+    `options` are the options of the command, without secrets. `committed` is the number of runs
+    that were ever committed before this one was planned.
     """
     record: dict[str, Any] = {
         "run_id": run.run_id,
@@ -42,6 +44,7 @@ def write_run_record(
         "started_at": time.time(),
         "gone": len(gone),
         "estimate": estimate,
+        "committed_before": committed,
         **environment(),
     }
     if len(gone):

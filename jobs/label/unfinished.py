@@ -1,5 +1,8 @@
 """Unfinished runs of killed commands. The same command resumes them, --relabel drops them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.label.run_record import (
     is_same_work,
@@ -37,7 +40,7 @@ def take_up_unfinished_run(
                 # The run is finished: nothing of it is left to do.
                 return Run(run_id, write_shards([]), retries_failed=retries)
             continue
-        if same and _was_overlooked(writer, run_id, labels.source):
+        if same and _was_overlooked(writer, run_id, record):
             writer.drop_staging(run_id)
             continue
         if same:
@@ -56,13 +59,19 @@ def take_up_unfinished_run(
     return None
 
 
-def _was_overlooked(writer: OutputWriter, run_id: str, source: str) -> bool:
-    """Whether a later run has labelled what this unfinished run was to label.
+def _was_overlooked(writer: OutputWriter, run_id: str, record: Mapping[str, Any]) -> bool:
+    """Whether another run has labelled what this unfinished run was to label, since its plan.
 
-    A run is planned only when no other is unfinished, so a listing of OUTPUT lacked this one then.
+    A run is planned only when no other is unfinished. So a listing of OUTPUT lacked one of the two
+    when the other was planned.
     """
-    later = (run for run in writer.catalog.labelling_runs() if run["run_id"] > run_id)
-    return any(run["input"] == source for run in later)
+    committed = list(writer.catalog.state.runs)  # in the order of their commits
+    before = record.get("committed_before")  # versions before 0.2 did not record it
+    later = committed[before:] if before is not None else [one for one in committed if one > run_id]
+    source = record["options"]["input"]
+    return any(
+        run["run_id"] in later and run["input"] == source for run in writer.catalog.labelling_runs()
+    )
 
 
 def _read_planned_shards(wanted: PlanRequest, run_id: str) -> Shards:

@@ -54,7 +54,7 @@ def begin(options: LabelOptions, run_id: str) -> Run:
     run = Run(run_id, plan_shards(options.input).shards)
     recorded = options.without_secrets(canonical_url(options.input))
     computation = Computation("cpu", "fp32", "AVX2, 2 threads")
-    write_run_record(options.output, run, recorded, MARK, computation, NO_URIS, None)
+    write_run_record(options.output, run, recorded, MARK, computation, NO_URIS, None, 0)
     return run
 
 
@@ -133,6 +133,21 @@ def test_a_plan_that_an_earlier_version_wrote_is_resumed(photos: Path, tmp_path:
     assert [len(one.rows) for one in work] == [2] * 94 + [1] * 512
     read = [one for w in work for one in read_shards_of_group(plan, w.group, w.rows)]
     assert sorted(read, key=lambda one: one.shard) == shards
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_of_two_unfinished_runs_over_the_same_images_one_is_finished(
+    finished: int, photos: Path, tmp_path: Path
+) -> None:
+    """A listing of OUTPUT that lags behind hides a killed run from the next command."""
+    options = LabelOptions(str(photos), str(tmp_path / "out"))
+    runs = ["20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb"]
+    for run_id in runs:
+        begin(options, run_id)
+    target = make_target(options.output, runs[finished], fingerprint=MARK)
+    commit_run(target, canonical_url(str(photos)), [], {"ok": 2})
+    assert resume(options) is None
+    assert not (Path(options.output) / paths.staging(runs[1 - finished])).exists()
 
 
 @pytest.mark.parametrize(("relabel", "limit"), [(True, None), (False, 1)])
