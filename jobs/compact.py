@@ -48,12 +48,13 @@ ROWS_AT_ONCE = 1 << 16
 # rows of a Parquet file.
 _PLACES = f"""
 CREATE TABLE members AS
-    SELECT member.uri, member.etag, member.size, kind, shard, "limit"
-    FROM (SELECT unnest(members) AS member, kind, shard, "limit", run FROM plans)
+    SELECT member.uri, member.etag, member.size,
+        kind, shard, "limit", image_column, id_column, access
+    FROM (SELECT unnest(members) AS member, * EXCLUDE (members) FROM plans)
     WHERE kind = 'results' OR member.uri IN (SELECT uri FROM latest_images WHERE run IN $ids)
     QUALIFY row_number() OVER (PARTITION BY member.uri ORDER BY run DESC) = 1;
 CREATE TABLE loose AS
-    SELECT uri, etag, size, n % {FILES_PER_SHARD} AS index_in_shard,
+    SELECT uri, etag, size, access, n % {FILES_PER_SHARD} AS index_in_shard,
         $source || format('#files-{{:05d}}', n // {FILES_PER_SHARD}) AS shard
     FROM (SELECT *, row_number() OVER (ORDER BY uri) - 1 AS n FROM members WHERE kind = 'files');
 CREATE TABLE places AS
@@ -82,11 +83,13 @@ FROM detections AS old JOIN (
 ORDER BY part, label, score DESC, place.shard, place.index_in_shard, detection
 """
 _PLAN = """
-SELECT shard, 'files' AS kind, NULL AS "limit", list(
+SELECT shard, 'files' AS kind, NULL AS "limit", NULL AS image_column, NULL AS id_column,
+    max(access) AS access, list(
     {'uri': uri, 'etag': etag, 'size': size} ORDER BY index_in_shard) AS members
 FROM loose GROUP BY shard
 UNION ALL
-SELECT shard, kind, "limit", [{'uri': uri, 'etag': etag, 'size': size}]
+SELECT shard, kind, "limit", image_column, id_column, access,
+    [{'uri': uri, 'etag': etag, 'size': size}]
 FROM members WHERE kind <> 'files'
 ORDER BY shard
 """

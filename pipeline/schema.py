@@ -20,6 +20,7 @@ import pyarrow as pa
 OK = "ok"
 # Failures in the reader.
 UNREADABLE = "unreadable"  # the object could not be fetched (missing, forbidden, network)
+UNAVAILABLE = "unavailable"  # the store failed, but only for this object; the next run tries again
 EMPTY_FILE = "empty_file"  # zero bytes
 CORRUPT_SHARD = "corrupt_shard"  # a tar or Parquet file is broken here: one row for its rest
 EMPTY_SHARD = "empty_shard"  # a tar or Parquet file holds no image: one row for the shard
@@ -38,7 +39,7 @@ TIMED_OUT = "timed_out"  # the image took longer than the time limit of the stag
 
 # Which images are labelled again although their objects are as they were. All other failures are of
 # the bytes and last: the same bytes fail again.
-ALWAYS_RETRIED = frozenset({CHANGED})
+ALWAYS_RETRIED = frozenset({CHANGED, UNAVAILABLE})
 RETRIED_ON_REQUEST = frozenset({UNREADABLE, WORKER_CRASH, TIMED_OUT})  # label --retry-failed
 
 
@@ -47,11 +48,13 @@ class Member:
     """One object of a shard: its address and the version that was planned."""
 
     uri: str
-    etag: str  # the store's ETag, or "<mtime_ns>-<size>" of a local file, or one of the two below
+    etag: str  # the store's ETag, or "<mtime_ns>-<size>" of a local file, or one of those below
     size: int  # bytes; -1 if the store does not report the size
 
 
 UNSEEN = "None"  # `etag` of an object of which the listing learned neither version nor size
+# `etag` of an object of a list that planning did not reach, while it reached others. Labels stay.
+UNREACHED = "unreached"
 NOT_ALLOWED = "not-allowed"  # `etag` of a local file in a remote list: it is never opened
 
 
@@ -67,6 +70,11 @@ class Shard:
     kind: str
     members: tuple[Member, ...]
     limit: int | None = None  # number of images to read from a tar or Parquet file; None: all
+    # Columns of a Parquet file that the user named (--image-column, --id-column); None: chosen by
+    # the reader.
+    image_column: str | None = None
+    id_column: str | None = None
+    access: str | None = None  # how its store is asked (--input-access), see storage/access.py
 
     @property
     def size(self) -> int:

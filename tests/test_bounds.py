@@ -18,7 +18,7 @@ PRIVATE = {
     "torch": "model/ops/undocumented.py",
     "numba": "model/ops/cpu_kernels.py",
     "llvmlite": "model/ops/cpu_kernels.py",
-    "aiobotocore": "pipeline/storage/s3_session.py",
+    "aiobotocore": "pipeline/storage/s3.py",
     "ray": "jobs/cluster/ray_internals.py",
 }
 

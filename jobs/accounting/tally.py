@@ -57,6 +57,7 @@ class Report(TypedDict):
     usd: float | None  # cost of the run
     usd_per_1000_images: float | None
     estimate: NotRequired[Estimate | None]  # estimate from before the run
+    left_out: NotRequired[dict[str, int]]  # objects under INPUT that are not read, by reason
     reconciliation: NotRequired[dict[str, int]]  # number of planned images, and of rows by status
 
 

@@ -8,6 +8,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.output import paths
 from pipeline.schema import Member
+from pipeline.storage.access import use_input_access
 from pipeline.storage.files import (
     describe_error,
     join,
@@ -21,11 +22,13 @@ from pipeline.storage.urls import mask
 PACKAGES = ("ray", "torch", "pyarrow", "fsspec", "s3fs", "pillow", "simplejpeg")
 
 
-def probe(versions: dict[str, str], output: str, first: Member) -> str | None:
+def probe(
+    versions: dict[str, str], output: str, first: Member, access: str | None = None
+) -> str | None:
     """The first problem of this node, in one line. None if there is no problem.
 
     `versions` are the versions of the driver, by package. `output` is OUTPUT, in which the driver
-    has its lock. `first` is an object that the run is to read.
+    has its lock. `first` is an object that the run is to read, by `access` (storage/access.py).
     """
     node = socket.gethostname()
     for name, wanted in versions.items():
@@ -51,6 +54,7 @@ def probe(versions: dict[str, str], output: str, first: Member) -> str | None:
         fs.rm_file(trial)
     except Exception as error:
         return f"node {node} cannot write OUTPUT: {describe_error(error, output)}"
+    use_input_access(access, output)
     return _unreadable(node, first)
 
 

@@ -130,11 +130,13 @@ def placement_without_starting(request: ClusterRequest) -> Placement:
     return placement_on(request, list(alive_nodes().values()), cluster=True)
 
 
-def start_or_join_ray(request: ClusterRequest, output: str, first: Member) -> Placement:
+def start_or_join_ray(
+    request: ClusterRequest, output: str, first: Member, access: str | None = None
+) -> Placement:
     """Start or join Ray, and place the run on it. Raises InputError if the run cannot go there.
 
     On a cluster, workers are checked too: their package versions, and their access to `output`
-    and to INPUT (its `first` object).
+    and to INPUT (its `first` object, by `access`, see storage/access.py).
     """
     start_ray(request.address)
     if not request.address:
@@ -144,7 +146,7 @@ def start_or_join_ray(request: ClusterRequest, output: str, first: Member) -> Pl
             raise InputError(f"this machine is too small: {lacks}")
         return placement
     placement = wait_until_it_fits(request)
-    check_workers(placement, output, first)
+    check_workers(placement, output, first, access)
     return placement
 
 
@@ -204,7 +206,7 @@ def _nodes_as_text(nodes: Sequence[Node]) -> str:
     )
 
 
-def check_workers(placement: Placement, output: str, first: Member) -> None:
+def check_workers(placement: Placement, output: str, first: Member, access: str | None) -> None:
     """Raise InputError if a node of the run has other versions, or no access to OUTPUT or INPUT."""
     versions = {name: version(name) for name in PACKAGES}
     task = ray.remote(num_cpus=0, max_retries=1)(probe)
@@ -214,7 +216,7 @@ def check_workers(placement: Placement, output: str, first: Member) -> None:
         if placement.uses(node)
     ]
     pending = [
-        task.options(scheduling_strategy=strategy).remote(versions, output, first)
+        task.options(scheduling_strategy=strategy).remote(versions, output, first, access)
         for strategy in strategies
     ]
     try:

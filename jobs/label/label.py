@@ -28,6 +28,7 @@ from jobs.label.options import LabelOptions
 from jobs.label.planning import (
     PlanRequest,
     Run,
+    image_columns_as_lines,
     make_run,
     plan_as_text,
     plan_images,
@@ -39,7 +40,7 @@ from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
-from jobs.output.output_writer import OutputWriter
+from jobs.output.output_writer import OutputWriter, check_keep_replaced
 from jobs.report.report import past_reports
 from model.config import DeformableDetrConfig
 from model.weights import file_sha256, find_weights
@@ -51,6 +52,7 @@ from pipeline.plan.shards import Shards
 from pipeline.schema import OK
 from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.storage import retries
+from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import InputError
 from pipeline.storage.files import canonical_url, open_location
 from pipeline.storage.urls import mask, printable
@@ -86,8 +88,10 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     """
     startup = startup or Startup()
     options.check()
+    check_keep_replaced(options.keep_replaced)
     check_machines(options.machines())
     retries.person_waits = True
+    use_input_access(options.input_access, options.output)
     for url, what in ((options.input, "INPUT"), (options.output, "OUTPUT")):
         open_location(url, what)  # a wrong protocol is refused before weights are fetched
     command = _read_model(options)
@@ -96,10 +100,13 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
         print(_describe_plan(command))
         return EXIT_OK
     with OutputWriter(options.output, options.single_writer, options.keep_replaced) as writer:
-        counts = _label_what_is_new(command, writer, startup)
+        counts, left_out = _label_what_is_new(command, writer, startup)
     if not counts:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
-    return _print_outcome(options.output, counts, options.max_failed_fraction)
+    code = _print_outcome(options.output, counts, options.max_failed_fraction)
+    if left_out:
+        print(f"left out of {mask(options.input)}: {left_out_as_text(left_out)}", file=sys.stderr)
+    return code
 
 
 def _read_model(options: LabelOptions) -> Command:
@@ -133,10 +140,12 @@ def _describe_plan(command: Command) -> str:
     return plan_as_text(found, command.estimate(found.shards), placement.as_text())
 
 
-def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup) -> Counter[str]:
+def _label_what_is_new(
+    command: Command, writer: OutputWriter, startup: Startup
+) -> tuple[Counter[str], dict[str, int]]:
     """Finish the run of a killed command, if there is one, then label the new images.
 
-    Returns the number of images of both runs by status.
+    Returns the number of images of both runs by status, and of objects left out by reason.
     """
     options = command.options
     counts: Counter[str] = Counter()
@@ -149,7 +158,7 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
         counts.update(execute_run(command, unfinished, placed, writer, startup))
         startup = Startup()  # for the run that may follow
     if unfinished and (options.limit is not None or options.relabel):
-        return counts
+        return counts, unfinished.left_out
     if unfinished:
         # What failed in the unfinished run was tried by this very command.
         tried = unfinished.retries_failed or not options.retry_failed
@@ -159,11 +168,17 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
     found = plan_images(command.wanted, known)
     del known
     _print_gone_objects(command.output, found.gone, options.relabel)
-    if left_out := left_out_as_text(found.left_out):
-        print(f"not read under INPUT: {left_out}", file=sys.stderr)
+    for line in image_columns_as_lines(found):
+        print(line, file=sys.stderr)
+    if found.known and (options.image_column or options.id_column):
+        print(
+            "--image-column and --id-column are for new objects: the labels of those that "
+            f"{mask(command.output)} holds already stay (--relabel makes them again)",
+            file=sys.stderr,
+        )
     if found.again and not options.relabel:
         print(f"{found.again} objects that failed are tried again", file=sys.stderr)
-    run = make_run(command.output, found.shards)
+    run = make_run(command.output, found)
     startup.end(LISTING)
     if run.shards:
         writer.begin_writing()
@@ -180,7 +195,7 @@ def _label_what_is_new(command: Command, writer: OutputWriter, startup: Startup)
         )
         startup.end(LISTING)
         counts.update(execute_run(command, run, placed, writer, startup))
-    return counts
+    return counts, found.left_out
 
 
 @dataclass(frozen=True)
@@ -206,7 +221,8 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
                 f"the unfinished run {run.run_id} computes on {run.device}: {error}; --relabel "
                 "drops the run"
             ) from error
-    placement = start_or_join_ray(request, command.output, run.shards.first_member())
+    first, access = run.shards.first_member(), command.options.input_access
+    placement = start_or_join_ray(request, command.output, first, access)
     computation = computation_of_detectors(placement, precision, bool(request.address))
     startup.end(RAY)
     return Placed(placement, computation)

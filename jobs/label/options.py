@@ -47,6 +47,30 @@ class LabelOptions:
             "help": "what lies under INPUT",
         },
     )
+    image_column: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "column of Parquet files that holds the images; a.b is field b of column a "
+            "(default: chosen by names and by first bytes)",
+        },
+    )
+    id_column: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "column of Parquet files that names the images: texts, integers or UUIDs "
+            "(default: image_id, id, __key__ or key, else the number of the row)",
+        },
+    )
+    input_access: str | None = field(
+        default=None,
+        metadata={
+            "choices": ("anonymous", "requester-pays"),
+            "help": "ask the stores of INPUT without credentials (public buckets), or as one who "
+            "pays (S3, GCS); OUTPUT's store is asked with credentials",
+        },
+    )
     limit: int | None = field(default=None, metadata={"help": "label at most this many images"})
     batch_size: int = field(default=8, metadata={"help": "images in one forward pass"})
     precision: str = field(

@@ -1,6 +1,6 @@
 """Plan which images a run labels. Nothing here writes; run_record.py writes the plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
@@ -12,7 +12,9 @@ from pipeline.plan.digests import Known
 from pipeline.plan.plan import Plan, left_out_as_text, plan_shards
 from pipeline.plan.shards import Shards
 from pipeline.storage.files import join
+from pipeline.storage.urls import printable
 
+COLUMNS_SHOWN = 5  # columns of images that differ from file to file
 KINDS = (("files", "image files"), ("tar", "tar shards"), ("parquet", "Parquet"))
 
 
@@ -26,6 +28,9 @@ class PlanRequest:
     output: str  # OUTPUT; the listing leaves it out if it lies below INPUT
     device: str  # --device and --precision: an unfinished run with others is another one
     precision: str
+    image_column: str | None  # the columns of Parquet files that the user named
+    id_column: str | None
+    access: str | None  # how the stores of INPUT are asked, see storage/access.py
 
 
 def plan_request(options: LabelOptions) -> PlanRequest:
@@ -37,6 +42,9 @@ def plan_request(options: LabelOptions) -> PlanRequest:
         options.output,
         options.device,
         options.precision,
+        options.image_column,
+        options.id_column,
+        options.input_access,
     )
 
 
@@ -49,6 +57,10 @@ class Run:
     device: str = "auto"  # "cpu" or "cuda" once the run began
     precision: str = "auto"  # "fp32", "bf16" or "fp16" once the run began
     retries_failed: bool = False  # whether it labels again what failed (--retry-failed)
+    # Number of objects under INPUT that are not read, by reason (listing.LEFT_OUT).
+    left_out: dict[str, int] = field(default_factory=dict)
+    # Number of its Parquet files by the columns that their images are read from.
+    image_columns: dict[str, int] = field(default_factory=dict)
 
 
 def plan_url(output: str, run_id: str) -> str:
@@ -58,12 +70,26 @@ def plan_url(output: str, run_id: str) -> str:
 
 def plan_images(request: PlanRequest, known: Known) -> Plan:
     """Plan the images under INPUT that are not `known`."""
-    return plan_shards(request.input, request.format, request.limit, known, request.output)
+    return plan_shards(
+        request.input,
+        request.format,
+        request.limit,
+        known,
+        request.output,
+        request.image_column,
+        request.id_column,
+        request.access,
+    )
 
 
-def make_run(output: str, shards: Shards) -> Run:
-    """A run with a new run id over planned shards."""
-    return Run(new_run_id(output), shards)
+def make_run(output: str, found: Plan) -> Run:
+    """A run with a new run id over what was planned."""
+    return Run(
+        new_run_id(output),
+        found.shards,
+        left_out=found.left_out,
+        image_columns=found.image_columns,
+    )
 
 
 def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
@@ -75,6 +101,7 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         objects, size = (pc.sum(shards[column]).as_py() or 0 for column in ("objects", "size"))
         lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size / 1e6:.1f} MB")
     lines += [
+        *(f"{'':<14} {line}" for line in image_columns_as_lines(found)),
         f"{'known':<14} {found.known} objects that OUTPUT holds already",
         f"{'changed':<14} {found.changed} objects that OUTPUT holds an older version of",
         f"{'again':<14} {found.again} objects that failed or are relabelled",
@@ -85,3 +112,12 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         "nothing was written",
     ]
     return "\n".join(lines)
+
+
+def image_columns_as_lines(found: Plan) -> list[str]:
+    """The columns that images of Parquet files are read from, most files first."""
+    columns = sorted(found.image_columns.items(), key=lambda pair: -pair[1])
+    shown = columns[:COLUMNS_SHOWN]
+    if more := sum(number for _, number in columns[COLUMNS_SHOWN:]):
+        shown.append(("other columns", more))
+    return [printable(f"images of {n} new Parquet files: {name}") for name, n in shown]

@@ -80,6 +80,7 @@ def _report(
     node_hours, hours = meters.nodes.read()
     workers = stage_workers(layout)
     summary = report(meters.tally, counts, detections, workers, node_hours, hours, meters.rates)
+    summary["left_out"] = run.left_out
     summary["reconciliation"] = {"planned": sum(counts.values()), **counts}
     if not summary["labelled_before"]:  # an estimate is for a whole run
         summary["estimate"] = read_document(output, run.run_id, "run.json").get("estimate")

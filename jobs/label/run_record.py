@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.accounting.estimate import Estimate
 from jobs.cluster.computation import Computation
@@ -14,6 +15,8 @@ from jobs.output import paths
 from jobs.output.errors import DamagedOutput
 from jobs.output.known import LabelRequest
 from jobs.output.run_documents import environment, read_document, write_record, write_table
+from pipeline.formats.read import NUMBERING
+from pipeline.plan.shards import Shards
 from pipeline.storage.files import join
 
 _NAMES = {  # options that a record must have
@@ -45,6 +48,9 @@ def write_run_record(
         "gone": len(gone),
         "estimate": estimate,
         "committed_before": committed,
+        "left_out": run.left_out,
+        "numbering": NUMBERING,
+        "image_columns": run.image_columns,
         **environment(),
     }
     if len(gone):
@@ -91,6 +97,8 @@ def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRe
         and options["input"] == labels.source
         and options["format"] == wanted.format
         and options["limit"] == wanted.limit
+        and options.get("image_column") == wanted.image_column
+        and options.get("id_column") == wanted.id_column
         and options["relabel"] == labels.relabel
         and wanted.device in ("auto", recorded_computation(record, "device"))
         and wanted.precision in ("auto", recorded_computation(record, "precision"))
@@ -106,6 +114,12 @@ def recorded_computation(record: Mapping[str, Any], name: str) -> str:
     return str(found.get(name, "auto"))
 
 
+def is_numbered_otherwise(record: Mapping[str, Any], shards: Shards) -> bool:
+    """Whether a recorded run took other rows of its archives than this version would."""
+    has_archives = pc.any(pc.not_equal(shards.outline["kind"], "files")).as_py()
+    return bool(has_archives) and record.get("numbering", 1) != NUMBERING
+
+
 def recorded_command(record: Mapping[str, Any]) -> str:
     """A recorded command as a user types it, with the options that decide what is labelled."""
     given = record["options"]
@@ -116,6 +130,9 @@ def recorded_command(record: Mapping[str, Any]) -> str:
         value = recorded_computation(record, name)
         words += [f"--{name}", value] if value != "auto" else []
     words += ["--format", given["format"]] if given["format"] != "auto" else []
+    for name in ("image_column", "id_column", "input_access"):
+        value = given.get(name)
+        words += [f"--{name.replace('_', '-')}", value] if value else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
     words += ["--retry-failed"] if given.get("retry_failed") else []
     return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])

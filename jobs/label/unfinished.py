@@ -1,10 +1,12 @@
 """Unfinished runs of killed commands. The same command resumes them, --relabel drops them."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.label.run_record import (
+    is_numbered_otherwise,
     is_same_work,
     read_run_record,
     recorded_command,
@@ -45,10 +47,24 @@ def take_up_unfinished_run(
             continue
         if same:
             shards = _read_planned_shards(wanted, run_id)
+            if is_numbered_otherwise(record, shards):
+                print(
+                    f"the unfinished run {run_id} is of a version that read archives otherwise: "
+                    "its images are planned and labelled anew",
+                    file=sys.stderr,
+                )
+                writer.drop_staging(run_id)
+                continue
             writer.begin_writing()
             shards.write_to(plan_url(writer.output, run_id))
-            kept = {name: recorded_computation(record, name) for name in ("device", "precision")}
-            return Run(run_id, shards, retries_failed=retries, **kept)
+            return Run(
+                run_id,
+                shards,
+                recorded_computation(record, "device"),
+                recorded_computation(record, "precision"),
+                retries,
+                record.get("left_out", {}),  # versions before 0.2 did not record it
+            )
         if not labels.relabel:
             raise InputError(
                 f"{mask(writer.output)} holds an unfinished run, `label "

@@ -31,6 +31,12 @@ FOR_EVER = 1e12  # seconds
 NEEDED = "detr-batch 0.2 or newer, as the format of this OUTPUT needs: upgrade this one"
 
 
+def check_keep_replaced(hours: float) -> None:
+    """Raise InputError for a time that replaced files cannot be kept for."""
+    if not 0 <= hours <= MOST_HOURS:
+        raise InputError(f"--keep-replaced {hours:g}: give 0 to {MOST_HOURS} hours")
+
+
 class OutputWriter:
     """The right to write OUTPUT. A command has it from reading the log until the `with` block ends.
 
@@ -42,9 +48,9 @@ class OutputWriter:
         """`keep_replaced` is the time in hours for which the files of replaced runs stay."""
         self.output, self.single_writer = output, single_writer
         self.keep_replaced = keep_replaced
-        if not 0 <= keep_replaced <= MOST_HOURS:
-            raise InputError(f"--keep-replaced {keep_replaced:g}: give 0 to {MOST_HOURS} hours")
+        check_keep_replaced(keep_replaced)
         self.store = OutputStore(output)
+        self.store.refuse_read_only()
         self.lock = OutputLock(output, paths.LOCK)
         self.old_lock: OutputLock | None = None
 

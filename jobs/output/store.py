@@ -20,6 +20,7 @@ from pipeline.storage.files import (
     write_whole,
 )
 from pipeline.storage.folders import find_linked_folder, linked_folder, opened_folder
+from pipeline.storage.protocols import protocol_of
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
@@ -101,6 +102,17 @@ class OutputStore:
             link = find_linked_folder(self._full(folder))
             if link is not None:
                 raise linked_folder(link)
+
+    def refuse_read_only(self) -> None:
+        """Raise InputError for a store that is for reading: the web, and the Hugging Face hub.
+
+        The hub's client (2.x) looks whether a file exists and then writes it.
+        """
+        if protocol_of(self.output) in ("http", "https", "hf"):
+            raise InputError(
+                f"OUTPUT {mask(self.output)} can only be read: labels are written to a disk, S3, "
+                "GCS or Azure"
+            )
 
     def refuse_without_atomic_create(self) -> None:
         """Raise InputError if two writers could create the same name. A probe object tells."""

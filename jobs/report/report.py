@@ -148,6 +148,7 @@ def as_text(report: dict[str, Any]) -> str:
         f"images         {report['images']} ({report['ok']} labelled)",
         *([f"  before       {before} by a run that was killed"] if before else []),
         *(f"  failed       {count} {reason}" for reason, count in sorted(report["failed"].items())),
+        *(f"left out       {n} {reason}" for reason, n in report.get("left_out", {}).items()),
         f"detections     {report['detections']}",
         f"wall time      {report['wall_seconds']:.1f} s",
         f"throughput     {report['images_per_second']:.2f} images/s, start-up included",

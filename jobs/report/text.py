@@ -10,6 +10,7 @@ from pipeline.storage.urls import mask, printable
 
 REASONS = {
     schema.UNREADABLE: "could not be fetched",
+    schema.UNAVAILABLE: "its store failed, while others answered; the next run tries again",
     schema.EMPTY_FILE: "holds no bytes",
     schema.CORRUPT_SHARD: "an archive is broken from here on",
     schema.EMPTY_SHARD: "an archive without one image",

@@ -1,13 +1,20 @@
 """Read the images of Parquet files."""
 
+import os
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice, repeat
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.formats.image_names import HEAD_BYTES, looks_like_image
 from pipeline.formats.members import open_member
+from pipeline.formats.parquet_columns import Columns, Leaf, NoImageColumn, is_list, size_of_leaf
 from pipeline.formats.rows import (
     MAX_ENCODED_BYTES,
     Names,
@@ -18,102 +25,221 @@ from pipeline.formats.rows import (
     too_large_text,
 )
 from pipeline.isolation.child import Row
-from pipeline.schema import MISSING_BYTES, TOO_LARGE, Shard
+from pipeline.schema import EMPTY_SHARD, MISSING_BYTES, TOO_LARGE, Member, Shard
 from pipeline.storage.urls import identity
 
 PARQUET_ROWS = 16  # rows decoded together, so that a row group of large images does not fill memory
 PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
+SIGNATURE_BYTES = 28  # behind a footer in plain text, where columns are encrypted
 LONGEST_ID = 4096  # characters; a longer value of an id column names no image
-ID_COLUMNS = ("image_id", "id", "__key__", "key")
+VALUES_LOOKED_AT, ROWS_LOOKED_AT = 16, 1024  # of a column that may hold images
+
+# The values of one row: one, or those of a list.
+_Values = Iterator[pa.Scalar]
 
 
 def read_parquet(shard: Shard) -> Iterator[Row]:
-    """Rows of a Parquet file's image column. The id is from the id column, or the row's number."""
+    """One row for each image of the image column.
+
+    The id of an image is the value of the id column, or `<uri>#<number of the row>`. In a column of
+    lists, `-<position in the list>` is behind it. A row without an image is a failed image.
+    """
     member = shard.members[0]
     count = 0
     names = Names()
     try:
         fs, path = open_member(member, "shard")
         with open_version(fs, path, member) as file:
-            for image_id, value in _rows_of_parquet(file):
-                row_id = f"{identity(member.uri)}#{count}"
-                name = names.unique(row_id if image_id is None else image_id, row_id)
+            for row in _rows_of_file(file, shard, names):
                 count += 1
-                if isinstance(value, int):
-                    yield failed_image(member, name, TOO_LARGE, too_large_text(value))
-                elif value is None:
-                    yield failed_image(member, name, MISSING_BYTES, "the image column is null")
-                else:
-                    yield image_row(member, name, value)
+                yield row
+    except NoImageColumn as error:
+        yield failed_image(member, identity(member.uri), EMPTY_SHARD, str(error))
     except Exception as error:  # errors of Arrow and of the storage
         yield row_of_rest(member, count, error, "broken Parquet file", names)
 
 
-def _rows_of_parquet(file: BinaryIO) -> Iterator[tuple[str | None, bytes | int | None]]:
-    """The id and the image of each row. The image is None for null.
+def _rows_of_file(file: BinaryIO, shard: Shard, names: Names) -> Iterator[Row]:
+    """The rows of all images. Raises NoImageColumn before the first if there is no such column."""
+    member = shard.members[0]
+    parquet = open_parquet(file)
+    columns = Columns(parquet)
+    image, ids = _image_leaf(parquet, columns, shard.image_column), columns.id_leaf(shard.id_column)
+    address = None if image.address is None else replace(image, index=image.address)
+    rows = zip(
+        *(
+            repeat(iter(()))
+            if leaf is None
+            else _values_of_rows(open_parquet(file, parquet.metadata), leaf)
+            for leaf in (image, ids, address)
+        ),
+        strict=False,
+    )
+    for number, (images, row_ids, addresses) in enumerate(rows):
+        row_name = f"{identity(member.uri)}#{number}"
+        given = None if ids is None else _id(next(row_ids), ids)
+        empty = True
+        for position, value in enumerate(images):
+            empty = False
+            end = f"-{position}" if image.is_listed else ""
+            name = names.unique((given or row_name) + end, row_name + end)
+            yield _row_of_image(member, name, value, image, next(addresses, None))
+        if empty:
+            name = names.unique(given or row_name, row_name)
+            reason = f"the list of images in column {image.name} is empty"
+            yield failed_image(member, name, MISSING_BYTES, reason)
 
-    An image above MAX_ENCODED_BYTES is not copied, and only its size is given. Arrow decodes it all
-    the same, since it reads Parquet by pages. Rows of a row group that may hold such an image are
-    therefore decoded one by one.
+
+def open_parquet(file: BinaryIO, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """A reader of an open file, whose footer is `metadata` if it was read before.
+
+    It reads a dictionary of bytes as plain bytes, so that a batch does not hold the whole
+    dictionary. Raises ArrowInvalid if columns are encrypted: Arrow would end the process.
     """
-    parquet = pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
-    image, ids = _image_column(parquet.schema_arrow), _id_column(parquet.schema_arrow)
-    columns = [image] if ids is None else [image, ids]
+    parquet = pq.ParquetFile(
+        file,
+        metadata=metadata,
+        buffer_size=PARQUET_BUFFER,
+        pre_buffer=False,
+        binary_type=pa.large_binary(),
+    )
+    if metadata is None:
+        signed = footer_bytes(file) - parquet.metadata.serialized_size
+        if signed == SIGNATURE_BYTES:
+            raise pa.ArrowInvalid("its columns are encrypted, and there are no keys for them here")
+    return parquet
+
+
+def footer_bytes(file: BinaryIO) -> int:
+    """The size of the footer, as the end of a Parquet file gives it."""
+    file.seek(-8, os.SEEK_END)
+    return int.from_bytes(file.read(4), "little")
+
+
+def _values_of_rows(parquet: pq.ParquetFile, leaf: Leaf) -> Iterator[_Values]:
+    """The values of each row of a file, which must be consumed before the next row.
+
+    Arrow reads Parquet by pages. Its values refer to the page until they are copied. Each column
+    needs its own reader: a reader has one size of batches, which the last iteration sets.
+    """
     for group in range(parquet.num_row_groups):
-        large = _bytes_of_column(parquet.metadata.row_group(group), image) > MAX_ENCODED_BYTES
-        rows = 1 if large else PARQUET_ROWS
-        for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
-            values = batch.column(image)
-            while pa.types.is_struct(values.type):
-                values = pc.struct_field(values, "bytes")
-            sizes = pc.binary_length(values).to_pylist()
-            for index, size in enumerate(sizes):
-                image_id = _id(batch.column(ids)[index]) if ids else None
-                large = size is not None and size > MAX_ENCODED_BYTES
-                yield image_id, size if large else values[index].as_py()
+        rows = _rows_at_once(parquet.metadata.row_group(group).column(leaf.index))
+        # The method of ParquetFile takes names. They may contain dots, and name two columns.
+        for batch in parquet.reader.iter_batches(
+            rows, row_groups=[group], column_indices=[leaf.index], use_threads=False
+        ):
+            yield from _values_of_batch(batch)
 
 
-def _bytes_of_column(group: pq.RowGroupMetaData, name: str) -> int:
-    """The size of a column in a row group, decompressed."""
-    columns = (group.column(index) for index in range(group.num_columns))
-    of_image = (one for one in columns if one.path_in_schema.split(".")[0] == name)
-    return sum(one.total_uncompressed_size for one in of_image)
+def _values_of_batch(batch: pa.RecordBatch) -> Iterator[_Values]:
+    values, parents = _flatten(batch.column(0))
+    start = 0
+    for row in range(len(batch)):
+        stop = start
+        while stop < len(parents) and parents[stop] == row:
+            stop += 1
+        yield map(values.__getitem__, range(start, stop))
+        start = stop
 
 
-def _id(value: pa.Scalar) -> str | None:
-    """The id in a column. None if it is null, or too long to be a name."""
-    text = value.as_py()
-    return None if text is None or len(str(text)) > LONGEST_ID else identity(str(text))
+def _row_of_image(
+    member: Member, name: str, value: pa.Scalar, image: Leaf, address: pa.Scalar | None
+) -> Row:
+    """The row of a value of the image column. A value above MAX_ENCODED_BYTES is not copied."""
+    encoded = value.as_buffer() if value.is_valid else None
+    if encoded is None:
+        reason = f"the image column {image.name} is null"
+        if address is not None and (text := _text(address, image)):
+            reason += f": the file holds the image's path alone, and it is not opened: {text}"
+        return failed_image(member, name, MISSING_BYTES, reason)
+    if encoded.size > MAX_ENCODED_BYTES:
+        return failed_image(member, name, TOO_LARGE, too_large_text(encoded.size))
+    return image_row(member, name, encoded.to_pybytes())
 
 
-def _image_column(schema: pa.Schema) -> str:
-    """The name of the column of image bytes, which may be binary or Hugging Face's struct.
+def _image_leaf(parquet: pq.ParquetFile, columns: Columns, named: str | None) -> Leaf:
+    """The column of images: the first candidate whose values look like images.
 
-    Raises ValueError if there is no such column.
+    If there is none, it is the first whose name says so, and its rows will be undecodable. Raises
+    NoImageColumn if there is none either.
     """
+    candidates = columns.image_candidates(named, partial(size_of_leaf, parquet.metadata))
+    if len(candidates) == 1 and (named is not None or columns.is_called_image(candidates[0])):
+        return candidates[0]
+    some: list[Leaf] = []  # a part of their values look like images
+    for leaf in candidates:
+        heads = first_heads(parquet, leaf)
+        images = sum(map(looks_like_image, heads))
+        if images and 2 * images >= len(heads):
+            return leaf
+        some += [leaf] if images else []
+    called = [leaf for leaf in candidates if named is not None or columns.is_called_image(leaf)]
+    for leaf in (*some, *called):
+        return leaf
+    tried = ", ".join(leaf.name for leaf in candidates)
+    raise NoImageColumn(
+        f"no column of images: no value of {tried} starts like an image. If one of them holds "
+        "images all the same, name it with --image-column"
+    )
 
-    def holds_bytes(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return any(f.name == "bytes" and holds_bytes(f.type) for f in kind)
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    candidates = [field.name for field in schema if holds_bytes(field.type)]
-    preferred = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
-    for name in (*preferred, *candidates):
-        if name in candidates:
-            return name
-    raise ValueError(f"no column of image bytes among {', '.join(schema.names)}")
+def first_heads(parquet: pq.ParquetFile, leaf: Leaf) -> list[bytes]:
+    """The first bytes of the first values of a column that are not null."""
+    rows = islice(_values_of_rows(parquet, leaf), ROWS_LOOKED_AT)
+    values = (value for value in chain.from_iterable(rows) if value.is_valid)
+    return [
+        value.as_buffer()[:HEAD_BYTES].to_pybytes() for value in islice(values, VALUES_LOOKED_AT)
+    ]
 
 
-def _id_column(schema: pa.Schema) -> str | None:
-    """The first of ID_COLUMNS that exists and holds text or integers; None if there is none."""
-    for name in ID_COLUMNS:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if (
-                pa.types.is_string(kind)
-                or pa.types.is_large_string(kind)
-                or pa.types.is_integer(kind)
-            ):
-                return name
-    return None
+def _rows_at_once(column: pq.ColumnChunkMetaData) -> int:
+    """The number of rows that are decoded together, so that they do not fill memory.
+
+    A column that may hold an image above MAX_ENCODED_BYTES is decoded row by row. Values of a
+    dictionary count once in the size of the column, but each time in memory.
+    """
+    size = max(column.total_uncompressed_size, 1)
+    if not column.has_dictionary_page:
+        return PARQUET_ROWS if size <= MAX_ENCODED_BYTES else 1
+    return max(1, min(PARQUET_ROWS, MAX_ENCODED_BYTES // size))
+
+
+def _flatten(values: pa.Array) -> tuple[pa.Array, list[int]]:
+    """The values of a leaf without the structs and lists around them, and the row of each.
+
+    A null struct is a null value. A list that is null or empty has no value.
+    """
+    rows = pa.array(range(len(values)), pa.int64())
+    while True:
+        if isinstance(values, pa.ExtensionArray):
+            values = values.storage
+        elif pa.types.is_struct(values.type):
+            values = pc.struct_field(values, [0])
+        elif pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        elif is_list(values.type):
+            rows = rows.take(pc.list_parent_indices(values))
+            values = pc.list_flatten(values)
+        else:
+            return values, rows.to_pylist()
+
+
+def _id(value: pa.Scalar, leaf: Leaf) -> str | None:
+    """The id in a column. None if it is null, empty, or too long to be a name."""
+    text = _text(value, leaf)
+    return identity(text) if text else None
+
+
+def _text(value: pa.Scalar, leaf: Leaf) -> str | None:
+    """A value as text, with bytes that are not UTF-8 escaped (`\\xe9`). None if it is too long."""
+    if not value.is_valid:
+        return None
+    if pa.types.is_integer(value.type):
+        return str(value.as_py())
+    data = value.as_buffer()
+    if isinstance(leaf.type, pa.UuidType):
+        return str(uuid.UUID(bytes=data.to_pybytes()))
+    if data.size > 4 * LONGEST_ID:
+        return None
+    text = data.to_pybytes().decode("utf-8", "backslashreplace")
+    return text if len(text) <= LONGEST_ID else None

@@ -1,5 +1,7 @@
 """The rows of images that were read, or could not be, and their names."""
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -8,7 +10,18 @@ from fsspec import AbstractFileSystem
 from s3fs.utils import FileExpired
 
 from pipeline.isolation.child import Row
-from pipeline.schema import CHANGED, CORRUPT_SHARD, EMPTY_FILE, OK, UNREADABLE, Member
+from pipeline.schema import (
+    CHANGED,
+    CORRUPT_SHARD,
+    EMPTY_FILE,
+    OK,
+    UNAVAILABLE,
+    UNREACHED,
+    UNREADABLE,
+    Member,
+)
+from pipeline.storage import retries
+from pipeline.storage.availability import ask, concerns_object_alone
 from pipeline.storage.files import (
     InputError,
     StorageUnavailable,
@@ -21,6 +34,8 @@ from pipeline.storage.retries import is_from_store, is_transient, is_unknown_hos
 from pipeline.storage.urls import identity, mask
 
 MAX_ENCODED_BYTES = 256 << 20  # size limit of one image file; a larger image is not read
+# Seconds for which requests are repeated for an object that planning could not reach either.
+UNREACHED_SECONDS = 5.0
 CHANGED_TEXT = "the object changed after it was listed: the next run labels what is there now"
 
 
@@ -85,7 +100,7 @@ def open_version(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[
     Raises _OtherVersion if it is not the version that was listed. (s3fs raises FileExpired if it
     finds a new version between two requests.)
     """
-    with open_object(fs, path) as file:
+    with ask(member.uri, lambda: open_object(fs, path), patience(member)) as file:
         if not is_planned(fs, path, member):
             raise _OtherVersion
         yield file
@@ -96,17 +111,18 @@ def open_version(fs: AbstractFileSystem, path: str, member: Member) -> Iterator[
 def row_of_rest(member: Member, count: int, error: Exception, broken: str, names: Names) -> Row:
     """The failed row for the rest of an archive, after its first `count` images.
 
-    Raises StorageUnavailable for a transient error.
+    Raises StorageUnavailable if the store is unavailable as a whole.
     """
-    raise_passing(error, member)
+    fails_alone = is_unavailable(error, member, time.monotonic() - retries.PATIENCE)
     if isinstance(error, FileExpired | _OtherVersion):
         name = names.unique(f"{identity(member.uri)}#changed-after-{count}")
         return failed_image(member, name, CHANGED, CHANGED_TEXT)
-    gone = isinstance(error, InputError) or is_from_store(error)
+    gone = fails_alone or isinstance(error, InputError) or is_from_store(error)
     reason = describe_error(error, member.uri) if gone else f"{broken}: {error}"
     name = f"{identity(member.uri)}#broken-after-{count}" if count else identity(member.uri)
     name = names.unique(name)
-    return failed_image(member, name, UNREADABLE if gone else CORRUPT_SHARD, reason)
+    status = UNAVAILABLE if fails_alone else UNREADABLE if gone else CORRUPT_SHARD
+    return failed_image(member, name, status, reason)
 
 
 def is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:
@@ -116,9 +132,22 @@ def is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:
     return etag_of(object_info(fs, path)) == member.etag
 
 
-def raise_passing(error: Exception, member: Member) -> None:
-    """Raise StorageUnavailable if `error` is transient and says nothing about the object itself."""
+def patience(member: Member) -> float:
+    """The seconds for which requests for an object are repeated; retries.py may allow fewer."""
+    return UNREACHED_SECONDS if member.etag == UNREACHED else math.inf
+
+
+def is_unavailable(error: Exception, member: Member, since: float) -> bool:
+    """Whether the object cannot be had for now, while stores answer for others.
+
+    `since` is when the object was first requested (time.monotonic()).
+
+    Raises StorageUnavailable if no store answers: this would be true of all objects.
+    """
     if isinstance(error, StorageUnavailable):
         raise error
-    if is_transient(error) and not is_unknown_host(error, member.uri):
+    if not is_transient(error) or is_unknown_host(error, member.uri):
+        return False
+    if member.etag != UNREACHED and not concerns_object_alone(member.uri, since):
         raise StorageUnavailable(describe_error(error, member.uri)) from error
+    return True

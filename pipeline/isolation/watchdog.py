@@ -5,16 +5,17 @@ without a message. Examples are a full disk under Ray's session folder (seen on 
 cluster without a node of the requested kind.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from pipeline.storage.environment import number_of_variable
+
 Item = TypeVar("Item")
 # Longest time between two receipts. It is longer than the time limits of reading and detecting
 # together, and longer than a cluster needs to create a node with a GPU. Tests set a shorter time.
-STALL_SECONDS = float(os.environ.get("DETR_BATCH_STALL_SECONDS", "1800"))
+STALL_SECONDS = number_of_variable("DETR_BATCH_STALL_SECONDS", 1800)
 
 
 class Stalled(RuntimeError):

@@ -1,6 +1,6 @@
 """The listing of INPUT, and the kind of each object.
 
-The kind follows from the name alone, and no object is opened. Only where INPUT is a single file is
+The kind follows from the name, and no object is opened here. Only where INPUT is a single file is
 it opened, because it may be a list of URLs.
 """
 
@@ -8,24 +8,58 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.formats.image_names import IMAGE_SUFFIXES, is_image
+from pipeline.formats.hidden import is_hidden
+from pipeline.formats.image_names import is_image, needs_package
 from pipeline.formats.members import make_member
 from pipeline.plan.lists import is_list, read_url_list
 from pipeline.plan.walk import walk
 from pipeline.schema import Member
-from pipeline.storage.files import object_info, open_location, uri
+from pipeline.storage.files import InputError, object_info, open_location, uri
 from pipeline.storage.protocols import protocol_of
+from pipeline.storage.urls import mask
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-FORMATS = ("auto", "images", "tar", "parquet", "urls")
+TAR_SUFFIXES = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+)  # fmt: skip
+PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+# Other files that may hold images, which nothing here opens.
+CONTAINER_SUFFIXES = (
+    ".zip", ".7z", ".rar", ".tar.lz4", ".tar.lzma", ".arrow", ".feather", ".orc", ".avro", ".lance",
+    ".tfrecord", ".tfrecords", ".rec", ".beton", ".h5", ".hdf5", ".npz", ".lmdb", ".mdb", ".pdf",
+)  # fmt: skip
+_KINDS = {"images": "files", "tar": "tar", "parquet": "parquet"}  # of shards, by --format
+FORMATS = ("auto", *_KINDS, "urls")
+LONGEST_EXTENSION = 10  # characters; what is longer belongs to the name
+TEMPORARY = "_temporary"  # the folder of what Hadoop's and Spark's jobs have not committed
+# What Hadoop's file systems write in place of a folder.
+FOLDER_MARKER = "_$folder$"
 
+UNNAMED = "unnamed"  # the kind of a file without an extension, until contents.py looks into it
 # Reasons why an object is left out.
 NO_IMAGE = "files that are no images"
+NO_IMAGE_COLUMN = "Parquet files without a column of images"
+CONTAINER = "archives and tables of kinds that are not read, such as .zip and .arrow"
+NO_PACKAGE = "images that need another package: pip install 'detr-batch[heif,jxl]'"
+OTHER_FORMAT = "files of other formats than --format says"
 HIDDEN = "files with hidden names or in hidden folders"
-LINKED_FOLDER = "links to folders, which are not followed"
+UNCOMMITTED = "files that a job of Hadoop or Spark has not committed"
+MARKER = "markers of folders"
+LINKED_FOLDER = "links to folders that overlap what is read"
 LONG_PATH = "folders whose paths are longer than the system allows"
 SPECIAL = "pipes, sockets and devices"
-LEFT_OUT = (NO_IMAGE, HIDDEN, LINKED_FOLDER, LONG_PATH, SPECIAL)
+LEFT_OUT = (
+    NO_IMAGE,
+    NO_IMAGE_COLUMN,
+    CONTAINER,
+    NO_PACKAGE,
+    OTHER_FORMAT,
+    HIDDEN,
+    UNCOMMITTED,
+    MARKER,
+    LINKED_FOLDER,
+    LONG_PATH,
+    SPECIAL,
+)
 
 ListedObject = tuple[Member, str]  # an object and its kind, or the reason why it is left out
 
@@ -39,7 +73,8 @@ def list_objects(
     order. `leave_out` is a URL whose objects are not input, because OUTPUT may be a folder of
     INPUT.
 
-    Raises InputError if a Parquet list of URLs has no column of URLs.
+    Raises InputError if a Parquet list of URLs has no column of URLs, if INPUT lies in OUTPUT, or
+    if it is a folder and --format says that it is a list.
     """
     fs, root = open_location(input_url, "INPUT")
     info = object_info(fs, root)
@@ -49,55 +84,74 @@ def list_objects(
                 yield member, kind_of(member.uri, "auto", listed=True)
         else:
             member = make_member(fs, root, info)
-            yield member, kind_of(member.uri, format)
+            kind = kind_of(member.uri, "auto") if format == "auto" else _KINDS[format]
+            yield member, "files" if kind == UNNAMED else kind
         return
+    if format == "urls":
+        raise InputError(f"--format urls: INPUT {mask(input_url)} is a folder: name the list in it")
     out_fs, out = open_location(leave_out, "OUTPUT") if leave_out else (fs, None)
     hidden = f"{uri(out_fs, out).rstrip('/')}/" if out else None
+    if hidden and f"{uri(fs, root).rstrip('/')}/".startswith(hidden):
+        raise InputError(
+            f"INPUT {mask(input_url)} lies in OUTPUT, whose files are not input: choose another "
+            "OUTPUT. It may be a folder of INPUT"
+        )
     for info in walk(fs, root):
-        path = info["name"]
-        if info.get("size") == 0 and path.endswith("/"):
-            continue  # the marker of an empty folder in an object store
-        member = make_member(fs, path, info)
+        member = make_member(fs, info["name"], info)
         if hidden is None or not member.uri.startswith(hidden):
-            reason = _reason_to_leave_out(path[len(root) :], info)
+            reason = _reason_to_leave_out(info["name"][len(root) :], info)
             yield member, reason or kind_of(member.uri, format)
 
 
 def _reason_to_leave_out(below: str, info: dict[str, Any]) -> str | None:
     """Why an entry of `walk` is left out, whatever its kind. `below` is its path below INPUT."""
-    if not _is_visible(below):
+    if is_hidden(below):
         return HIDDEN
+    if TEMPORARY in below.split("/")[:-1]:
+        return UNCOMMITTED
+    if (info.get("size") == 0 and below.endswith("/")) or below.endswith(FOLDER_MARKER):
+        return MARKER
     if info["type"] == "directory":
         return LINKED_FOLDER if info.get("islink") else LONG_PATH
     return None if info["type"] == "file" else SPECIAL
 
 
 def kind_of(name: str, format: str, listed: bool = False) -> str:
-    """The kind of shard of an object ("files", "tar", "parquet"), or NO_IMAGE.
+    """The kind of shard of an object ("files", "tar", "parquet"), or why it is left out.
 
-    A file without an extension counts as an image. An object that a list names also counts as an
-    image. If it is not an image, its row says so.
+    A file without an extension is UNNAMED. An object that a list names counts as an image whatever
+    its name, and its row says so if it is none. If `format` is not "auto", objects of the other
+    kinds are left out, and those whose names do not tell are of this kind.
     """
-    if format != "auto":
-        return {"images": "files", "urls": "files"}.get(format, format)
+    kind = _kind_by_name(name, listed)
+    if format == "auto":
+        return kind
+    return OTHER_FORMAT if kind in _KINDS.values() and kind != _KINDS[format] else _KINDS[format]
+
+
+def _kind_by_name(name: str, listed: bool) -> str:
     path = name
     if protocol_of(name) in ("http", "https"):
         path = name.partition("#")[0].partition("?")[0].split("://", 1)[1].partition("/")[2]
-    lower = path.rsplit("/", 1)[-1].lower()
-    if lower.endswith(TAR_SUFFIXES):
-        return "tar"
-    if lower.endswith(".parquet"):
-        return "parquet"
-    suffix = posixpath.splitext(lower)[1]
-    return "files" if listed or suffix in IMAGE_SUFFIXES or not suffix else NO_IMAGE
+    file_name = path.rsplit("/", 1)[-1]
+    for end in (file_name, file_name.partition("?")[0]):  # `a.tar?versionId=3` is a name, too
+        if end.lower().endswith(TAR_SUFFIXES):
+            return "tar"
+        if end.lower().endswith(PARQUET_SUFFIXES):
+            return "parquet"
+    if listed:
+        return "files"
+    if is_image(file_name):
+        return NO_PACKAGE if needs_package(file_name) else "files"
+    if file_name.lower().endswith(CONTAINER_SUFFIXES):
+        return CONTAINER
+    return NO_IMAGE if has_extension(file_name) else UNNAMED
 
 
-def _is_visible(below: str) -> bool:
-    """Whether no part of a path is hidden.
+def has_extension(name: str) -> bool:
+    """Whether a name has an extension, by which it is no image if `is_image` says so.
 
-    Images whose names start with an underscore are visible: cameras write `_DSC0001.JPG`.
+    An extension is a few letters and digits, and not digits alone: `IMG 2024.05.01` has none.
     """
-    *folders, name = below.strip("/").split("/")
-    if any(folder.startswith((".", "_")) for folder in folders):
-        return False
-    return not name.startswith(".") and (not name.startswith("_") or is_image(name))
+    suffix = posixpath.splitext(name.rstrip())[1][1:]
+    return suffix.isalnum() and not suffix.isdigit() and len(suffix) <= LONGEST_EXTENSION

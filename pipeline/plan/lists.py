@@ -1,20 +1,34 @@
 """Lists of URLs: the objects that they name, each of which becomes a row.
 
 A list may come from anybody. An address that is bad, or that the list may not name, costs one row
-of `images`, which gives the reason.
+of `images`, which gives the reason. So does one whose store fails, as long as other stores answer.
 """
 
+import os
 import posixpath
-from collections.abc import Iterable, Iterator
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
 from itertools import islice
+from urllib.parse import unquote
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.formats.members import make_member
-from pipeline.schema import NOT_ALLOWED, UNSEEN, Member
+from pipeline.formats.members import make_member, readable_name
+from pipeline.plan.list_names import is_parquet_list, names_in_parquet, names_in_text
+from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member
+from pipeline.storage.availability import (
+    OTHERS,
+    ask,
+    concerns_object_alone,
+    forget_stores,
+    know,
+)
 from pipeline.storage.files import (
     InputError,
     StorageUnavailable,
@@ -22,79 +36,193 @@ from pipeline.storage.files import (
     join,
     object_info,
     open_location,
-    open_object,
-    read_object,
     uri,
 )
-from pipeline.storage.protocols import is_local, protocol_of
-from pipeline.storage.retries import is_transient, is_unknown_host
+from pipeline.storage.protocols import PROTOCOLS, WEB, is_local, protocol_of, store_of
+from pipeline.storage.retries import is_transient, is_unknown_host, retry
 from pipeline.storage.urls import identity, mask
 
-LIST_COLUMNS = ("url", "uri")
 LOOK_AT_ONCE = 16  # concurrent requests for details of objects in a list; latency is the limit
 LOOKED_UP_TOGETHER = 1 << 12  # addresses whose requests wait in memory
+LOOK_SECONDS = 3.0  # for which requests for the details of one object are repeated
+DIGEST_BYTES = 12  # of an address; of ten million, two are the same by chance once in 10^15 lists
+PARQUET = (".parquet", ".parq", ".pq")
+# `file:/a.jpg` and `file://localhost/a.jpg` are `file:///a.jpg` too.
+_OTHER_FORMS = re.compile(r"file:(?://localhost(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
 
 def is_list(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether a file is a list of URLs: text, or Parquet with a URL column and no binary column."""
-    if _file_name(fs, path).endswith(".txt"):
-        return True
-    if not _file_name(fs, path).endswith(".parquet"):
-        return False
-    try:
-        with open_object(fs, path) as file:
-            schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for some broken files
-        if is_transient(error) or isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        return False  # the row of the file will describe the damage
-    binary = any(pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type) for f in schema)
-    nested = any(pa.types.is_struct(f.type) for f in schema)
-    return any(name in schema.names for name in LIST_COLUMNS) and not binary and not nested
+    """Whether a file is a list of URLs: text, or Parquet with addresses and without images."""
+    name = _file_name(fs, path).lower()
+    return name.endswith(".txt") or (name.endswith(PARQUET) and is_parquet_list(fs, path))
 
 
 def _file_name(fs: AbstractFileSystem, path: str) -> str:
     """The path without the parameters of a web address."""
-    return path.partition("?")[0] if "http" in fs.protocol else path
+    return re.split("[?#]", path, maxsplit=1)[0] if "http" in fs.protocol else path
 
 
 def read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
     """The objects that a list names, each once, in its order.
 
     Relative names are below the folder of the list. A remote list may name remote objects only:
-    `NOT_ALLOWED` marks the others. Raises InputError if a Parquet list has no column of URLs.
+    `NOT_ALLOWED` marks the others. `UNREACHED` marks those whose store fails, while others answer.
+
+    Raises InputError if the list is empty, or no list, and StorageUnavailable if no store answers.
     """
-    in_parquet = _file_name(fs, path).endswith(".parquet")
-    names = _names_in_parquet(fs, path) if in_parquet else _names_in_text(fs, path)
+    in_parquet = _file_name(fs, path).lower().endswith(PARQUET)
+    names = partial(names_in_parquet if in_parquet else names_in_text, fs, path)
     folder = uri(fs, _file_name(fs, path)).rsplit("/", 1)[0]
-    remote = not is_local(folder)
-    urls = iter(dict.fromkeys(absolute_url(name, folder) for name in names))
-    seen: set[str] = set()
+
+    def urls() -> Iterator[str]:
+        return (absolute_url(name, folder) for name in names())
+
+    lookup = _Lookup(urls, remote_list=not is_local(folder))
+    distinct = _distinct(urls())
+    numbers = _Numbers()
+    count = 0
+    forget_stores()  # of another list
     with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
-        while some := list(islice(urls, LOOKED_UP_TOGETHER)):
-            for member in pool.map(lambda url: _look_up(url, remote), some):
-                if (name := identity(member.uri)) not in seen:
-                    seen.add(name)
+        while some := list(islice(distinct, LOOKED_UP_TOGETHER)):
+            for found in pool.map(lookup.member, some):
+                count += 1
+                if (member := numbers.with_own_identity(found)) is not None:
                     yield member
+    if not count:
+        raise InputError(
+            f"the list {mask(path)} names nothing: write one address or path on each line"
+        )
 
 
-def _names_in_text(fs: AbstractFileSystem, path: str) -> list[str]:
-    lines = read_object(fs, path).decode("utf-8", "replace").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+def _distinct(urls: Iterator[str]) -> Iterator[str]:
+    """The URLs without exact repetitions."""
+    seen: set[bytes] = set()
+    for url in urls:
+        if (digest := _digest(url)) not in seen:
+            seen.add(digest)
+            yield url
 
 
-def _names_in_parquet(fs: AbstractFileSystem, path: str) -> Iterable[str]:
-    with open_object(fs, path) as file:
-        schema = pq.read_schema(file)
-        column = next((name for name in LIST_COLUMNS if name in schema.names), None)
-        kind = schema.field(column).type if column else pa.null()
-        if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
-            raise InputError(
-                f"the list {mask(path)} has no column of text named {' or '.join(LIST_COLUMNS)}"
-            )
-        file.seek(0)
-        names = pq.read_table(file, columns=[column])[column].to_pylist()
-    return [name.strip() for name in names if name and name.strip()]
+def _digest(url: str) -> bytes:
+    return blake2b(url.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
+class _Numbers:
+    """Gives each object of a list an identity of its own.
+
+    Two addresses may differ in secrets alone (`?id=1&token=...`), which no identity holds, and lead
+    to different images all the same. The second one gets the fragment `~2`, which is not sent to
+    its server.
+    """
+
+    def __init__(self) -> None:
+        # By identity that was given: whether it was the whole address of an object.
+        self._given: dict[bytes, bool] = {}
+        self._with_secrets: set[bytes] = set()  # other addresses
+        self._next: dict[bytes, int] = {}  # by identity that occurred again: the next number
+
+    def with_own_identity(self, member: Member) -> Member | None:
+        """The object, perhaps with a number. None for an object that occurred before."""
+        name = identity(member.uri)
+        digest, is_whole = _digest(name), name == member.uri
+        if is_whole and self._given.get(digest):
+            return None
+        if not is_whole:
+            address = _digest(member.uri)
+            if address in self._with_secrets:
+                return None
+            self._with_secrets.add(address)
+        is_new = digest not in self._given
+        self._given[digest] = is_whole or self._given.get(digest, False)
+        if is_new:
+            return member
+        return self._numbered(member, digest) if protocol_of(member.uri) in WEB else None
+
+    def _numbered(self, member: Member, digest: bytes) -> Member:
+        """The object with the first number that makes its identity new."""
+        mark = "&" if "#" in member.uri else "#"
+        while True:
+            number = self._next.get(digest, 2)
+            self._next[digest] = number + 1
+            numbered = replace(member, uri=f"{member.uri}{mark}~{number}")
+            own = _digest(identity(numbered.uri))
+            if own not in self._given:
+                self._given[own] = False
+                return numbered
+
+
+class _Lookup:
+    """Looks at the objects of a list. `urls` yields its addresses, from the first on each time."""
+
+    def __init__(self, urls: Callable[[], Iterator[str]], remote_list: bool):
+        self._urls, self._remote_list = urls, remote_list
+        self._lock = threading.Lock()
+        self._knows_stores = False
+
+    def member(self, url: str) -> Member:
+        """An object. One that cannot be looked at is planned; its row will say why."""
+        if self._remote_list and is_local(url):
+            return Member(readable_name(url), NOT_ALLOWED, -1)
+        url = _of_web_in_utf8(url) if protocol_of(url) in WEB else _existing_file(url)
+        try:
+            fs, path = open_location(url, "listed image")
+        except InputError:
+            return Member(readable_name(url), UNSEEN, -1)
+        details = partial(_details, fs, path)
+        began = time.monotonic()
+        try:
+            info = ask(url, details, LOOK_SECONDS)
+        except Exception as error:  # stores raise many types
+            info = {}
+            if is_transient(error) and not is_unknown_host(error, url):
+                if self._fails_alone(url, began):
+                    return replace(make_member(fs, path, {}), etag=UNREACHED)
+                info = _details_of_last_store(url, details)
+        return make_member(fs, path, info)
+
+    def _fails_alone(self, url: str, began: float) -> bool:
+        if concerns_object_alone(url, began):
+            return True
+        with self._lock:
+            if not self._knows_stores:
+                know(self._first_of_each_store())
+                self._knows_stores = True
+        return concerns_object_alone(url, began)
+
+    def _first_of_each_store(self) -> list[str]:
+        """An address of each store, up to a limit. The list is read for them."""
+        found: dict[str, str] = {}
+        for url in self._urls():
+            if (protocol_of(url) or "file") in PROTOCOLS and not (
+                self._remote_list and is_local(url)
+            ):
+                found.setdefault(store_of(url), url)
+                if len(found) > OTHERS:
+                    break
+        return list(found.values())
+
+
+def _details(fs: AbstractFileSystem, path: str) -> dict[str, object]:
+    if "http" in fs.protocol:
+        found: dict[str, object] = retry(fs.look, path, LOOK_SECONDS)
+        return found
+    return object_info(fs, path)
+
+
+def _details_of_last_store(url: str, details: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """The details of an object while no store answers: this one is waited for.
+
+    Raises StorageUnavailable if it does not come back.
+    """
+    try:
+        return ask(url, details, insist=True)
+    except Exception as error:  # stores raise many types
+        if not is_transient(error):
+            return {}
+        raise StorageUnavailable(
+            f"the listed image {describe_error(error, url)}. Run the same command again when it "
+            "can, or take the address out of the list"
+        ) from error
 
 
 def absolute_url(name: str, folder: str) -> str:
@@ -102,6 +230,7 @@ def absolute_url(name: str, folder: str) -> str:
 
     `..` in a name never leaves the server or the bucket of a remote list.
     """
+    name = _OTHER_FORMS.sub("file://", name)
     if protocol_of(name) is not None:
         return name
     path = posixpath.normpath(name)
@@ -115,21 +244,16 @@ def absolute_url(name: str, folder: str) -> str:
     return join(folder, path)
 
 
-def _look_up(url: str, remote_list: bool) -> Member:
-    """An object of a list. An object that cannot be looked at is planned; its row will say why."""
-    if remote_list and is_local(url):
-        return Member(url, NOT_ALLOWED, -1)
-    try:
-        fs, path = open_location(url, "listed image")
-    except InputError:
-        return Member(url, UNSEEN, -1)
-    try:
-        info = object_info(fs, path)
-    except Exception as error:  # stores raise many types; transient errors end the run
-        if is_transient(error) and not is_unknown_host(error, url):
-            raise StorageUnavailable(
-                f"the listed image {describe_error(error, url)}. Run the same command again when "
-                "it can, or take the address out of the list"
-            ) from error
-        info = {}
-    return make_member(fs, path, info)
+def _of_web_in_utf8(url: str) -> str:
+    """A web address with its bytes that are not UTF-8 percent-encoded, as they are sent."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", url)
+
+
+def _existing_file(url: str) -> str:
+    """A `file://` URL as it is, or without percent-encoding if only a file of that name exists."""
+    if protocol_of(url) != "file" or "%" not in url:
+        return url
+    path = url.partition("://")[2]
+    decoded = unquote(path, errors="surrogateescape")
+    is_encoded = not os.path.lexists(path) and os.path.lexists(decoded)
+    return f"file://{decoded}" if is_encoded else url

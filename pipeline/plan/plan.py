@@ -6,20 +6,24 @@ listing is processed as a stream; only the file of shards is kept.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.formats.image_names import is_image
-from pipeline.formats.members import open_member
-from pipeline.formats.tar_entries import open_tar, tar_entries
+from pipeline.formats.members import open_member, readable_name
+from pipeline.formats.parquet import open_parquet
+from pipeline.formats.parquet_columns import Columns
+from pipeline.formats.tars import tar_images
+from pipeline.plan.contents import Looker
 from pipeline.plan.digests import NOTHING_KNOWN, Known, digests, find_names, find_positions
+from pipeline.plan.footers import FooterReader
 from pipeline.plan.listing import FORMATS, LEFT_OUT, ListedObject, list_objects
 from pipeline.plan.shards import Shards, tables_of_shards, write_shards
-from pipeline.schema import Member, Shard
+from pipeline.schema import UNREACHED, Member, Shard
+from pipeline.storage.access import use_input_access
 from pipeline.storage.files import InputError, explain_errors, open_location, open_object, uri
 from pipeline.storage.retries import is_transient, is_unknown_host
 from pipeline.storage.urls import identity, mask
@@ -40,6 +44,8 @@ class Plan:
     changed: int  # objects that are labelled in another version
     again: int  # objects that are labelled again although they are as they were
     gone: pa.Array  # uris of objects that were labelled from this INPUT and no longer exist
+    # Number of new Parquet files by the columns that their images are read from.
+    image_columns: dict[str, int] = field(default_factory=dict)
 
 
 def plan_shards(
@@ -48,20 +54,32 @@ def plan_shards(
     limit: int | None = None,
     known: Known = NOTHING_KNOWN,
     output: str | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    access: str | None = None,
 ) -> Plan:
     """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
 
     `limit` is the maximum number of images. Loose files come first, then archives, whose images are
-    counted. Objects under `output` are not input.
+    counted. Objects under `output` are not input. Images and ids of Parquet files are in
+    `image_column` and `id_column`; None: in those that the reader finds. `access` is how the stores
+    of INPUT are asked, from now on in this process.
 
     Raises InputError if INPUT is missing, forbidden or holds nothing to label.
     """
     if format not in FORMATS:
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
-    compared = _Comparison(known)
+    use_input_access(access, output)
     fs, root = open_location(input_url, "INPUT")
+    base = readable_name(uri(fs, root))
+    compared = _Comparison(known, FooterReader(base, image_column))
     new = compared.select_new(_list_in_chunks(input_url, format, output))
-    found = _group_into_shards(identity(uri(fs, root)).rstrip("/"), new)
+    found = (
+        replace(shard, image_column=image_column, id_column=id_column, access=access)
+        if shard.kind == "parquet"
+        else replace(shard, access=access)
+        for shard in _group_into_shards(identity(uri(fs, root)).rstrip("/"), new)
+    )
     shards = write_shards(
         tables_of_shards(found if limit is None else _limit_images(found, limit, input_url))
     )
@@ -69,6 +87,7 @@ def plan_shards(
         raise InputError(
             f"INPUT {mask(input_url)} holds nothing to label: no images, .tar shards or Parquet "
             f"files ({left_out_as_text(compared.left_out) or 'it is empty'})"
+            + (f". The first of them: {error}" if (error := compared.footers.error) else "")
         )
     known_and_same = compared.wanted - compared.planned
     return Plan(
@@ -78,6 +97,7 @@ def plan_shards(
         compared.changed,
         compared.again,
         compared.gone_uris(),
+        dict(compared.footers.columns),
     )
 
 
@@ -99,10 +119,11 @@ def _list_in_chunks(
 class _Comparison:
     """Compares a listing with the known objects while the listing arrives."""
 
-    def __init__(self, known: Known):
-        self.known = known
+    def __init__(self, known: Known, footers: FooterReader):
+        self.known, self.footers = known, footers
         self.wanted = self.planned = self.changed = self.again = 0
         self.left_out: Counter[str] = Counter()
+        self._looker = Looker()
         self._seen = np.zeros(known.uris.shape[1], bool)
 
     def select_new(self, listed: Iterable[Sequence[ListedObject]]) -> Iterator[tuple[Member, str]]:
@@ -113,8 +134,17 @@ class _Comparison:
             self.left_out.update(kind for _, kind in found if kind in LEFT_OUT)
             if len(self._seen):
                 rows = self._leave_out_known(rows)
+            rows = self._leave_out_no_images(rows)
             self.planned += len(rows)
             yield from rows
+
+    def _leave_out_no_images(self, rows: list[ListedObject]) -> list[ListedObject]:
+        """Look into objects whose names do not say what they are, and count those left out."""
+        looked = self.footers.name_kinds(self._looker.name_kinds(rows))
+        no_images = [kind for _, kind in looked if kind in LEFT_OUT]
+        self.left_out.update(no_images)
+        self.wanted -= len(no_images)
+        return [(member, kind) for member, kind in looked if kind not in LEFT_OUT]
 
     def _leave_out_known(self, rows: list[tuple[Member, str]]) -> list[tuple[Member, str]]:
         positions = find_positions(
@@ -125,6 +155,8 @@ class _Comparison:
         etags = digests(member.etag for member, _ in rows)
         labelled = is_known & self.known.labelled[positions]
         same = labelled & (etags == self.known.etags[:, positions]).all(axis=0)
+        # Labels are not replaced by the failed row of an object that could not be looked at.
+        same |= labelled & np.array([member.etag == UNREACHED for member, _ in rows], bool)
         self.changed += int(labelled.sum() - same.sum())
         self.again += int(is_known.sum() - labelled.sum())
         return [rows[row] for row in np.flatnonzero(~same)]
@@ -179,20 +211,31 @@ def _count_images(shard: Shard, most: int) -> int:
 
     It is at least 1, because a broken or empty file becomes one row.
     """
+    if shard.members[0].etag == UNREACHED:  # its store would be waited for
+        return 1
     count = 0
     try:
         fs, path = open_member(shard.members[0], "shard")
         with open_object(fs, path) as file:
             if shard.kind == "parquet":
-                count = min(pq.read_metadata(file).num_rows, most)
+                count = _count_in_parquet(file, shard.image_column, most)
             else:
-                with open_tar(file, "r:*") as archive:
-                    for entry in tar_entries(archive):
-                        count += entry.isfile() and is_image(entry.name)
-                        if count == most:
-                            break
+                for _ in islice(tar_images(file, with_bytes=False), most):
+                    count += 1
     except Exception as error:  # files break in many ways; the row of the file will say how
         if is_transient(error) and not is_unknown_host(error, shard.members[0].uri):
             raise
         count += 1
     return max(count, 1)
+
+
+def _count_in_parquet(file: BinaryIO, image_column: str | None, most: int) -> int:
+    """The number of images in a Parquet file, at most `most`: that many if a row may hold several.
+
+    The footer says how many elements the lists of a column have, but Arrow ends the process when
+    that part of a footer is damaged in some ways.
+    """
+    parquet = open_parquet(file)
+    candidates = Columns(parquet).image_candidates(image_column)
+    is_listed = any(leaf.is_listed for leaf in candidates)
+    return most if is_listed else min(parquet.metadata.num_rows, most)

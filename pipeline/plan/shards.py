@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.schema import NOT_ALLOWED, UNSEEN, Member, Shard
+from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.files import local_copy, open_location, open_object, write_whole
 from pipeline.storage.parquet import read_group, read_tables, write_parquet
 from pipeline.storage.urls import identity
@@ -30,6 +30,9 @@ PLAN = pa.schema(
         ("kind", pa.string()),
         ("members", pa.list_(_MEMBER)),
         ("limit", pa.int64()),
+        ("image_column", pa.string()),  # versions before 0.2 did not write this and what follows
+        ("id_column", pa.string()),
+        ("access", pa.string()),
     ]
 )
 # A row group has 1/256 of the number of shards before it: 512 shards make 512 row groups, and a
@@ -113,7 +116,7 @@ class Shards:
 
 
 def _was_seen(member: Member) -> bool:
-    return member.etag not in (UNSEEN, NOT_ALLOWED)
+    return member.etag not in (UNSEEN, UNREACHED, NOT_ALLOWED)
 
 
 def write_shards(tables: Iterable[pa.Table]) -> Shards:
@@ -154,7 +157,15 @@ def read_plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[
     whole.
     """
     with local_copy(*open_location(url, "OUTPUT")) as file:
-        yield from read_tables(file, url, PLAN, columns, ROWS_AT_ONCE)
+        for table in read_tables(file, url, PLAN, columns, ROWS_AT_ONCE):
+            yield _complete(table, columns)
+
+
+def _complete(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """A table with `columns` of schema PLAN; null where the table lacks them."""
+    nulls = {name: pa.nulls(len(table), PLAN.field(name).type) for name in columns}
+    given = {name: table[name] for name in table.column_names}
+    return pa.table({**nulls, **given}, schema=pa.schema([PLAN.field(name) for name in columns]))
 
 
 def read_shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[Shard]:
@@ -184,6 +195,9 @@ def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
         [shard.kind for shard in shards],
         _list_array(flat, np.array([len(shard.members) for shard in shards], np.int64)),
         [shard.limit for shard in shards],
+        [shard.image_column for shard in shards],
+        [shard.id_column for shard in shards],
+        [shard.access for shard in shards],
     ]
     return pa.table(columns, schema=PLAN)
 
@@ -191,7 +205,7 @@ def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
 def shards_of_table(table: pa.Table) -> list[Shard]:
     """The shards of a table of schema PLAN; the inverse of `table_of_shards`."""
     return [
-        Shard(row["shard"], row["kind"], tuple(Member(**m) for m in row["members"]), row["limit"])
+        Shard(**{**row, "members": tuple(Member(**member) for member in row["members"])})
         for row in table.to_pylist()
     ]
 

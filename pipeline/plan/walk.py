@@ -33,15 +33,17 @@ def walk(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
 def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
     """The objects below a local folder, and the entries that are passed over.
 
-    Links to folders are not followed, as they may form loops, and their type is "directory". So is
-    that of a folder whose path is longer than the system allows.
+    A link to a folder is followed if the folder neither holds nor lies in what is read anyway, so
+    that no file is there twice, or for ever. Other links to folders have the type "directory", and
+    so has a folder whose path is longer than the system allows.
     """
+    elsewhere = _Elsewhere(path)
     open_folders = [_entries(path)]  # from the top to where the walk is, however deep that is
     while open_folders:
         entry = next(open_folders[-1], None)
         if entry is None:
             open_folders.pop()
-        elif not entry.is_dir(follow_symlinks=False):
+        elif not entry.is_dir(follow_symlinks=False) and not elsewhere.has(entry):
             yield from _details(fs, entry)
         else:
             try:
@@ -52,6 +54,24 @@ def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
                 if error.errno != errno.ENAMETOOLONG:
                     raise
                 yield {"name": entry.path, "type": "directory"}
+
+
+class _Elsewhere:
+    """INPUT and the folders that links lead to, none of which holds another."""
+
+    def __init__(self, root: str):
+        self._read = [os.path.realpath(root)]
+
+    def has(self, entry: os.DirEntry[str]) -> bool:
+        """Whether an entry is a link to a folder that is not read yet. It counts as read then."""
+        if not entry.is_symlink() or not os.path.isdir(entry.path):
+            return False
+        target = os.path.realpath(entry.path)
+        for folder in self._read:
+            if os.path.commonpath([folder, target]) in (folder, target):
+                return False
+        self._read.append(target)
+        return True
 
 
 def _entries(path: str) -> Iterator[os.DirEntry[str]]:

@@ -12,26 +12,31 @@ import importlib
 import io
 import time
 from collections.abc import Iterator
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageOps
 from torch.nn import functional as F
 
 from model.resize import ResizeRule
 from pipeline.isolation.child import Row
 from pipeline.schema import OK, TOO_MANY_PIXELS, TRUNCATED, UNDECODABLE
-
-ORIENTATION_TAG = 0x0112
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from pipeline.stages.metadata import copies_without_metadata
+from pipeline.stages.opening import (
+    ORIENTATION_TAG,
+    NotReadable,
+    open_image,
+    orientation_of,
+    orientation_undone_by_decoder,
+)
+from pipeline.stages.pixels import Pixels, rgb_pixels
 
 
 def load_decoders() -> None:
-    """Load all that decoding may load. After it the child opens no file and starts no thread."""
+    """Load all that decoding may load. After it the child opens no file."""
     torch.set_num_threads(1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     for encoding in ("ascii", "latin-1", "utf-8", "utf-16-le", "utf-16-be"):  # of texts in files
@@ -41,20 +46,17 @@ def load_decoders() -> None:
         importlib.import_module(f"PIL.{module}")
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = 6
-    for name in {"JPEG", "PNG", "GIF", "TIFF", "WEBP"} & set(Image.SAVE):
-        file = io.BytesIO()
-        Image.new("RGB", (64, 48)).save(file, name, exif=exif)
-        decode_row(file.getvalue(), ResizeRule(32, 64), max_pixels=64 * 48)
+    colours = Image.new("RGB", (64, 48))
+    for name in {"JPEG", "PNG", "GIF", "TIFF", "WEBP", "JXL"} & set(Image.SAVE):
+        _decode_once(colours, name, exif=exif.tobytes())
+    numbers = np.geomspace(1e-3, 1e6, 64 * 48, dtype=np.float32).reshape(48, 64)
+    _decode_once(Image.fromarray(numbers), "TIFF")  # NumPy loads modules for percentiles
 
 
-@cache
-def _formats() -> list[str]:
-    """The formats that Pillow reads by itself.
-
-    EPS is not among them: for EPS Pillow would start Ghostscript, which runs the file's program.
-    """
-    Image.init()
-    return [name for name in Image.ID if name != "EPS"]
+def _decode_once(image: Image.Image, format: str, **options: Any) -> None:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    decode_row(file.getvalue(), ResizeRule(32, 64), max_pixels=image.width * image.height)
 
 
 class _TooManyPixels(Exception):
@@ -79,8 +81,8 @@ def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int) -> Row:
         pixels = _decode(encoded, resize, max_pixels, known)
     except _TooManyPixels as error:
         return {**known, "status": TOO_MANY_PIXELS, "error": str(error)}
-    except UnidentifiedImageError:
-        return {**known, "status": UNDECODABLE, "error": "no known image format"}
+    except NotReadable as error:
+        return {**known, "status": UNDECODABLE, "error": str(error)}
     except MemoryError:
         return {**known, "status": UNDECODABLE, "error": "it takes more memory than an image may"}
     except Exception as error:  # decoders raise many types of errors; each becomes this image's row
@@ -93,22 +95,61 @@ def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int) -> Row:
 
 
 def _decode(encoded: bytes, resize: ResizeRule, max_pixels: int, known: dict[str, Any]) -> Pixels:
-    """The image as (rows, columns, 3) uint8. The size goes into `known` as soon as it is read."""
+    """The image as (rows, columns, 3) uint8. The size goes into `known` as soon as it is read.
+
+    Where a damaged block of metadata stops the decoder, the image is decoded without it.
+    """
     Image.MAX_IMAGE_PIXELS = None  # the limit below gives a failed row instead of a warning
-    with Image.open(io.BytesIO(encoded), formats=_formats()) as file:
-        width, height = file.size
-        known.update(width=width, height=height, orientation=1)
-        if width * height > max_pixels:
-            raise _TooManyPixels(f"{width} x {height} is more than {max_pixels} pixels")
-        orientation = file.getexif().get(ORIENTATION_TAG, 1)
-        pixels = _pixels(file, encoded)
-    if orientation in range(2, 9):
-        image = _set_orientation(Image.fromarray(pixels), orientation)
-        pixels = np.array(ImageOps.exif_transpose(image))
-        known["orientation"] = orientation
+    try:
+        pixels = _upright_pixels(encoded, max_pixels, known)
+    except (_TooManyPixels, MemoryError):
+        raise
+    except Exception as error:
+        found = _decode_without_metadata(encoded, max_pixels, known)
+        if found is None:
+            raise error
+        pixels = found
     height, width = pixels.shape[:2]
     known.update(width=width, height=height)
     return _resize(pixels, *resize.target_size(height, width))
+
+
+def _decode_without_metadata(
+    encoded: bytes, max_pixels: int, known: dict[str, Any]
+) -> Pixels | None:
+    """The pixels of an image that cannot be decoded as it is; None if the metadata is intact."""
+    for copy in copies_without_metadata(encoded):
+        try:
+            return _upright_pixels(copy, max_pixels, known)
+        except (_TooManyPixels, MemoryError):
+            raise
+        except Exception:  # the first error, of the image as it is, is the one that is told
+            continue
+    return None
+
+
+def _upright_pixels(encoded: bytes, max_pixels: int, known: dict[str, Any]) -> Pixels:
+    """The pixels as displayed, (height, width, 3) uint8. `known` gets the size and orientation.
+
+    Pillow turns the pixels of some formats by itself, and then reports no orientation any more.
+    """
+    check_size = partial(_check_size, max_pixels=max_pixels, known=known)
+    with open_image(encoded, check_size) as file:
+        check_size(*file.size)
+        undone = orientation_undone_by_decoder(file, encoded)
+        pixels = _pixels(file, encoded)
+        left = orientation_of(file)  # only now: for that of a PNG, Pillow loads all pixels
+    if left != 1:
+        image = _set_orientation(Image.fromarray(pixels), left)
+        pixels = np.array(ImageOps.exif_transpose(image))
+    known["orientation"] = undone if left == 1 else left
+    return pixels
+
+
+def _check_size(width: int, height: int, max_pixels: int, known: dict[str, Any]) -> None:
+    known.update(width=width, height=height, orientation=1)
+    if width * height > max_pixels:
+        raise _TooManyPixels(f"{width} x {height} is more than {max_pixels} pixels")
 
 
 def _pixels(file: Image.Image, encoded: bytes) -> Pixels:
@@ -120,7 +161,7 @@ def _pixels(file: Image.Image, encoded: bytes) -> Pixels:
         except ValueError:
             pass  # simplejpeg raises at any warning; Pillow then decides about the image
     file.load()
-    return np.array(_convert_to_rgb(file))
+    return rgb_pixels(file, encoded)
 
 
 def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
@@ -135,14 +176,3 @@ def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
 def _set_orientation(image: Image.Image, orientation: int) -> Image.Image:
     image.getexif()[ORIENTATION_TAG] = orientation
     return image
-
-
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB. Alpha is dropped; 16 bits are scaled (not clipped) to 8 bits."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float32)
-        peak = 65535.0 if image.mode != "F" else max(1.0, float(values.max(initial=0.0)))
-        image = Image.fromarray((values.clip(0, peak) * (255.0 / peak)).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")

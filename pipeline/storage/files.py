@@ -15,6 +15,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.storage.access import access_options
 from pipeline.storage.errors import InputError as InputError
 from pipeline.storage.errors import OutputError as OutputError
 from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
@@ -24,6 +25,7 @@ from pipeline.storage.retries import has_answered_before, retry
 from pipeline.storage.urls import identity, mask
 
 CONFLICTS = 20  # attempts to create an object while other requests create it too
+LONGEST_REASON = 400  # characters of an error's text; some quote the body of an answer
 READ_AHEAD = 4 << 20  # bytes of an archive that one request fetches
 # A stalled request fails after these timeouts (in seconds). Only retries.py repeats it.
 S3_OPTIONS: dict[str, Any] = {
@@ -57,7 +59,7 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     if protocol in ("s3", "s3a"):
         options = S3_OPTIONS
     try:
-        fs, path = file_system_of(url, options)
+        fs, path = file_system_of(url, {**options, **access_options(url)})
     except (ValueError, ImportError) as error:
         hint = f" (pip install 'detr-batch[{extra}]')" if isinstance(error, ImportError) else ""
         reason = mask(str(error), url)
@@ -68,7 +70,7 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     elif options is S3_OPTIONS:
         fs.retries = 1  # s3fs repeats requests in addition to botocore
         if fs.session is None:
-            from pipeline.storage.s3_session import s3_session  # slow to import; only S3 needs it
+            from pipeline.storage.s3 import s3_session  # slow to import; only S3 needs it
 
             fs.session = s3_session(fs.kwargs)
     return fs, path
@@ -123,7 +125,7 @@ def read_object(fs: AbstractFileSystem, path: str, size: int = -1) -> bytes:
         _refuse_special_file(path)
         data: bytes = retry(fs.cat_file, path, 0, size if size >= 0 else None)
     elif size >= 0 and "http" in fs.protocol:
-        data = retry(_read_start, fs, path, size)
+        data = retry(fs.read_start, path, size)
     elif size >= 0:
         data = retry(fs.cat_file, path, start=0, end=size) if size else b""
     else:
@@ -140,16 +142,6 @@ def _refuse_special_file(path: str) -> None:
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
-def _read_start(fs: AbstractFileSystem, path: str, size: int) -> bytes:
-    """The first `size` bytes of a web object, whether or not its server delivers parts of it."""
-    found: list[bytes] = []
-    with fs.open(path, "rb", block_size=0, size=size or 1) as file:  # as a stream, unasked for size
-        while size > 0 and (piece := file.read(size)):
-            found.append(piece)
-            size -= len(piece)
-    return b"".join(found)
-
-
 def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
     """Open an object for reading, with random access. Failed requests are repeated.
 
@@ -158,8 +150,7 @@ def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
     if isinstance(fs, LocalFileSystem):
         _refuse_special_file(path)
         return open(path, "rb")
-    # Many HTTP servers do not deliver parts of a file.
-    if "http" in fs.protocol and not retry(fs.info, path).get("partial"):
+    if "http" in fs.protocol:  # many servers do not deliver parts of a file
         return local_copy(fs, path)
     return io.BufferedReader(_Ranges(fs, path), READ_AHEAD)
 
@@ -210,11 +201,12 @@ class _Ranges(io.RawIOBase):
 
 
 def etag_of(info: dict[str, Any]) -> str:
-    """The version of an object: its ETag, or "<mtime_ns>-<size>" of a local file."""
-    etag = info.get("ETag") or info.get("etag")
+    """The version of an object: its ETag, its blob on hf://, or "<mtime_ns>-<size>" of a file."""
+    etag = info.get("ETag") or info.get("etag") or info.get("blob_id")
     if etag is None and "mtime" in info:
         etag = f"{int(info['mtime'] * 1e9)}-{info.get('size')}"
-    return str(etag or info.get("size")).strip('"')
+    text = str(etag or info.get("size")).strip('"')
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def uri(fs: AbstractFileSystem, path: str) -> str:
@@ -266,7 +258,9 @@ def explain_errors(what: str, url: str) -> Iterator[None]:
 
 
 def _first_line(error: BaseException, url: str) -> str:
-    return mask((str(error).splitlines() or [type(error).__name__])[0], url)
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    shown = mask(line, url)  # before it is cut, so that no half of a secret is left
+    return shown if len(shown) <= LONGEST_REASON else f"{shown[:LONGEST_REASON]}..."
 
 
 def remove_tree(fs: AbstractFileSystem, path: str) -> None:

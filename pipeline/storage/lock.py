@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.clock import monotonic_seconds
 from pipeline.storage.conditional import remove_if, replace_if
+from pipeline.storage.environment import number_of_variable
 from pipeline.storage.errors import OutputError
 from pipeline.storage.files import (
     CONFLICTS,
@@ -45,7 +46,7 @@ from pipeline.storage.urls import mask
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = float(os.environ.get("DETR_BATCH_LEASE_SECONDS", "60"))
+LEASE_SECONDS = number_of_variable("DETR_BATCH_LEASE_SECONDS", 60)
 MOST_LEASE_SECONDS = 86_400.0
 RENEWALS = 4  # number of renewals per lease
 MOST_WATCHED_SECONDS = 600.0  # a command that waits longer than this seems to hang

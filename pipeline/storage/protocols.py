@@ -15,8 +15,11 @@ from fsspec import AbstractFileSystem, get_filesystem_class
 from pipeline.storage.errors import InputError
 
 # The extras of pyproject.toml that install the file system of a protocol.
-EXTRAS = {"abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs"}
-PROTOCOLS = ("file", "http", "https", "s3", "s3a", *EXTRAS)
+EXTRAS = {
+    "abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs", "hf": "hf",
+}  # fmt: skip
+WEB = ("http", "https")
+PROTOCOLS = ("file", *WEB, "s3", "s3a", *EXTRAS)
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 
 
@@ -31,6 +34,17 @@ def is_local(address: str) -> bool:
     return protocol_of(address) in (None, "file")
 
 
+def store_of(url: str) -> str:
+    """The name of the store of an object: `https://host`, `s3://bucket`, or `file://`."""
+    if is_local(url):
+        return "file://"
+    try:
+        parts = urlsplit(url)
+        return f"{protocol_of(url)}://{parts.netloc.rpartition('@')[2].lower()}"
+    except ValueError:  # no address; it is refused before it is requested
+        return "file://"
+
+
 def file_system_of(address: str, options: dict[str, Any]) -> tuple[AbstractFileSystem, str]:
     """The file system of a path or URL, and the path in it. `options` are the file system's.
 
@@ -41,16 +55,28 @@ def file_system_of(address: str, options: dict[str, Any]) -> tuple[AbstractFileS
     if protocol is not None:
         address = protocol + address[len(protocol) :]
         _check(protocol, address)
-    kind = get_filesystem_class(protocol or "file")
+    kind = _class_of(protocol or "file")
     fs = kind(**{**kind._get_kwargs_from_urls(address), **options})
     return fs, kind._strip_protocol(address)
+
+
+def _class_of(protocol: str) -> type[AbstractFileSystem]:
+    if protocol in ("s3", "s3a"):
+        from pipeline.storage.s3 import S3Files  # slow to import
+
+        return S3Files
+    if protocol in WEB:
+        from pipeline.storage.web import WebFileSystem  # slow to import
+
+        return WebFileSystem
+    return get_filesystem_class(protocol)
 
 
 def _check(protocol: str, address: str) -> None:
     if protocol not in PROTOCOLS:
         accepted = ", ".join(f"{name}://" for name in PROTOCOLS)
         raise InputError(f"{protocol}:// is none of {accepted}: copy the object to one of these")
-    if protocol in ("http", "https"):
+    if protocol in WEB:
         try:
             parts = urlsplit(address)
             named = bool(parts.hostname) and parts.port != 0  # a wrong port raises ValueError

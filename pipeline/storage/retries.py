@@ -6,7 +6,6 @@ retries. s3fs and botocore are configured not to retry (files.py), so that the l
 attempts may include several of theirs.
 """
 
-import os
 import random
 import socket
 import time
@@ -17,8 +16,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.storage.environment import number_of_variable
+
 # Seconds for which a request is retried before the run ends. The next run resumes it.
-PATIENCE = float(os.environ.get("DETR_BATCH_STORE_PATIENCE", "180"))
+PATIENCE = number_of_variable("DETR_BATCH_STORE_PATIENCE", 180)
 # The same limit for a store that has never answered while a person waits. The usual cause is a
 # misspelt endpoint.
 PATIENCE_AT_FIRST = 20.0
@@ -97,6 +98,13 @@ def has_answered_before(error: BaseException) -> bool:
     """
     cause = error.__cause__ or error
     return _answered and is_transient(error) and type(cause).__name__ not in _LASTING
+
+
+def answered_status(error: BaseException) -> int:
+    """The HTTP status of the store's answer in an error; 0 if the store did not answer."""
+    cause = error.__cause__ or error
+    status = _answer(cause).get("ResponseMetadata", {}).get("HTTPStatusCode") or _status(cause)
+    return int(status or 0)
 
 
 def is_from_store(error: BaseException) -> bool:

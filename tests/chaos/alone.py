@@ -83,7 +83,7 @@ def publish_parts(
         yield from part_files_of_table(write_parts(table_of_part(part), target))
 
 
-def _place(request: ClusterRequest, output: str, first: Member) -> Placement:
+def _place(request: ClusterRequest, output: str, first: Member, access: str | None) -> Placement:
     return placement_on(request, [Node(MACHINE, {})], cluster=False)
 
 

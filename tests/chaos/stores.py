@@ -106,6 +106,23 @@ def one_object_fails(lab: Lab) -> None:
         take_up(lab, name)
 
 
+def one_image_fails(lab: Lab) -> None:
+    """One object of INPUT is answered by 500: its row fails, and the next run labels it."""
+    name = lab.fault.command
+    lab.place_template()
+    with lab.proxy() as store:
+        store.broken = lab.fault.parameter
+        command = lab.start(name)
+        code = lab.finish(command)
+        if not store.done.is_set():
+            raise NotPossible(f"{command} asks for nothing like {store.broken}")
+        assert code == 0 and lab.commits(), f"exit code {code}: {command.said()}"
+        store.broken = ""
+        lab.recover(name, 0)
+        lab.compare(lab.undisturbed(name).tables, latest=True)
+        lab.run("verify")
+
+
 def stale_listings(lab: Lab) -> None:
     """Listings lag behind, from the start of a command to its end."""
     name = lab.fault.command
@@ -167,6 +184,7 @@ KINDS = {
     "store gone": from_a_change_on(vanish),
     "writes forbidden": from_a_change_on(forbid),
     "500 for one object": one_object_fails,
+    "500 for one image": one_image_fails,
     "stale listings": stale_listings,
     "stale listings after a kill": stale_after_kill,
     "store of a host that does not exist": no_such_host,

@@ -23,6 +23,7 @@ from PIL import Image
 from model.checkpoint import read_weights, save_weights
 from model.zoo import create_model
 from pipeline import schema
+from pipeline.formats.hidden import is_hidden
 from pipeline.formats.image_names import is_image
 from pipeline.plan.plan import plan_shards
 from pipeline.schema import ENCODED
@@ -153,7 +154,11 @@ def test_any_names_in_a_tar_are_one_row_each(tmp_path: Path, names: list[str]) -
             entry.size = len(jpeg(index))
             archive.addfile(entry, io.BytesIO(jpeg(index)))
     with tarfile.open(path) as archive:
-        there = [entry for entry in archive if entry.isfile() and is_image(entry.name)]
+        there = [
+            entry
+            for entry in archive
+            if entry.isfile() and is_image(entry.name) and not is_hidden(entry.name)
+        ]
     rows = read(path)
     if not there:
         assert [row["status"] for row in rows] == ["empty_shard"]

@@ -5,12 +5,16 @@ one holds two versions of a file of detections that `import` took; one is empty,
 in the store. Each fault starts from a copy.
 """
 
+import hashlib
 import json
 import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
@@ -54,16 +58,18 @@ class World:
         }
 
     def prepare(self, forge: Forge) -> None:
-        """Make all of it, by commands that nothing disturbs. What is there already is kept."""
+        """Make all of it, by commands that nothing disturbs. What was made like this is kept."""
         self._make(forge)
         fs, path = open_location(STORED_LAKE, "INPUT")
         for file in sorted(self.lake.iterdir()):
             fs.put_file(str(file), f"{path}/{file.name}")
 
     def _make(self, forge: Forge) -> None:
-        if (self.folder / "ready").exists():
+        made_by = self._maker()
+        if (self.folder / "ready").exists() and self._ready().get("made by") == made_by:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
         save_weights(create_model("shapes-tiny", "random", training=True), self.weights, {})
         for night in (1, 2, 3):
             write_night(self.lake, night)
@@ -80,11 +86,23 @@ class World:
             for kind, names in WRITERS.items()
             for name in names
         }
-        (self.folder / "ready").write_text(json.dumps(counts))
+        ready = {"made by": made_by, "steps": counts}
+        (self.folder / "ready").write_text(json.dumps(ready))
+
+    def _maker(self) -> str:
+        """What the numbers and names of the world depend on: processor, torch, and the folder."""
+        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        processor = [line for line in text.splitlines() if line.startswith(("model name", "flags"))]
+        words = "\n".join([*processor, torch.__version__, str(self.folder)])
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    def _ready(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "ready").read_text())
+        return found
 
     def steps(self) -> dict[str, int]:
         """How many steps each writer takes that nothing disturbs."""
-        found: dict[str, int] = json.loads((self.folder / "ready").read_text())
+        found: dict[str, int] = self._ready()["steps"]
         return found
 
     def _run_to_end(self, forge: Forge, words: list[str]) -> Command:

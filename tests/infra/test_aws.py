@@ -19,10 +19,10 @@ from aiohttp import web
 from botocore.session import get_session
 from ray.autoscaler._private.aws.config import DEFAULT_AMI
 from ray.autoscaler._private.util import prepare_config, validate_config
-from s3fs import S3FileSystem
 
 from jobs.accounting.prices import machines
 from jobs.cli import main
+from pipeline.storage.s3 import S3Files
 from tests.chaos.faulty_store import FaultyStore
 from tests.support.s3_server import ADMIN, BUCKET, REGION, SECRET
 from tests.support.samples import jpeg
@@ -199,9 +199,9 @@ def job(s3: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WatchedStore]:
         monkeypatch.setenv("AWS_ENDPOINT_URL", watched.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", made["AccessKeyId"])
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", made["SecretAccessKey"])
-        S3FileSystem.clear_instance_cache()
+        S3Files.clear_instance_cache()
         yield watched
-        S3FileSystem.clear_instance_cache()
+        S3Files.clear_instance_cache()
     iam.delete_user_policy(UserName="job", PolicyName="run")
     iam.delete_access_key(UserName="job", AccessKeyId=made["AccessKeyId"])
     iam.delete_user(UserName="job")

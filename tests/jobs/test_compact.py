@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from s3fs import S3FileSystem
 
 from jobs import compact as compact_module
 from jobs.cli import main
@@ -22,6 +21,7 @@ from jobs.query import answer_query
 from pipeline.plan.digests import digests, find_positions
 from pipeline.plan.shards import shards_of_table
 from pipeline.storage.files import open_location
+from pipeline.storage.s3 import S3Files
 from tests.chaos.faulty_store import FaultyStore
 from tests.support.committed import labelling_runs
 from tests.support.labelled import write_run
@@ -250,7 +250,7 @@ def test_queries_are_answered_although_requests_fail(
     store.kinds = ("slow_down", "error", "reset")
     with store.running(), monkeypatch.context() as patched:
         patched.setenv("AWS_ENDPOINT_URL", store.url)
-        S3FileSystem.clear_instance_cache()
+        S3Files.clear_instance_cache()
         store.rate = 0.05
         for _ in range(5):
             assert read_newest(f"{bucket}/labels") == expected
@@ -258,4 +258,4 @@ def test_queries_are_answered_although_requests_fail(
         assert len(compact(f"{bucket}/labels")) == 1
         store.rate = 0.0
         assert read_newest(f"{bucket}/labels") == expected
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()

@@ -18,6 +18,7 @@ KEY, SECRET, REGION = "test-key", "test-secret", "us-east-1"
 READER = "reader-key"  # may write nothing
 ADMIN = "admin-key"  # may create buckets; a write by the other users must not create one
 BUCKET = "lake"
+PUBLIC = "public"  # a bucket that everybody may read, once ADMIN has created it
 START_SECONDS = 60
 
 
@@ -46,7 +47,9 @@ def s3_server() -> Iterator[dict[str, str]]:
         user = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List", "Tagging")]
         reader = [action for action in user if action.startswith(("Read", "List"))]
         rights = {ADMIN: ["Admin"], KEY: user, READER: reader}
-        config.write_text(json.dumps({"identities": [_identity(*one) for one in rights.items()]}))
+        everybody = {"name": "anonymous", "actions": [f"Read:{PUBLIC}", f"List:{PUBLIC}"]}
+        identities = [*(_identity(*one) for one in rights.items()), everybody]
+        config.write_text(json.dumps({"identities": identities}))
         command = [str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=20"]

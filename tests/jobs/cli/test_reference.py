@@ -37,6 +37,6 @@ def test_every_variable_is_in_the_table() -> None:
 @pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
 def test_a_variable_is_read_where_the_table_says(variable: Variable) -> None:
     code = (ROOT / variable.file).read_text(encoding="utf-8")
-    given = re.search(rf'"{variable.name}"(?:, "([^"]*)")?', code)
+    given = re.search(rf'"{variable.name}"(?:, (?:"([^"]*)"|(\d+)))?', code)
     assert given, variable.file
-    assert (given[1] or "") == variable.default
+    assert (given[1] or given[2] or "") == variable.default

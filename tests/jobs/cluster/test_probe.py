@@ -4,12 +4,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from s3fs import S3FileSystem
 
 from jobs.cluster.probe import PACKAGES, probe
 from jobs.output import paths
 from pipeline.schema import Member
 from pipeline.storage.files import join, list_files, open_location
+from pipeline.storage.s3 import S3Files
 from tests.support.s3_server import READER
 
 VERSIONS = {name: version(name) for name in PACKAGES}
@@ -66,9 +66,9 @@ def test_an_object_that_left_its_bucket_is_a_row_and_no_reason(bucket: str) -> N
 def test_a_role_that_may_not_write_is_said(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     output, picture = locked(f"{bucket}/out"), put(f"{bucket}/in/1.png")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER)
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()
     said = probe(VERSIONS, output, picture)
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()
     assert said is not None
     assert f"cannot write OUTPUT: {bucket}/out is forbidden" in said
 

@@ -80,6 +80,8 @@ def write_known(output: Path) -> None:
             pa.array(["files"] * shards),
             pa.ListArray.from_arrays(offsets, members).cast(PLAN.field("members").type),
             pa.nulls(shards, pa.int64()),
+            pa.nulls(shards, pa.string()),
+            pa.nulls(shards, pa.string()),
         ],
         schema=PLAN,
     )

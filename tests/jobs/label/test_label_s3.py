@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3fs import S3FileSystem
 
 from jobs.cli import main
 from jobs.label.label import label
@@ -16,6 +15,7 @@ from jobs.output.views import connect
 from jobs.report.report import report_of
 from pipeline.storage import retries
 from pipeline.storage.files import InputError, open_location
+from pipeline.storage.s3 import S3Files
 from tests.support.labelling import put_images, tiny_options
 from tests.support.s3_server import ADMIN, SECRET
 
@@ -123,11 +123,11 @@ def test_what_s3_refuses_is_one_line_and_exit_code_2(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()
     monkeypatch.setattr(retries, "_answered", False)  # as in a process of its own
     arguments = [source.replace("BUCKET", bucket), output, "--model", "shapes-tiny"]
     code = main(["label", *arguments, "--weights", weights])
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1, printed.err

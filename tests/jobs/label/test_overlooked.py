@@ -1,4 +1,7 @@
-"""An unfinished run that a stale listing hid from the run after it is not resumed."""
+"""An unfinished run is not resumed if another run has labelled its images since it was planned.
+
+A listing of OUTPUT that lags behind hides a killed run from the next command, which plans anew.
+"""
 
 from pathlib import Path
 
@@ -7,41 +10,51 @@ import pytest
 from jobs.label.options import LabelOptions
 from jobs.output import paths
 from pipeline.storage.files import canonical_url
-from tests.jobs.label.test_planning import begin, photos, resume  # noqa: F401
+from tests.jobs.label.test_planning import MARK, begin, photos, resume  # noqa: F401
 from tests.support.committed import commit_run, make_target
 
 FIRST, SECOND = "20260101T000000Z-aaaaaa", "20260102T000000Z-aaaaaa"
 
 
-@pytest.mark.parametrize(("unfinished", "resumed"), [(FIRST, None), (SECOND, SECOND)])
-def test_what_a_later_run_has_labelled_is_not_labelled_twice(
-    unfinished: str,
-    resumed: str | None,
+def finish(options: LabelOptions, run_id: str, source: str) -> None:
+    """Commit a run that `begin` began. Its plan moves beside the manifest."""
+    Path(options.output, paths.plan_under_way(run_id)).rename(
+        Path(options.output, paths.run_folder(run_id), "plan.parquet")
+    )
+    commit_run(make_target(options.output, run_id, fingerprint=MARK), source, [], {"ok": 2})
+
+
+@pytest.mark.parametrize("finished", [FIRST, SECOND])
+def test_of_two_unfinished_runs_over_the_same_images_one_is_finished(
+    finished: str,
     photos: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     options = LabelOptions(str(photos), str(tmp_path / "out"))
-    begin(options, unfinished)
-    other = SECOND if unfinished == FIRST else FIRST
-    target = make_target(options.output, other, fingerprint="f00d")
-    begin(options, other)  # its plan goes beside the manifest when it is committed
-    Path(options.output, paths.plan_under_way(other)).rename(
-        Path(options.output, paths.run_folder(other), "plan.parquet")
-    )
-    commit_run(target, canonical_url(str(photos)), [], {"ok": 2})
+    for run_id in (FIRST, SECOND):
+        begin(options, run_id)
+    finish(options, finished, canonical_url(options.input))
+    assert resume(options) is None
+    for run_id in {FIRST, SECOND} - {finished}:
+        assert not Path(options.output, paths.staging(run_id)).exists()
+
+
+def test_a_run_that_was_planned_after_all_others_is_resumed(
+    photos: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    options = LabelOptions(str(photos), str(tmp_path / "out"))
+    begin(options, SECOND)
+    finish(options, SECOND, canonical_url(options.input))
+    begin(options, FIRST)  # by a clock that is a day behind
     run = resume(options)
-    assert (run and run.run_id) == resumed
-    assert Path(options.output, paths.staging(unfinished)).exists() == (resumed is not None)
+    assert run is not None and run.run_id == FIRST
 
 
 def test_a_run_over_another_input_hides_nothing(photos: Path, tmp_path: Path) -> None:  # noqa: F811
     options = LabelOptions(str(photos), str(tmp_path / "out"))
-    begin(options, FIRST)
-    target = make_target(options.output, SECOND, fingerprint="f00d")
-    begin(options, SECOND)
-    Path(options.output, paths.plan_under_way(SECOND)).rename(
-        Path(options.output, paths.run_folder(SECOND), "plan.parquet")
-    )
-    commit_run(target, "file:///elsewhere", [], {"ok": 2})
+    for run_id in (FIRST, SECOND):
+        begin(options, run_id)
+    finish(options, SECOND, "file:///elsewhere")
     run = resume(options)
     assert run is not None and run.run_id == FIRST

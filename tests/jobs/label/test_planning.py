@@ -29,7 +29,7 @@ from pipeline.plan.shards import (
 from pipeline.storage.files import InputError, canonical_url
 from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
-from tests.support.samples import jpeg
+from tests.support.samples import jpeg, write_tar
 from tests.support.web import served_files
 
 MARK = "f00d"  # fingerprint of the labels that `write_run` makes
@@ -54,7 +54,8 @@ def begin(options: LabelOptions, run_id: str) -> Run:
     run = Run(run_id, plan_shards(options.input).shards)
     recorded = options.without_secrets(canonical_url(options.input))
     computation = Computation("cpu", "fp32", "AVX2, 2 threads")
-    write_run_record(options.output, run, recorded, MARK, computation, NO_URIS, None, 0)
+    committed = len(read_catalog(options.output).state.runs)
+    write_run_record(options.output, run, recorded, MARK, computation, NO_URIS, None, committed)
     return run
 
 
@@ -135,19 +136,21 @@ def test_a_plan_that_an_earlier_version_wrote_is_resumed(photos: Path, tmp_path:
     assert sorted(read, key=lambda one: one.shard) == shards
 
 
-@pytest.mark.parametrize("finished", [0, 1])
-def test_of_two_unfinished_runs_over_the_same_images_one_is_finished(
-    finished: int, photos: Path, tmp_path: Path
+@pytest.mark.parametrize("archives", [True, False])
+def test_a_run_whose_archives_an_earlier_version_read_otherwise_is_planned_anew(
+    archives: bool, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A listing of OUTPUT that lags behind hides a killed run from the next command."""
+    if archives:
+        write_tar(photos / "t.tar", {"a.jpg": jpeg()})
     options = LabelOptions(str(photos), str(tmp_path / "out"))
-    runs = ["20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb"]
-    for run_id in runs:
-        begin(options, run_id)
-    target = make_target(options.output, runs[finished], fingerprint=MARK)
-    commit_run(target, canonical_url(str(photos)), [], {"ok": 2})
-    assert resume(options) is None
-    assert not (Path(options.output) / paths.staging(runs[1 - finished])).exists()
+    run = begin(options, "20260101T000000Z-aaaaaa")
+    record = read_document(options.output, run.run_id, "run.json")
+    del record["numbering"]
+    write_record(options.output, run.run_id, record)
+    found = resume(options)
+    assert (found is None) == archives
+    assert Path(options.output, paths.staging(run.run_id)).exists() != archives
+    assert ("planned and labelled anew" in capsys.readouterr().err) == archives
 
 
 @pytest.mark.parametrize(("relabel", "limit"), [(True, None), (False, 1)])

@@ -50,7 +50,7 @@ KINDS = {
     "good.parquet": "ok",
     "named.parquet": "ok",
     "text.parquet": "corrupt_shard",
-    "plain.parquet": "corrupt_shard",
+    "plain.parquet": "empty_shard",
     "gone.parquet": "unreadable",
     "forbidden.parquet": "unreadable",
 }

@@ -170,7 +170,7 @@ def test_giant_header_of_a_tar_is_damage_and_is_not_read(kind: bytes, tmp_path: 
 
 
 def test_members_of_a_tar_are_not_kept(tmp_path: Path) -> None:
-    """100,000 members took 200 MiB. Links and folders are passed over at once."""
+    """100,000 members took 200 MiB. Each link is a row, and folders are passed over at once."""
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("a.jpg"))
         for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE):
@@ -180,7 +180,7 @@ def test_members_of_a_tar_are_not_kept(tmp_path: Path) -> None:
                 archive.addfile(entry)
     began = time.process_time()
     statuses = Counter(row["status"] for row in encoded(shard_of(tmp_path / "t.tar")))
-    assert statuses == {"empty_file": 1}
+    assert statuses == {"empty_file": 60_001}
     assert time.process_time() - began < SECONDS
     assert peak_of_reader() < 256
 

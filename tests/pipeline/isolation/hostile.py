@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def fork(_: str) -> str:
             os._exit(0)
         os.waitpid(process, 0)
     return "forked"
+
+
+def read_file_in_thread(path: str) -> str:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(read_file, path).result()
 
 
 def start_thread(_: str) -> str:

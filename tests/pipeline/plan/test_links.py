@@ -148,17 +148,36 @@ def test_what_is_passed_over_is_counted_with_its_reason(lake: Path, store: Path)
     os.mkfifo(lake / "pipe.jpg")
     (lake / "zeros.jpg").symlink_to("/dev/zero")
     found = plan_shards(str(lake))
-    assert found.left_out == {NO_IMAGE: 1, HIDDEN: 2, LINKED_FOLDER: 2, SPECIAL: 2}
-    assert sum(len(shard.members) for shard in found.shards) == 4
+    assert found.left_out == {NO_IMAGE: 1, HIDDEN: 1, LINKED_FOLDER: 1, SPECIAL: 2}
+    assert sum(len(shard.members) for shard in found.shards) == 7
 
 
-def test_input_of_links_to_folders_alone_says_what_it_holds(store: Path, tmp_path: Path) -> None:
+def test_input_of_links_to_itself_alone_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir()
-    (tmp_path / "lake" / "folder").symlink_to(store)
-    with pytest.raises(
-        InputError, match=r"nothing to label.*links to folders, which are not followed \(1\)"
-    ):
+    (tmp_path / "lake" / "folder").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"nothing to label.*links to folders that overlap.*\(1\)"):
         plan_shards(str(tmp_path / "lake"))
+
+
+def test_links_to_folders_elsewhere_are_followed_once(
+    lake: Path, store: Path, tmp_path: Path
+) -> None:
+    (lake / "one").symlink_to(store)
+    (lake / "two").symlink_to(store)  # the same folder
+    (store / "deeper").mkdir()
+    (lake / "three").symlink_to(store / "deeper")  # a part of it
+    (lake / "whole").symlink_to(tmp_path)  # what holds it, and INPUT
+    (store / "back").symlink_to(lake)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "b.jpg").write_bytes(jpeg(2))
+    (store / "far").symlink_to(tmp_path / "far")  # a link behind a link
+    found = plan_shards(str(lake))
+    assert found.left_out == {LINKED_FOLDER: 4}
+    names = {m.uri.removeprefix(f"file://{lake}/") for s in found.shards for m in s.members}
+    assert names == {
+        "link.jpg", "again.jpg", "hard.jpg", "link.tar", "one/a.jpg", "one/t.tar", "one/far/b.jpg",
+    }  # fmt: skip
+    assert plan_shards(str(lake), known=known_of(planned(lake))).known == len(names)
 
 
 @pytest.mark.parametrize("name", ["pipe.jpg", "pipe.tar", "pipe.parquet", "zeros.jpg", "zeros.tar"])

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.formats.read import read_rows
 from pipeline.plan.digests import (
     Objects,
     consume_into_known,
@@ -61,7 +62,7 @@ def test_limit_counts_what_archives_hold(
 
 
 def test_plan_leaves_out_what_is_known_and_survives_storage(tmp_path: Path) -> None:
-    for name in ("a.jpg", "sub/b.png", "sub/note.txt", "_hidden/c.jpg", ".d.jpg", "misnamed"):
+    for name in ("a.jpg", "sub/b.png", "sub/note.txt", ".hidden/c.jpg", ".d.jpg", "misnamed"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jpeg())
     whole = plan_shards(str(tmp_path))
@@ -154,9 +155,13 @@ def test_list_of_places_of_many_kinds(web: str, tmp_path: Path) -> None:
     }
 
 
-def test_a_server_in_trouble_is_no_word_about_an_image(web: str, tmp_path: Path) -> None:
+def test_a_server_in_trouble_costs_what_it_does_not_deliver(
+    web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.storage.retries.PATIENCE", 1.0)
     members = tuple(Member(f"{web}/{name}", "e", -1) for name in ("ok.jpg", "503.jpg"))
-    with pytest.raises(Exception, match="503"):
-        encoded(Shard("list", "files", members))
-    with pytest.raises(Exception, match="503"):
-        encoded(Shard("tar", "tar", (Member(f"{web}/503.tar", "e", -1),)))
+    rows = list(read_rows(Shard("list", "files", members), 0))
+    assert [row["status"] for row in rows] == ["ok", "unavailable"]
+    (row,) = read_rows(Shard("tar", "tar", (Member(f"{web}/503.tar", "e", -1),)), 0)
+    assert (row["status"], row["image_id"]) == ("unavailable", f"{web}/503.tar")
+    assert "503" in row["error"]

@@ -4,12 +4,17 @@ import io
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
 from model.resize import ResizeRule
+from pipeline.formats.image_names import has_package
+from pipeline.schema import ENCODED
 from pipeline.stages.decode import decode_row
+from pipeline.stages.opening import optional_formats
 from pipeline.stages.prepare import MAX_PIXELS
+from tests.support.samples import preparer
 
 FORMATS = [
     {"format": "JPEG", "subsampling": 0},
@@ -54,3 +59,31 @@ def test_pixels_equal_those_of_pillow(
     found = prepared_pixels(buffer.getvalue(), rule)
     difference = np.abs(found - np.asarray(resized).astype(int))
     assert difference.max() <= (0 if shorter == 91 else 1)
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("HEIF", ".heic"), ("JXL", ".jxl"), ("AVIF", "")])
+def test_formats_whose_decoders_use_threads_are_read_where_none_may_start(
+    name: str, suffix: str
+) -> None:
+    if suffix and not has_package(suffix):
+        pytest.skip("its package is optional")
+    assert not suffix or name in optional_formats()
+    options = {"tile_size": 512} if name == "HEIF" else {}
+    encoded = []
+    for size in ((64, 48), (1600, 1200)):
+        buffer = io.BytesIO()
+        draw_image("RGB", *size).save(buffer, name, **options)
+        encoded.append({"status": "ok", "encoded": buffer.getvalue()})
+    blocks = preparer()(pa.Table.from_pylist(encoded, schema=ENCODED))
+    rows = [row for block in blocks for row in block.to_pylist()]
+    assert [(row["status"], row["error"]) for row in rows] == [("ok", None)] * 2
+    assert [(row["width"], row["height"]) for row in rows] == [(64, 48), (1600, 1200)]
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stages.opening.optional_formats", lambda: ())
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    heads = {"heif": b"\0\0\0\x18ftypheic" + bytes(60), "jxl": b"\xff\x0a" + bytes(60)}
+    for extra, head in heads.items():
+        row = decode_row(head, ResizeRule(64, 128), MAX_PIXELS)
+        assert (row["status"], f"detr-batch[{extra}]" in row["error"]) == ("undecodable", True)

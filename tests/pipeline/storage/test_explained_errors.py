@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from s3fs import S3FileSystem
 
 from pipeline.storage import retries
 from pipeline.storage.errors import InputError, StorageUnavailable
 from pipeline.storage.files import explain_errors, open_location, read_object
+from pipeline.storage.s3 import S3Files
 from tests.chaos.faulty_store import FaultyStore
 
 
@@ -22,9 +22,9 @@ def store(s3: None, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setattr(retries, "_answered", False)
         monkeypatch.setattr(retries, "PATIENCE", 1.0)
-        S3FileSystem.clear_instance_cache()
+        S3Files.clear_instance_cache()
         yield proxy
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()
 
 
 def read(bucket: str) -> bytes:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from s3fs import S3FileSystem
 
 from pipeline.storage import retries
 from pipeline.storage.files import list_files, open_location, read_object
 from pipeline.storage.retries import is_transient, repeat_while, retry
+from pipeline.storage.s3 import S3Files
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +27,14 @@ def test_a_misspelt_endpoint_is_said_soon_whatever_disks_answer(
     for key, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "k")):
         monkeypatch.setenv(f"AWS_{key}", value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()
     local, path = open_location(str(tmp_path), "OUTPUT")
     assert list(list_files(local, path)) and read_object(local, f"{path}/a") == b"a"
     fs, place = open_location("s3://lake/photos", "INPUT")
     began = time.monotonic()
     with pytest.raises(Exception, match="Could not connect"):
         list_files(fs, place)
-    S3FileSystem.clear_instance_cache()
+    S3Files.clear_instance_cache()
     assert 0.5 < time.monotonic() - began < 8
     assert retries.repeated > 2
 

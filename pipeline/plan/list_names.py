@@ -1,0 +1,163 @@
+"""The names in a list, read as a stream: lines of a text, or a column of a Parquet file."""
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline.formats.image_names import looks_like_image
+from pipeline.formats.parquet import first_heads, open_parquet
+from pipeline.formats.parquet_columns import Columns, NoImageColumn
+from pipeline.storage.files import InputError, open_object
+from pipeline.storage.retries import is_transient
+from pipeline.storage.urls import mask
+
+# Columns that hold addresses, the likeliest first. Case, `_`, `-` and spaces do not matter.
+LIST_COLUMNS = (
+    "url", "uri", "image_url", "image_uri", "img_url", "img_uri", "file_url", "file_uri", "path",
+    "image_path", "img_path", "file_path", "file_name",
+)  # fmt: skip
+HEAD_BYTES = 4096  # bytes at the start of a text that show its encoding
+LONGEST_LINE = 1 << 20  # characters; no address is longer
+ROWS_AT_ONCE = 1 << 14  # rows of a Parquet list that are decoded together
+MOST_LOOKED_AT = 256 << 20  # bytes of a column in a row group that is looked into for images
+_MARKS = (  # what a text in Unicode may begin with
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r")) + b"\x7f"
+
+
+def names_in_text(fs: AbstractFileSystem, path: str) -> Iterator[str]:
+    """The names in a text, one a line, without the lines that are empty or begin with `#`.
+
+    The text is UTF-8, or has a mark at its start that says what it is. Bytes that are not UTF-8 are
+    kept, as Python keeps those of local names. Raises InputError if the file is no text.
+    """
+    with open_object(fs, path) as file:
+        encoding = _encoding(file.read(HEAD_BYTES), path)
+        file.seek(0)
+        errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
+        text = io.TextIOWrapper(file, encoding, errors)  # it takes \r\n, \r and \n for line ends
+        for number in range(1, sys.maxsize):
+            line = text.readline(LONGEST_LINE)
+            if len(line) == LONGEST_LINE:
+                raise InputError(
+                    f"line {number} of the list {mask(path)} has more than {LONGEST_LINE:,} "
+                    "characters: a list has one address or path on each line"
+                )
+            if not line:
+                return
+            name = line.strip().removeprefix("\ufeff").strip()  # lists are made of several others
+            if name and not name.startswith("#"):
+                yield _unquoted(name)
+
+
+def _encoding(head: bytes, path: str) -> str:
+    """The encoding of a text by its first bytes."""
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    controls = len(head) - len(head.translate(None, _CONTROLS))
+    if head[1::2].count(0) > len(head) // 4 and 0 not in head[::2]:
+        return "utf-16-le"
+    if controls * 3 > len(head) or (controls * 50 > len(head) and not _is_utf8(head)):
+        raise InputError(
+            f"the list {mask(path)} is no text: a list has one address or path on each line. If "
+            "it is an image or an archive, say so with --format"
+        )
+    return "utf-8"
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        head[: len(head) - 3].decode()  # the last character may be cut
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 6
+    return True
+
+
+def _unquoted(name: str) -> str:
+    """A name without the quotes around it, which tables have when they are written as text."""
+    quoted = len(name) > 2 and name[0] == name[-1] and name[0] in "\"'"
+    return name[1:-1] if quoted and name[0] not in name[1:-1] else name
+
+
+def names_in_parquet(fs: AbstractFileSystem, path: str) -> Iterator[str]:
+    """The names in a Parquet file. Raises InputError if it has no column of addresses."""
+    with open_object(fs, path) as file:
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        columns = _address_columns(parquet.schema_arrow)
+        if not columns:
+            first, second, *others = LIST_COLUMNS
+            raise InputError(
+                f"the list {mask(path)} has no column of text named {first} or {second} (nor "
+                f"{', '.join(others)})"
+            )
+        if len(columns) > 1:
+            print(
+                f"{mask(path)}: addresses are read from column {columns[0]}, not from "
+                f"{', '.join(columns[1:])}",
+                file=sys.stderr,
+            )
+        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns[:1]):
+            values = batch.column(0).cast(pa.large_string()).cast(pa.large_binary())
+            for value in values.to_pylist():
+                if value and (name := value.decode("utf-8", "surrogateescape").strip()):
+                    yield name
+
+
+def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:
+    """Whether a Parquet file has a column of addresses, and no column of images."""
+    try:
+        with open_object(fs, path) as file:
+            parquet = open_parquet(file)
+            return bool(_address_columns(parquet.schema_arrow)) and not _holds_images(parquet)
+    except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for some broken files
+        if is_transient(error) or isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        return False  # the row of the file will describe the damage
+
+
+def _address_columns(schema: pa.Schema) -> list[str]:
+    """The names of the columns of text that hold addresses, the likeliest first."""
+    plain = [_plain(name) for name in LIST_COLUMNS]
+    texts = [field.name for field in schema if _is_text(field.type) and "." not in field.name]
+    found = {name: plain.index(_plain(name)) for name in texts if _plain(name) in plain}
+    return sorted(found, key=lambda name: (found[name], name not in LIST_COLUMNS))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
+def _holds_images(parquet: pq.ParquetFile) -> bool:
+    """Whether a column holds images, by its first values. One without values may hold them."""
+    columns = Columns(parquet)
+    try:
+        candidates = columns.image_candidates()
+    except NoImageColumn:
+        return False
+    for leaf in candidates:
+        if parquet.num_row_groups:
+            first = parquet.metadata.row_group(0).column(leaf.index)
+            if first.total_uncompressed_size > MOST_LOOKED_AT:
+                return True
+        heads = first_heads(parquet, leaf)
+        if any(map(looks_like_image, heads)) or (not heads and columns.is_called_image(leaf)):
+            return True
+    return False

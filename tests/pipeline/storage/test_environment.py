@@ -1,0 +1,39 @@
+"""Numbers in environment variables, and what is said of others."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage.environment import number_of_variable
+from pipeline.storage.errors import InputError
+
+NAME = "NUMBER_OF_A_TEST"
+
+
+def test_numbers_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert number_of_variable(NAME, 60) == 60
+    for text, number in (("", 60), ("5", 5), (" 2.5 ", 2.5)):
+        monkeypatch.setenv(NAME, text)
+        assert number_of_variable(NAME, 60) == number
+    monkeypatch.setenv(NAME, "a minute")
+    with pytest.raises(InputError, match=f"{NAME}=a minute: give a number, such as 60"):
+        number_of_variable(NAME, 60)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DETR_BATCH_STALL_SECONDS", "DETR_BATCH_LEASE_SECONDS", "DETR_BATCH_STORE_PATIENCE"],
+)
+def test_a_command_says_which_variable_is_no_number(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "label", str(tmp_path), str(tmp_path / "out")],
+        env={**os.environ, name: "x"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    line = f"detr-batch: {name}=x: give a number, such as "
+    assert done.returncode == 2 and done.stderr.startswith(line), done.stderr
