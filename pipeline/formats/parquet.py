@@ -168,7 +168,7 @@ def _image_leaf(parquet: pq.ParquetFile, columns: Columns, named: str | None) ->
         return candidates[0]
     some: list[Leaf] = []  # a part of their values look like images
     for leaf in candidates:
-        heads = first_heads(parquet, leaf)
+        heads = _first_heads(parquet, leaf)
         images = sum(map(looks_like_image, heads))
         if images and 2 * images >= len(heads):
             return leaf
@@ -183,7 +183,7 @@ def _image_leaf(parquet: pq.ParquetFile, columns: Columns, named: str | None) ->
     )
 
 
-def first_heads(parquet: pq.ParquetFile, leaf: Leaf) -> list[bytes]:
+def _first_heads(parquet: pq.ParquetFile, leaf: Leaf) -> list[bytes]:
     """The first bytes of the first values of a column that are not null."""
     rows = islice(_values_of_rows(parquet, leaf), ROWS_LOOKED_AT)
     values = (value for value in chain.from_iterable(rows) if value.is_valid)

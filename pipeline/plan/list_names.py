@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.formats.image_names import looks_like_image
-from pipeline.formats.parquet import first_heads, open_parquet
+from pipeline.formats.parquet import open_parquet
 from pipeline.formats.parquet_columns import Columns, NoImageColumn
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.retries import is_transient
@@ -24,7 +23,6 @@ LIST_COLUMNS = (
 HEAD_BYTES = 4096  # bytes at the start of a text that show its encoding
 LONGEST_LINE = 1 << 20  # characters; no address is longer
 ROWS_AT_ONCE = 1 << 14  # rows of a Parquet list that are decoded together
-MOST_LOOKED_AT = 256 << 20  # bytes of a column in a row group that is looked into for images
 _MARKS = (  # what a text in Unicode may begin with
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -119,7 +117,7 @@ def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:
     try:
         with open_object(fs, path) as file:
             parquet = open_parquet(file)
-            return bool(_address_columns(parquet.schema_arrow)) and not _holds_images(parquet)
+            return bool(_address_columns(parquet.schema_arrow)) and not _may_hold_images(parquet)
     except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for some broken files
         if is_transient(error) or isinstance(error, FileNotFoundError | PermissionError):
             raise
@@ -145,19 +143,10 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _holds_images(parquet: pq.ParquetFile) -> bool:
-    """Whether a column holds images, by its first values. One without values may hold them."""
-    columns = Columns(parquet)
+def _may_hold_images(parquet: pq.ParquetFile) -> bool:
+    """Whether a column may hold images, by its type and name. The driver reads no page."""
     try:
-        candidates = columns.image_candidates()
+        Columns(parquet).image_candidates()
     except NoImageColumn:
         return False
-    for leaf in candidates:
-        if parquet.num_row_groups:
-            first = parquet.metadata.row_group(0).column(leaf.index)
-            if first.total_uncompressed_size > MOST_LOOKED_AT:
-                return True
-        heads = first_heads(parquet, leaf)
-        if any(map(looks_like_image, heads)) or (not heads and columns.is_called_image(leaf)):
-            return True
-    return False
+    return True
