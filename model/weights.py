@@ -15,7 +15,7 @@ from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoi
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Protocols of weights. fsspec would open many others, and chains of them (`zip://a::http://b`).
-PROTOCOLS = ("file", "http", "https", "s3", "s3a", "abfs", "abfss", "az", "gcs", "gs")
+PROTOCOLS = ("file", "http", "https", "s3", "s3a", "abfs", "abfss", "az", "gcs", "gs", "hf")
 
 
 def cache_folder() -> Path:

@@ -34,8 +34,8 @@ def test_failures_outside_the_image_are_tried_again(status: str, tmp_path: Path)
     images = [Labelled("a"), Labelled("b", status=status)]
     archive = [Labelled(f"t#{i}", status=status if i else "ok", shard="t", uri="t") for i in (0, 1)]
     write_run(tmp_path, [*images, *archive], ("",), FIRST)
-    always = status == "changed"
-    asked = status in ("changed", "unreadable", "timed_out", "worker_crash")
+    always = status in ("changed", "unavailable")
+    asked = always or status in ("unreadable", "timed_out", "worker_crash")
     for uri in ("b", "t"):
         assert is_known(tmp_path, uri) is not always
         assert is_known(tmp_path, uri, retry_failed=True) is not asked

@@ -71,7 +71,12 @@ def test_images_and_tars_on_the_hub_are_read(tmp_path: Path) -> None:
     with served(handler) as address:
         found = subprocess.run(
             [sys.executable, "-c", LABEL, "hf://datasets/user/lake"],
-            env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)},
+            env={
+                **os.environ,
+                "HF_ENDPOINT": address,
+                "HF_HOME": str(tmp_path),
+                "HF_HUB_OFFLINE": "0",
+            },
             cwd=ROOT,
             capture_output=True,
             check=False,
