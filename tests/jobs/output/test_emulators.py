@@ -1,4 +1,4 @@
-"""OUTPUT on Azure's and Google's object stores, as far as emulators behave like them.
+"""INPUT and OUTPUT on Azure's and Google's object stores, as far as emulators behave like them.
 
 `make emulators` installs these. Azurite and fake-gcs-server create an object only where there is
 none, as the stores do. gcp-storage-emulator ignores the condition, and must be refused.
@@ -22,6 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -31,10 +33,14 @@ from jobs.output.errors import CommitLost
 from jobs.output.log_writer import LogWriter
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
+from pipeline.plan.digests import Objects, consume_into_known, digest_versions
+from pipeline.plan.listing import NO_IMAGE
+from pipeline.plan.plan import plan_shards
 from pipeline.storage.files import InputError, create_whole, open_location, open_object
 from pipeline.storage.retries import is_transient
 from tests.jobs.output.test_old_versions import write_detections
 from tests.support.s3_server import free_ports
+from tests.support.samples import encoded, jpeg, write_tar
 
 HOST = "127.0.0.1"
 LAKE = "lake"  # the name of the account, and of the container or bucket
@@ -250,6 +256,37 @@ def test_what_others_wrote_since_a_listing_is_seen(output: str) -> None:
     subprocess.run([sys.executable, "-c", script, output], check=True)
     for name in ("old", "new"):
         assert open_object(fs, f"{path}/{name}").read() == b"22"
+
+
+@pytest.mark.slow
+def test_images_of_the_store_are_read_and_known_the_next_night(lake: str, tmp_path: Path) -> None:
+    source = f"{lake}/{uuid.uuid4().hex[:8]}"
+    fs, path = open_location(source, "INPUT")
+    tar = write_tar(tmp_path / "t.tar", {"b.jpg": jpeg(1), "c.jpg": jpeg(2)}).read_bytes()
+    pq.write_table(pa.table({"image": [jpeg(3)], "id": ["d"]}), tmp_path / "p.parquet")
+    parquet = (tmp_path / "p.parquet").read_bytes()
+    objects = {"a b+c.jpg": jpeg(), "in/t.tar": tar, "in/p.parquet": parquet, "notes.txt": b"-"}
+    for name, content in objects.items():
+        fs.pipe_file(f"{path}/{name}", content)
+    found = plan_shards(source)
+    assert found.left_out == {NO_IMAGE: 1}
+    rows = {
+        row["image_id"].removeprefix(f"{source}/"): (row["status"], row["encoded"])
+        for shard in found.shards
+        for row in encoded(shard)
+    }
+    assert rows == {
+        "a b+c.jpg": ("ok", jpeg()),
+        "in/t.tar#b": ("ok", jpeg(1)),
+        "in/t.tar#c": ("ok", jpeg(2)),
+        "d": ("ok", jpeg(3)),
+    }
+    members = [member for shard in found.shards for member in shard.members]
+    versions = digest_versions((member.uri, member.etag) for member in members)
+    known = consume_into_known([Objects(versions)], lambda: iter([]))
+    assert plan_shards(source, known=known).known == 3
+    fs.pipe_file(f"{path}/a b+c.jpg", jpeg(4))
+    assert plan_shards(source, known=known).changed == 1
 
 
 @pytest.mark.slow

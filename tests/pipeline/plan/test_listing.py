@@ -1,6 +1,8 @@
 """What a lake holds is planned, or counted with the reason why it is left out."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ from pipeline.plan.listing import (
     HIDDEN,
     MARKER,
     NO_IMAGE,
+    NO_PACKAGE,
     OTHER_FORMAT,
     UNCOMMITTED,
     kind_of,
@@ -211,3 +214,20 @@ def test_an_etag_that_is_not_utf8(tmp_path: Path) -> None:
         found = plan_shards(str(tmp_path / "list.txt"))
         rows = [row for shard in found.shards for row in encoded(shard)]
     assert [row["status"] for row in rows] == ["ok"]
+
+
+def test_images_whose_package_is_missing_are_left_out_and_labelled_once_it_is_there(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, {"a.jpg": jpeg(), "b.heic": b"photo", "C.HEIC": b"photo", "d.jxl": b"image"})
+    code = (
+        "import sys\nsys.modules |= {'pillow_heif': None, 'pillow_jxl': None}\n"
+        "from pipeline.plan.plan import plan_shards\n"
+        "found = plan_shards(sys.argv[1])\n"
+        "print(sum(len(shard.members) for shard in found.shards), found.left_out)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"1 { ({NO_PACKAGE: 3}) }\n"
+    assert len(planned(tmp_path)[0]) == 4  # both packages are here
