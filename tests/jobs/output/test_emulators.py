@@ -36,7 +36,13 @@ from jobs.output.views import connect
 from pipeline.plan.digests import Objects, consume_into_known, digest_versions
 from pipeline.plan.listing import NO_IMAGE
 from pipeline.plan.plan import plan_shards
-from pipeline.storage.files import InputError, create_whole, open_location, open_object
+from pipeline.storage.files import (
+    InputError,
+    canonical_url,
+    create_whole,
+    open_location,
+    open_object,
+)
 from pipeline.storage.retries import is_transient
 from tests.jobs.output.test_old_versions import write_detections
 from tests.support.s3_server import free_ports
@@ -271,7 +277,7 @@ def test_images_of_the_store_are_read_and_known_the_next_night(lake: str, tmp_pa
     found = plan_shards(source)
     assert found.left_out == {NO_IMAGE: 1}
     rows = {
-        row["image_id"].removeprefix(f"{source}/"): (row["status"], row["encoded"])
+        row["image_id"].removeprefix(f"{canonical_url(source)}/"): (row["status"], row["encoded"])
         for shard in found.shards
         for row in encoded(shard)
     }
