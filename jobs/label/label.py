@@ -127,6 +127,7 @@ def _read_model(options: LabelOptions) -> Command:
             mark,
             options.relabel,
             options.retry_failed,
+            (options.format, options.image_column, options.id_column),
         ),
         sha256,
     )
@@ -167,6 +168,11 @@ def _label_what_is_new(
         startup.end(CATALOGUE)
     found = plan_images(command.wanted, known)
     del known
+    if options.relabel and found.of_other_format:
+        raise InputError(
+            f"--relabel --format {options.format} would drop the labels of {found.of_other_format} "
+            "objects of other formats: relabel without --format"
+        )
     _print_gone_objects(command.output, found.gone, options.relabel)
     for line in image_columns_as_lines(found):
         print(line, file=sys.stderr)

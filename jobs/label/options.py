@@ -151,6 +151,8 @@ class LabelOptions:
             raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
         if not 0 <= self.max_failed_fraction <= 1:
             raise InputError(f"--max-failed-fraction {self.max_failed_fraction}: give 0 to 1")
+        if self.relabel and self.limit is not None:
+            raise InputError("--relabel with --limit would drop the labels of all other images")
         if self.usd_per_hour is not None and self.instance_type:
             raise InputError("--usd-per-hour and --instance-type both name a price: give one")
         if self.cpu_instance_type and not self.instance_type:

@@ -17,10 +17,16 @@ from jobs.output.catalog import Catalog
 from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
 from jobs.output.manifest import Manifest, files_of_table
-from jobs.output.run_documents import score_threshold
+from jobs.output.run_documents import read_document, score_threshold
 from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
 from pipeline.plan.shards import PLAN, member_values, read_plan_tables
-from pipeline.schema import ALWAYS_RETRIED, IMAGES, RETRIED_ON_REQUEST, UNSEEN
+from pipeline.schema import (
+    ALWAYS_RETRIED,
+    FAILED_BY_READING,
+    IMAGES,
+    RETRIED_ON_REQUEST,
+    UNSEEN,
+)
 from pipeline.storage.errors import DamagedFile
 from pipeline.storage.files import InputError, join, local_copy, open_location
 from pipeline.storage.parquet import read_tables
@@ -37,6 +43,8 @@ class LabelRequest:
     fingerprint: str  # of the model, its weights and its settings, see jobs/label/fingerprint.py
     relabel: bool = False  # whether to replace the labels that OUTPUT has of INPUT
     retry_failed: bool = False  # whether to label again what failed for reasons outside the image
+    # --format, --image-column and --id-column: under others, a file may fail that is in order.
+    reading: tuple[str | None, ...] = ("auto", None, None)
 
     @property
     def retried(self) -> frozenset[str]:
@@ -71,7 +79,9 @@ def known_objects(
                 "use the same model, weights and threshold, another OUTPUT, or, for the same "
                 "INPUT, --relabel"
             )
-    return read_known_objects(output, runs, request.source, replaced, request.retried, attempts)
+    return read_known_objects(
+        output, runs, request.source, replaced, request.retried, attempts, request.reading
+    )
 
 
 def read_known_objects(
@@ -81,13 +91,14 @@ def read_known_objects(
     replaced: Collection[str] = (),
     retried: Collection[str] = ALWAYS_RETRIED,
     attempts: Collection[str] = (),
+    reading: tuple[str | None, ...] | None = None,
 ) -> Known:
     """The objects that `runs` labelled; `runs` are sorted from the oldest.
 
     Objects of runs over the INPUT `source` are marked as objects of this INPUT. Objects of
     `replaced` runs do not count as labelled, but can be found to be gone from INPUT. Nor do objects
     with an image whose status is one of `retried`, unless a later run labelled them or their run is
-    one of `attempts`.
+    one of `attempts`. If `reading` is given, what failed under other options is retried too.
     """
     runs = sorted(runs, key=lambda run: run["run_id"] not in replaced)
 
@@ -102,6 +113,9 @@ def read_known_objects(
         of_input = run["input"] == source
         found = [Objects(digest_versions(chain.from_iterable(pairs)), stays, of_input)]
         statuses = [status for status in retried if run["images"].get(status)]
+        misread = [status for status in FAILED_BY_READING if run["images"].get(status)]
+        if misread and reading is not None and _reading(output, run) not in (None, reading):
+            statuses += misread
         if stays and statuses and run["run_id"] not in attempts:
             failed = digest_versions(_failed_objects(output, run, statuses))
             found.append(Objects(failed, labelled=False, of_input=of_input))
@@ -110,6 +124,17 @@ def read_known_objects(
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         by_run = list(chain.from_iterable(pool.map(objects, runs)))
     return consume_into_known(by_run, partial(_uris, output, runs))
+
+
+def _reading(output: str, run: Manifest) -> tuple[str | None, ...] | None:
+    """The options by which a run read its files. None if they are not known."""
+    try:
+        options = read_document(output, run["run_id"], "run.json").get("options")
+    except FileNotFoundError:
+        return None
+    if not isinstance(options, dict):
+        return None
+    return options.get("format", "auto"), options.get("image_column"), options.get("id_column")
 
 
 def _failed_objects(

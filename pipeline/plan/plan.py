@@ -20,9 +20,9 @@ from pipeline.formats.tars import tar_images
 from pipeline.plan.contents import Looker
 from pipeline.plan.digests import NOTHING_KNOWN, Known, digests, find_names, find_positions
 from pipeline.plan.footers import FooterReader
-from pipeline.plan.listing import FORMATS, LEFT_OUT, ListedObject, list_objects
+from pipeline.plan.listing import FORMATS, LEFT_OUT, OTHER_FORMAT, ListedObject, list_objects
 from pipeline.plan.shards import Shards, tables_of_shards, write_shards
-from pipeline.schema import UNREACHED, Member, Shard
+from pipeline.schema import UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.access import use_input_access
 from pipeline.storage.files import InputError, explain_errors, open_location, open_object, uri
 from pipeline.storage.retries import is_transient, is_unknown_host
@@ -43,6 +43,7 @@ class Plan:
     known: int  # objects that are already labelled
     changed: int  # objects that are labelled in another version
     again: int  # objects that are labelled again although they are as they were
+    of_other_format: int  # objects labelled from this INPUT that --format leaves out now
     gone: pa.Array  # uris of objects that were labelled from this INPUT and no longer exist
     # Number of new Parquet files by the columns that their images are read from.
     image_columns: dict[str, int] = field(default_factory=dict)
@@ -96,6 +97,7 @@ def plan_shards(
         known_and_same,
         compared.changed,
         compared.again,
+        compared.of_other_format,
         compared.gone_uris(),
         dict(compared.footers.columns),
     )
@@ -121,7 +123,7 @@ class _Comparison:
 
     def __init__(self, known: Known, footers: FooterReader):
         self.known, self.footers = known, footers
-        self.wanted = self.planned = self.changed = self.again = 0
+        self.wanted = self.planned = self.changed = self.again = self.of_other_format = 0
         self.left_out: Counter[str] = Counter()
         self._looker = Looker()
         self._seen = np.zeros(known.uris.shape[1], bool)
@@ -133,10 +135,22 @@ class _Comparison:
             self.wanted += len(rows)
             self.left_out.update(kind for _, kind in found if kind in LEFT_OUT)
             if len(self._seen):
+                self._see(member for member, kind in found if kind in LEFT_OUT)
+                other_format = (member for member, kind in found if kind == OTHER_FORMAT)
+                self.of_other_format += self._see(other_format)
                 rows = self._leave_out_known(rows)
             rows = self._leave_out_no_images(rows)
             self.planned += len(rows)
             yield from rows
+
+    def _see(self, members: Iterable[Member]) -> int:
+        """Note that objects are there. Returns how many of them were labelled from this INPUT."""
+        positions = find_positions(
+            digests(identity(member.uri) for member in members), self.known.uris
+        )
+        found = positions[positions >= 0]
+        self._seen[found] = True
+        return int(self.known.of_input[found].sum())
 
     def _leave_out_no_images(self, rows: list[ListedObject]) -> list[ListedObject]:
         """Look into objects whose names do not say what they are, and count those left out."""
@@ -156,7 +170,8 @@ class _Comparison:
         labelled = is_known & self.known.labelled[positions]
         same = labelled & (etags == self.known.etags[:, positions]).all(axis=0)
         # Labels are not replaced by the failed row of an object that could not be looked at.
-        same |= labelled & np.array([member.etag == UNREACHED for member, _ in rows], bool)
+        unseen = [member.etag in (UNREACHED, UNSEEN) for member, _ in rows]
+        same |= labelled & np.array(unseen, bool)
         self.changed += int(labelled.sum() - same.sum())
         self.again += int(is_known.sum() - labelled.sum())
         return [rows[row] for row in np.flatnonzero(~same)]

@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.storage.files import list_files, object_info
 from pipeline.storage.retries import retry
 
+MOST_LINKS = 8  # links to folders that one path leads through
 Info = dict[str, Any]  # fsspec's details of an object: name, type, size, and version
 
 
@@ -33,45 +34,45 @@ def walk(fs: AbstractFileSystem, path: str) -> Iterator[Info]:
 def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
     """The objects below a local folder, and the entries that are passed over.
 
-    A link to a folder is followed if the folder neither holds nor lies in what is read anyway, so
-    that no file is there twice, or for ever. Other links to folders have the type "directory", and
-    so has a folder whose path is longer than the system allows.
+    Links to folders are followed, as `find -L` does. A link to a folder that the walk is in, or to
+    one above it, would lead in circles: its type is "directory". So is that of a link behind
+    MOST_LINKS others, and of a folder whose path is longer than the system allows.
     """
-    elsewhere = _Elsewhere(path)
-    open_folders = [_entries(path)]  # from the top to where the walk is, however deep that is
+    # From the top to where the walk is, however deep that is.
+    open_folders = [_entries(path)]
+    links = [(1, os.path.realpath(path))]  # followed: the depth behind each, and the real folder
     while open_folders:
         entry = next(open_folders[-1], None)
         if entry is None:
             open_folders.pop()
-        elif not entry.is_dir(follow_symlinks=False) and not elsewhere.has(entry):
+            if len(open_folders) < links[-1][0]:
+                links.pop()
+            continue
+        is_link = entry.is_symlink() and os.path.isdir(entry.path)
+        if not is_link and not entry.is_dir(follow_symlinks=False):
             yield from _details(fs, entry)
-        else:
-            try:
-                open_folders.append(_entries(entry.path))
-            except FileNotFoundError:
-                continue  # the folder was deleted after the folder above it was listed
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                yield {"name": entry.path, "type": "directory"}
+            continue
+        try:
+            if is_link:
+                target = os.path.realpath(entry.path)
+                here = os.path.realpath(os.path.dirname(entry.path))
+                if len(links) > MOST_LINKS or _leads_in_circles(target, here, links):
+                    yield {"name": entry.path, "type": "directory", "islink": True}
+                    continue
+                links.append((len(open_folders) + 1, target))
+            open_folders.append(_entries(entry.path))
+        except FileNotFoundError:
+            continue  # the folder was deleted after the folder above it was listed
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            yield {"name": entry.path, "type": "directory"}
 
 
-class _Elsewhere:
-    """INPUT and the folders that links lead to, none of which holds another."""
-
-    def __init__(self, root: str):
-        self._read = [os.path.realpath(root)]
-
-    def has(self, entry: os.DirEntry[str]) -> bool:
-        """Whether an entry is a link to a folder that is not read yet. It counts as read then."""
-        if not entry.is_symlink() or not os.path.isdir(entry.path):
-            return False
-        target = os.path.realpath(entry.path)
-        for folder in self._read:
-            if os.path.commonpath([folder, target]) in (folder, target):
-                return False
-        self._read.append(target)
-        return True
+def _leads_in_circles(target: str, here: str, links: list[tuple[int, str]]) -> bool:
+    """Whether a folder is one that the walk is in, or above one."""
+    inside = [here, *(folder for _, folder in links)]
+    return any(os.path.commonpath([folder, target]) == target for folder in inside)
 
 
 def _entries(path: str) -> Iterator[os.DirEntry[str]]:

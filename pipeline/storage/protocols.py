@@ -76,6 +76,8 @@ def _check(protocol: str, address: str) -> None:
     if protocol not in PROTOCOLS:
         accepted = ", ".join(f"{name}://" for name in PROTOCOLS)
         raise InputError(f"{protocol}:// is none of {accepted}: copy the object to one of these")
+    if protocol in ("s3", "s3a") and not address.partition("://")[2].strip("/"):
+        raise InputError("it names no bucket: check the spelling")
     if protocol in WEB:
         try:
             parts = urlsplit(address)

@@ -308,6 +308,7 @@ def test_second_writer_is_refused(photos: Path, tmp_path: Path, weights: str) ->
         (["photos", "out", "--model", "yolo"], "unknown model"),
         (["photos", "out", "--score-threshold", "2"], "--score-threshold"),
         (["photos", "out", "--limit", "0"], "--limit must be at least 1"),
+        (["photos", "out", "--relabel", "--limit", "1"], "would drop the labels of all other"),
         (["photos", "out", "--weights", "nowhere.pth"], "no weights at"),
         (["photos", "out", "--model", "deformable-detr", "--weights", "tiny"], "does not fit"),
     ],

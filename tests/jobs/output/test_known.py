@@ -1,12 +1,14 @@
 """Which objects are known, and which of those that failed are tried again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.output.catalog import read_catalog
 from jobs.output.errors import DamagedOutput
 from jobs.output.known import LabelRequest, known_objects
+from jobs.output.run_documents import read_document, write_record
 from pipeline import schema
 from pipeline.plan.digests import digests, find_positions
 from tests.support.labelled import Labelled, write_run
@@ -19,7 +21,7 @@ STATUSES = sorted(
 )
 
 
-def is_known(output: Path, uri: str, attempts: tuple[str, ...] = (), **request: bool) -> bool:
+def is_known(output: Path, uri: str, attempts: tuple[str, ...] = (), **request: Any) -> bool:
     """Whether an object need not be labelled again."""
     wanted = LabelRequest("in", "made-by-hand", 0.0, "f00d", **request)
     known = known_objects(str(output), wanted, read_catalog(str(output)), attempts)
@@ -41,6 +43,21 @@ def test_failures_outside_the_image_are_tried_again(status: str, tmp_path: Path)
         assert is_known(tmp_path, uri, retry_failed=True) is not asked
         assert is_known(tmp_path, uri, (FIRST,), retry_failed=True)
     assert is_known(tmp_path, "a", retry_failed=True)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_files_that_failed_under_other_options_are_tried_again(status: str, tmp_path: Path) -> None:
+    """A tar that --format images took for an image, or a column that was misspelt."""
+    write_run(tmp_path, [Labelled("a"), Labelled("b", status=status)], ("",), FIRST)
+    record = read_document(str(tmp_path), FIRST, "run.json")
+    options = {**record["options"], "format": "images", "image_column": None, "id_column": None}
+    write_record(str(tmp_path), FIRST, {**record, "options": options})
+    always = status in ("changed", "unavailable")
+    misread = status in ("corrupt_shard", "empty_shard", "missing_bytes", "undecodable")
+    for reading in (("auto", None, None), ("images", "picture", None), ("images", None, "name")):
+        assert is_known(tmp_path, "b", reading=reading) is not (misread or always)
+        assert is_known(tmp_path, "a", reading=reading)
+    assert is_known(tmp_path, "b", reading=("images", None, None)) is not always
 
 
 @pytest.mark.parametrize("status", ["ok", "undecodable"])

@@ -1,5 +1,6 @@
 """Links and special files in a lake are labelled as what they lead to, or counted with a reason."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
 from pipeline.plan.listing import HIDDEN, LINKED_FOLDER, NO_IMAGE, SPECIAL
 from pipeline.plan.plan import plan_shards
+from pipeline.plan.walk import MOST_LINKS
 from pipeline.schema import Member
 from pipeline.storage.files import InputError
 from tests.support.samples import encoded, jpeg, write_tar
@@ -155,29 +157,46 @@ def test_what_is_passed_over_is_counted_with_its_reason(lake: Path, store: Path)
 def test_input_of_links_to_itself_alone_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir()
     (tmp_path / "lake" / "folder").symlink_to(tmp_path)
-    with pytest.raises(InputError, match=r"nothing to label.*links to folders that overlap.*\(1\)"):
+    with pytest.raises(InputError, match=r"nothing to label.*links to folders that lead.*\(1\)"):
         plan_shards(str(tmp_path / "lake"))
 
 
-def test_links_to_folders_elsewhere_are_followed_once(
+def test_links_to_folders_are_followed_but_not_in_circles(
     lake: Path, store: Path, tmp_path: Path
 ) -> None:
-    (lake / "one").symlink_to(store)
-    (lake / "two").symlink_to(store)  # the same folder
     (store / "deeper").mkdir()
-    (lake / "three").symlink_to(store / "deeper")  # a part of it
-    (lake / "whole").symlink_to(tmp_path)  # what holds it, and INPUT
+    (store / "deeper" / "c.jpg").write_bytes(jpeg(3))
+    (lake / "a_part").symlink_to(store / "deeper")
+    (lake / "one").symlink_to(store)  # what holds it
+    (lake / "two").symlink_to(store)  # the same folder
+    (lake / "whole").symlink_to(tmp_path)  # what holds INPUT
     (store / "back").symlink_to(lake)
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "b.jpg").write_bytes(jpeg(2))
+    (tmp_path / "far" / "self").symlink_to(tmp_path / "far")
     (store / "far").symlink_to(tmp_path / "far")  # a link behind a link
     found = plan_shards(str(lake))
-    assert found.left_out == {LINKED_FOLDER: 4}
     names = {m.uri.removeprefix(f"file://{lake}/") for s in found.shards for m in s.members}
-    assert names == {
-        "link.jpg", "again.jpg", "hard.jpg", "link.tar", "one/a.jpg", "one/t.tar", "one/far/b.jpg",
-    }  # fmt: skip
-    assert plan_shards(str(lake), known=known_of(planned(lake))).known == len(names)
+    of_store = {"a.jpg", "t.tar", "far/b.jpg", "deeper/c.jpg"}
+    of_links = {f"{link}/{name}" for link in ("one", "two") for name in of_store}
+    assert names == {"link.jpg", "again.jpg", "hard.jpg", "link.tar", "a_part/c.jpg", *of_links}
+    assert found.left_out == {LINKED_FOLDER: 5}  # whole, and back and self behind one and two
+    known = known_of(planned(lake))
+    assert plan_shards(str(lake), known=known).known == len(names)
+    (lake / "a_first").symlink_to(store)  # another link changes no name
+    assert plan_shards(str(lake), known=known).known == len(names)
+
+
+def test_links_behind_links_have_an_end(tmp_path: Path) -> None:
+    folders = [tmp_path / "lake", *(tmp_path / str(number) for number in range(20))]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(jpeg(number))
+    for folder, following in itertools.pairwise(folders):
+        (folder / "next").symlink_to(following)
+    found = plan_shards(str(tmp_path / "lake"))
+    assert sum(len(shard.members) for shard in found.shards) == 1 + MOST_LINKS
+    assert found.left_out == {LINKED_FOLDER: 1}
 
 
 @pytest.mark.parametrize("name", ["pipe.jpg", "pipe.tar", "pipe.parquet", "zeros.jpg", "zeros.tar"])

@@ -226,3 +226,16 @@ def test_an_expired_token_is_a_matter_of_the_whole_store() -> None:
         raise error
 
     assert not availability._answers("s3://bucket/a.jpg", refuse)
+
+
+def test_labels_stay_in_a_night_in_which_an_object_cannot_be_had(tmp_path: Path) -> None:
+    """A token that has expired, or a file that is gone, gives no failed row in place of labels."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "b.jpg").write_bytes(jpeg(1))
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
+    members = [m for s in plan_shards(str(tmp_path / "list.txt")).shards for m in s.members]
+    versions = digest_versions((member.uri, member.etag) for member in members)
+    known = consume_into_known([Objects(versions)], lambda: iter([]))
+    (tmp_path / "a.jpg").unlink()
+    found = plan_shards(str(tmp_path / "list.txt"), known=known)
+    assert (found.known, found.changed, len(found.shards)) == (2, 0, 0)
