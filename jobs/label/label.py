@@ -47,13 +47,14 @@ from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, named_model
 from pipeline.dataflow import FlowSettings
 from pipeline.isolation import sandbox
-from pipeline.plan.plan import left_out_as_text
+from pipeline.plan.digests import Known
+from pipeline.plan.plan import Plan, left_out_as_text
 from pipeline.plan.shards import Shards
 from pipeline.schema import OK
 from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
-from pipeline.storage.errors import InputError
+from pipeline.storage.errors import CommandFailed, InputError
 from pipeline.storage.files import canonical_url, open_location
 from pipeline.storage.urls import mask, printable
 
@@ -136,9 +137,25 @@ def _read_model(options: LabelOptions) -> Command:
 def _describe_plan(command: Command) -> str:
     """The text that --dry-run prints."""
     known = known_objects(command.output, command.labels, read_catalog(command.output))
-    found = plan_images(command.wanted, known)
+    found = _plan(command, known)
     placement = placement_without_starting(command.options.machines())
     return plan_as_text(found, command.estimate(found.shards), placement.as_text())
+
+
+def _plan(command: Command, known: Known) -> Plan:
+    """Plan the images that are new. Raises an error if --relabel would drop labels for nothing."""
+    found = plan_images(command.wanted, known)
+    if command.labels.relabel and found.of_other_format:
+        raise InputError(
+            f"--relabel --format {command.wanted.format} would drop the labels of "
+            f"{found.of_other_format} objects of other formats: relabel without --format"
+        )
+    if command.labels.relabel and found.unreached:
+        raise CommandFailed(
+            f"--relabel would drop the labels of {found.unreached} listed objects whose stores do "
+            "not answer now: run the same command again when they do"
+        )
+    return found
 
 
 def _label_what_is_new(
@@ -166,13 +183,8 @@ def _label_what_is_new(
         attempts = [unfinished.run_id] if tried else []
         known = known_objects(command.output, command.labels, writer.catalog, attempts)
         startup.end(CATALOGUE)
-    found = plan_images(command.wanted, known)
+    found = _plan(command, known)
     del known
-    if options.relabel and found.of_other_format:
-        raise InputError(
-            f"--relabel --format {options.format} would drop the labels of {found.of_other_format} "
-            "objects of other formats: relabel without --format"
-        )
     _print_gone_objects(command.output, found.gone, options.relabel)
     for line in image_columns_as_lines(found):
         print(line, file=sys.stderr)

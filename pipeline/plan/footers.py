@@ -5,29 +5,25 @@ Their footers are read, and none of their pages.
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.formats.members import open_member
 from pipeline.formats.parquet import footer_bytes, open_parquet
 from pipeline.formats.parquet_columns import Columns, NoImageColumn, candidates_as_text
+from pipeline.plan.contents import Looks
 from pipeline.plan.listing import NO_IMAGE_COLUMN, ListedObject
 from pipeline.schema import Member
-from pipeline.storage.files import StorageUnavailable, describe_error, open_object
-from pipeline.storage.protocols import protocol_of
-from pipeline.storage.retries import is_transient
+from pipeline.storage.files import open_object
+from pipeline.storage.protocols import WEB, protocol_of
 
-LOOK_AT_ONCE = 16  # concurrent reads of footers; latency is the limit
 # Anybody may have written a footer, and Arrow makes objects of several times its size. With 1,000
 # columns in 100 row groups it has 10 MB.
 MOST_FOOTER_BYTES = 16 << 20
-# Files that the store does not deliver for now. Each takes the patience of retries.py.
-MOST_FAILURES = LOOK_AT_ONCE
 
 
 @dataclass(frozen=True)
 class _Footer:
-    """What a footer says. Both are None if it cannot be read."""
+    """What a footer says. Both are None if the file is planned without it."""
 
     columns: str | None = None  # the columns that images are read from
     error: str | None = None  # why there are none
@@ -41,19 +37,17 @@ class FooterReader:
     Files on the web are not looked at, because they would be copied whole.
     """
 
-    def __init__(self, base: str, image_column: str | None):
-        self._base, self._image_column = base, image_column
+    def __init__(self, looks: Looks, base: str, image_column: str | None):
+        self._looks, self._base, self._image_column = looks, base, image_column
         self.columns: Counter[str] = Counter()  # number of files by the columns of their images
         self.error = ""  # why the first file without images has none
-        self._failures = 0
 
     def name_kinds(self, found: Sequence[ListedObject]) -> list[ListedObject]:
         """The same objects; Parquet files without a column of images are NO_IMAGE_COLUMN now."""
         files = [
             member for member, kind in found if kind == "parquet" and self._is_looked_at(member)
         ]
-        with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
-            footers = dict(zip(files, pool.map(self._read, files), strict=True))
+        footers = self._looks.at(files, self._read)
         for footer in footers.values():
             self.columns.update([footer.columns] if footer.columns else [])
             self.error = self.error or footer.error or ""
@@ -63,21 +57,14 @@ class FooterReader:
     def _is_looked_at(self, member: Member) -> bool:
         """Whether a file is below INPUT, and in a store that delivers parts of files."""
         is_below = f"{member.uri}/".startswith(f"{self._base.rstrip('/')}/")
-        return is_below and protocol_of(member.uri) not in ("http", "https")
+        return is_below and protocol_of(member.uri) not in WEB
 
     def _read(self, member: Member) -> _Footer:
-        try:
-            with open_object(*open_member(member, "shard")) as file:
-                if footer_bytes(file) > MOST_FOOTER_BYTES:
-                    return _Footer()
-                columns = Columns(open_parquet(file))
-            return _footer_of(columns, self._image_column)
-        except Exception as error:  # files break in many ways; the reader finds it too, and says it
-            if is_transient(error):
-                self._failures += 1
-                if self._failures > MOST_FAILURES:
-                    raise StorageUnavailable(describe_error(error, member.uri)) from error
-            return _Footer()
+        with open_object(*open_member(member, "shard")) as file:
+            if footer_bytes(file) > MOST_FOOTER_BYTES:
+                return _Footer()
+            columns = Columns(open_parquet(file))
+        return _footer_of(columns, self._image_column)
 
 
 def _footer_of(columns: Columns, named: str | None) -> _Footer:

@@ -17,8 +17,16 @@ from pipeline.formats.members import open_member, readable_name
 from pipeline.formats.parquet import open_parquet
 from pipeline.formats.parquet_columns import Columns
 from pipeline.formats.tars import tar_images
-from pipeline.plan.contents import Looker
-from pipeline.plan.digests import NOTHING_KNOWN, Known, digests, find_names, find_positions
+from pipeline.plan.contents import HeadReader, Looks
+from pipeline.plan.digests import (
+    NOTHING_KNOWN,
+    Flags,
+    Known,
+    Positions,
+    digests,
+    find_names,
+    find_positions,
+)
 from pipeline.plan.footers import FooterReader
 from pipeline.plan.listing import FORMATS, LEFT_OUT, OTHER_FORMAT, ListedObject, list_objects
 from pipeline.plan.shards import Shards, tables_of_shards, write_shards
@@ -44,6 +52,7 @@ class Plan:
     changed: int  # objects that are labelled in another version
     again: int  # objects that are labelled again although they are as they were
     of_other_format: int  # objects labelled from this INPUT that --format leaves out now
+    unreached: int  # objects labelled from this INPUT whose store does not answer now
     gone: pa.Array  # uris of objects that were labelled from this INPUT and no longer exist
     # Number of new Parquet files by the columns that their images are read from.
     image_columns: dict[str, int] = field(default_factory=dict)
@@ -73,7 +82,7 @@ def plan_shards(
     use_input_access(access, output)
     fs, root = open_location(input_url, "INPUT")
     base = readable_name(uri(fs, root))
-    compared = _Comparison(known, FooterReader(base, image_column))
+    compared = _Comparison(known, base, image_column)
     new = compared.select_new(_list_in_chunks(input_url, format, output))
     found = (
         replace(shard, image_column=image_column, id_column=id_column, access=access)
@@ -98,6 +107,7 @@ def plan_shards(
         compared.changed,
         compared.again,
         compared.of_other_format,
+        compared.unreached,
         compared.gone_uris(),
         dict(compared.footers.columns),
     )
@@ -121,57 +131,63 @@ def _list_in_chunks(
 class _Comparison:
     """Compares a listing with the known objects while the listing arrives."""
 
-    def __init__(self, known: Known, footers: FooterReader):
-        self.known, self.footers = known, footers
-        self.wanted = self.planned = self.changed = self.again = self.of_other_format = 0
+    def __init__(self, known: Known, base: str, image_column: str | None):
+        """`base` is the URL of INPUT, and `image_column` is that of --image-column."""
+        self.known = known
+        looks = Looks()
+        self._heads, self.footers = HeadReader(looks), FooterReader(looks, base, image_column)
+        self.wanted = self.planned = self.changed = self.again = 0
+        self.of_other_format = self.unreached = 0
         self.left_out: Counter[str] = Counter()
-        self._looker = Looker()
         self._seen = np.zeros(known.uris.shape[1], bool)
 
     def select_new(self, listed: Iterable[Sequence[ListedObject]]) -> Iterator[tuple[Member, str]]:
         """Yield the objects that a plan must contain, with their kinds."""
         for found in listed:
             rows = [(member, kind) for member, kind in found if kind not in LEFT_OUT]
+            left_out = [(member, kind) for member, kind in found if kind in LEFT_OUT]
             self.wanted += len(rows)
-            self.left_out.update(kind for _, kind in found if kind in LEFT_OUT)
+            self.left_out.update(kind for _, kind in left_out)
             if len(self._seen):
-                self._see(member for member, kind in found if kind in LEFT_OUT)
-                other_format = (member for member, kind in found if kind == OTHER_FORMAT)
-                self.of_other_format += self._see(other_format)
+                is_of_input = self._is_of_input(self._see(left_out))
+                is_other = np.array([kind == OTHER_FORMAT for _, kind in left_out], bool)
+                self.of_other_format += int((is_of_input & is_other).sum())
                 rows = self._leave_out_known(rows)
             rows = self._leave_out_no_images(rows)
             self.planned += len(rows)
             yield from rows
 
-    def _see(self, members: Iterable[Member]) -> int:
-        """Note that objects are there. Returns how many of them were labelled from this INPUT."""
+    def _see(self, rows: Sequence[ListedObject]) -> Positions:
+        """Note that objects are there. Returns their positions among the known objects."""
         positions = find_positions(
-            digests(identity(member.uri) for member in members), self.known.uris
+            digests(identity(member.uri) for member, _ in rows), self.known.uris
         )
-        found = positions[positions >= 0]
-        self._seen[found] = True
-        return int(self.known.of_input[found].sum())
+        self._seen[positions[positions >= 0]] = True
+        return positions
+
+    def _is_of_input(self, positions: Positions) -> Flags:
+        """Which of the objects at these positions (-1: not known) were labelled from this INPUT."""
+        return (positions >= 0) & self.known.of_input[positions]
 
     def _leave_out_no_images(self, rows: list[ListedObject]) -> list[ListedObject]:
         """Look into objects whose names do not say what they are, and count those left out."""
-        looked = self.footers.name_kinds(self._looker.name_kinds(rows))
+        looked = self.footers.name_kinds(self._heads.name_kinds(rows))
         no_images = [kind for _, kind in looked if kind in LEFT_OUT]
         self.left_out.update(no_images)
         self.wanted -= len(no_images)
         return [(member, kind) for member, kind in looked if kind not in LEFT_OUT]
 
     def _leave_out_known(self, rows: list[tuple[Member, str]]) -> list[tuple[Member, str]]:
-        positions = find_positions(
-            digests(identity(member.uri) for member, _ in rows), self.known.uris
-        )
+        positions = self._see(rows)
         is_known = positions >= 0
-        self._seen[positions[is_known]] = True
         etags = digests(member.etag for member, _ in rows)
         labelled = is_known & self.known.labelled[positions]
         same = labelled & (etags == self.known.etags[:, positions]).all(axis=0)
         # Labels are not replaced by the failed row of an object that could not be looked at.
-        unseen = [member.etag in (UNREACHED, UNSEEN) for member, _ in rows]
-        same |= labelled & np.array(unseen, bool)
+        is_unreached = np.array([member.etag == UNREACHED for member, _ in rows], bool)
+        is_unseen = np.array([member.etag == UNSEEN for member, _ in rows], bool)
+        same |= labelled & (is_unreached | is_unseen)
+        self.unreached += int((self._is_of_input(positions) & is_unreached).sum())
         self.changed += int(labelled.sum() - same.sum())
         self.again += int(is_known.sum() - labelled.sum())
         return [rows[row] for row in np.flatnonzero(~same)]

@@ -6,7 +6,7 @@ The listing of a data lake does not fit in memory as Python objects.
 import errno
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -39,28 +39,26 @@ def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
     MOST_LINKS others, and of a folder whose path is longer than the system allows.
     """
     # From the top to where the walk is, however deep that is.
-    open_folders = [_entries(path)]
-    links = [(1, os.path.realpath(path))]  # followed: the depth behind each, and the real folder
+    open_folders = [_Folder(_entries(path), (os.path.realpath(path),))]
     while open_folders:
-        entry = next(open_folders[-1], None)
+        folder = open_folders[-1]
+        entry = next(folder.entries, None)
         if entry is None:
             open_folders.pop()
-            if len(open_folders) < links[-1][0]:
-                links.pop()
             continue
         is_link = entry.is_symlink() and os.path.isdir(entry.path)
         if not is_link and not entry.is_dir(follow_symlinks=False):
             yield from _details(fs, entry)
             continue
+        roots = folder.roots
+        if is_link:
+            target = os.path.realpath(entry.path)
+            if len(roots) > MOST_LINKS or _leads_in_circles(target, entry.path, roots):
+                yield {"name": entry.path, "type": "directory", "islink": True}
+                continue
+            roots = (*roots, target)
         try:
-            if is_link:
-                target = os.path.realpath(entry.path)
-                here = os.path.realpath(os.path.dirname(entry.path))
-                if len(links) > MOST_LINKS or _leads_in_circles(target, here, links):
-                    yield {"name": entry.path, "type": "directory", "islink": True}
-                    continue
-                links.append((len(open_folders) + 1, target))
-            open_folders.append(_entries(entry.path))
+            open_folders.append(_Folder(_entries(entry.path), roots))
         except FileNotFoundError:
             continue  # the folder was deleted after the folder above it was listed
         except OSError as error:
@@ -69,9 +67,16 @@ def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
             yield {"name": entry.path, "type": "directory"}
 
 
-def _leads_in_circles(target: str, here: str, links: list[tuple[int, str]]) -> bool:
-    """Whether a folder is one that the walk is in, or above one."""
-    inside = [here, *(folder for _, folder in links)]
+class _Folder(NamedTuple):
+    """A folder that the walk is in."""
+
+    entries: Iterator[os.DirEntry[str]]  # those that are left
+    roots: tuple[str, ...]  # the real paths of INPUT and of the links that led here
+
+
+def _leads_in_circles(target: str, link: str, roots: tuple[str, ...]) -> bool:
+    """Whether the folder `target` of a link is one that the walk is in, or above one."""
+    inside = [os.path.realpath(os.path.dirname(link)), *roots]
     return any(os.path.commonpath([folder, target]) == target for folder in inside)
 
 

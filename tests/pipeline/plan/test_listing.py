@@ -132,7 +132,7 @@ def test_folder_markers_of_object_stores_are_no_images(bucket: str) -> None:
 def test_beyond_a_number_of_looks_names_without_extension_are_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "MOST_LOOKS", 2)
+    monkeypatch.setattr(contents, "MOST_HEADS", 2)
     fill(tmp_path, dict.fromkeys("abcde", b"text"))
     names, left_out = planned(tmp_path)
     assert names == {"c", "d", "e"}

@@ -1,0 +1,54 @@
+"""--relabel drops no labels that it does not replace."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from pipeline.plan.plan import plan_shards
+from pipeline.storage.files import canonical_url
+from tests.support.labelled import Labelled, write_run
+from tests.support.samples import jpeg, write_tar
+from tests.support.web import served_files
+
+RUN = "20260101T000000Z-aaaaaa"
+MODEL = ("--model", "shapes-tiny", "--dry-run")
+
+
+def label_by_hand(source: Path, output: Path) -> None:
+    """Make an OUTPUT that has labels of all objects of `source`."""
+    shards = plan_shards(str(source)).shards
+    images = [Labelled(member.uri) for shard in shards for member in shard.members]
+    write_run(output, images, ("",), RUN, source=canonical_url(str(source)))
+    shards.write_to(str(output / "_runs" / RUN / "plan.parquet"))
+
+
+def test_labels_of_other_formats_are_not_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake, output = tmp_path / "lake", tmp_path / "out"
+    lake.mkdir()
+    (lake / "a.jpg").write_bytes(jpeg())
+    write_tar(lake / "t.tar", {"b.jpg": jpeg(1)})
+    label_by_hand(lake, output)
+    command = ["label", str(lake), str(output), *MODEL, "--relabel"]
+    assert main([*command, "--format", "tar"]) == 2
+    assert "would drop the labels of 1 objects of other formats" in capsys.readouterr().err
+    assert main(command) == 0
+    (lake / "a.jpg").unlink()  # what is gone goes, and is named
+    assert main([*command, "--format", "tar"]) == 0
+
+
+def test_labels_of_hosts_that_do_not_answer_are_not_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    lines = tmp_path / "list.txt"
+    output = tmp_path / "out"
+    command = ["label", str(lines), str(output), *MODEL, "--relabel"]
+    with served_files(tmp_path) as address:
+        lines.write_text(f"{address}/a.jpg\na.jpg\n")
+        label_by_hand(lines, output)
+        assert main(command) == 0
+    assert main(command) == 1
+    assert "drop the labels of 1 listed objects whose stores do not" in capsys.readouterr().err
