@@ -28,6 +28,7 @@ from pipeline.isolation.child import Row
 from pipeline.schema import EMPTY_SHARD, MISSING_BYTES, TOO_LARGE, Member, Shard
 from pipeline.storage.urls import identity
 
+PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 PARQUET_ROWS = 16  # rows decoded together, so that a row group of large images does not fill memory
 PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 SIGNATURE_BYTES = 28  # behind a footer in plain text, where columns are encrypted

@@ -88,7 +88,7 @@ class Columns:
         """Note in the leaf `bytes` of a struct at `path` that there is a `path` beside it."""
         places = {leaf.path: place for place, leaf in enumerate(self.leaves[first:], first)}
         image, address = places.get((*path, "bytes")), places.get((*path, "path"))
-        if image is not None and address is not None and _is_text(self.leaves[address].type):
+        if image is not None and address is not None and is_text(self.leaves[address].type):
             index = self.leaves[address].index
             self.leaves[image] = replace(self.leaves[image], address=index)
 
@@ -101,7 +101,7 @@ class Columns:
         return any(map(self._may_hold_images, self.leaves))
 
     def _may_hold_images(self, leaf: Leaf) -> bool:
-        kind = _plain_type(leaf)
+        kind = plain_type(leaf.type)
         is_short = pa.types.is_fixed_size_binary(kind) and kind.byte_width < SMALLEST_IMAGE
         return _holds_bytes(leaf) and not is_short and self.rank(leaf) < NO_IMAGE_RANK
 
@@ -249,28 +249,28 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     types = pa.types
     return any(
         test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view)
     )
 
 
-def _plain_type(leaf: Leaf) -> pa.DataType:
-    """The type of the values of a leaf, without extension and dictionary."""
-    kind = storage_type(leaf.type)
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column, without extension and dictionary."""
+    kind = storage_type(kind)
     return storage_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
 def _holds_bytes(leaf: Leaf) -> bool:
     """Whether a leaf holds bytes, or could: a struct of Hugging Face without any has type null."""
-    kind = _plain_type(leaf)
+    kind = plain_type(leaf.type)
     return _is_bytes(kind) or (leaf.address is not None and pa.types.is_null(kind))
 
 
 def _holds_ids(leaf: Leaf) -> bool:
-    kind = _plain_type(leaf)
-    is_id = _is_text(kind) or _is_bytes(kind) or pa.types.is_integer(kind)
+    kind = plain_type(leaf.type)
+    is_id = is_text(kind) or _is_bytes(kind) or pa.types.is_integer(kind)
     return is_id and not leaf.is_listed
 
 

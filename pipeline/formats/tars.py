@@ -29,6 +29,10 @@ from pipeline.isolation.child import Row
 from pipeline.schema import TOO_LARGE, UNREADABLE, Shard
 from pipeline.storage.urls import identity
 
+TAR_SUFFIXES = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TarImage:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.formats.parquet import open_parquet
-from pipeline.formats.parquet_columns import Columns, NoImageColumn
+from pipeline.formats.parquet_columns import Columns, NoImageColumn, is_text, plain_type
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.retries import is_transient
 from pipeline.storage.urls import mask
@@ -91,7 +91,7 @@ def _unquoted(name: str) -> str:
 def names_in_parquet(fs: AbstractFileSystem, path: str) -> Iterator[str]:
     """The names in a Parquet file. Raises InputError if it has no column of addresses."""
     with open_object(fs, path) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=False)
+        parquet = open_parquet(file)
         columns = _address_columns(parquet.schema_arrow)
         if not columns:
             first, second, *others = LIST_COLUMNS
@@ -127,20 +127,15 @@ def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:
 def _address_columns(schema: pa.Schema) -> list[str]:
     """The names of the columns of text that hold addresses, the likeliest first."""
     plain = [_plain(name) for name in LIST_COLUMNS]
-    texts = [field.name for field in schema if _is_text(field.type) and "." not in field.name]
+    texts = [
+        field.name for field in schema if is_text(plain_type(field.type)) and "." not in field.name
+    ]
     found = {name: plain.index(_plain(name)) for name in texts if _plain(name) in plain}
     return sorted(found, key=lambda name: (found[name], name not in LIST_COLUMNS))
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in tests)
 
 
 def _may_hold_images(parquet: pq.ParquetFile) -> bool:

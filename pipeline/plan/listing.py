@@ -11,18 +11,16 @@ from typing import Any
 from pipeline.formats.hidden import is_hidden
 from pipeline.formats.image_names import IMAGE_SUFFIXES, is_image, needs_package
 from pipeline.formats.members import make_member
+from pipeline.formats.parquet import PARQUET_SUFFIXES
+from pipeline.formats.tars import TAR_SUFFIXES
 from pipeline.plan.lists import is_list, read_url_list
 from pipeline.plan.walk import walk
 from pipeline.schema import Member
 from pipeline.storage.files import InputError, object_info, open_location, uri
-from pipeline.storage.protocols import protocol_of
+from pipeline.storage.protocols import WEB, protocol_of
 from pipeline.storage.urls import mask
 
 READ_SUFFIXES = frozenset(end for end in IMAGE_SUFFIXES if needs_package(f"a{end}") is None)
-TAR_SUFFIXES = (
-    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
-)  # fmt: skip
-PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 # Other files that may hold images, which nothing here opens.
 CONTAINER_SUFFIXES = (
     ".zip", ".7z", ".rar", ".tar.lz4", ".tar.lzma", ".arrow", ".feather", ".orc", ".avro", ".lance",
@@ -127,14 +125,18 @@ def kind_of(name: str, format: str, listed: bool = False) -> str:
     kind = _kind_by_name(name, listed)
     if format == "auto":
         return kind
-    return OTHER_FORMAT if kind in _KINDS.values() and kind != _KINDS[format] else _KINDS[format]
+    wanted = _KINDS[format]
+    if kind in (NO_IMAGE, UNNAMED):
+        return wanted
+    of_format = "files" if kind == NO_PACKAGE else kind
+    return kind if of_format in (wanted, CONTAINER) else OTHER_FORMAT
 
 
 def _kind_by_name(name: str, listed: bool) -> str:
     if name[name.rfind(".") :].lower() in READ_SUFFIXES and "?" not in name and "#" not in name:
         return "files"  # nearly all names of a lake; the rest takes three times as long
     path = name
-    if protocol_of(name) in ("http", "https"):
+    if protocol_of(name) in WEB:
         path = name.partition("#")[0].partition("?")[0].split("://", 1)[1].partition("/")[2]
     file_name = path.rsplit("/", 1)[-1]
     for end in (file_name, file_name.partition("?")[0]):  # `a.tar?versionId=3` is a name, too
@@ -148,10 +150,10 @@ def _kind_by_name(name: str, listed: bool) -> str:
         return NO_PACKAGE if needs_package(file_name) else "files"
     if file_name.lower().endswith(CONTAINER_SUFFIXES):
         return CONTAINER
-    return NO_IMAGE if has_extension(file_name) else UNNAMED
+    return NO_IMAGE if _has_extension(file_name) else UNNAMED
 
 
-def has_extension(name: str) -> bool:
+def _has_extension(name: str) -> bool:
     """Whether a name has an extension, by which it is no image if `is_image` says so.
 
     An extension is a few letters and digits, and not digits alone: `IMG 2024.05.01` has none.

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 from fsspec import AbstractFileSystem
 
 from pipeline.formats.members import make_member, readable_name
+from pipeline.formats.parquet import PARQUET_SUFFIXES
 from pipeline.plan.list_names import is_parquet_list, names_in_parquet, names_in_text
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member
 from pipeline.storage.availability import (
@@ -46,7 +47,6 @@ LOOK_AT_ONCE = 16  # concurrent requests for details of objects in a list; laten
 LOOKED_UP_TOGETHER = 1 << 12  # addresses whose requests wait in memory
 LOOK_SECONDS = 3.0  # for which requests for the details of one object are repeated
 DIGEST_BYTES = 12  # of an address; of ten million, two are the same by chance once in 10^15 lists
-PARQUET = (".parquet", ".parq", ".pq")
 # `file:/a.jpg` and `file://localhost/a.jpg` are `file:///a.jpg` too.
 _OTHER_FORMS = re.compile(r"file:(?://localhost(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
@@ -54,7 +54,7 @@ _OTHER_FORMS = re.compile(r"file:(?://localhost(?=/)|(?=/(?!/)))", re.IGNORECASE
 def is_list(fs: AbstractFileSystem, path: str) -> bool:
     """Whether a file is a list of URLs: text, or Parquet with addresses and without images."""
     name = _file_name(fs, path).lower()
-    return name.endswith(".txt") or (name.endswith(PARQUET) and is_parquet_list(fs, path))
+    return name.endswith(".txt") or (name.endswith(PARQUET_SUFFIXES) and is_parquet_list(fs, path))
 
 
 def _file_name(fs: AbstractFileSystem, path: str) -> str:
@@ -70,7 +70,7 @@ def read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
 
     Raises InputError if the list is empty, or no list, and StorageUnavailable if no store answers.
     """
-    in_parquet = _file_name(fs, path).lower().endswith(PARQUET)
+    in_parquet = _file_name(fs, path).lower().endswith(PARQUET_SUFFIXES)
     names = partial(names_in_parquet if in_parquet else names_in_text, fs, path)
     folder = uri(fs, _file_name(fs, path)).rsplit("/", 1)[0]
 

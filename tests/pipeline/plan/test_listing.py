@@ -166,12 +166,12 @@ def test_objects_of_other_formats_than_format_says_are_left_out(
     format: str, names: set[str], others: int, tmp_path: Path
 ) -> None:
     """They would be failed rows, and no later night would label them."""
-    fill(tmp_path, dict.fromkeys(("a.jpg", "b.bin", "c", "t.tar"), b"content"))
+    fill(tmp_path, dict.fromkeys(("a.jpg", "b.bin", "c", "t.tar", "z.zip"), b"content"))
     pq.write_table(pa.table({"image": [jpeg()]}), tmp_path / "p.parquet")
     found = plan_shards(str(tmp_path), format=format)
     planned_names = {m.uri.rsplit("/", 1)[-1] for shard in found.shards for m in shard.members}
     assert planned_names == names
-    assert found.left_out == {OTHER_FORMAT: others}
+    assert found.left_out == {OTHER_FORMAT: others, CONTAINER: 1}
     with pytest.raises(InputError, match="is a folder: name the list in it"):
         plan_shards(str(tmp_path), format="urls")
 
