@@ -26,6 +26,8 @@ from pipeline.formats.rows import (
 )
 from pipeline.isolation.child import Row
 from pipeline.schema import EMPTY_SHARD, MISSING_BYTES, TOO_LARGE, Member, Shard
+from pipeline.storage.access import use_input_access
+from pipeline.storage.files import open_object
 from pipeline.storage.urls import identity
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -58,6 +60,17 @@ def read_parquet(shard: Shard) -> Iterator[Row]:
         yield failed_image(member, identity(member.uri), EMPTY_SHARD, str(error))
     except Exception as error:  # errors of Arrow and of the storage
         yield row_of_rest(member, count, error, "broken Parquet file", names)
+
+
+def name_image_column(member: Member, named: str | None, access: str | None) -> Iterator[Row]:
+    """Yield one row: the name of the `column` that the images of a file are read from.
+
+    It reads pages, so it is for a child process. Raises the errors of Arrow and of the storage.
+    """
+    use_input_access(access)
+    with open_object(*open_member(member, "shard")) as file:
+        parquet = open_parquet(file)
+        yield {"column": _image_leaf(parquet, Columns(parquet), named).name}
 
 
 def _rows_of_file(file: BinaryIO, shard: Shard, names: Names) -> Iterator[Row]:

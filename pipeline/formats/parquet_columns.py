@@ -204,12 +204,9 @@ def size_of_leaf(metadata: pq.FileMetaData, leaf: Leaf) -> int:
     return sum(column.total_uncompressed_size for column in columns)
 
 
-def candidates_as_text(candidates: Sequence[Leaf]) -> str:
-    """The column that images are read from, or those that it is chosen from, for people."""
-    names = [_in_one_line(leaf.name) for leaf in candidates[:NAMES_SHOWN]]
-    if len(names) == 1:
-        return f"column {names[0]}"
-    return f"one of the columns {', '.join(names)}, by their names, first bytes and sizes"
+def names_of_leaves(leaves: Sequence[Leaf]) -> str:
+    """The names of leaves, in their order, for people."""
+    return ", ".join(_in_one_line(leaf.name) for leaf in leaves[:NAMES_SHOWN])
 
 
 def _in_one_line(name: str) -> str:

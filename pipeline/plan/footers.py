@@ -1,15 +1,20 @@
 """Parquet files of a plan: which of them hold images, and in which columns.
 
-Their footers are read, and none of their pages.
+Their footers are read here, and none of their pages. Where several columns may hold the images, a
+child process looks at values of one file.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from pipeline.formats.members import open_member
 from pipeline.formats.parquet import footer_bytes, open_parquet
-from pipeline.formats.parquet_columns import Columns, NoImageColumn, candidates_as_text
+from pipeline.formats.parquet_columns import Columns, NoImageColumn, names_of_leaves
+from pipeline.isolation.child import Answers, Child, ChildFailed
 from pipeline.plan.contents import Looks
 from pipeline.plan.listing import NO_IMAGE_COLUMN, ListedObject
 from pipeline.schema import Member
@@ -21,26 +26,35 @@ from pipeline.storage.protocols import WEB, protocol_of
 MOST_FOOTER_BYTES = 16 << 20
 
 
+PARQUET = "pipeline.formats.parquet"  # the module that the child runs
+COLUMN = pa.schema([pa.field("column", pa.string())])  # what the child answers
+LOOK_SECONDS = 60.0  # for the values of one file
+
+
 @dataclass(frozen=True)
 class _Footer:
-    """What a footer says. Both are None if the file is planned without it."""
+    """What a footer says. It has neither candidates nor an error if the file is planned anyway."""
 
-    columns: str | None = None  # the columns that images are read from
-    error: str | None = None  # why there are none
+    candidates: str = ""  # the names of the columns that may hold the images
+    is_clear: bool = True  # whether there is only one
+    error: str = ""  # why there are none
 
 
 class FooterReader:
     """Reads the footers of the Parquet files of one plan.
 
-    `image_column` is the column of images that the user named. Files that are not below the URL
-    `base` are named by a list: they are not looked at, because each entry of a list has a row.
-    Files on the web are not looked at, because they would be copied whole.
+    `image_column` is the column of images that the user named, and `access` how stores are asked.
+    Files that are not below the URL `base` are named by a list: they are not looked at, because
+    each entry of a list has a row. Files on the web are not looked at, because they would be copied
+    whole.
     """
 
-    def __init__(self, looks: Looks, base: str, image_column: str | None):
-        self._looks, self._base, self._image_column = looks, base, image_column
+    def __init__(self, looks: Looks, base: str, image_column: str | None, access: str | None):
+        self._looks, self._base = looks, base
+        self._image_column, self._access = image_column, access
         self.columns: Counter[str] = Counter()  # number of files by the columns of their images
         self.error = ""  # why the first file without images has none
+        self._chosen: dict[str, str] = {}  # by candidates, the column of the first such file
 
     def name_kinds(self, found: Sequence[ListedObject]) -> list[ListedObject]:
         """The same objects; Parquet files without a column of images are NO_IMAGE_COLUMN now."""
@@ -48,11 +62,33 @@ class FooterReader:
             member for member, kind in found if kind == "parquet" and self._is_looked_at(member)
         ]
         footers = self._looks.at(files, self._read)
-        for footer in footers.values():
-            self.columns.update([footer.columns] if footer.columns else [])
-            self.error = self.error or footer.error or ""
+        for member, footer in footers.items():
+            if footer.candidates:
+                self.columns[self._column_of(member, footer)] += 1
+            self.error = self.error or footer.error
         left_out = {member for member, footer in footers.items() if footer.error}
         return [(one, NO_IMAGE_COLUMN if one in left_out else kind) for one, kind in found]
+
+    def _column_of(self, member: Member, footer: _Footer) -> str:
+        """The column of the images of a file, for people. Of like files only one is opened."""
+        if footer.is_clear:
+            return f"column {footer.candidates}"
+        if footer.candidates not in self._chosen:
+            self._chosen[footer.candidates] = self._choose(member)
+        chosen = self._chosen[footer.candidates]
+        if not chosen:
+            return f"one of the columns {footer.candidates}"
+        return f"column {chosen} in the first, chosen from {footer.candidates} by its values"
+
+    def _choose(self, member: Member) -> str:
+        """The column that the reader will take. "" if it cannot be found out now."""
+        with closing(Child(Answers(COLUMN, 0), PARQUET, opens_stores=True)) as child:
+            arguments = member, self._image_column, self._access
+            try:
+                (row,) = child.stream(f"{PARQUET}:name_image_column", arguments, LOOK_SECONDS, 1)
+            except ChildFailed:  # files break in many ways; the reader meets it too, and says it
+                return ""
+        return str(row["column"])
 
     def _is_looked_at(self, member: Member) -> bool:
         """Whether a file is below INPUT, and in a store that delivers parts of files."""
@@ -70,7 +106,8 @@ class FooterReader:
 def _footer_of(columns: Columns, named: str | None) -> _Footer:
     """What the columns say. A file that lacks a named column is planned: its row will say so."""
     try:
-        return _Footer(columns=candidates_as_text(columns.image_candidates(named)))
+        leaves = columns.image_candidates(named)
+        return _Footer(names_of_leaves(leaves), is_clear=len(leaves) == 1)
     except NoImageColumn as error:
         is_planned = named is not None and (columns.has(named) or columns.has_candidates())
         return _Footer() if is_planned else _Footer(error=str(error))

@@ -82,7 +82,10 @@ def plan_shards(
     use_input_access(access, output)
     fs, root = open_location(input_url, "INPUT")
     base = readable_name(uri(fs, root))
-    compared = _Comparison(known, base, image_column)
+    looks = Looks()
+    compared = _Comparison(
+        known, FooterReader(looks, base, image_column, access), HeadReader(looks)
+    )
     new = compared.select_new(_list_in_chunks(input_url, format, output))
     found = (
         replace(shard, image_column=image_column, id_column=id_column, access=access)
@@ -131,11 +134,8 @@ def _list_in_chunks(
 class _Comparison:
     """Compares a listing with the known objects while the listing arrives."""
 
-    def __init__(self, known: Known, base: str, image_column: str | None):
-        """`base` is the URL of INPUT, and `image_column` is that of --image-column."""
-        self.known = known
-        looks = Looks()
-        self._heads, self.footers = HeadReader(looks), FooterReader(looks, base, image_column)
+    def __init__(self, known: Known, footers: FooterReader, heads: HeadReader):
+        self.known, self.footers, self._heads = known, footers, heads
         self.wanted = self.planned = self.changed = self.again = 0
         self.of_other_format = self.unreached = 0
         self.left_out: Counter[str] = Counter()

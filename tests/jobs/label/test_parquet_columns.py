@@ -87,7 +87,8 @@ def test_the_plan_says_which_columns_hold_the_images(options: LabelOptions) -> N
     found = plan_images(plan_request(options), NOTHING_KNOWN)
     assert "images of 1 new Parquet files: column scan\n" in plan_as_text(found, None, "")
     found = plan_images(plan_request(replace(options, image_column=None)), NOTHING_KNOWN)
-    assert "one of the columns photo, scan, by their names" in plan_as_text(found, None, "")
+    said = "column photo in the first, chosen from photo, scan by its values\n"
+    assert said in plan_as_text(found, None, "")
     run = begin(options)
     record = read_document(options.output, run.run_id, "run.json")
     assert record["image_columns"] == {"column scan": 1}

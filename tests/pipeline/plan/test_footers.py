@@ -50,7 +50,7 @@ def test_parquet_files_without_images_are_left_out_with_a_reason(lake: Path) -> 
     assert f"{NO_IMAGE_COLUMN} (4)" in left_out_as_text(found.left_out)
     assert found.image_columns == {
         "column jpg": 1,
-        "one of the columns photo, thumb, by their names, first bytes and sizes": 1,
+        "column photo in the first, chosen from photo, thumb by its values": 1,
     }
     found = plan_shards(str(lake), format="parquet")
     assert names(found) == ["pairs.parquet", "photos.parquet"]
@@ -163,3 +163,26 @@ def test_damaged_footers_never_end_the_process_that_plans(tmp_path: Path) -> Non
         (tmp_path / f"{number}.parquet").write_bytes(damaged)
     found = plan_shards(str(tmp_path))
     assert len(found.shards) + found.left_out.get(NO_IMAGE_COLUMN, 0) == 301
+
+
+def test_the_column_is_chosen_by_values_and_named_exactly(tmp_path: Path) -> None:
+    """The first names are those of bytes that are no images."""
+    for number in range(3):
+        columns = {"content": [b"\x93NUMPY" * 9] * 2, "frame": [jpeg(number), jpeg()]}
+        write(tmp_path / f"{number}.parquet", **columns)
+    found = plan_shards(str(tmp_path))
+    assert found.image_columns == {
+        "column frame in the first, chosen from content, frame by its values": 3
+    }
+    rows = [row for shard in found.shards for row in encoded(shard)]
+    assert {row["encoded"] for row in rows} == {jpeg(0), jpeg(1), jpeg(2)}
+
+
+def test_a_file_that_breaks_while_its_column_is_chosen_is_planned(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", photo=[jpeg()], scan=[jpeg(1)])
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[4:200] = bytes(196)  # pages, not the footer
+    (tmp_path / "a.parquet").write_bytes(content)
+    found = plan_shards(str(tmp_path))
+    assert found.image_columns == {"one of the columns photo, scan": 1}
+    assert len(found.shards) == 1
