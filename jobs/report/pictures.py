@@ -23,6 +23,7 @@ from jobs.output.catalog import read_catalog
 from model.resize import ResizeRule
 from pipeline.formats.read import read_rows
 from pipeline.isolation.child import ChildFailed, Row, read_rows_in_child
+from pipeline.isolation.frames import table_of_rows
 from pipeline.plan.shards import Shards, read_plan_tables, shards_of_table
 from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
 from pipeline.stages.prepare import DECODE, Preparer
@@ -206,7 +207,7 @@ class PictureReader:
         if row["status"] == OK:
             left = deadline - time.monotonic()
             self._preparer.seconds = max(0.1, min(SECONDS_EACH, left))
-            table = pa.Table.from_pylist([row], schema=ENCODED)
+            table = table_of_rows([row], ENCODED)
             (prepared,) = self._preparer(table)
             (row,) = prepared.to_pylist()
         if row["status"] != OK:

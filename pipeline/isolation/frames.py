@@ -10,7 +10,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,29 @@ class RowReader:
         if rest:
             raise MalformedAnswer("its body is longer than its columns")
         return row
+
+
+def table_of_rows(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of `schema`; absent values are null. Binary values may be memoryviews.
+
+    pa.array (26.0) keeps each memoryview for ever, so columns of large_binary are made of buffers.
+    """
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        is_binary = pa.types.is_large_binary(field.type)
+        columns.append(_binary_array(values) if is_binary else pa.array(values, field.type))
+    return pa.table(columns, schema=schema)
+
+
+def _binary_array(values: Sequence[Body | None]) -> pa.Array:
+    """Bytes as an array of large_binary, copied once."""
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum([0 if value is None else len(value) for value in values], out=offsets[1:])
+    _, validity = pa.array([value is not None for value in values], pa.bool_()).buffers()
+    content = b"".join(value for value in values if value is not None)
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
 
 
 def _is_text(value: Any, _: int) -> bool:

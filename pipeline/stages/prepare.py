@@ -19,6 +19,7 @@ from pipeline.isolation.child import (
     Row,
     read_rows_in_child,
 )
+from pipeline.isolation.frames import table_of_rows
 from pipeline.schema import (
     DECODED,
     OK,
@@ -85,10 +86,10 @@ class Preparer:
             rows.append(_prepared_row(row, next(decoded) if row["status"] == OK else {}))
             size += len(rows[-1]["pixels"] or b"")
             if size >= BYTES_PER_TABLE:
-                yield pa.Table.from_pylist(rows, schema=PREPARED)
+                yield table_of_rows(rows, PREPARED)
                 rows, size = [], 0
         if rows:
-            yield pa.Table.from_pylist(rows, schema=PREPARED)
+            yield table_of_rows(rows, PREPARED)
         # The stream is read to its end, because an unfinished stream kills its child process.
         assert next(decoded, None) is None
         self._report_missing_sandbox()

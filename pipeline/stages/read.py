@@ -18,6 +18,7 @@ from pipeline.isolation.child import (
     Row,
     read_rows_in_child,
 )
+from pipeline.isolation.frames import table_of_rows
 from pipeline.schema import (
     CORRUPT_SHARD,
     EMPTY_SHARD,
@@ -74,10 +75,10 @@ def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
         table.append(row)
         size += len(row["encoded"] or b"")
         if len(table) >= ROWS_PER_TABLE or size >= BYTES_PER_TABLE:
-            yield pa.Table.from_pylist(table, schema=ENCODED)
+            yield table_of_rows(table, ENCODED)
             table, size = [], 0
     if table:
-        yield pa.Table.from_pylist(table, schema=ENCODED)
+        yield table_of_rows(table, ENCODED)
 
 
 def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:

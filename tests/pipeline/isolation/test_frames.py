@@ -1,13 +1,16 @@
 """Whatever a child writes into its pipe, its worker gets a row, a known error, or ChildFailed."""
 
+import gc
 import json
 import struct
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -192,3 +195,29 @@ def test_a_child_cannot_raise_what_its_worker_does_not_expect(child: Child) -> N
 def test_text_that_no_table_holds_is_escaped_by_the_child(child: Child) -> None:
     (found,) = child.stream(f"{HOSTILE}:do", ("repeat", "a\udcffb"), 60, 1)
     assert found["did"] == "a\\udcffb"
+
+
+def test_a_table_has_the_values_of_its_rows_and_keeps_none_of_their_buffers() -> None:
+    """pa.array (26.0) keeps memoryviews for ever: a worker would fill its memory with images."""
+    pixels = np.arange(100, dtype=np.uint8).view(Watched)
+    gone = weakref.ref(pixels)
+    rows: list[frames.Row] = [
+        {"did": "a", "content": pixels.data, "more": pixels.data[10:20], "small": 1},
+        {"did": "b", "content": None, "seconds": 0.5},
+        {"did": None, "content": b"", "more": bytearray(b"xy"), "large": 1 << 40},
+    ]
+    table = frames.table_of_rows(rows, SCHEMA)
+    table.validate(full=True)
+    plain = [
+        {name: bytes(v) if isinstance(v, memoryview) else v for name, v in row.items()}
+        for row in rows
+    ]
+    assert table.equals(pa.Table.from_pylist(plain, schema=SCHEMA))
+    assert frames.table_of_rows([], SCHEMA).equals(SCHEMA.empty_table())
+    del pixels, rows
+    gc.collect()
+    assert gone() is None
+
+
+class Watched(np.ndarray[Any, Any]):
+    """An array that weak references can point to."""

@@ -1,5 +1,7 @@
 """Every image becomes upright RGB pixels, or one failed row."""
 
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from model.resize import ResizeRule
 from pipeline.isolation.child import Child
 from pipeline.plan.plan import plan_shards
 from pipeline.schema import DECODED, ENCODED
@@ -16,7 +19,7 @@ from pipeline.stages.decode import decode_row
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.read import read_shard
 from tests.pipeline.isolation.lying_decoder import GOOD, LIES
-from tests.support.samples import RULE, jpeg, prepared, preparer
+from tests.support.samples import RULE, jpeg, prepared, preparer, write_tar
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -116,3 +119,24 @@ def test_each_lie_is_noticed(lie: dict[str, Any]) -> None:
     row = {**dict.fromkeys(DECODED.names), **decode_row(GOOD, RULE, prepare.MAX_PIXELS)}
     assert is_plausible(row)
     assert not is_plausible({**row, **lie})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads the memory of its process from /proc")
+def test_reading_and_preparing_leave_no_images_in_memory(tmp_path: Path) -> None:
+    """100 images of 1 MiB, each of which becomes 3 MiB of pixels."""
+    large = jpeg() + bytes(1 << 20)
+    tar = write_tar(tmp_path / "t.tar", {f"{number}.jpg": large for number in range(120)})
+    (shard,) = plan_shards(str(tar)).shards
+    prepare = Preparer(ResizeRule(1000, 2000))
+    held: list[int] = []
+    for table in read_shard(shard):
+        for block in prepare(table):
+            assert set(block["status"].to_pylist()) == {"ok"}
+        held.append(memory_of_this_process())
+    prepare.child.close()
+    assert held[-1] - held[len(held) // 6] < 100 << 20
+
+
+def memory_of_this_process() -> int:
+    """Return the bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
