@@ -99,8 +99,11 @@ class SlowStore(FaultyStore):
             await asyncio.sleep(0.02)
 
 
+LEASE = 3.0  # seconds; on a busy machine a lock of one second is lost before it is taken
+
+
 def lock_through(store: FaultyStore, bucket: str) -> OutputLock:
-    lock = OutputLock(bucket, LOCK_NAME, lease_seconds=1)
+    lock = OutputLock(bucket, LOCK_NAME, lease_seconds=LEASE)
     lock.fs = S3FileSystem(endpoint_url=store.url, **S3_OPTIONS)
     lock.fs.retries = 1  # as `open_location` does
     return lock
@@ -119,7 +122,7 @@ def test_a_late_request_leaves_the_lock_of_a_successor_alone(method: str, bucket
             assert store.held.wait(5)
         leaving.start()
         assert store.held.wait(5)
-        time.sleep(1.2)
+        time.sleep(1.2 * LEASE)
         with OutputLock(bucket, LOCK_NAME) as successor:
             store.release.set()
             leaving.join(30)
@@ -139,7 +142,7 @@ def test_no_release_is_repeated_when_the_lease_has_ended(
         store.rate = 1.0
         leaving = threading.Thread(target=lock.__exit__, args=(None, None, None))
         leaving.start()
-        time.sleep(2)
+        time.sleep(2 * LEASE)
         requests = len(store.requests)
         leaving.join(30)
         assert len(store.requests) == requests
