@@ -143,7 +143,7 @@ def _describe_plan(command: Command) -> str:
 
 
 def _plan(command: Command, known: Known) -> Plan:
-    """Plan the images that are new. Raises an error if --relabel would drop labels for nothing."""
+    """Plan what is new. Raises an error if --relabel would drop labels that it does not replace."""
     found = plan_images(command.wanted, known)
     if command.labels.relabel and found.of_other_format:
         raise InputError(
