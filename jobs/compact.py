@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -138,6 +139,7 @@ def compact(
                 continue
             with writer.explain_takeover():
                 _refuse_damaged_tables(output, group)
+                documents = _read_documents(output, group)
             writer.begin_writing()
             run_id = new_run_id(output)
             try:
@@ -147,7 +149,12 @@ def compact(
                     connect(output, runs) as connection,
                 ):
                     result, manifest = _compact_group(
-                        connection, writer, run_id, group, (images_per_file, boxes_per_file)
+                        connection,
+                        writer,
+                        run_id,
+                        group,
+                        documents,
+                        (images_per_file, boxes_per_file),
                     )
             except BaseException:
                 writer.discard_tables(run_id)
@@ -160,6 +167,20 @@ def compact(
             runs = [run for run in runs if run not in group] + [manifest]
             done.append(result)
     return done
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """What a merged run takes over from the documents of its runs."""
+
+    plans: pa.Table
+    options: dict[str, Any]  # of the newest run, from its run.json
+
+
+def _read_documents(output: str, group: Sequence[Manifest]) -> _Documents:
+    """Read all that is needed before anything is written. DamagedOutput names a damaged file."""
+    newest = read_document(output, group[-1]["run_id"], "run.json")
+    return _Documents(_read_plans(output, group), newest["options"])
 
 
 def _refuse_damaged_tables(output: str, group: Sequence[Manifest]) -> None:
@@ -177,6 +198,7 @@ def _compact_group(
     writer: OutputWriter,
     run_id: str,
     group: list[Manifest],
+    documents: _Documents,
     most: tuple[int, int],
 ) -> tuple[Compacted, Manifest]:
     """Write the tables and documents of the run that replaces `group`, and make its manifest.
@@ -190,7 +212,7 @@ def _compact_group(
     ids = [run["run_id"] for run in group]
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         limit_memory(connection, MEMORY, folder)
-        connection.register("plans", _read_plans(output, group))
+        connection.register("plans", documents.plans)
         source = newest["input"].rstrip("/")
         limits = {"images_per_file": most[0], "boxes_per_file": most[1]}
         given = {"source": source, "ids": ids, **limits}
@@ -211,7 +233,7 @@ def _compact_group(
     record = {
         "run_id": run_id,
         "compacts": ids,
-        "options": read_document(output, newest["run_id"], "run.json")["options"],
+        "options": documents.options,
         "started_at": time.time(),
         **environment(),
     }

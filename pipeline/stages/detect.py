@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from model.errors import CheckpointError
 from model.host_memory import keep_freed_memory
 from model.predictor import Predictor
 from model.zoo import create_model
@@ -59,14 +60,20 @@ class Detector:
             torch.set_num_threads(os.cpu_count() or 1)
             keep_freed_memory()
         self.spec = spec
-        net = create_model(
-            spec.model,
-            spec.weights,
-            spec.device,
-            spec.precision,
-            padding="invariant",
-            sha256=spec.sha256,
-        )
+        self.refusal: CheckpointError | None = None
+        try:
+            net = create_model(
+                spec.model,
+                spec.weights,
+                spec.device,
+                spec.precision,
+                padding="invariant",
+                sha256=spec.sha256,
+            )
+        except CheckpointError as error:
+            # The first call raises it: of an error in a constructor, Ray prints pages.
+            self.refusal = error
+            return
         self.predictor = Predictor(net, spec.device, TOP)
         journal = CrashJournal(spec.session, DETECT_SECONDS)
         self.clock, self.last_finished = threading.Lock(), 0.0
@@ -75,7 +82,12 @@ class Detector:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Convert a PREPARED table to a DETECTED table with the same rows."""
+        """Convert a PREPARED table to a DETECTED table with the same rows.
+
+        Raises CheckpointError if the weights are missing, or other ones than the command found.
+        """
+        if self.refusal is not None:
+            raise self.refusal
         with self.attempts.calls.shared():
             return self._detect(table)
 

@@ -148,8 +148,10 @@ class Lab:
         self.commands.append(command)
         return command
 
-    def finish(self, command: Command) -> int:
-        return command.wait(RAY_SECONDS if self.fault.ray else COMMAND_SECONDS)
+    def finish(self, command: Command, seconds: float = 0.0) -> int:
+        """The exit code of a command, which may take at least `seconds`."""
+        usual = RAY_SECONDS if self.fault.ray else COMMAND_SECONDS
+        return command.wait(max(usual, seconds))
 
     def run(
         self, name: str, *codes: int, elsewhere: bool = False, source: str = "", how: str = ""

@@ -11,6 +11,7 @@ from tests.chaos.pauses import change_of
 
 NOWHERE = "http://no-such-host.invalid:9"
 RATES = {"stall": 0.03}  # shares of requests; each one costs half a minute
+STALLED_COMMAND_SECONDS = 420.0  # for a command that meets many of them
 PATIENT_SECONDS, LONG_LEASE_SECONDS = "60", "60"  # a stalled renewal takes half of the lease
 
 
@@ -28,7 +29,7 @@ def now_and_then(way: str) -> Callable[[Lab], None]:
                 DETR_BATCH_LEASE_SECONDS=LONG_LEASE_SECONDS,
                 DETR_BATCH_STORE_PATIENCE=PATIENT_SECONDS,
             )
-            code = lab.finish(command)
+            code = lab.finish(command, STALLED_COMMAND_SECONDS if way == "stall" else 0.0)
             store.rate = 0.0
             if not store.injected:
                 raise NotPossible("chance disturbed no request")

@@ -32,6 +32,27 @@ def test_a_damaged_table_is_named_and_nothing_is_changed(
     assert [run["compacts"] for run in committed_runs(str(output))] == [True]
 
 
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+@pytest.mark.parametrize("pattern", ["run.json", "plan*.parquet"])
+def test_a_damaged_document_of_the_newest_run_is_named_before_anything_is_written(
+    pattern: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(write_nights(tmp_path / "labels"))
+    (file,) = output.glob(f"_runs/{NIGHTS[-1]}/{pattern}")
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    code = main(["compact", str(output)])
+    said = capsys.readouterr().err
+    if code == 0:  # the bit lies where nothing reads it
+        assert damage.startswith("bit")
+        return
+    assert code == 1 and said.count("\n") == 1 and str(file.relative_to(output)) in said
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("table", ["images", "detections"])
 def test_a_pipe_in_place_of_a_table_is_named_and_not_waited_for(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
