@@ -20,7 +20,9 @@ from jobs.compare.options import Comparison
 from jobs.output.run_documents import score_threshold
 from jobs.output.views import add_views, finished_runs, limit_memory
 from jobs.query import run_with_second_attempt
+from jobs.report.imported import read_import
 from jobs.report.report import with_tables
+from jobs.report.samples import HAS_NAME
 from pipeline.storage.files import InputError
 
 ROWS = 200_000  # boxes read at a time
@@ -57,12 +59,12 @@ _COUNTS = {
     "only_b": "run_a IS NULL",
     "other_content": "other_content",
 }
-_KINDS = """
+_KINDS = f"""
 CREATE TEMP TABLE kinds AS
 SELECT row_number() OVER (ORDER BY lower(label)) - 1 AS kind, lower(label) AS name,
     min(label) AS shown
-FROM (SELECT coalesce(label, '') AS label FROM a.latest
-      UNION ALL SELECT coalesce(label, '') FROM b.latest)
+FROM (SELECT label FROM a.latest UNION ALL SELECT label FROM b.latest)
+WHERE {HAS_NAME}
 GROUP BY lower(label)
 """
 _BOXES = """
@@ -74,14 +76,16 @@ WITH boxes AS (
         ON d.run = run_b AND d.shard = shard_b AND d.image_id = image_id_b AND status_a = 'ok'
 )
 SELECT pair, in_b, kind, score, x_min, y_min, x_max, y_max, score < threshold AS below
-FROM boxes JOIN kinds ON lower(coalesce(label, '')) = kinds.name
+FROM boxes JOIN kinds ON lower(label) = kinds.name
     JOIN thresholds ON thresholds.run = other_run AND thresholds.of_b <> in_b
 ORDER BY pair, in_b, detection
 """
 _CHOSEN = """
 SELECT pair, image_id_a, image_id_b,
-    {'run': a.run, 'shard': a.shard, 'index': a.index_in_shard, 'size': [a.width, a.height]} AS a,
-    {'run': b.run, 'shard': b.shard, 'index': b.index_in_shard, 'size': [b.width, b.height]} AS b
+    {'run': a.run, 'shard': a.shard, 'index': a.index_in_shard, 'uri': a.uri,
+     'size': [a.width, a.height]} AS a,
+    {'run': b.run, 'shard': b.shard, 'index': b.index_in_shard, 'uri': b.uri,
+     'size': [b.width, b.height]} AS b
 FROM chosen
     JOIN a.images AS a ON a.run = run_a AND a.shard = shard_a AND a.image_id = image_id_a
     JOIN b.images AS b ON b.run = run_b AND b.shard = shard_b AND b.image_id = image_id_b
@@ -149,11 +153,15 @@ def _describe_side(
         f"SELECT DISTINCT run, model, model_fingerprint FROM {side}.latest_images ORDER BY ALL"
     ).fetchall()
     runs = sorted({run for run, _, _ in made})
+    unnamed = connection.sql(f"SELECT count(*) FROM {side}.latest WHERE NOT ({HAS_NAME})")
+    ((without_name,),) = unnamed.fetchall()
     return {
         "output": output,
         "runs": runs,
         "models": sorted({f"{model} ({fingerprint})" for _, model, fingerprint in made}),
         "score_thresholds": {run: score_threshold(output, run) for run in runs},
+        "imported_runs": [run for run in runs if read_import(output, run) is not None],
+        "boxes_without_name": without_name,  # which are not compared
     }
 
 

@@ -6,17 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.compare.changed_images import MATCHED
-from jobs.compare.text import threshold_of
+from jobs.compare.text import describe_thresholds, threshold_of
+from jobs.report.captions import shorten_names
+from jobs.report.drawing import Box, data_uri, draw_boxes
+from jobs.report.imported import read_import
 from jobs.report.page import environment
-from jobs.report.pictures import (
-    Box,
-    FetchedImage,
-    PictureReader,
-    Place,
-    data_uri,
-    draw_boxes,
-    read_plan_of_run,
-)
+from jobs.report.pictures import FetchedImage, PictureReader, Place, read_plan_of_run
 from pipeline.schema import Shard
 
 # Each is light enough for black text, and people who cannot see red or green can tell them apart.
@@ -41,6 +36,7 @@ def page_of(result: dict[str, Any], reader: PictureReader) -> str:
         images=result["images"],
         boxes=result["boxes"],
         thresholds={side: threshold_of(result[side]) for side in ("a", "b")},
+        different_thresholds=describe_thresholds(result),
         classes=classes[:CLASSES],
         other_classes=len(classes) - len(classes[:CLASSES]),
         class_changes=result["class_changes"][:CLASS_CHANGES],
@@ -61,34 +57,24 @@ def _make_tiles(result: dict[str, Any], reader: PictureReader) -> list[dict[str,
     for i, image in zip(missing, again, strict=True):
         if image.pixels is not None:
             fetched[i], sides[i] = image, "a"
+    names = shorten_names(one["image_b"] for one in different)
     return [
-        _make_tile(one, image, side)
+        _make_tile(one, names[one["image_b"]], image, side)
         for one, image, side in zip(different, fetched, sides, strict=True)
     ]
 
 
-def _make_tile(one: dict[str, Any], image: FetchedImage, side: str) -> dict[str, Any]:
+def _make_tile(one: dict[str, Any], name: str, image: FetchedImage, side: str) -> dict[str, Any]:
+    tile = {"image": one, "name": name, "said": _describe_changes(one)}
     if image.pixels is None:
-        return {
-            "image": one,
-            "said": _describe_changes(one),
-            "ratio": 1.5,
-            "source": "",
-            "why": image.why,
-        }
+        return {**tile, "ratio": 1.5, "source": "", "why": image.why}
     rows, columns = image.pixels.shape[:2]
     boxes = [_box_to_draw(box) for box in one["boxes"][:BOXES_DRAWN]]
     worded = [i for i, box in enumerate(boxes) if box.text]
     boxes = [replace(box, text="") if i in worded[WORDS:] else box for i, box in enumerate(boxes)]
     source = data_uri(draw_boxes(image.pixels, tuple(one["places"][side]["size"]), boxes))
     ratio = min(2.5, max(0.5, columns / rows))
-    return {
-        "image": one,
-        "said": _describe_changes(one),
-        "ratio": ratio,
-        "source": source,
-        "why": "",
-    }
+    return {**tile, "ratio": ratio, "source": source, "why": ""}
 
 
 def _describe_changes(one: dict[str, Any]) -> str:
@@ -117,24 +103,29 @@ def _fetch_images(
 ) -> list[FetchedImage]:
     """Fetch images by the plans of the runs that labelled them on one side."""
     places = [one["places"][side] for one in images]
-    shards = _find_shards(result[side]["output"], places)
-    known = [place for place in places if (place["run"], place["shard"]) in shards]
-    found = iter(reader.fetch([Place(shards[p["run"], p["shard"]], p["index"]) for p in known]))
+    found = _find_places(result[side]["output"], places)
+    fetched = iter(reader.fetch([place for place in found if place is not None]))
     unknown = FetchedImage(None, "no run that read it is on either side")
-    return [next(found) if place in known else unknown for place in places]
+    return [unknown if place is None else next(fetched) for place in found]
 
 
-def _find_shards(output: str, places: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Shard]:
-    """Find the shards of images, by run and name.
-
-    Labels of other tools have no shard that can be read.
-    """
-    found: dict[tuple[str, str], Shard] = {}
-    for run in {place["run"] for place in places}:
-        names = sorted({place["shard"] for place in places if place["run"] == run})
+def _find_places(output: str, images: Sequence[dict[str, Any]]) -> list[Place | None]:
+    """Find where images are; None for those of imported runs that cannot be found by their name."""
+    runs = {image["run"] for image in images}
+    imported = {run: read_import(output, run) for run in runs}
+    planned: dict[tuple[str, str], Shard] = {}
+    for run in runs:
+        names = sorted({image["shard"] for image in images if image["run"] == run})
         try:
             shards = read_plan_of_run(output, run).find(names)
         except FileNotFoundError:
             continue
-        found.update({(run, name): shard for name, shard in shards.items()})
-    return found
+        planned.update({(run, name): shard for name, shard in shards.items()})
+    places: list[Place | None] = []
+    for image in images:
+        origin, shard = imported[image["run"]], planned.get((image["run"], image["shard"]))
+        index = image["index"]
+        if origin is not None:
+            shard, index = origin.shard(image["uri"]), 0
+        places.append(None if shard is None else Place(shard, index))
+    return places

@@ -21,6 +21,7 @@ def as_text(result: dict[str, Any]) -> str:
     """Describe the comparison, one fact a line."""
     lines = [
         *(line for name in ("a", "b") for line in side_lines(name, result[name])),
+        *([said] if (said := describe_thresholds(result)) else []),
         "",
         *image_lines(result["images"]),
         "",
@@ -51,13 +52,37 @@ def side_lines(name: str, side: dict[str, Any]) -> list[str]:
         f"{name}              {side['output']}",
         f"  labels       {newest}, of {', '.join(side['models'])}",
         f"  threshold    {threshold_of(side)}",
+        *(
+            [f"  no name      {count} boxes, whose classes have no name, are not compared"]
+            if (count := side["boxes_without_name"])
+            else []
+        ),
     ]
 
 
 def threshold_of(side: dict[str, Any]) -> str:
-    """Return the score thresholds of a side's runs."""
-    values = sorted(set(side["score_thresholds"].values()))
-    return ", ".join(f"{value:g}" for value in values)
+    """Return the score thresholds of a side's runs in words."""
+    values = _thresholds(side)
+    words = [f"{value:g}" for value in sorted(value for value in values if value is not None)]
+    return ", ".join([*words, *(["not known (imported)"] if None in values else [])])
+
+
+def _thresholds(side: dict[str, Any]) -> set[float | None]:
+    """Return the thresholds of a side; None is that of detections of other tools."""
+    imported = side["imported_runs"]
+    return {None if run in imported else value for run, value in side["score_thresholds"].items()}
+
+
+def describe_thresholds(result: dict[str, Any]) -> str:
+    """Return a sentence if the two sides have other score thresholds; else ""."""
+    a, b = result["a"], result["b"]
+    if _thresholds(a) == _thresholds(b):
+        return ""
+    differ = "may differ" if None in _thresholds(a) | _thresholds(b) else "differ"
+    return (
+        f"The score thresholds {differ}: {threshold_of(a)} in a, {threshold_of(b)} in b. A box of "
+        "one side alone counts only from the threshold of the other side up."
+    )
 
 
 def image_lines(images: dict[str, Any]) -> list[str]:
@@ -119,5 +144,5 @@ def _class_lines(classes: Sequence[dict[str, Any]]) -> list[str]:
         if drift:
             mean, *quantiles = (f"{value:+.4f}" for value in drift.values())
             numbers += f"  {mean} ({', '.join(quantiles)})  {iou['mean']:.4f}"
-        lines.append(f"{one['name'] or '(no name)':<{width}}{numbers}")
+        lines.append(f"{one['name']:<{width}}{numbers}")
     return lines

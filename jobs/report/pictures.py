@@ -1,13 +1,13 @@
-"""Images of a run for pages: fetched again from INPUT, made small, with their boxes drawn.
+"""Images of a run for pages: fetched again from INPUT, and made small.
 
 Nobody has checked the image files, so the same processes read and decode them as in a run
 (pipeline/isolation/child.py). An image that cannot be had in time is reported with the reason; it
 stops nothing.
 """
 
-import base64
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import simplejpeg
-from PIL import Image, ImageDraw, ImageFont
 
 from jobs.output.catalog import read_catalog
 from model.resize import ResizeRule
+from pipeline.formats.files import FETCH_AT_ONCE
+from pipeline.formats.members import make_member, open_member
 from pipeline.formats.read import read_rows
 from pipeline.isolation.child import ChildFailed, Row, read_rows_in_child
 from pipeline.isolation.frames import table_of_rows
 from pipeline.plan.shards import Shards, read_plan_tables, shards_of_table
-from pipeline.schema import ENCODED, OK, UNREADABLE, Member, Shard
+from pipeline.schema import ENCODED, OK, UNREADABLE, UNSEEN, Member, Shard
 from pipeline.stages.prepare import DECODE, Preparer
 from pipeline.stages.read import reading_child
-from pipeline.storage.files import StorageUnavailable, join
-from pipeline.storage.urls import printable
+from pipeline.storage.files import StorageUnavailable, join, object_info
+from pipeline.storage.protocols import WEB, protocol_of
 
 # pixels; this is sharp on a high-density screen at half the size
 SMALL = ResizeRule(shorter=400, longest=600)
@@ -39,9 +39,6 @@ START_SECONDS = 20.0
 SECONDS = 10.0
 SECONDS_EACH = 5.0  # seconds for one image
 MOST_BYTES = 32 << 20  # size limit of a loose file that is fetched for the page
-JPEG_QUALITY = 82
-TEXT_SIGNS = 80  # greatest number of characters of a box's text
-_BASIC = ImageFont.Layout.BASIC  # the other layout engine fails on some texts
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -62,15 +59,6 @@ class FetchedImage:
 
     pixels: Pixels | None  # (rows, columns, 3); None where the image could not be read
     why: str = ""  # why the image could not be read; "" where it was read
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box to draw, in pixels of the image as displayed."""
-
-    corners: tuple[float, float, float, float]  # x_min, y_min, x_max, y_max
-    text: str  # text beside the box; "" for none
-    colour: str  # "#rrggbb", light enough for black text
 
 
 @dataclass(frozen=True)
@@ -219,7 +207,8 @@ class PictureReader:
 def rows_at(shard: Shard, positions: tuple[int, ...]) -> Iterator[Row]:
     """Read rows (ENCODED) at ascending positions of a shard; runs in the reader's child process."""
     if shard.kind == "files":
-        members = tuple(shard.members[position] for position in positions)
+        with ThreadPoolExecutor(FETCH_AT_ONCE) as pool:
+            members = tuple(pool.map(_look_at, (shard.members[place] for place in positions)))
         yield from read_rows(replace(shard, members=members), 0)
         return
     wanted = set(positions)
@@ -227,6 +216,20 @@ def rows_at(shard: Shard, positions: tuple[int, ...]) -> Iterator[Row]:
     for position, row in enumerate(rows, positions[0]):
         if position in wanted:
             yield row
+
+
+def _look_at(member: Member) -> Member:
+    """Return an object in the version that is there now, if none was planned.
+
+    An object that cannot be looked at is returned as it is, and reading it says why.
+    """
+    if member.etag != UNSEEN or protocol_of(member.uri) in WEB:
+        return member
+    try:
+        fs, path = open_member(member, "image")
+        return replace(make_member(fs, path, object_info(fs, path)), uri=member.uri)
+    except Exception:  # stores raise many types
+        return member
 
 
 def _group_places(
@@ -251,48 +254,3 @@ def _group_places(
         yield Shard("pictures", "files", tuple(loose.values())), list(loose)
     for shard, positions in archives.values():
         yield shard, [(shard.shard, position) for position in sorted(positions)]
-
-
-def draw_boxes(pixels: Pixels, size: tuple[int, int], boxes: Sequence[Box]) -> Pixels:
-    """Draw boxes on `pixels` (rows, columns, 3), and return the result.
-
-    The boxes belong to an image of `size` (width, height). The first box lies on top. The text of a
-    box stands above it, within the image.
-    """
-    # This import takes a third of a second, and the reader processes do not need it.
-    from matplotlib import get_data_path
-
-    image = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(image)
-    # Pages show images side by side at one height, so text scales with it; narrow images by width.
-    file = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    signs = min(28, max(11, image.height // 24, image.width // 40))
-    font = ImageFont.truetype(file, signs, layout_engine=_BASIC)
-    line = max(1, round(image.height / 160))
-    scale = image.width / size[0], image.height / size[1]
-    placed = [(box, tuple(c * scale[k % 2] for k, c in enumerate(box.corners))) for box in boxes]
-    for box, (left, top, right, low) in reversed(placed):
-        draw.rectangle((left - 1, top - 1, right + 1, low + 1), outline="black")
-        draw.rectangle((left, top, right, low), outline=box.colour, width=line)
-    for box, (left, top, _, _) in reversed(placed):
-        if box.text:
-            _draw_text(draw, box, (left, top), font)
-    return np.asarray(image)
-
-
-def _draw_text(
-    draw: ImageDraw.ImageDraw, box: Box, corner: tuple[float, float], font: ImageFont.FreeTypeFont
-) -> None:
-    """Write a box's text on its colour: above `corner`, or where the image has room for it."""
-    text = printable(box.text).replace("\n", " ")[:TEXT_SIGNS]
-    width, height = font.getlength(text) + 4, font.size + 4
-    left = max(0.0, min(corner[0], draw.im.size[0] - width))
-    top = corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle((left, top, left + width, top + height), fill=box.colour)
-    draw.text((left + 2, top + height / 2), text, fill="black", font=font, anchor="lm")
-
-
-def data_uri(pixels: Pixels) -> str:
-    """Encode an image (rows, columns, 3) as a JPEG in a data URL, for `src` of an `img` element."""
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), JPEG_QUALITY, "RGB", "420")
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

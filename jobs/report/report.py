@@ -13,6 +13,7 @@ from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
+from jobs.report.imported import MADE_UP, read_import
 from jobs.report.text import compare_with_reference, format_duration, format_number
 from pipeline.storage.files import InputError, join
 
@@ -59,15 +60,22 @@ def _labelling_runs(output: str) -> list[Manifest]:
 
 def report_of(output: str, run_id: str | None = None) -> dict[str, Any]:
     """Return report.json of one run (see `jobs.accounting.tally.Report`), with its `run_id`."""
-    return _read_report(output, manifest_of(output, run_id)["run_id"])
+    return read_report(output, manifest_of(output, run_id)["run_id"])
 
 
-def _read_report(output: str, run_id: str) -> dict[str, Any]:
-    """Read report.json of a run. Raises DamagedOutput if it is missing or damaged."""
+def read_report(output: str, run_id: str) -> dict[str, Any]:
+    """Read report.json of a run. Raises DamagedOutput if it is missing or damaged.
+
+    The report of imported detections has `imported`, and no rate and no use of devices.
+    """
     try:
-        return {"run_id": run_id, **read_document(output, run_id, "report.json")}
+        report = {"run_id": run_id, **read_document(output, run_id, "report.json")}
     except FileNotFoundError as error:
         raise damaged_document(paths.document(run_id, "report.json")) from error
+    # Every run of `label` has node-hours, so that its run.json need not be read.
+    if not report.get("node_hours") and read_import(output, run_id) is not None:
+        report |= {"imported": True, **dict.fromkeys(MADE_UP)}
+    return report
 
 
 def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, Any]]:
@@ -84,7 +92,7 @@ def past_reports(output: str, fingerprint: str, count: int) -> list[dict[str, An
     found = []
     for run_id in ids[-count:]:
         with suppress(DamagedOutput):
-            found.append(_read_report(output, run_id))
+            found.append(read_report(output, run_id))
     return found
 
 
@@ -96,7 +104,7 @@ def overview(output: str) -> dict[str, Any]:
     """
     ids = [run["run_id"] for run in _labelling_runs(output)]
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        reports = list(pool.map(lambda run_id: _read_report(output, run_id), ids))
+        reports = list(pool.map(lambda run_id: read_report(output, run_id), ids))
     runs: list[dict[str, Any]] = []
     for report in reports:
         row = {
@@ -106,6 +114,7 @@ def overview(output: str) -> dict[str, Any]:
             "detections": report["detections"],
             "wall_seconds": report["wall_seconds"],
             "usd": report["usd"],
+            "imported": report.get("imported", False),
         }
         # The rate and cost of a run that is mostly start-up say nothing beside those of large runs.
         usual = median(run["images"] for run in runs) if runs else 0
@@ -114,12 +123,13 @@ def overview(output: str) -> dict[str, Any]:
             row[name] = report[name]
             row[f"{name}_change"] = _change(report[name], [run[name] for run in like])
         runs.append(row)
-    known = [run["usd"] for run in runs if run["usd"] is not None]
+    labelled = [run for run in runs if not run["imported"]]
+    known = [run["usd"] for run in labelled if run["usd"] is not None]
     totals = {
         **{name: sum(run[name] for run in runs) for name in ("images", "failed", "detections")},
         "wall_seconds": sum(run["wall_seconds"] for run in runs),
         "usd": sum(known) if known else None,
-        "runs_without_price": len(runs) - len(known),
+        "runs_without_price": len(labelled) - len(known),
     }
     return {"runs": runs, "totals": totals}
 
@@ -132,6 +142,8 @@ def _change(value: float | None, before: list[float | None]) -> float | None:
 
 def as_text(report: dict[str, Any]) -> str:
     """Describe one run for people, one fact a line; fields that older reports lack are left out."""
+    if report.get("imported"):
+        return _describe_import(report)
     steady = report["images_per_second_steady"]
     before = report["labelled_before"]
     use = report.get("stage_use") or {}
@@ -165,6 +177,18 @@ def as_text(report: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _describe_import(report: dict[str, Any]) -> str:
+    """Describe imported detections, of which neither a rate nor a cost is known."""
+    return "\n".join(
+        [
+            f"run            {report['run_id']}",
+            f"images         {report['images']} (imported)",
+            f"detections     {report['detections']}",
+            f"wall time      {report['wall_seconds']:.1f} s",
+        ]
+    )
 
 
 def _describe_cost(report: dict[str, Any]) -> list[str]:
@@ -202,9 +226,9 @@ def overview_as_text(document: dict[str, Any]) -> str:
             format_number(run["images"]),
             format_number(run["failed"]),
             format_duration(run["wall_seconds"]),
-            f"{run['images_per_second']:.2f}",
+            "" if (rate := run["images_per_second"]) is None else f"{rate:.2f}",
             _describe_trend(run["images_per_second_change"], "faster", "slower"),
-            "not known" if (cost := run["usd_per_1000_images"]) is None else f"{cost:.4f}",
+            _describe_price(run),
             _describe_trend(run["usd_per_1000_images_change"], "dearer", "cheaper"),
         )
         for run in document["runs"]
@@ -225,10 +249,19 @@ def overview_as_text(document: dict[str, Any]) -> str:
         ).rstrip()
         for row in table
     ]
+    if all(run["imported"] for run in document["runs"]):
+        return "\n".join(lines)
     missing = totals["runs_without_price"]
     spent = "not known" if totals["usd"] is None else f"{totals['usd']:.4f} USD"
     without = f", of {missing} runs no price is known" if missing and missing < len(rows) else ""
     return "\n".join([*lines, f"cost of all: {spent}{without}; trends: against the earlier runs"])
+
+
+def _describe_price(run: dict[str, Any]) -> str:
+    if run["imported"]:
+        return "imported"
+    cost = run["usd_per_1000_images"]
+    return "not known" if cost is None else f"{cost:.4f}"
 
 
 def _describe_trend(change: float | None, more: str, less: str) -> str:
@@ -246,7 +279,7 @@ def html(output: str, run_id: str | None = None) -> str:
     from jobs.report.pictures import PictureReader, read_plan_of_run
 
     manifest = with_tables(output, run_id)
-    report = _read_report(output, manifest["run_id"])
+    report = read_report(output, manifest["run_id"])
     with PictureReader() as reader:
         planned = read_plan_of_run(output, manifest["run_id"])
         return page_of(output, manifest, report, planned, reader)

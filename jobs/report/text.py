@@ -68,11 +68,6 @@ def format_day(unix_time: float | None) -> str:
     return "at an unknown time" if day is None else f"{day:%-d %B %Y, %H:%M} UTC"
 
 
-def shorten(image_id: str) -> str:
-    """Return the last part of an image_id, by which people know the image."""
-    return printable(image_id).rstrip("/").rsplit("/", 1)[-1]
-
-
 def list_examples(examples: Sequence[str], count: int) -> str:
     """List the first of `count` names."""
     return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
@@ -84,7 +79,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "per_cent": format_per_cent,
     "duration": format_duration,
     "day": format_day,
-    "short": shorten,
     # Tables of earlier versions may hold errors with signed URLs.
     "message": lambda error: printable(mask(error)),
     "safe_text": lambda value: printable(str(value)),

@@ -22,7 +22,7 @@ from jobs.bench.plot import plot
 from tests.support.browsing import open_page
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "jobs" / "report" / "page.jpg"  # the upper part of a report
+PAGE = ROOT / "jobs" / "report" / "page.jpg"  # the numbers of boxes in a report
 SAMPLES = ROOT / "jobs" / "report" / "samples.jpg"  # labelled images, as a report shows them
 SCENE = ROOT / "jobs" / "report" / "scene.jpg"  # one of them
 SPEED = ROOT / "jobs" / "bench" / "speed.png"
@@ -48,9 +48,12 @@ def write_images(browser: Browser, report: Path) -> list[Path]:
     assert not trouble, trouble
     # The path of the demo on this machine means nothing to a reader.
     page.locator(".lead .name").evaluate("name => name.textContent = 'demo/lake'")
-    _write_jpeg(_take_screenshot_between(page, "header", "section:has(h2:text('Failures'))"), PAGE)
-    confident, last = "h3:text('Most confident')", "h3:text('Least confident')"
-    _write_jpeg(_take_screenshot_between(page, confident, last), SAMPLES)
+    detections, failures = (
+        f"section:has(h2:text('{name}'))" for name in ("Detections", "Failures")
+    )
+    _write_jpeg(_take_screenshot_between(page, detections, failures), PAGE)
+    random, behind = "h3:text('Chosen at random')", "h3:text('Most objects') ~ h3"
+    _write_jpeg(_take_screenshot_between(page, random, behind), SAMPLES)
     crowded = page.locator("h3:text('Most objects') + .sheet img").last  # the widest of the three
     SCENE.write_bytes(base64.b64decode(str(crowded.get_attribute("src")).split(",")[1]))
     _write_speed()

@@ -220,3 +220,26 @@ def test_labels_in_a_bucket_are_compared_with_labels_on_a_disk(tmp_path: Path, b
     }
     fs.pipe_file(f"{path}/truth.json", json.dumps(truth).encode())
     assert evaluate(bucket, f"{bucket}/truth.json")["metrics"]["AP"] == pytest.approx(1)
+
+
+def test_thresholds_that_differ_are_said_on_the_page_and_in_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = [Box(1, 0.9, 0, 0, 9, 9), Box(0, 0.8, 20, 20, 40, 40)]
+    sides = [
+        write_run(
+            tmp_path / str(threshold), [Labelled("1.jpg", boxes)], ("", "cat"),
+            score_threshold=threshold,
+        )
+        for threshold in (0.3, 0.5)
+    ]  # fmt: skip
+    assert main(["compare", *sides]) == 0
+    text = capsys.readouterr().out
+    assert "The score thresholds differ: 0.3 in a, 0.5 in b" in text
+    assert text.count("1 boxes, whose classes have no name") == 2
+    assert "(no name)" not in text and "boxes          1 in a, 1 in b" in text
+    assert main(["compare", *sides, "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "The score thresholds differ" in page and "have no name" in page
+    assert main(["compare", sides[0], sides[0]]) == 0
+    assert "differ:" not in capsys.readouterr().out

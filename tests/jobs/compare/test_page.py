@@ -35,7 +35,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "a"), str(folder / "b")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1600, "light")])
 def test_the_page_reads_well_without_a_network(
     browser: Browser, sides: tuple[str, str], width: int, scheme: Scheme, tmp_path: Path
 ) -> None:

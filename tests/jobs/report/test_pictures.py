@@ -12,18 +12,10 @@ import pytest
 from PIL import Image
 
 from jobs.report import pictures
-from jobs.report.pictures import (
-    Box,
-    PictureReader,
-    Place,
-    data_uri,
-    draw_boxes,
-    plan_of_shards,
-    read_plan_of_run,
-)
+from jobs.report.pictures import PictureReader, Place, plan_of_shards, read_plan_of_run
 from model.resize import ResizeRule
 from pipeline.plan.plan import plan_shards
-from pipeline.schema import Member, Shard
+from pipeline.schema import UNSEEN, Member, Shard
 from pipeline.storage.files import join, open_location
 from tests.support.committed import commit_run, make_target
 
@@ -107,6 +99,18 @@ def test_images_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, bucke
         check_images(reader.fetch(places_of(list(found.values()))), shards)
 
 
+def test_objects_without_a_planned_version_are_read_as_they_are(tmp_path: Path) -> None:
+    write_lake(tmp_path)
+    members = [
+        Member(f"file://{tmp_path}/{name}", UNSEEN, -1) for name in ("plain.jpg", "absent.jpg")
+    ]
+    places = [Place(Shard(member.uri, "files", (member,)), 0) for member in members]
+    with PictureReader(SIZE, seconds=60) as reader:
+        plain, absent = reader.fetch(places)
+    assert shades([plain, absent]) == [200, None]
+    assert "does not exist" in absent.why
+
+
 def test_removed_changed_and_too_large_files_have_a_reason(tmp_path: Path) -> None:
     write_lake(tmp_path)
     shards = {shard.kind: shard for shard in plan_shards(str(tmp_path)).shards}
@@ -148,30 +152,3 @@ def test_an_unreachable_store_has_a_reason_and_does_not_stop_other_images(
         found = reader.fetch([Place(away, 0), Place(tar, 1)])
     assert "cannot be reached" in found[0].why
     assert shades(found) == [None, 120]
-
-
-def test_boxes_are_drawn_in_their_place_and_texts_stay_within_the_image() -> None:
-    pixels = np.zeros((200, 300, 3), np.uint8)
-    box = Box((200.0, 100.0, 400.0, 300.0), "", "#ff0000")
-    image = draw_boxes(pixels, (600, 400), [box])  # at half the size
-    red = np.argwhere(image[..., 0] == 255)
-    assert red.min(0).tolist() == [50, 100]
-    assert red.max(0).tolist() == [150, 200]
-    corner = Box((590.0, 0.0, 600.0, 5.0), "a long name 0.99", "#ff0000")
-    written = draw_boxes(pixels, (600, 400), [corner])[..., 0] == 255
-    assert written[:, 150:].sum() > 500  # the ground of the text, which stays within the image
-    assert not pixels.any()
-
-
-def test_a_data_uri_is_a_jpeg(tmp_path: Path) -> None:
-    import base64
-
-    kind, _, data = data_uri(np.full((20, 30, 3), 128, np.uint8)).partition(",")
-    assert kind == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        assert image.size == (30, 20)
-
-
-@pytest.mark.parametrize("text", ["日本", "a\nb", "x" * 300, "$\\frac{"])
-def test_any_text_can_be_drawn(text: str) -> None:
-    draw_boxes(np.zeros((30, 30, 3), np.uint8), (30, 30), [Box((1, 1, 9, 9), text, "#ffffff")])
