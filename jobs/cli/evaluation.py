@@ -7,6 +7,7 @@ from typing import Any
 from jobs.cli.answers import show, write_page
 from jobs.cli.options import add_command
 from jobs.compare.options import Comparison
+from pipeline.storage.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,20 @@ class EvaluateOptions:
         metadata={
             "help": "leave annotated images out that failed or were not labelled; otherwise they "
             "count as images without detections"
+        },
+    )
+    match: str = field(
+        default="names",
+        metadata={
+            "choices": ("names", "numbers"),
+            "help": "what says that a class of OUTPUT is one of the annotations",
+        },
+    )
+    by_name: bool = field(
+        default=False,
+        metadata={
+            "help": "match names that differ only in spaces, `_`, `-` and other signs: "
+            "traffic_light for traffic light"
         },
     )
     json: bool = field(default=False, metadata={"help": "for programs"})
@@ -57,9 +72,14 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(options: EvaluateOptions) -> int:
-    from jobs.evaluate.evaluate import as_text, evaluate
+    from jobs.evaluate.classes import ALIKE, NUMBERS
+    from jobs.evaluate.evaluate import evaluate
+    from jobs.evaluate.text import as_text
 
-    result = evaluate(options.output, options.annotations, options.only_labelled)
+    if options.by_name and options.match == NUMBERS:
+        raise InputError("--by-name and --match numbers contradict one another: give only one")
+    match = ALIKE if options.by_name else options.match
+    result = evaluate(options.output, options.annotations, options.only_labelled, match)
     show(result, as_text, options.json)
     return 0
 

@@ -19,6 +19,28 @@ class ExportOptions:
         default="", metadata={"metavar": "A,B", "help": "only boxes of these (default: all)"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace what lies at FILE"})
+    with_images: bool = field(
+        default=False,
+        metadata={"help": "yolo, voc: put the images beside the labels, with unchanged bytes"},
+    )
+    link_images: bool = field(
+        default=False,
+        metadata={
+            "help": "the same with links to local files; what a tool writes to such an image, it "
+            "writes to yours"
+        },
+    )
+    image_prefix: str = field(
+        default="",
+        metadata={
+            "metavar": "URL",
+            "help": "labelstudio: the address below which its server has the images of INPUT",
+        },
+    )
+    present_only: bool = field(
+        default=False,
+        metadata={"help": "leave out objects that the last `label` found gone from INPUT"},
+    )
 
 
 def add(commands: Any) -> None:
@@ -43,12 +65,21 @@ def add(commands: Any) -> None:
 
 
 def _export(options: ExportOptions) -> int:
-    from jobs.exports.exports import export
+    from jobs.exports.exports import ImageOptions, export
     from jobs.exports.reader import Choice
 
     labels = tuple(label.strip() for label in options.labels.split(",") if label.strip())
     choice = Choice(options.min_score, labels)
-    export(options.output, options.file, options.to, choice, options.overwrite)
+    images = ImageOptions(options.with_images, options.link_images, options.image_prefix)
+    export(
+        options.output,
+        options.file,
+        options.to,
+        choice,
+        options.overwrite,
+        images,
+        options.present_only,
+    )
     return 0
 
 

@@ -2,16 +2,18 @@
 
 Tools write the same thing in several ways, and every command takes them alike:
 
-- An id of an image is a whole number or a text, and 5, 5.0 and "5" are one id. It becomes a text.
+- An id of an image is a whole number or a text, and 5, 5.0, "5" and "5.0" are one id. It becomes a
+  text.
 - An id of a category is a whole number. This number, and all others, may be written as a text.
 - A box is [x, y, width, height] in pixels: finite numbers, and no negative width or height.
-- `iscrowd` is 0, 1, false or true; without it, or with null, the object is no crowd.
-- `area` is a number, not negative; without it, or with null, it is that of the box.
+- `iscrowd` is 0, 1, false or true; without it, or with null or "", the object is no crowd.
+- `area` is a number, not negative; without it, or with null or "", it is that of the box.
 
 All else is a WrongField.
 """
 
 import math
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -22,6 +24,8 @@ LARGEST_COORDINATE = 1e9
 LARGEST_ID = 2**63 - 1  # of a category: tables hold ids in 64 bits
 
 Entry = dict[str, Any]
+_ABSENT = (None, "")  # values of a field that some tools write where they have none
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0+")
 
 
 class WrongField(Exception):
@@ -51,7 +55,7 @@ def category_of(entry: Entry) -> Category:
 
 def image_of(entry: Entry, needed: Collection[str]) -> Image:
     key = _image_id(entry, "id")
-    name = None if entry.get("file_name") in (None, "") else _image_id(entry, "file_name")
+    name = None if entry.get("file_name") in _ABSENT else _id_text(entry, "file_name")
     if name is None and "file_name" in needed:
         raise WrongField("file_name", "it has no file_name")
     width, height = _side(entry.get("width")), _side(entry.get("height"))
@@ -61,14 +65,18 @@ def image_of(entry: Entry, needed: Collection[str]) -> Image:
     return Image(key, name, width, height)
 
 
-def annotation_of(entry: Entry) -> Annotation:
+def annotation_of(entry: Entry, number: int) -> Annotation:
+    """`number` is its place in the file, from 1."""
     bbox = _bbox(entry)
     area = entry.get("area")
-    size = bbox[2] * bbox[3] if area is None else _number(area)
+    has_area = area not in _ABSENT
+    size = _number(area) if has_area else bbox[2] * bbox[3]
     if size is None or size < 0:
         raise WrongField("area", f"area {shown(area)} is not a number from 0 up")
     image_id, category_id = _image_id(entry, "image_id"), _category_id(entry, "category_id")
-    return Annotation(image_id, category_id, bbox, size, _is_crowd(entry))
+    own_id = "" if entry.get("id") is None else shown(entry["id"])
+    is_crowd = _is_crowd(entry)
+    return Annotation(image_id, category_id, bbox, size, is_crowd, has_area, number, own_id)
 
 
 def result_of(entry: Entry, category_ids: Collection[int]) -> Result:
@@ -92,7 +100,13 @@ def _present(entry: Entry, field: str) -> object:
 
 
 def _image_id(entry: Entry, field: str) -> str:
-    """A text, or a whole number as text."""
+    """A text, or a whole number as text; a text such as "5.0" is the number."""
+    value = _id_text(entry, field)
+    return value.partition(".")[0] if _WHOLE_FLOAT.fullmatch(value) else value
+
+
+def _id_text(entry: Entry, field: str) -> str:
+    """A text as it is, or a whole number as text."""
     value = _present(entry, field)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -123,7 +137,9 @@ def _bbox(entry: Entry) -> Box:
 
 def _is_crowd(entry: Entry) -> bool:
     value = entry.get("iscrowd")
-    number = float(value or 0) if value is None or isinstance(value, bool) else _number(value)
+    if value in _ABSENT:
+        return False
+    number = float(value) if isinstance(value, bool) else _number(value)
     if number not in (0, 1):
         raise WrongField("iscrowd", f"iscrowd {shown(value)} is neither 0 nor 1")
     return number == 1

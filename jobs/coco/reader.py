@@ -10,12 +10,13 @@ entry, its ids and the field.
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 from jobs.coco.document import Document
 from jobs.coco.fields import Entry, WrongField, annotation_of, category_of, image_of, result_of
-from jobs.coco.records import Annotation, Annotations, Category, Image, Result
+from jobs.coco.records import Annotation, Annotations, Category, Image, Result, Unlisted
 from pipeline.storage.files import InputError, explain_errors, local_copy, open_location
 from pipeline.storage.urls import mask
 
@@ -46,13 +47,20 @@ def read_annotations(location: str, needed: Collection[str] = ()) -> Annotations
             if image.id in images:
                 raise InputError(f"{file.name}: two images have the id {image.id}")
             images[image.id] = image
-        listed, left_out = [], 0
+        listed: list[Annotation] = []
+        of_images, of_categories = Unlisted(), Unlisted()
         for annotation in file.annotations():
-            if annotation.image_id in images and annotation.category_id in classes:
-                listed.append(annotation)
+            if annotation.image_id not in images:
+                of_images = _with_one_more(of_images, annotation)
+            elif annotation.category_id not in classes:
+                of_categories = _with_one_more(of_categories, annotation)
             else:
-                left_out += 1
-    return Annotations(images, classes, listed, left_out)
+                listed.append(annotation)
+    return Annotations(images, classes, listed, of_images, of_categories)
+
+
+def _with_one_more(unlisted: Unlisted, annotation: Annotation) -> Unlisted:
+    return Unlisted(unlisted.count + 1, unlisted.first or annotation.name)
 
 
 def label_names(classes: Mapping[int, str], source: str) -> tuple[str, ...]:
@@ -109,7 +117,12 @@ class AnnotationFile:
 
     def annotations(self) -> Iterator[Annotation]:
         """All annotations, also those of images and categories that the file does not list."""
-        return self._listed("annotations", annotation_of, may_be_empty=True)
+        numbers = count(1)
+
+        def convert(entry: Entry) -> Annotation:
+            return annotation_of(entry, next(numbers))
+
+        return self._listed("annotations", convert, may_be_empty=True)
 
     def _listed(
         self, list_name: str, convert: Callable[[Entry], T], may_be_empty: bool = False

@@ -1,6 +1,6 @@
 """What documents in COCO's format hold, as the reader gives it: checked, and without outlines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
@@ -28,8 +28,18 @@ class Annotation:
     image_id: str
     category_id: int
     bbox: Box
-    area: float
+    area: float  # that of the box where the file does not give it
     iscrowd: bool = False
+    has_area: bool = field(default=True, compare=False)
+    number: int = field(default=0, compare=False)  # from 1, in the order of the file
+    id: str = field(default="", compare=False)  # as the file gives it, for errors
+
+    @property
+    def name(self) -> str:
+        """What errors call it: `annotation 12 (id 907, image_id 10, category_id 3)`."""
+        own = f"id {self.id}, " if self.id else ""
+        ids = f"image_id {self.image_id}, category_id {self.category_id}"
+        return f"annotation {self.number} ({own}{ids})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +53,24 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Unlisted:
+    """Annotations of images, or of categories, that the file does not list."""
+
+    count: int = 0
+    first: str = ""  # the name of the first
+
+
+@dataclass(frozen=True, slots=True)
 class Annotations:
     """A whole annotation file."""
 
     images: dict[str, Image]  # by id, in the order of the file
     classes: dict[int, str]  # names by category id
     annotations: list[Annotation]
-    left_out: int = 0  # annotations of images or categories that the file does not list
+    # Annotations that are left out of the list; one that lacks both counts for the image.
+    of_unlisted_images: Unlisted = Unlisted()
+    of_unlisted_categories: Unlisted = Unlisted()
+
+    @property
+    def left_out(self) -> int:
+        return self.of_unlisted_images.count + self.of_unlisted_categories.count

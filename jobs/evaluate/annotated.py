@@ -1,13 +1,15 @@
-"""Match the images and classes of an OUTPUT with those of an annotation file."""
+"""Match the images of an OUTPUT with those of an annotation file."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 
+from jobs.coco.file_names import portable_name
 from jobs.coco.records import Annotations
 from pipeline.storage.files import InputError
 
@@ -17,8 +19,11 @@ RULES = {
     "path": "its path ends in the file_name",
     "key": "its key in an archive is the file_name without suffix",
     "id": "its image_id is the annotations' id",
+    "name": "its last name is that of the file_name, in another folder",
 }
-IMAGE_ID, PATH, KEY, ID = RULES
+IMAGE_ID, PATH, KEY, ID, NAME = RULES
+# Rules that count only where those before them find nothing.
+LAST_RULES = (ID, NAME)
 MATCHED = pa.schema(
     [
         pa.field("run", pa.string()),
@@ -28,12 +33,19 @@ MATCHED = pa.schema(
         pa.field("position", pa.int64()),  # position among the annotated images
     ]
 )
-# `wanted` may name whole ids, and the last parts of paths and keys.
+# `wanted` may name whole ids, and the last parts of paths and keys, as portable names.
 _CANDIDATES = r"""
-SELECT run, shard, image_id, uri, status FROM latest_images
-WHERE image_id IN (FROM wanted)
-    OR regexp_extract(image_id, '[^/#]*$') IN (FROM wanted)
-    OR regexp_extract(regexp_replace(uri, '^(https?://[^?]*)\?.*', '\1'), '[^/]*$') IN (FROM wanted)
+WITH named AS (
+    SELECT run, shard, image_id, uri, status, nfc_normalize(replace(image_id, '\', '/')) AS name,
+        nfc_normalize(replace(regexp_replace(uri, '^(https?://[^?]*)\?.*', '\1'), '\', '/')) AS path
+    FROM latest_images
+)
+SELECT run, shard, image_id, uri, status FROM named
+WHERE name IN (FROM wanted)
+    OR regexp_extract(name, '[^/#]*$') IN (FROM wanted)
+    OR regexp_extract(path, '[^/]*$') IN (FROM wanted)
+    OR (starts_with(path, 'http')
+        AND nfc_normalize(url_decode(regexp_extract(path, '[^/]*$'))) IN (FROM wanted))
 """
 
 
@@ -43,15 +55,6 @@ class MatchedImages:
 
     table: pa.Table  # columns of MATCHED
     by_rule: dict[str, int]  # number of images that each rule of RULES found
-
-
-@dataclass(frozen=True)
-class MatchedClasses:
-    """Labels of OUTPUT that are classes of the annotations."""
-
-    rule: str  # "name" or "id"
-    ids: dict[tuple[int, str], int]  # (label_id, label) -> category id
-    unknown: list[str]  # labels that are no class of the annotations
 
 
 def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> MatchedImages:
@@ -66,10 +69,10 @@ def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) ->
         for rule, image in names.of(row):
             hits[image].setdefault(rule, []).append(row)
             break
-    if not hits:
-        for row in rows:
-            if row["image_id"] in truth.images:
-                hits[row["image_id"]].setdefault(ID, []).append(row)
+    for rule in LAST_RULES:
+        for row in rows if not hits else ():
+            if found_image := names.found_by(rule, row):
+                hits[found_image].setdefault(rule, []).append(row)
     if not hits:
         raise InputError(_describe_mismatch(connection, truth))
     positions = {image: position for position, image in enumerate(truth.images)}
@@ -88,17 +91,19 @@ def matched_images(connection: duckdb.DuckDBPyConnection, truth: Annotations) ->
 
 
 class _Names:
-    """The names of annotated images."""
+    """The names of annotated images, as portable names."""
 
     def __init__(self, truth: Annotations):
         self.by_name: defaultdict[str, list[str]] = defaultdict(list)  # name -> image ids
         self.by_stem: defaultdict[str, list[str]] = defaultdict(list)
+        self.by_last: defaultdict[str, list[str]] = defaultdict(list)  # without folders
         self.images = truth.images
         for image in truth.images.values():
             if image.file_name:
-                self.by_name[image.file_name].append(image.id)
-                stems = _stems_of(image.file_name)
-                for part in {part for stem in stems for part in _suffixes_of(stem)}:
+                name = portable_name(image.file_name)
+                self.by_name[name].append(image.id)
+                self.by_last[name.rpartition("/")[2]].append(image.id)
+                for part in {part for stem in _stems_of(name) for part in _suffixes_of(stem)}:
                     self.by_stem[part].append(image.id)
 
     def wanted(self) -> set[str]:
@@ -107,17 +112,24 @@ class _Names:
         return names | {name.rpartition("/")[2] for name in names}
 
     def of(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield (rule, id) for each rule that finds the annotated image of a row of OUTPUT."""
-        image_id, uri = row["image_id"], row["uri"] or ""
-        inside = image_id.startswith(f"{uri}#")  # the image is in an archive
+        """Yield (rule, id) for each rule that finds the annotated image of a row of OUTPUT.
+
+        LAST_RULES are left to `found_by`.
+        """
+        image_id, path, inside = _place_of(row)
         yield from self._first_match(IMAGE_ID, self.by_name, [image_id], row)
-        path = uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
-        paths = [] if inside else [*_suffixes_of(path), *_suffixes_of(image_id)]
-        yield from self._first_match(PATH, self.by_name, paths, row)
-        key = image_id[len(uri) + 1 :] if inside else image_id
+        yield from self._first_match(PATH, self.by_name, _paths_of(row), row)
         # rows of Parquet files have numbers, not keys
         if not (inside and path.endswith(".parquet")):
+            key = image_id[len(portable_name(row["uri"])) + 1 :] if inside else image_id
             yield from self._first_match(KEY, self.by_stem, _suffixes_of(key), row)
+
+    def found_by(self, rule: str, row: dict[str, Any]) -> str | None:
+        """The id of the annotated image that one of LAST_RULES finds for a row of OUTPUT."""
+        if rule == ID:
+            return row["image_id"] if row["image_id"] in self.images else None
+        last = [path.rpartition("/")[2] for path in _paths_of(row)]
+        return next((image for _, image in self._first_match(NAME, self.by_last, last, row)), None)
 
     def _first_match(
         self, rule: str, names: dict[str, list[str]], called: list[str], row: dict[str, Any]
@@ -132,6 +144,22 @@ class _Names:
             if images:
                 yield rule, images[0]
                 return
+
+
+def _place_of(row: dict[str, Any]) -> tuple[str, str, bool]:
+    """The image_id and the path of a row, portable, and whether it is an image in an archive."""
+    image_id, uri = portable_name(row["image_id"]), portable_name(row["uri"] or "")
+    path = uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
+    return image_id, path, image_id.startswith(f"{uri}#")
+
+
+def _paths_of(row: dict[str, Any]) -> list[str]:
+    """All names by which an image that is a file may be called; the longest first."""
+    image_id, path, inside = _place_of(row)
+    if inside:
+        return []
+    decoded = [unquote(path)] if path.startswith(("http://", "https://")) else []
+    return [part for whole in (path, *decoded, image_id) for part in _suffixes_of(whole)]
 
 
 def _stems_of(name: str) -> set[str]:
@@ -166,40 +194,3 @@ def _describe_mismatch(connection: duckdb.DuckDBPyConnection, truth: Annotations
         f"the file_name {first.file_name} and the id {first.id}; an image_id of OUTPUT is "
         f"{here[0][0] if here else None}. An image is known where {', or '.join(RULES.values())}"
     )
-
-
-def matched_classes(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> MatchedClasses:
-    """Match labels with categories by name, ignoring case, or by number if no name matches.
-
-    InputError if neither matches, or if two categories have one name.
-    """
-    labels: list[tuple[int, str]] = connection.sql(
-        "SELECT DISTINCT label_id, coalesce(label, '') FROM latest ORDER BY ALL"
-    ).fetchall()
-    named: defaultdict[str, list[int]] = defaultdict(list)
-    for class_id, name in truth.classes.items():
-        named[name.casefold()].append(class_id)
-    rule = "name"
-    found = {label: named[label[1].casefold()] for label in labels if label[1].casefold() in named}
-    for (_, name), classes in found.items():
-        if len(classes) > 1:
-            raise InputError(f"the categories {classes[0]} and {classes[1]} are both called {name}")
-    if not found:
-        rule = "id"
-        found = {label: [label[0]] for label in labels if label[0] in truth.classes}
-    if labels and not found:
-        raise InputError(
-            f"no class of OUTPUT ({_list_names([name for _, name in labels])}) is one of the "
-            f"annotations ({_list_names(list(truth.classes.values()))}), by name or by number"
-        )
-    return MatchedClasses(
-        rule,
-        {label: classes[0] for label, classes in found.items()},
-        sorted(
-            {name or f"number {number}" for number, name in labels if (number, name) not in found}
-        ),
-    )
-
-
-def _list_names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

@@ -1,6 +1,5 @@
 """`detr-batch evaluate`: COCO's numbers of an OUTPUT's newest labels, without the model."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,59 +9,91 @@ import pyarrow as pa
 
 from jobs.coco.reader import read_annotations
 from jobs.coco.records import Annotations
-from jobs.evaluate.annotated import (
-    RULES,
-    MatchedClasses,
-    MatchedImages,
-    matched_classes,
-    matched_images,
-)
-from jobs.evaluate.average_precision import UNKNOWN, Found, Score, average_precision
+from jobs.evaluate.annotated import MatchedImages, matched_images
+from jobs.evaluate.average_precision import Found, Score, average_precision
+from jobs.evaluate.classes import ALIKE, NAMES, Label, MatchedClasses, matched_classes
 from jobs.output.run_documents import score_threshold
+from jobs.output.views import finished_runs
 from jobs.query import answer_query
-from jobs.report.text import list_examples
 from pipeline.schema import OK
+from pipeline.storage.errors import InputError
 
 NAMED = 5  # example names of missing images
-_FOUND = """
+_IS_USABLE = """coalesce(isfinite(score) AND isfinite(x_min) AND isfinite(y_min)
+    AND isfinite(x_max) AND isfinite(y_max) AND x_min <= x_max AND y_min <= y_max, false)"""
+_FOUND = f"""
 SELECT position, class_id, score, x_min, y_min, x_max, y_max
 FROM detections JOIN matched USING (run, shard, image_id)
     JOIN known ON known.label_id = detections.label_id
         AND known.label = coalesce(detections.label, '')
+WHERE {_IS_USABLE}
 ORDER BY position, detection
 """
+# Boxes of annotated images by what becomes of them.
+_COUNTS = f"""
+SELECT count(*), count(*) FILTER (NOT {_IS_USABLE}),
+    count(*) FILTER (trim(coalesce(detections.label, '')) = ''),
+    count(*) FILTER (trim(coalesce(detections.label, '')) <> '' AND known.class_id IS NULL)
+FROM detections JOIN matched USING (run, shard, image_id)
+    LEFT JOIN known ON known.label_id = detections.label_id
+        AND known.label = coalesce(detections.label, '')
+"""
+_LABELS = "SELECT DISTINCT label_id, coalesce(label, '') FROM latest ORDER BY ALL"
 
 
-def evaluate(output: str, location: str, only_labelled: bool = False) -> dict[str, Any]:
+def evaluate(
+    output: str, location: str, only_labelled: bool = False, match: str = NAMES
+) -> dict[str, Any]:
     """Score OUTPUT against the annotation file at `location`; return the score and its basis.
 
     An annotated image that failed or was not labelled counts as one without detections, unless
-    `only_labelled` is set. InputError if the two have no images or no classes in common.
+    `only_labelled` is set. `match` says how classes are matched: NAMES, ALIKE or NUMBERS.
+
+    Raises InputError if the two have no images or no classes in common, or if there is no object to
+    find.
     """
     truth = read_annotations(location)
-    return answer_query(output, partial(_evaluate_output, output, truth, only_labelled))
+    return answer_query(output, partial(_evaluate_output, output, truth, only_labelled, match))
 
 
 def _evaluate_output(
-    output: str, truth: Annotations, only_labelled: bool, connection: duckdb.DuckDBPyConnection
+    output: str,
+    truth: Annotations,
+    only_labelled: bool,
+    match: str,
+    connection: duckdb.DuckDBPyConnection,
 ) -> dict[str, Any]:
     images = matched_images(connection, truth)
-    classes = matched_classes(connection, truth)
+    labels = [Label(*row) for row in connection.sql(_LABELS).fetchall()]
+    model = {name for run in finished_runs(output) for name in run["labels"]}
+    classes = matched_classes(labels, sorted(model), truth.classes, match)
     connection.register("matched", images.table)
+    connection.register("known", _known_classes(classes))
     ids = list(truth.images)
     status = dict(
         zip(*(images.table[name].to_pylist() for name in ("position", "status")), strict=True)
     )
     labelled = {ids[at] for at, said in status.items() if said == OK}
+    _refuse_without_objects(truth, labelled, only_labelled)
     score = average_precision(
-        truth, _read_detections(connection, truth, classes), labelled if only_labelled else None
+        truth, _read_detections(connection, truth), labelled if only_labelled else None
     )
+    ((boxes, not_usable, nameless, of_others),) = connection.sql(_COUNTS).fetchall()
     runs = images.table["run"].unique().to_pylist()
     return {
         "images": _count_images(connection, truth, images, status, len(labelled)),
         "only_labelled": only_labelled,
         "classes": _describe_classes(classes, score),
+        "boxes": {
+            "of_annotated_images": boxes,
+            "evaluated": sum(one.detections for one in score.classes),
+            "not_usable": not_usable,
+            "without_name": nameless,
+            "not_annotated": of_others,
+        },
         "objects_left_out": truth.left_out,
+        "first_left_out": truth.of_unlisted_images.first or truth.of_unlisted_categories.first,
+        "objects_without_area": sum(not one.has_area for one in truth.annotations),
         "score_threshold": max(score_threshold(output, run) for run in runs),
         "metrics": score.metrics,
         "by_class": [
@@ -78,15 +109,40 @@ def _evaluate_output(
     }
 
 
-def _read_detections(
-    connection: duckdb.DuckDBPyConnection, truth: Annotations, classes: MatchedClasses
-) -> Found:
+def _refuse_without_objects(truth: Annotations, labelled: set[str], only_labelled: bool) -> None:
+    """Raise InputError where no object could be found, so that there is no AP."""
+    if not labelled:
+        raise InputError(
+            "no annotated image was labelled: all that OUTPUT holds of them failed, so there is "
+            "nothing to evaluate"
+        )
+    objects = {one.image_id for one in truth.annotations if not one.iscrowd}
+    if truth.left_out and not truth.annotations:
+        first = truth.of_unlisted_images.first or truth.of_unlisted_categories.first
+        raise InputError(
+            f"the annotations hold no object to find: all {truth.left_out} are of images or "
+            f"categories that the file does not list, the first is {first}"
+        )
+    if not objects:
+        raise InputError("the annotations hold no object to find: there is no AP without one")
+    if only_labelled and not objects & labelled:
+        raise InputError(
+            "no labelled image has an annotated object to find: evaluate without --only-labelled, "
+            "or label the annotated images"
+        )
+
+
+def _known_classes(classes: MatchedClasses) -> pa.Table:
+    """The labels that are classes of the annotations."""
     known = [
-        {"label_id": number, "label": name, "class_id": class_id}
-        for (number, name), class_id in classes.ids.items()
+        {"label_id": label.label_id, "label": label.name, "class_id": class_id}
+        for label, class_id in classes.ids.items()
     ]
     fields = [("label_id", pa.int32()), ("label", pa.string()), ("class_id", pa.int64())]
-    connection.register("known", pa.Table.from_pylist(known, schema=pa.schema(fields)))
+    return pa.Table.from_pylist(known, schema=pa.schema(fields))
+
+
+def _read_detections(connection: duckdb.DuckDBPyConnection, truth: Annotations) -> Found:
     columns = connection.sql(_FOUND).fetchnumpy()
     sides = [columns[side] for side in ("x_min", "y_min", "x_max", "y_max")]
     return Found(
@@ -129,81 +185,9 @@ def _count_images(
 def _describe_classes(classes: MatchedClasses, score: Score) -> dict[str, Any]:
     never = [one.name for one in score.classes if one.objects and not one.detections]
     return {
-        "matched_by": classes.rule,
+        "matched_by": {NAMES: "name", ALIKE: "alike"}.get(classes.rule, "id"),
         "annotated_not_labelled": never,
         "labelled_not_annotated": classes.unknown,
+        "respelt": classes.respelt,
+        "renumbered": classes.renumbered,
     }
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """Describe the score for people."""
-    images, classes, threshold = (result[name] for name in ("images", "classes", "score_threshold"))
-    rules = [f"{count} where {RULES[rule]}" for rule, count in images["matched_by"].items()]
-    lines = [
-        f"images         {images['annotated']} annotated, {images['labelled']} of them labelled",
-        *(f"  known        {rule}" for rule in rules),
-        *_missing_lines(images, result["only_labelled"]),
-        f"classes        matched by {'name' if classes['matched_by'] == 'name' else 'number'}",
-        *_class_name_lines("  never found  ", classes["annotated_not_labelled"]),
-        *_class_name_lines("  not annotated", classes["labelled_not_annotated"]),
-    ]
-    if result["objects_left_out"]:
-        lines.append(
-            f"  left out     {result['objects_left_out']} objects of images or categories that the "
-            "annotations do not list"
-        )
-    lines += ["", *_class_table(result["by_class"]), "", *_metric_lines(result["metrics"])]
-    if threshold > 0:
-        lines += [
-            "",
-            f"Of boxes that score {threshold:g} or more: OUTPUT holds no others, so this is less "
-            "than the model's AP. For that, label into another OUTPUT with --score-threshold 0.",
-        ]
-    return "\n".join(lines)
-
-
-def _missing_lines(images: dict[str, Any], only_labelled: bool) -> list[str]:
-    count = "left out" if only_labelled else "count as images without detections"
-    kinds = {
-        "failed": f"annotated, but failed: {count}",
-        "not_labelled": f"annotated, but not labelled: {count}",
-        "not_annotated": "labelled, but not annotated: left out",
-    }
-    return [
-        f"  {images[kind]:<12} {said} ({list_examples(images['examples'][kind], images[kind])})"
-        for kind, said in kinds.items()
-        if images[kind]
-    ]
-
-
-def _class_name_lines(title: str, names: Sequence[str]) -> list[str]:
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return [f"{title} {len(names)}: {shown}"] if names else []
-
-
-def _class_table(classes: list[dict[str, Any]]) -> list[str]:
-    """Make a table with a line for each class that is annotated or was detected."""
-    shown = [one for one in classes if one["objects"] or one["detections"]]
-    width = max([len(one["name"]) for one in shown] + [5])
-    return [
-        f"{'class':<{width}}  objects  detections      AP    AP50    AP75  AR_100",
-        *(
-            f"{one['name']:<{width}}  {one['objects']:>7}  {one['detections']:>10}  "
-            + "  ".join(_format_metric(one[name]) for name in ("AP", "AP50", "AP75", "AR_100"))
-            for one in sorted(shown, key=lambda one: -one["AP"])
-        ),
-    ]
-
-
-def _metric_lines(metrics: dict[str, float]) -> list[str]:
-    names = list(metrics)
-    return [
-        "   ".join(
-            f"{name:<6} {_format_metric(metrics[name])}" for name in names[start : start + 6]
-        )
-        for start in (0, 6)
-    ]
-
-
-def _format_metric(value: float) -> str:
-    return "     -" if value == UNKNOWN else f"{value:6.4f}"

@@ -12,7 +12,7 @@ PIXEL_DECIMALS, SCORE_DECIMALS = 4, 8
 
 def write(labels: Labels, file: TextIO) -> None:
     """Write all labels; category ids are the tables' label ids."""
-    categories = [Category(label_id, name) for label_id, name in labels.classes.items()]
+    categories = [Category(label_id, name) for label_id, name in labels.chosen.items()]
     write_annotations(file, categories, (_new_image(image) for image in labels.images()))
 
 

@@ -7,17 +7,43 @@ into a folder (`yolo`). A new format needs such a module and a line in EXPORTS.
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TextIO
 
 import duckdb
 
 from jobs.exports import coco, labelstudio, table, voc, yolo
-from jobs.exports.place import TABLE, Folder, check_free, folder, one_file
+from jobs.exports.pictures import Pictures
+from jobs.exports.place import (
+    TABLE,
+    Folder,
+    check_free,
+    folder,
+    has_written_images,
+    is_local_folder,
+    one_file,
+)
 from jobs.exports.reader import Choice, Labels
+from jobs.output.gone import hide_gone_objects
 from jobs.output.outside import refuse_within_output
 from jobs.query import answer_query
-from pipeline.storage.urls import mask, printable
+from pipeline.storage import retries
+from pipeline.storage.files import InputError
+from pipeline.storage.urls import mask
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What becomes of the images themselves."""
+
+    copied: bool = False  # whether they are put beside the labels
+    linked: bool = False  # whether local files are linked there instead of copied
+    prefix: str = ""  # the address below which Label Studio finds them
+
+    @property
+    def placed(self) -> bool:
+        return self.copied or self.linked
 
 
 @dataclass(frozen=True)
@@ -34,50 +60,120 @@ class ToFile:
 
 @dataclass(frozen=True)
 class ToFolder:
-    """A format that is a folder of `entries`; the entry `table` maps files to images."""
+    """A format that is a folder of `entries`, and of the folder `images` if images are wanted.
+
+    The entry `table` maps files to images.
+    """
 
     write: Callable[[Labels, Folder], None]
     entries: tuple[str, ...]
     table: str
+    images: str
+    placed: bool = False  # see ImageOptions
+    linked: bool = False
 
     def __call__(self, labels: Labels, url: str) -> None:
-        with folder(url, self.entries, self.table) as place:
+        with_images = self.placed or has_written_images(url, self.images)
+        entries = (*self.entries, self.images) if with_images else self.entries
+        with folder(url, entries, self.table) as place:
+            if self.placed:
+                self._write_with_images(labels, place)
+                return
             self.write(labels, place)
+        labels.remarks.append(
+            f"the images belong into {mask(url)}/{self.images} under the names in {self.table}: "
+            "--with-images puts them there"
+        )
+
+    def _write_with_images(self, labels: Labels, place: Folder) -> None:
+        with Pictures(labels, place, self.images, self.linked) as pictures:
+            labels.select = pictures.place
+            self.write(labels, place)
+        if pictures.missing:
+            labels.remarks.append(
+                "images that cannot be had as they were labelled are left out with their boxes: "
+                f"{pictures.missing_as_text()}"
+            )
 
 
 EXPORTS: dict[str, ToFile | ToFolder] = {
     "coco": ToFile(coco.write),
-    "yolo": ToFolder(yolo.write, yolo.ENTRIES, TABLE),
+    "yolo": ToFolder(yolo.write, yolo.ENTRIES, TABLE, yolo.IMAGES),
     "labelstudio": ToFile(labelstudio.write),
-    "voc": ToFolder(voc.write, voc.ENTRIES, TABLE),
+    "voc": ToFolder(voc.write, voc.ENTRIES, TABLE, voc.IMAGES),
     "csv": ToFile(table.write),
 }
 
 
-def export(output: str, url: str, to: str, choice: Choice, overwrite: bool = False) -> None:
+def export(
+    output: str,
+    url: str,
+    to: str,
+    choice: Choice,
+    overwrite: bool = False,
+    images: ImageOptions | None = None,
+    present_only: bool = False,
+) -> None:
     """Write the labels of `output` to `url`, and report on stderr what was written and left out.
 
-    InputError if `url` is taken, or if an argument has an invalid value.
+    `present_only` leaves out the objects that are gone from INPUT. InputError if `url` is taken, or
+    if an argument has an invalid value.
     """
     choice.check()
-    form = EXPORTS[to]
+    form = _format(to, url, images or ImageOptions())
     refuse_within_output(output, url, "FILE")
-    check_free(url, form.entries, overwrite)
+    folder_of_images = form.images if isinstance(form, ToFolder) and form.placed else ""
+    check_free(url, form.entries, overwrite, folder_of_images)
+    retries.person_waits = True
 
-    def write(connection: duckdb.DuckDBPyConnection) -> Labels:
+    def write(connection: duckdb.DuckDBPyConnection) -> tuple[Labels, int]:
+        gone = hide_gone_objects(connection, output) if present_only else 0
         with tempfile.TemporaryDirectory() as scratch:
             labels = Labels(connection, output, choice, scratch)
             form(labels, url)
-        return labels
+        return labels, gone
 
-    labels = answer_query(output, write)
+    labels, gone = answer_query(output, write)
     print(f"{labels.boxes} boxes of {labels.written} images in {mask(url)}", file=sys.stderr)
+    for line in _left_out(labels, gone) + labels.remarks:
+        print(line, file=sys.stderr)
+
+
+def _left_out(labels: Labels, gone: int) -> list[str]:
+    """Return a line for each reason why something of OUTPUT is not in the export."""
+    lines = []
     if labels.failed:
-        print(
+        lines.append(
             f"{labels.failed} images that could not be labelled are left out; why, say the rows of "
-            "latest_images whose status is not 'ok'",
-            file=sys.stderr,
+            "latest_images whose status is not 'ok'"
         )
-    if to == "labelstudio":
-        interface = printable(labelstudio.labeling_config(labels.classes))
-        print(f"labeling interface: {interface}", file=sys.stderr)
+    if labels.unnamed:
+        lines.append(
+            f"{labels.unnamed} boxes are left out, because the model has no name for their label id"
+        )
+    if gone:
+        lines.append(f"{gone} objects that are gone from INPUT are left out")
+    return lines
+
+
+def _format(to: str, url: str, images: ImageOptions) -> ToFile | ToFolder:
+    """Return the format with these options. InputError for options that do not fit it."""
+    form = EXPORTS[to]
+    if images.prefix and to != "labelstudio":
+        raise InputError(f"--image-prefix is for --to labelstudio, and this is --to {to}")
+    if images.prefix and not labelstudio.SHOWN.match(images.prefix):
+        raise InputError(
+            f"--image-prefix {mask(images.prefix)}: Label Studio shows http://, https://, s3://, "
+            "gs://, azure-blob:// and /data/..."
+        )
+    if images.prefix:
+        return ToFile(partial(labelstudio.write, prefix=images.prefix))
+    if not images.placed:
+        return form
+    option = "--link-images" if images.linked else "--with-images"
+    if isinstance(form, ToFile):
+        folders = " and ".join(name for name, one in EXPORTS.items() if isinstance(one, ToFolder))
+        raise InputError(f"{option} is for {folders}, which are folders, and {to} is one file")
+    if images.linked and not is_local_folder(url):
+        raise InputError(f"--link-images: {mask(url)} can hold no links; give --with-images")
+    return replace(form, placed=True, linked=images.linked)

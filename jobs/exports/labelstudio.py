@@ -1,19 +1,64 @@
 """Label Studio: one JSON list of tasks, with the boxes as predictions to correct."""
 
 import json
+import re
 from typing import Any, TextIO
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from jobs.exports import voc
+from jobs.exports.names import PLAIN, below
 from jobs.exports.reader import Box, LabelledImage, Labels
+from pipeline.storage.urls import mask, printable
 
 DECIMALS = 6  # decimals of percents: a hundredth of a pixel in images a million pixels wide
+# What Label Studio can show: the web, files of its own server, and the stores that it connects to.
+SHOWN = re.compile(r"(https?|s3|gs|azure-blob)://|/data/", re.IGNORECASE)
+_ENCODED = re.compile(r"https?://|/", re.IGNORECASE)  # addresses whose paths are percent-encoded
 
 
-def write(labels: Labels, file: TextIO) -> None:
+def write(labels: Labels, file: TextIO, prefix: str = "") -> None:
+    """Write a task for each image; `prefix` is the address below which a server has the images."""
     file.write("[")
-    for image in labels.images():
-        file.write(("," if image.number > 1 else "") + "\n" + json.dumps(_task(image)))
+    hidden, archived, example = 0, 0, ""
+    for image in labels.images(voc.RULES if prefix else PLAIN):
+        address = _address(image, labels.folder_of(image), prefix)
+        if not prefix and (_is_archived(image) or not SHOWN.match(address)):
+            hidden, example = hidden + 1, example or address
+        archived += _is_archived(image)
+        task = json.dumps(_task(image, address))
+        file.write(("," if image.number > 1 else "") + "\n" + task)
     file.write("\n]\n")
+    if hidden:
+        labels.remarks.append(
+            f"{hidden} tasks have a data.image that Label Studio cannot show "
+            f"({printable(mask(example))}): serve the images, and give the address of their folder "
+            "as --image-prefix"
+        )
+    if prefix and archived:
+        labels.remarks.append(
+            f"{archived} images lie in archives: serve the folder {voc.IMAGES} of an export "
+            "--to voc --with-images, which has files of these names"
+        )
+    interface = printable(labeling_config(labels.chosen))
+    labels.remarks.append(f"labeling interface: {interface}")
+
+
+def _is_archived(image: LabelledImage) -> bool:
+    return image.image_id.startswith(f"{image.shard}#") or image.uri != image.image_id
+
+
+def _address(image: LabelledImage, folder: str, prefix: str) -> str:
+    """Return where Label Studio finds an image.
+
+    That is its image_id, or, below `prefix`, its path below the `folder` of the images. An image of
+    an archive has the name there that an export to VOC with the images gives it.
+    """
+    if not prefix:
+        return image.image_id
+    path = image.name if _is_archived(image) else below(image.image_id, image.shard, folder)
+    path = quote(path) if _ENCODED.match(prefix) else path
+    return f"{prefix}{'' if prefix.endswith(('/', '=')) else '/'}{path}"
 
 
 def labeling_config(classes: dict[int, str]) -> str:
@@ -25,18 +70,19 @@ def labeling_config(classes: dict[int, str]) -> str:
     )
 
 
-def _task(image: LabelledImage) -> dict[str, Any]:
-    """Make a task from an image.
-
-    Label Studio finds the image by its image_id. That is a URL where the image is a file of its
-    own.
-    """
+def _task(image: LabelledImage, address: str) -> dict[str, Any]:
+    """Make a task from an image, which Label Studio finds at `address`."""
     prediction = {
         "model_version": image.model,
         "score": round(max((box.score for box in image.boxes), default=0.0), 8),
         "result": [_region(image, number, box) for number, box in enumerate(image.boxes)],
     }
-    data = {"image": image.image_id, "file_name": image.name, "shard": image.shard}
+    data = {
+        "image": address,
+        "image_id": image.image_id,
+        "file_name": image.name,
+        "shard": image.shard,
+    }
     return {"id": image.number, "data": data, "predictions": [prediction]}
 
 

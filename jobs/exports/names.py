@@ -7,6 +7,8 @@ import hashlib
 import re
 import sqlite3
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipeline.formats.image_names import IMAGE_SUFFIXES
 from pipeline.storage.errors import OutputError
@@ -16,6 +18,22 @@ _UNSAFE = re.compile(r"[^\w.,+=@ -]|^[. -]|[. ]$")
 # names that are reserved on Windows
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 PART_BYTES, NAME_BYTES = 150, 600  # file systems stop at 255 and about 1,000
+# The suffix of images whose names have none, such as members of archives. Readers of images look at
+# the first bytes, but they find files by their suffixes.
+NEW_SUFFIX = ".jpg"
+
+
+@dataclass(frozen=True)
+class NameRules:
+    """What the names of a format must be like beyond being safe and unique."""
+
+    labels: str = ""  # ".txt": the labels of each image get a file of their own beside it
+    reserved: str = ""  # a name that no folder may have
+    # Suffixes that its readers do not know, and the suffixes that images get instead.
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+PLAIN = NameRules()
 
 
 def below(image_id: str, shard: str, source: str) -> str:
@@ -36,9 +54,16 @@ def safe_part(part: str) -> str:
 
     The result cannot lead to another folder, hide the file or control a terminal.
     """
+    return _cut(_without_unsafe_signs(part), PART_BYTES)
+
+
+def _without_unsafe_signs(part: str) -> str:
     part = _UNSAFE.sub("_", unicodedata.normalize("NFC", part))
-    part = f"_{part}" if _RESERVED.match(part) else part
-    return part.encode()[:PART_BYTES].decode(errors="ignore")
+    return f"_{part}" if _RESERVED.match(part) else part
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    return text.encode()[:most_bytes].decode(errors="ignore")
 
 
 class SafeNames:
@@ -48,9 +73,8 @@ class SafeNames:
     given names are in a temporary file of SQLite, so that any number of images fits.
     """
 
-    def __init__(self, suffix: str = ""):
-        """With a `suffix` (".txt"), the labels of each image get a file of their own beside it."""
-        self.suffix = suffix
+    def __init__(self, rules: NameRules = PLAIN):
+        self.rules = rules
         self._given = sqlite3.connect("")
         self._given.execute("PRAGMA synchronous = OFF")
         self._given.execute("CREATE TABLE given (name TEXT PRIMARY KEY) WITHOUT ROWID")
@@ -68,28 +92,44 @@ class SafeNames:
         images with one id.
         """
         wanted = below(image_id, shard, source)
-        *folders, file = [safe_part(part) for part in wanted.split("/") if part] or [""]
-        if self.suffix:  # no folder may have a name that a file could get
-            ending = re.compile(rf"{re.escape(self.suffix)}$", re.IGNORECASE)
-            folders = [ending.sub("_", folder) for folder in folders]
-        path = "/".join([*folders, file])
-        changed = path != wanted or not file
-        if len(path.encode()) > NAME_BYTES:
-            path, changed = file, True
-        stem, end = _split_suffix(path)
+        *folders, file = [part for part in wanted.split("/") if part] or [""]
+        folders = [self._safe_folder(folder) for folder in folders]
+        end = _image_suffix(file)
+        stem = _cut(_without_unsafe_signs(file).removesuffix(end), PART_BYTES - len(end))
+        stem = "/".join([*folders, stem])
+        changed = stem + end != wanted or not file
+        if len((stem + end).encode()) > NAME_BYTES:
+            stem, changed = stem.rpartition("/")[2], True
+        picture_end = self._picture_suffix(end)
         digest = hashlib.sha256(f"{shard}\0{image_id}".encode()).hexdigest()
         for mark in (*(() if changed else ("",)), f"-{digest[:8]}", f"-{digest}"):
             name = f"{stem}{mark}"
-            if self._reserve_name(name + (self.suffix or end)):
-                return name + end, name + (self.suffix or end)
+            if self._reserve_name(name + (self.rules.labels or end)):
+                return name + picture_end, name + (self.rules.labels or picture_end)
         raise OutputError(f"{shard} holds several images named {image_id}: which is which?")
+
+    def _safe_folder(self, part: str) -> str:
+        """Make a folder of a path safe.
+
+        It gets no name that a file could get, nor one that readers of the format misunderstand.
+        """
+        part = safe_part(part)
+        if self.rules.labels:
+            part = re.sub(rf"{re.escape(self.rules.labels)}$", "_", part, flags=re.IGNORECASE)
+        return f"{part}_" if part == self.rules.reserved else part
+
+    def _picture_suffix(self, end: str) -> str:
+        """Return the suffix of the image; formats with files beside the images need one."""
+        if not self.rules.labels:
+            return end
+        return self.rules.renamed.get(end.lower(), end) or NEW_SUFFIX
 
     def _reserve_name(self, name: str) -> bool:
         key = (name.casefold(),)
         return self._given.execute("INSERT OR IGNORE INTO given VALUES (?)", key).rowcount == 1
 
 
-def _split_suffix(path: str) -> tuple[str, str]:
-    """Split a path into the part before its image suffix, and that suffix."""
-    stem, dot, end = path.rpartition(".")
-    return (stem, dot + end) if stem and f".{end.lower()}" in IMAGE_SUFFIXES else (path, "")
+def _image_suffix(name: str) -> str:
+    """Return the suffix that names an image format, as it is spelled; "" if there is none."""
+    stem, dot, end = name.rpartition(".")
+    return dot + end if stem and f".{end.lower()}" in IMAGE_SUFFIXES else ""

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -17,13 +17,16 @@ from pipeline.storage.urls import mask
 
 TABLE = "images.csv"  # of an export to a folder; it is written last
 FILES_AT_ONCE = 256  # files put into a store together, because each put waits for a request
+BYTES_AT_ONCE = 16 << 20  # bytes of such files that wait in memory
+MARK = ".written-by-export"  # a file in a folder of images that an export wrote
 
 
-def check_free(url: str, entries: Sequence[str], overwrite: bool) -> None:
+def check_free(url: str, entries: Sequence[str], overwrite: bool, images: str = "") -> None:
     """Check that an export may be written to `url`.
 
     `entries` are the names that a folder will hold; if existing are none, `url` will be a file.
-    InputError if `url` cannot be written to, or if it exists and must not be overwritten.
+    `images` is the folder in it that will hold the images, if the export writes them. InputError if
+    `url` cannot be written to, or if it exists and must not be overwritten.
     """
     fs, path = open_location(url, "FILE")
     if not isinstance(fs, LocalFileSystem) and "http" in fs.protocol:
@@ -45,6 +48,23 @@ def check_free(url: str, entries: Sequence[str], overwrite: bool) -> None:
             f"FILE {mask(url)} is a folder that no export wrote, since it has no {TABLE}: "
             "--overwrite would delete what is in it; give another folder"
         )
+    if taken and images and fs.exists(join(path, images)) and not has_written_images(url, images):
+        raise InputError(
+            f"FILE {mask(url)} has a folder {images} that no export wrote: give another FILE, or "
+            "move that folder away"
+        )
+
+
+def is_local_folder(url: str) -> bool:
+    """Whether `url` is a path of this machine."""
+    return isinstance(open_location(url, "FILE")[0], LocalFileSystem)
+
+
+def has_written_images(url: str, images: str) -> bool:
+    """Whether the folder `images` below `url` was written by an export."""
+    fs, path = open_location(url, "FILE")
+    with explain_errors("FILE", url):
+        return bool(fs.exists(join(path, images, MARK)))
 
 
 @contextmanager
@@ -82,14 +102,28 @@ class Folder:
         self._url = url
         self._fs, self._path = open_location(url, "FILE")
         self._waiting: dict[str, bytes] = {}
+        self._bytes_waiting = 0
 
-    def add(self, name: str, content: str) -> None:
+    def add(self, name: str, content: str | bytes) -> None:
         """Add a file at `name`, a safe relative path."""
-        self._waiting[f"{self._path}/{name}"] = content.encode()
-        if len(self._waiting) == FILES_AT_ONCE:
+        data = content.encode() if isinstance(content, str) else content
+        self._waiting[f"{self._path}/{name}"] = data
+        self._bytes_waiting += len(data)
+        if len(self._waiting) == FILES_AT_ONCE or self._bytes_waiting >= BYTES_AT_ONCE:
             self.flush()
 
+    def add_link(self, name: str, path: str) -> None:
+        """Add a symbolic link at `name` to a local file; the folder is local too."""
+        link = Path(self._path, name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+
+    def open_text(self, name: str) -> AbstractContextManager[TextIO]:
+        """Open a file at `name` for writing, for a text that may be large."""
+        return one_file(join(self._url, name))
+
     def flush(self) -> None:
+        """Write the files that were added."""
         if isinstance(self._fs, LocalFileSystem):
             for name, content in self._waiting.items():
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +131,7 @@ class Folder:
         elif self._waiting:
             with explain_errors("FILE", self._url):
                 retry(self._fs.pipe, self._waiting)
-        self._waiting = {}
+        self._waiting, self._bytes_waiting = {}, 0
 
 
 @contextmanager

@@ -1,18 +1,21 @@
 """The source of every export format: a stream of the newest labels, image by image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import duckdb
 
-from jobs.exports.names import SafeNames
+from jobs.exports.classes import model_classes
+from jobs.exports.names import PLAIN, NameRules, SafeNames
 from jobs.output.manifest import Manifest
+from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs, limit_memory
 from pipeline.schema import OK
-from pipeline.storage.files import InputError
+from pipeline.storage.files import InputError, canonical_url
 
 MEMORY = "256MB"  # memory limit of DuckDB, which sorts larger data on disk
 ROWS_AT_ONCE = 10_000
@@ -57,7 +60,11 @@ class LabelledImage:
     name: str  # relative path of the image, safe and unique
     file: str  # path of its label file, for formats with one label file for each image
     image_id: str
+    run: str
     shard: str
+    index: int  # its index_in_shard
+    uri: str
+    etag: str | None  # None for images of an import
     model: str
     width: int
     height: int
@@ -75,20 +82,28 @@ def mapping_row(image: LabelledImage) -> tuple[str | int, ...]:
 
 # The query joins `detections`: the view `latest` would search for the newest images a second time.
 _ROWS = """
-SELECT run, shard, index_in_shard, image_id, model, width, height,
-    label_id, label, score, x_min, y_min, x_max, y_max
+SELECT run, shard, index_in_shard, image_id, uri, etag, model, width, height,
+    label_id, score, x_min, y_min, x_max, y_max
 FROM (SELECT * FROM latest_images WHERE status = $ok)
 LEFT JOIN (
     SELECT * FROM detections
-    WHERE score >= $min_score::FLOAT AND (len($labels) = 0 OR list_contains($labels, label))
+    WHERE score >= $min_score::FLOAT AND list_contains($label_ids, label_id)
 ) USING (run, shard, image_id)
 ORDER BY run, shard, index_in_shard, image_id, detection
 """
-_IMAGE_COLUMNS = 7
+_IMAGE_COLUMNS = 9
+_UNNAMED = """
+SELECT count(*) FROM latest
+WHERE score >= $min_score::FLOAT AND list_contains($label_ids, label_id) IS NOT TRUE
+"""
 
 
 class Labels:
     """The selected labels of an OUTPUT. `images` can be called once.
+
+    `classes` maps the label ids of all classes of the model to their names, in order of ids, and
+    `chosen` those of the classes whose boxes are exported. `unnamed` is the number of boxes that
+    are left out because their label id has no name. `remarks` are lines for the user.
 
     InputError if `choice` names a label that OUTPUT's model does not know.
     """
@@ -96,65 +111,83 @@ class Labels:
     def __init__(
         self, connection: duckdb.DuckDBPyConnection, output: str, choice: Choice, scratch: str
     ):
-        """`connection` has the views of OUTPUT; `scratch` is DuckDB's folder for sorting on disk.
-
-        `classes` maps the ids of all labels that may come to their names, in order of ids.
-        """
+        """`connection` has the views of OUTPUT; DuckDB sorts in the folder `scratch`."""
         limit_memory(connection, MEMORY, scratch)
         self._connection = connection
         self._choice = choice
-        runs = finished_runs(output)
-        self._sources = {run["run_id"]: run["input"] for run in runs}
-        self.classes = self._select_labels(self._collect_labels(runs))
-        failed = connection.execute("SELECT count(*) FROM latest_images WHERE status <> ?", [OK])
-        (self.failed,) = failed.fetchall()[0]
+        self.output = output
+        self.runs = {run["run_id"]: run for run in finished_runs(output)}
+        self.classes, self.remarks = model_classes(connection, list(self.runs.values()))
+        self.chosen = self._select_labels()
+        self.failed = self._count("SELECT count(*) FROM latest_images WHERE status <> $ok", ok=OK)
+        self.unnamed = self._count(_UNNAMED, **self._selection(self.classes))
+        self._folder_of_run = cache(lambda run: image_folder(output, self._manifest(run)))
+        # Takes the images and yields those that are exported.
+        self.select: Callable[[Iterator[LabelledImage]], Iterator[LabelledImage]] = iter
         self.written = self.boxes = 0
 
-    def _collect_labels(self, runs: list[Manifest]) -> dict[int, str]:
-        """Collect every label of the models that ran, detected or not.
-
-        Label ids therefore stay the same from export to export.
-        """
-        seen = self._connection.sql("SELECT DISTINCT label_id, label FROM detections").fetchall()
-        known = dict(seen)
-        for run in runs:
-            known.update((k, name) for k, name in enumerate(run["labels"]) if name)
-        return dict(sorted(known.items()))
-
-    def _select_labels(self, known: dict[int, str]) -> dict[int, str]:
+    def _select_labels(self) -> dict[int, str]:
         wanted = self._choice.labels
-        unknown = [label for label in wanted if label not in known.values()]
+        unknown = [label for label in wanted if label not in self.classes.values()]
         if unknown:
-            names = ", ".join(dict.fromkeys(known.values())) or "none"
+            names = ", ".join(dict.fromkeys(self.classes.values())) or "none"
             raise InputError(f"--labels {','.join(unknown)}: the labels are {names}")
-        return {k: name for k, name in known.items() if not wanted or name in wanted}
+        return {k: name for k, name in self.classes.items() if not wanted or name in wanted}
 
-    def images(self, suffix: str = "") -> Iterator[LabelledImage]:
-        """Yield every labelled image, by run, shard and position; its `file` ends in `suffix`."""
-        with SafeNames(suffix) as names:
-            for key, rows in groupby(self._fetch_rows(), key=itemgetter(*range(_IMAGE_COLUMNS))):
-                run, shard, _, image_id, model, width, height = key
-                found = (row[_IMAGE_COLUMNS:] for row in rows)
-                boxes = tuple(Box(*values) for values in found if values[0] is not None)
-                self.written += 1
-                self.boxes += len(boxes)
-                paths = names.name(image_id, shard, self._input_of(run))
-                yield LabelledImage(
-                    self.written, *paths, image_id, shard, model, width, height, boxes
+    def _count(self, sql: str, **parameters: Any) -> int:
+        (count,) = self._connection.execute(sql, parameters).fetchall()[0]
+        return int(count)
+
+    def _selection(self, classes: dict[int, str]) -> dict[str, Any]:
+        return {"min_score": self._choice.min_score, "label_ids": list(classes)}
+
+    def images(self, rules: NameRules = PLAIN) -> Iterator[LabelledImage]:
+        """Yield every labelled image, by run, shard and position, named by `rules`."""
+        for image in self.select(self._read_images(rules)):
+            self.written += 1
+            self.boxes += len(image.boxes)
+            yield image
+
+    def folder_of(self, image: LabelledImage) -> str:
+        """Return the URL below which an image lies, if it lies there."""
+        return self._folder_of_run(image.run)
+
+    def _read_images(self, rules: NameRules) -> Iterator[LabelledImage]:
+        with SafeNames(rules) as names:
+            rows = groupby(self._fetch_rows(), key=itemgetter(*range(_IMAGE_COLUMNS)))
+            for number, (key, boxes_of_image) in enumerate(rows, 1):
+                run, shard, index, image_id, uri, etag, model, width, height = key
+                found = (row[_IMAGE_COLUMNS:] for row in boxes_of_image)
+                boxes = tuple(
+                    Box(label_id, self.classes[label_id], *values)
+                    for label_id, *values in found
+                    if label_id is not None
                 )
+                paths = names.name(image_id, shard, self._folder_of_run(run))
+                place = (run, shard, index, uri, etag)
+                yield LabelledImage(number, *paths, image_id, *place, model, width, height, boxes)
 
-    def _input_of(self, run: str) -> str:
-        """Return INPUT of a run.
+    def _manifest(self, run: str) -> Manifest:
+        """Return the manifest of a run.
 
         FileNotFoundError if another command has added or removed the run's manifest meanwhile; the
         caller then repeats the query.
         """
-        if run not in self._sources:
+        if run not in self.runs:
             raise FileNotFoundError(f"the manifest of {run}")
-        return str(self._sources[run])
+        return self.runs[run]
 
     def _fetch_rows(self) -> Iterator[tuple[Any, ...]]:
-        choice = {"min_score": self._choice.min_score, "labels": list(self._choice.labels)}
-        cursor = self._connection.execute(_ROWS, {"ok": OK, **choice})
+        cursor = self._connection.execute(_ROWS, {"ok": OK, **self._selection(self.chosen)})
         while rows := cursor.fetchmany(ROWS_AT_ONCE):
             yield from rows
+
+
+def image_folder(output: str, run: Manifest) -> str:
+    """Return the URL below which the images of a run lie: its INPUT, or --images of `import`."""
+    try:
+        options = read_document(output, run["run_id"], "run.json").get("options") or {}
+    except FileNotFoundError:  # the oldest versions wrote none
+        return run["input"]
+    images = options.get("images") if "detections" in options else None
+    return canonical_url(str(images)) if images else run["input"]

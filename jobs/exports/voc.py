@@ -1,29 +1,66 @@
-"""Pascal VOC: one XML file for each image."""
+"""Pascal VOC: one XML file for each image, a list of the images, and the names of the classes."""
 
 import csv
 from functools import lru_cache
 from xml.sax.saxutils import escape
 
+from jobs.exports.names import NameRules
 from jobs.exports.place import TABLE, Folder
 from jobs.exports.reader import MAPPING, Box, LabelledImage, Labels, mapping_row
 from pipeline.storage.urls import printable
 
-ENTRIES = ("Annotations", TABLE)
+IMAGES = "JPEGImages"
+LIST, LABEL_MAP = "ImageSets/Main/default.txt", "labelmap.txt"
+ENTRIES = ("Annotations", "ImageSets", LABEL_MAP, TABLE)
+RULES = NameRules(".xml")
+BACKGROUND = "background"  # the first class of VOC's label maps
 
 
 def write(labels: Labels, folder: Folder) -> None:
-    """Write `Annotations/album/a.xml` for `album/a.jpg`; an image without boxes has no objects."""
+    """Write `Annotations/album/a.xml` for `album/a.jpg`; an image without boxes has no objects.
+
+    CVAT and datumaro find a dataset by the list of its images. Of classes that `labelmap.txt` does
+    not name they know those of VOC alone.
+    """
+    names = _names_in_label_map(labels.classes)
     table = csv.writer(folder.table)
     table.writerow(MAPPING)
-    for image in labels.images(".xml"):
-        file = f"Annotations/{image.file}"
-        folder.add(file, _image_xml(image))
-        table.writerow((file, *mapping_row(image)))
+    with folder.open_text(LIST) as images:
+        for image in labels.images(RULES):
+            file = f"Annotations/{image.file}"
+            folder.add(file, _image_xml(image, names))
+            images.write(image.file.removesuffix(RULES.labels) + "\n")
+            table.writerow((file, *mapping_row(image)))
+    folder.add(LABEL_MAP, _label_map(names))
+    if changed := [labels.classes[k] for k, name in names.items() if name != labels.classes[k]]:
+        shown = ", ".join(map(printable, changed))
+        labels.remarks.append(f"classes with other names, for the signs in labelmap.txt: {shown}")
 
 
-def _image_xml(image: LabelledImage) -> str:
+def _names_in_label_map(classes: dict[int, str]) -> dict[int, str]:
+    """Return names by label id without the signs that mean something in `labelmap.txt`.
+
+    A colon ends the name there, and a line that starts with # is a comment.
+    """
+    names = {}
+    for label_id, label in classes.items():
+        name = " ".join(printable(label).split()).replace(":", "_")
+        names[label_id] = f"_{name[1:]}" if name.startswith("#") else name
+    return names
+
+
+def _label_map(names: dict[int, str]) -> str:
+    """Write a line for each class: name, colour, parts and actions, of which VOC needs the name."""
+    rows = [f"{name}:::" for name in dict.fromkeys(names.values()) if name != BACKGROUND]
+    return "\n".join(["# label:color_rgb:parts:actions", f"{BACKGROUND}:0,0,0::", *rows]) + "\n"
+
+
+def _image_xml(image: LabelledImage, names: dict[int, str]) -> str:
     """Write the XML as text: building elements, a dozen for each box, takes five times as long."""
-    objects = "".join(_box_xml(image, box.inside(image.width, image.height)) for box in image.boxes)
+    objects = "".join(
+        _box_xml(image, box.inside(image.width, image.height), names[box.label_id])
+        for box in image.boxes
+    )
     return f"""<annotation>
   <filename>{_escape_text(image.name)}</filename>
   <path>{_escape_text(image.image_id)}</path>
@@ -33,15 +70,15 @@ def _image_xml(image: LabelledImage) -> str:
 """
 
 
-def _box_xml(image: LabelledImage, box: Box) -> str:
-    """Write one box as an object.
+def _box_xml(image: LabelledImage, box: Box, name: str) -> str:
+    """Write one box as an object of the class `name`.
 
     As in VOC, its corners are whole pixels that the box covers, counted from 1, the last included.
     """
     left, right = _pixel_range(box.x_min, box.x_max, image.width)
     top, bottom = _pixel_range(box.y_min, box.y_max, image.height)
     return f"""  <object>
-    <name>{_escape_text(box.label)}</name>
+    <name>{_escape_text(name)}</name>
     <pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
     <bndbox>
       <xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>

@@ -1,31 +1,59 @@
-"""YOLO: one text file for each image with a line for each box, and the names of the classes."""
+"""YOLO: one text file for each image with a line for each box, and the names of the classes.
+
+Ultralytics finds the labels of an image by its path: it replaces the last folder called `images` by
+`labels`, and the suffix by `.txt`. Files without a suffix that it knows are no images to it.
+"""
 
 import csv
+from pathlib import PurePosixPath
 
 import yaml
 
+from jobs.exports.names import NameRules
 from jobs.exports.place import TABLE, Folder
 from jobs.exports.reader import MAPPING, LabelledImage, Labels, mapping_row
 
+IMAGES = "images"
 ENTRIES = ("labels", "data.yaml", "classes.txt", TABLE)
+# Suffixes that Ultralytics reads, and other suffixes of the same formats.
+_READ = frozenset(".avif .bmp .dng .heic .heif .jp2 .jpeg .jpg .mpo .png .tif .tiff .webp".split())
+_RENAMED = {
+    **dict.fromkeys((".jfif", ".jpe", ".jif", ".jfi", ".jps", ".pjp", ".pjpeg"), ".jpg"),
+    **dict.fromkeys((".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jph"), ".jp2"),
+    **dict.fromkeys((".heics", ".hif"), ".heic"),
+    **dict.fromkeys((".btf", ".tf8"), ".tif"),
+    ".apng": ".png",
+    ".dib": ".bmp",
+    ".avifs": ".avif",
+    ".heifs": ".heif",
+}
+RULES = NameRules(".txt", IMAGES, _RENAMED)
 
 
 def write(labels: Labels, folder: Folder) -> None:
     """Write `labels/album/a.txt` for the image `album/a.jpg`, empty for an image without boxes.
 
-    Classes are numbered from 0, in the order of the tables' label ids.
+    Classes are numbered from 0, in the order of the model's label ids.
     """
     numbers = {label_id: k for k, label_id in enumerate(labels.classes)}
     table = csv.writer(folder.table)
     table.writerow(MAPPING)
-    for image in labels.images(".txt"):
+    unread: dict[str, int] = {}
+    for image in labels.images(RULES):
         file = f"labels/{image.file}"
         folder.add(file, _box_lines(image, numbers))
         table.writerow((file, *mapping_row(image)))
+        suffix = PurePosixPath(image.name).suffix.lower()
+        if suffix not in _READ:
+            unread[suffix] = unread.get(suffix, 0) + 1
     names = dict(enumerate(labels.classes.values()))
-    data = {"path": ".", "train": "images", "val": "images", "nc": len(names), "names": names}
+    # Without `path`, the other paths are relative to the folder of the file.
+    data = {"train": IMAGES, "val": IMAGES, "nc": len(names), "names": names}
     folder.add("data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     folder.add("classes.txt", "".join(" ".join(name.split()) + "\n" for name in names.values()))
+    if unread:
+        suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+        labels.remarks.append(f"Ultralytics reads no images of these formats: {suffixes}")
 
 
 def _box_lines(image: LabelledImage, numbers: dict[int, int]) -> str:

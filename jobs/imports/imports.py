@@ -147,7 +147,7 @@ def _publish(
 
 def _record(options: ImportOptions, run_id: str, mark: str) -> dict[str, Any]:
     urls = {name: getattr(options, name) for name in ("detections", "output", "annotations")}
-    images = options.images and mask(options.images)
+    images = options.images and canonical_url(options.images)
     return {
         "run_id": run_id,
         "options": {

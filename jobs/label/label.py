@@ -39,12 +39,13 @@ from jobs.label.publication import Meters, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output.catalog import read_catalog
+from jobs.output.gone import record_gone_objects
 from jobs.output.known import LabelRequest, known_objects
 from jobs.output.output_writer import OutputWriter, check_keep_replaced
 from jobs.report.report import past_reports
 from model.config import DeformableDetrConfig
 from model.weights import file_sha256, find_weights
-from model.zoo import RANDOM, create_model, named_model
+from model.zoo import RANDOM, create_model, weights_of
 from pipeline.dataflow import FlowSettings
 from pipeline.isolation import sandbox
 from pipeline.plan.digests import Known
@@ -112,7 +113,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
 
 def _read_model(options: LabelOptions) -> Command:
     """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
-    weights = options.weights or named_model(options.model).weights
+    weights = weights_of(options.model, options.weights)
     sha256 = None if weights == RANDOM else file_sha256(find_weights(weights))
     # The driver loads the model too, to refuse wrong weights at once. The model does not run here.
     config = create_model(options.model, options.weights, training=True, sha256=sha256).config
@@ -198,6 +199,9 @@ def _label_what_is_new(
         print(f"{found.again} objects that failed are tried again", file=sys.stderr)
     run = make_run(command.output, found)
     startup.end(LISTING)
+    if not run.shards:
+        known_runs = writer.catalog.labelling_runs()
+        record_gone_objects(command.output, known_runs, command.labels.source, found.gone)
     if run.shards:
         writer.begin_writing()
         placed = _start_ray(command, run, startup)

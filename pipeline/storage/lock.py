@@ -108,6 +108,7 @@ class OutputLock:
         self._made: list[str] = []
         self._requested = False  # whether a request to write the lock was made
         self._renewed = monotonic_seconds()
+        self._failure: Exception | None = None  # why the last renewal failed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
@@ -232,8 +233,11 @@ class OutputLock:
         if not self._is_in_time():
             raise LockLost(
                 f"the lease of {mask(self.output)} ended, as it was not renewed for "
-                f"{monotonic_seconds() - self._renewed:.0f} s. {REPEAT}"
+                f"{monotonic_seconds() - self._renewed:.0f} s{self._why_not_renewed()}. {REPEAT}"
             )
+
+    def _why_not_renewed(self) -> str:
+        return "" if self._failure is None else f" ({mask(str(self._failure))})"
 
     def _content(self) -> bytes:
         holder = f"{socket.gethostname()}:{os.getpid()}"
@@ -284,8 +288,9 @@ class OutputLock:
                 with repeat_while(self._may_renew):
                     if not replace_if(self.fs, self.path, self._may_change, self._content()):
                         return  # the lock is lost; `check` raises before anything is published
-                self._renewed = began
+                self._renewed, self._failure = began, None
             except Exception as error:  # the store may answer again before the lease ends
+                self._failure = error
                 log.warning("the lease of %s was not renewed: %s", mask(self.path), error)
             if not self._is_in_time():
                 return

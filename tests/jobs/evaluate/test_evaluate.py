@@ -1,6 +1,7 @@
 """`evaluate` gives published figures, matches images and classes, and reports what is missing."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 
 from jobs.cli import main
 from jobs.evaluate.average_precision import METRICS
-from jobs.evaluate.evaluate import as_text, evaluate
+from jobs.evaluate.classes import ALIKE, NUMBERS
+from jobs.evaluate.evaluate import evaluate
+from jobs.evaluate.text import as_text
 from pipeline.storage.files import InputError
 from tests.support.labelled import Labelled, from_coco, write_run
 
@@ -113,7 +116,7 @@ def test_an_error_says_what_was_compared_if_nothing_matches(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"file_name a\.jpg and the id 7; .* s3://lake/b\.jpg"):
         evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
     truth = make_annotations("b.jpg", categories=[{"id": 30, "name": "boat"}])
-    with pytest.raises(InputError, match=r"no class of OUTPUT \(cat\) .* \(boat\)"):
+    with pytest.raises(InputError, match=r"no class of OUTPUT \(cat, dog\) .* \(boat\)"):
         evaluate(output, write_truth(tmp_path, truth))
 
 
@@ -131,15 +134,26 @@ def test_failed_and_unlabelled_images_count_unless_left_out(tmp_path: Path) -> N
     assert "annotated, but not labelled: left out (c.jpg, d.jpg)" in as_text(alone)
 
 
-def test_classes_are_matched_by_number_if_no_name_matches(tmp_path: Path) -> None:
+def test_classes_are_matched_by_number_only_if_asked(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT, (2, 0.4, 0, 0, 9, 9)])], LABELS)
     categories = [{"id": 1, "name": "Katze"}, {"id": 3, "name": "Vogel"}]
-    truth = make_annotations("a.jpg", categories=categories)
-    truth["annotations"][0]["category_id"] = 1
-    result = evaluate(output, write_truth(tmp_path, truth))
+    annotations = make_annotations("a.jpg", categories=categories)
+    annotations["annotations"][0]["category_id"] = 1
+    truth = write_truth(tmp_path, annotations)
+    with pytest.raises(InputError, match=r"--match numbers takes equal .* \(1 cat = Katze\)"):
+        evaluate(output, truth)
+    result = evaluate(output, truth, match=NUMBERS)
     assert result["classes"]["matched_by"] == "id"
     assert result["classes"]["labelled_not_annotated"] == ["dog"]
     assert result["metrics"]["AP"] == pytest.approx(1)
+    assert "1 cat = Katze" in as_text(result)
+    assert main(["evaluate", output, truth]) == 2
+    assert main(["evaluate", output, truth, "--match", "numbers"]) == 0
+    assert main(["evaluate", output, truth, "--match", "numbers", "--by-name"]) == 2
+
+
+def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
+    output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
     by_name = evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
     assert by_name["classes"]["matched_by"] == "name"
     twice = make_annotations(
@@ -147,6 +161,61 @@ def test_classes_are_matched_by_number_if_no_name_matches(tmp_path: Path) -> Non
     )
     with pytest.raises(InputError, match="3 and 4 are both called cat"):
         evaluate(output, write_truth(tmp_path, twice))
+
+
+@pytest.mark.parametrize("spelling", ["traffic_light", "Traffic-Light", "trafficlight"])
+def test_other_spellings_are_matched_if_asked(spelling: str, tmp_path: Path) -> None:
+    labels = ("", "traffic light", "cat")
+    boxes = [CAT, (2, 0.8, 30.0, 30.0, 60.0, 60.0)]
+    output = write_run(tmp_path / "out", [Labelled("a.jpg", boxes)], labels)
+    categories = [{"id": 7, "name": spelling}]
+    annotations = make_annotations("a.jpg", categories=categories)
+    annotations["annotations"][0]["category_id"] = 7
+    truth = write_truth(tmp_path, annotations)
+    with pytest.raises(InputError, match=f"--by-name .*traffic light = {spelling}"):
+        evaluate(output, truth)
+    assert main(["evaluate", output, truth, "--by-name"]) == 0
+    result = evaluate(output, truth, match=ALIKE)
+    assert result["metrics"]["AP"] == pytest.approx(1)
+    assert result["classes"]["labelled_not_annotated"] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("photos\\a.jpg", "path"),
+        ("./photos/a.jpg", "path"),
+        ("C:\\lake\\other\\a.jpg", "name"),
+        ("train2017/a.jpg", "name"),
+    ],
+)
+def test_file_names_of_other_machines_are_matched(name: str, rule: str, tmp_path: Path) -> None:
+    output = write_run(tmp_path / "out", [Labelled("s3://lake/photos/a.jpg", [CAT])], LABELS)
+    result = evaluate(output, write_truth(tmp_path, make_annotations(name)))
+    assert result["images"]["matched_by"] == {rule: 1}
+    assert result["metrics"]["AP"] == pytest.approx(1)
+
+
+def test_boxes_that_are_no_boxes_are_counted_and_move_nothing(tmp_path: Path) -> None:
+    odd = [(1, 0.99, math.nan, 0.0, 9.0, 9.0), (1, 0.98, 0.0, 0.0, math.inf, 9.0)]
+    odd.append((0, 0.97, 0.0, 0.0, 9.0, 9.0))  # of a class without a name
+    truth = write_truth(tmp_path, make_annotations("a.jpg"))
+    right = evaluate(write_run(tmp_path / "a", [Labelled("a.jpg", [CAT])], LABELS), truth)
+    result = evaluate(write_run(tmp_path / "b", [Labelled("a.jpg", [*odd, CAT])], LABELS), truth)
+    assert result["metrics"] == right["metrics"]
+    assert (result["boxes"]["not_usable"], result["boxes"]["without_name"]) == (2, 1)
+    assert "2            have corners or scores that are no finite numbers" in as_text(result)
+
+
+def test_objects_without_an_area_have_that_of_their_box(tmp_path: Path) -> None:
+    output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
+    annotations = make_annotations("a.jpg")
+    (one,) = annotations["annotations"]
+    one.pop("area", None)
+    one["iscrowd"] = None
+    result = evaluate(output, write_truth(tmp_path, annotations))
+    assert result["objects_without_area"] == 1
+    assert "areas        1 objects have none" in as_text(result)
 
 
 def test_the_newest_labels_count(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.cli import main
 from jobs.exports.exports import EXPORTS
-from jobs.exports.names import SafeNames
+from jobs.exports.names import NameRules, SafeNames
 from tests.support.labelled import SOURCE, Labelled, random_boxes, write_run
 
 TARS = [f"{SOURCE}/one.tar", f"{SOURCE}/two.tar"]
@@ -105,7 +105,7 @@ def test_hostile_labels_are_exported_as_text(output: str, tmp_path: Path) -> Non
 
 
 def test_plain_names_stay_as_they_are() -> None:
-    with SafeNames(".txt") as names:
+    with SafeNames(NameRules(".txt")) as names:
         for image_id, shard, expected in (
             ("s3://b/lake/album 1/IMG_01.JPG", "s3://b/lake#files-0", "album 1/IMG_01"),
             ("s3://b/lake/x.tar#sample-1", "s3://b/lake/x.tar", "x.tar/sample-1"),
@@ -120,7 +120,7 @@ def test_plain_names_stay_as_they_are() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=30), unique=True, max_size=20), st.sampled_from(["", ".xml"]))
 def test_any_text_gets_a_safe_name(keys: list[str], suffix: str) -> None:
-    with SafeNames(suffix) as names:
+    with SafeNames(NameRules(suffix)) as names:
         exported = [names.name(f"s#{key}", "s", "file:///lake") for key in keys]
     check_paths([file for _, file in exported])
     check_paths([name for name, _ in exported])

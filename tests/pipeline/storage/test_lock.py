@@ -216,3 +216,15 @@ def test_lease_outlives_a_store_that_fails_for_a_while(tmp_path: Path) -> None:
         lock.check()
         with pytest.raises(InputError, match="is being written by"):
             OutputLock(str(tmp_path / "out"), LOCK_NAME).__enter__()
+
+
+def test_a_lease_that_ended_says_why(tmp_path: Path) -> None:
+    with OutputLock(str(tmp_path / "out"), LOCK_NAME, lease_seconds=1) as lock:
+        moved = tmp_path / "moved"
+        (tmp_path / "out").rename(moved)
+        (tmp_path / "out").touch()
+        time.sleep(1.5)
+        (tmp_path / "out").unlink()
+        moved.rename(tmp_path / "out")
+        with pytest.raises(LockLost, match=r"not renewed for \d s \(.*Not a directory"):
+            lock.check()
