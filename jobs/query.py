@@ -1,22 +1,28 @@
 """`detr-batch query`: DuckDB SQL over the committed tables of an OUTPUT, in any format."""
 
+import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
+from fsspec.implementations.local import LocalFileSystem
 
+from jobs.output.gone import hide_gone_objects
 from jobs.output.outside import refuse_within_output
+from jobs.output.read_only import check_reads_only, lock_down
 from jobs.output.views import CannotRead, connect, explain_query_errors
-from pipeline.storage.files import InputError
-from pipeline.storage.urls import printable
+from pipeline.storage.files import InputError, explain_errors, open_location
+from pipeline.storage.retries import retry
+from pipeline.storage.urls import mask, printable
 
 FILE_FORMATS = ("csv", "json", "parquet")
-ANSWERED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # DESCRIBE is a SELECT
+MATERIALIZED = "MATERIALIZED_RELATION"  # a type of DuckDB's relations
 ROWS_SHOWN = 200  # most rows of a printed table
 Answer = TypeVar("Answer")
 
@@ -98,18 +104,29 @@ def run_with_second_attempt(
     raise AssertionError("unreachable")
 
 
-def query(output: str, sql: str, form: str = "table", file: Path | None = None) -> None:
-    """Print the answer to one statement, or write it into a file.
+def query(
+    output: str,
+    sql: str,
+    form: str = "table",
+    file: str | None = None,
+    overwrite: bool = False,
+    present_only: bool = False,
+) -> None:
+    """Print the answer to one statement, or write it into a file at a path or URL.
 
-    InputError if the statement is invalid or returns nothing, or if the file is one of OUTPUT's.
+    With `present_only` the views leave out objects that are gone from INPUT. InputError if the
+    statement is invalid or does not only read, if the file is one of OUTPUT's, or if it exists and
+    must not be overwritten.
     """
     if file is not None:
         refuse_within_output(output, file, "--out")
+        _check_free(file, overwrite)
 
     def ask(connection: duckdb.DuckDBPyConnection) -> None:
-        statements = connection.extract_statements(sql)
-        if not statements or statements[-1].type not in ANSWERED:
-            raise InputError("the statement returns nothing: give a SELECT")
+        check_reads_only(connection, sql)
+        if present_only:
+            hide_gone_objects(connection, output)
+        lock_down(connection)
         relation = connection.sql(sql)
         assert relation is not None
         if form == "table" and file is None:
@@ -121,16 +138,43 @@ def query(output: str, sql: str, form: str = "table", file: Path | None = None) 
             if file is None:
                 _print_file(written, form)
             else:
-                shutil.move(written, file)
+                _put(written, file)
 
     answer_query(output, ask)
 
 
-def form_of(file: Path) -> str:
+def _check_free(file: str, overwrite: bool) -> None:
+    """Raise InputError if an answer may not be written to `file`."""
+    fs, path = open_location(file, "--out")
+    with explain_errors("--out", file):
+        if fs.isdir(path):
+            raise InputError(f"--out {mask(file)} is a folder: give a file")
+        if fs.exists(path) and not overwrite:
+            raise InputError(f"--out {mask(file)} exists: give another, or pass --overwrite")
+        if isinstance(fs, LocalFileSystem) and not Path(path).parent.is_dir():
+            raise InputError(f"--out {mask(file)}: its folder does not exist")
+
+
+def _put(written: Path, file: str) -> None:
+    """Put the whole answer at `file`, or nothing."""
+    fs, path = open_location(file, "--out")
+    with explain_errors("--out", file):
+        if not isinstance(fs, LocalFileSystem):
+            retry(fs.put_file, str(written), path)
+            return
+        beside = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
+        try:
+            shutil.copyfile(written, beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def form_of(file: str) -> str:
     """Return the format that a file's name asks for; InputError for an unknown one."""
-    form = file.suffix.lower().lstrip(".")
+    form = Path(file).suffix.lower().lstrip(".")
     if form not in FILE_FORMATS:
-        raise InputError(f"--out {file}: its name must end in .csv, .json or .parquet")
+        raise InputError(f"--out {mask(file)}: its name must end in .csv, .json or .parquet")
     return form
 
 
@@ -142,8 +186,33 @@ def _write_answer(
     elif form == "csv":
         relation.write_csv(str(written), header=True)
     else:
-        relation.create_view("answer")
+        if relation.type == MATERIALIZED:  # of PIVOT and EXPLAIN, which no view can hold
+            relation = connection.from_arrow(relation.to_arrow_table())
+        names = (_quoted(name) for name in relation.columns)
+        columns = zip(names, relation.types, strict=True)
+        finite = relation.project(", ".join(f"{_finite(n, t)} AS {n}" for n, t in columns))
+        finite.create_view("answer")
         connection.execute("COPY answer TO ? (FORMAT json, ARRAY true)", [str(written)])
+
+
+def _finite(value: str, kind: Any, depth: int = 0) -> str:
+    """SQL for a value without NaN and infinite numbers, which JSON does not have: they are null."""
+    if kind.id in ("float", "double"):
+        return f"CASE WHEN isfinite({value}) THEN {value} END"
+    if kind.id in ("list", "array"):
+        name, child = f"x{depth}", dict(kind.children)["child"]
+        return f"list_transform({value}, lambda {name}: {_finite(name, child, depth + 1)})"
+    if kind.id == "struct":
+        fields = ", ".join(
+            f"{_quoted(name)} := {_finite(f'{value}.{_quoted(name)}', child, depth)}"
+            for name, child in kind.children
+        )
+        return f"CASE WHEN {value} IS NOT NULL THEN struct_pack({fields}) END"
+    return value
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _print_file(written: Path, form: str) -> None:

@@ -42,8 +42,17 @@ class QueryOptions:
     format: str | None = field(
         default=None, metadata={"choices": FORMATS, "help": "on stdout (default: table)"}
     )
-    out: Path | None = field(
-        default=None, metadata={"metavar": "FILE", "help": "into a .csv, .json or .parquet file"}
+    out: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE",
+            "help": "into a .csv, .json or .parquet file, a path or a URL",
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace what lies at FILE"})
+    present_only: bool = field(
+        default=False,
+        metadata={"help": "leave out objects that the last `label` did not find under INPUT"},
     )
     examples: bool = field(default=False, metadata={"help": "print worked examples"})
 
@@ -97,5 +106,12 @@ def _query(options: QueryOptions) -> int:
     format = options.format
     if options.out is not None and format is None:
         format = query.form_of(options.out)
-    query.query(options.output, options.sql, format or "table", options.out)
+    query.query(
+        options.output,
+        options.sql,
+        format or "table",
+        options.out,
+        options.overwrite,
+        options.present_only,
+    )
     return 0

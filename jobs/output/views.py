@@ -24,6 +24,7 @@ from pipeline.storage.files import InputError, join, open_location, open_self_re
 from pipeline.storage.urls import mask
 
 SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
+_NO_FILE = "No files found that match the pattern"  # in DuckDB's words, of a file in a query
 _TABLE_FILE = re.compile(r"/run=[^/]+/part-[^/]*\.parquet")
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
 _COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
@@ -131,7 +132,8 @@ def explain_query_errors(output: str) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         mistakes = duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError
-        if isinstance(error, mistakes) and not _TABLE_FILE.search(str(error)):
+        mistaken = isinstance(error, mistakes) or _NO_FILE in str(error)
+        if mistaken and not _TABLE_FILE.search(str(error)):
             raise InputError(str(error)) from error
         # An error from a Python file system has many lines.
         last = str(error).strip().splitlines()[-1]

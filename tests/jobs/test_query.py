@@ -87,7 +87,7 @@ def test_names_do_not_drive_the_terminal(output: str, capsys: pytest.CaptureFixt
     "arguments, message",
     [
         (["OUTPUT", "SELEC 1"], "syntax error"),
-        (["OUTPUT", "CREATE TABLE t (x INT)"], "returns nothing"),
+        (["OUTPUT", "CREATE TABLE t (x INT)"], "query only reads"),
         (["OUTPUT", "SELECT 1", "--out", "answer.xls"], "must end in .csv, .json or .parquet"),
         (["OUTPUT"], "needs OUTPUT and SQL"),
         (["nowhere", "SELECT 1"], "holds no finished run"),
