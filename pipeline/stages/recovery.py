@@ -54,6 +54,8 @@ class RecoveringDetector:
     ):
         self.predictor, self.journal = predictor, journal
         self.score_threshold = score_threshold
+        # Published models have outputs that stand for no class: number 0 and the holes of COCO's.
+        self.has_name = np.array([bool(name) for name in predictor.net.config.labels])
         self.calls = ExclusiveCalls()  # coordinates concurrent calls of the detector
         self.most = most  # images per batch; `finish` lowers it if memory does not hold as many
 
@@ -135,7 +137,8 @@ class RecoveringDetector:
     def _fill(self, rows: list[Row], found: Detections) -> None:
         """Write the boxes whose score reaches the threshold into the rows (at 0: the best TOP).
 
-        An image for which the model computed numbers that are not finite fails.
+        Boxes of classes without a name are left out; no other box takes their place. An image for
+        which the model computed numbers that are not finite fails.
         """
         scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
         finite = np.isfinite(scores).all(1) & np.isfinite(boxes).all((1, 2))
@@ -143,14 +146,14 @@ class RecoveringDetector:
             if not finite[index]:
                 row.update(status=DETECTOR_ERROR, error=NOT_FINITE)
                 continue
-            keep = np.flatnonzero(scores[index] >= self.score_threshold)
+            is_kept = (scores[index] >= self.score_threshold) & self.has_name[labels[index]]
             row["boxes"] = [
                 {
                     "label_id": int(labels[index, k]),
                     "score": float(scores[index, k]),
                     **dict(zip(_CORNERS, boxes[index, k].tolist(), strict=True)),
                 }
-                for k in keep
+                for k in np.flatnonzero(is_kept)
             ]
 
 

@@ -163,6 +163,26 @@ def test_an_image_whose_output_is_not_finite_fails_alone(monkeypatch: pytest.Mon
     assert "not finite" in found[1]["error"]
 
 
+def test_boxes_of_classes_without_a_name_are_left_out() -> None:
+    """Number 0 is no class of the model; that it scores best takes no other box's rank but one."""
+    detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, 1, "named"))
+    row = {"image_id": "0", "index_in_shard": 0, "shard": "s", "status": "ok"}
+    sides = dict.fromkeys(("width", "height", "rows", "columns"), 64)
+    row |= {"pixels": np.full((64, 64, 3), 9, np.uint8).tobytes(), **sides}
+    table = pa.Table.from_pylist([row], schema=PREPARED)
+
+    def favour_number_0(_: torch.nn.Module, __: object, output: Predictions) -> None:
+        output.pred_logits[:, 7, 0] = 20.0
+
+    assert detector.predictor.net.config.labels[0] == ""
+    (before,) = detector(table).to_pylist()
+    detector.predictor.net.register_forward_hook(favour_number_0)
+    (after,) = detector(table).to_pylist()
+    named = [box for box in before["boxes"] if box["label_id"]]
+    assert after["boxes"] == named[:99] and len(after["boxes"]) > 90
+    assert before["boxes"] == named
+
+
 def test_other_weights_than_the_command_found_are_refused_by_the_first_call(weights: str) -> None:
     """Not by the constructor: Ray would repeat it, and print pages."""
     right = file_sha256(Path(weights))
