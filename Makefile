@@ -10,9 +10,12 @@ AZURITE := azurite@3.35.0
 TOOLS := datumaro==1.13.12 fiftyone==1.22.1 protobuf==7.36.2 opencv-python-headless==4.14.0.94 polars==2.1.0 py-cpuinfo==9.0.0
 TOOLS_ALONE := ultralytics==8.4.190 ultralytics-thop==2.2.3
 
-.PHONY: demo test test-unit test-seeds test-avx2 test-slice test-all emulators tools chaos reference pictures audit lint format lock setup clean
+.PHONY: help demo test test-unit test-seeds test-avx2 test-slice test-all emulators tools chaos reference pictures audit lint format lock setup clean
 
-setup: $(VENV)/.installed
+help:  ## what can be made
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+setup: $(VENV)/.installed  ## the virtual environment, with the versions of the lock
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

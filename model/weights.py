@@ -47,7 +47,15 @@ def _fetch(place: str) -> Path:
         return _from_url(place)
     if re.fullmatch(r"[\w-]+/[\w.-]+", place) and not path.parent.is_dir():
         return _from_hub(place)
-    raise CheckpointError(f"no weights at {place}: pass a file, a URL, a hub id, or 'random'")
+    if path.is_dir():
+        raise CheckpointError(
+            f"weights {place} are a folder: give the file in it, such as "
+            f"{path / 'model.safetensors'}"
+        )
+    raise CheckpointError(
+        f"no weights at {place}: pass a file, a URL, a hub id, the name of a model, 'packaged' or "
+        "'random'"
+    )
 
 
 def _from_hub(repository: str) -> Path:

@@ -10,7 +10,7 @@ from model import config as configs
 from model.checkpoint import State, load_state, read_weights
 from model.config import DeformableDetrConfig
 from model.deformable_detr import DeformableDetr, Padding
-from model.errors import UnknownName
+from model.errors import CheckpointError, UnknownName
 from model.inference import prepare_for_inference
 from model.ops.undocumented import multiplies_bf16
 from model.weights import find_weights
@@ -18,6 +18,7 @@ from model.weights_file import labels_of
 
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
 RANDOM = "random"
+PACKAGED_NAME = "packaged"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
 
@@ -77,6 +78,36 @@ def named_model(name: str) -> NamedModel:
     return MODELS[name]
 
 
+def weights_of(model: str, weights: str | None = None) -> str:
+    """Where weights come from: RANDOM, a path, a URL or a hub id.
+
+    Args:
+        model: the name of the model that they are for.
+        weights: None for the own ones of the model; the name of a model for those of that model;
+            "packaged" for those that come with the package; else what it says. A file of such a
+            name goes first.
+
+    Raises UnknownName if there is no such model, and CheckpointError if `weights` names a model of
+    another kind.
+    """
+    own = named_model(model)
+    if not weights:
+        return own.weights
+    name, marker, digest = weights.partition("#sha256=")
+    if Path(name).is_file():
+        return weights
+    if name == PACKAGED_NAME:
+        name = next(named.name for named in MODELS.values() if named.weights == str(PACKAGED))
+    if name not in MODELS:
+        return weights
+    if MODELS[name].config().backbone != own.config().backbone:
+        raise CheckpointError(
+            f"weights {weights} are those of the model {name}, which fit no {model}: give --model "
+            f"{name}, or other weights"
+        )
+    return MODELS[name].weights + marker + digest
+
+
 def resolved_precision(precision: str, device: str) -> str:
     """The key of DTYPES for a precision on a device.
 
@@ -109,8 +140,9 @@ def create_model(
 
     Args:
         name: a key of `MODELS`.
-        weights: None for the model's own weights; "random" for seeded random weights; else a path,
-            any fsspec URL (a suffix `#sha256=<hex>` is checked) or a hub id.
+        weights: None for the model's own weights; "random" for seeded random weights; "packaged" or
+            the name of a model (see `weights_of`); else a path, any fsspec URL (a suffix
+            `#sha256=<hex>` is checked) or a hub id.
         device: "cpu", "cuda", "cuda:1", ...
         precision: "fp32", "bf16", "fp16", or "auto" (see `resolved_precision`).
         padding: "published" (the original's arithmetic) or "invariant" (an image in a padded batch
@@ -129,8 +161,9 @@ def create_model(
     config = named_model(name).config()
     dtype = DTYPES[resolved_precision(precision, device)]
     state: State | None = None
-    if weights != RANDOM:
-        path = find_weights(weights or named_model(name).weights)
+    place = weights_of(name, weights)
+    if place != RANDOM:
+        path = find_weights(place)
         state, metadata = read_weights(path, sha256)
         if "labels" in metadata:
             config = replace(config, labels=tuple(labels_of(metadata, state, str(path))))

@@ -1,5 +1,6 @@
 """`detr-batch train`: train a model, or fine-tune one."""
 
+import argparse
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,18 +15,36 @@ class TrainCommand(TrainOptions):
     resume: bool = field(default=False, metadata={"help": "go on from OUTPUT/last.pt"})
 
 
+_EXAMPLE = """\
+To fine-tune the packaged model on images of your own, and to label with the result:
+
+  detr-batch train ./trained --weights packaged --steps 2000 \\
+      --images ./photos --annotations ./instances_train.json \\
+      --validation-images ./photos-val --validation-annotations ./instances_val.json
+  detr-batch label ./photos ./labels --model shapes-tiny --weights ./trained/model.safetensors
+
+Annotations are COCO's: a JSON object with images (id, file_name), annotations (image_id,
+category_id, bbox [x, y, width, height]) and categories (id, name). All is checked before the first
+step. --weights random, the default, starts from nothing, which suits the rendered scenes; packaged
+starts from the weights of shapes-tiny; --model deformable-detr --weights deformable-detr starts
+from the published ones. The first line of a training says what it starts from.
+"""
+
+
 def add(commands: Any) -> None:
-    add_command(
+    parser = add_command(
         commands,
         "train",
         TrainCommand,
         _train,
         help="train on rendered scenes, or fine-tune on a dataset in COCO's format",
-        description="Train on rendered scenes; with --images and --annotations on a dataset in "
-        "COCO's format, whose classes get new heads. OUTPUT gets last.pt, to go on from, and "
+        description="Train on rendered scenes; with --images and --annotations on a dataset in\n"
+        "COCO's format, whose classes get new heads. OUTPUT gets last.pt, to go on from, and\n"
         "model.safetensors, for label --weights.",
         again="; --resume goes on from the last evaluation",
     )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLE
 
 
 def _train(command: TrainCommand) -> int:

@@ -4,9 +4,8 @@ import unicodedata
 
 
 def portable_name(name: str) -> str:
-    """A file name as `label` would write it: with slashes, and with letters in composed form.
-
-    Windows writes backslashes; macOS takes accents off their letters.
+    """A file name in the one form in which names are compared: with slashes, composed letters, and
+    without `./`. Windows writes backslashes, and macOS takes accents off their letters.
     """
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     while name.startswith("./"):

@@ -1,6 +1,7 @@
 """The images of an annotation file, with their names in the tables."""
 
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,7 +30,8 @@ def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, 
 
 
 def _below(root: str, name: str, entry: str) -> str:
-    path = posixpath.normpath(name)
-    if path.startswith(("/", "../")) or path in (".", "..") or "://" in name:
+    path = posixpath.normpath(name.replace("\\", "/"))  # Windows writes backslashes
+    has_drive = re.match(r"[A-Za-z]:/", path)
+    if path.startswith(("/", "../")) or path in (".", "..") or "://" in name or has_drive:
         raise InputError(f"--annotations: {entry} ({name}) lies outside of --images")
     return identity(f"{root}/{path}")

@@ -35,7 +35,10 @@ class LabelOptions:
     )
     weights: str | None = field(
         default=None,
-        metadata={"help": "file, URL (with #sha256=... checked), hub id, or 'random'"},
+        metadata={
+            "help": "file, URL (with #sha256=... checked), hub id, name of a model, 'packaged' or "
+            "'random'"
+        },
     )
     score_threshold: float = field(
         default=0.3, metadata={"help": "least score of a detection; 0 keeps the best 100"}

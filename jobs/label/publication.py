@@ -23,6 +23,7 @@ from pipeline.stages.publish import (
     images_per_file,
     reconcile,
 )
+from pipeline.storage.files import join
 from pipeline.storage.urls import mask
 
 
@@ -98,6 +99,8 @@ def _write_page(
             planned = plan_of_shards(run.shards)
             page = page_of(output, done.manifest(token), done.report, planned, pictures)
         write_text(output, run.run_id, "report.html", page)
+        place = join(output, paths.document(run.run_id, "report.html"))
+        print(f"the page of this run: {mask(place)}", file=sys.stderr)
     except Exception as error:  # drawing, storage and tables raise many types
         print(
             f"there is no report.html ({reason_of(error)}): `detr-batch report {mask(output)} "

@@ -1,18 +1,16 @@
-"""Training data: rendered scenes, or a dataset in COCO's format."""
+"""Training data: samples, and rendered scenes."""
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from jobs.coco import records as coco
-from jobs.coco.reader import label_names, read_annotations
 from jobs.coco.records import Annotation, Annotations
 from jobs.demo.scenes import SHAPES, Scene, render_scene, scene
 from model.matching import Target
@@ -85,9 +83,9 @@ class ScenesForTraining(Dataset[Sample]):
         if rows > columns:
             pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
         if rng.random() < 0.5:
-            pixels, boxes = pixels[:, ::-1], _mirrored(boxes, 0, pixels.shape[1])
+            pixels, boxes = pixels[:, ::-1], mirrored(boxes, 0, pixels.shape[1])
         if rng.random() < 0.5:
-            pixels, boxes = pixels[::-1], _mirrored(boxes, 1, pixels.shape[0])
+            pixels, boxes = pixels[::-1], mirrored(boxes, 1, pixels.shape[0])
         if rng.random() < 0.5:
             pixels = 255 - pixels
         picture = Image.fromarray(np.ascontiguousarray(pixels[..., rng.permutation(3)]))
@@ -116,7 +114,7 @@ class ScenesForTraining(Dataset[Sample]):
         return self._drawn[aspect, number]
 
 
-def _mirrored(boxes: Array, axis: int, extent: int) -> Array:
+def mirrored(boxes: Array, axis: int, extent: int) -> Array:
     """Mirror corners (N, 4) along x (axis 0) or y (axis 1) in an image of `extent` pixels there."""
     mirrored = boxes.copy()
     mirrored[:, [axis, axis + 2]] = extent - boxes[:, [axis + 2, axis]]
@@ -153,43 +151,3 @@ class HeldOutScenes(Dataset[Sample]):
                 annotations.append(Annotation(str(index), label, (x, y, w, h), w * h))
         classes = {label_id: name for label_id, name in enumerate(SHAPES) if name}
         return Annotations(images, classes, annotations)
-
-
-class CocoDataset(Dataset[Sample]):
-    """A folder of images with an annotation file in COCO's format.
-
-    The label of a detection is its category id, as in the published checkpoints; `labels` has an
-    empty name for ids that are not used. With `flip`, half of the images are mirrored.
-    """
-
-    def __init__(self, folder: Path, annotations: Path, rule: ResizeRule, flip: bool):
-        self.folder, self.rule, self.flip = folder, rule, flip
-        self.annotations = read_annotations(str(annotations), needed=("file_name",))
-        self.labels = label_names(self.annotations.classes, str(annotations))
-        self.images = list(self.annotations.images.values())
-        self.boxes: dict[str, list[Annotation]] = {}
-        for annotation in self.annotations.annotations:
-            if not annotation.iscrowd and min(annotation.bbox[2:]) > 0:
-                self.boxes.setdefault(annotation.image_id, []).append(annotation)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def truth(self) -> Annotations:
-        """Return the content of the annotation file."""
-        return self.annotations
-
-    def __getitem__(self, index: int) -> Sample:
-        listed = self.images[index]
-        assert listed.file_name is not None  # the reader requires this field
-        with Image.open(self.folder / listed.file_name) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-        found = self.boxes.get(listed.id, [])
-        boxes = np.array([a.bbox for a in found], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        if self.flip and torch.rand(()) < 0.5:
-            picture = ImageOps.mirror(picture)
-            boxes = _mirrored(boxes, 0, picture.width)
-        labels = np.array([a.category_id for a in found], np.int64)
-        size = self.rule.target_size(picture.height, picture.width)
-        return to_sample(picture, boxes, labels, listed.id, size)

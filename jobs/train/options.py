@@ -17,7 +17,13 @@ class TrainOptions:
         metadata={"positional": True, "help": "folder for checkpoints and weights"}
     )
     model: str = field(default="shapes-tiny", metadata={"help": "a name of `detr-batch models`"})
-    weights: str = field(default=FROM_SCRATCH, metadata={"help": "where to start, as in label"})
+    weights: str = field(
+        default=FROM_SCRATCH,
+        metadata={
+            "help": "where to start: 'random', 'packaged', the name of a model, a file, a URL or a "
+            "hub id"
+        },
+    )
     images: Path | None = field(
         default=None, metadata={"help": "folder of training images; none: rendered scenes"}
     )

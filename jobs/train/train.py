@@ -1,89 +1,83 @@
 """Train a model from scratch on rendered scenes, or fine-tune one on a dataset in COCO's format."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from jobs.coco.records import Annotations
 from jobs.evaluate.average_precision import Found, average_precision
-from jobs.train.data import CocoDataset, HeldOutScenes, Sample, ScenesForTraining
+from jobs.train.data import Sample, ScenesForTraining
+from jobs.train.datasets import Training, Validation, datasets, describe_start, print_notes
+from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
 from model.checkpoint import save_weights
 from model.criterion import criterion
 from model.deformable_detr import DeformableDetr
 from model.postprocess import Detections, postprocess
 from model.preprocess import batch_images
-from model.zoo import create_model, named_model
+from model.zoo import create_model, weights_of
 from pipeline.storage.errors import CommandFailed, InputError
 
 
-class Validation(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Sample: ...
-    def truth(self) -> Annotations: ...
+class LeftOut:
+    """Images that proved to be damaged while they were decoded. Each is said once."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[Path, str] = {}
+
+    def without(self, loaded: Sequence[Sample | Unreadable]) -> list[Sample]:
+        """The samples of a batch that could be decoded."""
+        for one in loaded:
+            if isinstance(one, Unreadable) and one.path not in self.reasons:
+                self.reasons[one.path] = one.reason
+                print_notes("", [f"{one.path} cannot be decoded and is left out: {one.reason}"])
+        return [one for one in loaded if isinstance(one, Sample)]
+
+    def refuse_all(self, count: int) -> None:
+        """Raise CommandFailed if all images of a dataset are damaged."""
+        if len(self.reasons) >= count:
+            path, reason = next(iter(self.reasons.items()))
+            raise CommandFailed(f"none of {count} images can be decoded: {path}: {reason}")
 
 
-def datasets(options: TrainOptions) -> tuple[Dataset[Sample], Validation, tuple[str, ...]]:
-    """Return the training set, the validation set, and their labels.
+def evaluate(
+    net: DeformableDetr, dataset: Validation, device: str, left_out: LeftOut | None = None
+) -> dict[str, float]:
+    """Compute COCO AP of `net`, one image at a time, with the best 100 detections of each.
 
-    InputError if images come without annotations, or with annotations that cannot be used.
+    Images that cannot be decoded are left out, and added to `left_out`.
     """
-    rule = named_model(options.model).config().resize
-    if options.images is None:
-        length = options.steps * options.batch_size
-        scenes = ScenesForTraining(options.seed, length, options.batch_size, rule)
-        return scenes, HeldOutScenes(options.evaluate_images, rule), ScenesForTraining.labels
-    if options.annotations is None:
-        raise InputError("--images needs --annotations, a file in COCO's format")
-    for path in (options.images, options.annotations):
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-    training = CocoDataset(options.images, options.annotations, rule, flip=True)
-    if training.annotations.left_out:
-        print(
-            f"{training.annotations.left_out} annotations of images or categories that "
-            f"{options.annotations} does not list are left out",
-            file=sys.stderr,
-        )
-    validation = CocoDataset(
-        options.validation_images or options.images,
-        options.validation_annotations or options.annotations,
-        rule,
-        flip=False,
-    )
-    return training, validation, training.labels
-
-
-def evaluate(net: DeformableDetr, dataset: Validation, device: str) -> dict[str, float]:
-    """Compute COCO AP of `net`, one image at a time, with the best 100 detections of each."""
     net.eval()
+    left_out = left_out or LeftOut()
     image_ids: list[str] = []
     found: list[Detections] = []
+    images: set[str] = set()
     with torch.inference_mode():
         for index in range(len(dataset)):
-            sample = dataset[index]
-            output = net(*batch_images([sample.image], device))
-            found.append(postprocess(output, torch.tensor([sample.size])))
-            image_ids += [sample.image_id] * found[-1].scores.shape[1]
+            for sample in left_out.without([dataset[index]]):
+                output = net(*batch_images([sample.image], device))
+                found.append(postprocess(output, torch.tensor([sample.size])))
+                image_ids += [sample.image_id] * found[-1].scores.shape[1]
+                images.add(sample.image_id)
+    if not images:
+        left_out.refuse_all(len(dataset))
     scores, labels, boxes = (
         torch.cat([getattr(one, name)[0] for one in found]).cpu().numpy()
         for name in ("scores", "labels", "boxes")
     )
     detections = Found(np.array(image_ids, object), labels, scores, boxes)
-    return average_precision(dataset.truth(), detections).metrics
+    return average_precision(dataset.truth(), detections, images).metrics
 
 
-def order(dataset: Dataset[Sample], options: TrainOptions, start: int) -> list[int]:
+def order(dataset: Training, options: TrainOptions, start: int) -> list[int]:
     """List image indices from step `start` on; a dataset of files is shuffled each epoch."""
     total = options.steps * options.batch_size
     if isinstance(dataset, ScenesForTraining):
@@ -130,6 +124,10 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     for name in ("steps", "batch_size", "evaluate_every", "evaluate_images"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.output.exists() and not options.output.is_dir():
+        raise InputError(f"OUTPUT {options.output} is no folder: name one that train may write")
+    refuse_device(options.device)
+    weights_of(options.model, options.weights)  # names that do not fit are refused at once
     torch.manual_seed(options.seed)
     training, validation, labels = datasets(options)
     net = create_model(
@@ -140,6 +138,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         labels=labels,
         training=True,
     )
+    print(describe_start(options, training, validation), flush=True)
     optimizer = optimizer_of(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))
     options.output.mkdir(parents=True, exist_ok=True)
@@ -151,6 +150,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         start = _load_last(last, net, optimizer, scheduler)
         if start >= options.steps:
             raise InputError(f"{last} is of step {start}: nothing to resume up to --steps")
+        print(f"resumed from step {start} of {last}", flush=True)
     loader = DataLoader(
         training,
         batch_size=options.batch_size,
@@ -159,10 +159,11 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         num_workers=1,
     )
     score: dict[str, float] = {}
-    for step, loss in steps(net, loader, optimizer, scheduler, options, start):
+    left_out = LeftOut()
+    for step, loss in steps(net, loader, optimizer, scheduler, options, start, left_out):
         if step % options.evaluate_every and step != options.steps:
             continue
-        score = evaluate(net, validation, options.device)
+        score = evaluate(net, validation, options.device, left_out)
         print(f"step {step}: loss {loss:.3f}, AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}")
         state = {
             "model": net.state_dict(),
@@ -172,6 +173,9 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         }
         torch.save(state, last.with_suffix(".tmp"))
         last.with_suffix(".tmp").replace(last)
+    if left_out.reasons:
+        count = len(left_out.reasons)
+        print_notes("", [f"{count} images could not be decoded and were left out"])
     recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
     save_weights(net, options.output / "model.safetensors", {"AP": f"{score['AP']:.4f}", **recipe})
     return score
@@ -198,6 +202,15 @@ def _load_last(
         ) from error
 
 
+def refuse_device(device: str) -> None:
+    """Raise InputError for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--device {device} cannot be used here: {reason}") from error
+
+
 def freeze_norms(net: DeformableDetr) -> None:
     """Let batch norms use, and keep, the statistics seen so far, as they do in inference."""
     for module in net.modules():
@@ -222,15 +235,17 @@ def loss_of(
 
 def steps(
     net: DeformableDetr,
-    loader: DataLoader[Sample],
+    loader: DataLoader[Sample | Unreadable],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     options: TrainOptions,
     start: int,
+    left_out: LeftOut,
 ) -> Iterator[tuple[int, float]]:
     """Make one optimizer step for each batch; yield its number and the running mean of the loss.
 
-    CommandFailed if the loss is not finite any more.
+    Images that cannot be decoded are left out of their batches, and added to `left_out`.
+    CommandFailed if none can, or if the loss is not finite any more.
     """
     columns = ("{task.description}", MofNCompleteColumn(), TimeRemainingColumn())
     columns_ = [TextColumn(c) if isinstance(c, str) else c for c in columns]
@@ -238,7 +253,12 @@ def steps(
     with Progress(*columns_) as progress:
         task = progress.add_task("train", total=options.steps, completed=start)
         began = time.monotonic()
-        for step, samples in enumerate(loader, start + 1):
+        for step, loaded in enumerate(loader, start + 1):
+            samples = left_out.without(loaded)
+            if not samples:  # nothing to learn in this step
+                left_out.refuse_all(len(loader.dataset))  # type: ignore[arg-type]
+                yield step, running
+                continue
             net.train()
             if not options.from_scratch or step > options.freeze_norms * options.steps:
                 freeze_norms(net)

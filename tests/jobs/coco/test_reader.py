@@ -101,7 +101,7 @@ def test_results_as_records(tmp_path: Path) -> None:
     assert results(tmp_path, []) == []
 
 
-@pytest.mark.parametrize("written", [10, 10.0, "10"])
+@pytest.mark.parametrize("written", [10, 10.0, "10", "10.0"])
 def test_ids_are_the_same_however_they_are_written(written: Any, tmp_path: Path) -> None:
     assert results(tmp_path, result(image_id=written))[1].image_id == "10"
     truth = document(images=[{**IMAGES[0], "id": written}], annotations=[OBJECTS[0]])
@@ -134,9 +134,15 @@ def test_crowds(said: Any, tmp_path: Path) -> None:
     assert read(tmp_path, annotation(iscrowd=said)).annotations[1].iscrowd == bool(said)
 
 
-def test_an_area_that_is_missing_is_that_of_the_box(tmp_path: Path) -> None:
-    found = read(tmp_path, annotation(area=None, bbox=[0, 0, 3, 5]))
+@pytest.mark.parametrize("absent", [None, ""])
+def test_an_area_that_is_missing_is_that_of_the_box(absent: Any, tmp_path: Path) -> None:
+    found = read(tmp_path, annotation(area=absent, iscrowd=absent, bbox=[0, 0, 3, 5]))
     assert [one.area for one in found.annotations] == [900, 15]
+    assert [one.has_area for one in found.annotations] == [True, False]
+
+
+def test_a_file_name_that_looks_like_a_number_stays(tmp_path: Path) -> None:
+    assert read(tmp_path, image(file_name="10.0")).images["c"].file_name == "10.0"
 
 
 def test_images_need_what_the_command_asks_for(tmp_path: Path) -> None:
@@ -154,6 +160,8 @@ def test_annotations_of_what_is_not_listed_are_counted(tmp_path: Path) -> None:
     unknown = [{**OBJECTS[0], "image_id": 99}, {**OBJECTS[0], "category_id": 2}]
     found = read(tmp_path, document(annotations=[*OBJECTS, *unknown]))
     assert (len(found.annotations), found.left_out) == (2, 2)
+    assert found.of_unlisted_images.first == "annotation 3 (id 1, image_id 99, category_id 3)"
+    assert found.of_unlisted_categories.first == "annotation 4 (id 1, image_id 10, category_id 2)"
 
 
 REFUSED_ANNOTATIONS: dict[str, Any] = {

@@ -238,13 +238,26 @@ def test_damaged_files_are_exit_code_1(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["../c.jpg", "/c.jpg", "x/../../c.jpg", "http://host/c.jpg", "."])
+@pytest.mark.parametrize(
+    "name",
+    ["../c.jpg", "/c.jpg", "x/../../c.jpg", "http://host/c.jpg", ".", "..\\c.jpg", "C:\\x\\c.jpg"],
+)
 def test_names_that_lead_out_of_the_pictures(
     name: str, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotations = write(tmp_path, "bad.json", image(file_name=name))
     assert bring((files[0], annotations), tmp_path / "out", "--images", "s3://lake/photos") == 2
     assert "lies outside of --images" in capsys.readouterr().err
+
+
+def test_names_of_windows_lie_below_the_folder_of_images(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    output, lake = str(tmp_path / "out"), tmp_path / "photos"
+    annotations = write(tmp_path, "windows.json", image(file_name="album\\c.jpg"))
+    assert bring((files[0], annotations), output, "--images", str(lake)) == 0
+    (found,) = rows(output, "SELECT image_id FROM latest_images WHERE image_id LIKE '%c.jpg'")
+    assert found == (f"file://{lake}/album/c.jpg",)
 
 
 def test_hostile_names_are_kept_as_text(files: tuple[str, str], tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.cli import main
-from jobs.train.data import CocoDataset, ScenesForTraining
+from jobs.train.coco_dataset import CocoDataset
+from jobs.train.data import Sample, ScenesForTraining
+from jobs.train.datasets import datasets
 from jobs.train.options import TrainOptions
-from jobs.train.train import datasets, steps, train
+from jobs.train.train import steps, train
 from model.checkpoint import read_weights
 from model.resize import ResizeRule
 from model.zoo import PACKAGED, create_model
@@ -60,6 +62,12 @@ def stop_after(count: int) -> Callable[..., Iterator[tuple[int, float]]]:
     return interrupted_steps
 
 
+def sample_of(dataset: Any, index: int) -> Sample:
+    sample = dataset[index]
+    assert isinstance(sample, Sample)
+    return sample
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """Two images with a red and a blue square, in COCO's format; its categories are 3 and 5."""
@@ -97,21 +105,24 @@ def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
 def test_a_dataset_as_other_tools_write_it_is_read(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ids are texts, a crowd is null, and one object is of a class that is not listed."""
+    """Ids are texts, a crowd is null, and one object is of an image that is not listed."""
     file = dataset / "instances.json"
     document = json.loads(file.read_text())
     for annotation in document["annotations"]:
         annotation.update(image_id=str(annotation["image_id"]), iscrowd=None, area=None)
-    document["annotations"].append({**document["annotations"][0], "category_id": 4})
+    document["annotations"].append({**document["annotations"][0], "image_id": 77})
     document["annotations"].append({**document["annotations"][0], "iscrowd": 1})
     document["annotations"].append({**document["annotations"][0], "bbox": [1, 2, 0, 5]})
     file.write_text(json.dumps(document))
     options = TrainOptions(dataset / "out", images=dataset, annotations=file)
     training, validation, labels = datasets(options)
     assert labels == ("", "", "", "red", "", "blue")
-    assert [training[index].target.labels.tolist() for index in (0, 1)] == [[3], [5]]
+    assert [sample_of(training, index).target.labels.tolist() for index in (0, 1)] == [[3], [5]]
     assert len(validation.truth().annotations) == 4
-    assert "1 annotations of images or categories that" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 annotations of images that the file does not list are left out" in said
+    assert "1 crowds are left out" in said
+    assert "1 boxes without an area are left out; the first is annotation 5 (id 1" in said
 
 
 @pytest.mark.parametrize(
@@ -119,6 +130,11 @@ def test_a_dataset_as_other_tools_write_it_is_read(
     [
         (["--images", "gone", "--annotations", "instances.json"], "gone does not exist"),
         (["--images", "."], "--images needs --annotations"),
+        (["--annotations", "instances.json"], "--annotations needs --images"),
+        (["--validation-images", "."], "--validation-images needs --images"),
+        (["--device", "tpu:9"], "--device tpu:9 cannot be used here"),
+        (["--weights", "packagd"], "no weights at packagd"),
+        (["--weights", "packaged", "--model", "deformable-detr"], "give --model shapes-tiny"),
         (["--images", ".", "--annotations", "empty.json"], "has no images"),
         (["--images", ".", "--annotations", "broken.json"], "annotation 1: bbox [1] is not"),
         (["--images", ".", "--annotations", "large.json"], "'a' has the id 10000000: give"),
@@ -161,7 +177,7 @@ def test_mirrored_boxes_follow_their_image(dataset: Path) -> None:
     seen = set()
     for attempt in range(20):
         torch.manual_seed(attempt)
-        sample = flipping[0]
+        sample = sample_of(flipping, 0)
         left, top, right, low = 20, 30, 60, 70
         cx = float(sample.target.boxes[0, 0])
         if cx > 0.5:

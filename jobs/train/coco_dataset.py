@@ -1,0 +1,177 @@
+"""A dataset in COCO's format, of which all that can be known before training is checked."""
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+
+from jobs.coco.reader import label_names, read_annotations
+from jobs.coco.records import Annotation, Annotations
+from jobs.train.data import Array, Sample, mirrored, to_sample
+from jobs.train.image_files import ImageFiles, Unreadable, find_image_files, reason_of
+from model.resize import ResizeRule
+from pipeline.storage.errors import InputError
+
+# A model has an output for each number up to the highest id. With 5,000 of them a step of
+# shapes-tiny takes 4 GB and 15 s on two cores (2026-11-27), with 91 of them 1 GB and 2 s.
+MOST_LABELS = 5_000
+
+
+@dataclass
+class _Counts:
+    """Odd things by what is said of them, each with the first."""
+
+    numbers: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, said: str, name: str) -> None:
+        self.numbers[said] += 1
+        self.first.setdefault(said, name)
+
+    def lines(self) -> list[str]:
+        return [f"{n} {said}; the first is {self.first[said]}" for said, n in self.numbers.items()]
+
+
+class CocoDataset(Dataset[Sample | Unreadable]):
+    """A folder of images with an annotation file in COCO's format.
+
+    The label of a detection is its category id, as in the published checkpoints; `labels` has an
+    empty name for ids that are not used. With `flip`, half of the images are mirrored. `notes` say
+    what is odd, and what becomes of it. Raises InputError for what cannot be trained on.
+    """
+
+    def __init__(self, folder: Path, annotations: Path, rule: ResizeRule, flip: bool):
+        self.rule, self.flip = rule, flip
+        self.annotations = read_annotations(str(annotations), needed=("file_name",))
+        self.labels = label_names(self.annotations.classes, str(annotations))
+        if len(self.labels) > MOST_LABELS:
+            highest = max(self.annotations.classes)
+            raise InputError(
+                f"{annotations}: the category {self.annotations.classes[highest]!r} has the id "
+                f"{highest}: a model has an output for each number up to the highest, so give ids "
+                f"below {MOST_LABELS}"
+            )
+        if self.annotations.of_unlisted_categories.count:
+            unlisted = self.annotations.of_unlisted_categories
+            raise InputError(
+                f"{annotations}: {unlisted.first} is of a category that the file does not list, so "
+                f"it would be taken for background (one of {unlisted.count} such annotations): "
+                "list the category, or take them out"
+            )
+        self.files = find_image_files(folder, self.annotations.images.values())
+        self.images = [
+            image for image in self.annotations.images.values() if image.id in self.files.found
+        ]
+        counts = _Counts()
+        self.boxes = _usable_boxes(self.annotations, self.files, counts)
+        if not self.boxes:
+            odd = "".join(f". {line}" for line in counts.lines())
+            raise InputError(f"{annotations} has no usable box in images of {folder}{odd}")
+        self.notes = [*_image_notes(self.annotations, self.files), *counts.lines()]
+
+    def for_validation(self) -> "CocoDataset":
+        """The same dataset, never mirrored."""
+        same = copy.copy(self)
+        same.flip = False
+        return same
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def truth(self) -> Annotations:
+        """Return the content of the annotation file."""
+        return self.annotations
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        image_id = self.images[index].id
+        path = self.files.found[image_id].path
+        try:
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file).convert("RGB")
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise many types of errors
+            return Unreadable(image_id, path, reason_of(error))
+        boxes, labels = self.boxes.get(image_id, _NO_BOXES)
+        if self.flip and torch.rand(()) < 0.5:
+            picture = ImageOps.mirror(picture)
+            boxes = mirrored(boxes, 0, picture.width)
+        size = self.rule.target_size(picture.height, picture.width)
+        return to_sample(picture, boxes, labels, image_id, size)
+
+
+Boxes = tuple[Array, Array]  # corners (N, 4) and labels (N,)
+_NO_BOXES: Boxes = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
+
+def _usable_boxes(truth: Annotations, files: ImageFiles, counts: _Counts) -> dict[str, Boxes]:
+    """Boxes to train on by image id, cut at the edges of their images; others are counted."""
+    usable: defaultdict[str, list[tuple[list[float], int]]] = defaultdict(list)
+    for one in truth.annotations:
+        if one.image_id not in files.found:
+            continue  # the image is said to be missing
+        corners = _corners_within(one, files, counts)
+        if corners is not None:
+            usable[one.image_id].append((corners, one.category_id))
+    return {
+        image: (
+            np.array([corners for corners, _ in boxes], np.float32),
+            np.array([label for _, label in boxes], np.int64),
+        )
+        for image, boxes in usable.items()
+    }
+
+
+def _corners_within(one: Annotation, files: ImageFiles, counts: _Counts) -> list[float] | None:
+    """The corners of a box within its image; None, after counting it, where nothing is left."""
+    if one.iscrowd:
+        counts.add("crowds are left out", one.name)
+        return None
+    left, top, width, height = one.bbox
+    if min(width, height) <= 0:
+        counts.add("boxes without an area are left out", one.name)
+        return None
+    columns, rows = files.found[one.image_id].size
+    right, low = left + width, top + height
+    cut = [max(left, 0.0), max(top, 0.0), min(right, columns), min(low, rows)]
+    if cut[0] >= cut[2] or cut[1] >= cut[3]:
+        counts.add("boxes that lie outside of their images are left out", one.name)
+        return None
+    if max(-left, -top, right - columns, low - rows) > 1:  # a pixel is a matter of rounding
+        counts.add("boxes that reach beyond their images are cut at the edge", one.name)
+    return cut
+
+
+def _image_notes(truth: Annotations, files: ImageFiles) -> list[str]:
+    counts = _Counts()
+    for name in files.missing:
+        counts.add("images are missing and are left out", name)
+    for one in files.unreadable:
+        counts.add("images cannot be read and are left out", f"{one.path} ({one.reason})")
+    for name in files.without_folder:
+        counts.add("images are found by their names without folders", name)
+    for image in truth.images.values():
+        found = files.found.get(image.id)
+        if found and image.width and image.height and (image.width, image.height) != found.size:
+            counts.add(
+                "images have another size than the annotations say, and boxes are taken as pixels "
+                "of the image",
+                f"{found.path} ({found.size[0]} x {found.size[1]}, and not "
+                f"{image.width} x {image.height})",
+            )
+    lines = counts.lines()
+    if truth.of_unlisted_images.count:
+        lines.append(
+            f"{truth.of_unlisted_images.count} annotations of images that the file does not list "
+            f"are left out; the first is {truth.of_unlisted_images.first}"
+        )
+    with_objects = {one.category_id for one in truth.annotations}
+    if empty := [name for number, name in truth.classes.items() if number not in with_objects]:
+        more = " ..." if len(empty) > 3 else ""
+        lines.append(f"{len(empty)} categories have no object: {', '.join(empty[:3])}{more}")
+    return lines

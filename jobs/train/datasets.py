@@ -1,0 +1,99 @@
+"""The training set and the validation set of a training, and what is said of them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch.utils.data import Dataset
+
+from jobs.coco.records import Annotations
+from jobs.train.coco_dataset import CocoDataset
+from jobs.train.data import HeldOutScenes, Sample, ScenesForTraining
+from jobs.train.image_files import Unreadable
+from jobs.train.options import TrainOptions
+from model.zoo import PACKAGED, named_model, weights_of
+from pipeline.storage.errors import InputError
+from pipeline.storage.urls import mask, printable
+
+Training = Dataset[Sample | Unreadable]
+
+
+class Validation(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample | Unreadable: ...
+    def truth(self) -> Annotations: ...
+
+
+def datasets(options: TrainOptions) -> tuple[Training, Validation, tuple[str, ...]]:
+    """Return the training set, the validation set, and their labels; say what is odd about them.
+
+    InputError if images come without annotations, or with annotations that cannot be used.
+    """
+    rule = named_model(options.model).config().resize
+    needing = ("annotations", "validation_images", "validation_annotations")
+    if options.images is None:
+        for name in needing:
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} needs --images, a folder of images")
+        length = options.steps * options.batch_size
+        scenes = ScenesForTraining(options.seed, length, options.batch_size, rule)
+        return scenes, HeldOutScenes(options.evaluate_images, rule), ScenesForTraining.labels
+    if options.annotations is None:
+        raise InputError("--images needs --annotations, a file in COCO's format")
+    for path in (options.images, *(getattr(options, name) for name in needing)):
+        if path is not None and not path.exists():
+            raise InputError(f"{path} does not exist")
+    training = CocoDataset(options.images, options.annotations, rule, flip=True)
+    validation = training.for_validation()
+    if options.validation_images or options.validation_annotations:
+        validation = CocoDataset(
+            options.validation_images or options.images,
+            options.validation_annotations or options.annotations,
+            rule,
+            flip=False,
+        )
+        refuse_other_classes(training.annotations.classes, validation.annotations.classes)
+        print_notes("validation: ", validation.notes)
+    print_notes("", training.notes)
+    return training, validation, training.labels
+
+
+def refuse_other_classes(trained: Mapping[int, str], validated: Mapping[int, str]) -> None:
+    """Raise InputError where a number means another class in the validation than in training."""
+    for class_id, name in validated.items():
+        if trained.get(class_id) != name:
+            known = trained.get(class_id, "no category")
+            raise InputError(
+                f"the category {class_id} is {name} in --validation-annotations and {known} in "
+                "--annotations: give both files the same categories"
+            )
+
+
+def print_notes(prefix: str, notes: Sequence[str]) -> None:
+    for note in notes:
+        print(printable(f"{prefix}{note}"), file=sys.stderr)
+
+
+def describe_start(options: TrainOptions, training: Training, validation: Validation) -> str:
+    """What the training starts from, and what it learns."""
+    place = weights_of(options.model, options.weights)
+    if options.from_scratch:
+        weights = "random weights"
+    elif place == str(PACKAGED):
+        weights = "the packaged weights of shapes-tiny"
+    else:
+        weights = f"the weights {mask(place)}"
+    said = f"training {options.model} from {weights}"
+    if not isinstance(training, CocoDataset):
+        return f"{said}, on rendered scenes"
+    boxes = sum(len(labels) for _, labels in training.boxes.values())
+    names = len([name for name in training.labels if name])
+    same = isinstance(validation, CocoDataset) and validation.annotations is training.annotations
+    where = (
+        "the same images, so AP says little about others" if same else f"{len(validation)} images"
+    )
+    hint = "; --weights takes trained ones" if options.from_scratch else ""
+    return printable(
+        f"{said}{hint}, on {len(training)} images with {boxes} boxes of {names} categories; "
+        f"evaluated on {where}"
+    )

@@ -1,0 +1,126 @@
+"""The image files of a dataset: which there are, and how large they are."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from jobs.coco import records as coco
+from jobs.coco.file_names import portable_name
+from pipeline.storage.errors import InputError
+
+READERS = 16  # threads that read headers: network disks answer slowly
+_SWAPPED = (5, 6, 7, 8)  # values of EXIF's orientation that turn an image by 90 degrees
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file with its upright size: columns, rows."""
+
+    path: Path
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be decoded, and why."""
+
+    image_id: str
+    path: Path
+    reason: str
+
+
+@dataclass
+class ImageFiles:
+    """What lies in the folder of a dataset."""
+
+    found: dict[str, ImageFile] = field(default_factory=dict)  # by image id
+    missing: list[str] = field(default_factory=list)  # file names
+    unreadable: list[Unreadable] = field(default_factory=list)  # by their headers
+    without_folder: list[str] = field(default_factory=list)  # file names with other folders
+
+
+def find_image_files(folder: Path, images: Iterable[coco.Image]) -> ImageFiles:
+    """Find the file of each image in `folder`, and read its header.
+
+    InputError if there is none, or if two images would be one file.
+    """
+    listed = list(images)
+    files = ImageFiles()
+    owners: dict[Path, str] = {}  # file names by what was found without their folders
+    with ThreadPoolExecutor(READERS) as readers:
+        for looked in readers.map(partial(_look_at, folder), listed):
+            _take(looked, files, owners)
+    if not files.found:
+        raise InputError(_describe_nothing(folder, files, len(listed)))
+    return files
+
+
+@dataclass(frozen=True)
+class _Looked:
+    image: coco.Image
+    name: str
+    is_without_folder: bool
+    answer: ImageFile | Unreadable | None  # None: there is no such file
+
+
+def _take(looked: _Looked, files: ImageFiles, owners: dict[Path, str]) -> None:
+    if looked.answer is None:
+        files.missing.append(looked.name)
+        return
+    path = looked.answer.path
+    if looked.is_without_folder:
+        if path in owners:
+            raise InputError(
+                f"{path} may be {owners[path]} and {looked.name} of the annotations: give "
+                "--images the folder in which these names lie"
+            )
+        owners[path] = looked.name
+        files.without_folder.append(looked.name)
+    if isinstance(looked.answer, Unreadable):
+        files.unreadable.append(looked.answer)
+    else:
+        files.found[looked.image.id] = looked.answer
+
+
+def _look_at(folder: Path, image: coco.Image) -> _Looked:
+    name = image.file_name or ""
+    portable = portable_name(name)
+    for called in dict.fromkeys((name, portable, portable.rpartition("/")[2])):
+        path = folder / called
+        if os.path.isfile(path):  # False for what can be no name
+            is_without_folder = called not in (name, portable)
+            return _Looked(image, name, is_without_folder, _read_header(image.id, path))
+    return _Looked(image, name, False, None)
+
+
+def _read_header(image_id: str, path: Path) -> ImageFile | Unreadable:
+    try:
+        with Image.open(path) as file:
+            columns, rows = file.size
+            exif = Image.Image.getexif(file)  # that of PNG files would decode the image
+            turned = exif.get(_ORIENTATION) in _SWAPPED
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types of errors
+        return Unreadable(image_id, path, reason_of(error))
+    return ImageFile(path, (rows, columns) if turned else (columns, rows))
+
+
+def _describe_nothing(folder: Path, files: ImageFiles, count: int) -> str:
+    if files.unreadable:
+        first = files.unreadable[0]
+        return f"none of {count} images can be read: {first.path}: {first.reason}"
+    return (
+        f"none of {count} images of the annotations lies in {folder}; the first is called "
+        f"{files.missing[0]}: give their folder as --images"
+    )
+
+
+def reason_of(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,221 @@
+"""Annotations are checked before the first step: refused, or said and counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.cli import main
+from jobs.train.coco_dataset import CocoDataset
+from jobs.train.data import Sample
+from jobs.train.image_files import Unreadable
+from model.checkpoint import read_weights
+from model.resize import ResizeRule
+
+RULE = ResizeRule(shorter=60, longest=80)
+CATEGORIES = [{"id": 3, "name": "red"}, {"id": 5, "name": "blue"}]
+
+
+def write_images(folder: Path, *names: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(folder / name)
+
+
+def image(number: int, **changes: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": f"{number}.png", "width": 80, "height": 60, **changes}
+
+
+def box(of: int, /, **changes: Any) -> dict[str, Any]:
+    numbers = {"id": 900, "image_id": of, "category_id": 3, "bbox": [10, 10, 20, 20]}
+    return {**numbers, "area": 400, "iscrowd": 0, **changes}
+
+
+def write_truth(folder: Path, name: str = "truth.json", **changes: Any) -> Path:
+    document = {"images": [image(0), image(1)], "categories": CATEGORIES}
+    document |= {"annotations": [box(0), box(1)]} | changes
+    (folder / name).write_text(json.dumps(document))
+    return folder / name
+
+
+def read(folder: Path, **changes: Any) -> CocoDataset:
+    return CocoDataset(folder, write_truth(folder, **changes), RULE, flip=False)
+
+
+def boxes_of(dataset: CocoDataset, index: int) -> Any:
+    sample = dataset[index]
+    assert isinstance(sample, Sample)
+    return sample.target.boxes.tolist()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_images(tmp_path, "0.png", "1.png")
+    return tmp_path
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "annotation 2 (id 900, image_id 1, category_id 4) is of a category that the file does not": {
+        "annotations": [box(0), box(1, category_id=4)]
+    },
+    "annotation 1 (id 900, image_id 0, category_id 500) is of a category that": {
+        "annotations": [box(0, category_id=500)]
+    },
+    "the category 'far' has the id 6000: a model has an output for each number": {
+        "categories": [*CATEGORIES, {"id": 6000, "name": "far"}]
+    },
+    "the category 'far' has the id 10000000": {
+        "categories": [*CATEGORIES, {"id": 10_000_000, "name": "far"}]
+    },
+    "category_id 'red' is not a whole number": {"annotations": [box(0, category_id="red")]},
+    "in annotation 1 (image_id 0): NaN is not a number": {
+        "annotations": [box(0, bbox=[1, float("nan"), 3, 4])]
+    },
+    "annotation 1 (id 900, image_id 0): bbox ['nan', 1, 1, 1] is not": {
+        "annotations": [box(0, bbox=["nan", 1, 1, 1])]
+    },
+    "bbox [1, 2, 3, -4] is not": {"annotations": [box(0, bbox=[1, 2, 3, -4])]},
+    "has no categories": {"categories": []},
+    "has no usable box in images of": {"annotations": []},
+    "1 boxes without an area are left out; the first is annotation 1 (id 900": {
+        "annotations": [box(0, bbox=[1, 2, 0, 4])]
+    },
+    "1 boxes that lie outside of their images are left out": {
+        "annotations": [box(0, bbox=[81, 2, 5, 4])]
+    },
+    "1 crowds are left out": {"annotations": [box(0, iscrowd=1)]},
+    "none of 1 images of the annotations lies in": {"images": [image(7)]},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_annotations_that_cannot_be_trained_on_are_refused_before_the_first_step(
+    message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = write_truth(folder, **REFUSED[message])
+    command = ["train", str(folder / "out"), "--images", str(folder), "--annotations", str(truth)]
+    assert main([*command, "--steps", "1"]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "written", [{"iscrowd": None}, {"area": "400"}, {"area": None}, {"area": ""}, {"iscrowd": "0"},
+                {"iscrowd": False}, {"image_id": "0"}, {"image_id": 0.0}, {"category_id": "3"},
+                {"image_id": "0.0"}, {"bbox": ["10", 10, 20.0, "20"]}]
+)  # fmt: skip
+def test_fields_that_tools_write_otherwise_are_the_same(
+    written: dict[str, Any], folder: Path
+) -> None:
+    usual = read(folder)
+    other = read(folder, annotations=[box(0, **written), box(1)])
+    assert other.annotations == usual.annotations
+    assert boxes_of(other, 0) == boxes_of(usual, 0) == [pytest.approx([0.25, 1 / 3, 0.25, 1 / 3])]
+
+
+def test_boxes_are_cut_at_the_edge_of_their_image(folder: Path) -> None:
+    dataset = read(
+        folder, annotations=[box(0, bbox=[-20, 30, 60, 60]), box(1, bbox=[60, 0, 20.5, 60])]
+    )
+    assert boxes_of(dataset, 0) == [pytest.approx([0.25, 0.75, 0.5, 0.5])]
+    assert boxes_of(dataset, 1) == [pytest.approx([0.875, 0.5, 0.25, 1])]
+    assert [note for note in dataset.notes if "edge" in note] == [
+        "1 boxes that reach beyond their images are cut at the edge; the first is annotation 1 "
+        "(id 900, image_id 0, category_id 3)"
+    ]
+
+
+def test_an_image_of_another_size_is_said_and_an_upright_one_is_not(folder: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (60, 80)).save(folder / "turned.jpg", exif=turned)
+    images = [image(0, width=800, height=600), image(1), image(2, file_name="turned.jpg")]
+    notes = read(folder, images=images).notes
+    assert [note for note in notes if "size" in note] == [
+        "1 images have another size than the annotations say, and boxes are taken as pixels of the "
+        f"image; the first is {folder / '0.png'} (80 x 60, and not 800 x 600)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["album\\2.png", "./album/2.png", "album/2.png"])
+def test_names_with_folders_are_found(name: str, folder: Path) -> None:
+    write_images(folder, "album/2.png")
+    dataset = read(folder, images=[image(0, file_name=name)], annotations=[box(0)])
+    assert dataset.files.found["0"].path == folder / "album" / "2.png"
+    assert not [note for note in dataset.notes if "folder" in note]
+    within = CocoDataset(folder / "album", folder / "truth.json", RULE, flip=False)
+    assert within.files.found["0"].path == folder / "album" / "2.png"
+    assert f"without folders; the first is {name}" in "".join(within.notes)
+
+
+def test_two_images_that_would_be_one_file_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [image(0, file_name="a/1.png"), image(1, file_name="b/1.png")]
+    truth = write_truth(folder, images=names)
+    command = ["train", str(folder / "out"), "--images", str(folder), "--annotations", str(truth)]
+    assert main(command) == 2
+    assert "1.png may be a/1.png and b/1.png of the annotations" in capsys.readouterr().err
+
+
+def test_images_that_are_missing_or_damaged_are_left_out_and_counted(folder: Path) -> None:
+    (folder / "2.png").write_text("no image")
+    (folder / "3.png").write_bytes((folder / "0.png").read_bytes()[:5000])
+    images = [image(number) for number in range(5)]
+    dataset = read(folder, images=images, annotations=[box(number) for number in range(5)])
+    assert "1 images are missing and are left out; the first is 4.png" in dataset.notes
+    assert any(
+        note.startswith("1 images cannot be read and are left out") for note in dataset.notes
+    )
+    assert [listed.id for listed in dataset.images] == ["0", "1", "3"]
+    assert isinstance(dataset[2], Unreadable)
+
+
+def test_categories_of_validation_are_those_of_training(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = write_truth(folder)
+    other = write_truth(folder, "other.json", categories=[{"id": 3, "name": "green"}])
+    command = ["train", str(folder / "out"), "--images", str(folder), "--annotations", str(truth)]
+    assert main([*command, "--validation-annotations", str(other)]) == 2
+    assert (
+        "the category 3 is green in --validation-annotations and red in" in capsys.readouterr().err
+    )
+
+
+def train_on(folder: Path) -> int:
+    truth = write_truth(folder)
+    command = ["train", str(folder / "out"), "--images", str(folder), "--annotations", str(truth)]
+    return main([*command, *"--weights packaged --steps 1 --batch-size 2 --precision fp32".split()])
+
+
+def test_a_damaged_image_does_not_end_a_training(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "1.png").write_bytes((folder / "0.png").read_bytes()[:5000])
+    assert train_on(folder) == 0
+    said = capsys.readouterr()
+    start = (
+        "training shapes-tiny from the packaged weights of shapes-tiny, on 2 images with 2 boxes"
+    )
+    assert said.out.startswith(start)
+    assert said.err.count("1.png cannot be decoded and is left out") == 1
+    assert "1 images could not be decoded and were left out" in said.err
+    _, recipe = read_weights(folder / "out" / "model.safetensors")
+    assert recipe["weights"] == "packaged"
+
+
+def test_a_training_without_a_whole_image_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("0.png", "1.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:5000])
+    assert train_on(folder) == 1
+    assert "none of 2 images can be decoded" in capsys.readouterr().err
