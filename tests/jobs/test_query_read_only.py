@@ -145,7 +145,7 @@ def test_an_answer_may_go_into_a_bucket(output: str, bucket: str) -> None:
     with fs.open(path, "rb") as content:
         local = Path(output) / "copy.parquet"
         local.write_bytes(content.read())
-    assert duckdb.sql(f"FROM '{local}'").fetchall() == [(2,)]
+    assert duckdb.execute(f"FROM '{local}'").fetchall() == [(2,)]
 
 
 def test_mistakes_with_the_file_are_said(
