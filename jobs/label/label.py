@@ -114,8 +114,6 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
 def _read_model(options: LabelOptions) -> Command:
     """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
     weights = weights_of(options.model, options.weights)
-    if weights == RANDOM:
-        print("the weights are random: the boxes will mean nothing", file=sys.stderr)
     sha256 = None if weights == RANDOM else file_sha256(find_weights(weights))
     # The driver loads the model too, to refuse wrong weights at once. The model does not run here.
     config = create_model(options.model, options.weights, training=True, sha256=sha256).config
