@@ -22,9 +22,9 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise InputError(f"{len(statements)} statements: give one, a SELECT")
     (statement,) = statements
     kind = statement.type
-    if kind in READING:
+    if kind in READING and "copy" not in _keywords(sql):
         return
-    if kind not in MAYBE_READING:
+    if kind not in (*READING, *MAYBE_READING):
         raise InputError(
             f"{kind.name} may change something, and query only reads: give a SELECT. For what else "
             "DuckDB does, write the answer into a file (--out), and open that"
