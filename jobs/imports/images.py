@@ -15,14 +15,14 @@ NEEDED = ("file_name", "width", "height")  # fields that each image must have
 def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, Any]]:
     """Yield number (from 0), id, image_id, width and height of each image.
 
-    `image_id` is the image's file_name. With `base` it is the URL of the file below `base`, as
-    `label` names files.
+    `image_id` is the image's file_name; an address loses its secrets. With `base` it is the URL of
+    the file below `base`, as `label` names files.
     """
     root = None if base is None else uri(*open_location(base, "--images")).rstrip("/")
     for number, image in enumerate(images):
         assert image.file_name is not None  # NEEDED guarantees it
         if root is None:
-            image_id = image.file_name
+            image_id = identity(image.file_name)
         else:
             image_id = _below(root, image.file_name, f"image {number + 1}")
         size = {"width": image.width, "height": image.height}

@@ -46,6 +46,7 @@ MARKER = "markers of folders"
 LINKED_FOLDER = "links to folders that lead in circles"
 LONG_PATH = "folders whose paths are longer than the system allows"
 SPECIAL = "pipes, sockets and devices"
+WITHIN_OUTPUT = "images and archives that lie in OUTPUT"
 LEFT_OUT = (
     NO_IMAGE,
     NO_IMAGE_COLUMN,
@@ -58,6 +59,7 @@ LEFT_OUT = (
     LINKED_FOLDER,
     LONG_PATH,
     SPECIAL,
+    WITHIN_OUTPUT,
 )
 
 ListedObject = tuple[Member, str]  # an object and its kind, or the reason why it is left out
@@ -70,7 +72,7 @@ def list_objects(
 
     They are sorted by name. If INPUT is a list of URLs, the objects that it names follow in its
     order. `leave_out` is a URL whose objects are not input, because OUTPUT may be a folder of
-    INPUT.
+    INPUT. Images and archives there are left out with a reason, and OUTPUT's own files without.
 
     Raises InputError if a Parquet list of URLs has no column of URLs, if INPUT lies in OUTPUT, or
     if it is a folder and --format says that it is a list.
@@ -100,6 +102,8 @@ def list_objects(
         if hidden is None or not member.uri.startswith(hidden):
             reason = _reason_to_leave_out(info["name"][len(root) :], info)
             yield member, reason or kind_of(member.uri, format)
+        elif kind_of(member.uri, "auto") in ("files", "tar"):  # OUTPUT's own files are neither
+            yield member, WITHIN_OUTPUT
 
 
 def _reason_to_leave_out(below: str, info: dict[str, Any]) -> str | None:

@@ -20,6 +20,7 @@ from pipeline.isolation.child import (
 )
 from pipeline.isolation.frames import table_of_rows
 from pipeline.schema import (
+    CHANGED,
     CORRUPT_SHARD,
     EMPTY_SHARD,
     ENCODED,
@@ -27,6 +28,8 @@ from pipeline.schema import (
     NOTHING_DONE,
     OK,
     TIMED_OUT,
+    UNAVAILABLE,
+    UNREADABLE,
     WORKER_CRASH,
     Done,
     Shard,
@@ -39,6 +42,10 @@ BYTES_PER_TABLE = 16 << 20
 # Time limit of one image. It is longer than the patience of retries.py, because an unavailable
 # store must end the run and not fail the image.
 READ_SECONDS = 300.0
+# Why a reader ends before the end of its shard. The row stands for all images from there on.
+READER_FAILURES = frozenset(
+    (CHANGED, CORRUPT_SHARD, TIMED_OUT, UNAVAILABLE, UNREADABLE, WORKER_CRASH)
+)
 
 
 def _is_plausible(row: Row) -> bool:
@@ -98,20 +105,30 @@ def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
         previous = {**empty, "shard": shard.shard, "index_in_shard": 0}
         count = 1
     before = max(done.positions, default=-1) + 1
-    if count < before:
+    # A failure of the reader stands for all images behind it, and staged ones do not hide it.
+    hidden = count == before and not done.ended and previous["status"] in READER_FAILURES
+    if count < before or hidden:
         yield previous
-        *lost, previous = _rows_of_lost_images(shard, count, before + (not done.ended))
+        *lost, previous = _rows_of_lost_images(shard, previous, before + (not done.ended))
         yield from lost
         count = previous["index_in_shard"] + 1
     yield {**previous, "shard_size": count}
 
 
-def _rows_of_lost_images(shard: Shard, start: int, stop: int) -> Iterator[Row]:
-    """Rows for positions that the shard had when it was first read, but no longer has."""
+def _rows_of_lost_images(shard: Shard, last: Row, stop: int) -> Iterator[Row]:
+    """Rows for the positions behind `last` that the shard had when it was first read.
+
+    If the reader failed there, they have its reason, so that the next run tries again what can be
+    had again. If not, the shard has fewer images than before.
+    """
     member = shard.members[0]
+    start = last["index_in_shard"] + 1
+    status = CORRUPT_SHARD
     reason = f"the shard had more images when it was first read: now {start}"
+    if last["status"] in READER_FAILURES:
+        status, reason = last["status"], last["error"]
     for index in range(start, stop):
-        row = failed_image(member, f"{identity(member.uri)}#lost-{index}", CORRUPT_SHARD, reason)
+        row = failed_image(member, f"{identity(member.uri)}#lost-{index}", status, reason)
         yield {**row, "shard": shard.shard, "index_in_shard": index, "shard_size": None}
 
 

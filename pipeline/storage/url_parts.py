@@ -83,7 +83,7 @@ def without_shared_access(rest: str) -> str:
     """
     path, _, query = rest.partition("?")
     names = {normalize(_split_pair(pair)[0]) for pair in query.split("&")}
-    return path if {"sig", "sv"} <= names else rest
+    return path if "sig" in names else rest
 
 
 def _public_parameters(query: str, unchanged: str) -> str:

@@ -90,6 +90,15 @@ def test_images_are_named_as_label_names_them(files: tuple[str, str], tmp_path: 
     assert committed_runs(output)[0]["model"] == "other"
 
 
+def test_names_that_are_addresses_lose_their_secrets(tmp_path: Path) -> None:
+    signed = "https://me:SECRET@lake/a.jpg?size=9&token=SECRET&X-Amz-Signature=SECRET"
+    image = {**IMAGES[0], "file_name": signed}
+    annotations = write(tmp_path, "truth.json", document(images=[image]))
+    assert bring((write(tmp_path, "found.json", []), annotations), tmp_path / "out") == 0
+    found = rows(str(tmp_path / "out"), "SELECT image_id, uri FROM images")
+    assert found == [("https://lake/a.jpg?size=9",) * 2]
+
+
 def test_the_same_detections_come_in_once(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,10 +18,12 @@ from pipeline.plan.listing import (
     NO_PACKAGE,
     OTHER_FORMAT,
     UNCOMMITTED,
+    WITHIN_OUTPUT,
     kind_of,
 )
 from pipeline.plan.plan import plan_shards
 from pipeline.storage.files import InputError, open_location
+from tests.support.labelled import Labelled, write_run
 from tests.support.samples import encoded, jpeg
 from tests.support.web import QuietHandler, served
 
@@ -181,6 +183,15 @@ def test_input_within_output_is_refused(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "images"):
         with pytest.raises(InputError, match="lies in OUTPUT"):
             plan_shards(str(source), output=str(tmp_path))
+
+
+def test_images_in_output_are_counted_and_its_own_files_are_not(tmp_path: Path) -> None:
+    output = write_run(tmp_path / "labels", [Labelled("file:///x.jpg")], ("", "cat"))
+    fill(tmp_path, {"a.jpg": jpeg(), "labels/b.jpg": jpeg(), "labels/sub/c.tar": b"tar"})
+    found = plan_shards(str(tmp_path), output=output)
+    assert [len(shard.members) for shard in found.shards] == [1]
+    assert found.left_out == {WITHIN_OUTPUT: 2}
+    assert plan_shards(str(tmp_path), output=f"{output}-2").left_out[NO_IMAGE] > 0
 
 
 def test_names_that_are_not_utf8_and_names_that_look_like_their_escapes(tmp_path: Path) -> None:

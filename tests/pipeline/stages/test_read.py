@@ -91,6 +91,29 @@ def test_positions_of_a_shard_that_lost_images_since_a_kill_stay_whole(
     assert len({row["image_id"] for row in rows}) == len(rows)
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("positions", [(0,), (0, 1, 2), (2, 3)])
+def test_staged_images_do_not_hide_that_a_shard_cannot_be_had_any_more(
+    positions: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    """The images behind them have the reader's reason, so that they are tried again."""
+    images = {f"{i}.jpg": jpeg(i) for i in range(7)}
+    source = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        write_tar(source, images)
+    else:
+        pq.write_table(pa.table({"image": list(images.values())}), source)
+    (shard,) = plan_shards(str(source)).shards
+    source.unlink()
+    (failed,) = encoded(shard)
+    assert failed["status"] != "corrupt_shard"
+    rows = encoded(shard, Done(positions))
+    assert {(row["status"], row["error"]) for row in rows} == {(failed["status"], failed["error"])}
+    found = sorted([*positions, *(row["index_in_shard"] for row in rows)])
+    assert found == list(range(max(positions) + 2))
+    assert rows[-1]["shard_size"] == len(found)
+
+
 def test_names_with_wildcards_and_with_invalid_utf8_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "Photos [2019] *"
     folder.mkdir()

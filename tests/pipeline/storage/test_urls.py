@@ -280,6 +280,7 @@ def test_names_cannot_drive_a_terminal() -> None:
         ("https://lake/a?id=5;sig=x;n=1", "https://lake/a?id=5&n=1"),
         ("https://lake/a.jpg#access_token=x", "https://lake/a.jpg"),
         ("abfs://container@account/a.jpg?sv=1&sig=x", "abfs://container@account/a.jpg"),
+        ("az://container@account/a.jpg?sig=x", "az://container@account/a.jpg"),
         ("abfs://container/a?b#c;d=1",) * 2,
         ("s3://arn:aws:s3:us-west-2:1:accesspoint/x/me@x.jpg",) * 2,
     ],
