@@ -22,6 +22,7 @@ def save_tiny_weights(folder: Path) -> str:
     path = folder / "tiny.safetensors"
     net = create_model("shapes-tiny", "random", training=True)
     for head in net.class_embed:
+        assert isinstance(head, torch.nn.Linear)
         torch.nn.init.constant_(head.bias[:1].detach(), -20.0)
     save_weights(net, path, {})
     return str(path)
