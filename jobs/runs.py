@@ -12,11 +12,12 @@ from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
 from jobs.output.manifest import FileOfRun, Manifest, files_of_table
+from jobs.output.mistakes import unusable_run
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
 from pipeline.schema import DETECTIONS, IMAGES, OK
-from pipeline.storage.files import InputError, join, open_location, open_object
+from pipeline.storage.files import join, open_location, open_object
 
 HASHED_AT_ONCE = 8 << 20  # bytes
 
@@ -155,7 +156,7 @@ def _find_manifest(output: str, run_id: str) -> Manifest:
     for run in finished_runs(output):
         if run["run_id"] == run_id:
             return run
-    raise InputError(f"{output} has no finished run {run_id}: `detr-batch runs` lists them")
+    raise unusable_run(output, run_id)
 
 
 def _count_rows(run: Manifest, table: str) -> int:

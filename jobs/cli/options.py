@@ -37,6 +37,23 @@ class Parser(argparse.ArgumentParser):
         line = printable(mask(f"{self.prog}: error: {message}"))
         self.exit(2, f"{line} (see {self.prog} --help)\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse as argparse does, and let options stand before a positional that may be left out.
+
+        argparse takes such a positional for left out when it meets an option.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._get_positional_actions():
+            is_free = action.nargs == "?" and getattr(found, action.dest) is None
+            if is_free and rest and not _is_option(rest[0]):
+                setattr(found, action.dest, rest.pop(0))
+        return found, rest
+
+
+def _is_option(word: str) -> bool:
+    """Whether argparse takes a word for an option, and not for a text such as `-- SQL`."""
+    return word.startswith("-") and word != "-" and " " not in word
+
 
 def add_command(
     commands: Any,

@@ -1,5 +1,6 @@
 """`detr-batch report` and `query`: print the report of a run, or query its tables with SQL."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from jobs.cli.answers import show, write_page
 from jobs.cli.options import add_command
 from pipeline.storage.errors import InputError
 
-FORMATS = ("table", "csv", "json", "parquet")
+FORMATS = ("table", "csv", "tsv", "json", "jsonl", "parquet")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class QueryOptions:
     output: str | None = field(
         default=None, metadata={"positional": True, "help": "folder of the tables"}
     )
-    sql: str | None = field(default=None, metadata={"positional": True, "help": "a SELECT"})
+    sql: str | None = field(
+        default=None,
+        metadata={"positional": True, "help": "a SELECT; @FILE has it in a file, - on stdin"},
+    )
     format: str | None = field(
         default=None, metadata={"choices": FORMATS, "help": "on stdout (default: table)"}
     )
@@ -46,7 +50,8 @@ class QueryOptions:
         default=None,
         metadata={
             "metavar": "FILE",
-            "help": "into a .csv, .json or .parquet file, a path or a URL",
+            "help": "into a file, a path or a URL; its suffix chooses the format: .csv, .tsv, "
+            ".json, .jsonl (or .ndjson), .parquet; all but Parquet may end in .gz",
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace what lies at FILE"})
@@ -103,15 +108,29 @@ def _query(options: QueryOptions) -> int:
         return 0
     if options.output is None or options.sql is None:
         raise InputError("query needs OUTPUT and SQL; --examples prints some")
-    format = options.format
-    if options.out is not None and format is None:
-        format = query.form_of(options.out)
+    form = None
+    if options.out is not None:
+        form = query.form_of(options.out, options.format)
+    elif options.format not in (None, "table"):
+        form = query.Form(options.format)
     query.query(
         options.output,
-        options.sql,
-        format or "table",
+        _read_sql(options.sql),
+        form,
         options.out,
         options.overwrite,
         options.present_only,
     )
     return 0
+
+
+def _read_sql(given: str) -> str:
+    """The SQL itself, or what a file or stdin holds. InputError if that cannot be read."""
+    if given == "-":
+        return sys.stdin.read()
+    if not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"SQL {given}: the file cannot be read: {error}") from error

@@ -101,9 +101,9 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as spilled:
         connect_to_sides = partial(_connect, comparison, spilled)
-        place = f"{comparison.output_a} or {comparison.output_b}"
+        outputs = dict.fromkeys((comparison.output_a, comparison.output_b))
         return run_with_second_attempt(
-            connect_to_sides, partial(_compare_images, comparison), place
+            connect_to_sides, partial(_compare_images, comparison), *outputs
         )
 
 

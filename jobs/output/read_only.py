@@ -1,14 +1,36 @@
 """Keeps the SQL of users from changing anything: it reads OUTPUT, and files that it names."""
 
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
 import duckdb
+from fsspec import AbstractFileSystem
 
 from pipeline.storage.errors import InputError
+from pipeline.storage.files import open_self_retrying
+from pipeline.storage.protocols import PROTOCOLS, is_local, protocol_of
 
 # DESCRIBE, SUMMARIZE, SHOW, FROM, VALUES and UNPIVOT are SELECTs.
 READING = (duckdb.StatementType.SELECT,)
 # A PIVOT is MULTI, and so are `COPY (PIVOT ...) TO` and `CREATE TABLE ... AS PIVOT ...`. EXPLAIN
 # ANALYZE executes what it explains, a COPY too. In these, keywords say what is done.
 MAYBE_READING = (duckdb.StatementType.MULTI, duckdb.StatementType.EXPLAIN)
+# The queries in the tree of a SELECT that only read. `WITH x AS (COPY ...)` is a SELECT too, with a
+# COPY_QUERY_NODE in its tree.
+_READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_LOCK = """
+SET autoinstall_known_extensions = false;
+SET autoload_known_extensions = false;
+SET allow_persistent_secrets = false;
+SET python_enable_replacements = false;
+SET allowed_directories = {readable};
+SET enable_external_access = false;
+SET lock_configuration = true;
+"""
+_URL = re.compile(r"""[A-Za-z][A-Za-z0-9+.\-]*://[^'"\s]*""")
 _WRITING = frozenset(
     "alter attach call checkpoint copy create delete detach drop execute export import insert "
     "install load merge pragma prepare truncate update vacuum".split()
@@ -22,9 +44,10 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise InputError(f"{len(statements)} statements: give one, a SELECT")
     (statement,) = statements
     kind = statement.type
-    if kind in READING and "copy" not in _keywords(sql):
+    if kind in READING:
+        _check_tree(connection, statement.query)
         return
-    if kind not in (*READING, *MAYBE_READING):
+    if kind not in MAYBE_READING:
         raise InputError(
             f"{kind.name} may change something, and query only reads: give a SELECT. For what else "
             "DuckDB does, write the answer into a file (--out), and open that"
@@ -37,12 +60,97 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         )
 
 
-def lock_down(connection: duckdb.DuckDBPyConnection) -> None:
+def _check_tree(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise InputError unless every query in the tree of a SELECT reads. DuckDB makes the tree."""
+    row = connection.execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchone()
+    assert row is not None
+    tree = json.loads(row[0])
+    if tree["error"]:
+        raise InputError(f"{tree['error_message']}: give a SELECT")
+    for kind in _kinds_of_nodes(tree["statements"]):
+        if kind.endswith("_NODE") and kind not in _READING_NODES:
+            raise InputError(
+                f"{kind.partition('_')[0]} may change something, and query only reads: leave it out"
+            )
+
+
+def _kinds_of_nodes(tree: Any) -> Iterator[str]:
+    waiting = [tree]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield str(one.get("type"))
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
+
+
+class ReadOnlyFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A file system that opens files for reading only. DuckDB gets no other one.
+
+    fsspec's own methods that delete, move or create raise NotImplementedError or do nothing.
+    """
+
+    cachable = False
+
+    def __init__(self, fs: AbstractFileSystem):
+        super().__init__()
+        self.protocol = fs.protocol
+        self._files = fs
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode not in ("r", "rb"):
+            raise PermissionError(f"{path} is only read, and may not be opened with mode {mode}")
+        return self._files.open(path, mode, **options)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        return self._files.ls(path, detail=detail, **options)
+
+    def info(self, path: str, **options: Any) -> Any:
+        return self._files.info(path, **options)
+
+    def glob(self, path: str, **options: Any) -> Any:
+        return self._files.glob(path, **options)
+
+    def exists(self, path: str, **options: Any) -> bool:
+        return bool(self._files.exists(path, **options))
+
+    def isfile(self, path: str) -> bool:
+        return bool(self._files.isfile(path))
+
+    def isdir(self, path: str) -> bool:
+        return bool(self._files.isdir(path))
+
+    def modified(self, path: str) -> Any:
+        try:
+            return self._files.modified(path)
+        except NotImplementedError:  # web servers need not say it
+            return datetime.fromtimestamp(0, UTC)
+
+
+def register_store(connection: duckdb.DuckDBPyConnection, url: str) -> AbstractFileSystem:
+    """Let a connection read the store of `url`, unless it is local. Returns its file system."""
+    fs = open_self_retrying(url)
+    name = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if not is_local(url) and not connection.filesystem_is_registered(name):
+        connection.register_filesystem(ReadOnlyFiles(fs))
+    return fs
+
+
+def lock_down(connection: duckdb.DuckDBPyConnection, sql: str, scratch: str) -> None:
     """Keep SQL from changing settings, which would, for example, write logs of DuckDB into files.
 
-    Call it behind all that changes settings itself.
+    The files that `sql` names can be read, also in stores. No extension is installed or loaded, and
+    a misspelt table is no variable of this program. What does not fit into memory goes to the
+    folder `scratch`. Call it behind all that changes settings itself.
     """
-    connection.execute("SET lock_configuration = true")
+    found = {protocol_of(url): url for url in _URL.findall(sql)}
+    stores = {name: url for name, url in found.items() if name in PROTOCOLS}
+    for url in stores.values():
+        register_store(connection, url)
+    connection.execute("SET temp_directory = $folder", {"folder": scratch})
+    readable = ["/", *(f"{name}://" for name in PROTOCOLS if name != "file")]
+    connection.execute(_LOCK.format(readable=readable))
 
 
 def _keywords(sql: str) -> set[str]:

@@ -16,16 +16,20 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.output.catalog import committed_runs
+from jobs.output.culprits import damaged_file, named_file
 from jobs.output.documents import FORMAT, damaged_document
 from jobs.output.manifest import Manifest, files_of_table
+from jobs.output.mistakes import no_finished_run
 from jobs.output.paths import TABLES
+from jobs.output.read_only import register_store
 from pipeline.schema import DETECTIONS, IMAGES
-from pipeline.storage.files import InputError, join, open_location, open_self_retrying
+from pipeline.storage.files import InputError, join, open_location
+from pipeline.storage.protocols import protocol_of
 from pipeline.storage.urls import mask
 
 SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
 _NO_FILE = "No files found that match the pattern"  # in DuckDB's words, of a file in a query
-_TABLE_FILE = re.compile(r"/run=[^/]+/part-[^/]*\.parquet")
+_NAMES_FILE = re.compile(r"""['"][^'"]*[./][^'"]*['"]""")
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
 _COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
 _OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of manifests in format 1
@@ -42,7 +46,7 @@ def finished_runs(output: str) -> list[Manifest]:
     """Manifests of the runs that count, oldest first. Raises InputError if OUTPUT has none."""
     runs = committed_runs(output)
     if not runs:
-        raise InputError(f"{output} holds no finished run: `detr-batch label` makes one")
+        raise no_finished_run(output)
     return runs
 
 
@@ -65,13 +69,13 @@ def add_views(
     """Create the views over `runs` of OUTPUT. Each OUTPUT of a connection has its own `schema`."""
     connection.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
-    fs = open_self_retrying(output)
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    if protocol not in ("file", "local") and not connection.filesystem_is_registered(protocol):
-        connection.register_filesystem(fs)
+    fs = register_store(connection, output)
     if isinstance(fs, LocalFileSystem):
         _refuse_special_files(output, runs)
-    if protocol in ("s3", "s3a"):  # DuckDB asks for the size of a file each time that it opens one
+    if protocol_of(output) in (
+        "s3",
+        "s3a",
+    ):  # DuckDB asks for the size of a file each time that it opens one
         fs.invalidate_cache()
         paths_of_files = (join(output, file["path"]) for run in runs for file in run["files"])
         for folder in sorted({path.rpartition("/")[0] for path in paths_of_files}):
@@ -109,7 +113,10 @@ def _read(
         _literal(join(output, file["path"])) for run in runs for file in files_of_table(run, table)
     ]
     # Hive partitions are off, because folders above OUTPUT may have names such as `label=...`.
-    return connection.read_parquet(files, hive_partitioning=False, filename=True)
+    relation = connection.read_parquet(files, hive_partitioning=False, filename=True)
+    if not {"image_id", "shard"} <= set(relation.columns):  # DuckDB takes them from the first file
+        raise damaged_document(files_of_table(runs[0], table)[0]["path"])
+    return relation
 
 
 def limit_memory(connection: duckdb.DuckDBPyConnection, memory: str, scratch: str) -> None:
@@ -123,21 +130,44 @@ class CannotRead(RuntimeError):
 
 
 @contextmanager
-def explain_query_errors(output: str) -> Iterator[None]:
-    """Convert errors of DuckDB: InputError for a mistake in SQL, else CannotRead in one line.
+def explain_query_errors(*outputs: str, sql: str = "") -> Iterator[None]:
+    """Convert errors of DuckDB over `outputs`: InputError for a mistake of the user's in SQL.
 
-    DuckDB has one class of errors for mistakes and for damaged Parquet, whose file it names.
+    `sql` is SQL of the user's, which may name files. CannotRead names a file of an OUTPUT that is
+    missing or damaged.
     """
     try:
         yield
     except duckdb.Error as error:
-        mistakes = duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError
-        mistaken = isinstance(error, mistakes) or _NO_FILE in str(error)
-        if mistaken and not _TABLE_FILE.search(str(error)):
-            raise InputError(str(error)) from error
-        # An error from a Python file system has many lines.
-        last = str(error).strip().splitlines()[-1]
-        raise CannotRead(f"{mask(output)} cannot be read: {mask(last)}") from error
+        raise _explained(error, outputs, sql) from error
+
+
+def _explained(error: duckdb.Error, outputs: Sequence[str], sql: str) -> InputError | CannotRead:
+    # DuckDB has one class of errors for mistakes and for damaged Parquet, whose file it may name.
+    text = str(error)
+    # An error from a Python file system has many lines.
+    last = mask((text.strip().splitlines() or [type(error).__name__])[-1])
+    for output in outputs:
+        if name := named_file(text, output):
+            return _unreadable_file(output, name, last)
+    mistakes = duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError
+    if isinstance(error, mistakes) or _NO_FILE in text:
+        return InputError(text)
+    if not isinstance(error, duckdb.OutOfMemoryException):
+        of_file_system = "Traceback" in text  # of Python, which then reads a store
+        for output in outputs:
+            if damaged := damaged_file(output, whole=not of_file_system):
+                return _unreadable_file(output, damaged, last)
+        if _NAMES_FILE.search(sql):
+            return InputError(f"a file that the SQL names cannot be read: {last}")
+    return CannotRead(f"{' or '.join(map(mask, outputs))} cannot be read: {last}")
+
+
+def _unreadable_file(output: str, name: str, reason: str) -> CannotRead:
+    return CannotRead(
+        f"{name} of OUTPUT {mask(output)} cannot be read: {reason} (put back what was there, from "
+        "a backup or an older version of the object)"
+    )
 
 
 def _literal(path: str) -> str:

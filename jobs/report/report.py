@@ -11,11 +11,12 @@ from jobs.output.catalog import committed_runs, read_catalog
 from jobs.output.documents import damaged_document
 from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest
+from jobs.output.mistakes import unusable_run
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
 from jobs.report.imported import MADE_UP, read_import
 from jobs.report.text import compare_with_reference, format_duration, format_number
-from pipeline.storage.files import InputError, join
+from pipeline.storage.files import InputError
 
 READ_AT_ONCE = 16  # reports fetched at the same time, because each waits for a request to the store
 LIKE = 0.5  # least share of the usual number of images for a run to be compared with earlier runs
@@ -33,24 +34,29 @@ def manifest_of(output: str, run_id: str | None = None) -> Manifest:
     for run in runs:
         if run["run_id"] == run_id:
             return run
-    known = ", ".join(run["run_id"] for run in runs[-5:])
-    raise InputError(f"--run {run_id}: {output} has no such finished run; its newest are {known}")
+    made = next((run for run in committed_runs(output) if run["run_id"] == run_id), None)
+    if made is not None:
+        own = [run["run_id"] for run in runs if run["run_id"] in made["replaces"]] or [
+            runs[-1]["run_id"]
+        ]
+        raise InputError(
+            f"--run {run_id}: `compact` made this run, so it has no figures of its own; those of "
+            f"the runs that it was made of stay: --run {' or '.join(own[-5:])}"
+        )
+    raise unusable_run(output, run_id, "--run")
 
 
 def with_tables(output: str, run_id: str | None = None) -> Manifest:
-    """Do the same as `manifest_of` for a run that still has tables of its own.
+    """Return the manifest of a run that has tables of its own; `compact` may have made it.
 
     InputError if `compact` has merged the run's tables into those of another run.
     """
-    manifest = manifest_of(output, run_id)
-    if all(run["run_id"] != manifest["run_id"] for run in committed_runs(output)):
-        run_id = manifest["run_id"]
-        page = join(output, paths.document(run_id, "report.html"))
-        raise InputError(
-            f"the tables of run {run_id} were merged by `compact`: `detr-batch runs` names those "
-            f"that are left, and its page of old is {page}"
-        )
-    return manifest
+    if run_id is None:
+        run_id = manifest_of(output)["run_id"]
+    for run in committed_runs(output):
+        if run["run_id"] == run_id:
+            return run
+    raise unusable_run(output, run_id, "--run")
 
 
 def _labelling_runs(output: str) -> list[Manifest]:
@@ -278,7 +284,7 @@ def html(output: str, run_id: str | None = None) -> str:
     from jobs.report.page import page_of
     from jobs.report.pictures import PictureReader, read_plan_of_run
 
-    manifest = with_tables(output, run_id)
+    manifest = with_tables(output, manifest_of(output, run_id)["run_id"])
     report = read_report(output, manifest["run_id"])
     with PictureReader() as reader:
         planned = read_plan_of_run(output, manifest["run_id"])

@@ -1,0 +1,131 @@
+"""`detr-batch query`: DuckDB SQL over the committed tables of an OUTPUT, in any format."""
+
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+from fsspec.implementations.local import LocalFileSystem
+
+from jobs.output.gone import hide_gone_objects
+from jobs.output.outside import refuse_within_output
+from jobs.output.read_only import check_reads_only, lock_down
+from jobs.output.views import CannotRead, connect, explain_query_errors
+from jobs.query.examples import EXAMPLES as EXAMPLES
+from jobs.query.examples import examples as examples
+from jobs.query.formats import Form as Form
+from jobs.query.formats import form_of as form_of
+from jobs.query.formats import print_file, write_answer
+from pipeline.storage.files import InputError, explain_errors, open_location
+from pipeline.storage.retries import retry
+from pipeline.storage.urls import mask
+
+ROWS_SHOWN = 200  # most rows of a printed table
+Answer = TypeVar("Answer")
+
+
+def answer_query(output: str, ask: Callable[[duckdb.DuckDBPyConnection], Answer]) -> Answer:
+    """Return what `ask` computes from a connection to OUTPUT; ask again if a file has vanished.
+
+    `compact` and `runs delete` remove files that a reader may be about to open. The views of a
+    second connection name the files that replaced them. InputError with DuckDB's message for
+    invalid SQL.
+    """
+    return run_with_second_attempt(partial(connect, output), ask, output)
+
+
+def run_with_second_attempt(
+    connect_to_data: Callable[[], duckdb.DuckDBPyConnection],
+    ask: Callable[[duckdb.DuckDBPyConnection], Answer],
+    *outputs: str,
+    sql: str = "",
+) -> Answer:
+    """Do as `answer_query` does, with a connection that the caller opens to `outputs`.
+
+    `sql` is SQL of the user's, which may name files.
+    """
+    for again in (True, False):
+        try:
+            with explain_query_errors(*outputs, sql=sql), connect_to_data() as connection:
+                return ask(connection)
+        except (FileNotFoundError, CannotRead):
+            if not again:
+                raise
+    raise AssertionError("unreachable")
+
+
+def query(
+    output: str,
+    sql: str,
+    form: Form | None = None,
+    file: str | None = None,
+    overwrite: bool = False,
+    present_only: bool = False,
+) -> None:
+    """Print the answer to one statement, or write it into a file at a path or URL.
+
+    Without `form` it is printed as a table. With `present_only` the views leave out objects that
+    are gone from INPUT. InputError if the statement is invalid or does not only read, if the file
+    is one of OUTPUT's, or if it exists and must not be overwritten.
+    """
+    if file is not None:
+        refuse_within_output(output, file, "--out")
+        _check_free(file, overwrite)
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> None:
+        check_reads_only(connection, sql)
+        if present_only:
+            gone = hide_gone_objects(connection, output)
+            print(f"{gone} objects that are gone from INPUT are left out", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
+            lock_down(connection, sql, folder)
+            relation = connection.sql(sql)
+            assert relation is not None
+            if form is None:
+                relation.show(max_rows=ROWS_SHOWN)  # DuckDB escapes control characters
+                return
+            written = Path(folder) / "answer"
+            write_answer(connection, relation, form, written)
+            if file is None:
+                print_file(written, form)
+            else:
+                _put(written, file)
+
+    run_with_second_attempt(partial(connect, output), ask, output, sql=sql)
+
+
+def _check_free(file: str, overwrite: bool) -> None:
+    """Raise InputError if an answer may not be written to `file`."""
+    fs, path = open_location(file, "--out")
+    with explain_errors("--out", file):
+        is_local = isinstance(fs, LocalFileSystem)
+        if fs.isdir(path):
+            raise InputError(f"--out {mask(file)} is a folder: give a file")
+        if is_local and fs.exists(path) and not os.path.isfile(path):
+            raise InputError(f"--out {mask(file)} is no regular file: stdout is written without it")
+        if fs.exists(path) and not overwrite:
+            raise InputError(f"--out {mask(file)} exists: give another, or pass --overwrite")
+        if is_local and not Path(path).parent.is_dir():
+            raise InputError(f"--out {mask(file)}: its folder does not exist; make it first")
+
+
+def _put(written: Path, file: str) -> None:
+    """Put the whole answer at `file`, or nothing."""
+    fs, path = open_location(file, "--out")
+    with explain_errors("--out", file):
+        if not isinstance(fs, LocalFileSystem):
+            retry(fs.put_file, str(written), path)
+            return
+        place = Path(os.path.realpath(path))  # a link stays, and leads to the answer
+        beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            shutil.copyfile(written, beside)
+            os.replace(beside, place)
+        finally:
+            beside.unlink(missing_ok=True)
