@@ -4,11 +4,13 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from fsspec import AbstractFileSystem, get_filesystem_class
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint
@@ -61,11 +63,13 @@ def _fetch(place: str) -> Path:
 def _from_hub(repository: str) -> Path:
     """The local file of the repository's weights, from the hub or from its cache."""
     unreachable: Exception | None = None
+    # The hub's client repeats requests, half a minute for each file, also where there is no host.
+    cached_only = not is_resolvable(constants.ENDPOINT)
     for name in HUB_FILES:
         try:
-            return Path(hf_hub_download(repository, name))
+            return Path(hf_hub_download(repository, name, local_files_only=cached_only))
         except LocalEntryNotFoundError as error:  # the other file of HUB_FILES may be cached
-            unreachable = error
+            unreachable, cached_only = error, True
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
@@ -75,10 +79,23 @@ def _from_hub(repository: str) -> Path:
             ) from error
     if unreachable:
         raise CheckpointUnavailable(
-            f"weights {repository} are neither cached nor reachable: pass --weights with a "
-            "file or URL that holds them, or 'random'"
+            f"weights {repository} are neither cached nor reachable: pass --weights with a file "
+            "or URL that holds them, or --model shapes-tiny, whose weights need no network"
         ) from unreachable
     raise CheckpointError(f"{repository} has none of {', '.join(HUB_FILES)}")
+
+
+def is_resolvable(url: str) -> bool:
+    """Whether the host of a URL has an address. A proxy finds that out itself, so it is assumed."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme in getproxies() and not proxy_bypass(host):
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _from_url(url: str) -> Path:
@@ -104,7 +121,8 @@ def _from_url(url: str) -> Path:
                 shutil.copyfileobj(source, sink)
             partial.replace(target)
         return target
-    except Exception as error:  # stores raise many types of errors
+    except Exception as raised:  # stores raise many types of errors
+        error = _reason_of(raised)
         copies = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
         if copies and not isinstance(error, FileNotFoundError | PermissionError):
             return copies[-1]
@@ -113,6 +131,15 @@ def _from_url(url: str) -> Path:
         gone = isinstance(error, FileNotFoundError | PermissionError)
         kind = CheckpointError if gone else CheckpointUnavailable
         raise kind(f"weights cannot be fetched from {shown}: {reason}") from error
+
+
+def _reason_of(error: Exception) -> Exception:
+    """The error of the web behind fsspec's, which says of all of them that nothing is there."""
+    cause = error.__cause__
+    answered = getattr(cause, "status", None) is not None
+    if isinstance(cause, OSError) and isinstance(error, FileNotFoundError) and not answered:
+        return cause
+    return error
 
 
 def _file_system(protocol: str, url: str) -> tuple[AbstractFileSystem, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -74,8 +75,16 @@ MODELS = {
 def named_model(name: str) -> NamedModel:
     """The model with this name. Raises UnknownName, which lists the known names."""
     if name not in MODELS:
-        raise UnknownName(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+        near = _nearest_name(name)
+        hint = f"did you mean {near}? Else " if near else ""
+        raise UnknownName(f"unknown model {name!r}: {hint}choose one of {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def _nearest_name(name: str) -> str | None:
+    """The model whose name resembles `name`, which may be a hub id. None if none does."""
+    given = name.rpartition("/")[2].lower().replace("_", "-").replace(" ", "-")
+    return next(iter(get_close_matches(given, MODELS, n=1)), None)
 
 
 def weights_of(model: str, weights: str | None = None) -> str:

@@ -1,9 +1,10 @@
-"""The start-up time of a run until its first images are labelled, by part."""
+"""The begin of a run, and its start-up time until its first images are labelled, by part."""
 
 import time
 
 import psutil
 
+from jobs.accounting.timeline import CpuMeter
 from pipeline.storage import retries
 from pipeline.storage.clock import steady_time
 
@@ -17,11 +18,20 @@ FIRST_BLOCK = "first block"  # workers start, models load, and the first images 
 
 
 class Startup:
-    """Measures the parts of a start-up. The parts follow one another."""
+    """Measures the parts of a start-up. The parts follow one another.
+
+    A run begins with its start-up: wall time, node-hours and CPU time count from then.
+    """
 
     def __init__(self, imports: float | None = None):
-        """`imports` is the time that this process took before, in seconds. None: not known."""
-        self.began = self._last = steady_time()
+        """`imports` is the time in seconds since this process was created to run this command.
+
+        None if the process was created for something else, or for an earlier run: then the run
+        begins now.
+        """
+        self._last = steady_time()
+        self.began = self._last - (imports or 0.0)  # Unix time
+        self.cpu = CpuMeter(of_process=imports is not None)
         self.repeated_before = retries.repeated  # requests repeated for earlier runs
         self.seconds: dict[str, float] = {} if imports is None else {IMPORTS: imports}
 

@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 from jobs.accounting.estimate import Estimate
 from jobs.accounting.node_hours import Cost, Rates
 from jobs.accounting.startup import FIRST_BLOCK, Startup
-from jobs.accounting.timeline import CpuMeter, Point, Timeline
+from jobs.accounting.timeline import Point, Timeline
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries
 from pipeline.storage.clock import steady_time
@@ -31,10 +31,14 @@ class Report(TypedDict):
     failed: dict[str, int]  # number of images by reason, see pipeline/schema.py
     labelled_before: int  # images that killed commands had labelled
     detections: int
-    wall_seconds: float  # from the start of the flow until the tables were written
+    # From the creation of the process that ran the command until this report was made. The tables
+    # and the images of the page are written and read by then. What follows is not in it: the page
+    # is written, the run is committed, and Ray ends (3 s for a Ray of this machine, 2026-11-27).
+    # Reports of versions before 0.2 count from the start of the flow, behind the start of Ray.
+    wall_seconds: float
     startup_seconds: float | None  # until the first block was done; None if there was none
     # Seconds by part, in order, from the start of the process; see startup.py. "first block" is the
-    # last part, and `startup_seconds` lies within it. A part that did not happen is absent.
+    # last part, and all parts add up to `startup_seconds`. A part that did not happen is absent.
     startup_parts: NotRequired[dict[str, float]]
     images_per_second: float  # start-up included
     images_per_second_steady: float | None  # behind the first block; None if that is too short
@@ -65,7 +69,6 @@ class Report(TypedDict):
 class Tally:
     """Sums over receipts: all that the driver knows of a run while it goes on."""
 
-    started: float = field(default_factory=steady_time)  # Unix time
     images: int = 0
     detections: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -78,9 +81,13 @@ class Tally:
     last: float = 0.0  # Unix time at which the last block was done
     timeline: Timeline = field(default_factory=Timeline)
     cpus: int | None = None  # of this machine; None if the run is on a cluster
-    meter: CpuMeter = field(default_factory=CpuMeter)
-    startup: Startup = field(default_factory=Startup)
+    startup: Startup = field(default_factory=Startup)  # the run began with it
     listener: Callable[[Receipt], None] | None = None  # called with each receipt
+
+    @property
+    def started(self) -> float:
+        """The Unix time at which the run began, by `steady_time`."""
+        return self.startup.began
 
     def add(self, receipt: Receipt) -> None:
         now = steady_time()
@@ -88,7 +95,7 @@ class Tally:
         done = receipt.finished_at if self.started <= receipt.finished_at <= now else now
         self.timeline.add(done - self.started, receipt.images)
         if self.cpus is not None:
-            self.timeline.add_cpu(now - self.started, self.meter.seconds())
+            self.timeline.add_cpu(now - self.started, self.startup.cpu.seconds())
         self.images += receipt.images
         self.detections += receipt.detections
         self.encoded_bytes += receipt.encoded_bytes
@@ -186,7 +193,7 @@ def report(
         "batch_limit": tally.batch_limit,
         "device_use": tally.seconds.get("detect", 0.0) / (wall * workers["detect"]),
         "cpus": tally.cpus,
-        "cpu_use": tally.cpus and tally.meter.seconds() / (wall * tally.cpus),
+        "cpu_use": tally.cpus and tally.startup.cpu.seconds() / (wall * tally.cpus),
         "encoded_bytes": tally.encoded_bytes,
         "node_hours": node_hours,
         "cost": cost,

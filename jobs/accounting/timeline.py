@@ -59,12 +59,13 @@ class Timeline:
 class CpuMeter:
     """CPU seconds of this process and all its child processes, which are all of a local run."""
 
-    def __init__(self) -> None:
-        self._before = self._now()
+    def __init__(self, of_process: bool = False) -> None:
+        """`of_process` counts from the creation of this process, else the meter counts from now."""
+        self._before = 0.0 if of_process else self._now()
         self._most = 0.0
 
     def seconds(self) -> float:
-        """CPU seconds since this meter was made.
+        """CPU seconds since this meter was made, or since this process was created.
 
         The time of a process that is killed between two calls may be missing.
         """

@@ -8,7 +8,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jobs.cli import bench, evaluation, exchange, label, models, outputs, submit, train, upkeep
+from jobs.cli import (
+    bench,
+    evaluation,
+    exchange,
+    label,
+    models,
+    outputs,
+    process,
+    submit,
+    train,
+    upkeep,
+)
 from jobs.cli.options import Parser
 from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint, UnknownName
 from pipeline.storage.errors import CommandFailed, InputError
@@ -29,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. An error is one line on stderr; --debug adds the traceback."""
     if logging.lastResort is not None:  # it prints warnings where nothing else handles them
         logging.lastResort.setFormatter(_Lines())
+    process.was_created_for_command = argv is None
     words = list(sys.argv[1:] if argv is None else argv)
     if DEBUG in words:  # the user may give it behind the command too
         words = [DEBUG, *(word for word in words if word != DEBUG)]

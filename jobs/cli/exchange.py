@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.cli.options import add_command
+from jobs.cli.process import begin_startup
 from jobs.imports.options import ImportOptions
 
 FORMATS = ("coco", "yolo", "labelstudio", "voc", "csv")
@@ -86,5 +87,5 @@ def _export(options: ExportOptions) -> int:
 def _import(options: ImportOptions) -> int:
     from jobs.imports.imports import import_results
 
-    import_results(options)
+    import_results(options, begin_startup())
     return 0

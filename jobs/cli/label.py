@@ -3,6 +3,7 @@
 from typing import Any
 
 from jobs.cli.options import add_command
+from jobs.cli.process import begin_startup
 from jobs.label.options import LabelOptions
 
 
@@ -21,7 +22,6 @@ def add(commands: Any) -> None:
 
 
 def _label(options: LabelOptions) -> int:
-    from jobs.accounting.startup import Startup, seconds_of_process
     from jobs.label.label import label
 
-    return label(options, Startup(imports=seconds_of_process()))
+    return label(options, begin_startup())

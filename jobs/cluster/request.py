@@ -23,26 +23,38 @@ class ClusterRequest:
     address: str | None = None  # address of a Ray cluster; None means this machine
     detect_on: Labels = field(default_factory=dict)  # labels of nodes for detectors
     prepare_on: Labels = field(default_factory=dict)  # labels of nodes for other stages
+    gpu_option: str = (
+        "--device cuda"  # the option by which the user wants GPUs, if `device` says so
+    )
 
 
 def cluster_request(
     device: str,
-    num_gpus: str,
-    model: str,
+    num_gpus: str | None,
+    model: str | None,
     address: str | None = None,
     detect_on: str | None = None,
     prepare_on: str | None = None,
 ) -> ClusterRequest:
     """Make a request from options of `label`. Raises InputError for a wrong value.
 
-    `num_gpus` is a number, or a range like "2-8".
+    `num_gpus` is a number, or a range like "2-8". Who gives one wants GPUs, and nothing else.
+    `model` is None while it is not known: then it may be a large one.
     """
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", num_gpus)
+    option = "--device cuda" if num_gpus is None else f"--num-gpus {num_gpus}"
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", "1" if num_gpus is None else num_gpus)
     fewest = int(found[1]) if found else 0
     most = int(found[2] or fewest) if found else 0
     if not 1 <= fewest <= most:
         raise InputError(f"--num-gpus {num_gpus}: give a number, or a range like 2-8")
+    if num_gpus is not None and device == "cpu":
+        raise InputError(
+            f"--num-gpus {num_gpus} --device cpu: on CPUs each node has one detector; leave out "
+            "one of the two options"
+        )
+    if num_gpus is not None:
+        device = "cuda"
     memory = TINY_MEMORY if model == "shapes-tiny" else MEMORY
     return ClusterRequest(
-        device, fewest, most, memory, address, selector(detect_on), selector(prepare_on)
+        device, fewest, most, memory, address, selector(detect_on), selector(prepare_on), option
     )

@@ -42,8 +42,8 @@ def check_machines(request: ClusterRequest) -> None:
     gpus = torch.cuda.device_count()
     if request.device == "cuda" and not gpus:
         raise InputError(
-            "--device cuda: this machine has no GPU that torch can use; "
-            "pass --device cpu, or --address of a cluster that has one"
+            f"{request.gpu_option}: this machine has no GPU that torch can use; leave the option "
+            "out to run on its CPUs, or pass --address of a cluster that has GPUs"
         )
     if request.device != "cpu" and 0 < gpus < request.fewest_gpus:
         raise InputError(f"--num-gpus {request.fewest_gpus}: this machine has {gpus}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.accounting.node_hours import Rates
+from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally, report
 from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
 from jobs.imports.images import NEEDED, image_rows
@@ -33,13 +34,14 @@ from pipeline.storage.urls import mask
 WORKERS = {"read": 1, "prepare": 1, "detect": 1, "stage": 1}
 
 
-def import_results(options: ImportOptions) -> None:
+def import_results(options: ImportOptions, startup: Startup | None = None) -> None:
     """Import DETECTIONS into OUTPUT, unless OUTPUT holds them already.
 
+    `startup` has the time that this process took before; None means that it is not known.
     InputError, before anything is written, for invalid or conflicting files.
     """
     retries.person_waits = True
-    tally = Tally()
+    tally = Tally(startup=startup or Startup())
     with (
         local_file(options.detections, "DETECTIONS") as detections,
         local_file(options.annotations, "--annotations") as annotations,

@@ -24,7 +24,9 @@ from jobs.cluster.start import (
 from jobs.label.execution import explained_failures, label_images
 from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
+from jobs.label.model_choice import choose_model
 from jobs.label.options import LabelOptions
+from jobs.label.places import check_places
 from jobs.label.planning import (
     PlanRequest,
     Run,
@@ -56,7 +58,7 @@ from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
 from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
-from pipeline.storage.files import canonical_url, open_location
+from pipeline.storage.files import canonical_url
 from pipeline.storage.urls import mask, printable
 
 GONE_SHOWN = 3
@@ -94,9 +96,8 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     check_machines(options.machines())
     retries.person_waits = True
     use_input_access(options.input_access, options.output)
-    for url, what in ((options.input, "INPUT"), (options.output, "OUTPUT")):
-        open_location(url, what)  # a wrong protocol is refused before weights are fetched
-    command = _read_model(options)
+    check_places(options.input, options.output)
+    command = _read_model(choose_model(options))
     startup.end(WEIGHTS)
     if options.dry_run:
         print(_describe_plan(command))
@@ -113,6 +114,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
 
 def _read_model(options: LabelOptions) -> Command:
     """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
+    assert options.model is not None
     weights = weights_of(options.model, options.weights)
     sha256 = None if weights == RANDOM else file_sha256(find_weights(weights))
     # The driver loads the model too, to refuse wrong weights at once. The model does not run here.
@@ -259,10 +261,12 @@ def execute_run(
     """
     options, layout = command.options, placed.placement.layout
     target = writer.publish_target(
-        run.run_id, options.model, command.labels.fingerprint, command.config.labels
+        run.run_id, command.labels.model, command.labels.fingerprint, command.config.labels
     )
     settings = _flow_settings(command, run, target.staging, placed)
-    print(f"run {run.run_id}: {options.model} in {placed.computation.as_text()}", file=sys.stderr)
+    print(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}", file=sys.stderr)
+    if command.sha256 is None:
+        print("the weights are random: the boxes will mean nothing", file=sys.stderr)
     with writer.explain_takeover(), explained_failures():
         rates, most = options.rates(), layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
@@ -277,7 +281,7 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
     """The settings of the dataflow for a run."""
     options = command.options
     spec = DetectorSpec(
-        options.model,
+        command.labels.model,
         options.weights,
         placed.computation.device,
         placed.computation.precision,

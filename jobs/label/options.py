@@ -10,6 +10,8 @@ from jobs.cluster.request import ClusterRequest, cluster_request
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
+DEFAULT_MODEL = "deformable-detr"  # of an OUTPUT without labels
+
 
 @dataclass(frozen=True)
 class LabelOptions:
@@ -30,8 +32,12 @@ class LabelOptions:
             "alone)",
         },
     )
-    model: str = field(
-        default="deformable-detr", metadata={"help": "a name of `detr-batch models`"}
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "a name of `detr-batch models` (default: that of the labels in OUTPUT, else "
+            f"{DEFAULT_MODEL})"
+        },
     )
     weights: str | None = field(
         default=None,
@@ -90,7 +96,12 @@ class LabelOptions:
             "help": "what detectors run on; auto: GPUs where there are any",
         },
     )
-    num_gpus: str = field(default="1", metadata={"help": "detectors on GPUs, or a range like 2-8"})
+    num_gpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "detectors on GPUs, or a range like 2-8 (default: 1, where there are any)"
+        },
+    )
     detect_on: str | None = field(
         default=None,
         metadata={"metavar": "KEY=VALUE", "help": "label of the nodes of Ray that detect"},
@@ -150,6 +161,10 @@ class LabelOptions:
 
     def check(self) -> None:
         """Raise InputError for values that are wrong on every machine."""
+        if self.model is not None:
+            from model.zoo import named_model  # torch would delay the help
+
+            named_model(self.model)
         if not 0 <= self.score_threshold < 1:
             raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
         if not 0 <= self.max_failed_fraction <= 1:

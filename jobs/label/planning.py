@@ -40,7 +40,7 @@ def plan_request(options: LabelOptions) -> PlanRequest:
         options.format,
         options.limit,
         options.output,
-        options.device,
+        options.machines().device,
         options.precision,
         options.image_column,
         options.id_column,

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Report, Tally, report, sorted_counts
@@ -25,6 +26,9 @@ from pipeline.stages.publish import (
 )
 from pipeline.storage.files import join
 from pipeline.storage.urls import mask
+
+if TYPE_CHECKING:
+    from jobs.report.page import Contents
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,13 @@ def publish_run(
     files = list(publish_parts(grouped, target, layout.nodes))
     counts = sorted_counts(staged.count_by_status())
     meters.tally.seconds["publish"] = time.monotonic() - began
-    summary = _report(run, target.output, meters, layout, counts, files)
     replaced = labels.replaced_runs(writer.catalog.committed_runs())
-    done = FinishedRun(target, labels.source, run.shards, files, counts, dict(summary), replaced)
-    if pictures is not None:
-        _write_page(target.output, done, run, writer.token, pictures)
+    done = FinishedRun(target, labels.source, run.shards, files, counts, {}, replaced)
+    contents = None if pictures is None else _gather_page(done, writer.token, pictures)
+    summary = _report(run, target.output, meters, layout, counts, files)  # the end of what it times
+    done = replace(done, report=dict(summary))
+    if contents is not None:
+        _write_page(done, contents)
     commit_run(done, writer)
     return counts
 
@@ -88,22 +94,35 @@ def _report(
     return summary
 
 
-def _write_page(
-    output: str, done: FinishedRun, run: Run, token: str, pictures: PictureReader
-) -> None:
-    """Write report.html beside report.json. An error is printed and does not end the run."""
+def _gather_page(done: FinishedRun, token: str, pictures: PictureReader) -> "Contents | None":
+    """Read what report.html shows. None, with a line that says why, if that raises an error."""
     try:
-        from jobs.report.page import page_of  # matplotlib would delay the start
+        from jobs.report.page import gather_contents  # matplotlib would delay the start
 
         with pictures:
-            planned = plan_of_shards(run.shards)
-            page = page_of(output, done.manifest(token), done.report, planned, pictures)
-        write_text(output, run.run_id, "report.html", page)
-        place = join(output, paths.document(run.run_id, "report.html"))
+            planned = plan_of_shards(done.shards)
+            return gather_contents(done.target.output, done.manifest(token), planned, pictures)
+    except Exception as error:  # storage, images and tables raise many types
+        _print_missing_page(done.target.output, error)
+        return None
+
+
+def _write_page(done: FinishedRun, contents: "Contents") -> None:
+    """Write report.html beside report.json. An error is printed and does not end the run."""
+    output, run_id = done.target.output, done.target.run_id
+    try:
+        from jobs.report.page import render_page
+
+        write_text(output, run_id, "report.html", render_page(contents, done.report))
+        place = join(output, paths.document(run_id, "report.html"))
         print(f"the page of this run: {mask(place)}", file=sys.stderr)
-    except Exception as error:  # drawing, storage and tables raise many types
-        print(
-            f"there is no report.html ({reason_of(error)}): `detr-batch report {mask(output)} "
-            "--html FILE` makes one",
-            file=sys.stderr,
-        )
+    except Exception as error:  # drawing and storage raise many types
+        _print_missing_page(output, error)
+
+
+def _print_missing_page(output: str, error: Exception) -> None:
+    print(
+        f"there is no report.html ({reason_of(error)}): `detr-batch report {mask(output)} --html "
+        "FILE` makes one",
+        file=sys.stderr,
+    )

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -15,25 +16,33 @@ from jobs.report.captions import shorten_names
 from jobs.report.facts import SURE, Facts, gather_facts
 from jobs.report.imported import import_of_record
 from jobs.report.pictures import PictureReader, Planned
-from jobs.report.since import PER_IMAGES, compare_with_last_run
+from jobs.report.since import PER_IMAGES, Since, compare_with_last_run
 from jobs.report.text import FILTERS, compare_with_reference, phases, stages
-from jobs.report.tiles import make_sheet
+from jobs.report.tiles import Sheet, make_sheet
 from pipeline.storage.files import open_location
 from pipeline.storage.urls import mask
 
 
-def page_of(
-    output: str,
-    manifest: Manifest,
-    report: dict[str, Any],
-    planned: Planned,
-    reader: PictureReader,
-) -> str:
-    """Return the page of one run as HTML.
+@dataclass(frozen=True)
+class Contents:
+    """All that the page of a run shows, but its report."""
 
-    `manifest` describes the run and need not be written yet. `report` is the run's report.json,
-    of this version or an earlier one. `reader` fetches the images that the page shows, within
-    its time limits.
+    output: str
+    manifest: Manifest
+    record: dict[str, Any]  # run.json
+    imported: bool
+    facts: Facts
+    sheet: Sheet  # the sample images
+    since: Since | None
+
+
+def gather_contents(
+    output: str, manifest: Manifest, planned: Planned, reader: PictureReader
+) -> Contents:
+    """Read tables, images and earlier runs for the page of a run: the slow part of making it.
+
+    `manifest` describes the run and need not be written yet. `reader` fetches the images that the
+    page shows, within its time limits.
     """
     record = read_document(output, manifest["run_id"], "run.json")
     threshold = record["options"].get("score_threshold")
@@ -42,19 +51,34 @@ def page_of(
         facts = gather_facts(output, manifest, planned.archives, threshold)
     else:
         facts = gather_facts(output, manifest, [], threshold, imported.condition())
+    return Contents(
+        output,
+        manifest,
+        record,
+        imported is not None,
+        facts,
+        make_sheet(facts.samples, planned, imported, reader),
+        compare_with_last_run(output, manifest),
+    )
+
+
+def render_page(contents: Contents, report: dict[str, Any]) -> str:
+    """Return the page as HTML. `report` is the run's report.json, also of an earlier version."""
+    facts, run_id = contents.facts, contents.manifest["run_id"]
+    threshold = contents.record["options"].get("score_threshold")
     template = environment("jobs.report").get_template("page.html.j2")
     return template.render(
-        run_id=manifest["run_id"],
-        manifest=manifest,
-        record=record,
+        run_id=run_id,
+        manifest=contents.manifest,
+        record=contents.record,
         report=report,
-        imported=imported is not None,
+        imported=contents.imported,
         facts=facts,
-        sheet=make_sheet(facts.samples, planned, imported, reader),
-        since=compare_with_last_run(output, manifest, report),
+        sheet=contents.sheet,
+        since=contents.since,
         per_images=PER_IMAGES,
         names=shorten_names(name for failure in facts.failures for name, _ in failure.samples),
-        failures_query=_make_failures_query(output, manifest["run_id"]),
+        failures_query=_make_failures_query(contents.output, run_id),
         charts=_draw_charts(report, facts, threshold),
         threshold=threshold,
         sure=SURE,

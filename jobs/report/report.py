@@ -281,11 +281,11 @@ def _describe_trend(change: float | None, more: str, less: str) -> str:
 
 def html(output: str, run_id: str | None = None) -> str:
     """Make the page of a finished run again, from its tables and the images in INPUT."""
-    from jobs.report.page import page_of
+    from jobs.report.page import gather_contents, render_page
     from jobs.report.pictures import PictureReader, read_plan_of_run
 
     manifest = with_tables(output, manifest_of(output, run_id)["run_id"])
     report = read_report(output, manifest["run_id"])
     with PictureReader() as reader:
         planned = read_plan_of_run(output, manifest["run_id"])
-        return page_of(output, manifest, report, planned, reader)
+        return render_page(gather_contents(output, manifest, planned, reader), report)

@@ -38,15 +38,17 @@ class Since:
 
     run_id: str
     input: str  # INPUT of the last run, if it was another; else ""
-    figures: list[Figure]  # images, rates and failures
+    report: dict[str, Any] | None  # of the last run; None if it is damaged
     classes: list[Figure]  # boxes of a class for PER_IMAGES images
     least: float  # least score of the boxes in `classes`
     why: str  # why some figures are missing; "" where all are there
 
+    def figures(self, report: Mapping[str, Any]) -> list[Figure]:
+        """Compare images, rates and failures of the last run with those of this run's `report`."""
+        return [] if self.report is None else _compare_reports(self.report, report)
 
-def compare_with_last_run(
-    output: str, manifest: Manifest, report: Mapping[str, Any]
-) -> Since | None:
+
+def compare_with_last_run(output: str, manifest: Manifest) -> Since | None:
     """Compare a run, which need not be committed yet, with the last one; None for a first run.
 
     The last run is the newest earlier one over the same INPUT, or over any other if there is none.
@@ -57,11 +59,11 @@ def compare_with_last_run(
     if not earlier:
         return None
     last = ([run for run in earlier if run["input"] == manifest["input"]] or earlier)[-1]
-    figures: list[Figure] = []
+    report: dict[str, Any] | None = None
     classes: list[Figure] = []
     least, why = SURE, ""
     try:
-        figures = _compare_reports(read_report(output, last["run_id"]), report)
+        report = read_report(output, last["run_id"])
         if last["run_id"] in catalog.state.counting_runs():
             least = max(SURE, *(score_threshold(output, run["run_id"]) for run in (last, manifest)))
             classes = _compare_classes(output, last, manifest, least)
@@ -70,7 +72,7 @@ def compare_with_last_run(
     except (DamagedOutput, CannotRead) as error:
         why = mask(str(error))
     other = "" if last["input"] == manifest["input"] else last["input"]
-    return Since(last["run_id"], other, figures, classes, least, why)
+    return Since(last["run_id"], other, report, classes, least, why)
 
 
 def _compare_reports(last: Mapping[str, Any], report: Mapping[str, Any]) -> list[Figure]:

@@ -19,7 +19,7 @@ from pipeline.storage.access import access_options
 from pipeline.storage.errors import InputError as InputError
 from pipeline.storage.errors import OutputError as OutputError
 from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
-from pipeline.storage.folders import linked_folder, opened_folder
+from pipeline.storage.folders import linked_folder, nearest_name, opened_folder
 from pipeline.storage.protocols import EXTRAS, file_system_of, is_local, protocol_of
 from pipeline.storage.retries import has_answered_before, retry
 from pipeline.storage.urls import identity, mask
@@ -231,8 +231,12 @@ def describe_error(error: BaseException, url: str) -> str:
     if kind == "NoCredentialsError":
         return f"no credentials for {name}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
     if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
-        region = "" if is_local(url) else ", and the bucket's region"
-        return f"{name} does not exist: check the spelling{region}"
+        hint = ", and the bucket's region" if protocol_of(url) in ("s3", "s3a") else ""
+        near = nearest_name(open_location(url, "")[1]) if is_local(url) else None
+        hint = f"; is it {near}?" if near else hint
+        return f"{name} does not exist: check the spelling{hint}"
+    if isinstance(error, NotADirectoryError):
+        return f"{name} is a file, or lies below one: name a folder"
     line = _first_line(error, url)
     if isinstance(error, PermissionError):
         return f"{name} is forbidden: check the credentials and their rights ({line})"

@@ -5,9 +5,13 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from pipeline.storage.errors import InputError
+
+LOOKED_AT = 10_000  # most names of a folder among which a similar one is looked for
 
 
 @contextmanager
@@ -69,3 +73,19 @@ def make_private_folder(path: Path) -> None:
             f"{path} must be a folder that only this user can write to: delete what is there, or "
             "set TMPDIR to another folder"
         )
+
+
+def nearest_name(path: str) -> str | None:
+    """The path that exists and resembles `path`, which does not. None if there is none."""
+    folder, name = os.path.split(path)
+    while folder != "/" and not os.path.lexists(folder):
+        folder, name = os.path.split(folder)
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, LOOKED_AT)]
+    except OSError:
+        return None
+    similar = get_close_matches(name, names, n=1, cutoff=0.75)
+    rest = os.path.relpath(path, os.path.join(folder, name))
+    found = os.path.normpath(os.path.join(folder, similar[0], rest)) if similar else None
+    return found if found is not None and os.path.exists(found) else None

@@ -87,7 +87,9 @@ def is_unknown_host(error: BaseException, url: str) -> bool:
 
 
 def _has_no_host(error: BaseException) -> bool:
-    reason = getattr(error.__cause__ or error, "os_error", None)  # aiohttp keeps it there
+    cause = error.__cause__ or error
+    cause = getattr(cause, "kwargs", {}).get("error", cause)  # botocore keeps that of aiohttp there
+    reason = getattr(cause, "os_error", None)  # aiohttp keeps it there
     return isinstance(reason, socket.gaierror) and reason.errno in _NO_HOST
 
 

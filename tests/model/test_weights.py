@@ -1,16 +1,18 @@
 """Weights are fetched from URLs and the hub: once, and again when they change."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import constants
 
-from model.errors import CheckpointError
-from model.weights import PROTOCOLS, cache_folder, find_weights
+from model.errors import CheckpointError, CheckpointUnavailable
+from model.weights import PROTOCOLS, cache_folder, find_weights, is_resolvable
 from pipeline.storage.files import open_location
 from pipeline.storage.protocols import PROTOCOLS as OBJECT_PROTOCOLS
+from tests.support.web import served_files
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +89,40 @@ def test_colons_are_a_part_of_a_name(tmp_path: Path) -> None:
 
 def test_weights_come_from_where_objects_come_from() -> None:
     assert set(PROTOCOLS) == set(OBJECT_PROTOCOLS)
+
+
+def test_a_hub_without_an_address_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name ends in .invalid, which no server of names resolves (RFC 2606)."""
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    began = time.monotonic()
+    with pytest.raises(CheckpointUnavailable, match="--model shapes-tiny, whose weights need no"):
+        find_weights("SenseTime/deformable-detr")
+    assert time.monotonic() - began < 15  # each file took half a minute
+
+
+def test_a_proxy_resolves_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    assert not is_resolvable("https://hub.invalid")
+    assert is_resolvable("https://127.0.0.1:8000")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:3128")
+    assert is_resolvable("https://hub.invalid")
+    monkeypatch.setenv("no_proxy", "hub.invalid")
+    assert not is_resolvable("https://hub.invalid")
+
+
+def test_last_copy_is_used_while_the_web_server_is_down(tmp_path: Path) -> None:
+    (tmp_path / "net.bin").write_bytes(b"weights")
+    with served_files(tmp_path) as address:
+        url = f"{address}/net.bin"
+        assert find_weights(url).read_bytes() == b"weights"
+        with pytest.raises(CheckpointError, match="cannot be fetched"):
+            find_weights(f"{address}/other.bin")
+    assert find_weights(url).read_bytes() == b"weights"
+    with pytest.raises(CheckpointUnavailable, match="Cannot connect to host"):
+        find_weights(f"{address}/other.bin")

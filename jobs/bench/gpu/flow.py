@@ -35,7 +35,7 @@ OPTIONS = {"weights": "random", "page": False, "batch_size": BATCH}
 RATE, START_SECONDS, FEWEST, MOST = 400, 25, 2_000, 10_000
 TINY_IMAGES = 24  # also used on CPUs
 FIGURES = (
-    "images_per_second",  # from the flow's start: without imports, listing and the start of Ray
+    "images_per_second",  # from the call of `label` on: with weights, listing and the start of Ray
     "images_per_second_steady",
     "wall_seconds",
     "startup_seconds",

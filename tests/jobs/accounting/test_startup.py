@@ -11,7 +11,7 @@ from jobs.accounting.startup import IMPORTS, Startup
 
 def test_parts_follow_one_another_and_add_up() -> None:
     startup = Startup(imports=2.0)
-    began = startup.began
+    began = startup.began + 2.0  # the process had taken that long
     startup.end("listing", began + 1)
     startup.end("ray", began + 4)
     startup.end("listing", began + 6)  # the rest of the listing

@@ -123,7 +123,7 @@ def test_damaged_weights_are_not_a_bad_argument(
     weights = tmp_path / "weights.safetensors"
     if damage is not None:
         weights.write_bytes(damage)
-    arguments = ["label", "in", str(tmp_path / "out"), "--model", "shapes-tiny"]
+    arguments = ["label", str(tmp_path), str(tmp_path / "out"), "--model", "shapes-tiny"]
     assert main([*arguments, "--weights", str(weights)]) == code
     printed = capsys.readouterr().err
     assert str(weights) in printed

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
+from jobs.cli import main
 from jobs.cluster.node_labels import matches, selector
 from jobs.cluster.placement import Node, placement_on
 from jobs.cluster.request import ClusterRequest
@@ -114,3 +116,21 @@ def test_what_is_no_selector_is_refused(text: str) -> None:
 def test_what_is_no_range_of_gpus_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--num-gpus"):
         request(num_gpus=text)
+
+
+def test_who_gives_a_number_of_gpus_gets_no_cpus() -> None:
+    assert request(num_gpus="2").device == "cuda"
+    assert request().device == "auto"
+    lacks = placement_on(request(num_gpus="2"), [CPUS], cluster=True).lacks([CPUS])
+    assert lacks is not None and "2 detectors want 1 GPU" in lacks
+    with pytest.raises(InputError, match="--num-gpus 2 --device cpu: on CPUs"):
+        request(num_gpus="2", device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("given", ["--num-gpus 4", "--num-gpus 1", "--device cuda"])
+def test_gpus_of_a_machine_that_has_none_are_refused(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label", "in", "out", "--model", "shapes-tiny", *given.split()]) == 2
+    assert f"{given}: this machine has no GPU that torch can use" in capsys.readouterr().err

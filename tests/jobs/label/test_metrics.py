@@ -15,6 +15,7 @@ from PIL import Image
 from prometheus_client.samples import Sample
 
 from jobs.accounting.node_hours import NodeMeter, Rates
+from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally
 from jobs.label import metrics
 from jobs.label.label import label
@@ -176,7 +177,7 @@ def make_run(kind: str = "files", **rates: Any) -> tuple[Rates, Run, Tally, Node
             "20260101T000000Z-aaaaaa",
             shards.write_shards([shards.table_of_shards([Shard("s", kind, members)])]),
         ),
-        Tally(started=time.time() - 100),
+        Tally(startup=Startup(imports=100.0)),
         NodeMeter(lambda: [{"Alive": True, "Resources": {"CPU": 2}}], time.time() - 3600),
     )
 

@@ -11,7 +11,7 @@ import pytest
 from jobs.cli import parser
 from jobs.cluster.computation import Computation
 from jobs.compact import compact
-from jobs.label.options import LabelOptions
+from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.planning import Run, make_run, plan_as_text, plan_images, plan_request
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
@@ -42,7 +42,8 @@ def options(tmp_path: Path) -> LabelOptions:
 def begin(options: LabelOptions) -> Run:
     """Write the plan and the record of a run, as a killed command leaves them."""
     run = make_run(options.output, plan_images(plan_request(options), NOTHING_KNOWN))
-    recorded = options.without_secrets(canonical_url(options.input))
+    named = replace(options, model=DEFAULT_MODEL)
+    recorded = named.without_secrets(canonical_url(options.input))
     computation = Computation("cpu", "fp32", "AVX2, 2 threads")
     gone = pa.array([], pa.string())
     write_run_record(options.output, run, recorded, "f00d", computation, gone, None, 0)
@@ -51,7 +52,7 @@ def begin(options: LabelOptions) -> Run:
 
 def resume(options: LabelOptions) -> Run | None:
     source = canonical_url(options.input)
-    labels = LabelRequest(source, options.model, options.score_threshold, "f00d", options.relabel)
+    labels = LabelRequest(source, DEFAULT_MODEL, options.score_threshold, "f00d", options.relabel)
     with OutputWriter(options.output) as writer:
         return take_up_unfinished_run(writer, plan_request(options), labels)
 

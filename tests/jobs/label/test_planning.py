@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.cluster.computation import Computation
-from jobs.label.options import LabelOptions
+from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.planning import Run, plan_images, plan_request, plan_url
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
@@ -46,13 +46,14 @@ def photos(tmp_path: Path) -> Path:
 
 def labels_of(options: LabelOptions, mark: str = MARK) -> LabelRequest:
     source = canonical_url(options.input)
-    return LabelRequest(source, options.model, options.score_threshold, mark, options.relabel)
+    return LabelRequest(source, DEFAULT_MODEL, options.score_threshold, mark, options.relabel)
 
 
 def begin(options: LabelOptions, run_id: str) -> Run:
     """Write the plan and the record of a run, as a killed command leaves them."""
     run = Run(run_id, plan_shards(options.input).shards)
-    recorded = options.without_secrets(canonical_url(options.input))
+    named = replace(options, model=DEFAULT_MODEL)
+    recorded = named.without_secrets(canonical_url(options.input))
     computation = Computation("cpu", "fp32", "AVX2, 2 threads")
     committed = len(read_catalog(options.output).state.runs)
     write_run_record(options.output, run, recorded, MARK, computation, NO_URIS, None, committed)

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally
 from jobs.label.progress import describe, describe_end, show_progress
 from pipeline.schema import Receipt
@@ -17,7 +18,7 @@ def test_the_last_line_of_a_short_run_does_not_say_that_it_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A single block gives no steady rate."""
-    tally = Tally(started=time.time() - 10)
+    tally = Tally(startup=Startup(imports=10.0))
     show_progress([receipt(40)], tally, already=2)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == "42 images, 4.0 images/s, 0 failed"

@@ -31,10 +31,11 @@ def write_night(
     write_document(str(output), run_id, "report.json", report)
 
 
+REPORT = report_document(15.0, None) | {"failed": {"truncated": 4}, "ok": 96}
+
+
 def since(output: Path) -> Since | None:
-    run = committed_runs(str(output))[-1]
-    report = report_document(15.0, None) | {"failed": {"truncated": 4}, "ok": 96}
-    return compare_with_last_run(str(output), run, report)
+    return compare_with_last_run(str(output), committed_runs(str(output))[-1])
 
 
 def changes(figures: list[Any]) -> dict[str, tuple[str, str, str]]:
@@ -47,7 +48,7 @@ def test_rates_failures_and_classes_are_those_of_both_runs(tmp_path: Path) -> No
     write_night(tmp_path, SECOND, [1, 3], report_document(15.0, None))
     found = since(tmp_path)
     assert found is not None and (found.run_id, found.input, found.why) == (FIRST, "", "")
-    assert changes(found.figures) == {
+    assert changes(found.figures(REPORT)) == {
         "Images": ("100", "100", ""),
         "Images per second": ("10.0", "15.0", "50 % faster"),
         "Failed": ("2.00 %", "4.00 %", "2.00 points more"),
@@ -88,6 +89,6 @@ def test_classes_of_merged_runs_are_not_compared(tmp_path: Path) -> None:
     write_night(tmp_path, SECOND, [1], report_document(10.0, None))
     run = committed_runs(str(tmp_path))[-1]
     assert main(["compact", str(tmp_path)]) == 0
-    found = compare_with_last_run(str(tmp_path), run, report_document(10.0, None))
-    assert found is not None and found.figures and not found.classes
+    found = compare_with_last_run(str(tmp_path), run)
+    assert found is not None and found.figures(REPORT) and not found.classes
     assert "merged" in found.why

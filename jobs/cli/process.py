@@ -1,0 +1,16 @@
+"""Whether this process was created for the command that it runs: then both began together."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.accounting.startup import Startup
+
+# `main` sets it. It is False where another program, such as a test, calls `main` with arguments.
+was_created_for_command = False
+
+
+def begin_startup() -> "Startup":
+    """Begin the start-up of a run: now, or when this process was created for it."""
+    from jobs.accounting.startup import Startup, seconds_of_process  # would delay the start
+
+    return Startup(seconds_of_process() if was_created_for_command else None)

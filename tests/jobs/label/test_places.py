@@ -1,0 +1,71 @@
+"""INPUT and OUTPUT that no run can have are refused at once, before weights are fetched."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from jobs.label.places import check_places
+from pipeline.storage.errors import InputError
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "2024").mkdir(parents=True)
+    (folder / "a.jpg").touch()
+    return folder
+
+
+def refusal(source: str | Path, output: str | Path) -> str:
+    with pytest.raises(InputError) as refused:
+        check_places(str(source), str(output))
+    return str(refused.value)
+
+
+def test_output_is_not_input(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos.parent / "link").symlink_to(photos)
+    monkeypatch.chdir(photos.parent)
+    for output in ("photos", "photos/", "./photos/../photos", "link", f"file://{photos}"):
+        assert "INPUT and OUTPUT are both photos" in refusal("photos", output)
+    assert "both s3://b/a/: name another OUTPUT" in refusal("s3://b/a/", "s3://b/a")
+
+
+def test_output_may_lie_below_input_and_not_above(photos: Path) -> None:
+    check_places(str(photos), str(photos / "labels"))
+    check_places(str(photos / "a.jpg"), str(photos))  # as a list of URLs may
+    check_places(str(photos), str(photos.parent / "photos-labels"))
+    assert "lies in OUTPUT" in refusal(photos / "2024", photos)
+
+
+def test_output_is_no_file(photos: Path) -> None:
+    file = photos / "a.jpg"
+    for output in (file, file / "labels", file / "deep" / "er"):
+        assert f"OUTPUT: {file} is a file" in refusal(photos, output)
+
+
+def test_a_typo_in_a_path_is_guessed(photos: Path) -> None:
+    (photos / "2024" / "may").mkdir()
+    for wrong, right in (
+        ("phtos", "photos"),
+        ("photos/2042", "photos/2024"),
+        ("Photos/2024/may", "photos/2024/may"),
+    ):
+        said = refusal(photos.parent / wrong, photos.parent / "out")
+        assert said.endswith(f"does not exist: check the spelling; is it {photos.parent / right}?")
+        assert "region" not in said
+    said = refusal(photos.parent / "holiday", photos.parent / "out")
+    assert said.endswith("does not exist: check the spelling")
+
+
+def test_nothing_is_fetched_for_a_wrong_input(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are at a port where nothing listens."""
+    weights = ["--weights", "http://127.0.0.1:9/net.safetensors"]
+    assert main(["label", str(photos) + "s", "out", *weights]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["report", str(photos / "a.jpg")]) == 2
+    assert "is a file, or lies below one: name a folder" in capsys.readouterr().err
+    assert not os.path.exists("out")
