@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
-from jobs.output.documents import convert_document, damaged_document
+from jobs.output.documents import damaged_document
 from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest
-from jobs.output.run_documents import read_document, write_table
+from jobs.output.run_documents import value_of_record, write_table
 from pipeline.plan.shards import member_values
 from pipeline.storage.errors import DamagedFile
 from pipeline.storage.files import join, local_copy, open_location
@@ -112,13 +112,7 @@ def _read_uris(output: str, name: str) -> pa.Array:
 
 def _recorded_number(output: str, run_id: str) -> int:
     """The number of objects that run.json says were gone. 0 for imports, which list nothing."""
-    try:
-        record = read_document(output, run_id, "run.json")
-    except FileNotFoundError:
-        return 0
-    return convert_document(
-        paths.document(run_id, "run.json"), lambda: int(record.get("gone") or 0)
-    )
+    return value_of_record(output, run_id, lambda record: int(record.get("gone") or 0), 0)
 
 
 def _without_objects(gone: pa.Array, output: str, run: Manifest) -> pa.Array:

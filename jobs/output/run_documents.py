@@ -5,8 +5,9 @@ import io
 import json
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from jobs.output.documents import (
 from pipeline.storage.files import join, open_location, write_whole
 from pipeline.storage.parquet import write_parquet
 
+T = TypeVar("T")
 PACKAGES = ("detr-batch", "ray", "torch", "torchvision", "pyarrow", "pillow", "fsspec")
 
 
@@ -72,16 +74,27 @@ def read_document(output: str, run_id: str, name: str) -> dict[str, Any]:
     return convert_document(paths.document(run_id, name), convert)
 
 
-def score_threshold(output: str, run_id: str) -> float:
-    """The score below which a run kept no box. 0 if run.json is missing or names no threshold."""
+def value_of_record(
+    output: str, run_id: str, convert: Callable[[dict[str, Any]], T], absent: T
+) -> T:
+    """What `convert` makes of run.json; `absent` if the run has none.
+
+    Raises DamagedOutput if run.json, or what `convert` reads of it, is damaged.
+    """
     try:
         record = read_document(output, run_id, "run.json")
     except FileNotFoundError:
-        return 0.0
-    return convert_document(
-        paths.document(run_id, "run.json"),
-        lambda: float(record.get("options", {}).get("score_threshold") or 0.0),
-    )
+        return absent
+    return convert_document(paths.document(run_id, "run.json"), lambda: convert(record))
+
+
+def score_threshold(output: str, run_id: str) -> float:
+    """The score below which a run kept no box. 0 if run.json is missing or names no threshold."""
+
+    def convert(record: dict[str, Any]) -> float:
+        return float(record.get("options", {}).get("score_threshold") or 0.0)
+
+    return value_of_record(output, run_id, convert, 0.0)
 
 
 def write_table(url: str, table: pa.Table) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,30 +12,8 @@ from jobs.evaluate.classes import ALIKE, NUMBERS
 from jobs.evaluate.evaluate import evaluate
 from jobs.evaluate.text import as_text
 from pipeline.storage.files import InputError
+from tests.support.annotations import CAT, LABELS, annotate_cats, write_truth
 from tests.support.labelled import Labelled, from_coco, write_run
-
-LABELS = ("", "cat", "dog")
-CAT = (1, 0.9, 10.0, 10.0, 60.0, 60.0)
-
-
-def make_annotations(*names: str, **changes: Any) -> dict[str, Any]:
-    """Make annotations of one cat in each image."""
-    return {
-        "images": [{"id": 7 + i, "file_name": name} for i, name in enumerate(names)],
-        "categories": [{"id": 3, "name": "Cat"}, {"id": 4, "name": "bird"}],
-        "annotations": [
-            {"id": i, "image_id": 7 + i, "category_id": 3, "bbox": [10, 10, 50, 50], "iscrowd": 0}
-            for i in range(len(names))
-        ],
-        **changes,
-    }
-
-
-def write_truth(folder: Path, content: Any) -> str:
-    file = folder / "truth.json"
-    file.write_text(json.dumps(content))
-    return str(file)
-
 
 PAIRS = {
     # The authors of pycocotools published these figures for this pair of files.
@@ -88,7 +65,7 @@ def test_images_are_matched_by_several_kinds_of_names(rule: str, tmp_path: Path)
     name, image = NAMES[rule]
     other = Labelled("s3://lake/other.png", [CAT])
     output = write_run(tmp_path / "out", [image, other], LABELS)
-    result = evaluate(output, write_truth(tmp_path, make_annotations(name)))
+    result = evaluate(output, write_truth(tmp_path, annotate_cats(name)))
     assert result["images"]["matched_by"] == {rule: 1}
     assert result["images"]["not_annotated"] == 1
     assert result["images"]["examples"]["not_annotated"] == ["s3://lake/other.png"]
@@ -98,24 +75,24 @@ def test_images_are_matched_by_several_kinds_of_names(rule: str, tmp_path: Path)
 def test_the_longest_matching_path_decides_which_image_is_meant(tmp_path: Path) -> None:
     images = [Labelled("s3://lake/a.jpg", [CAT]), Labelled("s3://lake/x/a.jpg", [CAT])]
     output = write_run(tmp_path / "out", images, LABELS)
-    result = evaluate(output, write_truth(tmp_path, make_annotations("a.jpg", "x/a.jpg")))
+    result = evaluate(output, write_truth(tmp_path, annotate_cats("a.jpg", "x/a.jpg")))
     assert result["images"]["labelled"] == 2
     with pytest.raises(InputError, match=r"a\.jpg of the annotations may be .*/a\.jpg .* and"):
-        evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
+        evaluate(output, write_truth(tmp_path, annotate_cats("a.jpg")))
 
 
 def test_names_that_mean_several_annotated_images_are_refused(tmp_path: Path) -> None:
     tar = "s3://lake/x.tar"
     output = write_run(tmp_path / "out", [Labelled(f"{tar}#a", [CAT], shard=tar, uri=tar)], LABELS)
     with pytest.raises(InputError, match=r"#a may be a\.jpg \(id 7\) and a\.png \(id 8\)"):
-        evaluate(output, write_truth(tmp_path, make_annotations("a.jpg", "a.png")))
+        evaluate(output, write_truth(tmp_path, annotate_cats("a.jpg", "a.png")))
 
 
 def test_an_error_says_what_was_compared_if_nothing_matches(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("s3://lake/b.jpg", [CAT])], LABELS)
     with pytest.raises(InputError, match=r"file_name a\.jpg and the id 7; .* s3://lake/b\.jpg"):
-        evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
-    truth = make_annotations("b.jpg", categories=[{"id": 30, "name": "boat"}])
+        evaluate(output, write_truth(tmp_path, annotate_cats("a.jpg")))
+    truth = annotate_cats("b.jpg", categories=[{"id": 30, "name": "boat"}])
     with pytest.raises(InputError, match=r"no class of OUTPUT \(cat, dog\) .* \(boat\)"):
         evaluate(output, write_truth(tmp_path, truth))
 
@@ -123,7 +100,7 @@ def test_an_error_says_what_was_compared_if_nothing_matches(tmp_path: Path) -> N
 def test_failed_and_unlabelled_images_count_unless_left_out(tmp_path: Path) -> None:
     images = [Labelled("x/a.jpg", [CAT]), Labelled("x/b.jpg", status="undecodable")]
     output = write_run(tmp_path / "out", images, LABELS)
-    truth = write_truth(tmp_path, make_annotations("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
+    truth = write_truth(tmp_path, annotate_cats("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
     result = evaluate(output, truth)
     counts = {name: result["images"][name] for name in ("labelled", "failed", "not_labelled")}
     assert counts == {"labelled": 1, "failed": 1, "not_labelled": 2}
@@ -137,7 +114,7 @@ def test_failed_and_unlabelled_images_count_unless_left_out(tmp_path: Path) -> N
 def test_classes_are_matched_by_number_only_if_asked(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT, (2, 0.4, 0, 0, 9, 9)])], LABELS)
     categories = [{"id": 1, "name": "Katze"}, {"id": 3, "name": "Vogel"}]
-    annotations = make_annotations("a.jpg", categories=categories)
+    annotations = annotate_cats("a.jpg", categories=categories)
     annotations["annotations"][0]["category_id"] = 1
     truth = write_truth(tmp_path, annotations)
     with pytest.raises(InputError, match=r"--match numbers takes equal .* \(1 cat = Katze\)"):
@@ -154,11 +131,9 @@ def test_classes_are_matched_by_number_only_if_asked(tmp_path: Path) -> None:
 
 def test_two_categories_of_one_name_are_refused(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
-    by_name = evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
+    by_name = evaluate(output, write_truth(tmp_path, annotate_cats("a.jpg")))
     assert by_name["classes"]["matched_by"] == "name"
-    twice = make_annotations(
-        "a.jpg", categories=[{"id": 3, "name": "cat"}, {"id": 4, "name": "CAT"}]
-    )
+    twice = annotate_cats("a.jpg", categories=[{"id": 3, "name": "cat"}, {"id": 4, "name": "CAT"}])
     with pytest.raises(InputError, match="3 and 4 are both called cat"):
         evaluate(output, write_truth(tmp_path, twice))
 
@@ -169,7 +144,7 @@ def test_other_spellings_are_matched_if_asked(spelling: str, tmp_path: Path) -> 
     boxes = [CAT, (2, 0.8, 30.0, 30.0, 60.0, 60.0)]
     output = write_run(tmp_path / "out", [Labelled("a.jpg", boxes)], labels)
     categories = [{"id": 7, "name": spelling}]
-    annotations = make_annotations("a.jpg", categories=categories)
+    annotations = annotate_cats("a.jpg", categories=categories)
     annotations["annotations"][0]["category_id"] = 7
     truth = write_truth(tmp_path, annotations)
     with pytest.raises(InputError, match=f"--by-name .*traffic light = {spelling}"):
@@ -191,7 +166,7 @@ def test_other_spellings_are_matched_if_asked(spelling: str, tmp_path: Path) -> 
 )
 def test_file_names_of_other_machines_are_matched(name: str, rule: str, tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("s3://lake/photos/a.jpg", [CAT])], LABELS)
-    result = evaluate(output, write_truth(tmp_path, make_annotations(name)))
+    result = evaluate(output, write_truth(tmp_path, annotate_cats(name)))
     assert result["images"]["matched_by"] == {rule: 1}
     assert result["metrics"]["AP"] == pytest.approx(1)
 
@@ -199,7 +174,7 @@ def test_file_names_of_other_machines_are_matched(name: str, rule: str, tmp_path
 def test_boxes_that_are_no_boxes_are_counted_and_move_nothing(tmp_path: Path) -> None:
     odd = [(1, 0.99, math.nan, 0.0, 9.0, 9.0), (1, 0.98, 0.0, 0.0, math.inf, 9.0)]
     odd.append((0, 0.97, 0.0, 0.0, 9.0, 9.0))  # of a class without a name
-    truth = write_truth(tmp_path, make_annotations("a.jpg"))
+    truth = write_truth(tmp_path, annotate_cats("a.jpg"))
     right = evaluate(write_run(tmp_path / "a", [Labelled("a.jpg", [CAT])], LABELS), truth)
     result = evaluate(write_run(tmp_path / "b", [Labelled("a.jpg", [*odd, CAT])], LABELS), truth)
     assert result["metrics"] == right["metrics"]
@@ -209,7 +184,7 @@ def test_boxes_that_are_no_boxes_are_counted_and_move_nothing(tmp_path: Path) ->
 
 def test_objects_without_an_area_have_that_of_their_box(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
-    annotations = make_annotations("a.jpg")
+    annotations = annotate_cats("a.jpg")
     (one,) = annotations["annotations"]
     one.pop("area", None)
     one["iscrowd"] = None
@@ -221,7 +196,7 @@ def test_objects_without_an_area_have_that_of_their_box(tmp_path: Path) -> None:
 def test_the_newest_labels_count(tmp_path: Path) -> None:
     for run_id, boxes in (("20260101T000000Z-aaaaaa", []), ("20260102T000000Z-bbbbbb", [CAT])):
         write_run(tmp_path / "out", [Labelled("a.jpg", boxes)], LABELS, run_id, 0.3)
-    result = evaluate(str(tmp_path / "out"), write_truth(tmp_path, make_annotations("a.jpg")))
+    result = evaluate(str(tmp_path / "out"), write_truth(tmp_path, annotate_cats("a.jpg")))
     assert result["metrics"]["AP"] == pytest.approx(1)
     assert result["score_threshold"] == pytest.approx(0.3)
     assert "Of boxes that score 0.3 or more" in as_text(result)
@@ -229,7 +204,7 @@ def test_the_newest_labels_count(tmp_path: Path) -> None:
 
 def test_an_output_without_a_box_has_no_precision(tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg")], LABELS)
-    result = evaluate(output, write_truth(tmp_path, make_annotations("a.jpg")))
+    result = evaluate(output, write_truth(tmp_path, annotate_cats("a.jpg")))
     assert (result["metrics"]["AP"], result["metrics"]["AP_L"]) == (0.0, -1.0)
     assert result["classes"]["annotated_not_labelled"] == ["Cat"]
 
@@ -238,7 +213,7 @@ def test_a_broken_annotation_file_gives_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
-    truth = make_annotations("a.jpg", annotations=[{"image_id": 7, "bbox": [1, 2, 3]}])
+    truth = annotate_cats("a.jpg", annotations=[{"image_id": 7, "bbox": [1, 2, 3]}])
     assert main(["evaluate", output, write_truth(tmp_path, truth)]) == 2
     error = capsys.readouterr().err
     assert "truth.json: annotation 1 (image_id 7): bbox [1, 2, 3] is not" in error
@@ -249,7 +224,7 @@ def test_ids_may_be_numbers_or_texts(tmp_path: Path) -> None:
     """Image ids rank boxes of equal scores, so ids of another type must not change the figures."""
     images = [Labelled(name, [CAT]) for name in ("a.jpg", "b.jpg", "c.jpg")]
     output = write_run(tmp_path / "out", images, LABELS)
-    truth = make_annotations("a.jpg", "b.jpg", "c.jpg")
+    truth = annotate_cats("a.jpg", "b.jpg", "c.jpg")
     numbers = evaluate(output, write_truth(tmp_path, truth))
     truth["images"][0]["id"] = truth["annotations"][0]["image_id"] = "seven"
     truth["images"][1]["id"], truth["annotations"][1]["image_id"] = 8.0, "8"
@@ -257,7 +232,7 @@ def test_ids_may_be_numbers_or_texts(tmp_path: Path) -> None:
 
 
 def test_objects_of_unlisted_images_are_left_out_and_counted(tmp_path: Path) -> None:
-    truth = make_annotations("a.jpg", "b.jpg")
+    truth = annotate_cats("a.jpg", "b.jpg")
     del truth["images"][1]
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
     assert "left out     1 objects" in as_text(evaluate(output, write_truth(tmp_path, truth)))
@@ -268,7 +243,7 @@ def test_the_command_line_prints_text_or_json(
 ) -> None:
     hostile = "\x1b[2Ja.jpg"
     output = write_run(tmp_path / "out", [Labelled(hostile), Labelled("b.jpg", [CAT])], LABELS)
-    truth = write_truth(tmp_path, make_annotations("b.jpg"))
+    truth = write_truth(tmp_path, annotate_cats("b.jpg"))
     assert main(["evaluate", output, truth]) == 0
     text = capsys.readouterr().out
     assert "\\x1b[2Ja.jpg" in text and "\x1b" not in text

@@ -16,36 +16,25 @@ from jobs.evaluate.classes import ALIKE, NAMES, NUMBERS, Label, matched_classes
 from jobs.evaluate.evaluate import evaluate
 from jobs.evaluate.text import as_text
 from pipeline.storage.errors import InputError
+from tests.support.annotations import CAT, LABELS, annotate_cats, write_truth
 from tests.support.labelled import Labelled, from_coco, write_run
 
-LABELS = ("", "cat", "dog")
-CAT = (1, 0.9, 10.0, 10.0, 60.0, 60.0)
 Document = dict[str, Any]
 
 
 def scene(*names: str, **changes: Any) -> Document:
-    """Annotations of one cat in each image."""
-    return {
-        "images": [{"id": 7 + i, "file_name": name} for i, name in enumerate(names)],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "bird"}],
-        "annotations": [
-            {"id": i, "image_id": 7 + i, "category_id": 3, "bbox": [10, 10, 50, 50], "area": 2500}
-            for i in range(len(names))
-        ],
-        **changes,
-    }
-
-
-def write(folder: Path, document: Document) -> str:
-    (folder / "truth.json").write_text(json.dumps(document))
-    return str(folder / "truth.json")
+    """Annotations of one cat in each image, with areas, which pycocotools needs."""
+    found = annotate_cats(*names, **changes)
+    for one in found["annotations"]:
+        one.setdefault("area", 2500)
+    return found
 
 
 def figures_of_pycocotools(
     truth: Document, detections: list[Document], folder: Path
 ) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(write(folder, truth))
+        coco = COCO(write_truth(folder, truth))
         evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -105,7 +94,7 @@ def test_fields_written_otherwise_give_the_figures_of_pycocotools(
     output, text, expected = photos
     truth = json.loads(text)
     CHANGES[change](truth)
-    result = evaluate(output, write(tmp_path, truth))
+    result = evaluate(output, write_truth(tmp_path, truth))
     assert list(result["metrics"].values()) == pytest.approx(expected, abs=5e-5)
     assert result["objects_without_area"] == 0
 
@@ -120,7 +109,7 @@ def test_missing_areas_are_those_of_the_boxes_and_are_said(testdata: Path, tmp_p
     output = write_run(tmp_path / "out", *from_coco(truth, found, "s3://lake/2017"))
     for number, entry in enumerate(truth["annotations"]):
         entry["area"] = ["", None][number % 2]
-    result = evaluate(output, write(tmp_path, truth))
+    result = evaluate(output, write_truth(tmp_path, truth))
     assert list(result["metrics"].values()) == pytest.approx(expected, abs=5e-5)
     count = len(truth["annotations"])
     assert f"areas        {count} objects have none: those of their boxes say" in as_text(result)
@@ -148,7 +137,7 @@ def test_where_nothing_can_be_found_it_is_an_error(
     document, message = NOTHING[case]
     images = [Labelled("x/a.jpg", [CAT]), Labelled("x/b.jpg", status="undecodable")]
     output = write_run(tmp_path / "out", images, LABELS)
-    assert main(["evaluate", output, write(tmp_path, document)]) == 2
+    assert main(["evaluate", output, write_truth(tmp_path, document)]) == 2
     said = capsys.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1 and said.out == ""
@@ -158,7 +147,7 @@ def test_only_labelled_images_without_an_object_are_an_error(tmp_path: Path) -> 
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
     document = scene("a.jpg", "b.jpg")
     del document["annotations"][0]
-    truth = write(tmp_path, document)
+    truth = write_truth(tmp_path, document)
     assert evaluate(output, truth)["metrics"]["AP"] == 0
     with pytest.raises(InputError, match="without --only-labelled"):
         evaluate(output, truth, only_labelled=True)
@@ -167,7 +156,7 @@ def test_only_labelled_images_without_an_object_are_an_error(tmp_path: Path) -> 
 def test_a_model_that_found_nothing_has_no_precision_and_one_of_other_classes_is_refused(
     tmp_path: Path,
 ) -> None:
-    truth = write(tmp_path, scene("a.jpg"))
+    truth = write_truth(tmp_path, scene("a.jpg"))
     found_dogs = [Labelled("a.jpg", [(2, 0.9, 1.0, 1.0, 9.0, 9.0)])]
     result = evaluate(write_run(tmp_path / "dogs", found_dogs, LABELS), truth)
     assert result["metrics"]["AP"] == 0
@@ -180,13 +169,13 @@ def test_a_model_that_found_nothing_has_no_precision_and_one_of_other_classes_is
 def test_boxes_without_a_class_name_are_never_evaluated_in_silence(tmp_path: Path) -> None:
     boxes = [CAT, (0, 0.99, 10.0, 10.0, 60.0, 60.0)]
     output = write_run(tmp_path / "out", [Labelled("a.jpg", boxes)], LABELS)
-    result = evaluate(output, write(tmp_path, scene("a.jpg")))
+    result = evaluate(output, write_truth(tmp_path, scene("a.jpg")))
     assert result["metrics"]["AP"] == pytest.approx(1)
     assert "1            have no class name, and are left out" in as_text(result)
     nameless = write_run(tmp_path / "nameless", [Labelled("a.jpg", boxes)], ("", "  "))
     document = scene("a.jpg", categories=[{"id": 1, "name": "cat"}])
     document["annotations"][0]["category_id"] = 1
-    truth = write(tmp_path, document)
+    truth = write_truth(tmp_path, document)
     with pytest.raises(InputError, match=r"no box of OUTPUT has the name .* --match numbers"):
         evaluate(nameless, truth)
     result = evaluate(nameless, truth, match=NUMBERS)
@@ -198,7 +187,7 @@ def test_names_with_other_signs_are_offered(tmp_path: Path) -> None:
     labels = ("", "traffic light", "dog")
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT, (2, 0.5, 0, 0, 9, 9)])], labels)
     categories = [{"id": 3, "name": "Traffic_Light"}, {"id": 4, "name": " DOG "}]
-    truth = write(tmp_path, scene("a.jpg", categories=categories))
+    truth = write_truth(tmp_path, scene("a.jpg", categories=categories))
     first = evaluate(output, truth)
     assert first["metrics"]["AP"] == 0
     said = as_text(first)
@@ -224,9 +213,9 @@ def test_last_names_do_not_override_paths(tmp_path: Path) -> None:
     """Where one image is known by its path, others are not guessed by their last names."""
     images = [Labelled("s3://lake/x/a.jpg", [CAT]), Labelled("s3://lake/y/b.jpg", [CAT])]
     output = write_run(tmp_path / "out", images, LABELS)
-    result = evaluate(output, write(tmp_path, scene("x/a.jpg", "z/b.jpg")))
+    result = evaluate(output, write_truth(tmp_path, scene("x/a.jpg", "z/b.jpg")))
     assert result["images"]["matched_by"] == {"path": 1}
-    only_last = write(tmp_path, scene("u/a.jpg", "v/a.jpg"))
+    only_last = write_truth(tmp_path, scene("u/a.jpg", "v/a.jpg"))
     with pytest.raises(InputError, match=r"x/a\.jpg may be u/a\.jpg \(id 7\) and v/a\.jpg"):
         evaluate(output, only_last)
 
@@ -242,5 +231,5 @@ def test_last_names_do_not_override_paths(tmp_path: Path) -> None:
 )
 def test_names_written_in_another_way_are_the_same(uri: str, name: str, tmp_path: Path) -> None:
     output = write_run(tmp_path / "out", [Labelled(uri, [CAT])], LABELS)
-    result = evaluate(output, write(tmp_path, scene(name)))
+    result = evaluate(output, write_truth(tmp_path, scene(name)))
     assert result["metrics"]["AP"] == pytest.approx(1)

@@ -76,26 +76,6 @@ def test_addresses_that_label_studio_shows_need_no_prefix(
     assert "cannot show" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["coco", "--image-prefix", "http://h/"], "--image-prefix is for --to labelstudio"),
-        (["labelstudio", "--image-prefix", "file:///lake"], "Label Studio shows http://"),
-        (["labelstudio", "--image-prefix", "photos"], "Label Studio shows http://"),
-    ],
-)
-def test_prefixes_that_lead_nowhere_are_refused(
-    options: list[str],
-    message: str,
-    output: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["export", output, str(tmp_path / "made"), "--to", *options]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "made").exists()
-
-
 def write_detections(folder: Path) -> list[str]:
     """Write detections of another model on two images; return the arguments of `import`."""
     images = [

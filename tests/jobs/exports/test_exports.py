@@ -237,6 +237,9 @@ def test_the_command_line_names_every_format() -> None:
 REFUSED: list[tuple[list[str], str]] = [
     (["--to", "coco", "--min-score", "2"], "--min-score 2.0: give 0 to 1"),
     (["--to", "csv", "--labels", "dog"], "--labels dog: the labels are circle, tea cup, star"),
+    (["--to", "coco", "--image-prefix", "http://h/"], "--image-prefix is for --to labelstudio"),
+    (["--to", "labelstudio", "--image-prefix", "file:///lake"], "Label Studio shows http://"),
+    (["--to", "labelstudio", "--image-prefix", "photos"], "Label Studio shows http://"),
 ]
 
 
@@ -250,6 +253,7 @@ def test_wrong_options_are_refused(
 ) -> None:
     assert main(["export", output, str(tmp_path / "made"), *options]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
     assert not (tmp_path / "made").exists()
 
 
