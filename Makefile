@@ -10,7 +10,7 @@ AZURITE := azurite@3.35.0
 TOOLS := datumaro==1.13.12 fiftyone==1.22.1 protobuf==7.36.2 opencv-python-headless==4.14.0.94 polars==2.1.0 py-cpuinfo==9.0.0
 TOOLS_ALONE := ultralytics==8.4.190 ultralytics-thop==2.2.3
 
-.PHONY: help demo test test-unit test-seeds test-avx2 test-slice test-all emulators tools chaos reference pictures audit lint format lock setup clean
+.PHONY: help install demo test test-unit test-seeds test-avx2 test-slice test-all emulators tools chaos reference pictures audit lint format lock setup clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -18,10 +18,21 @@ help:  ## what can be made
 setup: $(VENV)/.installed  ## the virtual environment, with the versions of the lock
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
-	touch $@
+	@echo "1/3 a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2/3 the packages of requirements.lock: 7.7 GB, some minutes"
+	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	@echo "3/3 detr-batch itself"
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+install:  ## what a run needs, without the tools of tests: for machines that only label
+	@echo "1/3 a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2/3 the packages of infra/requirements.lock: some minutes"
+	@$(BIN)/python -m pip install --quiet --requirement infra/requirements.lock
+	@echo "3/3 detr-batch itself"
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 
 demo: setup  ## render scenes, label them, compare with the truth
 	$(BIN)/python -m jobs.demo demo
