@@ -36,7 +36,7 @@ MARGIN = 12  # CSS pixels above and below a screenshot of a part of the page
 
 def newest_page(demo: Path) -> Path:
     """Find the report of the newest run below a folder of `make demo`; it must exist."""
-    pages = sorted(demo.glob("labels-*/_runs/*/report.html"))
+    pages = sorted(demo.resolve().glob("labels-*/_runs/*/report.html"))
     if not pages:
         raise FileNotFoundError(f"{demo} has no report: run `make demo` first")
     return pages[-1]
