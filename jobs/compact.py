@@ -43,16 +43,17 @@ from pipeline.storage.files import InputError, join
 MEMORY = "512MB"  # memory limit of DuckDB's sort, which spills to disk beyond it
 ROWS_AT_ONCE = 1 << 16
 
-# `members` is the newest plan of each object of these runs. Loose files move to new shards, which
-# the new plan names; an archive is its own shard. `places` holds the rows of `images` as they will
-# be. They are not looked up by their names later, because earlier versions gave one name to several
-# rows of a Parquet file.
+# `members` are the objects of these runs, in the versions that the newest labels are of. Loose
+# files move to new shards, which the new plan names; an archive is its own shard. `places` holds
+# the rows of `images` as they will be. They are not looked up by their names later, because earlier
+# versions gave one name to several rows of a Parquet file.
 _PLACES = f"""
 CREATE TABLE members AS
     SELECT member.uri, member.etag, member.size,
         kind, shard, "limit", image_column, id_column, access
     FROM (SELECT unnest(members) AS member, * EXCLUDE (members) FROM plans)
-    WHERE kind = 'results' OR member.uri IN (SELECT uri FROM latest_images WHERE run IN $ids)
+    WHERE kind = 'results'
+        OR (member.uri, run) IN (SELECT DISTINCT uri, run FROM latest_images WHERE run IN $ids)
     QUALIFY row_number() OVER (PARTITION BY member.uri ORDER BY run DESC) = 1;
 CREATE TABLE loose AS
     SELECT uri, etag, size, access, n % {FILES_PER_SHARD} AS index_in_shard,

@@ -40,6 +40,8 @@ TIMED_OUT = "timed_out"  # the image took longer than the time limit of the stag
 # Which images are labelled again although their objects are as they were. All other failures are of
 # the bytes and last: the same bytes fail again.
 ALWAYS_RETRIED = frozenset({CHANGED, UNAVAILABLE})
+# Failures to fetch the planned version. They do not take the place of labels that the object has.
+NOT_FETCHED = (CHANGED, UNAVAILABLE, UNREADABLE)
 # Failures that may be due to --format, --image-column or --id-column.
 FAILED_BY_READING = (CORRUPT_SHARD, EMPTY_SHARD, MISSING_BYTES, UNDECODABLE)
 RETRIED_ON_REQUEST = frozenset({UNREADABLE, WORKER_CRASH, TIMED_OUT})  # label --retry-failed

@@ -78,7 +78,8 @@ def add(commands: Any) -> None:
         _query,
         help="SQL over the views images, detections, latest_images and latest",
         description="DuckDB SQL over the tables of OUTPUT: `images` and `detections` are all rows "
-        "of all finished runs, `latest_images` and `latest` (its boxes) the newest of each object.",
+        "of all finished runs, `latest_images` and `latest` (its boxes) those of each object's "
+        "newest run that could fetch it.",
     )
 
 

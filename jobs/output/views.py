@@ -1,7 +1,8 @@
 """DuckDB views of an OUTPUT. Every command over finished tables reads through them.
 
 - `images`, `detections`: all rows of committed runs, with the column `run`
-- `latest_images`: for each object (`uri`) the rows of the newest run that labelled it
+- `latest_images`: for each object (`uri`) the rows of the newest run that could fetch it, or of the
+  newest run if none could
 - `latest`: the boxes of `latest_images`
 """
 
@@ -22,7 +23,7 @@ from jobs.output.manifest import Manifest, files_of_table
 from jobs.output.mistakes import no_finished_run
 from jobs.output.paths import TABLES
 from jobs.output.read_only import register_store
-from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.schema import DETECTIONS, IMAGES, NOT_FETCHED
 from pipeline.storage.files import InputError, join, open_location
 from pipeline.storage.protocols import protocol_of
 from pipeline.storage.urls import mask
@@ -33,10 +34,12 @@ _NAMES_FILE = re.compile(r"""['"][^'"]*[./][^'"]*['"]""")
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
 _COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
 _OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of manifests in format 1
-_LATEST = """
+_LATEST = f"""
 CREATE VIEW latest_images AS
-    SELECT * FROM images
-    SEMI JOIN (SELECT uri, max(run) AS run FROM images GROUP BY uri) AS newest USING (uri, run);
+    SELECT * FROM images SEMI JOIN (
+        SELECT uri, coalesce(max(run) FILTER (status NOT IN {NOT_FETCHED}), max(run)) AS run
+        FROM images GROUP BY uri
+    ) AS newest USING (uri, run);
 CREATE VIEW latest AS
     SELECT * FROM detections SEMI JOIN latest_images USING (run, shard, image_id);
 """

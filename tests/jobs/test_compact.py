@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipeline.storage.s3 import S3Files
 from tests.chaos.faulty_store import FaultyStore
 from tests.support.committed import labelling_runs
 from tests.support.labelled import write_run
-from tests.support.nights import LABELS, NIGHTS, photo, write_nights
+from tests.support.nights import ARCHIVE, LABELS, NIGHTS, member, photo, write_nights
 from tests.support.tables import rows
 
 
@@ -193,6 +194,29 @@ def test_a_compacted_run_knows_only_objects_whose_rows_it_keeps(tmp_path: Path) 
     compact(output)
     assert read_newest(output) == expected
     assert newest_labels_have_version(output, "file:///lake/sub/x.jpg", "2")
+
+
+@pytest.mark.parametrize("status", ["unreadable", "unavailable", "changed"])
+def test_an_object_that_cannot_be_fetched_keeps_its_labels(tmp_path: Path, status: str) -> None:
+    """It is no known object in its new version, neither before nor after its runs are merged."""
+    output = str(tmp_path)
+    write_run(tmp_path, [photo("x.jpg", 2), member("k", 1), photo("z.jpg", 1)], LABELS, NIGHTS[0])
+    expected = read_newest(output)
+    failed = [photo("x.jpg", 0, "2"), replace(member("k", 0, "2"), image_id=ARCHIVE)]
+    failed = [replace(image, status=status) for image in failed]
+    write_run(tmp_path, [*failed, photo("new.jpg", 0)], LABELS, NIGHTS[1])
+    new = ("file:///lake/new.jpg", "file:///lake/new.jpg", "ok", 0, None, "1")
+    expected[0].append(new)
+    expected[0].sort()
+    assert read_newest(output) == expected
+    compact(output)
+    assert read_newest(output) == expected
+    for uri in ("file:///lake/x.jpg", ARCHIVE):
+        assert newest_labels_have_version(output, uri, "1")
+    write_run(tmp_path, [photo("x.jpg", 1, "2")], LABELS, "20990101T000000Z-aaaaaa")
+    assert rows(output, "SELECT num_detections FROM latest_images WHERE uri LIKE '%x.jpg'") == [
+        (1,)
+    ]
 
 
 def test_runs_without_newest_labels_are_compacted_too(tmp_path: Path) -> None:

@@ -79,9 +79,7 @@ def write_known(output: Path) -> None:
             pa.array([f"s3://lake/photos#files-{i:05d}" for i in range(shards)]),
             pa.array(["files"] * shards),
             pa.ListArray.from_arrays(offsets, members).cast(PLAN.field("members").type),
-            pa.nulls(shards, pa.int64()),
-            pa.nulls(shards, pa.string()),
-            pa.nulls(shards, pa.string()),
+            *(pa.nulls(shards, field.type) for field in list(PLAN)[3:]),
         ],
         schema=PLAN,
     )
