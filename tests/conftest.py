@@ -183,6 +183,27 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"The same random inputs again: --seed {one}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def brief_settling() -> Iterator[float]:
+    """A lock is read again at once, not after a fifth of a second in each command of each test.
+
+    The pause is for two commands that write the lock in the same instant. Tests of such commands
+    use `settling`. Returns the pause that users have.
+    """
+    from pipeline.storage import lock
+
+    with pytest.MonkeyPatch.context() as patch:
+        seconds = lock.SETTLE_SECONDS
+        patch.setattr(lock, "SETTLE_SECONDS", 0.01)
+        yield seconds
+
+
+@pytest.fixture
+def settling(brief_settling: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock is read again after the pause that it has for users."""
+    monkeypatch.setattr("pipeline.storage.lock.SETTLE_SECONDS", brief_settling)
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of random inputs, which is fresh in each run of the tests."""

@@ -43,7 +43,7 @@ def test_a_file_is_created_once(output: str) -> None:
     assert fs.cat_file(path) == b"first"
 
 
-def test_one_of_many_at_once_gets_it(output: str) -> None:
+def test_one_of_many_at_once_gets_it(output: str, settling: None) -> None:
     held, refused = [], []
     start = threading.Barrier(6)
 
@@ -94,17 +94,16 @@ def test_a_live_holder_of_another_clock_is_left_alone(output: str, ahead: float)
         OutputLock(output, LOCK_NAME).__enter__()
     fs, path = open_location(join(output, LOCK_NAME), "OUTPUT")
     fs.makedirs(output, exist_ok=True)
-    assert create_whole(fs, path, other._content())
+    dead = OfAnotherClock(output, LOCK_NAME, lease_seconds=0.5)
+    assert create_whole(fs, path, dead._content())
     with OutputLock(output, LOCK_NAME, lease_seconds=2) as heir:
         heir.check()
 
 
-def test_a_holder_that_stood_still_must_not_publish(output: str) -> None:
-    """The holder is stopped for longer than its lease, with and without a successor."""
-    code = f"""
+STOPPED = """
 import os, signal, sys
 from pipeline.storage.lock import OutputLock, LockLost
-with OutputLock({output!r}, {LOCK_NAME!r}, lease_seconds=1) as lock:
+with OutputLock({output!r}, {name!r}, lease_seconds=1) as lock:
     print("held", flush=True)
     sys.stdin.readline()
     try:
@@ -112,24 +111,31 @@ with OutputLock({output!r}, {LOCK_NAME!r}, lease_seconds=1) as lock:
     except LockLost as error:
         print(error)
 """
-    for heir in (False, True):
-        holder = subprocess.Popen(
-            [sys.executable, "-c", code],
+
+
+def test_holders_that_stood_still_must_not_publish(output: str) -> None:
+    """Two holders are stopped for longer than their leases, and one has a successor."""
+    outputs = [f"{output}/alone", f"{output}/inherited"]
+    holders = [
+        subprocess.Popen(
+            [sys.executable, "-c", STOPPED.format(output=one, name=LOCK_NAME)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        for one in outputs
+    ]
+    for holder in holders:
         assert holder.stdin and holder.stdout
         assert holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGSTOP)
-        time.sleep(1.5)
-        taken = OutputLock(output, LOCK_NAME).__enter__() if heir else None
-        holder.send_signal(signal.SIGCONT)
-        said, _ = holder.communicate("\n", timeout=30)
-        assert ("taken over by" in said) or ("was not renewed" in said)
-        if taken:
-            taken.check()
-            taken.__exit__(None, None, None)
+    time.sleep(1.5)
+    with OutputLock(outputs[1], LOCK_NAME) as heir:
+        for holder in holders:
+            holder.send_signal(signal.SIGCONT)
+            said, _ = holder.communicate("\n", timeout=30)
+            assert ("taken over by" in said) or ("was not renewed" in said)
+        heir.check()
 
 
 def test_lease_is_renewed(output: str) -> None:
@@ -169,7 +175,7 @@ def test_lengths_of_a_lease() -> None:
 
 @pytest.mark.parametrize("clock", [0.0, 253_402_300_799.0, 1e300])  # 1970, 9999, and never
 def test_a_dead_holder_is_waited_for_no_longer_than_its_lease(tmp_path: Path, clock: float) -> None:
-    (tmp_path / LOCK_NAME).write_bytes(lease(lease_seconds=1, expires_at=clock))
+    (tmp_path / LOCK_NAME).write_bytes(lease(lease_seconds=0.5, expires_at=clock))
     began = time.monotonic()
     with OutputLock(str(tmp_path), LOCK_NAME) as heir:
         heir.check()

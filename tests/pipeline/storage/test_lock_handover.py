@@ -142,7 +142,7 @@ def test_no_release_is_repeated_when_the_lease_has_ended(
         store.rate = 1.0
         leaving = threading.Thread(target=lock.__exit__, args=(None, None, None))
         leaving.start()
-        time.sleep(2 * LEASE)
+        time.sleep(1.2 * LEASE)
         requests = len(store.requests)
         leaving.join(30)
         assert len(store.requests) == requests
@@ -154,7 +154,7 @@ def test_no_release_is_repeated_when_the_lease_has_ended(
 
 @pytest.mark.parametrize("kind", ["disk", "s3"])
 def test_of_two_that_find_a_dead_holder_one_gets_the_lock(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, settling: None
 ) -> None:
     """Both find the holder dead before one of them writes."""
     output = str(tmp_path) if kind == "disk" else str(request.getfixturevalue("bucket"))
