@@ -10,7 +10,6 @@ from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import read_document
 from model.checkpoint import save_weights
 from model.zoo import create_model
-from tests.support.labelling import tiny_options
 from tests.support.samples import jpeg
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -31,6 +30,7 @@ def test_weights_that_are_replaced_after_the_driver_read_them_end_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The run that relabels with the other weights records what it computes with."""
     weights, output = tmp_path / "net.safetensors", tmp_path / "out"
     save_weights(create_model("shapes-tiny", "random", training=True), weights, {})
     start = command._start_ray
@@ -51,24 +51,8 @@ def test_weights_that_are_replaced_after_the_driver_read_them_end_the_run(
     monkeypatch.undo()
     assert main(words) == 2  # other weights are another command
     assert "--relabel" in capsys.readouterr().err
-    assert main([*words, "--relabel"]) == 0
-
-
-def test_the_record_of_a_run_says_what_it_computes_with(
-    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "out"
-    assert command.label(tiny_options(photos, output, weights, precision="bf16")) == 0
+    assert main([*words, "--relabel", "--precision", "bf16"]) == 0
     (run,) = committed_runs(str(output))
     computation = read_document(str(output), run["run_id"], "run.json")["computation"]
     assert (computation["device"], computation["precision"]) == ("cpu", "bf16")
     assert f"bf16 on cpu ({computation['hardware']})" in capsys.readouterr().err
-
-
-def test_a_run_whose_images_all_failed_is_no_success(
-    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for file in photos.iterdir():
-        file.write_bytes(b"no image")
-    assert command.label(tiny_options(photos, tmp_path / "out", weights)) == 3
-    assert "all 3 images failed: nothing was labelled" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """`label` on a real local Ray: once, again, after a kill, and with wrong input."""
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -7,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +40,11 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five images of different sizes, and two files that are not images."""
-    folder = tmp_path / "photos"
+    return write_photos(tmp_path / "photos")
+
+
+def write_photos(folder: Path) -> Path:
+    """Write five images of different sizes, and two files that are not images."""
     folder.mkdir()
     for index, size in enumerate([(60, 80), (90, 70), (64, 64), (120, 50), (70, 90)]):
         pixels = np.random.default_rng(index).integers(0, 255, (*size, 3), np.uint8)
@@ -47,27 +54,65 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_second_run_labels_only_new_images(
-    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "the labels"
+@dataclass(frozen=True)
+class FirstRun:
+    """A run of `label` into an OUTPUT that did not exist."""
+
+    photos: Path
+    output: Path
+    printed: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def whole_run(
+    tmp_path_factory: pytest.TempPathFactory, local_ray: None, weights: str
+) -> FirstRun:
+    folder = tmp_path_factory.mktemp("first")
+    photos, output = write_photos(folder / "photos"), folder / "the labels"
+    printed = io.StringIO()
     began = time.perf_counter()
-    assert label(tiny_options(photos, output, weights)) == 0
-    took = time.perf_counter() - began
+    with contextlib.redirect_stderr(printed):
+        assert label(tiny_options(photos, output, weights)) == 0
+    return FirstRun(photos, output, printed.getvalue(), time.perf_counter() - began)
+
+
+@pytest.fixture
+def first_run(whole_run: FirstRun) -> Iterator[FirstRun]:
+    """A first run whose INPUT and OUTPUT a test may add to: OUTPUT is a copy within INPUT."""
+    before = set(whole_run.photos.iterdir())
+    output = whole_run.photos / "labels [1] *"
+    yield replace(whole_run, output=shutil.copytree(whole_run.output, output))
+    shutil.rmtree(output)
+    for added in set(whole_run.photos.iterdir()) - before:
+        added.unlink()
+
+
+def test_a_first_run_labels_all_images(whole_run: FirstRun) -> None:
+    output = whole_run.output
     parts = report_of(str(output))["startup_parts"]
     assert list(parts) == ["weights", "catalogue", "listing", "ray", "first block"]
-    assert min(parts.values()) > 0 and sum(parts.values()) < took
-    printed = capsys.readouterr().err
-    assert "5 images labelled, 2 failed" in printed
-    assert f"`detr-batch report '{output}'`" in printed
+    assert min(parts.values()) > 0 and sum(parts.values()) < whole_run.seconds
+    assert "5 images labelled, 2 failed" in whole_run.printed
+    assert f"`detr-batch report '{output}'`" in whole_run.printed
     statuses = dict(rows(output, "SELECT status, count(*) FROM images GROUP BY 1"))
     assert statuses == {"ok": 5, "empty_file": 1, "undecodable": 1}
     assert rows(output, "SELECT count(*) FROM detections") == [(500,)]
     assert not (output / "_staging").exists() or not list((output / "_staging").iterdir())
+    assert main(["report", str(output)]) == 0
+    assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
+
+
+def test_a_second_run_labels_only_new_images(first_run: FirstRun, weights: str) -> None:
+    """OUTPUT lies within INPUT and has wildcards in its name."""
+    photos, output = first_run.photos, first_run.output
     assert label(tiny_options(photos, output, weights)) == 0  # nothing new: no second run
+    assert rows(output, "SELECT count(*) FROM images") == [(7,)]
     shutil.copy(photos / "0.png", photos / "new.png")
     assert label(tiny_options(photos, output, weights)) == 0
+    assert label(tiny_options(photos, output, weights)) == 0
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
+    assert not list((output / "_staging").iterdir())
     with pytest.raises(InputError, match="--relabel"):
         label(tiny_options(photos, output, "random"))
     assert main(["report", str(output)]) == 0
@@ -117,10 +162,19 @@ def test_a_killed_run_is_resumed_and_gives_the_same_labels(
     assert rows(calm, sql) == rows(killed, sql)
 
 
-def test_a_run_killed_before_publishing_counts_the_images_that_it_labelled(
-    photos: Path, tmp_path: Path, weights: str
+def test_a_run_that_ended_before_publishing_counts_the_images_that_it_labelled(
+    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """First OUTPUT fails, which gives one line, and then the run is killed."""
+
+    def raise_no_space(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
     output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.label.label.publish_run", raise_no_space)
+        with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
+            label(tiny_options(photos, output, weights))
     kill_before_publishing(source=photos, output=output, weights=weights)
     assert label(tiny_options(photos, output, weights, max_failed_fraction=0.2)) == 3
     report = report_of(str(output))
@@ -190,9 +244,8 @@ def test_only_the_same_command_resumes_a_run_and_new_images_follow(
     assert list(parts) == ["catalogue", "listing", "ray", "first block"]
 
 
-def test_relabel_replaces_the_labels(photos: Path, tmp_path: Path, weights: str) -> None:
-    output = tmp_path / "out"
-    assert label(tiny_options(photos, output, weights)) == 0
+def test_relabel_replaces_the_labels(first_run: FirstRun, tmp_path: Path, weights: str) -> None:
+    photos, output = first_run.photos, first_run.output
     kill_before_publishing(source=photos, output=output, weights="random", relabel=True)
     assert rows(output, "SELECT DISTINCT count(*) FROM images GROUP BY model_fingerprint") == [(7,)]
     other = f"{photos}/../photos"  # another spelling of the same INPUT
@@ -207,39 +260,13 @@ def test_relabel_replaces_the_labels(photos: Path, tmp_path: Path, weights: str)
         label(tiny_options(more, output, weights, relabel=True))
 
 
-def test_output_may_lie_within_input_and_have_wildcards_in_its_name(
-    photos: Path, tmp_path: Path, weights: str
-) -> None:
-    output = photos / "labels [1] *"
-    assert label(tiny_options(photos, output, weights)) == 0
-    assert label(tiny_options(photos, output, weights)) == 0
-    assert rows(output, "SELECT count(*) FROM images") == [(7,)]
-    assert not list((output / "_staging").iterdir())
-
-
 def test_mistakes_in_a_query_are_one_line_and_exit_code_2(
-    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+    whole_run: FirstRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = str(tmp_path / "out")
-    assert label(tiny_options(photos, output, weights)) == 0
     for sql in ("SELEC 1", "SELECT image_id::INT FROM images"):
         capsys.readouterr()
-        assert main(["query", output, sql]) == 2
+        assert main(["query", str(whole_run.output), sql]) == 2
         assert capsys.readouterr().err.startswith("detr-batch: ")
-
-
-def test_an_output_that_fails_during_a_run_gives_one_line(
-    photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def raise_no_space(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("jobs.label.label.publish_run", raise_no_space)
-        with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
-            label(tiny_options(photos, output, weights))
-    assert label(tiny_options(photos, output, weights)) == 0
 
 
 def test_secrets_of_urls_reach_no_artefact(
@@ -280,12 +307,15 @@ def test_dry_run_writes_nothing(
 
 
 def test_an_archive_that_limit_cut_short_does_not_count_as_complete(
-    photos: Path, tmp_path: Path, weights: str
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor is the run a success, as its first images are none."""
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
-        archive.add(photos, "photos")
+        for name in ("empty.jpg", "text.jpg", "0.png"):
+            archive.add(photos / name, name)
     output = tmp_path / "out"
-    assert label(tiny_options(tmp_path / "photos.tar", output, weights, limit=2)) == 0
+    assert label(tiny_options(tmp_path / "photos.tar", output, weights, limit=2)) == 3
+    assert "all 2 images failed: nothing was labelled" in capsys.readouterr().err
     assert rows(output, "SELECT count(*) FROM images") == [(2,)]
     with pytest.raises(InputError, match="--limit"):
         label(tiny_options(tmp_path / "photos.tar", output, weights))

@@ -22,26 +22,9 @@ from tests.support.s3_server import ADMIN, SECRET
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_label_from_bucket_to_bucket_and_then_only_new_images(bucket: str, weights: str) -> None:
-    put_images(f"{bucket}/photos")
-    output = f"{bucket}/labels"
-    assert label(tiny_options(f"{bucket}/photos", output, weights, page=True)) == 0
-    sql = "SELECT status, count(*) FROM images GROUP BY 1 ORDER BY 1"
-    assert connect(output).sql(sql).fetchall() == [("ok", 3), ("undecodable", 1)]
-    fs, path = open_location(output, "OUTPUT")
-    assert not [name for name in fs.find(path) if "/_staging/" in name]
-    assert any(name.endswith("/report.html") for name in fs.find(path))
-    photos = f"{path.removesuffix('labels')}photos"
-    fs.copy(f"{photos}/deep/er/0.png", f"{photos}/new.png")
-    assert label(tiny_options(f"{bucket}/photos", output, weights)) == 0
-    newest = "SELECT count(*), count(DISTINCT image_id) FROM images"
-    assert connect(output).sql(newest).fetchall() == [(5, 5)]
-    with pytest.raises(InputError, match="--relabel"):
-        label(tiny_options(f"{bucket}/photos", output, weights, score_threshold=0.5))
-    assert main(["report", output]) == 0
-
-
-def test_a_killed_run_is_resumed_from_its_staging(bucket: str, weights: str) -> None:
+def test_a_killed_run_is_resumed_from_its_staging_and_then_only_new_images_are_labelled(
+    bucket: str, weights: str
+) -> None:
     put_images(f"{bucket}/photos")
     output = f"{bucket}/labels"
 
@@ -56,9 +39,22 @@ def test_a_killed_run_is_resumed_from_its_staging(bucket: str, weights: str) -> 
             patch.setattr(step, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 label(tiny_options(f"{bucket}/photos", output, weights))
-    assert label(tiny_options(f"{bucket}/photos", output, weights)) == 0
+    assert label(tiny_options(f"{bucket}/photos", output, weights, page=True)) == 0
     report = report_of(output)
     assert (report["images"], report["labelled_before"]) == (4, 4)
+    sql = "SELECT status, count(*) FROM images GROUP BY 1 ORDER BY 1"
+    assert connect(output).sql(sql).fetchall() == [("ok", 3), ("undecodable", 1)]
+    fs, path = open_location(output, "OUTPUT")
+    assert not [name for name in fs.find(path) if "/_staging/" in name]
+    assert any(name.endswith("/report.html") for name in fs.find(path))
+    photos = f"{path.removesuffix('labels')}photos"
+    fs.copy(f"{photos}/deep/er/0.png", f"{photos}/new.png")
+    assert label(tiny_options(f"{bucket}/photos", output, weights)) == 0
+    newest = "SELECT count(*), count(DISTINCT image_id) FROM images"
+    assert connect(output).sql(newest).fetchall() == [(5, 5)]
+    with pytest.raises(InputError, match="--relabel"):
+        label(tiny_options(f"{bucket}/photos", output, weights, score_threshold=0.5))
+    assert main(["report", output]) == 0
 
 
 @pytest.mark.slow
@@ -125,6 +121,7 @@ def test_what_s3_refuses_is_one_line_and_exit_code_2(
         monkeypatch.setenv(name, value)
     S3Files.clear_instance_cache()
     monkeypatch.setattr(retries, "_answered", False)  # as in a process of its own
+    monkeypatch.setattr(retries, "PATIENCE", 2.0)
     arguments = [source.replace("BUCKET", bucket), output, "--model", "shapes-tiny"]
     code = main(["label", *arguments, "--weights", weights])
     S3Files.clear_instance_cache()
