@@ -65,9 +65,7 @@ class FirstRun:
 
 
 @pytest.fixture(scope="module")
-def whole_run(
-    tmp_path_factory: pytest.TempPathFactory, local_ray: None, weights: str
-) -> FirstRun:
+def whole_run(tmp_path_factory: pytest.TempPathFactory, local_ray: None, weights: str) -> FirstRun:
     folder = tmp_path_factory.mktemp("first")
     photos, output = write_photos(folder / "photos"), folder / "the labels"
     printed = io.StringIO()

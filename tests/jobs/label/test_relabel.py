@@ -6,6 +6,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline.plan.plan import plan_shards
+from pipeline.storage import retries
 from pipeline.storage.files import canonical_url
 from tests.support.labelled import Labelled, write_run
 from tests.support.samples import jpeg, write_tar
@@ -40,8 +41,9 @@ def test_labels_of_other_formats_are_not_dropped(
 
 
 def test_labels_of_hosts_that_do_not_answer_are_not_dropped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retries, "PATIENCE", 2.0)
     (tmp_path / "a.jpg").write_bytes(jpeg())
     lines = tmp_path / "list.txt"
     output = tmp_path / "out"

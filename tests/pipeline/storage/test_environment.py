@@ -24,12 +24,18 @@ def test_numbers_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["DETR_BATCH_STALL_SECONDS", "DETR_BATCH_LEASE_SECONDS", "DETR_BATCH_STORE_PATIENCE"],
+    ("name", "command"),
+    [
+        ("DETR_BATCH_STALL_SECONDS", ["label", "in"]),
+        ("DETR_BATCH_LEASE_SECONDS", ["runs"]),
+        ("DETR_BATCH_STORE_PATIENCE", ["runs"]),
+    ],
 )
-def test_a_command_says_which_variable_is_no_number(name: str, tmp_path: Path) -> None:
+def test_a_command_says_which_variable_is_no_number(
+    name: str, command: list[str], tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "label", str(tmp_path), str(tmp_path / "out")],
+        [sys.executable, "-m", "jobs.cli", *command, str(tmp_path / "out")],
         env={**os.environ, name: "x"},
         capture_output=True,
         text=True,
