@@ -147,6 +147,7 @@ def test_retries_that_were_killed_are_finished_and_not_tried_twice(
     assert latest(output) == AFTER
 
 
+@pytest.mark.slow
 def test_object_that_changed_while_it_was_read_is_labelled_although_its_version_is_known(
     tmp_path: Path, weights: str
 ) -> None:
