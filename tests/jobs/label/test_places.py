@@ -59,6 +59,26 @@ def test_a_typo_in_a_path_is_guessed(photos: Path) -> None:
     assert said.endswith("does not exist: check the spelling")
 
 
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("http://127.0.0.1:9/x", "can only be read"), ("linked", "is a symbolic link")],
+)
+def test_a_dry_run_refuses_an_output_that_the_run_refuses(
+    output: str,
+    message: str,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    (photos.parent / "linked").mkdir()
+    (photos.parent / "linked" / "_runs").symlink_to(photos)
+    command = ["label", "photos", output, "--model", "shapes-tiny", "--weights", "random"]
+    for switch in ([], ["--dry-run"]):
+        assert main([*command, *switch]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_nothing_is_fetched_for_a_wrong_input(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
