@@ -22,7 +22,7 @@ from jobs.output.documents import FORMAT, damaged_document
 from jobs.output.manifest import Manifest, files_of_table
 from jobs.output.mistakes import no_finished_run
 from jobs.output.paths import TABLES
-from jobs.output.read_only import register_store
+from jobs.output.read_only import URL_IN_SQL, register_store
 from pipeline.schema import DETECTIONS, IMAGES, NOT_FETCHED
 from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError, join, open_location
@@ -153,6 +153,8 @@ def explain_query_errors(*outputs: str, sql: str = "") -> Iterator[None]:
 def _explained(error: duckdb.Error, outputs: Sequence[str], sql: str) -> InputError | CannotRead:
     # DuckDB has one class of errors for mistakes and for damaged Parquet, whose file it may name.
     text = str(error)
+    for url in URL_IN_SQL.findall(sql):
+        text = mask(text, url)
     # An error from a Python file system has many lines.
     last = mask((text.strip().splitlines() or [type(error).__name__])[-1])
     for output in outputs:

@@ -45,6 +45,23 @@ def test_output_is_no_file(photos: Path) -> None:
         assert f"OUTPUT: {file} is a file" in refusal(photos, output)
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http:/h/x?token=5ecret12", "http://h/x cannot be opened: write two slashes"),
+        ("s3:/b/x", "s3://b/x cannot be opened: write two slashes"),
+        ("s3://key:5ecret12@b/x", "s3://b/x cannot be opened: credentials do not belong into it"),
+        ("http://host/x?token=5ecret12", "http://host/x can only be read"),
+        ("foo://host/x?token=5ecret12", "foo://host/x cannot be opened"),
+        ("http://h:99999999/x?sig=5ecret12", "http://h:99999999/x cannot be opened"),
+    ],
+)
+def test_urls_are_refused_without_their_secrets(photos: Path, url: str, message: str) -> None:
+    found = refusal(photos, url)
+    assert message in found
+    assert "5ecret12" not in found
+
+
 def test_a_typo_in_a_path_is_guessed(photos: Path) -> None:
     (photos / "2024" / "may").mkdir()
     for wrong, right in (
