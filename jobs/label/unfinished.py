@@ -19,7 +19,7 @@ from jobs.output.catalog import Catalog
 from jobs.output.known import LabelRequest
 from jobs.output.output_writer import OutputWriter, staged_runs
 from jobs.output.store import OutputStore
-from pipeline.plan.listing import list_objects
+from pipeline.plan.listing import LEFT_OUT, list_objects
 from pipeline.plan.shards import Shards, read_plan_tables, write_shards
 from pipeline.storage.errors import DamagedFile, InputError
 from pipeline.storage.files import explain_errors
@@ -146,6 +146,8 @@ def _read_planned_shards(wanted: PlanRequest, run_id: str) -> Shards:
     if shards.has_secrets:
         with explain_errors("INPUT", wanted.input):
             listed = list_objects(wanted.input, wanted.format, wanted.output)
-            now = {identity(member.uri): member.uri for member, _ in listed}
+            now = {
+                identity(member.uri): member.uri for member, kind in listed if kind not in LEFT_OUT
+            }
         shards = shards.with_uris(lambda uri: now.get(identity(uri), uri))
     return shards
