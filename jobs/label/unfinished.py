@@ -82,7 +82,7 @@ def unfinished_runs_as_lines(
     """What `take_up_unfinished_run` would do, for --dry-run. Raises the errors that it would."""
     with explain_errors("OUTPUT", wanted.output):
         staged = OutputStore(wanted.output).names(paths.STAGING)
-    lines = []
+    lines: list[str] = []
     for run_id in staged_runs(staged, catalog):
         fate = _fate(catalog, run_id, read_run_record(wanted.output, run_id), wanted, labels)
         if fate is Fate.RESUMED:
