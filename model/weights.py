@@ -19,6 +19,8 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Protocols of weights. fsspec would open many others, and chains of them (`zip://a::http://b`).
 PROTOCOLS = ("file", "http", "https", "s3", "s3a", "abfs", "abfss", "az", "gcs", "gs", "hf")
 
+HIDDEN, SHORTEST = "***", 4  # shorter parts of a URL may be words
+
 
 def cache_folder() -> Path:
     """The folder of downloaded weights: `$XDG_CACHE_HOME/detr-batch` or `~/.cache/detr-batch`."""
@@ -110,7 +112,7 @@ def _from_url(url: str) -> Path:
             f"{', '.join(f'{name}://' for name in PROTOCOLS)}: copy the file to one of these"
         )
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
-    suffix = Path(urlsplit(url).path).suffix
+    suffix = Path(re.split("[?#]", url)[0]).suffix
     try:
         fs, path = _file_system(protocol, url)
         target = folder / f"{hashlib.sha256(str(fs.ukey(path)).encode()).hexdigest()[:16]}{suffix}"
@@ -127,7 +129,7 @@ def _from_url(url: str) -> Path:
         if copies and not isinstance(error, FileNotFoundError | PermissionError):
             return copies[-1]
         shown = _without_secrets(url)
-        reason = (str(error).replace(url, shown).splitlines() or [type(error).__name__])[0]
+        reason = (_hide(url, str(error)).splitlines() or [type(error).__name__])[0]
         gone = isinstance(error, FileNotFoundError | PermissionError)
         kind = CheckpointError if gone else CheckpointUnavailable
         raise kind(f"weights cannot be fetched from {shown}: {reason}") from error
@@ -155,6 +157,16 @@ def _without_secrets(url: str) -> str:
     if not separator:
         return url
     return protocol + separator + re.split("[?#]", rest.rpartition("@")[2])[0]
+
+
+def _hide(url: str, text: str) -> str:
+    """A text about `url`, as `_without_secrets`, without the parts that may be secret."""
+    path, query = (*re.split("[?#]", url, maxsplit=1), "")[:2]
+    user = path.partition("://")[2].rpartition("@")[0]
+    text = text.replace(url, _without_secrets(url))
+    for secret in (query, user, user.partition(":")[2]):
+        text = text.replace(secret, HIDDEN) if len(secret) >= SHORTEST else text
+    return text
 
 
 def file_sha256(path: Path) -> str:

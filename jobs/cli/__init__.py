@@ -23,6 +23,7 @@ from jobs.cli import (
 from jobs.cli.options import Parser
 from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint, UnknownName
 from pipeline.storage.errors import CommandFailed, InputError
+from pipeline.storage.limits import reached_limit
 from pipeline.storage.urls import mask, printable
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -75,12 +76,14 @@ def exit_code_of(error: Exception) -> int:
     passing = isinstance(error, CheckpointUnavailable | DamagedCheckpoint)
     refused = isinstance(error, InputError | UnknownName | CheckpointError)
     # The Python is too old to have a name, or a container image lacks a package.
-    unfit = isinstance(error, ImportError)
+    unfit = isinstance(error, ImportError) and reached_limit(error) is None
     return EXIT_BAD_INPUT if (refused and not passing) or unfit else EXIT_FAILED
 
 
 def message_of(error: Exception) -> str:
     """The message for the user: one line, or all lines of an error type of ours."""
+    if not _is_ours(error) and (limit := reached_limit(error)) is not None:
+        return f"{limit}, then run the same command again"
     if isinstance(error, ImportError):
         return (
             f"this Python ({sys.version.split()[0]}) cannot run detr-batch: {error}. It takes "
@@ -102,7 +105,9 @@ def _is_explained(error: Exception) -> bool:
     if isinstance(error, CommandFailed) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "cause", error.__cause__)  # Ray wraps the error of a task
         return _is_ours(cause) or isinstance(cause, OSError)
-    return _is_ours(error) or isinstance(error, ImportError) or _is_of_store(error)
+    if _is_ours(error) or isinstance(error, ImportError) or reached_limit(error) is not None:
+        return True
+    return _is_of_store(error)
 
 
 def _is_of_store(error: BaseException) -> bool:

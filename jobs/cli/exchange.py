@@ -6,6 +6,7 @@ from typing import Any
 from jobs.cli.options import add_command
 from jobs.cli.process import begin_startup
 from jobs.imports.options import ImportOptions
+from pipeline.storage.errors import InputError
 
 FORMATS = ("coco", "yolo", "labelstudio", "voc", "csv")
 
@@ -16,8 +17,8 @@ class ExportOptions:
     file: str = field(metadata={"positional": True, "help": "what to write"})
     to: str = field(metadata={"choices": FORMATS, "help": "the format"})
     min_score: float = field(default=0.0, metadata={"help": "leave out boxes below"})
-    labels: str = field(
-        default="", metadata={"metavar": "A,B", "help": "only boxes of these (default: all)"}
+    labels: str | None = field(
+        default=None, metadata={"metavar": "A,B", "help": "only boxes of these (default: all)"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace what lies at FILE"})
     with_images: bool = field(
@@ -31,8 +32,8 @@ class ExportOptions:
             "writes to yours"
         },
     )
-    image_prefix: str = field(
-        default="",
+    image_prefix: str | None = field(
+        default=None,
         metadata={
             "metavar": "URL",
             "help": "labelstudio: the address below which its server has the images of INPUT",
@@ -69,9 +70,12 @@ def _export(options: ExportOptions) -> int:
     from jobs.exports.exports import ImageOptions, export
     from jobs.exports.reader import Choice
 
-    labels = tuple(label.strip() for label in options.labels.split(",") if label.strip())
+    given = options.labels
+    labels = tuple(label.strip() for label in (given or "").split(",") if label.strip())
+    if given is not None and not labels:
+        raise InputError(f"--labels {given} names no label: give some with commas between")
     choice = Choice(options.min_score, labels)
-    images = ImageOptions(options.with_images, options.link_images, options.image_prefix)
+    images = ImageOptions(options.with_images, options.link_images, options.image_prefix or "")
     export(
         options.output,
         options.file,

@@ -18,6 +18,7 @@ metadata may have further keys, all optional:
 """
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -129,6 +130,7 @@ def _flag(field: Field[Any]) -> str:
 def _argument(field: Field[Any], hint: Any) -> tuple[Sequence[str], dict[str, Any]]:
     """The arguments of `add_argument` for a field with the type `hint`."""
     metadata = field.metadata
+    assert field.default != "", f"{field.name}: None stands for an option that is not given"
     keywords: dict[str, Any] = {"help": _help(field)}
     keywords |= {key: metadata[key] for key in ("choices", "metavar") if key in metadata}
     if metadata.get("positional"):
@@ -142,14 +144,15 @@ def _argument(field: Field[Any], hint: Any) -> tuple[Sequence[str], dict[str, An
         return [_flag(field)], keywords
     if "parse" in metadata:
         return [_flag(field)], {
-            **keywords, "action": "append", "type": metadata["parse"], "default": []
+            **keywords, "action": "append", "type": _value(metadata["parse"]), "default": []
         }  # fmt: skip
     keywords["type"] = _type(hint)
     if field.default is MISSING:
         keywords["required"] = True
     else:
         variable = metadata.get("environment")
-        keywords["default"] = os.environ.get(variable, field.default) if variable else field.default
+        given = os.environ.get(variable, "").strip() if variable else ""
+        keywords["default"] = given or field.default
     return [_flag(field)], keywords
 
 
@@ -157,15 +160,33 @@ def _type(hint: Any) -> Callable[[str], Any]:
     """The type of a value: str, int, float or Path. A type with None gives the type without it."""
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     assert len(kinds) == 1 and kinds[0] in (str, int, float, Path), hint
-    kind: Callable[[str], Any] = kinds[0]
-    return kind
+    return _value(kinds[0])
+
+
+def _value(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The conversion of an argument that refuses an empty one, which scripts give by mistake.
+
+    A variable that is not set gives one (`--delete "$RUN"`), and nobody means by it that the option
+    is not given. Infinite numbers and NaN are refused too.
+    """
+
+    def convert(text: str) -> Any:
+        if not text.strip():
+            raise argparse.ArgumentTypeError("it is empty: give a value")
+        value = kind(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is no finite number")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse names it: "invalid int value"
+    return convert
 
 
 def _help(field: Field[Any]) -> str:
     """The help of a field, with its default if the default has a meaning."""
     text = str(field.metadata["help"])
     complete = "(default" in text or isinstance(field.default, bool)
-    if complete or field.default is MISSING or field.default in (None, "", ()):
+    if complete or field.default is MISSING or field.default in (None, ()):
         return text
     default = f"{field.default:g}" if isinstance(field.default, float) else field.default
     return f"{text} (default: {default})"

@@ -76,10 +76,10 @@ def add(commands: Any) -> None:
 def _runs(options: RunsOptions) -> int:
     from jobs import runs
 
-    if options.shown:
+    if options.shown is not None:
         show(runs.describe_run(options.output, options.shown), str, for_programs=True)
         return 0
-    if options.delete:
+    if options.delete is not None:
         done = runs.delete(
             options.output,
             options.delete,

@@ -24,7 +24,8 @@ from jobs.cluster.ray_lines import hush_actor_warning, hush_logs
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, Layout
 from pipeline.schema import Member
-from pipeline.storage.files import InputError
+from pipeline.storage.errors import CommandFailed, InputError
+from pipeline.storage.limits import low_limit
 from pipeline.storage.urls import mask
 
 CONNECT_SECONDS = 10.0  # to wait for a connection to a cluster
@@ -69,6 +70,8 @@ def start_ray(address: str | None) -> None:
     if ray.is_initialized():
         return
     start = nullcontext() if address else private_ray()
+    if not address and (limit := low_limit()) is not None:
+        raise CommandFailed(f"{limit}, then run the same command again")
     address = address or "local"  # never an old cluster that still runs on this machine
     try:
         with start:
@@ -88,7 +91,9 @@ def start_ray(address: str | None) -> None:
         ) from error
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
-            raise
+            place = "on this machine" if address == "local" else f"for --address {address}"
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise CommandFailed(f"Ray does not start {place}: {reason}") from error
         raise InputError(
             f"--address {address}: {' '.join(str(error).split())}. Use the image of "
             "infra/Dockerfile on all nodes, or install the cluster's versions here"

@@ -14,6 +14,7 @@ from pipeline.plan.remaining import remaining_work
 from pipeline.plan.shards import Shards
 from pipeline.stages.publish import ReconcileError
 from pipeline.storage.errors import CommandFailed, OutputError
+from pipeline.storage.limits import reached_limit
 from pipeline.storage.urls import mask
 
 
@@ -51,6 +52,8 @@ def reason_of(error: BaseException) -> str:
 
     Ray puts pages before the message of a worker, and Ray Data (2.60) puts advice behind it.
     """
+    if (limit := reached_limit(error)) is not None:
+        return mask(limit)
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -39,11 +39,15 @@ from jobs.label.planning import (
 )
 from jobs.label.publication import Meters, publish_run
 from jobs.label.run_record import write_run_record
-from jobs.label.unfinished import take_up_unfinished_run
+from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output.catalog import read_catalog
 from jobs.output.gone import record_gone_objects
 from jobs.output.known import LabelRequest, known_objects
-from jobs.output.output_writer import OutputWriter, check_keep_replaced
+from jobs.output.output_writer import (
+    OutputWriter,
+    check_keep_replaced,
+    check_output_without_writing,
+)
 from jobs.report.report import past_reports
 from model.config import DeformableDetrConfig
 from model.weights import file_sha256, find_weights
@@ -138,11 +142,15 @@ def _read_model(options: LabelOptions) -> Command:
 
 
 def _describe_plan(command: Command) -> str:
-    """The text that --dry-run prints."""
-    known = known_objects(command.output, command.labels, read_catalog(command.output))
+    """The text that --dry-run prints. Raises the errors that the run would raise so far."""
+    check_output_without_writing(command.output)
+    catalog = read_catalog(command.output)
+    known = known_objects(command.output, command.labels, catalog)
+    unfinished = unfinished_runs_as_lines(catalog, command.wanted, command.labels)
     found = _plan(command, known)
     placement = placement_without_starting(command.options.machines())
-    return plan_as_text(found, command.estimate(found.shards), placement.as_text())
+    text = plan_as_text(found, command.estimate(found.shards), placement.as_text())
+    return "\n".join([*unfinished, text])
 
 
 def _plan(command: Command, known: Known) -> Plan:

@@ -51,6 +51,13 @@ class LabelRequest:
         """The statuses of images that are labelled again."""
         return ALWAYS_RETRIED | RETRIED_ON_REQUEST if self.retry_failed else ALWAYS_RETRIED
 
+    @property
+    def way_to_other_labels(self) -> str:
+        """What a user does to get these labels beside runs of other labels."""
+        if self.relabel:
+            return f"or another OUTPUT: --relabel replaces the labels of INPUT {self.source} alone"
+        return "another OUTPUT, or, for the same INPUT, --relabel"
+
     def replaced_runs(self, runs: Sequence[Manifest]) -> list[str]:
         """Ids of the committed `runs` over the same INPUT if this is `relabel`, else none."""
         return [run["run_id"] for run in runs if self.relabel and run["input"] == self.source]
@@ -76,11 +83,17 @@ def known_objects(
                 f"{mask(output)} holds labels of {run['model']} over {run['input']} from a "
                 f"score of {before:g} up (fingerprint {run['model_fingerprint']}), and this would "
                 f"be {request.model} from {request.score_threshold:g} up ({request.fingerprint}): "
-                "use the same model, weights and threshold, another OUTPUT, or, for the same "
-                "INPUT, --relabel"
+                f"use the same model, weights and threshold, {request.way_to_other_labels}"
             )
     return read_known_objects(
-        output, runs, request.source, replaced, request.retried, attempts, request.reading
+        output,
+        runs,
+        request.source,
+        replaced,
+        request.retried,
+        attempts,
+        request.reading,
+        request.relabel,
     )
 
 
@@ -92,31 +105,34 @@ def read_known_objects(
     retried: Collection[str] = ALWAYS_RETRIED,
     attempts: Collection[str] = (),
     reading: tuple[str | None, ...] | None = None,
+    relabel: bool = False,
 ) -> Known:
     """The objects that `runs` labelled; `runs` are sorted from the oldest.
 
     Objects of runs over the INPUT `source` are marked as objects of this INPUT. Objects of
-    `replaced` runs do not count as labelled, but can be found to be gone from INPUT. Nor do objects
-    with an image whose status is one of `retried`, unless a later run labelled them or their run is
-    one of `attempts`. If `reading` is given, what failed under other options is retried too.
+    `replaced` runs do not count as labelled, but can be found to be gone from INPUT. With `relabel`
+    no objects count as labelled: of other INPUTs the labels stay, and the new ones supersede them.
+    Nor do objects with an image whose status is one of `retried`, unless a later run labelled them
+    or their run is one of `attempts`. If `reading` is given, what failed under other options is
+    retried too.
     """
     runs = sorted(runs, key=lambda run: run["run_id"] not in replaced)
 
     def objects(run: Manifest) -> list[Objects]:
-        stays = run["run_id"] not in replaced
-        tables = _plan(output, run, whole=stays)
+        labelled = run["run_id"] not in replaced and not relabel
+        tables = _plan(output, run, whole=labelled)
         # Earlier versions knew fewer names of secret parameters, and wrote the others into plans.
         pairs = (
             zip(_identities(table), member_values(table, "etag").to_pylist(), strict=True)
             for table in tables
         )
         of_input = run["input"] == source
-        found = [Objects(digest_versions(chain.from_iterable(pairs)), stays, of_input)]
+        found = [Objects(digest_versions(chain.from_iterable(pairs)), labelled, of_input)]
         statuses = [status for status in retried if run["images"].get(status)]
         misread = [status for status in FAILED_BY_READING if run["images"].get(status)]
         if misread and reading is not None and _reading(output, run) not in (None, reading):
             statuses += misread
-        if stays and statuses and run["run_id"] not in attempts:
+        if labelled and statuses and run["run_id"] not in attempts:
             failed = digest_versions(_failed_objects(output, run, statuses))
             found.append(Objects(failed, labelled=False, of_input=of_input))
         return found

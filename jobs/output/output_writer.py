@@ -5,7 +5,7 @@ The lock refuses a second command early. Only the log decides whose commit count
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +35,24 @@ def check_keep_replaced(hours: float) -> None:
     """Raise InputError for a time that replaced files cannot be kept for."""
     if not 0 <= hours <= MOST_HOURS:
         raise InputError(f"--keep-replaced {hours:g}: give 0 to {MOST_HOURS} hours")
+
+
+def check_output_without_writing(output: str) -> None:
+    """Raise InputError for an OUTPUT that no `OutputWriter` takes, as far as reading shows it."""
+    refuse_unset_clock()
+    store = OutputStore(output)
+    store.refuse_read_only()
+    store.refuse_links()
+
+
+def staged_runs(names: Iterable[str], catalog: Catalog) -> list[str]:
+    """Ids of runs with a plan among the `names` of staged files, oldest first.
+
+    A command was killed before, or just after, it committed the run.
+    """
+    planned = {run_id for run_id in map(paths.run_of_plan_under_way, names) if run_id}
+    gone = {name for name in planned if catalog.knows(name)}
+    return sorted(planned - (gone - set(catalog.state.counting_runs())))
 
 
 class OutputWriter:
@@ -84,11 +102,7 @@ class OutputWriter:
 
     def _read_staging(self) -> None:
         names = self.store.names(paths.STAGING)
-        planned = {run_id for run_id in map(paths.run_of_plan_under_way, names) if run_id}
-        gone = {name for name in planned if self.catalog.knows(name)}
-        gone -= set(self.catalog.state.counting_runs())
-        # Runs with a staged plan. A command was killed before, or just after, it committed the run.
-        self.staged = sorted(planned - gone)
+        self.staged = staged_runs(names, self.catalog)
         folders = {name.split("/")[1] for name in names if name.count("/") > 1}
         self._abandoned = sorted(folders - set(self.staged))
 

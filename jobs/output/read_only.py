@@ -30,7 +30,7 @@ SET allowed_directories = {readable};
 SET enable_external_access = false;
 SET lock_configuration = true;
 """
-_URL = re.compile(r"""[A-Za-z][A-Za-z0-9+.\-]*://[^'"\s]*""")
+URL_IN_SQL = re.compile(r"""[A-Za-z][A-Za-z0-9+.\-]*://[^'"\s]*""")
 _WRITING = frozenset(
     "alter attach call checkpoint copy create delete detach drop execute export import insert "
     "install load merge pragma prepare truncate update vacuum".split()
@@ -144,7 +144,7 @@ def lock_down(connection: duckdb.DuckDBPyConnection, sql: str, scratch: str) -> 
     a misspelt table is no variable of this program. What does not fit into memory goes to the
     folder `scratch`. Call it behind all that changes settings itself.
     """
-    found = {protocol_of(url): url for url in _URL.findall(sql)}
+    found = {protocol_of(url): url for url in URL_IN_SQL.findall(sql)}
     stores = {name: url for name, url in found.items() if name in PROTOCOLS}
     for url in stores.values():
         register_store(connection, url)

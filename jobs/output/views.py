@@ -22,9 +22,11 @@ from jobs.output.documents import FORMAT, damaged_document
 from jobs.output.manifest import Manifest, files_of_table
 from jobs.output.mistakes import no_finished_run
 from jobs.output.paths import TABLES
-from jobs.output.read_only import register_store
+from jobs.output.read_only import URL_IN_SQL, register_store
 from pipeline.schema import DETECTIONS, IMAGES, NOT_FETCHED
+from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError, join, open_location
+from pipeline.storage.limits import reached_limit
 from pipeline.storage.protocols import protocol_of
 from pipeline.storage.urls import mask
 
@@ -137,17 +139,22 @@ def explain_query_errors(*outputs: str, sql: str = "") -> Iterator[None]:
     """Convert errors of DuckDB over `outputs`: InputError for a mistake of the user's in SQL.
 
     `sql` is SQL of the user's, which may name files. CannotRead names a file of an OUTPUT that is
-    missing or damaged.
+    missing or damaged. CommandFailed says that a limit of this machine is reached.
     """
     try:
         yield
     except duckdb.Error as error:
+        limit = reached_limit(error) if isinstance(error, duckdb.IOException) else None
+        if limit is not None:
+            raise CommandFailed(f"{limit}, then run the same command again") from error
         raise _explained(error, outputs, sql) from error
 
 
 def _explained(error: duckdb.Error, outputs: Sequence[str], sql: str) -> InputError | CannotRead:
     # DuckDB has one class of errors for mistakes and for damaged Parquet, whose file it may name.
     text = str(error)
+    for url in URL_IN_SQL.findall(sql):
+        text = mask(text, url)
     # An error from a Python file system has many lines.
     last = mask((text.strip().splitlines() or [type(error).__name__])[-1])
     for output in outputs:

@@ -47,6 +47,7 @@ LINKED_FOLDER = "links to folders that lead in circles"
 LONG_PATH = "folders whose paths are longer than the system allows"
 SPECIAL = "pipes, sockets and devices"
 WITHIN_OUTPUT = "images and archives that lie in OUTPUT"
+REPEATED = "entries of the list that name an object again"
 LEFT_OUT = (
     NO_IMAGE,
     NO_IMAGE_COLUMN,
@@ -60,6 +61,7 @@ LEFT_OUT = (
     LONG_PATH,
     SPECIAL,
     WITHIN_OUTPUT,
+    REPEATED,
 )
 
 ListedObject = tuple[Member, str]  # an object and its kind, or the reason why it is left out
@@ -81,8 +83,9 @@ def list_objects(
     info = object_info(fs, root)
     if info["type"] == "file":
         if format == "urls" or (format == "auto" and is_list(fs, root)):
-            for member in read_url_list(fs, root):
-                yield member, kind_of(member.uri, "auto", listed=True)
+            for member, is_repeated in read_url_list(fs, root):
+                kind = kind_of(member.uri, "auto", listed=True)
+                yield member, REPEATED if is_repeated else kind
         else:
             member = make_member(fs, root, info)
             kind = kind_of(member.uri, "auto") if format == "auto" else _KINDS[format]

@@ -62,8 +62,8 @@ def _file_name(fs: AbstractFileSystem, path: str) -> str:
     return re.split("[?#]", path, maxsplit=1)[0] if "http" in fs.protocol else path
 
 
-def read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
-    """The objects that a list names, each once, in its order.
+def read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[tuple[Member, bool]]:
+    """The objects that a list names, in its order, and whether it named the object before.
 
     Relative names are below the folder of the list. A remote list may name remote objects only:
     `NOT_ALLOWED` marks the others. `UNREACHED` marks those whose store fails, while others answer.
@@ -78,29 +78,32 @@ def read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[Member]:
         return (absolute_url(name, folder) for name in names())
 
     lookup = _Lookup(urls, remote_list=not is_local(folder))
-    distinct = _distinct(urls())
+    marked = _mark_repeated(urls())
     numbers = _Numbers()
     count = 0
     forget_stores()  # of another list
     with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
-        while some := list(islice(distinct, LOOKED_UP_TOGETHER)):
-            for found in pool.map(lookup.member, some):
+        while some := list(islice(marked, LOOKED_UP_TOGETHER)):
+            for found in pool.map(lookup.member_unless_repeated, some):
                 count += 1
-                if (member := numbers.with_own_identity(found)) is not None:
-                    yield member
+                if isinstance(found, str):
+                    yield Member(readable_name(found), UNSEEN, -1), True
+                else:
+                    member = numbers.with_own_identity(found)
+                    yield member or found, member is None
     if not count:
         raise InputError(
             f"the list {mask(path)} names nothing: write one address or path on each line"
         )
 
 
-def _distinct(urls: Iterator[str]) -> Iterator[str]:
-    """The URLs without exact repetitions."""
+def _mark_repeated(urls: Iterator[str]) -> Iterator[tuple[str, bool]]:
+    """The URLs, and whether the same one, letter by letter, came before."""
     seen: set[bytes] = set()
     for url in urls:
-        if (digest := _digest(url)) not in seen:
-            seen.add(digest)
-            yield url
+        digest = _digest(url)
+        yield url, digest in seen
+        seen.add(digest)
 
 
 def _digest(url: str) -> bytes:
@@ -158,6 +161,11 @@ class _Lookup:
         self._urls, self._remote_list = urls, remote_list
         self._lock = threading.Lock()
         self._knows_stores = False
+
+    def member_unless_repeated(self, marked: tuple[str, bool]) -> Member | str:
+        """An object; its address if it is repeated, and was looked at before."""
+        url, is_repeated = marked
+        return url if is_repeated else self.member(url)
 
     def member(self, url: str) -> Member:
         """An object. One that cannot be looked at is planned; its row will say why."""

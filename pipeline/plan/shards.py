@@ -224,9 +224,9 @@ def _list_array(
 
 
 def _suspicious_uris(table: pa.Table) -> list[str]:
-    """Addresses that may differ from the result of `identity`: those with `@`, `?` or `#`."""
+    """Addresses that may differ from the result of `identity`: those with `@`, `?`, `#` or `;`."""
     uris = member_values(table, "uri")
-    found: list[str] = uris.filter(pc.match_substring_regex(uris, "[@?#]")).to_pylist()
+    found: list[str] = uris.filter(pc.match_substring_regex(uris, "[@?#;]")).to_pylist()
     return found
 
 

@@ -115,7 +115,7 @@ def _scale(values: Values, announced: Announced) -> Pixels:
     valid = _valid(values, announced.no_data)
     shown = values if valid is None else values[valid]
     if shown.size == 0:
-        raise ValueError("all of its values are NaN, infinite or no-data")
+        raise ValueError("all of its values are NaN, infinite, no-data, or 1e15 and more")
     low, high = _range(shown, announced)
     rounded = 0.0 if (low, high) == (0, 65535) else 0.5
     result = np.empty(values.shape, np.uint8)

@@ -20,7 +20,8 @@ from pipeline.storage.errors import InputError as InputError
 from pipeline.storage.errors import OutputError as OutputError
 from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
 from pipeline.storage.folders import linked_folder, nearest_name, opened_folder
-from pipeline.storage.protocols import EXTRAS, file_system_of, is_local, protocol_of
+from pipeline.storage.limits import reached_limit
+from pipeline.storage.protocols import EXTRAS, file_system_of, full_url, is_local, protocol_of
 from pipeline.storage.retries import has_answered_before, retry
 from pipeline.storage.urls import identity, mask
 
@@ -62,8 +63,8 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
         fs, path = file_system_of(url, {**options, **access_options(url)})
     except (ValueError, ImportError) as error:
         hint = f" (pip install 'detr-batch[{extra}]')" if isinstance(error, ImportError) else ""
-        reason = mask(str(error), url)
-        raise InputError(f"{what} {mask(url)} cannot be opened: {reason}{hint}") from error
+        reason, shown = mask(str(error), url), mask(full_url(url))
+        raise InputError(f"{what} {shown} cannot be opened: {reason}{hint}") from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)  # one location has one name
         path = path[1:] if path.startswith("//") else path  # POSIX lets `//` differ; Linux does not
@@ -247,14 +248,18 @@ def describe_error(error: BaseException, url: str) -> str:
 def explain_errors(what: str, url: str) -> Iterator[None]:
     """Convert storage errors of the `with` block to InputErrors. `what` names `url` ("INPUT").
 
-    Raises StorageUnavailable if a store that has answered before fails now: this is not the fault
-    of the arguments.
+    Raises StorageUnavailable if a store that has answered before fails now, or if a limit of this
+    machine is reached: this is not the fault of the arguments.
     """
     try:
         yield
     except (InputError, OutputError, StorageUnavailable):
         raise
     except Exception as error:  # botocore's errors have no common base class with OSError
+        if (limit := reached_limit(error)) is not None:
+            raise StorageUnavailable(
+                f"{what} {mask(url)}: {limit}, then run the same command again"
+            ) from error
         text = f"{what} {describe_error(error, url)}"
         if has_answered_before(error):
             raise StorageUnavailable(f"{text}; run the same command again when it can") from error

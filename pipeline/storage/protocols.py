@@ -13,20 +13,28 @@ from urllib.parse import urlsplit
 from fsspec import AbstractFileSystem, get_filesystem_class
 
 from pipeline.storage.errors import InputError
+from pipeline.storage.url_parts import split_user
 
 # The extras of pyproject.toml that install the file system of a protocol.
 EXTRAS = {
     "abfs": "azure", "abfss": "azure", "az": "azure", "gcs": "gcs", "gs": "gcs", "hf": "hf",
 }  # fmt: skip
 WEB = ("http", "https")
+BUCKETS = ("s3", "s3a", "gs", "gcs")  # no client takes a user and a password from these
 PROTOCOLS = ("file", *WEB, "s3", "s3a", *EXTRAS)
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_ONE_SLASH = re.compile(rf"({'|'.join(PROTOCOLS)}):/(?!/)", re.IGNORECASE)
 
 
 def protocol_of(address: str) -> str | None:
     """The protocol of a URL in lower case. None for a path."""
     found = _PROTOCOL.match(address)
     return found[1].lower() if found else None
+
+
+def full_url(address: str) -> str:
+    """`http:/host` as `http://host`. Other addresses and paths stay as they are."""
+    return _ONE_SLASH.sub(r"\1://", address, count=1) if _ONE_SLASH.match(address) else address
 
 
 def is_local(address: str) -> bool:
@@ -52,6 +60,8 @@ def file_system_of(address: str, options: dict[str, Any]) -> tuple[AbstractFileS
     ImportError if the package of a protocol is not installed.
     """
     protocol = protocol_of(address)
+    if protocol is None and _ONE_SLASH.match(address):
+        raise InputError("write two slashes behind the colon, as here")
     if protocol is not None:
         address = protocol + address[len(protocol) :]
         _check(protocol, address)
@@ -78,6 +88,11 @@ def _check(protocol: str, address: str) -> None:
         raise InputError(f"{protocol}:// is none of {accepted}: copy the object to one of these")
     if protocol in ("s3", "s3a") and not address.partition("://")[2].strip("/"):
         raise InputError("it names no bucket: check the spelling")
+    if protocol in BUCKETS and split_user(protocol, address.partition("://")[2])[0]:
+        raise InputError(
+            "credentials do not belong into it: set the variables of the store, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if protocol in WEB:
         try:
             parts = urlsplit(address)

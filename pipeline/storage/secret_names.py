@@ -15,15 +15,19 @@ _PARAMETERS = frozenset(
     "qsignalgorithm qak qsigntime qkeytime qheaderlist qurlparamlist "
     # Huawei
     "xobsdate xobscredential xobsexpires xobssignedheaders xobsalgorithm "
-    "cookie setcookie proxyauthorization sessionid jsessionid phpsessid subscriptionkey".split()
+    "cookie setcookie proxyauthorization sessionid sessid jsessionid phpsessid connectsid "
+    "aspxauth subscriptionkey authcode accesscode hmac hmacsha1 hmacsha256 hdntl".split()
 )
-_PREFIXES = ("xamz", "xgoog")
+_PREFIXES = ("xamz", "xgoog", "oauth", "aspsessionid")
+# These may name an object, too (`?code=A17`): they are secret where the value has the form of one.
+# The key of an Azure Function is a `code`.
+_SECRET_IF_LONG = frozenset("sign code ticket alfticket verify".split())
 _SUFFIXES = (
     "token", "signature", "password", "secret", "apikey", "accesskey", "secretkey", "privatekey",
     "credential", "credentials",
 )  # fmt: skip
 _PUBLIC = frozenset("pagetoken nextpagetoken nexttoken continuationtoken".split())
-SIGNED = _PREFIXES  # names that nothing but a signed address contains
+SIGNED = ("xamz", "xgoog")  # names that nothing but a signed address contains
 HEADERS = frozenset("authorization proxyauthorization cookie setcookie".split())
 PASSWORDS = frozenset("passphrase passwd password pwd".split())
 # Words that the name of a file may contain too, as in `image?token=5`.
@@ -53,7 +57,7 @@ def is_secret_parameter(name: str, value: str = "") -> bool:
         return True
     if plain.endswith(_SUFFIXES) and plain not in _PUBLIC:
         return True
-    return bool(TOKEN.search(value) or (plain == "sign" and _LONG.fullmatch(value)))
+    return bool(TOKEN.search(value) or (plain in _SECRET_IF_LONG and _LONG.fullmatch(value)))
 
 
 _BESIDE = frozenset("se sp sv sr st expires policy".split())

@@ -10,6 +10,7 @@ WEB = ("http", "https", "ws", "wss", "ftp", "ftps")
 NAMES = ("s3", "s3a", "gs", "gcs", "file", "local")
 AZURE = ("abfs", "abfss", "wasb", "wasbs", "az")  # abfss://container@account/...: no user
 SEPARATORS = r"[?&;#]"
+_PATH_PARAMETER = re.compile(r";([^;/=]+)=([^;/]*)")  # of a web address: `/a.jpg;jsessionid=5`
 SHORTEST = 4  # characters of a secret that is removed wherever it occurs
 
 
@@ -54,6 +55,8 @@ def secrets_of(url: str) -> list[str]:
     if protocol.lower() not in NAMES:
         pairs = map(_split_pair, re.split(SEPARATORS, rest)[1:])
         values = [value for name, value in pairs if is_secret_parameter(name, value)]
+        pairs_of_path = _PATH_PARAMETER.findall(re.split("[?#]", rest)[0])
+        values += [value for name, value in pairs_of_path if is_secret_parameter(name, value)]
         found += [*values, *map(unquote, values)]
     return sorted({one for one in found if len(one) >= SHORTEST}, key=len, reverse=True)
 
@@ -68,9 +71,12 @@ def has_secret_parameters(query: str) -> bool:
 
 
 def without_secret_parameters(rest: str) -> str:
-    """An address without the secret parameters of its query and of its fragment."""
+    """An address without the secret parameters of its path, its query and its fragment."""
     path, _, fragment = rest.partition("#")
     path, _, query = path.partition("?")
+    path = _PATH_PARAMETER.sub(
+        lambda found: "" if is_secret_parameter(found[1], found[2]) else found[0], path
+    )
     query = _public_parameters(query, "&".join(pair for pair in query.split("&") if pair))
     fragment = _public_parameters(fragment, fragment)
     return path + (f"?{query}" if query else "") + (f"#{fragment}" if fragment else "")

@@ -63,13 +63,16 @@ def holds_secret(text: str) -> bool:
     return _mask(text, whole_queries=False) != text
 
 
+_MAY_HOLD_SECRET = re.compile("[@?]|[;#].*=", re.DOTALL)
+
+
 def identity(url: str) -> str:
     """The name of the object at `url`, which is the same in all tables and all runs.
 
     It does not contain the user, the password and the parameters of signed addresses. It contains
     other parameters (`/image?id=5`).
     """
-    if "@" not in url and "?" not in url and "=" not in url.partition("#")[2]:
+    if not _MAY_HOLD_SECRET.search(url):
         return url
     protocol, separator, rest = url.partition("://")
     if not separator or re.fullmatch(r"[A-Za-z0-9+.-]+", protocol) is None:

@@ -37,6 +37,16 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(labels)
 
 
+def test_errors_about_a_url_in_sql_hold_no_secrets(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sql = "SELECT * FROM read_parquet('hf://datasets/a/b?token=5ecret12')"
+    assert main(["query", output, sql]) == 2
+    printed = capsys.readouterr().err
+    assert "cannot be read" in printed
+    assert "5ecret12" not in printed
+
+
 @pytest.mark.parametrize("title, sql", EXAMPLES)
 def test_worked_examples_have_answers(
     title: str, sql: str, output: str, capsys: pytest.CaptureFixture[str]

@@ -82,6 +82,20 @@ def test_other_protocols_and_chains_are_refused(url: str) -> None:
         find_weights(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hf://datasets/a/b?token=5ecret12",
+        "s3://key:5ecret12@bucket/net.pth",
+        "https://[bad/net.pth?token=5ecret12",
+    ],
+)
+def test_errors_of_urls_hold_no_secrets(url: str) -> None:
+    with pytest.raises(CheckpointError, match="weights cannot be fetched from") as caught:
+        find_weights(url)
+    assert "5ecret12" not in str(caught.value)
+
+
 def test_colons_are_a_part_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "a::b.pth").write_bytes(b"content")
     assert find_weights(f"FILE://{tmp_path}/a::b.pth").read_bytes() == b"content"

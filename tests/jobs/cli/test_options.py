@@ -1,5 +1,6 @@
 """A dataclass of options becomes a command line, and a command line becomes the dataclass."""
 
+import argparse
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Example:
     still: bool = field(default=False, metadata={"one_of": "voice", "help": "without"})
     place: str = field(default="here", metadata={"environment": "EXAMPLE_PLACE", "help": "where"})
     names: tuple[str, ...] = field(default=(), metadata={"parse": str.upper, "help": "again"})
-    own: str = field(default="", metadata={"flag": "--mine", "help": "of another name"})
+    own: str | None = field(default=None, metadata={"flag": "--mine", "help": "of another name"})
     inner: int = 7  # not an option of the command line
 
 
@@ -49,6 +50,8 @@ def test_the_environment_gives_a_default(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("EXAMPLE_PLACE", "away")
     assert parse("s", "--kind", "a").place == "away"
     assert parse("s", "--kind", "a", "--place", "home").place == "home"
+    monkeypatch.setenv("EXAMPLE_PLACE", "")
+    assert parse("s", "--kind", "a").place == "here"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,14 @@ def test_the_environment_gives_a_default(monkeypatch: pytest.MonkeyPatch) -> Non
         (["s", "--kind", "a", "--count", "x"], "invalid int value: 'x'"),
         (["s", "--kind", "a", "--inner", "8"], "unrecognized arguments: --inner 8"),
         (["s", "--kind", "a", "--loud", "--still"], "not allowed with argument --loud"),
+        ([""], "argument SOURCE: it is empty: give a value"),
+        (["s", " ", "--kind", "a"], "argument TARGET: it is empty"),
+        (["s", "--kind", ""], "argument --kind: it is empty"),
+        (["s", "--kind", "a", "--mine="], "argument --mine: it is empty"),
+        (["s", "--kind", "a", "--names", ""], "argument --names: it is empty"),
+        (["s", "--kind", "a", "--count", ""], "argument --count: it is empty"),
+        (["s", "--kind", "a", "--share", "1e999"], "argument --share: 1e999 is no finite number"),
+        (["s", "--kind", "a", "--share", "nan"], "argument --share: nan is no finite number"),
         (["s", "--kind", "http://user:5ecret@host"], "invalid choice: 'http://host'"),
     ],
 )
@@ -96,6 +107,19 @@ def test_a_command_is_run_with_its_options() -> None:
     assert received[0].count == 9
 
 
+def commands_of(described: argparse.ArgumentParser) -> dict[tuple[str, ...], list[argparse.Action]]:
+    """The words of all commands below a parser, with their arguments."""
+    found: dict[tuple[str, ...], list[argparse.Action]] = {}
+    for action in described._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                inner = commands_of(below)
+                found |= {(word, *words): arguments for words, arguments in inner.items()}
+                if not inner:
+                    found[(word,)] = below._actions
+    return found
+
+
 def another_value(name: str, default: Any, choices: tuple[str, ...] | None) -> Any:
     """Return a value of an option that is not its default."""
     if choices:
@@ -116,3 +140,17 @@ def test_words_of_options_parse_to_the_same_options() -> None:
     options = LabelOptions(**values)
     given = vars(parser().parse_args(["label", *words_of(options, LabelOptions)]))
     assert {name: given[name] for name in values} == values
+
+
+@pytest.mark.parametrize("command", sorted(commands_of(parser())), ids=" ".join)
+def test_no_argument_of_any_command_may_be_empty(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for action in commands_of(parser())[command]:
+        if action.nargs == 0:
+            continue
+        given = [*action.option_strings[:1], ""]
+        with pytest.raises(SystemExit) as end:
+            parser().parse_args([*command, *given])
+        assert end.value.code == 2
+        assert "it is empty: give a value" in capsys.readouterr().err

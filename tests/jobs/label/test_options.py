@@ -23,8 +23,17 @@ def test_cluster_that_does_not_answer_is_refused_at_once(
     assert "no Ray cluster answers there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
-def test_a_wrong_price_is_refused(price: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["label", "photos", "labels", "--model", "shapes-tiny", "--usd-per-hour", price]
-    assert main(command) == 2
-    assert f"--usd-per-hour {price}: give a price of 0 or more" in capsys.readouterr().err
+PRICE = ["label", "photos", "labels", "--model", "shapes-tiny", "--usd-per-hour"]
+
+
+def test_a_wrong_price_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PRICE, "-1"]) == 2
+    assert "--usd-per-hour -1: give a price of 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("price", ["nan", "inf", "1e999"])
+def test_a_price_is_finite(price: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*PRICE, price])
+    assert end.value.code == 2
+    assert f"argument --usd-per-hour: {price} is no finite number" in capsys.readouterr().err

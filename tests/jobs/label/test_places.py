@@ -45,6 +45,23 @@ def test_output_is_no_file(photos: Path) -> None:
         assert f"OUTPUT: {file} is a file" in refusal(photos, output)
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http:/h/x?token=5ecret12", "http://h/x cannot be opened: write two slashes"),
+        ("s3:/b/x", "s3://b/x cannot be opened: write two slashes"),
+        ("s3://key:5ecret12@b/x", "s3://b/x cannot be opened: credentials do not belong into it"),
+        ("http://host/x?token=5ecret12", "http://host/x can only be read"),
+        ("foo://host/x?token=5ecret12", "foo://host/x cannot be opened"),
+        ("http://h:99999999/x?sig=5ecret12", "http://h:99999999/x cannot be opened"),
+    ],
+)
+def test_urls_are_refused_without_their_secrets(photos: Path, url: str, message: str) -> None:
+    found = refusal(photos, url)
+    assert message in found
+    assert "5ecret12" not in found
+
+
 def test_a_typo_in_a_path_is_guessed(photos: Path) -> None:
     (photos / "2024" / "may").mkdir()
     for wrong, right in (
@@ -57,6 +74,26 @@ def test_a_typo_in_a_path_is_guessed(photos: Path) -> None:
         assert "region" not in said
     said = refusal(photos.parent / "holiday", photos.parent / "out")
     assert said.endswith("does not exist: check the spelling")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("http://127.0.0.1:9/x", "can only be read"), ("linked", "is a symbolic link")],
+)
+def test_a_dry_run_refuses_an_output_that_the_run_refuses(
+    output: str,
+    message: str,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    (photos.parent / "linked").mkdir()
+    (photos.parent / "linked" / "_runs").symlink_to(photos)
+    command = ["label", "photos", output, "--model", "shapes-tiny", "--weights", "random"]
+    for switch in ([], ["--dry-run"]):
+        assert main([*command, *switch]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_nothing_is_fetched_for_a_wrong_input(

@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from jobs.cli import main
 from jobs.cluster.computation import Computation
 from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.planning import Run, plan_images, plan_request, plan_url
 from jobs.label.run_record import write_run_record
-from jobs.label.unfinished import take_up_unfinished_run
+from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
@@ -70,6 +71,32 @@ def served(photos: Path) -> Iterator[str]:
 def resume(options: LabelOptions) -> Run | None:
     with OutputWriter(options.output) as writer:
         return take_up_unfinished_run(writer, plan_request(options), labels_of(options))
+
+
+def unfinished_lines(options: LabelOptions) -> list[str]:
+    catalog = read_catalog(options.output)
+    return unfinished_runs_as_lines(catalog, plan_request(options), labels_of(options))
+
+
+def test_a_dry_run_refuses_and_names_the_unfinished_run_that_the_run_would(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = LabelOptions(str(photos), str(tmp_path / "out"))
+    assert unfinished_lines(options) == []
+    run = begin(options, "20260101T000000Z-aaaaaa")
+    before = sorted(tmp_path.rglob("*"))
+    assert unfinished_lines(options) == [
+        f"run {run.run_id} of a command that was cut off is finished first"
+    ]
+    with pytest.raises(InputError, match="run that command again to finish it"):
+        unfinished_lines(replace(options, limit=1))
+    assert unfinished_lines(replace(options, relabel=True)) == [
+        f"run {run.run_id} of a command that was cut off is dropped"
+    ]
+    command = ["label", str(photos), options.output, "--model", "shapes-tiny", "--dry-run"]
+    assert main([*command, "--weights", "random"]) == 2
+    assert "run that command again to finish it" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("asked", ["auto", "fp32"])

@@ -1,13 +1,18 @@
 """--relabel drops no labels that it does not replace."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.cli import main
+from jobs.label.options import LabelOptions
+from jobs.label.planning import plan_images, plan_request
+from jobs.output.catalog import read_catalog
+from jobs.output.known import LabelRequest, known_objects
 from pipeline.plan.plan import plan_shards
 from pipeline.storage import retries
-from pipeline.storage.files import canonical_url
+from pipeline.storage.files import InputError, canonical_url
 from tests.support.labelled import Labelled, write_run
 from tests.support.samples import jpeg, write_tar
 from tests.support.web import served_files
@@ -54,3 +59,25 @@ def test_labels_of_hosts_that_do_not_answer_are_not_dropped(
         assert main(command) == 0
     assert main(command) == 1
     assert "drop the labels of 1 listed objects whose stores do not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "list", "above"])
+def test_objects_that_runs_over_another_input_labelled_are_labelled_again(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake, output = tmp_path / "lake", tmp_path / "out"
+    (lake / "sub").mkdir(parents=True)
+    (lake / "sub" / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "list.txt").write_text("lake/sub/a.jpg\n")
+    label_by_hand(lake, output)
+    part = {"folder": lake / "sub", "file": lake / "sub/a.jpg", "list": tmp_path / "list.txt"}
+    options = LabelOptions(str(part.get(kind, tmp_path)), str(output), relabel=True)
+    source = canonical_url(options.input)
+    wanted = LabelRequest(source, "made-by-hand", 0.0, "f00d", relabel=True)
+    catalog = read_catalog(str(output))
+    found = plan_images(plan_request(options), known_objects(str(output), wanted, catalog))
+    (shard,) = found.shards
+    assert [member.uri for member in shard.members] == [f"file://{lake}/sub/a.jpg"]
+    assert (found.again, found.known, len(found.gone)) == (1, 0, 0)
+    with pytest.raises(InputError, match=f"--relabel replaces the labels of INPUT {source} alone"):
+        known_objects(str(output), replace(wanted, fingerprint="other"), catalog)

@@ -139,6 +139,13 @@ def test_names_that_earlier_versions_wrote_with_a_secret_are_known_again(tmp_pat
     assert find_names(known.uris, known.names).to_pylist() == ["https://h/a.jpg?n=1"]
 
 
+@pytest.mark.parametrize("secret", [f";jsessionid={SECRET}", f"?sig={SECRET}", f"#token={SECRET}"])
+def test_published_plans_hold_no_secrets(secret: str) -> None:
+    shard = Shard("https://h#files-0", "files", (Member(f"https://h/a.jpg{secret}", "etag", 5),))
+    (published,) = write_shards(tables_of_shards([shard])).without_secrets()
+    assert [member.uri for member in published.members] == ["https://h/a.jpg"]
+
+
 def test_warnings_in_the_log_hold_no_secrets(capfd: pytest.CaptureFixture[str]) -> None:
     code = (
         "import logging; from jobs.cli import main; main(['models']); "

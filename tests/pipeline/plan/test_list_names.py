@@ -18,9 +18,13 @@ from tests.support.web import QuietHandler, served
 
 
 def names(path: Path) -> list[str]:
-    """The names of the listed objects below the folder of the list."""
+    """The names of the listed objects below the folder of the list, each once."""
     fs, root = open_location(str(path), "INPUT")
-    return [member.uri.removeprefix(f"file://{path.parent}/") for member in read_url_list(fs, root)]
+    return [
+        member.uri.removeprefix(f"file://{path.parent}/")
+        for member, is_repeated in read_url_list(fs, root)
+        if not is_repeated
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.plan.listing import REPEATED
 from pipeline.plan.lists import absolute_url
-from pipeline.plan.plan import plan_shards
+from pipeline.plan.plan import left_out_as_text, plan_shards
 from pipeline.storage.files import InputError, open_location
 from tests.support.samples import encoded, jpeg, write_tar
 from tests.support.web import served_files
@@ -195,3 +196,21 @@ def test_probe_reads_an_object_that_the_listing_saw(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("gopher://x/1.jpg\nmissing.jpg\na.jpg\n")
     found = plan_shards(str(tmp_path / "list.txt")).shards.first_member()
     assert found.uri == f"file://{tmp_path}/a.jpg"
+
+
+def test_entries_that_name_an_object_again_are_counted(web: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    names = ["a.jpg", "a.jpg", f"{tmp_path}/a.jpg", f"file://{tmp_path}/a.jpg"]
+    names += [f"{web}/a.jpg?sig=x", f"{web}/a.jpg?sig=x", f"{web}/a.jpg?sig=y", "missing.jpg"]
+    names += ["missing.jpg", "gopher://x/1.jpg", "gopher://x/1.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    found = plan_shards(str(tmp_path / "list.txt"))
+    assert found.left_out == {REPEATED: 6}
+    assert left_out_as_text(found.left_out) == ("entries of the list that name an object again (6)")
+    assert sorted(member.uri for shard in found.shards for member in shard.members) == [
+        f"file://{tmp_path}/a.jpg",
+        f"file://{tmp_path}/missing.jpg",
+        "gopher://x/1.jpg",
+        f"{web}/a.jpg?sig=x",
+        f"{web}/a.jpg?sig=y#~2",
+    ]
