@@ -49,8 +49,8 @@ def cluster_request(
         raise InputError(f"--num-gpus {num_gpus}: give a number, or a range like 2-8")
     if num_gpus is not None and device == "cpu":
         raise InputError(
-            f"--num-gpus {num_gpus} --device cpu: on CPUs each node has one detector; leave out "
-            "one of the two options"
+            f"--num-gpus {num_gpus} --device cpu: on CPUs their cores decide how many detectors "
+            "there are; leave out one of the two options"
         )
     if num_gpus is not None:
         device = "cuda"

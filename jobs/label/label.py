@@ -13,7 +13,7 @@ from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
-from jobs.cluster.computation import Computation, computation_of_detectors
+from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
 from jobs.cluster.start import (
     check_machines,
@@ -45,6 +45,7 @@ from jobs.output.gone import record_gone_objects
 from jobs.output.known import LabelRequest, known_objects
 from jobs.output.output_writer import OutputWriter, check_keep_replaced
 from jobs.report.report import past_reports
+from model.computation import Computation
 from model.config import DeformableDetrConfig
 from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, weights_of
@@ -54,7 +55,7 @@ from pipeline.plan.digests import Known
 from pipeline.plan.plan import Plan, left_out_as_text
 from pipeline.plan.shards import Shards
 from pipeline.schema import OK
-from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
+from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
 from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
@@ -247,7 +248,10 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
             ) from error
     first, access = run.shards.first_member(), command.options.input_access
     placement = start_or_join_ray(request, command.output, first, access)
-    computation = computation_of_detectors(placement, precision, bool(request.address))
+    count = command.options.batch_size or run.count
+    if count is not None and command.options.batch_size and placement.device == "cpu":
+        print("--batch-size is for GPUs: on CPUs images go one by one", file=sys.stderr)
+    computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
     return Placed(placement, computation)
 
@@ -286,9 +290,11 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         placed.computation.device,
         placed.computation.precision,
         options.score_threshold,
-        options.batch_size,
+        placed.computation.count,
         session=secrets.token_hex(8),
         sha256=command.sha256,
+        threads=CPU_THREADS,
+        calls=placed.placement.layout.detectors.calls,
     )
     return FlowSettings(
         plan_url(options.output, run.run_id),
@@ -296,7 +302,6 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         command.config.resize,
         Detector,
         (spec,),
-        BATCHES_PER_CALL * options.batch_size,
         placed.placement.layout,
     )
 
