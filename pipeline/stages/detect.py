@@ -95,20 +95,20 @@ class Detector:
         if self.refusal is not None:
             raise self.refusal
         prepared = np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
-        outcomes = self.batcher.detect(_images(table.take(prepared)))
+        outcomes = self.batcher.detect(_images(table, prepared))
         return _detected(table, prepared, outcomes, self.computation)
 
 
-def _images(table: pa.Table) -> list[Image]:
-    """The images of rows that were prepared."""
+def _images(table: pa.Table, prepared: npt.NDArray[np.intp]) -> list[Image]:
+    """The images of the rows `prepared`, without copies of their pixels."""
     names = ("shard", "index_in_shard", "height", "width", "rows", "columns")
-    columns = (table[name].to_pylist() for name in names)
-    return [
-        Image(_key(shard, index), _pixels(data, rows, columns), (height, width))
-        for data, shard, index, height, width, rows, columns in zip(
-            table["pixels"], *columns, strict=True
-        )
-    ]
+    columns = {name: table[name].to_pylist() for name in names}
+    images = []
+    for row in prepared.tolist():
+        shard, index, height, width, rows, cols = (columns[name][row] for name in names)
+        pixels = _pixels(table["pixels"][row], rows, cols)
+        images.append(Image(_key(shard, index), pixels, (height, width)))
+    return images
 
 
 def _key(shard: str, index: int) -> str:

@@ -36,23 +36,25 @@ from pathlib import Path
 from pipeline.stages.detect import Detector, DetectorSpec
 from pipeline.schema import PREPARED
 
-def draw_images(count):
-    pixels = np.random.default_rng(0).integers(0, 255, (count, 640, 640, 3), np.uint8)
+def draw_images(count, side):
+    pixels = np.random.default_rng(0).integers(0, 255, (count, side, side, 3), np.uint8)
     return pa.Table.from_pylist(
         [
-            {"image_id": str(i), "shard": "s", "index_in_shard": i, "status": "ok", "width": 640,
-             "height": 640, "pixels": pixels[i].tobytes(), "rows": 640, "columns": 640}
+            {"image_id": str(i), "shard": "s", "index_in_shard": i, "status": "ok", "width": side,
+             "height": side, "pixels": pixels[i].tobytes(), "rows": side, "columns": side}
             for i in range(count)
         ],
         schema=PREPARED,
     )
 
 detector = Detector(DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, None, "test"))
+detector(draw_images(1, 64))  # starts threads, whose stacks take memory
+images = draw_images(3, 640)
 lines = Path("/proc/self/status").read_text().splitlines()
 used = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (used + (MEMORY << 20),) * 2)
 try:
-    found = detector(draw_images(3))
+    found = detector(images)
     print(json.dumps(found["status"].to_pylist()))
 except Exception as error:
     print(json.dumps([type(error).__name__, str(error)]))
