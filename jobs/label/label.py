@@ -4,6 +4,7 @@ import secrets
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -43,7 +44,9 @@ from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output.catalog import read_catalog
 from jobs.output.gone import record_gone_objects
 from jobs.output.known import LabelRequest, known_objects
+from jobs.output.manifest import Manifest
 from jobs.output.output_writer import OutputWriter, check_keep_replaced
+from jobs.output.run_documents import computations
 from jobs.report.report import past_reports
 from model.computation import Computation
 from model.config import DeformableDetrConfig
@@ -202,12 +205,13 @@ def _label_what_is_new(
         print(f"{found.again} objects that failed are tried again", file=sys.stderr)
     run = make_run(command.output, found)
     startup.end(LISTING)
+    known_runs = writer.catalog.labelling_runs()
     if not run.shards:
-        known_runs = writer.catalog.labelling_runs()
         record_gone_objects(command.output, known_runs, command.labels.source, found.gone)
     if run.shards:
         writer.begin_writing()
         placed = _start_ray(command, run, startup)
+        _print_other_computations(command, placed.computation, known_runs)
         write_run_record(
             command.output,
             run,
@@ -315,6 +319,22 @@ def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
         print(
             f"{len(gone)} objects that {mask(output)} holds labels of are not under INPUT any "
             f"more; their labels {fate}: {printable(first)}{more}",
+            file=sys.stderr,
+        )
+
+
+def _print_other_computations(
+    command: Command, computation: Computation, runs: Sequence[Manifest]
+) -> None:
+    """Print that the newest of the `runs` computed otherwise, if it did."""
+    same_model = [r for r in runs if r["model_fingerprint"] == command.labels.fingerprint]
+    if command.labels.relabel or not same_model:
+        return
+    before = computations(command.output, same_model[-1]["run_id"])
+    if before and computation.as_text() not in before:
+        print(
+            f"{mask(command.output)} holds labels that were computed in {', '.join(before)}; these "
+            f"are in {computation.as_text()}: the last digits of scores and boxes may differ",
             file=sys.stderr,
         )
 

@@ -43,7 +43,7 @@ def write_run_record(
         "run_id": run.run_id,
         "options": dict(options),
         "model_fingerprint": fingerprint,
-        "computation": asdict(computation),
+        "computation": {**asdict(computation), "text": computation.as_text()},
         "started_at": time.time(),
         "gone": len(gone),
         "estimate": estimate,
