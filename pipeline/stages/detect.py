@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model.computation import computation_here
+from model.cpu_threads import use_cpu_threads
 from model.errors import CheckpointError
 from model.host_memory import keep_freed_memory
 from model.predictor import Predictor
@@ -26,7 +27,10 @@ from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
 # Concurrent calls of one detector. On a GPU their images fill the batches together: with COCO's
 # sizes and 8 images a batch, ten calls of 100 images fill 97 % of the places.
 CPU_CALLS, GPU_CALLS = 1, 10
-CPU_THREADS = 2  # threads of a detector on CPUs; the bits of an image depend on their number
+# Threads of a detector on CPUs; the bits of an image depend on their number. Threads wait for each
+# other: on two cores, two detectors with one thread each make 1.44 times the images/s of one with
+# two (shapes-tiny), 1.05 times (single scale) or 1.02 times (multi-scale; 2026-11-27).
+CPU_THREADS = 1
 TOP = 100  # detections that are kept per image, as published
 # Time limit of a batch. It also holds for the first batch of a form, which compiles kernels.
 DETECT_SECONDS = 600.0
@@ -82,9 +86,8 @@ class Detector:
         self.batcher = Batcher(detector, spec.calls, self._use_threads)
 
     def _use_threads(self) -> None:
-        """Compute with the threads of the spec. (Ray allows one to an actor with half a CPU.)"""
         if self.spec.device == "cpu":
-            torch.set_num_threads(self.spec.threads)
+            use_cpu_threads(self.spec.threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Convert a PREPARED table to a DETECTED table with the same rows.
