@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -20,14 +21,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 def bits(output: Path) -> dict[str, str]:
     """A digest of all boxes of each photo, which is called by the last part of its name."""
-    rows = duckdb.sql(
-        f"""
+    with closing(duckdb.connect()) as connection:
+        rows = connection.execute(
+            f"""
         SELECT regexp_extract(image_id, '[^/#]+$'), list({{
             'label': label_id, 'score': score, 'x0': x_min, 'y0': y_min, 'x1': x_max, 'y1': y_max
         }} ORDER BY detection)
         FROM read_parquet('{output}/detections/*/*.parquet', hive_partitioning = false) GROUP BY 1
         """
-    ).fetchall()
+        ).fetchall()
     return {
         name.removesuffix(".jpg"): hashlib.sha256(repr(boxes).encode()).hexdigest()
         for name, boxes in rows
