@@ -184,7 +184,7 @@ def add_calls(placement: Any) -> None:
 
 def add_small_blocks(dataflow: Any) -> None:
     """Two or three images in a block, so that a small lake has several blocks."""
-    dataflow.BLOCK_BYTES = 1 << 20
+    dataflow.CPU_BLOCK_BYTES = 1 << 20
 
 
 class Patching(importlib.abc.MetaPathFinder):

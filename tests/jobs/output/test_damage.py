@@ -251,7 +251,7 @@ def test_damaged_blocks_are_computed_again(
 ) -> None:
     """A rerun finds one damaged block in Ray tasks; another is damaged just before publishing."""
     write_lake(tmp_path / "lake")
-    monkeypatch.setattr(dataflow, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(dataflow, "CPU_BLOCK_BYTES", 1 << 16)
     calm, output = tmp_path / "calm", tmp_path / "out"
     assert main(label_command(calm, weights)) == 0
     with monkeypatch.context() as patch:
