@@ -91,5 +91,11 @@ class BatchDetector(Protocol):
         Raises RuntimeError or MemoryError if memory does not hold the batch, or the device fails.
         """
 
+    def warm_up(self) -> bool:
+        """Prepare for one more form that is likely to come; whether another is left.
+
+        For use while there is nothing to detect, by the thread that submits. Raises as `submit`.
+        """
+
     def give_memory_back(self) -> None:
         """Free the memory that only saves time. For use after memory ran out."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.cuda_graphs import Graphed
+from model.cuda_graphs import RECORD_AT, Graphed
 from model.deformable_detr import DeformableDetr
 from model.detector import Detections, Size
 from model.postprocess import postprocess
@@ -22,6 +22,9 @@ from model.preprocess import normalize
 from model.resize import ResizeRule, canvas_rule
 
 GPU_COUNT = 8  # images of a batch on a GPU
+# Proportions of photos and screens, the commonest first. Their forms are recorded in advance.
+PROPORTIONS = ((3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9), (1, 1), (4, 5), (5, 4))
+CPU_WARM_UP = (64, 64)  # of an image by which a CPU loads its kernels
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,13 @@ def count_on(device: str, count: int | None) -> int:
     return (count or GPU_COUNT) if torch.device(device).type == "cuda" else 1
 
 
+def likely_sizes(rule: ResizeRule) -> list[Size]:
+    """Resized sizes of images of common proportions, one for each of their canvases."""
+    canvases = canvas_rule(rule)
+    sizes = [rule.target_size(600 * height, 600 * width) for height, width in PROPORTIONS]
+    return list({canvases.canvas(*size): size for size in sizes}.values())
+
+
 class Predictor:
     """Runs `net`, which is prepared for inference, on its device. It meets `BatchDetector`.
 
@@ -90,6 +100,7 @@ class Predictor:
         self.canvases = canvas_rule(net.config.resize)
         self.detect = Graphed(self._detect, net.kept_positions) if self.on_gpu else self._detect
         self.copies = torch.cuda.Stream(self.device) if self.on_gpu else None
+        self._likely = likely_sizes(net.config.resize) if self.on_gpu else [CPU_WARM_UP]
         self._lock = threading.Lock()
 
     @property
@@ -136,6 +147,17 @@ class Predictor:
         found = postprocess(self.net(*normalize(pixels, valid, self.net.dtype)), sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)
+
+    def warm_up(self) -> bool:
+        """Prepare for one more form, see `BatchDetector.warm_up`. A GPU records its graph."""
+        if not self._likely:
+            return False
+        size = self.canvas(self._likely.pop(0))
+        pixels = torch.zeros(self.count, *size, 3, dtype=torch.uint8, pin_memory=self.pins)
+        valid = torch.tensor([list(size)] * self.count) if self.pads else None
+        for _ in range(RECORD_AT if self.on_gpu else 1):
+            self.submit(pixels, valid, torch.ones(self.count, 2, dtype=torch.int64)).result()
+        return bool(self._likely)
 
     def give_memory_back(self) -> None:
         """Free the memory of CUDA graphs, which only save time. For use after memory ran out."""

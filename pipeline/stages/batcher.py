@@ -135,8 +135,11 @@ class Batcher:
         try:
             self.start()
             under_way: deque[tuple[list[_Entry], UnderWay]] = deque()
+            is_cold = True
             while not self._closed:
-                entries, alone = self._take_next(idle=not under_way)
+                entries, alone = self._take_next(idle=not under_way, wait=not is_cold)
+                if not entries and not under_way and is_cold:
+                    is_cold = self.detector.warm_up()
                 if entries:
                     images = [entry.image for entry in entries]
                     under_way.append((entries, self.detector.submit(images)))
@@ -149,10 +152,11 @@ class Batcher:
                 self._error = error
                 self._changed.notify_all()
 
-    def _take_next(self, idle: bool) -> tuple[list[_Entry], bool]:
+    def _take_next(self, idle: bool, wait: bool) -> tuple[list[_Entry], bool]:
         """The entries of the next batch, and whether it must be computed alone.
 
-        There are none if a batch under way must be finished first. An image during which a process
+        There are none if a batch under way must be finished first, or if none waits and this shall
+        not `wait`. An image during which a process
         ended is computed alone, so that no other image is blamed if that happens again.
         """
         with self._changed:
@@ -163,7 +167,7 @@ class Batcher:
                     return full, False
                 if self._waiting and (idle or self._in_flight >= self.calls):
                     return self._waiting.take_oldest(), False
-                if not idle:
+                if not (idle and wait):
                     return [], False
                 self._changed.wait()
             return [], False

@@ -26,7 +26,7 @@ from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
 
 # Concurrent calls of one detector. On a GPU their images fill the batches together: with COCO's
 # sizes and 8 images a batch, ten calls of 100 images fill 97 % of the places.
-CPU_CALLS, GPU_CALLS = 1, 10
+CPU_CALLS, GPU_CALLS = 2, 10
 # Threads of a detector on CPUs; the bits of an image depend on their number. Threads wait for each
 # other: on two cores, two detectors with one thread each make 1.44 times the images/s of one with
 # two (shapes-tiny), 1.05 times (single scale) or 1.02 times (multi-scale; 2026-11-27).

@@ -94,6 +94,17 @@ class RecoveringDetector:
         status = TIMED_OUT if stuck else WORKER_CRASH
         return _failed(status, f"the detector {reason}, {ended} times")
 
+    def warm_up(self) -> bool:
+        """Prepare for one more form; whether another is left. Too little memory ends that."""
+        try:
+            return self.detector.warm_up()
+        except (RuntimeError, MemoryError) as error:
+            _end_where_lasting(error)
+            if not _is_of_memory(error):
+                raise
+            self.detector.give_memory_back()
+            return False
+
     def submit(self, images: Sequence[Image]) -> UnderWay:
         """Start a batch of images of one canvas. Errors of torch are stored in what is returned."""
         began = time.perf_counter()

@@ -15,9 +15,9 @@ from model import fused_layers, preprocess
 from model.ops import undocumented
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
-from model.predictor import Predictor
+from model.predictor import Predictor, likely_sizes
 from model.preprocess import _mean_and_std, batch_images, form_batch
-from model.resize import CanvasRule
+from model.resize import CanvasRule, ResizeRule, canvas_rule
 from model.zoo import MODELS, create_model
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -67,6 +67,21 @@ def test_an_image_on_its_canvas_gives_what_it_gives_alone(
     for index, own in enumerate(alone):
         assert torch.allclose(found.scores[index], own.scores[0], atol=1e-5)
         assert torch.allclose(found.boxes[index], own.boxes[0], atol=1e-2)
+
+
+def test_likely_sizes_are_resized_sizes_of_other_canvases() -> None:
+    rule = ResizeRule(800, 1333)
+    sizes = likely_sizes(rule)
+    assert sizes[:2] == [(800, 1066), (1066, 800)] and (800, 1333) not in sizes
+    assert (750, 1333) in sizes  # 9:16 would be 1422 long
+    canvases = {canvas_rule(rule).canvas(*size) for size in sizes}
+    assert len(canvases) == len(sizes) == 9
+    assert all(rule.target_size(*size) == size for size in sizes)
+
+
+def test_a_cpu_warms_up_once() -> None:
+    predictor = Predictor(create_model("shapes-tiny", padding="invariant"), "cpu")
+    assert not predictor.warm_up() and not predictor.warm_up()
 
 
 class Crossings(TorchDispatchMode):

@@ -62,6 +62,7 @@ class FakeDetector:
     pins: bool = False
     batches: list[Batch] = field(default_factory=list)
     memory_given_back: int = 0
+    warmed_up: int = 0
     _under_way: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -78,6 +79,10 @@ class FakeDetector:
         boxes = torch.cat((own[:, :1], own[:, :1], own[:, 1:] + 1000), dim=1)[:, None]
         found = Detections(scores, torch.ones(len(own), 1, dtype=torch.int64), boxes)
         return FakePending(found, self.seconds, self.fails(batch))
+
+    def warm_up(self) -> bool:
+        self.warmed_up += 1
+        return self.warmed_up < 3
 
     def give_memory_back(self) -> None:
         self.memory_given_back += 1

@@ -164,6 +164,15 @@ def test_memory_that_is_short_once_costs_one_repetition() -> None:
     assert [batch.images for batch in detector.batches] == [[0, 1, 2], [0, 1, 2]]
 
 
+def test_a_detector_warms_up_while_there_is_nothing_to_detect() -> None:
+    detector = FakeDetector()
+    batches = batcher(detector)
+    while detector.warmed_up < 3:
+        time.sleep(0.001)
+    assert found(batches, make_images([WIDE])) == scores([0])
+    assert detector.warmed_up == 3 and len(detector.batches) == 1
+
+
 def test_an_error_of_the_program_reaches_every_call() -> None:
     def fails(batch: Batch) -> Exception | None:
         raise KeyError("a bug")
