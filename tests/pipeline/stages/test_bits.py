@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,10 +84,28 @@ print(json.dumps(digests([make_detector("PRECISION")(prepared(list(range(IMAGES)
 """
 
 
+def digests_of_another_process(precision: str, **environment: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS.replace("PRECISION", precision)]
+    given = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=given)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_another_process_gives_the_same_bits(precision: str) -> None:
-    command = [sys.executable, "-c", IN_ANOTHER_PROCESS.replace("PRECISION", precision)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    theirs: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     detector = make_detector(precision)
-    assert digests([detector(prepared(range(IMAGES)))]) == theirs
+    found = digests([detector(prepared(range(IMAGES)))])
+    assert found == digests_of_another_process(precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_processes_that_compile_the_kernels_give_the_same_bits(
+    precision: str, tmp_path: Path
+) -> None:
+    """The first compiles them, the second loads them, and both have threads to spare."""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    compiled, loaded = (digests_of_another_process(precision, **cache) for _ in range(2))
+    assert any(tmp_path.rglob("*.nbc"))
+    assert compiled == loaded == digests_of_another_process(precision)
