@@ -2,10 +2,10 @@
 
 A forward pass of the detector starts hundreds of kernels, and each start costs the host
 microseconds. With small batches this takes longer than the computation. A recording costs some
-passes and memory. Therefore only shapes that occur again are recorded, and few recordings are kept.
+passes and memory. Batches have few forms, so each is recorded once, when it occurs again.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-RECORD_AT = 3  # a shape is recorded at its third pass
-KEPT = 24  # maximum number of recordings; all share one memory pool
+RECORD_AT = 2  # a shape is recorded at its second pass
 EAGER, RECORDED, REPLAYED = "eager", "recorded", "replayed"  # kinds of passes
 WARM_UP = 2  # passes before a recording, in which libraries choose algorithms and caches fill
 
@@ -28,13 +27,16 @@ def key_of(arguments: Arguments) -> Key:
     return tuple(None if a is None else (tuple(a.shape), a.dtype) for a in arguments)
 
 
-def record(function: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
+def record(
+    function: Callable[[], T], pool: Any = None, beside: torch.cuda.Stream | None = None
+) -> tuple[torch.cuda.CUDAGraph, T]:
     """Record the work of `function` on the current GPU. Returns the graph and the result.
 
     Each replay of the graph writes the result again. The graph takes its memory from `pool`, a
-    memory pool of torch, or from a pool of its own.
+    memory pool of torch, or from a pool of its own. The passes before it run on the stream
+    `beside`: each stream costs a workspace of cuBLAS, which is never freed.
     """
-    beside = torch.cuda.Stream()
+    beside = beside or torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         for _ in range(WARM_UP):
@@ -69,8 +71,9 @@ class Graphed:
     def __init__(self, function: Callable[..., Tensor], held: Callable[[], object]):
         self.function, self.held = function, held
         self.seen: Counter[Key] = Counter()
-        self.recordings: OrderedDict[Key, Recording] = OrderedDict()
-        self.pool: Any = None
+        self.recordings: dict[Key, Recording] = {}
+        self.pool: Any = None  # all recordings share it
+        self.beside: torch.cuda.Stream | None = None
         self.passes: Counter[str] = Counter()  # EAGER, RECORDED and REPLAYED ones so far
 
     def __call__(self, *arguments: Tensor | None) -> Tensor:
@@ -86,7 +89,6 @@ class Graphed:
             self.passes[RECORDED] += 1
         else:
             self.passes[REPLAYED] += 1
-        self.recordings.move_to_end(key)
         for theirs, given in zip(recording.arguments, arguments, strict=True):
             if theirs is not None and given is not None:
                 theirs.copy_(given)
@@ -94,12 +96,11 @@ class Graphed:
         return recording.result
 
     def _record(self, key: Key, arguments: Arguments) -> Recording:
-        while len(self.recordings) >= KEPT:
-            self.recordings.popitem(last=False)
         own = tuple(None if argument is None else argument.clone() for argument in arguments)
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        graph, result = record(lambda: self.function(*own), self.pool)
+        self.beside = self.beside or torch.cuda.Stream()
+        graph, result = record(lambda: self.function(*own), self.pool, self.beside)
         recording = self.recordings[key] = Recording(graph, own, result, self.held())
         return recording
 

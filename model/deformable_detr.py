@@ -285,12 +285,20 @@ class DeformableDetr(nn.Module):
         t = self.transformer
         usable, anchors = propose(levels, encoded)
         usable = t.enc_output_norm(t.enc_output(usable))
-        logits = self.class_embed[-1](usable)
-        boxes = self.bbox_embed[-1](usable) + anchors
-        rank = logits[..., 0]
+        class_head, box_head = self.class_embed[-1], self.bbox_embed[-1]
+        assert isinstance(class_head, nn.Linear)
+        everything = None
+        if self.training:
+            everything = Predictions(class_head(usable), (box_head(usable) + anchors).sigmoid())
+            rank = everything.pred_logits[..., 0]
+        else:  # of the class head, one output ranks the cells; boxes are needed of the best alone
+            rank = F.linear(usable, class_head.weight[:1], class_head.bias[:1])[..., 0]
         if self.padding == "invariant" and levels.padding is not None:
             rank = rank.masked_fill(levels.padding, float("-inf"))
-        best = largest(rank, min(self.config.num_queries, rank.shape[1]))
-        reference = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
-        everything = Predictions(logits, boxes.sigmoid()) if self.training else None
-        return everything, reference
+        best = largest(rank, min(self.config.num_queries, rank.shape[1]))[..., None]
+        if everything is not None:
+            boxes = everything.pred_boxes.gather(1, best.expand(-1, -1, 4))
+            return everything, boxes.detach()
+        chosen = usable.gather(1, best.expand(-1, -1, usable.shape[2]))
+        anchors = anchors.gather(1, best.expand(-1, -1, 4))
+        return None, (box_head(chosen) + anchors).sigmoid()

@@ -73,6 +73,7 @@ class FusedConv2d(nn.Module):
             and torch.backends.cudnn.is_available()
             and way_of(RESIDUAL, capability_of(weight.device)) == CUDNN
         )
+        self.refused: set[torch.Size] = set()  # shapes of x that cuDNN does not take
         self.bias = bias.to(dtype)
         # The weight is not reordered for oneDNN in advance. Reordering without the size of the
         # image made 1x1 convolutions of many channels three to eight times slower. Reordering with
@@ -92,14 +93,15 @@ class FusedConv2d(nn.Module):
 
         `residual` may be overwritten. Everything outside the area `valid` (B, 2) becomes 0.
         """
-        if self.cudnn and residual is not None and relu and valid is None:
+        by_cudnn = self.cudnn and relu and valid is None and x.shape not in self.refused
+        if by_cudnn and residual is not None:
             try:
                 return conv_add_relu(x, self.weight, self.bias, residual, *self.geometry)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
                     raise
                 warn_once(f"cuDNN cannot add and clip behind a convolution here ({error}): slower")
-                self.cudnn = False
+                self.refused.add(x.shape)
         if self.triton:
             from model.ops.pointwise import finish_
 

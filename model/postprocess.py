@@ -1,22 +1,11 @@
 """From logits and relative boxes to scored boxes in pixels."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from model.deformable_detr import Predictions
+from model.detector import Detections
 from model.ranking import largest
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The best detections of each image, best first."""
-
-    # (B, N) fp32 in [0, 1]; all NaN for an image of whose output any number is not finite
-    scores: Tensor
-    labels: Tensor  # (B, N) int64
-    boxes: Tensor  # (B, N, 4) fp32 x_min, y_min, x_max, y_max in pixels, within the image
 
 
 def postprocess(output: Predictions, sizes: Tensor, top: int = 100) -> Detections:

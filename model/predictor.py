@@ -1,6 +1,6 @@
-"""A detector on its device, from images to boxes. A GPU does not wait for the host.
+"""Deformable DETR on its device, from pixels to boxes. A GPU does not wait for the host.
 
-    host     stack 1 | stack 2       | boxes 1 | stack 3 | boxes 2
+    host     batch 1 | batch 2       | boxes 1 | batch 3 | boxes 2
     copies           | 1 ->          | 2 ->    |         | 3 ->
     device                | compute 1 ....... | compute 2 .......
 
@@ -9,20 +9,22 @@ submitting the next batch before it asks for the `result` of the last one.
 """
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.cuda_graphs import Graphed
+from model.cuda_graphs import RECORD_AT, Graphed
 from model.deformable_detr import DeformableDetr
-from model.postprocess import Detections, postprocess
-from model.preprocess import normalize, stack_images
+from model.detector import Detections, Size
+from model.postprocess import postprocess
+from model.preprocess import normalize
+from model.resize import ResizeRule, canvas_rule
 
-# On GPUs the sides of padded images are rounded up to a multiple of this number of pixels, because
-# each shape needs its own CUDA graph.
-MULTIPLE = 64
+GPU_COUNT = 8  # images of a batch on a GPU
+# Proportions of photos and screens, the commonest first. Their forms are recorded in advance.
+PROPORTIONS = ((3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9), (1, 1), (4, 5), (5, 4))
+CPU_WARM_UP = (64, 64)  # of an image by which a CPU loads its kernels
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Events:
         return cls(began, computed, torch.cuda.Event(blocking=True))
 
 
-class Pending:
+class PendingDetections:
     """The result of a batch that a device may still be computing."""
 
     def __init__(self, packed: Tensor, events: Events | None):
@@ -69,36 +71,58 @@ class Pending:
         return self._events.began.elapsed_time(self._events.computed) / 1e3
 
 
-class Predictor:
-    """Runs `net`, which is prepared for inference, on its device.
+def count_on(device: str, count: int | None) -> int:
+    """The number of images in every batch, if `count` is asked for (None: what is best)."""
+    return (count or GPU_COUNT) if torch.device(device).type == "cuda" else 1
 
-    It keeps the `top` best detections per image. Several threads may use it at the same time.
+
+def likely_sizes(rule: ResizeRule) -> list[Size]:
+    """Resized sizes of images of common proportions, one for each of their canvases."""
+    canvases = canvas_rule(rule)
+    sizes = [rule.target_size(600 * height, 600 * width) for height, width in PROPORTIONS]
+    return list({canvases.canvas(*size): size for size in sizes}.values())
+
+
+class Predictor:
+    """Runs `net`, which is prepared for inference, on its device. It meets `BatchDetector`.
+
+    On a GPU `count` images (None: GPU_COUNT) share a canvas. On a CPU each image goes alone at its
+    own size, since CPUs compute an image as fast alone. Several threads may use it at once.
     """
 
-    def __init__(self, net: DeformableDetr, device: str, top: int = 100):
+    def __init__(self, net: DeformableDetr, device: str, top: int = 100, count: int | None = None):
         self.net, self.top = net, top
         self.device = torch.device(device)
         self.on_gpu = self.device.type == "cuda"
+        self.count = count_on(device, count)
+        self.pads = self.pins = self.on_gpu
+        self.ahead = 1 if self.on_gpu else 0
+        self.canvases = canvas_rule(net.config.resize)
         self.detect = Graphed(self._detect, net.kept_positions) if self.on_gpu else self._detect
         self.copies = torch.cuda.Stream(self.device) if self.on_gpu else None
+        self._likely = likely_sizes(net.config.resize) if self.on_gpu else [CPU_WARM_UP]
         self._lock = threading.Lock()
 
     @property
-    def ahead(self) -> int:
-        """The number of batches that may wait for their results while the next is submitted."""
-        return 1 if self.on_gpu else 0
+    def labels(self) -> tuple[str, ...]:
+        """The class names by number; "" is a number that stands for no class."""
+        return self.net.config.labels
+
+    @property
+    def resize(self) -> ResizeRule:
+        """The size to which an image must be resized."""
+        return self.net.config.resize
+
+    def canvas(self, size: Size) -> Size:
+        """The canvas of an image of this resized size; on a CPU the image itself."""
+        return self.canvases.canvas(*size) if self.pads else size
 
     @torch.inference_mode()
-    def submit(self, images: Sequence[Tensor], sizes: Tensor) -> Pending:
-        """Start the detection in a batch of B images, each (h, w, 3) uint8.
-
-        `sizes` (B, 2) int64 are the heights and widths in pixels to which the boxes are scaled.
-        Raises RuntimeError if memory does not hold the batch, or if the device fails.
-        """
-        pixels, valid = stack_images(images, MULTIPLE if self.on_gpu else 1, pin=self.on_gpu)
+    def submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> PendingDetections:
+        """Start the detection in a batch, see `BatchDetector.submit`."""
         if self.copies is None:
             with self._lock:
-                return Pending(self._detect(pixels, valid, sizes), None)
+                return PendingDetections(self._detect(pixels, valid, sizes), None)
         with self._lock, torch.cuda.device(self.device):
             computing = torch.cuda.current_stream()
             with torch.cuda.stream(self.copies):
@@ -116,13 +140,24 @@ class Predictor:
             back = torch.empty(packed.shape, pin_memory=True)
             back.copy_(packed, non_blocking=True)
             events.ready.record(computing)
-        return Pending(back, events)
+        return PendingDetections(back, events)
 
     def _detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
         """Detections as (B, N, 6) fp32: score, label and corners in one tensor, for one copy."""
         found = postprocess(self.net(*normalize(pixels, valid, self.net.dtype)), sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)
+
+    def warm_up(self) -> bool:
+        """Prepare for one more form, see `BatchDetector.warm_up`. A GPU records its graph."""
+        if not self._likely:
+            return False
+        size = self.canvas(self._likely.pop(0))
+        pixels = torch.zeros(self.count, *size, 3, dtype=torch.uint8, pin_memory=self.pins)
+        valid = torch.tensor([list(size)] * self.count) if self.pads else None
+        for _ in range(RECORD_AT if self.on_gpu else 1):
+            self.submit(pixels, valid, torch.ones(self.count, 2, dtype=torch.int64)).result()
+        return bool(self._likely)
 
     def give_memory_back(self) -> None:
         """Free the memory of CUDA graphs, which only save time. For use after memory ran out."""

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from model.detector import BatchDetector
 from model.ops import by_triton
 from model.padding import valid_mask, zero_padding
 
@@ -26,28 +27,37 @@ def batch_images(
     return normalize(pixels.to(device), None if valid is None else valid.to(device))
 
 
-def stack_images(
-    images: Sequence[Tensor], multiple: int = 1, pin: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Stack images (h, w, 3) uint8 into one batch, padded with 0 at the bottom and right.
 
     Returns the batch (B, H, W, 3) uint8, and the height and width of each image (B, 2) int64, which
-    is None if all sizes are equal. If the sizes differ, H and W are rounded up to a `multiple`, so
-    that few shapes occur. `pin` puts both into page-locked memory, from which a GPU copies while
-    the host continues.
+    is None if all sizes are equal.
     """
     shapes = [image.shape[:2] for image in images]
     alike = all(shape == shapes[0] for shape in shapes)
-    step = 1 if alike else multiple
-    height, width = (-(-max(sides) // step) * step for sides in zip(*shapes, strict=True))
-    make = torch.empty if alike else torch.zeros
-    pixels = make(len(images), height, width, 3, dtype=torch.uint8, pin_memory=pin)
+    pixels = torch.zeros(len(images), *map(max, zip(*shapes, strict=True)), 3, dtype=torch.uint8)
     for row, image in zip(pixels, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    if alike:
-        return pixels, None
-    valid = torch.tensor([list(shape) for shape in shapes])
-    return pixels, valid.pin_memory() if pin else valid
+    return pixels, None if alike else torch.tensor([list(shape) for shape in shapes])
+
+
+def form_batch(images: Sequence[Tensor], detector: BatchDetector) -> tuple[Tensor, Tensor | None]:
+    """Make the batch of a detector from images (h, w, 3) uint8 of one canvas.
+
+    Returns the pixels (B, H, W, 3) uint8 and the valid sizes (B, 2) int64, as `submit` takes them.
+    Padding and blanks are not written, because `normalize` covers what is not valid.
+    """
+    if not detector.pads and detector.count == 1:
+        return images[0][None], None
+    (canvas,) = {detector.canvas((image.shape[0], image.shape[1])) for image in images}
+    pixels = torch.empty(detector.count, *canvas, 3, dtype=torch.uint8, pin_memory=detector.pins)
+    valid = torch.ones(detector.count, 2, dtype=torch.int64, pin_memory=detector.pins)
+    for index, image in enumerate(images):
+        height, width = image.shape[:2]
+        pixels[index, :height, :width] = image
+        valid[index, 0], valid[index, 1] = height, width
+    pixels[len(images) :, 0, 0] = 0
+    return pixels, valid if detector.pads else None
 
 
 def normalize(

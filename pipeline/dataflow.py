@@ -29,12 +29,14 @@ from pipeline.stages.tasks import (
 )
 
 # Ray merges the output of a task into blocks of up to this many bytes. A block is also the unit of
-# commit: 40 images of 288 x 400, or 6 of 800 x 1066 (a detector batch then takes several blocks).
-# GPUs process hundreds of images a second, so their blocks are larger.
-BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 32 << 20
+# commit, and what a detector gets in one call. GPUs process hundreds of images a second: their
+# blocks hold 250 images of 480 x 640, or 100 of 800 x 1066, so that images of one canvas meet. On
+# CPUs they hold 40 images of 288 x 400, or 6 of 800 x 1066, some seconds of work.
+GPU_BLOCK_BYTES, CPU_BLOCK_BYTES = 256 << 20, 16 << 20
 # Many detectors make many blocks, and the driver needs 5 to 8 ms of a CPU for each block
-# (`bench scale`, 2026-11-26). Blocks therefore grow with the pool, up to Ray Data's own size.
-DETECTORS_PER_BLOCK_SIZE, MOST_BLOCK_BYTES = 4, 128 << 20
+# (`bench scale`, 2026-11-26). Blocks of large pools of CPUs therefore grow, up to half a minute of
+# work: 25 images of 800 x 1066.
+CPU_DETECTORS_PER_BLOCK_SIZE, MOST_CPU_BLOCK_BYTES = 16, 64 << 20
 # CPUs that Ray counts for each actor and each task. Two actors leave room for two tasks on every
 # CPU. Otherwise a pool without an upper bound would fill its nodes, leave no room for readers and
 # stagers, and wait for them for ever (seen on 2026-11-25). `Layout.tasks` limits concurrent tasks.
@@ -77,17 +79,18 @@ class FlowSettings:
     resize: ResizeRule
     detector: type  # a class whose instances are callables PREPARED -> DETECTED
     arguments: tuple[Any, ...]  # arguments of the constructor of `detector`
-    images_per_call: int  # images that a detector receives in one call and groups into batches
     layout: Layout
 
 
 def block_bytes(detectors: Pool) -> int:
     """Target size of a block in bytes, in a flow with these detectors."""
-    one = GPU_BLOCK_BYTES if detectors.num_gpus else BLOCK_BYTES
-    return min(MOST_BLOCK_BYTES, one * max(1, detectors.most // DETECTORS_PER_BLOCK_SIZE))
+    if detectors.num_gpus:
+        return GPU_BLOCK_BYTES
+    sizes = max(1, detectors.most // CPU_DETECTORS_PER_BLOCK_SIZE)
+    return min(MOST_CPU_BLOCK_BYTES, sizes * CPU_BLOCK_BYTES)
 
 
-def _set_context(block: int = BLOCK_BYTES) -> None:
+def _set_context(block: int = CPU_BLOCK_BYTES) -> None:
     """Set Ray Data's options in this process."""
     context = DataContext.get_current()
     context.target_max_block_size = block
@@ -131,7 +134,7 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
             .map_batches(
                 settings.detector,
                 fn_constructor_args=settings.arguments,
-                batch_size=settings.images_per_call,
+                batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=detectors.num_cpus,
                 num_gpus=detectors.num_gpus,

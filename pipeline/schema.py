@@ -199,8 +199,7 @@ DETECTED = pa.schema(
         pa.field("encoded_bytes", pa.int64()),
         pa.field("prepare_seconds", pa.float32()),
         pa.field("detect_seconds", pa.float32()),  # this image's share of its batch's time
-        # Number of images per batch, if memory does not hold the batch size that was requested.
-        pa.field("batch_limit", pa.int32()),
+        pa.field("computation", pa.string()),  # what decided the bits, see model/computation.py
         pa.field("processed_at", pa.timestamp("us", "UTC")),
     ]
 )
@@ -262,7 +261,7 @@ class Receipt:
     detect_seconds: float = 0.0
     stage_seconds: float = 0.0
     retries: int = 0  # requests to stores that were repeated
-    batch_limit: int | None = None  # the smallest value of the column of DETECTED
+    computation: str | None = None  # the column of DETECTED, which is equal for all images
     finished_at: float = 0.0  # Unix time
 
 
@@ -280,7 +279,7 @@ RECEIPT = pa.schema(
         pa.field("detect_seconds", pa.float64()),
         pa.field("stage_seconds", pa.float64()),
         pa.field("retries", pa.int64()),
-        pa.field("batch_limit", pa.int32()),
+        pa.field("computation", pa.string()),
         pa.field("finished_at", pa.float64()),
     ]
 )

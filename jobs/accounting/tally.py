@@ -48,7 +48,9 @@ class Report(TypedDict):
     limiting_stage: str | None  # stage with the busiest workers; None if not known
     timeline: list[Point]  # at most 201, the first at 0
     storage_retries: int  # requests that were repeated
-    batch_limit: int | None  # images in a batch, if memory did not hold --batch-size
+    # Number of images by what decided their bits (model/computation.py); of what this command
+    # labelled. Versions before 0.2 did not record it.
+    computations: NotRequired[dict[str, int]]
     # Share of the wall time in which detectors computed. On GPUs it is measured with GPU events.
     device_use: float
     cpus: int | None  # of this machine; None on a cluster, where it is not measured
@@ -76,7 +78,7 @@ class Tally:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     encoded_bytes: int = 0
     retries: int = 0  # requests to stores that were repeated
-    batch_limit: int | None = None  # images in a batch, if memory does not hold --batch-size
+    computations: Counter[str] = field(default_factory=Counter)  # images by what decided their bits
     first: Receipt | None = None
     last: float = 0.0  # Unix time at which the last block was done
     timeline: Timeline = field(default_factory=Timeline)
@@ -103,8 +105,8 @@ class Tally:
         self.failed.update(receipt.failed)
         for stage in STAGES:
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
-        limits = [n for n in (self.batch_limit, receipt.batch_limit) if n is not None]
-        self.batch_limit = min(limits, default=None)
+        if receipt.computation is not None:
+            self.computations[receipt.computation] += receipt.images
         self.last = max(self.last, done)
         if self.first is None:
             self.first = replace(receipt, finished_at=done)
@@ -190,7 +192,7 @@ def report(
         "limiting_stage": None if use is None else max(use, key=use.__getitem__),
         "timeline": tally.timeline.points(),
         "storage_retries": tally.retries + retries.repeated - tally.startup.repeated_before,
-        "batch_limit": tally.batch_limit,
+        "computations": dict(tally.computations),
         "device_use": tally.seconds.get("detect", 0.0) / (wall * workers["detect"]),
         "cpus": tally.cpus,
         "cpu_use": tally.cpus and tally.startup.cpu.seconds() / (wall * tally.cpus),

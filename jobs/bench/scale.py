@@ -156,7 +156,6 @@ def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> S
         named_model("shapes-tiny").config().resize,
         SimulatedDetector,
         (device_seconds,),
-        IMAGES_PER_SHARD,
         Layout(pool, preparers=cpus, tasks=2 * cpus),
     )
     receipts: list[Receipt] = []

@@ -20,5 +20,5 @@ class SimulatedDetector:
             took = self.seconds if row["status"] == OK else 0.0
             time.sleep(took)
             now = datetime.now(UTC)
-            row.update(boxes=[], detect_seconds=took, batch_limit=None, processed_at=now)
+            row.update(boxes=[], detect_seconds=took, computation="simulated", processed_at=now)
         return pa.Table.from_pylist(rows, schema=DETECTED)

@@ -1,56 +1,36 @@
-"""What a run computes with: the kind of device and the precision of its detectors.
+"""What a run computes with: the kind of device, the precision and the batches of its detectors.
 
-Both belong to a run from its first image to its last, because a label in bf16 differs from one in
+They belong to a run from its first image to its last, because a label in bf16 differs from one in
 fp32. They are found out once, where the detectors will be, and never by each detector by itself: a
 pool may hold GPUs that multiply bf16 and others that do not.
 """
 
-import os
-from dataclasses import dataclass
-
 import ray
-import torch
 from ray.autoscaler.v2.sdk import request_cluster_resources
 
 from jobs.cluster.placement import Placement
-from model.zoo import resolved_precision
+from model.computation import Computation, computation_here
 from pipeline.isolation.watchdog import STALL_SECONDS, Stalled
+from pipeline.stages.detect import CPU_THREADS
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
 
-@dataclass(frozen=True)
-class Computation:
-    """The arithmetic of a run."""
-
-    device: str  # "cpu" or "cuda"
-    precision: str  # "fp32", "bf16" or "fp16"
-    hardware: str  # name of the GPU; of a CPU its instruction set and number of threads
-
-    def as_text(self) -> str:
-        return f"{self.precision} on {self.device} ({self.hardware})"
-
-
-def computation_here(device: str, precision: str) -> Computation:
-    """What a detector on this machine computes with. `precision` may be "auto"."""
-    if device == "cuda":
-        hardware = torch.cuda.get_device_name()
-    else:
-        hardware = f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} threads"
-    return Computation(device, resolved_precision(precision, device), hardware)
-
-
 def computation_of_detectors(
-    placement: Placement, precision: str, cluster: bool, seconds: float = STALL_SECONDS
+    placement: Placement,
+    precision: str,
+    count: int | None,
+    cluster: bool,
+    seconds: float = STALL_SECONDS,
 ) -> Computation:
-    """What the detectors of a placement compute with. `precision` may be "auto".
+    """What the detectors of a placement compute with. `precision` may be "auto", `count` None.
 
     On a `cluster` a task on one of the detectors' nodes answers. All nodes that the run needs are
     requested meanwhile, because an autoscaler may have to start them. Raises InputError if the
     node cannot run detectors, and Stalled if there is none after some `seconds`.
     """
     if not cluster:
-        return computation_here(placement.device, precision)
+        return computation_here(placement.device, precision, CPU_THREADS, count)
     pool = placement.layout.detectors
     task = ray.remote(computation_here).options(
         num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, label_selector=pool.nodes or None
@@ -58,7 +38,9 @@ def computation_of_detectors(
     gcs = ray.get_runtime_context().gcs_address
     request_cluster_resources(gcs, placement.demand())
     try:
-        found: Computation = ray.get(task.remote(placement.device, precision), timeout=seconds)
+        found: Computation = ray.get(
+            task.remote(placement.device, precision, CPU_THREADS, count), timeout=seconds
+        )
     except ray.exceptions.GetTimeoutError as error:
         raise Stalled(seconds) from error
     except ray.exceptions.RayError as error:

@@ -9,7 +9,7 @@ import torch
 from jobs.cluster.node_labels import Labels, matches
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Layout, Pool
-from pipeline.stages.detect import CPU_CALLS, GPU_CALLS
+from pipeline.stages.detect import CPU_CALLS, CPU_THREADS, GPU_CALLS
 
 ACCELERATOR = "ray.io/accelerator-type"  # label key of nodes whose GPU type Ray knows
 TASKS_PER_DETECTOR = 8  # the minimum on a cluster, which may get more CPUs later
@@ -96,14 +96,20 @@ class Placement:
 def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) -> Placement:
     """Place a run on the `nodes` that exist now. A `cluster` may get more nodes later.
 
-    On CPUs there is one detector on each node, because a detector takes all cores of its machine.
+    On CPUs a node has a detector for every CPU_THREADS of its cores, as far as its memory holds
+    them.
     """
     device = _device(request, nodes)
     on_cpu = device == "cpu"
     fewest, most = request.fewest_gpus, request.most_gpus
     if on_cpu:
-        fits = [n for n in nodes if n.holds({"CPU": ACTOR_CPUS, "memory": request.memory})]
-        fewest = most = max(1, sum(matches(node.labels, request.detect_on) for node in fits))
+        wanted = {"CPU": ACTOR_CPUS, "memory": request.memory}
+        fits = (
+            min(node.holds(wanted), max(1, int(node.resources["CPU"]) // CPU_THREADS))
+            for node in nodes
+            if node.holds(wanted) and matches(node.labels, request.detect_on)
+        )
+        fewest = most = max(1, sum(fits))
     cpus_of_each, gpus_of_each, calls = (ACTOR_CPUS, 0, CPU_CALLS) if on_cpu else (0, 1, GPU_CALLS)
     pool = Pool(fewest, most, cpus_of_each, gpus_of_each, request.memory, calls, request.detect_on)
     cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from jobs.cluster.node_labels import Labels, selector
 from pipeline.storage.errors import InputError
 
-# Bytes of a node's logical memory for each detector. A detector of the largest model takes 1.3 GiB
-# on a CPU for one image (`bench model`, 2026-11-24). A detector on a GPU takes as much of the
-# host's memory while it loads.
-MEMORY, TINY_MEMORY = 2 << 30, 512 << 20
+# Bytes of a node's logical memory for each detector. A detector of the largest model takes 1.3 GB
+# on a CPU (2026-11-27), some of it shared with others: the code of torch. A detector on a GPU takes
+# as much of the host's memory while it loads.
+MEMORY, TINY_MEMORY = 3 << 29, 512 << 20
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def cluster_request(
         raise InputError(f"--num-gpus {num_gpus}: give a number, or a range like 2-8")
     if num_gpus is not None and device == "cpu":
         raise InputError(
-            f"--num-gpus {num_gpus} --device cpu: on CPUs each node has one detector; leave out "
-            "one of the two options"
+            f"--num-gpus {num_gpus} --device cpu: on CPUs their cores decide how many detectors "
+            "there are; leave out one of the two options"
         )
     if num_gpus is not None:
         device = "cuda"

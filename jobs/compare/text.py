@@ -52,6 +52,7 @@ def side_lines(name: str, side: dict[str, Any]) -> list[str]:
         f"{name}              {side['output']}",
         f"  labels       {newest}, of {', '.join(side['models'])}",
         f"  threshold    {threshold_of(side)}",
+        *(f"  computed in  {computation}" for computation in side["computations"]),
         *(
             [f"  no name      {count} boxes, whose classes have no name, are not compared"]
             if (count := side["boxes_without_name"])

@@ -31,15 +31,16 @@ def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
 def explained_failures() -> Iterator[None]:
     """Convert the errors of storage and of workers to errors of one line that says what to do.
 
-    OutputError and ReconcileError have such a line. All other errors become CommandFailed.
+    OutputError, CommandFailed and ReconcileError have such a line. All other errors become
+    CommandFailed.
     """
     try:
         yield
     except Exception as error:
         cause = error.cause if isinstance(error, RayTaskError) else None
-        if isinstance(cause, OutputError):  # raised in a worker
-            raise OutputError(reason_of(error)) from error
-        if isinstance(error, OutputError | ReconcileError):
+        if isinstance(cause, OutputError | CommandFailed):  # raised in a worker
+            raise type(cause)(reason_of(error)) from error
+        if isinstance(error, OutputError | CommandFailed | ReconcileError):
             raise
         raise CommandFailed(
             f"the run failed: {reason_of(error)}. What is labelled is kept: run the same command "

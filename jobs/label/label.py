@@ -4,6 +4,7 @@ import secrets
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
-from jobs.cluster.computation import Computation, computation_of_detectors
+from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
 from jobs.cluster.start import (
     check_machines,
@@ -43,12 +44,15 @@ from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lin
 from jobs.output.catalog import read_catalog
 from jobs.output.gone import record_gone_objects
 from jobs.output.known import LabelRequest, known_objects
+from jobs.output.manifest import Manifest
 from jobs.output.output_writer import (
     OutputWriter,
     check_keep_replaced,
     check_output_without_writing,
 )
+from jobs.output.run_documents import computations
 from jobs.report.report import past_reports
+from model.computation import Computation
 from model.config import DeformableDetrConfig
 from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, weights_of
@@ -58,7 +62,7 @@ from pipeline.plan.digests import Known
 from pipeline.plan.plan import Plan, left_out_as_text
 from pipeline.plan.shards import Shards
 from pipeline.schema import OK
-from pipeline.stages.detect import BATCHES_PER_CALL, Detector, DetectorSpec
+from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
 from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
@@ -209,12 +213,13 @@ def _label_what_is_new(
         print(f"{found.again} objects that failed are tried again", file=sys.stderr)
     run = make_run(command.output, found)
     startup.end(LISTING)
+    known_runs = writer.catalog.labelling_runs()
     if not run.shards:
-        known_runs = writer.catalog.labelling_runs()
         record_gone_objects(command.output, known_runs, command.labels.source, found.gone)
     if run.shards:
         writer.begin_writing()
         placed = _start_ray(command, run, startup)
+        _print_other_computations(command, placed.computation, known_runs)
         write_run_record(
             command.output,
             run,
@@ -255,7 +260,10 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
             ) from error
     first, access = run.shards.first_member(), command.options.input_access
     placement = start_or_join_ray(request, command.output, first, access)
-    computation = computation_of_detectors(placement, precision, bool(request.address))
+    count = command.options.batch_size or run.count
+    if count is not None and command.options.batch_size and placement.device == "cpu":
+        print("--batch-size is for GPUs: on CPUs images go one by one", file=sys.stderr)
+    computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
     return Placed(placement, computation)
 
@@ -294,9 +302,11 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         placed.computation.device,
         placed.computation.precision,
         options.score_threshold,
-        options.batch_size,
+        placed.computation.count,
         session=secrets.token_hex(8),
         sha256=command.sha256,
+        threads=CPU_THREADS,
+        calls=placed.placement.layout.detectors.calls,
     )
     return FlowSettings(
         plan_url(options.output, run.run_id),
@@ -304,7 +314,6 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         command.config.resize,
         Detector,
         (spec,),
-        BATCHES_PER_CALL * options.batch_size,
         placed.placement.layout,
     )
 
@@ -318,6 +327,22 @@ def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
         print(
             f"{len(gone)} objects that {mask(output)} holds labels of are not under INPUT any "
             f"more; their labels {fate}: {printable(first)}{more}",
+            file=sys.stderr,
+        )
+
+
+def _print_other_computations(
+    command: Command, computation: Computation, runs: Sequence[Manifest]
+) -> None:
+    """Print that the newest of the `runs` computed otherwise, if it did."""
+    same_model = [r for r in runs if r["model_fingerprint"] == command.labels.fingerprint]
+    if command.labels.relabel or not same_model:
+        return
+    before = computations(command.output, same_model[-1]["run_id"])
+    if before and computation.as_text() not in before:
+        print(
+            f"{mask(command.output)} holds labels that were computed in {', '.join(before)}; these "
+            f"are in {computation.as_text()}: the last digits of scores and boxes may differ",
             file=sys.stderr,
         )
 

@@ -81,7 +81,12 @@ class LabelOptions:
         },
     )
     limit: int | None = field(default=None, metadata={"help": "label at most this many images"})
-    batch_size: int = field(default=8, metadata={"help": "images in one forward pass"})
+    batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "images in one forward pass of a GPU (default: 8); on CPUs images go one by one"
+        },
+    )
     precision: str = field(
         default="auto",
         metadata={

@@ -50,12 +50,13 @@ def plan_request(options: LabelOptions) -> PlanRequest:
 
 @dataclass(frozen=True)
 class Run:
-    """A planned run, new or resumed. A resumed run keeps its device and its precision."""
+    """A planned run, new or resumed. A resumed run keeps its device, precision and batches."""
 
     run_id: str
     shards: Shards
     device: str = "auto"  # "cpu" or "cuda" once the run began
     precision: str = "auto"  # "fp32", "bf16" or "fp16" once the run began
+    count: int | None = None  # images in every batch, once the run began
     retries_failed: bool = False  # whether it labels again what failed (--retry-failed)
     # Number of objects under INPUT that are not read, by reason (listing.LEFT_OUT).
     left_out: dict[str, int] = field(default_factory=dict)

@@ -62,12 +62,12 @@ def show_progress(
 
 
 def _add(receipt: Receipt, tally: Tally, console: Console) -> None:
-    """Add one receipt. Print a line if it is the first that reports too little memory."""
-    limit_before = tally.batch_limit
+    """Add one receipt. Print a line if its detector computes otherwise than those before."""
+    before = list(tally.computations)
     tally.add(receipt)
-    if limit_before is None and tally.batch_limit is not None:
+    if before and receipt.computation not in (None, *before):
         console.print(
-            "the memory of a detector does not hold as many images as --batch-size says: "
-            f"it takes {tally.batch_limit} at once from now on",
+            f"some images are computed in {receipt.computation}, others in {', '.join(before)}: "
+            "their last digits may differ",
             highlight=False,
         )

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.accounting.estimate import Estimate
-from jobs.cluster.computation import Computation
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.output import paths
 from jobs.output.errors import DamagedOutput
 from jobs.output.known import LabelRequest
 from jobs.output.run_documents import environment, read_document, write_record, write_table
+from model.computation import Computation
 from pipeline.formats.read import NUMBERING
 from pipeline.plan.shards import Shards
 from pipeline.storage.files import join
@@ -43,7 +43,7 @@ def write_run_record(
         "run_id": run.run_id,
         "options": dict(options),
         "model_fingerprint": fingerprint,
-        "computation": asdict(computation),
+        "computation": {**asdict(computation), "text": computation.as_text()},
         "started_at": time.time(),
         "gone": len(gone),
         "estimate": estimate,

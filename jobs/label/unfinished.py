@@ -70,6 +70,7 @@ def take_up_unfinished_run(
             shards,
             recorded_computation(record, "device"),
             recorded_computation(record, "precision"),
+            (record.get("computation") or {}).get("count"),  # versions before 0.2 had none
             retries,
             record.get("left_out", {}),  # versions before 0.2 did not record it
         )

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -95,6 +96,28 @@ def score_threshold(output: str, run_id: str) -> float:
         return float(record.get("options", {}).get("score_threshold") or 0.0)
 
     return value_of_record(output, run_id, convert, 0.0)
+
+
+def computations(output: str, run_id: str) -> list[str]:
+    """What decided the bits of a run's labels beside image and weights (model/computation.py).
+
+    Several if its detectors were of several kinds, or if `compact` made it of such runs. None if
+    the run is of a version before 0.2, or imported. Raises DamagedOutput.
+    """
+
+    def convert(record: dict[str, Any]) -> list[str]:
+        if "compacts" in record:
+            own = [computations(output, str(one)) for one in record["compacts"]]
+            return sorted({text for texts in own for text in texts})
+        text = (record.get("computation") or {}).get("text")
+        return [] if text is None else [str(text)]
+
+    nothing: list[str] = []
+    planned = value_of_record(output, run_id, convert, nothing)
+    with suppress(FileNotFoundError):  # of a run that is not finished, or that `compact` made
+        found = read_document(output, run_id, "report.json").get("computations")
+        return sorted(found) or planned if isinstance(found, dict) else planned
+    return planned
 
 
 def write_table(url: str, table: pa.Table) -> None:

@@ -21,7 +21,8 @@ from jobs.train.options import TrainOptions
 from model.checkpoint import save_weights
 from model.criterion import criterion
 from model.deformable_detr import DeformableDetr
-from model.postprocess import Detections, postprocess
+from model.detector import Detections
+from model.postprocess import postprocess
 from model.preprocess import batch_images
 from model.zoo import create_model, weights_of
 from pipeline.storage.errors import CommandFailed, InputError

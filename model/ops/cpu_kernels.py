@@ -7,6 +7,10 @@ in small arrays that stay in the L1 cache, then one weighted sum of the rows tha
 over samples have no branches, so that they become vector instructions; the sum is spelled out in
 LLVM's vectors, which stay in registers. fp32 inside; values, offsets and logits are read as fp32 or
 as bf16.
+
+`forward` has no fast-math flags. With them the bits depended on what the compiler could inline: the
+process that compiled a kernel got others than those that loaded it from Numba's cache. Where a
+multiplication and an addition shall be one instruction, `_fma` says so.
 """
 
 from math import floor
@@ -22,7 +26,6 @@ _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1), np.float32(0)
 _LOG2_E = np.float32(1.4426950408889634)
 _LOWEST_EXPONENT = np.float32(-126)
 _BLOCK = 64  # queries that share their small arrays
-_FLAGS = {"contract", "reassoc", "nsz", "arcp"}  # not "nnan": a NaN location counts as outside
 
 
 @intrinsic
@@ -44,6 +47,16 @@ def _float_of_bits(context, bits):
         return builder.bitcast(arguments[0], _FLOAT)
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def _fma(context, a, b, c):
+    """a * b + c in fp32, rounded once."""
+
+    def generate(_context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 def _weighted_sum_of(width):
@@ -91,6 +104,9 @@ def _weighted_sum_of(width):
                     context, builder, arguments[i]
                 )
 
+            multiply_add = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{width}f32"
+            )
             bf16 = signature.args[0].dtype == types.uint16
             start = builder.gep(array(0).data, [arguments[1]])
             row_numbers, row_weights = array(3), array(4)
@@ -108,8 +124,8 @@ def _weighted_sum_of(width):
                 row = builder.sext(builder.load(builder.gep(row_numbers.data, [here])), _INDEX)
                 pointer = builder.gep(start, [builder.mul(row, arguments[2])])
                 weight = splat(builder, builder.load(builder.gep(row_weights.data, [here])))
-                product = builder.fmul(load(builder, pointer, bf16), weight, flags=("contract",))
-                added.append(builder.fadd(total, product, flags=("contract",)))
+                operands = [load(builder, pointer, bf16), weight, total]
+                added.append(builder.call(multiply_add, operands))
             following = builder.add(k, ir.Constant(_INDEX, 4))
             k.add_incoming(following, loop)
             for total, sum_so_far in zip(sums, added, strict=True):
@@ -138,16 +154,16 @@ def _power_of_two(x):
     whole = np.int32(x - _HALF)
     part = x - np.float32(whole)
     power = np.float32(1.5403530e-4)
-    power = power * part + np.float32(1.3333558e-3)
-    power = power * part + np.float32(9.6181291e-3)
-    power = power * part + np.float32(5.5504109e-2)
-    power = power * part + np.float32(2.4022651e-1)
-    power = power * part + np.float32(6.9314718e-1)
-    power = power * part + _ONE
+    power = _fma(power, part, np.float32(1.3333558e-3))
+    power = _fma(power, part, np.float32(9.6181291e-3))
+    power = _fma(power, part, np.float32(5.5504109e-2))
+    power = _fma(power, part, np.float32(2.4022651e-1))
+    power = _fma(power, part, np.float32(6.9314718e-1))
+    power = _fma(power, part, _ONE)
     return power * _float_of_bits((whole + np.int32(127)) << np.int32(23))
 
 
-@njit(cache=True, fastmath=_FLAGS, inline="always")
+@njit(cache=True, inline="always")
 def _softmax(logits, b, q, first, samples, weights):
     """weights[:] = softmax of as many logits from `first` on."""
     top = _as_float(logits[b, q, first])
@@ -158,12 +174,14 @@ def _softmax(logits, b, q, first, samples, weights):
     for k in range(samples):
         exponent = (_as_float(logits[b, q, first + k]) - top) * _LOG2_E
         weights[k] = _power_of_two(exponent if exponent > _LOWEST_EXPONENT else _LOWEST_EXPONENT)
-        total += weights[k]
     for k in range(samples):
-        weights[k] *= _ONE / total
+        total += weights[k]
+    share = _ONE / total
+    for k in range(samples):
+        weights[k] *= share
 
 
-@njit(cache=True, fastmath=_FLAGS, inline="always")
+@njit(cache=True, inline="always")
 def _corners(x, y, weight, width, height, start, k, samples, rows, weights):
     """The four rows around (x, y) in a level, and their weights: 0 outside. No branches."""
     inside = (x > -1) & (y > -1) & (x < width) & (y < height)
@@ -188,7 +206,7 @@ def _corners(x, y, weight, width, height, start, k, samples, rows, weights):
     rows[3 * samples + k], weights[3 * samples + k] = below + right, below_weight * right_weight
 
 
-@njit(parallel=True, fastmath=_FLAGS, cache=True)
+@njit(parallel=True, cache=True)
 def forward(
     table, image_stride, row_stride, levels, offsets, bias, logits, reference, ratios, padding, out
 ):
@@ -228,8 +246,8 @@ def forward(
                         y = _as_float(offsets[b, q, at + 1]) + bias[at + 1]
                         x = x * extent_x * valid_x[k] if boxes else x
                         y = y * extent_y * valid_y[k] if boxes else y
-                        x = centre_x * valid_x[k] + (x - _HALF)
-                        y = centre_y * valid_y[k] + (y - _HALF)
+                        x = _fma(centre_x, valid_x[k], x - _HALF)
+                        y = _fma(centre_y, valid_y[k], y - _HALF)
                         w, h, s = width[k], height[k], start[k]
                         _corners(x, y, weight[k], w, h, s, k, samples, rows, weights)
                 else:

@@ -16,8 +16,12 @@ Levels = Sequence[tuple[int, int]]
 
 
 def _use_threads_of_torch() -> None:
+    """Let Numba compute with as many threads as torch does in this thread."""
     most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    set_num_threads(min(torch.get_num_threads(), most))
+    threads = torch.get_num_threads()
+    set_num_threads(min(threads, most))
+    if torch.get_num_threads() != threads:  # Numba started its threads, and changed torch's number
+        torch.set_num_threads(threads)
 
 
 def _readable(tensor: Tensor) -> Any:

@@ -32,7 +32,7 @@ def _is_valid(  # type: ignore[no-untyped-def]
     return (line % height < rows) & (cell % width < columns)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator]
 def finish_forward(  # type: ignore[no-untyped-def]
     x_ptr,  # (B, H, W, C), overwritten
     bias_ptr,  # (C,)
@@ -95,7 +95,7 @@ def channels_last(x: Tensor) -> Tensor:
     return rows
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["cells", "height", "width", "height_2", "width_2"])  # type: ignore[untyped-decorator]
 def finish_pool_forward(  # type: ignore[no-untyped-def]
     x_ptr,  # (B, H, W, C)
     bias_ptr,  # (C,)
@@ -174,7 +174,7 @@ def _(x: Tensor, *_: object) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count", "period"])  # type: ignore[untyped-decorator]
 def add_norm_forward(  # type: ignore[no-untyped-def]
     x_ptr,  # (N, C)
     residual_ptr,  # (N, C)
@@ -265,7 +265,7 @@ def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return out, torch.empty_like(out)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator]
 def normalize_forward(  # type: ignore[no-untyped-def]
     pixels_ptr,  # (B, H, W, 3) uint8
     mean_ptr,  # (3,) fp32

@@ -19,7 +19,7 @@ from model.ops.sampling import level_rows
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["queries", "length"])  # type: ignore[untyped-decorator]
 def msda_forward(  # type: ignore[no-untyped-def]
     value_ptr,  # (B, S, | M, D), rows `value_stride` apart
     offsets_ptr,  # (B, Q, | M, L, P, 2), or locations; rows `offsets_stride` apart

@@ -1,172 +1,202 @@
-"""Detection in batches of images, with recovery from failures.
+"""Detection in batches of one form, with recovery from failures.
 
-A batch that raises an error is halved until the failing image is alone. A batch during which a
-process of this command ended (journal.py) is processed image by image. Each failing image becomes a
-failed row; all other images get their boxes.
+A batch that raises an error is halved until the failing image is alone; blanks keep the form, so
+that the other images get the bits that they always get. An image during which processes of this
+command ended (journal.py) is computed alone. Each failing image becomes a failed row; all other
+images get their boxes. Too little memory is a failure of no image: it ends the run.
 """
 
-import hashlib
 import os
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.postprocess import Detections
-from model.predictor import Pending, Predictor
-from pipeline.isolation.exclusive import ExclusiveCalls
+from model.detector import BatchDetector, Detections, Pending, Size
+from model.preprocess import form_batch
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
+from pipeline.storage.errors import CommandFailed
 
-# Attempts at a single image during which the process ended. The image may not be the cause.
-ATTEMPTS = 2
+# Attempts at an image during which the process ended. The image may not be the cause of the first,
+# when it had neighbours.
+ATTEMPTS = 3
 
 NOT_FINITE = (
     "the model's output is not finite: its weights are damaged, or its precision is too narrow for "
     "them (try --precision fp32)"
 )
 
-Row = dict[str, Any]
+
+class OutOfMemory(CommandFailed):
+    """The device, or the machine, has too little memory for a batch."""
 
 
-@dataclass
-class Batch:
-    """Images that were submitted together, and their result so far.
+@dataclass(frozen=True)
+class Image:
+    """A prepared image."""
 
-    `pending` is an exception if the submission failed. It is None if the batch ended a process
-    before and was therefore not submitted.
-    """
+    key: str  # its name in the crash journal
+    pixels: Tensor  # (rows, columns, 3) uint8
+    displayed: Size  # the size in whose pixels boxes are
 
-    key: str  # name of its entry in the crash journal
-    rows: list[Row]
-    images: list[Tensor]  # (rows, columns, 3) uint8 each
-    pending: Pending | Exception | None
+
+@dataclass(frozen=True)
+class Outcome:
+    """The boxes of an image, best first, or why it failed."""
+
+    scores: npt.NDArray[np.float32]  # (N,)
+    labels: npt.NDArray[np.int32]  # (N,)
+    boxes: npt.NDArray[np.float32]  # (N, 4) x_min, y_min, x_max, y_max in displayed pixels
+    seconds: float = 0.0  # this image's share of the time of its batch
+    failure: tuple[str, str] | None = None  # status and error
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """Images that were submitted together. `pending` is an exception if that failed."""
+
+    images: Sequence[Image]
+    pending: Pending | Exception
+    began: float  # time.perf_counter()
 
 
 class RecoveringDetector:
-    """Detects objects in batches. It writes boxes into rows, and the status of rows that fail."""
+    """Detects objects in batches. One thread may use it."""
 
-    def __init__(
-        self, predictor: Predictor, journal: CrashJournal, score_threshold: float, most: int
-    ):
-        self.predictor, self.journal = predictor, journal
+    def __init__(self, detector: BatchDetector, journal: CrashJournal, score_threshold: float):
+        self.detector, self.journal = detector, journal
         self.score_threshold = score_threshold
         # Published models have outputs that stand for no class: number 0 and the holes of COCO's.
-        self.has_name = np.array([bool(name) for name in predictor.net.config.labels])
-        self.calls = ExclusiveCalls()  # coordinates concurrent calls of the detector
-        self.most = most  # images per batch; `finish` lowers it if memory does not hold as many
+        self.has_name = np.array([bool(name) for name in detector.labels])
 
-    def submit(self, rows: list[Row], images: list[Tensor], again: bool = False) -> Batch:
-        """Start a batch. It is not started if a process ended during it before.
+    def canvas(self, image: Image) -> Size:
+        """The canvas of an image."""
+        height, width, _ = image.pixels.shape
+        return self.detector.canvas((height, width))
 
-        `again` starts it in that case as well. `images` are (rows, columns, 3) uint8. Errors of
-        torch are stored in the batch.
-        """
-        key = _key(rows)
-        if not again and self.journal.unfinished(key):
-            return Batch(key, rows, images, None)
-        self.journal.begin(key)
-        sizes = torch.tensor([(row["height"], row["width"]) for row in rows])
+    def ended_a_process(self, image: Image) -> bool:
+        """Whether a process of this command ended while it computed the image."""
+        return bool(self.journal.unfinished(image.key))
+
+    def refuse(self, image: Image) -> Outcome | None:
+        """The outcome of an image that must not be tried again; None if it may be tried."""
+        ended = self.journal.unfinished(image.key)
+        if ended < ATTEMPTS:
+            return None
+        stuck = self.journal.stood_still(image.key)
+        reason = f"took more than {self.journal.seconds:g} s" if stuck else "ended its process"
+        status = TIMED_OUT if stuck else WORKER_CRASH
+        return _failed(status, f"the detector {reason}, {ended} times")
+
+    def warm_up(self) -> bool:
+        """Prepare for one more form; whether another is left. Too little memory ends that."""
         try:
-            return Batch(key, rows, images, self.predictor.submit(images, sizes))
+            return self.detector.warm_up()
+        except (RuntimeError, MemoryError) as error:
+            _end_where_lasting(error)
+            if not _is_of_memory(error):
+                raise
+            self.detector.give_memory_back()
+            return False
+
+    def submit(self, images: Sequence[Image]) -> UnderWay:
+        """Start a batch of images of one canvas. Errors of torch are stored in what is returned."""
+        began = time.perf_counter()
+        for image in images:
+            self.journal.begin(image.key)
+        sizes = torch.ones(self.detector.count, 2, dtype=torch.int64)
+        sizes[: len(images)] = torch.tensor([image.displayed for image in images])
+        try:
+            pixels, valid = form_batch([image.pixels for image in images], self.detector)
+            return UnderWay(images, self.detector.submit(pixels, valid, sizes), began)
         except (RuntimeError, MemoryError) as error:  # torch raises these for memory and kernels
             _end_where_lasting(error)
             # The traceback is dropped, because it keeps the tensors of the attempt alive.
-            return Batch(key, rows, images, error.with_traceback(None))
+            return UnderWay(images, error.with_traceback(None), began)
 
-    def finish(self, batch: Batch) -> float | None:
-        """Write the boxes into the rows. A failed batch is halved until the failing image is alone.
+    def finish(self, batch: UnderWay, may_lack_memory: bool = True) -> list[Outcome]:
+        """Wait for a batch: one outcome for each of its images.
 
-        If the batch was too large for the memory, later batches are at most half as large. Returns
-        the device's computing time for the rows that have boxes now, in seconds. It is None if the
-        device does not report the time.
+        Raises OutOfMemory if memory does not hold the batch, even without what only saves time.
         """
-        if batch.pending is None:
-            return self._detect_one_by_one(batch)
-        rows, images, error = batch.rows, batch.images, batch.pending
-        if isinstance(error, Pending):
+        images, pending = batch.images, batch.pending
+        if not isinstance(pending, Exception):
             try:
-                self._fill(rows, error.result())
-                self.journal.end(batch.key)
-                return error.device_seconds
-            except RuntimeError as late:
+                found = pending.result()
+                self._end(images)
+                seconds = pending.device_seconds
+                if seconds is None:
+                    seconds = time.perf_counter() - batch.began
+                return self._read(images, found, seconds / len(images))
+            except (RuntimeError, MemoryError) as late:
                 _end_where_lasting(late)
-                error = late.with_traceback(None)
-        self.journal.end(batch.key)
-        half = len(rows) // 2
-        if _is_of_memory(error):
-            self.predictor.give_memory_back()
-            self.most = min(self.most, max(half, 1))
+                pending = late.with_traceback(None)
+        self._end(images)
+        if _is_of_memory(pending):
+            self.detector.give_memory_back()
+            if may_lack_memory:
+                return self.finish(self.submit(images), may_lack_memory=False)
+            raise self._explain_memory(images[0]) from pending
+        half = len(images) // 2
         if not half:
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            rows[0].update(status=DETECTOR_ERROR, error=reason)
-            return None
-        seconds = [
-            self.finish(self.submit(rows[part], images[part]))
-            for part in (slice(half), slice(half, None))
-        ]
-        return _sum_of_known(seconds)
+            reason = f"{type(pending).__name__}: {(str(pending).splitlines() or [''])[0]}"
+            return [_failed(DETECTOR_ERROR, reason)]
+        parts = images[:half], images[half:]
+        return [outcome for part in parts for outcome in self.finish(self.submit(part))]
 
-    def _detect_one_by_one(self, batch: Batch) -> float | None:
-        """Process the images of a batch during which a process of this command ended, one by one.
+    def _end(self, images: Sequence[Image]) -> None:
+        for image in images:
+            self.journal.end(image.key)
 
-        A single image gets ATTEMPTS attempts and is then marked as failed. Returns seconds as
-        `finish` does.
-        """
-        if len(batch.rows) > 1:
-            seconds = []
-            for row, image in zip(batch.rows, batch.images, strict=True):
-                with self.calls.exclusive():
-                    seconds.append(self.finish(self.submit([row], [image])))
-            self.journal.end(batch.key)
-            return _sum_of_known(seconds)
-        if self.journal.unfinished(batch.key) < ATTEMPTS:
-            with self.calls.exclusive():
-                return self.finish(self.submit(batch.rows, batch.images, again=True))
-        stuck = self.journal.stood_still(batch.key)
-        reason = f"took more than {self.journal.seconds:g} s" if stuck else "ended its process"
-        batch.rows[0].update(
-            status=TIMED_OUT if stuck else WORKER_CRASH,
-            error=f"the detector {reason}, {ATTEMPTS} times",
+    def _explain_memory(self, image: Image) -> OutOfMemory:
+        height, width = self.canvas(image)
+        count = self.detector.count
+        if count > 1:
+            return OutOfMemory(
+                f"memory does not hold {count} images of {height} x {width} at once: run the same "
+                f"command with --batch-size {count // 2}; what is labelled is kept"
+            )
+        return OutOfMemory(
+            f"memory does not hold one image of {height} x {width}: run the same command on a "
+            "machine with more memory; what is labelled is kept"
         )
-        return None
 
-    def _fill(self, rows: list[Row], found: Detections) -> None:
-        """Write the boxes whose score reaches the threshold into the rows (at 0: the best TOP).
+    def _read(self, images: Sequence[Image], found: Detections, seconds: float) -> list[Outcome]:
+        """The boxes whose score reaches the threshold (at 0: the best `top`).
 
         Boxes of classes without a name are left out; no other box takes their place. An image for
         which the model computed numbers that are not finite fails.
         """
         scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
-        finite = np.isfinite(scores).all(1) & np.isfinite(boxes).all((1, 2))
-        for index, row in enumerate(rows):
-            if not finite[index]:
-                row.update(status=DETECTOR_ERROR, error=NOT_FINITE)
-                continue
-            is_kept = (scores[index] >= self.score_threshold) & self.has_name[labels[index]]
-            row["boxes"] = [
-                {
-                    "label_id": int(labels[index, k]),
-                    "score": float(scores[index, k]),
-                    **dict(zip(_CORNERS, boxes[index, k].tolist(), strict=True)),
-                }
-                for k in np.flatnonzero(is_kept)
-            ]
+        is_finite = np.isfinite(scores).all(1) & np.isfinite(boxes).all((1, 2))
+        is_kept = (scores >= self.score_threshold) & self.has_name[labels]
+        return [
+            Outcome(
+                scores[index, is_kept[index]],
+                labels[index, is_kept[index]].astype(np.int32),
+                boxes[index, is_kept[index]],
+                seconds,
+            )
+            if is_finite[index]
+            else _failed(DETECTOR_ERROR, NOT_FINITE, seconds)
+            for index in range(len(images))
+        ]
 
 
-def _sum_of_known(seconds: list[float | None]) -> float | None:
-    """The sum of the values that are known; None if no value is known."""
-    known = [one for one in seconds if one is not None]
-    return sum(known) if known else None
-
-
-def _key(rows: list[Row]) -> str:
-    """A name for a batch, made from the shard and position of each of its images."""
-    positions = "\0".join(f"{row['shard']}\0{row['index_in_shard']}" for row in rows)
-    return hashlib.sha256(positions.encode()).hexdigest()[:24]
+def _failed(status: str, error: str, seconds: float = 0.0) -> Outcome:
+    return Outcome(
+        np.empty(0, np.float32),
+        np.empty(0, np.int32),
+        np.empty((0, 4), np.float32),
+        seconds,
+        (status, error),
+    )
 
 
 def _end_where_lasting(error: Exception) -> None:
@@ -184,6 +214,3 @@ def _is_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "allocate memory" in str(error) or "out of memory" in str(error)
-
-
-_CORNERS = ("x_min", "y_min", "x_max", "y_max")

@@ -56,7 +56,7 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         prepare_seconds=pc.sum(table["prepare_seconds"]).as_py() or 0.0,
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
         retries=(pc.sum(table["retries"]).as_py() or 0) + retries.repeated - before,
-        batch_limit=pc.min(table["batch_limit"]).as_py(),
+        computation=pc.max(table["computation"]).as_py(),
         stage_seconds=time.perf_counter() - began,
         finished_at=time.time(),
     )

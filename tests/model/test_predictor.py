@@ -15,8 +15,9 @@ from model import fused_layers, preprocess
 from model.ops import undocumented
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
-from model.predictor import Predictor
-from model.preprocess import _mean_and_std, batch_images
+from model.predictor import Predictor, likely_sizes
+from model.preprocess import _mean_and_std, batch_images, form_batch
+from model.resize import CanvasRule, ResizeRule, canvas_rule
 from model.zoo import MODELS, create_model
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -28,14 +29,15 @@ def draw_images(sizes: Sequence[tuple[int, int]], generator: torch.Generator) ->
     ]
 
 
-@pytest.mark.parametrize("sizes", [[(96, 128)] * 3, [(96, 128), (64, 160), (90, 70)]])
+@pytest.mark.parametrize("size", [(96, 128), (64, 160), (90, 70)])
 def test_results_equal_those_of_the_network(
-    sizes: list[tuple[int, int]], generator: torch.Generator
+    size: tuple[int, int], generator: torch.Generator
 ) -> None:
     net = create_model("shapes-tiny", padding="invariant")
-    images = draw_images(sizes, generator)
-    shown = torch.tensor(sizes) * 2
-    pending = Predictor(net, "cpu", top=20).submit(images, shown)
+    images = draw_images([size], generator)
+    shown = torch.tensor([size]) * 2
+    predictor = Predictor(net, "cpu", top=20)
+    pending = predictor.submit(*form_batch(images, predictor), shown)
     found = pending.result()
     assert pending.device_seconds is None
     with torch.inference_mode():
@@ -43,6 +45,43 @@ def test_results_equal_those_of_the_network(
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.boxes, expected.boxes)
+
+
+@pytest.mark.parametrize("model", ["shapes-tiny", "deformable-detr-single-scale"])
+def test_an_image_on_its_canvas_gives_what_it_gives_alone(
+    model: str, generator: torch.Generator
+) -> None:
+    """The form of a GPU, in fp32 on this CPU: padded, beside neighbours and beside blanks."""
+    net = create_model(model, "random", padding="invariant")
+    images = draw_images([(96, 130), (90, 140), (70, 190)], generator)
+    predictor = Predictor(net, "cpu", top=20)
+    alone = [
+        predictor.submit(*form_batch([image], predictor), torch.tensor([[96, 130]])).result()
+        for image in images
+    ]
+    predictor.pads, predictor.count = True, 4
+    predictor.canvases = CanvasRule(96, 64)
+    pixels, valid = form_batch(images, predictor)
+    assert pixels.shape == (4, 96, 192, 3) and valid is not None
+    found = predictor.submit(pixels, valid, torch.tensor([[96, 130]] * 4)).result()
+    for index, own in enumerate(alone):
+        assert torch.allclose(found.scores[index], own.scores[0], atol=1e-5)
+        assert torch.allclose(found.boxes[index], own.boxes[0], atol=1e-2)
+
+
+def test_likely_sizes_are_resized_sizes_of_other_canvases() -> None:
+    rule = ResizeRule(800, 1333)
+    sizes = likely_sizes(rule)
+    assert sizes[:2] == [(800, 1066), (1066, 800)] and (800, 1333) not in sizes
+    assert (750, 1333) in sizes  # 9:16 would be 1422 long
+    canvases = {canvas_rule(rule).canvas(*size) for size in sizes}
+    assert len(canvases) == len(sizes) == 9
+    assert all(rule.target_size(*size) == size for size in sizes)
+
+
+def test_a_cpu_warms_up_once() -> None:
+    predictor = Predictor(create_model("shapes-tiny", padding="invariant"), "cpu")
+    assert not predictor.warm_up() and not predictor.warm_up()
 
 
 class Crossings(TorchDispatchMode):
@@ -104,21 +143,24 @@ def test_a_gpu_never_waits_for_the_host(
 
 @needs_gpu
 def test_recordings_repeat_the_function(generator: torch.Generator) -> None:
-    """The shapes take turns six times, so that all but the first runs of each are replayed."""
+    """Forms take turns six times, so that all but the first run of each are replayed."""
     net = create_model("shapes-tiny", device="cuda", padding="invariant")
-    predictor = Predictor(net, "cuda", top=20)
+    predictor = Predictor(net, "cuda", top=20, count=3)
     for _ in range(6):
-        for sizes in ([(96, 128)] * 3, [(96, 128), (64, 160)], [(64, 64)]):
+        for sizes in ([(96, 128)] * 3, [(120, 128), (126, 128)], [(64, 64)]):
             images = draw_images(sizes, generator)
-            shown = torch.tensor(sizes)
+            shown = torch.tensor([*sizes, *[(1, 1)] * (3 - len(sizes))])
             began = time.perf_counter()
-            waiting = [predictor.submit(images, shown) for _ in range(2)]
+            pixels, valid = form_batch(images, predictor)
+            waiting = [predictor.submit(pixels, valid, shown) for _ in range(2)]
             with torch.inference_mode():
                 expected = postprocess(net(*batch_images(images, "cuda")), shown.cuda(), 20)
             for pending in waiting:
                 found = pending.result()
-                assert torch.allclose(found.scores, expected.scores.cpu(), atol=1e-4)
-                assert torch.allclose(found.boxes, expected.boxes.cpu(), atol=0.05)
+                for index in range(len(sizes)):
+                    theirs = expected.scores[index].cpu(), expected.boxes[index].cpu()
+                    assert torch.allclose(found.scores[index], theirs[0], atol=1e-4)
+                    assert torch.allclose(found.boxes[index], theirs[1], atol=0.05)
             took = time.perf_counter() - began
             computed = [pending.device_seconds or 0.0 for pending in waiting]
             assert min(computed) > 0 and sum(computed) < took

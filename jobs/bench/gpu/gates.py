@@ -20,8 +20,8 @@ from jobs.bench.gpu.journal import VERDICT
 from jobs.bench.gpu.poison import CPU_POISON, poison_memory
 from model.deformable_detr import DeformableDetr
 from model.ms_deform_attn import MSDeformAttn
-from model.predictor import MULTIPLE
 from model.preprocess import normalize, stack_images
+from model.resize import canvas_rule
 from model.zoo import DTYPES, create_model
 
 TESTS = "tests of the model"
@@ -159,7 +159,11 @@ def _images(sizes: Sizes) -> list[Tensor]:
 def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
     """Return the detector's answer for a batch, as the pipeline runs it."""
     net = _ours(gate.model, gate.precision, context.device)
-    pixels, valid = stack_images(_images(sizes), MULTIPLE if gate.padded else 1)
+    pixels, valid = stack_images(_images(sizes))
+    if gate.padded:
+        height, width = canvas_rule(net.config.resize).canvas(*pixels.shape[1:3])
+        more = (0, 0, 0, width - pixels.shape[2], 0, height - pixels.shape[1])
+        pixels = torch.nn.functional.pad(pixels, more)
     valid_on_device = None if valid is None else valid.to(context.device)
     out = net(*normalize(pixels.to(context.device), valid_on_device, net.dtype))
     return out.pred_logits.float().cpu(), out.pred_boxes.float().cpu()

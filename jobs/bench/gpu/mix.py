@@ -3,7 +3,6 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +15,14 @@ from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.gates import Gate, refuse_wrong
 from jobs.bench.gpu.sizes import Size, draw_sizes
 from model.cuda_graphs import Graphed
-from model.predictor import MULTIPLE, Pending
+from model.predictor import PendingDetections
 from model.zoo import named_model
 from pipeline.schema import OK, PREPARED
-from pipeline.stages.detect import BATCHES_PER_CALL, CPU_CALLS, GPU_CALLS, Detector, DetectorSpec
+from pipeline.stages.detect import CPU_CALLS, CPU_THREADS, GPU_CALLS, Detector, DetectorSpec
 from pipeline.storage.errors import CommandFailed
 
-BATCH = 8  # default of `label`
 IMAGES, TINY_IMAGES = 1600, 24
+IMAGES_PER_CALL = 100  # a block of the pipeline at 800 x 1066
 # the second pass also has the recorded graphs
 PASSES = ("first pass, kernels compiled", "second pass")
 
@@ -33,25 +32,28 @@ class Fill:
     """How full the batches were that a detector submitted."""
 
     images: int = 0
+    places: int = 0  # of images and blanks
     batches: int = 0
     pixels: int = 0  # pixels of the images themselves
     canvas: int = 0  # pixels of the batches' canvases, padding included
     forms: Counter[tuple[int, ...]] = field(default_factory=Counter)  # (count, height, width)
 
-    def add(self, images: Sequence[Tensor], multiple: int) -> None:
-        sizes = [tuple(image.shape[:2]) for image in images]
-        step = 1 if len(set(sizes)) == 1 else multiple
-        height, width = (-(-max(sides) // step) * step for sides in zip(*sizes, strict=True))
+    def add(self, pixels: Tensor, valid: Tensor | None) -> None:
+        """Count a batch: pixels (B, H, W, 3), and the valid sizes (B, 2) of its images."""
+        count, height, width, _ = pixels.shape
+        areas = [height * width] * count if valid is None else valid.prod(1).tolist()
+        images = [area for area in areas if area > 1]  # a blank has one pixel
         self.images += len(images)
+        self.places += count
         self.batches += 1
-        self.pixels += sum(h * w for h, w in sizes)
-        self.canvas += len(images) * height * width
-        self.forms[len(images), height, width] += 1
+        self.pixels += sum(images)
+        self.canvas += count * height * width
+        self.forms[count, height, width] += 1
 
     def describe(self) -> dict[str, Any]:
         return {
             "mean_batch": round(self.images / self.batches, 3),
-            "mean_fill": round(self.images / self.batches / BATCH, 4),
+            "mean_fill": round(self.images / self.places, 4),
             "canvas_per_pixel": round(self.canvas / self.pixels, 4),
             "batches": self.batches,
             "forms": len(self.forms),
@@ -77,12 +79,14 @@ def _measure(context: Context, model: str, names: list[str]) -> None:
     rule = named_model(model).config().resize
     tables = tables_of([rule.target_size(*size) for size in sizes], sizes)
     device = "cuda" if context.on_gpu else "cpu"
-    spec = DetectorSpec(model, "random", device, "bf16", 0.3, BATCH, f"mix-{time.time_ns()}")
-    detector = Detector(spec)
     calls = GPU_CALLS if context.on_gpu else CPU_CALLS
+    session = f"mix-{time.time_ns()}"
+    detector = Detector(
+        DetectorSpec(model, "random", device, "bf16", 0.3, None, session, None, CPU_THREADS, calls)
+    )
     for name in names:
         before = _passes(detector)
-        with _Watched(detector, context.on_gpu) as fill:
+        with _Watched(detector) as fill:
             began = time.perf_counter()
             with ThreadPoolExecutor(calls) as pool:
                 labelled = list(pool.map(detector, tables))
@@ -95,7 +99,7 @@ def _measure(context: Context, model: str, names: list[str]) -> None:
         context.write_timing(
             name,
             "detr-batch",
-            BATCH,
+            detector.predictor.count,
             "bf16",
             [took],
             images=len(sizes),
@@ -113,19 +117,18 @@ def _passes(detector: Detector) -> Counter[str]:
 class _Watched:
     """Records the form of each batch that a detector submits."""
 
-    def __init__(self, detector: Detector, on_gpu: bool):
+    def __init__(self, detector: Detector):
         self.predictor = detector.predictor
-        self.multiple = MULTIPLE if on_gpu else 1
         self.fill = Fill()
         self.lock = threading.Lock()
 
     def __enter__(self) -> Fill:
         submit = self.predictor.submit
 
-        def watched(images: Sequence[Tensor], sizes: Tensor) -> Pending:
+        def watched(pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> PendingDetections:
             with self.lock:
-                self.fill.add(images, self.multiple)
-            return submit(images, sizes)
+                self.fill.add(pixels, valid)
+            return submit(pixels, valid, sizes)
 
         vars(self.predictor)["submit"] = watched
         return self.fill
@@ -155,8 +158,7 @@ def tables_of(prepared: list[Size], shown: list[Size]) -> list[pa.Table]:
                 "pixels": noise[start : start + 3 * height * width].tobytes(),
             }
         )
-    step = BATCH * BATCHES_PER_CALL
     return [
-        pa.Table.from_pylist(rows[start : start + step], schema=PREPARED)
-        for start in range(0, len(rows), step)
+        pa.Table.from_pylist(rows[start : start + IMAGES_PER_CALL], schema=PREPARED)
+        for start in range(0, len(rows), IMAGES_PER_CALL)
     ]

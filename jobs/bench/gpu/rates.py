@@ -12,11 +12,13 @@ from jobs.bench.gpu.ceilings import known_ceilings
 from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.gates import Gate, refuse_wrong
 from jobs.bench.gpu.parts import Part, measure_parts
-from model.predictor import MULTIPLE, Predictor
-from model.zoo import create_model
+from model.predictor import Predictor
+from model.resize import canvas_rule
+from model.zoo import create_model, named_model
 
 SECONDS = 0.5  # for each case: 30 replays of the slowest
 SIZE, TINY_SIZE = (800, 1066), (96, 130)
+SMALLER = 32  # pixels by which a padded image may be smaller
 BATCHES_IN_PARTS = (2, 8)  # batch sizes whose parts are measured too
 MODELS = (
     "deformable-detr",
@@ -110,9 +112,10 @@ def make_inputs(context: Context, rate: Rate) -> tuple[Tensor, Tensor | None, Te
     sizes = torch.tensor([[height, width]] * rate.batch)
     valid = None
     if rate.gate.padded:
-        less = torch.randint(0, MULTIPLE // 2, (rate.batch, 2), generator=generator)
+        less = torch.randint(0, SMALLER, (rate.batch, 2), generator=generator)
         valid = (sizes - less).to(context.device)
-        height, width = (-(-side // MULTIPLE) * MULTIPLE for side in (height, width))
+        rule = named_model(rate.gate.model).config().resize
+        height, width = canvas_rule(rule).canvas(height, width)
     shape = (rate.batch, height, width, 3)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     return pixels.to(context.device), valid, sizes.to(context.device)

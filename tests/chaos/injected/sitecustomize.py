@@ -91,12 +91,12 @@ def add_faulty_device(predictor: Any) -> None:
     """`Predictor.submit` that looks at the pictures first."""
     submit = predictor.Predictor.submit
 
-    def checked(self: Any, images: Sequence[Any], sizes: Any) -> Any:
-        for image in images:
+    def checked(self: Any, pixels: Any, valid: Any, sizes: Any) -> Any:
+        for image in pixels:
             fault = PIXEL_FAULTS.get(tuple(image[0, 0].tolist()))
             if fault and bool((image == image[0, 0]).all()):
                 fault()
-        return submit(self, images, sizes)
+        return submit(self, pixels, valid, sizes)
 
     predictor.Predictor.submit = checked
 
@@ -184,7 +184,7 @@ def add_calls(placement: Any) -> None:
 
 def add_small_blocks(dataflow: Any) -> None:
     """Two or three images in a block, so that a small lake has several blocks."""
-    dataflow.BLOCK_BYTES = 1 << 20
+    dataflow.CPU_BLOCK_BYTES = 1 << 20
 
 
 class Patching(importlib.abc.MetaPathFinder):

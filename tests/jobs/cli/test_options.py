@@ -126,7 +126,7 @@ def another_value(name: str, default: Any, choices: tuple[str, ...] | None) -> A
         return next(choice for choice in choices if choice != default)
     if isinstance(default, bool):
         return not default
-    if name == "limit" or isinstance(default, int):
+    if name in ("limit", "batch_size") or isinstance(default, int):
         return 5
     return 0.25 if name == "usd_per_hour" or isinstance(default, float) else f"some {name}"
 

@@ -29,7 +29,7 @@ def test_cpu_stages_keep_off_nodes_whose_cpus_feed_a_gpu() -> None:
     assert (place.device, pool.fewest, pool.most) == ("cuda", 1, 2)
     assert place.layout.nodes == {"ray.io/accelerator-type": "!in(A10G)"}
     assert place.lacks([HEAD, CPUS, GPUS]) is None
-    assert "1 to 2 of 1 GPU and 2.0 GiB of memory" in place.as_text()
+    assert "1 to 2 of 1 GPU and 1.5 GiB of memory" in place.as_text()
 
 
 def test_where_there_is_no_other_node_they_share_it() -> None:
@@ -50,25 +50,34 @@ def test_a_cluster_that_has_no_workers_yet_may_read_as_much_as_it_will_detect() 
     )
 
 
-def test_on_cpus_each_node_that_has_some_detects() -> None:
-    place = placement_on(request(device="cpu"), [HEAD, CPUS, CPUS], cluster=True)
-    assert (place.layout.detectors.fewest, place.layout.detectors.most) == (2, 2)
+def test_on_cpus_a_node_has_a_detector_for_each_core_that_its_memory_holds() -> None:
+    def detectors(*nodes: Node) -> tuple[int, int]:
+        pool = placement_on(request(device="cpu"), nodes, cluster=True).layout.detectors
+        return pool.fewest, pool.most
+
+    def node(cpus: float, gib: float) -> Node:
+        return Node({"CPU": cpus, "memory": gib * GIB}, {})
+
+    assert detectors(HEAD, node(8, 32), node(64, 256)) == (72, 72)
+    assert detectors(node(8, 7)) == (4, 4)
+    assert detectors(node(0.5, 32)) == (1, 1)
     # With a detector on it, half a CPU is not enough for the other stages.
-    assert place.lacks([Node({"CPU": 0.5, "memory": 8.0 * GIB}, {})] * 2) is not None
+    place = placement_on(request(device="cpu"), [node(0.5, 8)], cluster=True)
+    assert place.lacks([node(0.5, 8)]) is not None
 
 
 def test_blocks_grow_with_the_pool_up_to_a_bound() -> None:
     def mib(detectors: int, gpus: int) -> int:
         return block_bytes(Pool(detectors, detectors, 0, gpus, 0)) >> 20
 
-    assert [mib(detectors, gpus=0) for detectors in (1, 7, 8, 32, 64)] == [16, 16, 32, 128, 128]
-    assert [mib(detectors, gpus=1) for detectors in (1, 7, 8, 16)] == [32, 32, 64, 128]
+    assert [mib(detectors, gpus=0) for detectors in (1, 31, 32, 64, 256)] == [16, 16, 32, 64, 64]
+    assert [mib(detectors, gpus=1) for detectors in (1, 16)] == [256, 256]
 
 
 @pytest.mark.parametrize(
     ("given", "nodes", "said"),
     [
-        ({"device": "cuda", "num_gpus": "2-4"}, [CPUS, GPUS], "2 detectors want 1 GPU and 2.0 GiB"),
+        ({"device": "cuda", "num_gpus": "2-4"}, [CPUS, GPUS], "2 detectors want 1 GPU and 1.5 GiB"),
         ({"device": "cpu"}, [Node({"CPU": 2.0, "memory": GIB}, {})], "memory each, and 0 fit"),
         ({"detect_on": "zone=moon"}, [CPUS], "on nodes with zone=moon, and 0 fit"),
         ({"prepare_on": "zone=moon"}, [CPUS], "reading and preparing want"),

@@ -125,7 +125,7 @@ def test_detectors_give_the_same_labels_with_two_calls_at_once(
     for path in list(photos.glob("*.png")):
         for copy in range(5):
             shutil.copy(path, photos / f"{path.stem}-{copy}.png")
-    monkeypatch.setattr(dataflow, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(dataflow, "CPU_BLOCK_BYTES", 1 << 16)
     for calls in (1, 2):
         monkeypatch.setattr(placement, "CPU_CALLS", calls)
         assert label(tiny_options(photos, tmp_path / f"by {calls}", weights, batch_size=1)) == 0

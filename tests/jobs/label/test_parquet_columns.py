@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import parser
-from jobs.cluster.computation import Computation
 from jobs.compact import compact
 from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.planning import Run, make_run, plan_as_text, plan_images, plan_request
@@ -19,6 +18,7 @@ from jobs.output.catalog import committed_runs
 from jobs.output.known import LabelRequest, read_plan
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document, write_record, write_table
+from model.computation import Computation
 from pipeline.plan.digests import NOTHING_KNOWN
 from pipeline.plan.shards import shards_of_table, table_of_shards, write_shards
 from pipeline.storage.files import InputError, canonical_url

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from jobs.cli import main
-from jobs.cluster.computation import Computation
 from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.planning import Run, plan_images, plan_request, plan_url
 from jobs.label.run_record import write_run_record
@@ -19,6 +18,7 @@ from jobs.output.catalog import read_catalog
 from jobs.output.known import LabelRequest, known_objects
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document, write_record, write_table
+from model.computation import Computation
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.remaining import merge_ranges, remaining_work
 from pipeline.plan.shards import (

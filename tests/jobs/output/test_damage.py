@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from jobs.cluster.computation import Computation
 from jobs.output import paths
 from jobs.output.catalog import load_catalog
 from jobs.output.log import checkpoint_to_bytes
@@ -23,6 +22,7 @@ from jobs.output.run_documents import read_document
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
 from jobs.report.report import report_of
+from model.computation import Computation
 from pipeline import dataflow
 from pipeline.stages.publish import Part, group_into_parts
 from pipeline.storage.lock import OLD_NAME
@@ -251,7 +251,7 @@ def test_damaged_blocks_are_computed_again(
 ) -> None:
     """A rerun finds one damaged block in Ray tasks; another is damaged just before publishing."""
     write_lake(tmp_path / "lake")
-    monkeypatch.setattr(dataflow, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(dataflow, "CPU_BLOCK_BYTES", 1 << 16)
     calm, output = tmp_path / "calm", tmp_path / "out"
     assert main(label_command(calm, weights)) == 0
     with monkeypatch.context() as patch:

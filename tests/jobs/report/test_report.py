@@ -28,7 +28,7 @@ def report_document(rate: float, cost: float | None) -> dict[str, Any]:
         "images_per_second_steady": None,
         "seconds_by_stage": {"detect": 5.0},
         "storage_retries": 0,
-        "batch_limit": None,
+        "computations": {"bf16 on cpu (AVX512, 2 threads)": 1},
         "device_use": 0.5,
         "usd_per_hour": cost and 1.0,
         "price_basis": cost and "--usd-per-hour",

@@ -6,7 +6,8 @@ import torch
 from jobs.train.data import HeldOutScenes
 from jobs.train.train import evaluate
 from model.deformable_detr import DeformableDetr
-from model.postprocess import Detections, postprocess
+from model.detector import Detections
+from model.postprocess import postprocess
 from model.preprocess import batch_images
 from model.zoo import create_model, resolved_precision
 

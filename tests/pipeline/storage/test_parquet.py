@@ -88,7 +88,7 @@ def test_blocks_of_older_versions_are_read(blocks: list[Path]) -> None:
     """They have no checksums and fewer columns; damage that Parquet itself notices is found."""
     folder, name = str(blocks[0].parent), blocks[0].name
     whole = read_staged_block(folder, name)
-    older = whole.drop_columns(["retries", "batch_limit"])
+    older = whole.drop_columns(["retries", "computation"])
     pq.write_table(older, blocks[0], compression="zstd")
     assert read_staged_block(folder, name).equals(whole)
     assert read_staging(folder).images == 2 * len(SHARDS)
