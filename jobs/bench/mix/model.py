@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from jobs.bench.detectors import OURS, has_peer, peak_memory
 from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.gates import Gate, refuse_wrong
@@ -51,13 +53,16 @@ def checked_error(model: str, precision: str, device: str) -> float:
     """The error of the detector as the pipeline runs it. Wrong if it is too large."""
     with TemporaryDirectory() as folder:
         context = Context("gates", Path(folder), device, False, math.inf)
-        return refuse_wrong(context, Gate(model, precision, padded=context.on_gpu))
+        error = refuse_wrong(context, Gate(model, precision, padded=context.on_gpu))
+    if context.on_gpu:
+        torch.cuda.empty_cache()  # the gate filled memory, which the timed process needs
+    return error
 
 
 def bench_model_on_mix(request: MixRequest, seconds: float) -> Measurement:
-    """Check the detector, then time it in a process of its own. Wrong, without any times, if not.
+    """Check the detector, then time passes over all images in a process of its own.
 
-    The times are those of passes over all images.
+    Wrong, without any times, if the detector is wrong.
     """
     error = checked_error(request.model, request.precision, request.device)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
