@@ -198,13 +198,13 @@ def _serve(subject: Subject, pipe: Connection) -> None:
                 logits, boxes = (tensor.cpu() for tensor in run(images))
                 took = time.perf_counter() - began
                 answer = logits.numpy(), boxes.numpy()
-                pipe.send(Reply(took, answer, _peak_memory(subject.device)))
+                pipe.send(Reply(took, answer, peak_memory(subject.device)))
     except Exception as error:  # torch, compilers and peers raise many kinds of errors
         lines = str(error).strip().splitlines() or [""]
         pipe.send(f"{type(error).__name__}: {lines[0]}")
 
 
-def _peak_memory(device: str) -> int | None:
+def peak_memory(device: str) -> int | None:
     """Return the peak MiB of the GPU, or of this process where the system reports it.
 
     (`getrusage` would include the memory that the parent held when it started this process.)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+ONE, MIX = "one", "mix"  # loads: images of one size, and of COCO's sizes
+SIZE = "800x1066"
 _RESULTS = {"help": "CSV file to add to (default: the project's)"}
 
 
@@ -33,16 +35,39 @@ class ModelBenchOptions(BenchOptions):
     model: str = field(
         default="deformable-detr", metadata={"help": "one, several with commas between, or 'all'"}
     )
-    size: str = field(default="800x1066", metadata={"help": "rows x columns"})
-    batch_size: str = field(default="1", metadata={"help": "images; several with commas between"})
+    sizes: str = field(
+        default=ONE,
+        metadata={"choices": (ONE, MIX), "help": "of the images; mix: those of COCO's photos"},
+    )
+    size: str | None = field(
+        default=None, metadata={"help": f"rows x columns of the one size (default: {SIZE})"}
+    )
+    batch_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "images; several with commas between (default: 1; of a mix as in `label`)"
+        },
+    )
+    images: int | None = field(
+        default=None, metadata={"help": "of a mix (default: 24 on a CPU, 1600 on a GPU)"}
+    )
 
 
 @dataclass(frozen=True)
 class PipelineBenchOptions(BenchOptions):
     """Options of `bench pipeline`."""
 
-    model: str = field(default="deformable-detr", metadata={"help": "a published one"})
+    model: str = field(
+        default="deformable-detr", metadata={"help": "a published one; with a mix, any"}
+    )
     images: int = field(default=24, metadata={"help": "files"})
+    photos: str = field(
+        default=ONE,
+        metadata={
+            "choices": (ONE, MIX),
+            "help": "their sizes: one, beside a plain script; or a mix of COCO's, `label` alone",
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from jobs.bench.measure import RESULTS, Measurement, append, as_table
 from jobs.bench.op import PEER, bench_op
 from jobs.bench.options import (
+    SIZE,
     BenchOptions,
     DeviceOptions,
     LaunchesOptions,
@@ -62,28 +63,24 @@ def op(options: BenchOptions) -> None:
 
 
 def model(options: ModelBenchOptions) -> None:
-    """Time whole models. `model` (or "all") and `batch_size` may be lists separated by commas.
+    """Time whole models on images of one size.
 
-    InputError for an unknown model, or without transformers.
+    InputError for an unknown model, for options that make no sense, or without transformers.
     """
-    _refuse_without_transformers()
+    refuse_without_transformers()
     from jobs.bench.model import bench_model
 
-    names = list(MODELS) if options.model == "all" else options.model.split(",")
-    for name in names:
-        named_model(name)
-    sides = options.size.split("x")
+    names, batches = models_named(options.model), batches_given(options.batch_size or "1")
+    size = options.size or SIZE
+    sides = size.split("x")
     if len(sides) != 2 or not all(side.isdigit() and int(side) >= 32 for side in sides):
-        raise InputError(
-            f"--size {options.size!r}: give rows x columns from 32 up, such as 800x1066"
-        )
-    batches = options.batch_size.split(",")
-    if not all(batch.isdigit() and int(batch) for batch in batches):
-        raise InputError("--batch-size must be at least 1, or several such with commas between")
+        raise InputError(f"--size {size!r}: give rows x columns from 32 up, such as {SIZE}")
+    if options.images is not None:
+        raise InputError("--images is for --sizes mix: give --batch-size and --seconds instead")
     rows, columns = map(int, sides)
     precision = resolved_precision_of(options)
     measured: list[Measurement] = []
-    for name, batch in product(names, map(int, batches)):
+    for name, batch in product(names, batches):
         print(f"{name}, batch {batch}", file=sys.stderr)
         found = bench_model(
             name, (rows, columns), batch, precision, options.device, options.seconds
@@ -93,9 +90,28 @@ def model(options: ModelBenchOptions) -> None:
     print_results(options, measured, PEER, {})
 
 
+def models_named(names: str) -> list[str]:
+    """The models of `--model`: "all", or names with commas between. InputError for unknown ones."""
+    found = list(MODELS) if names == "all" else names.split(",")
+    for name in found:
+        named_model(name)
+    return found
+
+
+def batches_given(sizes: str) -> list[int]:
+    """The numbers of `--batch-size`, with commas between. InputError for what is none."""
+    found = sizes.split(",")
+    if not all(batch.isdigit() and int(batch) for batch in found):
+        raise InputError("--batch-size must be at least 1, or several such with commas between")
+    return list(map(int, found))
+
+
 def pipeline(options: PipelineBenchOptions) -> None:
-    """Time `label` as a whole. InputError as in `model`, or for a model transformers lacks."""
-    _refuse_without_transformers()
+    """Time `label` on photos of one size, beside a plain script.
+
+    InputError as in `model`, or for a model that transformers lacks.
+    """
+    refuse_without_transformers()
     from jobs.bench.peers import VARIANTS
     from jobs.bench.pipeline import FEWEST_IMAGES, PLAIN, bench_pipeline, stages_as_text
 
@@ -152,6 +168,7 @@ def plot(options: PlotOptions) -> None:
     plot(options.results or RESULTS, options.picture)
 
 
-def _refuse_without_transformers() -> None:
+def refuse_without_transformers() -> None:
+    """InputError if the implementation that all models are compared with is not installed."""
     if find_spec("transformers") is None or find_spec("timm") is None:
         raise InputError("this compares with transformers: pip install 'detr-batch[bench]'")

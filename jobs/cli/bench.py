@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.bench.gpu import STEPS
 from jobs.bench.options import (
+    ONE,
     BenchOptions,
     LaunchesOptions,
     ModelBenchOptions,
@@ -65,14 +66,14 @@ def add(commands: Any) -> None:
         subjects,
         "model",
         ModelBenchOptions,
-        _subject("model"),
+        _model,
         help="whole detectors, of random weights",
     )
     add_command(
         subjects,
         "pipeline",
         PipelineBenchOptions,
-        _subject("pipeline"),
+        _pipeline,
         help="from JPEG files to Parquet",
     )
     add_command(
@@ -114,6 +115,24 @@ def _subject(name: str) -> Callable[[Options], int]:
         return 0
 
     return run
+
+
+def _model(options: ModelBenchOptions) -> int:
+    if options.sizes == ONE:
+        return _subject("model")(options)
+    from jobs.bench.mix.subjects import model_on_mix
+
+    model_on_mix(options)
+    return 0
+
+
+def _pipeline(options: PipelineBenchOptions) -> int:
+    if options.photos == ONE:
+        return _subject("pipeline")(options)
+    from jobs.bench.mix.subjects import pipeline_on_mix
+
+    pipeline_on_mix(options)
+    return 0
 
 
 def _launches(options: LaunchesOptions) -> int:

@@ -135,6 +135,7 @@ def describe(report: dict[str, Any], labelled: Labelled, images: int) -> dict[st
     cpu = {kind: 1e3 * seconds / images for kind, seconds in watch.cpu_seconds().items()}
     figures = {
         **{name: report[name] for name in FIGURES},
+        **labelled.fill.describe(),
         "device_share": report["device_use"],  # share of the wall time; by events on GPUs
         "device_share_steady": None if use is None else use["detect"],
         **describe_steady(watch),

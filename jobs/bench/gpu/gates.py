@@ -96,15 +96,20 @@ def _run_tests(context: Context) -> None:
     context.write(TESTS, VERDICT, right=done.returncode == 0, summary=summary, failures=failures)
 
 
-def refuse_wrong(context: Context, gate: Gate) -> None:
-    """Wrong unless the detector is right in this way, by the journal or by a check now."""
+def refuse_wrong(context: Context, gate: Gate) -> float:
+    """Return the detector's error in this way, by the journal or by a check now.
+
+    Wrong if the detector is wrong.
+    """
     own = Context("gates", context.folder, context.device, context.tiny, context.deadline)
     verdicts = [r for r in own.journal.records() if r["kind"] == VERDICT and r["step"] == "gates"]
     known = {record["case"]: record for record in verdicts}
     if str(gate) not in known:
         known[str(gate)] = _check(own, gate)
+    error = float(known[str(gate)]["error"])
     if not known[str(gate)]["right"]:
-        raise Wrong(f"{gate}: wrong by {known[str(gate)]['error']:.2g}, so nothing is timed")
+        raise Wrong(f"{gate}: wrong by {error:.2g}, so nothing is timed")
+    return error
 
 
 def _check(context: Context, gate: Gate) -> dict[str, Any]:

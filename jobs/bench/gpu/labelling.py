@@ -1,7 +1,7 @@
 """Run `label` as a process of its own, and measure what its processes use of the machine.
 
-`python -m jobs.bench.gpu.labelling CALLS label ...` is `detr-batch label ...` with detectors that
-take CALLS calls at once.
+`python -m jobs.bench.gpu.labelling CALLS FOLDER OPTIONS` is `label` with OPTIONS, the fields of
+LabelOptions as JSON. Its detectors take CALLS calls at once, and log their batches into FOLDER.
 """
 
 import json
@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import psutil
 
 from jobs.bench.gpu.clocks import read_use
+from jobs.bench.gpu.fill import Fill, read_fill
 from jobs.output import paths
 from pipeline.storage.errors import CommandFailed
 
@@ -113,6 +114,7 @@ class Labelled:
 
     seconds: float  # of the whole command
     watch: Watch
+    fill: Fill
 
 
 def run_label(output: Path, options: dict[str, Any], calls: int, device: str) -> Labelled:
@@ -122,12 +124,14 @@ def run_label(output: Path, options: dict[str, Any], calls: int, device: str) ->
     names it. CommandFailed, with the last line of the output, if `label` fails.
     """
     given = json.dumps({**options, "output": str(output)})
-    command = [sys.executable, "-m", "jobs.bench.gpu.labelling", str(calls), given]
+    command = [sys.executable, "-m", "jobs.bench.gpu.labelling", str(calls)]
     # The run must not use a cluster that this machine's environment names.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with TemporaryFile() as log:
+    with TemporaryFile() as log, TemporaryDirectory(prefix="detr-batch-fill-") as batches:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            [*command, batches, given], stdout=log, stderr=log, env=environment
+        )
         watch = Watch(process.pid, output, device)
         try:
             code = _wait(process, watch)
@@ -136,12 +140,12 @@ def run_label(output: Path, options: dict[str, Any], calls: int, device: str) ->
             _end(process)
         log.seek(0)
         output_text = log.read().decode(errors="replace")
-    if code:
-        print(output_text, file=sys.stderr)
-        raise CommandFailed(
-            f"label failed: {(output_text.strip().splitlines() or ['no word of why'])[-1]}"
-        )
-    return Labelled(seconds, watch)
+        if code:
+            print(output_text, file=sys.stderr)
+            raise CommandFailed(
+                f"label failed: {(output_text.strip().splitlines() or ['no word of why'])[-1]}"
+            )
+        return Labelled(seconds, watch, read_fill(Path(batches)))
 
 
 def _wait(process: subprocess.Popen[bytes], watch: Watch) -> int:
@@ -166,14 +170,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> int:
-    """Run `label` with detectors that take the given number of calls at once."""
+    """Run `label` with detectors that log, and take the given number of calls at once."""
+    from jobs.bench.gpu.watched import watch_detectors
     from jobs.cluster import placement
     from jobs.label.label import label
     from jobs.label.options import LabelOptions
 
-    calls = int(sys.argv[1])
-    vars(placement).update(CPU_CALLS=calls, GPU_CALLS=calls)  # names that `placed` looks up
-    return label(LabelOptions(**json.loads(sys.argv[2])))
+    calls, folder, options = sys.argv[1:]
+    vars(placement).update(CPU_CALLS=int(calls), GPU_CALLS=int(calls))  # looked up by its functions
+    watch_detectors(folder)
+    return label(LabelOptions(**json.loads(options)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.bench.detectors import FASTER_RCNN, OURS
+from jobs.bench.gpu.fill import fill_as_text
 from jobs.bench.gpu.journal import (
     CHOICE,
     CRASHED,
@@ -130,9 +131,8 @@ def _mix(records: list[Record], known: Rates) -> Iterator[str]:
         rate = row["images_per_second"]
         alone = f"{row['case'].partition(',')[0]}, {row['precision']}, exact, batch {row['batch']}"
         yield (
-            f"{row['case']}: {rate:.1f} images/s{_share(rate, known, alone)}, fill "
-            f"{details['mean_fill']:.0%}, {details['canvas_per_pixel']:.3f} of the images' pixels, "
-            f"{details['batches']} batches of {details['forms']} forms ({passes or 'all eager'})"
+            f"{row['case']}: {rate:.1f} images/s{_share(rate, known, alone)}, "
+            f"{fill_as_text(details)} ({passes or 'all eager'})"
         )
 
 

@@ -1,0 +1,1 @@
+"""`detr-batch bench model` and `bench pipeline` on images of COCO's sizes."""
