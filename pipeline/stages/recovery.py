@@ -119,6 +119,9 @@ class RecoveringDetector:
             _end_where_lasting(error)
             # The traceback is dropped, because it keeps the tensors of the attempt alive.
             return UnderWay(images, error.with_traceback(None), began)
+        except BaseException:  # of the program: the images are under way no more
+            self._end(images)
+            raise
 
     def finish(self, batch: UnderWay, may_lack_memory: bool = True) -> list[Outcome]:
         """Wait for a batch: one outcome for each of its images.

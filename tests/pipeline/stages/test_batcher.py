@@ -19,6 +19,7 @@ from pipeline.stages.detect import GPU_CALLS
 from pipeline.stages.recovery import ATTEMPTS, Image, OutOfMemory, RecoveringDetector
 from tests.support.fake_detector import Batch, FakeDetector
 
+NEVER = 1e9  # seconds after which a journal ends the process of an image that is still under way
 WIDE, HIGH, SMALL = (800, 1066), (1066, 800), (800, 820)
 PUBLISHED = ResizeRule(800, 1333)
 
@@ -181,13 +182,14 @@ def test_an_error_of_the_program_reaches_every_call() -> None:
     for _ in range(2):
         with pytest.raises(KeyError):
             batches.detect(make_images([WIDE]))
+    assert not batches.detector.ended_a_process(make_images([WIDE])[0])
 
 
 def test_an_image_that_ended_a_process_is_computed_alone_and_refused_in_the_end() -> None:
     detector = FakeDetector(count=4, seconds=0.001)
     session = f"suspects-{time.time_ns()}"
     images = make_images([WIDE] * 9)
-    dead = CrashJournal(session, 60.0)  # of processes that ended
+    dead = CrashJournal(session, NEVER)  # of processes that ended
     for _ in range(ATTEMPTS):
         dead.begin("a3")
     dead.begin("a5")
