@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from model.ops.cpu import ms_deform_attn_embedding_bag, ms_deform_attn_grid_sample
-from model.ops.fused_cpu import fused_ms_deform_attn_cpu, ms_deform_attn_fused_cpu
 from model.ops.reference import ms_deform_attn_reference
 from model.ops.sampling import sampling_locations
 
@@ -72,6 +71,10 @@ def ms_deform_attn(
         from model.ops.triton import ms_deform_attn_triton  # GPUs alone need Triton
 
         return ms_deform_attn_triton(value, levels, sampling_locations, attention_weights)
+    if name == "fused_cpu":
+        from model.ops.fused_cpu import ms_deform_attn_fused_cpu  # numba takes 0.3 s
+
+        return ms_deform_attn_fused_cpu(value, levels, sampling_locations, attention_weights)
     return _IMPLEMENTATIONS[name](value, levels, sampling_locations, attention_weights)
 
 
@@ -141,6 +144,8 @@ def fused_ms_deform_attn(
             value, levels, *linear, reference_points, valid_ratios, *optional
         )
     if chosen == "fused_cpu" and not _learning(*tensors):
+        from model.ops.fused_cpu import fused_ms_deform_attn_cpu
+
         return fused_ms_deform_attn_cpu(
             value, levels, *linear, reference_points, valid_ratios, *optional
         )
@@ -152,7 +157,7 @@ def fused_ms_deform_attn(
     offsets = sampling_offsets.view(*split, 2)
     locations = sampling_locations(offsets, reference_points, valid_ratios, levels)
     weights = attention_logits.view(*split[:3], -1).float().softmax(-1).view(split)
-    return _IMPLEMENTATIONS[chosen](value, levels, locations, weights)
+    return ms_deform_attn(value, levels, None, locations, weights, chosen)
 
 
 def _levels(value: Tensor, spatial_shapes: Shapes) -> tuple[tuple[int, int], ...]:
@@ -227,5 +232,4 @@ _IMPLEMENTATIONS = {
     "reference": ms_deform_attn_reference,
     "grid_sample": ms_deform_attn_grid_sample,
     "embedding_bag": ms_deform_attn_embedding_bag,
-    "fused_cpu": ms_deform_attn_fused_cpu,
 }
