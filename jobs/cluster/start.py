@@ -32,6 +32,9 @@ CONNECT_SECONDS = 10.0  # to wait for a connection to a cluster
 JOIN_SECONDS = 30.0  # to wait for nodes that join, and for the autoscaler
 LOOK_SECONDS = 1.0  # between two looks at the cluster
 PROBE_SECONDS = 120.0  # for all nodes; a worker starts, and fetches the code of the job
+# Ray's own settings of a Ray that ends with this process. By default `ray.init` waits for a worker
+# for each CPU, although the first actors want others.
+LOCAL_SETTINGS = {"prestart_worker_first_driver": False}
 
 
 def check_machines(request: ClusterRequest) -> None:
@@ -80,6 +83,7 @@ def start_ray(address: str | None) -> None:
                 log_to_driver=False,
                 include_dashboard=False,
                 configure_logging=False,
+                _system_config=None if address != "local" else LOCAL_SETTINGS,
             )
     except (AuthenticationError, ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
+from jobs.cluster.ray_data_internals import ray_data_without_helpers
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,
@@ -287,7 +289,8 @@ def execute_run(
         rates, most = options.rates(), layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)
-        with nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
+        alone = nullcontext() if options.machines().address else ray_data_without_helpers()
+        with alone, nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
             label_images(run.shards, settings, tally)
             meters = Meters(tally, nodes, rates)
             return publish_run(run, target, command.labels, layout, meters, writer, options.page)

@@ -157,11 +157,7 @@ def fused_ms_deform_attn(
     offsets = sampling_offsets.view(*split, 2)
     locations = sampling_locations(offsets, reference_points, valid_ratios, levels)
     weights = attention_logits.view(*split[:3], -1).float().softmax(-1).view(split)
-    if chosen == "fused_cpu":
-        from model.ops.fused_cpu import ms_deform_attn_fused_cpu
-
-        return ms_deform_attn_fused_cpu(value, levels, locations, weights)
-    return _IMPLEMENTATIONS[chosen](value, levels, locations, weights)
+    return ms_deform_attn(value, levels, None, locations, weights, chosen)
 
 
 def _levels(value: Tensor, spatial_shapes: Shapes) -> tuple[tuple[int, int], ...]:

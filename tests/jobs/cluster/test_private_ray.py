@@ -111,6 +111,8 @@ def test_a_local_ray_is_for_its_own_command_alone(tmp_path: Path) -> None:
             command.communicate("\n", timeout=60)
     assert command.returncode == 0
     assert {"gcs_server", "raylet"} <= set(shown["names"])
+    for helper in ("dashboard/dashboard.py", "monitor.py", "log_monitor.py"):
+        assert not [one for one in shown["commands"] if helper in one], "it slows the start"
     assert len(shown["sockets"]) >= len(shown["names"])
     assert [one for one in shown["sockets"] if not is_loopback(one)] == []
     assert len(token) >= 32, "all processes have one token, and it cannot be guessed"

@@ -4,13 +4,23 @@ import inspect
 
 import pytest
 
-from jobs.cluster.ray_internals import problem_of_selector, read_autoscaler
+from jobs.cluster.ray_internals import HELPERS, private_ray, problem_of_selector, read_autoscaler
 
 
 @pytest.mark.parametrize("rule", ["a", "!a", "in(a, b)", "!in(a, b)"])
 def test_rules_that_ray_documents_are_accepted(rule: str) -> None:
     assert problem_of_selector({"zone": rule}) is None
     assert problem_of_selector({"zone": f"{rule})"})
+
+
+def test_ray_has_the_helpers_again_after_the_start_of_a_private_ray() -> None:
+    from ray._private.node import Node
+
+    methods = {name: getattr(Node, name) for name in HELPERS}
+    with pytest.raises(ConnectionError), private_ray():
+        assert all(getattr(Node, name) is not methods[name] for name in HELPERS)
+        raise ConnectionError
+    assert {name: getattr(Node, name) for name in HELPERS} == methods
 
 
 def test_messages_of_the_autoscaler_have_the_fields_that_are_read() -> None:
