@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -19,6 +20,14 @@ TOKEN, TOKEN_PATH, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MOD
 # nodes to start, and the reader of log files for `log_to_driver`. They take 1.4 s of a CPU, and
 # `ray.init` took 2.6 s instead of 4.2 s (two cores, 2026-11-27).
 HELPERS = ("start_api_server", "start_monitor", "start_log_monitor")
+
+# Calls by which Ray Data sends statistics to an actor. Only Ray's dashboard reads them there.
+STATISTICS = (
+    "register_dataset_to_stats_actor",
+    "update_execution_metrics",
+    "update_iteration_metrics",
+)
+COORDINATOR = "DefaultAutoscalingCoordinator"
 
 
 @contextmanager
@@ -56,6 +65,49 @@ def private_ray() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = may_join
         if own_token:
             del os.environ[TOKEN]  # the processes of Ray have it, and this one remembers it
+
+
+class OwnMachine:
+    """What Ray Data asks for the resources of a flow, on a machine that has no other flow.
+
+    Ray Data asks an actor, and starts no task before the actor answers.
+    """
+
+    def __init__(self, **_: Any) -> None:
+        self._resources = {
+            node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]
+        }
+
+    def request_resources(self, **_: Any) -> None:
+        """Ignore a request: there is no autoscaler that could meet it."""
+
+    def cancel_request(self) -> None:
+        """There is nothing to cancel."""
+
+    def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        return self._resources
+
+
+@contextmanager
+def ray_data_without_helpers() -> Iterator[None]:
+    """Flows of this block have no actors for statistics and for sharing a cluster with others.
+
+    Each of these two actors takes 0.9 s of a CPU, because its worker starts and imports Ray Data.
+    """
+    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
+    from ray.data._internal.stats import _StatsManager
+
+    calls = {name: vars(_StatsManager)[name] for name in STATISTICS}
+    coordinator = getattr(autoscaler, COORDINATOR)
+    for name in STATISTICS:
+        setattr(_StatsManager, name, staticmethod(lambda *_, **__: None))
+    setattr(autoscaler, COORDINATOR, OwnMachine)
+    try:
+        yield
+    finally:
+        for name, call in calls.items():
+            setattr(_StatsManager, name, call)
+        setattr(autoscaler, COORDINATOR, coordinator)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
-from jobs.cluster.ray_data_internals import ray_data_without_helpers
+from jobs.cluster.ray_internals import ray_data_without_helpers
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,

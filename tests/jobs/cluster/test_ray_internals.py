@@ -1,10 +1,34 @@
 """The private parts of Ray that we use still have the names and arguments that we rely on."""
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from jobs.cluster.ray_internals import HELPERS, private_ray, problem_of_selector, read_autoscaler
+from jobs.cluster.ray_internals import (
+    COORDINATOR,
+    HELPERS,
+    STATISTICS,
+    OwnMachine,
+    private_ray,
+    problem_of_selector,
+    ray_data_without_helpers,
+    read_autoscaler,
+)
+
+ROOT = Path(__file__).parents[3]
+# Prints what a flow in a Ray of its own yields, and the named actors that it leaves.
+FLOW = """
+import ray
+from jobs.cluster.ray_internals import ray_data_without_helpers
+from jobs.cluster.start import start_ray
+start_ray(None)
+with ray_data_without_helpers():
+    rows = ray.data.range(3).map_batches(lambda batch: batch).take_all()
+print([row["id"] for row in rows], ray.util.list_named_actors(all_namespaces=True))
+"""
 
 
 @pytest.mark.parametrize("rule", ["a", "!a", "in(a, b)", "!in(a, b)"])
@@ -44,3 +68,31 @@ def test_ray_data_takes_the_arguments_that_the_dataflow_gives() -> None:
     assert {"max_concurrent_calls_per_actor", "enable_true_multi_threading"} <= set(pool)
     flow = inspect.signature(Dataset.map_batches).parameters
     assert {"fn_args", "fn_constructor_args", "memory", "concurrency"} <= set(flow)
+
+
+def test_a_flow_of_one_machine_starts_no_actor_of_ray_data() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FLOW], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.split("\n")[0] == "[0, 1, 2] []"
+
+
+def test_all_calls_of_the_coordinator_are_replaced() -> None:
+    from ray.data._internal.cluster_autoscaler import base_autoscaling_coordinator as base
+
+    calls = base.AutoscalingCoordinator.__abstractmethods__
+    assert calls
+    assert calls <= vars(OwnMachine).keys()
+
+
+def test_the_replaced_parts_of_ray_data_come_back_after_an_error() -> None:
+    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
+    from ray.data._internal.stats import _StatsManager
+
+    parts = [vars(_StatsManager)[name] for name in STATISTICS]
+    coordinator = getattr(autoscaler, COORDINATOR)
+    with pytest.raises(ConnectionError), ray_data_without_helpers():
+        assert getattr(autoscaler, COORDINATOR) is OwnMachine
+        raise ConnectionError
+    assert [vars(_StatsManager)[name] for name in STATISTICS] == parts
+    assert getattr(autoscaler, COORDINATOR) is coordinator
