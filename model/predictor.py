@@ -117,9 +117,12 @@ class Predictor:
         """The canvas of an image of this resized size; on a CPU the image itself."""
         return self.canvases.canvas(*size) if self.pads else size
 
-    @torch.inference_mode()
     def submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> PendingDetections:
         """Start the detection in a batch, see `BatchDetector.submit`."""
+        return self._submit(pixels, valid, sizes)
+
+    @torch.inference_mode()
+    def _submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> PendingDetections:
         if self.copies is None:
             with self._lock:
                 return PendingDetections(self._detect(pixels, valid, sizes), None)
@@ -156,7 +159,7 @@ class Predictor:
         pixels = torch.zeros(self.count, *size, 3, dtype=torch.uint8, pin_memory=self.pins)
         valid = torch.tensor([list(size)] * self.count) if self.pads else None
         for _ in range(RECORD_AT if self.on_gpu else 1):
-            self.submit(pixels, valid, torch.ones(self.count, 2, dtype=torch.int64)).result()
+            self._submit(pixels, valid, torch.ones(self.count, 2, dtype=torch.int64)).result()
         return bool(self._likely)
 
     def give_memory_back(self) -> None:

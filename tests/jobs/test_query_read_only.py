@@ -45,7 +45,6 @@ def content_of(folder: Path) -> dict[Path, bytes]:
         "FROM enable_logging(storage = 'file', storage_path = '{file}')",
         "PRAGMA enable_logging",
         "CHECKPOINT",
-        "",
         ";",
     ],
 )

@@ -171,7 +171,7 @@ def test_a_run_that_ended_before_publishing_counts_the_images_that_it_labelled(
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("jobs.label.label.publish_run", raise_no_space)
-        with pytest.raises(RuntimeError, match=r"No space left.*run the same command again"):
+        with pytest.raises(RuntimeError, match=r"the disk is full.*run the same command again"):
             label(tiny_options(photos, output, weights))
     kill_before_publishing(source=photos, output=output, weights=weights)
     assert label(tiny_options(photos, output, weights, max_failed_fraction=0.2)) == 3
