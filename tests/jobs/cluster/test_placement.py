@@ -70,7 +70,7 @@ def test_blocks_grow_with_the_pool_up_to_a_bound() -> None:
     def mib(detectors: int, gpus: int) -> int:
         return block_bytes(Pool(detectors, detectors, 0, gpus, 0)) >> 20
 
-    assert [mib(detectors, gpus=0) for detectors in (1, 31, 32, 64, 256)] == [16, 16, 32, 64, 64]
+    assert [mib(detectors, gpus=0) for detectors in (1, 31, 32, 64, 256)] == [8, 8, 16, 32, 64]
     assert [mib(detectors, gpus=1) for detectors in (1, 16)] == [256, 256]
 
 
