@@ -98,8 +98,10 @@ def _set_context(block: int = CPU_BLOCK_BYTES) -> None:
     context.enable_progress_bars = False  # the project shows its own progress bar
     # Without this option Ray Data 2.60 reports every error as "UDF failed to process a data block".
     context.raise_original_map_exception = True
-    # Ray warns if the limit of readers is above the number of shards. This is not a mistake here.
+    # Ray warns if the limit of readers is above the number of shards, and if there are more
+    # detectors than blocks. Neither is a mistake here.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
 
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:

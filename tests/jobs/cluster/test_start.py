@@ -115,7 +115,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("gpus", "role", "said"),
     [
-        ("4", "prepare", "4 detectors want 1 GPU and 2.0 GiB of memory each, and 0 fit"),
+        ("4", "prepare", "4 detectors want 1 GPU and 1.5 GiB of memory each, and 0 fit"),
         ("2", "nobody", "reading and preparing want 0.5 CPU on nodes with role=nobody"),
         ("2", "prepare", None),
     ],
