@@ -37,7 +37,7 @@ def computation_here(
     else:
         instructions = torch.backends.cpu.get_cpu_capability()
         bf16 = " with bf16" if multiplies_bf16() else ""
-        hardware = f"{instructions}{bf16}, {threads} threads"
+        hardware = f"{instructions}{bf16}, {threads} thread{'s' * (threads > 1)}"
     return Computation(
         device, resolved_precision(precision, device), hardware, count_on(device, count)
     )

@@ -5,7 +5,7 @@ image never depends on its neighbours:
 
 - The canvas of an image is a function of the image's own resized size alone.
 - A batch holds images of one canvas, each at the top left of it, and always the same number of
-  them. What is missing is filled up with blanks: zeros of which one pixel is valid.
+  them. Blanks take the places that are left: a blank is one valid pixel, which is 0.
 
 A detector gives equal images of equal form equal bits, at whatever position, beside whatever
 neighbours, in whatever order.
@@ -81,7 +81,8 @@ class BatchDetector(Protocol):
         """Start the detection in one batch of B = `count` images.
 
         Args:
-            pixels: (B, H, W, 3) uint8 RGB, where H x W is the canvas of all images.
+            pixels: (B, H, W, 3) uint8 RGB, where H x W is the canvas of all images. Pixels that are
+                not valid may have any value.
             valid: (B, 2) int64, height and width of each image on its canvas, at least 1 x 1. None
                 if the detector never `pads`.
             sizes: (B, 2) int64, height and width of the image as displayed, in whose pixels its

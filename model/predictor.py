@@ -21,7 +21,7 @@ from model.postprocess import postprocess
 from model.preprocess import normalize
 from model.resize import ResizeRule, canvas_rule
 
-GPU_COUNT = 8  # images of a batch on a GPU
+GPU_COUNT = 8  # images of a batch on a GPU; the best number is not measured yet
 # Proportions of photos and screens, the commonest first. Their forms are recorded in advance.
 PROPORTIONS = ((3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9), (1, 1), (4, 5), (5, 4))
 CPU_WARM_UP = (64, 64)  # of an image by which a CPU loads its kernels
@@ -86,8 +86,8 @@ def likely_sizes(rule: ResizeRule) -> list[Size]:
 class Predictor:
     """Runs `net`, which is prepared for inference, on its device. It meets `BatchDetector`.
 
-    On a GPU `count` images (None: GPU_COUNT) share a canvas. On a CPU each image goes alone at its
-    own size, since CPUs compute an image as fast alone. Several threads may use it at once.
+    On a GPU a batch has `count` images (None: GPU_COUNT). On a CPU each image goes alone at its own
+    size, which is as fast. Several threads may use a predictor at once.
     """
 
     def __init__(self, net: DeformableDetr, device: str, top: int = 100, count: int | None = None):
@@ -152,7 +152,10 @@ class Predictor:
         return torch.cat(columns, dim=-1)
 
     def warm_up(self) -> bool:
-        """Prepare for one more form, see `BatchDetector.warm_up`. A GPU records its graph."""
+        """Prepare for one more form, see `BatchDetector.warm_up`. A GPU records its graph.
+
+        This is no `submit`: who watches that counts the batches of images alone.
+        """
         if not self._likely:
             return False
         size = self.canvas(self._likely.pop(0))

@@ -45,7 +45,7 @@ def form_batch(images: Sequence[Tensor], detector: BatchDetector) -> tuple[Tenso
     """Make the batch of a detector from images (h, w, 3) uint8 of one canvas.
 
     Returns the pixels (B, H, W, 3) uint8 and the valid sizes (B, 2) int64, as `submit` takes them.
-    Padding and blanks are not written, because `normalize` covers what is not valid.
+    Pixels that are not valid are not written: they have any value.
     """
     if not detector.pads and detector.count == 1:
         return images[0][None], None

@@ -67,6 +67,7 @@ class Layout:
 
     detectors: Pool
     preparers: int | None  # maximum number of decoding actors; None: as many as are needed and fit
+    fewest_preparers: int  # decoding actors that start at once; more follow one by one
     tasks: int  # maximum number of reading tasks, and also of staging tasks
     nodes: Labels = field(default_factory=dict)  # labels of the nodes for all other stages
 
@@ -130,7 +131,9 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
                 batch_format="pyarrow",
                 num_cpus=ACTOR_CPUS,
                 label_selector=nodes,
-                compute=ActorPoolStrategy(min_size=1, max_size=layout.preparers),
+                compute=ActorPoolStrategy(
+                    min_size=layout.fewest_preparers, max_size=layout.preparers
+                ),
             )
             # The pool has a fixed size or starts with `fewest` actors, because adding one GPU at a
             # time takes minutes.

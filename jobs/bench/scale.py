@@ -156,7 +156,7 @@ def _run(source: Path, output: Path, detectors: int, device_seconds: float) -> S
         named_model("shapes-tiny").config().resize,
         SimulatedDetector,
         (device_seconds,),
-        Layout(pool, preparers=cpus, tasks=2 * cpus),
+        Layout(pool, preparers=cpus, fewest_preparers=1, tasks=2 * cpus),
     )
     receipts: list[Receipt] = []
     watch = _Watch()

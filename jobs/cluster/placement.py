@@ -12,6 +12,8 @@ from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS, Layout, Pool
 from pipeline.stages.detect import CPU_CALLS, CPU_THREADS, GPU_CALLS
 
 ACCELERATOR = "ray.io/accelerator-type"  # label key of nodes whose GPU type Ray knows
+# Actors start as long as it takes to process some images: fewer are not worth one more.
+IMAGES_PER_CPU_DETECTOR, IMAGES_PER_PREPARER = 4, 100
 TASKS_PER_DETECTOR = 8  # the minimum on a cluster, which may get more CPUs later
 
 
@@ -97,7 +99,7 @@ def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) 
     """Place a run on the `nodes` that exist now. A `cluster` may get more nodes later.
 
     On CPUs a node has a detector for every CPU_THREADS of its cores, as far as its memory holds
-    them.
+    them and there are images for them.
     """
     device = _device(request, nodes)
     on_cpu = device == "cpu"
@@ -109,7 +111,7 @@ def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) 
             for node in nodes
             if node.holds(wanted) and matches(node.labels, request.detect_on)
         )
-        fewest = most = max(1, sum(fits))
+        fewest = most = _count_actors(sum(fits), request.images, IMAGES_PER_CPU_DETECTOR)
     cpus_of_each, gpus_of_each, calls = (ACTOR_CPUS, 0, CPU_CALLS) if on_cpu else (0, 1, GPU_CALLS)
     pool = Pool(fewest, most, cpus_of_each, gpus_of_each, request.memory, calls, request.detect_on)
     cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
@@ -118,7 +120,16 @@ def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) 
     else:
         preparers, tasks = max(1, cpus // 2 if on_cpu else cpus), max(2, 2 * cpus)
     nodes_of_others = request.prepare_on or _off_accelerators(nodes, most)
-    return Placement(device, Layout(pool, preparers, tasks, nodes_of_others))
+    theirs = (n.resources.get("CPU", 0) for n in nodes if matches(n.labels, nodes_of_others))
+    at_start = _count_actors(int(sum(theirs)) // 2, request.images, IMAGES_PER_PREPARER)
+    return Placement(device, Layout(pool, preparers, at_start, tasks, nodes_of_others))
+
+
+def _count_actors(fitting: int, images: int | None, images_per_actor: int) -> int:
+    """As many actors as fit and as `images` are worth, at least one."""
+    if images is not None:
+        fitting = min(fitting, -(-images // images_per_actor))
+    return max(1, fitting)
 
 
 def _device(request: ClusterRequest, nodes: Sequence[Node]) -> str:

@@ -26,6 +26,7 @@ class ClusterRequest:
     gpu_option: str = (
         "--device cuda"  # the option by which the user wants GPUs, if `device` says so
     )
+    images: int | None = None  # number of images of the run; None if it is not known
 
 
 def cluster_request(

@@ -18,6 +18,7 @@ from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
 from jobs.cluster.ray_internals import ray_data_without_helpers
+from jobs.cluster.request import ClusterRequest
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,
@@ -89,6 +90,10 @@ class Command:
     def output(self) -> str:
         return self.options.output
 
+    def machines(self, shards: Shards) -> ClusterRequest:
+        """The machines that label `shards`."""
+        return replace(self.options.machines(), images=shards.images)
+
     def estimate(self, shards: Shards) -> Estimate | None:
         """The estimated time and cost of `shards`, from earlier runs of the same model."""
         reports = past_reports(self.output, self.labels.fingerprint, RUNS)
@@ -154,7 +159,7 @@ def _describe_plan(command: Command) -> str:
     known = known_objects(command.output, command.labels, catalog)
     unfinished = unfinished_runs_as_lines(catalog, command.wanted, command.labels)
     found = _plan(command, known)
-    placement = placement_without_starting(command.options.machines())
+    placement = placement_without_starting(command.machines(found.shards))
     text = plan_as_text(found, command.estimate(found.shards), placement.as_text())
     return "\n".join([*unfinished, text])
 
@@ -249,7 +254,7 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     """Start or join Ray, and place the run on it. Raises InputError if it does not fit there."""
     if missing := sandbox.why_absent():  # before Ray starts threads; workers log their own
         print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
-    request = command.options.machines()
+    request = command.machines(run.shards)
     precision = command.options.precision if run.precision == "auto" else run.precision
     if run.device != "auto":  # a resumed run
         request = replace(request, device=run.device)
@@ -263,7 +268,7 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     first, access = run.shards.first_member(), command.options.input_access
     placement = start_or_join_ray(request, command.output, first, access)
     count = command.options.batch_size or run.count
-    if count is not None and command.options.batch_size and placement.device == "cpu":
+    if command.options.batch_size and placement.device == "cpu":
         print("--batch-size is for GPUs: on CPUs images go one by one", file=sys.stderr)
     computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)

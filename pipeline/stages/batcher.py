@@ -100,6 +100,7 @@ class Batcher:
 
     def close(self) -> None:
         """End the thread. Python aborts if it ends while a thread of its own is within torch."""
+        atexit.unregister(self.close)  # which kept this object, and so its detector, in memory
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -155,9 +156,9 @@ class Batcher:
     def _take_next(self, idle: bool, wait: bool) -> tuple[list[_Entry], bool]:
         """The entries of the next batch, and whether it must be computed alone.
 
-        There are none if a batch under way must be finished first, or if none waits and this shall
-        not `wait`. An image during which a process
-        ended is computed alone, so that no other image is blamed if that happens again.
+        There are none if a batch under way must be finished first, or if no image waits and this
+        shall not `wait` for one. An image during which a process ended is computed alone, so that
+        no other image is blamed if that happens again.
         """
         with self._changed:
             while not self._closed:

@@ -1,5 +1,6 @@
 """Stages are placed on nodes; tests/jobs/submit/test_submit.py does it on a real cluster."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,9 +62,25 @@ def test_on_cpus_a_node_has_a_detector_for_each_core_that_its_memory_holds() -> 
     assert detectors(HEAD, node(8, 32), node(64, 256)) == (72, 72)
     assert detectors(node(8, 7)) == (4, 4)
     assert detectors(node(0.5, 32)) == (1, 1)
+    few = replace(request(device="cpu"), images=9)
+    assert placement_on(few, [node(64, 256)], cluster=True).layout.detectors.most == 3
+    assert placement_on(few, [node(2, 32)], cluster=True).layout.detectors.most == 2
     # With a detector on it, half a CPU is not enough for the other stages.
     place = placement_on(request(device="cpu"), [node(0.5, 8)], cluster=True)
     assert place.lacks([node(0.5, 8)]) is not None
+
+
+def test_preparers_start_on_half_of_the_cpus_at_once_if_there_are_images_for_them() -> None:
+    def at_start(images: int | None, *nodes: Node) -> int:
+        wanted = replace(request(device="cpu"), images=images)
+        return placement_on(wanted, nodes, cluster=True).layout.fewest_preparers
+
+    large = Node({"CPU": 64.0, "memory": 256.0 * GIB}, {})
+    assert at_start(None, large, large) == 64
+    assert at_start(950, large) == 10
+    assert at_start(None, Node({"CPU": 2.0, "memory": 8.0 * GIB}, {})) == 1
+    apart = placement_on(request(num_gpus="1-2"), [HEAD, CPUS, GPUS], cluster=True).layout
+    assert apart.fewest_preparers == CPUS.resources["CPU"] // 2
 
 
 def test_blocks_grow_with_the_pool_up_to_a_bound() -> None:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from jobs.cli import main
+from jobs.compact import compact
 from jobs.compare import compare as module
 from jobs.compare.changes import Spread
 from jobs.compare.compare import compare
 from jobs.compare.options import Comparison
 from jobs.compare.text import as_text
 from jobs.evaluate.evaluate import evaluate
+from jobs.output.run_documents import write_document, write_record
 from pipeline.storage.files import InputError, open_location
 from tests.support.labelled import Box, Labelled, write_run
 
@@ -243,3 +245,20 @@ def test_thresholds_that_differ_are_said_on_the_page_and_in_the_text(
     assert "The score thresholds differ" in page and "have no name" in page
     assert main(["compare", sides[0], sides[0]]) == 0
     assert "differ:" not in capsys.readouterr().out
+
+
+def test_what_decided_the_bits_of_each_side_is_shown(tmp_path: Path) -> None:
+    """A run says it when it begins, and its report for each kind of detector; `compact` adds up."""
+    images = [Labelled("x/1.jpg", [box_at(0)])]
+    a, b = (write_run(tmp_path / name, images, LABELS, RUNS[0]) for name in ("a", "b"))
+    write_run(tmp_path / "b", [Labelled("x/2.jpg", [box_at(0)])], LABELS, RUNS[1])
+    for output, run_id in ((a, RUNS[0]), (b, RUNS[0]), (b, RUNS[1])):
+        options = {"score_threshold": 0.0}
+        computation = {"text": f"fp32 on {Path(output).name}"}
+        write_record(output, run_id, {"options": options, "computation": computation})
+    write_document(b, RUNS[1], "report.json", {"computations": {"bf16 on c": 3, "bf16 on d": 1}})
+    compact(b)
+    result = compare(Comparison(a, b))
+    assert result["a"]["computations"] == ["fp32 on a"]
+    assert result["b"]["computations"] == ["bf16 on c", "bf16 on d", "fp32 on b"]
+    assert "  computed in  bf16 on c\n" in as_text(result)

@@ -23,7 +23,9 @@ from jobs.cli import main
 from jobs.cluster import placement
 from jobs.label.label import label
 from jobs.output import paths
-from jobs.report.report import report_of
+from jobs.output.catalog import committed_runs
+from jobs.output.run_documents import computations
+from jobs.report.report import as_text, report_of
 from pipeline import dataflow
 from pipeline.plan import shards
 from pipeline.storage.files import InputError
@@ -101,14 +103,26 @@ def test_a_first_run_labels_all_images(whole_run: FirstRun) -> None:
     assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
 
 
-def test_a_second_run_labels_only_new_images(first_run: FirstRun, weights: str) -> None:
-    """OUTPUT lies within INPUT and has wildcards in its name."""
+def test_a_second_run_labels_only_new_images(
+    first_run: FirstRun, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OUTPUT lies within INPUT and has wildcards in its name. The second run computes in bf16."""
     photos, output = first_run.photos, first_run.output
     assert label(tiny_options(photos, output, weights)) == 0  # nothing new: no second run
     assert rows(output, "SELECT count(*) FROM images") == [(7,)]
     shutil.copy(photos / "0.png", photos / "new.png")
-    assert label(tiny_options(photos, output, weights)) == 0
-    assert label(tiny_options(photos, output, weights)) == 0
+    capsys.readouterr()
+    assert label(tiny_options(photos, output, weights, precision="bf16")) == 0
+    said = capsys.readouterr().err
+    assert "holds labels that were computed in fp32 on cpu (" in said
+    assert "these are in bf16 on cpu (" in said and "last digits" in said
+    assert label(tiny_options(photos, output, weights)) == 0  # nothing new
+    assert "last digits" not in capsys.readouterr().err
+    (first,), (second,) = (
+        computations(str(output), run["run_id"]) for run in committed_runs(str(output))
+    )
+    assert [first[:11], second[:11]] == ["fp32 on cpu", "bf16 on cpu"]
+    assert f"computed in    {second}: 1 images" in as_text(report_of(str(output)))
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
     assert not list((output / "_staging").iterdir())
     with pytest.raises(InputError, match="--relabel"):
