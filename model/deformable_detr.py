@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from model.backbone import Backbone
 from model.config import DeformableDetrConfig
-from model.feature_levels import FeatureLevels
+from model.feature_levels import FeatureLevels, cell_centres
 from model.padding import group_norm_of_valid, valid_at, valid_mask, zero_padding
 from model.position_encoding import sine_position_encoding
 from model.ranking import largest
@@ -71,6 +71,7 @@ class DeformableDetr(nn.Module):
         self.prepared = False  # see `prepare_for_inference`, which sets the next two as well
         self.dtype = torch.float32  # of the trunk, encoder and decoder; the rest is fp32
         self.first_queries: Tensor | None = None  # (1, Q, C) after the first self-attention
+        self.fused_pyramid: nn.Module | None = None  # on GPUs
         self._positions: dict[tuple[torch.Size, ...], Tensor] = {}
         d = config.d_model
         trunk = Backbone(config.backbone, config.dilation)
@@ -140,19 +141,27 @@ class DeformableDetr(nn.Module):
         self.refuse_if_prepared()  # its fused weights would stay behind
         return super()._apply(*arguments, **options)
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> DetectorOutput:
         """Detect in a batch.
 
         Args:
             pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right.
             pixel_mask: (B, H, W), true where there is an image; None where there is no padding.
+            valid: (B, 2) int64, in place of the mask: the height and width of each image.
 
         Returns:
             `pred_logits` (B, Q, K), whose sigmoid is the score, and `pred_boxes` (B, Q, 4),
             (cx, cy, w, h) relative to each image's valid area, both fp32.
         """
+        if pixel_mask is not None:  # to look into it would make a GPU wait
+            valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
         with self.autocast(pixel_values.device):
-            levels = self.pyramid(pixel_values, pixel_mask)
+            levels = self.pyramid(pixel_values, valid)
             encoded = self.transformer.encoder(levels)
         return self.decode(levels, encoded)
 
@@ -161,27 +170,35 @@ class DeformableDetr(nn.Module):
         dtype = self.autocast_dtype
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-    def pyramid(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
+    def pyramid(self, pixel_values: Tensor, valid: Tensor | None) -> FeatureLevels:
         """Features of all levels as one sequence, with positions, padding and valid ratios."""
-        padded = pixel_mask is not None  # to look into it would make a GPU wait
-        if pixel_mask is None:
-            pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
-        pixel_mask = pixel_mask.bool()
-        valid = None
-        if padded and self.padding == "invariant":
-            valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
+        invariant = valid is None or self.padding == "invariant"
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
-        features = self.backbone[0](pixel_values, valid)
-        maps, masks = self._project(features, pixel_mask, valid)
-        ratios = [
-            torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1) for m in masks
-        ]
+        features = self.backbone[0](pixel_values, valid if invariant else None)
+        features = features if self.config.num_feature_levels > 1 else features[-1:]
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        if self.fused_pyramid is not None and invariant:
+            fused: FeatureLevels = self.fused_pyramid(features, size, valid)
+            return fused
+        maps, masks = self._project(features, pixel_values, valid)
+        ratios = torch.stack(
+            [
+                torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1)
+                for m in masks
+            ],
+            dim=1,
+        )
+        shapes = [(m.shape[2], m.shape[3]) for m in maps]
+        memory = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+        position = self._position(masks, valid is not None)
         return FeatureLevels(
-            shapes=[(m.shape[2], m.shape[3]) for m in maps],
-            memory=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1),
-            position=self._position(masks, padded),
-            padding=~torch.cat([m.flatten(1) for m in masks], 1) if padded else None,
-            valid_ratios=torch.stack(ratios, 1),
+            shapes=shapes,
+            memory=memory,
+            position=position,
+            placed=memory + position,
+            centres=cell_centres(shapes, ratios),
+            padding=None if valid is None else ~torch.cat([m.flatten(1) for m in masks], 1),
+            valid_ratios=ratios,
         )
 
     def _position(self, masks: list[Tensor], padded: bool) -> Tensor:
@@ -212,20 +229,24 @@ class DeformableDetr(nn.Module):
         return tuple(self._positions.values())
 
     def _project(
-        self, features: list[Tensor], pixel_mask: Tensor, valid: Tensor | None
+        self, features: list[Tensor], pixel_values: Tensor, valid: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Each level through its convolution and GroupNorm, beside its mask (B, h, w)."""
-        sources = features if self.config.num_feature_levels > 1 else features[-1:]
         maps: list[Tensor] = []
         masks: list[Tensor] = []
-        size = pixel_mask.shape[1:]
+        size = pixel_values.shape[2:]
+        invariant = valid is not None and self.padding == "invariant"
+        if valid is None:
+            pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
+        else:
+            pixel_mask = valid_mask(valid, pixel_values)
         for level, projection in enumerate(self.input_proj):
             assert isinstance(projection, nn.Sequential)
             conv, norm = projection
             assert isinstance(norm, nn.GroupNorm)
-            extra = level - len(sources)  # the first extra level looks at raw C5
-            source = sources[level] if extra < 0 else sources[-1] if extra == 0 else maps[-1]
-            if valid is None:
+            extra = level - len(features)  # the first extra level looks at raw C5
+            source = features[level] if extra < 0 else features[-1] if extra == 0 else maps[-1]
+            if valid is None or not invariant:
                 x = norm(conv(source))
                 resized = F.interpolate(pixel_mask[None].float(), size=x.shape[-2:])[0]
                 masks.append(resized.bool())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.batch_norm import FrozenBatchNorm2d
+from model.feature_levels import SeparablePositions
 from model.ops import by_triton, capability_of, undocumented, warn_once
 from model.ops.ways import CUDNN, RESIDUAL, way_of
 from model.padding import zero_padding
@@ -169,14 +170,19 @@ class FusedLinear(nn.Module):
         return norm(y)
 
     def add_norm_place(
-        self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, position: Tensor
+        self,
+        x: Tensor,
+        residual: Tensor,
+        norm: nn.LayerNorm,
+        position: Tensor | SeparablePositions,
     ) -> tuple[Tensor, Tensor]:
-        """y = `add_norm` of `x` (B, S, C), and y + position. `position` is (B or 1, S, D)."""
-        if self.triton:
+        """y = `add_norm` of `x` (B, S, C), and y + position. A Tensor is (B or 1, S, D)."""
+        if isinstance(position, SeparablePositions):
             from model.ops.pointwise import add_norm_place
 
             y = F.linear(x, self.weight, self.bias)
-            return add_norm_place(y, residual, norm.weight, norm.bias, norm.eps, position)
+            parts = (position.table, position.entries)
+            return add_norm_place(y, residual, norm.weight, norm.bias, norm.eps, *parts)
         y = self.add_norm(x, residual, norm)
         return y, y + position
 
@@ -227,11 +233,12 @@ def add_linear_norm_place(
     norm: nn.LayerNorm,
     x: Tensor,
     residual: Tensor,
-    position: Tensor,
+    position: Tensor | SeparablePositions,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """y = `add_linear_norm`, and y + position."""
     if isinstance(layer, FusedLinear):
         return layer.add_norm_place(x, residual, norm, position)
+    assert isinstance(position, Tensor)
     y = add_linear_norm(layer, norm, x, residual, dropout)
     return y, y + position

@@ -9,6 +9,7 @@ from model.batch_norm import FrozenBatchNorm2d
 from model.deformable_detr import DeformableDetr
 from model.fused_layers import FusedConv2d, FusedLinear
 from model.ms_deform_attn import MSDeformAttn
+from model.ops import by_triton
 from model.transformer import DecoderLayer, EncoderLayer
 
 FUSED = (MSDeformAttn, EncoderLayer, DecoderLayer)
@@ -22,6 +23,7 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
 
     - Batch norms are folded into the convolutions before them, in fp32.
     - Sums and ReLUs become part of the convolution or the linear layer before them.
+    - On GPUs, projections, norms and positions of the pyramid are written as one sequence.
     - One linear layer computes offsets and attention weights. Another computes the values of all
       decoder layers. The offsets' bias is added within the attention, in fp32.
     - Without two-stage proposals the first self-attention of the queries is computed here, because
@@ -50,6 +52,8 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
             if isinstance(module, FUSED) and hasattr(module, name):
                 linear = _linears([getattr(module, name)])
                 setattr(module, name, FusedLinear(*linear, dtype=dtype))
+    if by_triton(net.transformer.level_embed.device):
+        _fuse_pyramid(net, dtype)
     for part in (net.backbone, net.input_proj, net.transformer.encoder, decoder):
         part.to(dtype)
     net.input_proj.to(memory_format=torch.channels_last)
@@ -74,6 +78,21 @@ def _fold_norms(module: nn.Module, dtype: torch.dtype) -> None:
             assert isinstance(convolution, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
             setattr(module, name, FusedConv2d(convolution, norm, dtype))
+
+
+def _fuse_pyramid(net: DeformableDetr, dtype: torch.dtype) -> None:
+    """Replace the projections of the pyramid, unless each of several follows from the one before.
+
+    Where padding counts as published, they stay for batches with padding.
+    """
+    from model.fused_pyramid import FusedPyramid
+
+    kernels = [projection.get_submodule("0").kernel_size for projection in net.input_proj]
+    if any(kernel != (1, 1) for kernel in kernels[:-1]):
+        return
+    net.fused_pyramid = FusedPyramid(net.input_proj, net.transformer.level_embed, dtype)
+    if net.padding == "invariant":
+        net.input_proj = nn.ModuleList()
 
 
 def _linears(layers: Iterable[nn.Module]) -> list[nn.Linear]:

@@ -17,6 +17,15 @@ def valid_mask(area: Tensor, x: Tensor) -> Tensor:
     return rows[:, :, None] & columns[:, None]
 
 
+def valid_cells(areas: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """A mask (B, S) bool of the cells of all levels, for the `areas` (B, L, 2) of each level."""
+    masks = [
+        valid_mask(areas[:, level], areas.new_empty(()).expand(1, 1, *shape)).flatten(1)
+        for level, shape in enumerate(shapes)
+    ]
+    return torch.cat(masks, 1)
+
+
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
     """`x` (B, C, H, W) with everything outside `valid` set to 0; the memory order is kept."""
     if valid is None:
@@ -37,6 +46,17 @@ def valid_at(valid: Tensor, size: Sequence[int], level: Sequence[int]) -> Tensor
     while size[0] > level[0] or size[1] > level[1]:
         size, valid = [(side + 1) // 2 for side in size], (valid + 1) // 2
     return valid
+
+
+def strides_of(size: tuple[int, int], levels: Sequence[tuple[int, int]]) -> list[int]:
+    """The stride of each level of a batch of this `size`. `valid_at` divides by it, rounding up."""
+    strides = []
+    for level in levels:
+        stride = 1
+        while any(-(-side // stride) > extent for side, extent in zip(size, level, strict=True)):
+            stride *= 2
+        strides.append(stride)
+    return strides
 
 
 def group_norm_of_valid(x: Tensor, norm: nn.GroupNorm, area: Tensor) -> Tensor:

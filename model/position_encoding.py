@@ -8,11 +8,15 @@ from torch import Tensor
 TEMPERATURE = 10000.0
 
 
+def frequencies(features: int, device: torch.device | None = None) -> Tensor:
+    """What an angle is divided by for each of so many sines and cosines: (F,) fp32."""
+    exponent = torch.arange(features, device=device, dtype=torch.float32)
+    return TEMPERATURE ** (2 * torch.div(exponent, 2, rounding_mode="floor") / features)
+
+
 def _sines(angles: Tensor, features: int) -> Tensor:
     """Interleaved sine and cosine of `angles` (..., ) over `features` frequencies: (..., F)."""
-    exponent = torch.arange(features, device=angles.device, dtype=torch.float32)
-    frequency = TEMPERATURE ** (2 * torch.div(exponent, 2, rounding_mode="floor") / features)
-    x = angles[..., None] / frequency
+    x = angles[..., None] / frequencies(features, angles.device)
     return torch.stack((x[..., 0::2].sin(), x[..., 1::2].cos()), dim=-1).flatten(-2)
 
 

@@ -24,7 +24,9 @@ def batch_images(
     equal. Padding is zero after normalisation, as published.
     """
     pixels, valid = stack_images(images)
-    return normalize(pixels.to(device), None if valid is None else valid.to(device))
+    valid = None if valid is None else valid.to(device)
+    values = normalize(pixels.to(device), valid)
+    return values, None if valid is None else valid_mask(valid, values)
 
 
 def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -60,24 +62,18 @@ def form_batch(images: Sequence[Tensor], detector: BatchDetector) -> tuple[Tenso
     return pixels, valid if detector.pads else None
 
 
-def normalize(
-    pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor | None]:
-    """Convert the result of `stack_images`, on any device, to the inputs of the network.
+def normalize(pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Convert the pixels of `stack_images`, on any device, to the inputs of the network.
 
-    `pixels` (B, H, W, 3) uint8 become `pixel_values` (B, 3, H, W) of `dtype`, channels last in
-    memory. `valid` (B, 2) int64 becomes `pixel_mask` (B, H, W) bool; None stays None.
+    `pixels` (B, H, W, 3) uint8 become (B, 3, H, W) of `dtype`, channels last in memory, which is 0
+    beyond the `valid` (B, 2) int64 height and width of each image.
     """
     mean, std = _mean_and_std(pixels.device)
     if by_triton(pixels.device):
         from model.ops.pointwise import normalize_pixels
 
-        values = normalize_pixels(pixels, mean, std, valid, dtype)
-        return values, None if valid is None else valid_mask(valid, values)
-    values = ((pixels.float() - mean) / std).permute(0, 3, 1, 2).to(dtype)
-    if valid is None:
-        return values, None
-    return zero_padding(values, valid), valid_mask(valid, values)
+        return normalize_pixels(pixels, mean, std, valid, dtype)
+    return zero_padding(((pixels.float() - mean) / std).permute(0, 3, 1, 2).to(dtype), valid)
 
 
 @cache

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import DeformableDetrConfig
-from model.feature_levels import FeatureLevels, cell_centres
+from model.feature_levels import FeatureLevels
 from model.fused_layers import (
     FusedLinear,
     Linear,
@@ -56,10 +56,9 @@ class Encoder(nn.Module):
 
     def forward(self, levels: FeatureLevels) -> Tensor:
         """`levels.memory` (B, S, C), every cell attending around its own centre -> (B, S, C)."""
-        reference_points = torch.cat(cell_centres(levels), 1)
-        x, query = levels.memory, levels.memory + levels.position
+        x, query = levels.memory, levels.placed
         for layer in self.layers:
-            x, query = layer(x, query, reference_points, levels)
+            x, query = layer(x, query, levels.centres, levels)
         return x
 
 
@@ -145,13 +144,12 @@ def propose(levels: FeatureLevels, encoded: Tensor) -> tuple[Tensor, Tensor]:
     proposals as logits of (cx, cy, w, h), +inf where the cell is padding or too near the border
     (B, S, 4). fp32. Source: `gen_encoder_output_proposals` of the original.
     """
-    boxes = torch.cat(
-        [
-            torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**index)), dim=-1)
-            for index, centres in enumerate(cell_centres(levels))
-        ],
-        dim=1,
-    )
+    cells = [height * width for height, width in levels.shapes]
+    sides = [
+        torch.full_like(centres, 0.05 * 2.0**index)
+        for index, centres in enumerate(levels.centres.split(cells, dim=1))
+    ]
+    boxes = torch.cat((levels.centres, torch.cat(sides, 1)), dim=-1)
     unusable = ~((boxes > 0.01) & (boxes < 0.99)).all(-1)
     if levels.padding is not None:
         unusable = unusable | levels.padding

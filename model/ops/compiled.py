@@ -33,6 +33,20 @@ from model.ops.pointwise import (
     finish_pool_forward,
     normalize_forward,
 )
+from model.ops.pyramid import (
+    CELLS,
+    CHUNK,
+    COMBINE_WARPS,
+    LINE_WARPS,
+    LINES,
+    PLACE_WARPS,
+    PLACED,
+    combine_forward,
+    place_forward,
+    position_forward,
+    statistics_forward,
+)
+from model.ops.pyramid import WARPS as CELL_WARPS
 from model.ops.triton import msda_forward
 
 CAPABILITIES = (80, 90, 100)
@@ -100,7 +114,8 @@ def attention(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
 def around(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     """What surrounds the products of the published models, padded."""
     own = dict.fromkeys(("x_ptr", "residual_ptr", "bias_ptr", "weight_ptr"), f"*{dtype}")
-    own |= dict.fromkeys(("position_ptr", "out_ptr", "placed_ptr"), f"*{dtype}")
+    own |= dict.fromkeys(("out_ptr", "placed_ptr"), f"*{dtype}")
+    own |= {"table_ptr": "*fp32", "entries_ptr": "*i32"}
     own |= {"valid_ptr": "*i64", "pixels_ptr": "*u8", "eps": "fp32"}
     own |= dict.fromkeys(("mean_ptr", "deviation_ptr"), "*fp32")
     channels, masked = {"CHANNELS": 256}, {"MASKED": True}
@@ -115,10 +130,34 @@ def around(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
         yield kernel.__name__, compiled(kernel, capability, types, sizes, warps)
 
 
+def pyramid(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
+    """The norms and positions of the published multi-scale model."""
+    own = dict.fromkeys(("raw_ptr", "memory_ptr", "placed_ptr"), f"*{dtype}")
+    own |= dict.fromkeys(("entries_ptr", "lines_ptr"), "*i32") | {
+        "areas_ptr": "*i64",
+        "eps": "fp32",
+    }
+    levels = {"LEVELS": 4}
+    grouped = levels | {"GROUPS": 32}
+    statistics = grouped | {"WIDTH": 8, "WIDTH_2": 8, "CELLS": CELLS}
+    placed = grouped | {"CHANNELS": 256, "CHANNELS_2": 256, "CELLS": PLACED}
+    for kernel, sizes, warps in (
+        (statistics_forward, statistics, CELL_WARPS),
+        (combine_forward, {"GROUPS": 32, "CHUNK": CHUNK}, COMBINE_WARPS),
+        (place_forward, placed, PLACE_WARPS),
+        (position_forward, levels | {"HALF": 128, "HALF_2": 128, "LINES": LINES}, LINE_WARPS),
+    ):
+        floats = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
+        kinds = floats | ({} if kernel is position_forward else {"levels_ptr": "*i32"}) | own
+        types = {name: kind for name, kind in kinds.items() if name in kernel.arg_names}
+        yield kernel.__name__, compiled(kernel, capability, types, sizes, warps)
+
+
 def main() -> None:
     for capability in map(int, sys.argv[1:]) if sys.argv[1:] else CAPABILITIES:
         for dtype in DTYPES:
-            for name, cost in chain(attention(capability, dtype), around(capability, dtype)):
+            kernels = (part(capability, dtype) for part in (attention, around, pyramid))
+            for name, cost in chain.from_iterable(kernels):
                 print(
                     f"sm_{capability} {dtype} {name}: {cost.registers} registers, "
                     f"{cost.spilled} bytes spilled"

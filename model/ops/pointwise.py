@@ -174,17 +174,19 @@ def _(x: Tensor, *_: object) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-@triton.jit(do_not_specialize=["count", "period"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count", "length", "entries"])  # type: ignore[untyped-decorator]
 def add_norm_forward(  # type: ignore[no-untyped-def]
     x_ptr,  # (N, C)
     residual_ptr,  # (N, C)
     weight_ptr,  # (C,)
     bias_ptr,  # (C,)
-    position_ptr,  # (PERIOD, C)
+    table_ptr,  # (B, E, C / 2) fp32, positions of lines and of columns
+    entries_ptr,  # (S, 2) int32, the rows of the table for each cell
     out_ptr,  # (N, C)
     placed_ptr,  # (N, C)
-    count,  # N
-    period,
+    count,  # N = B * S
+    length,  # S
+    entries,  # E
     eps,
     CHANNELS: tl.constexpr,
     CHANNELS_2: tl.constexpr,  # the next power of two
@@ -206,33 +208,48 @@ def add_norm_forward(  # type: ignore[no-untyped-def]
     normal = centred / deviation[:, None] * weight[None, :] + bias[None, :]
     tl.store(out_ptr + at, normal.to(out_ptr.dtype.element_ty), mask=live)
     if PLACED:
-        where = (row % period)[:, None] * CHANNELS + channel[None, :]
-        normal += tl.load(position_ptr + where, mask=live, other=0.0).to(tl.float32)
+        HALF: tl.constexpr = CHANNELS // 2
+        entry = entries_ptr + row % length * 2
+        line = tl.load(entry, mask=row < count, other=0)
+        column = tl.load(entry + 1, mask=row < count, other=0)
+        chosen = tl.where(channel[None, :] < HALF, line[:, None], column[:, None])
+        chosen += (row // length * entries)[:, None]
+        normal += tl.load(
+            table_ptr + chosen * HALF + (channel % HALF)[None, :], mask=live, other=0.0
+        )
         tl.store(placed_ptr + at, normal.to(out_ptr.dtype.element_ty), mask=live)
 
 
 def _add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, position: Tensor | None
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    positions: tuple[Tensor, Tensor] | None,
 ) -> list[Tensor]:
     x, residual = x.contiguous(), residual.contiguous()
     channels = x.shape[-1]
     count = x.numel() // channels
-    outputs = [torch.empty_like(x) for _ in range(1 if position is None else 2)]
+    outputs = [torch.empty_like(x) for _ in range(1 if positions is None else 2)]
+    table, entries = positions or (weight[None], weight)  # or what is not read
     with torch.cuda.device_of(x):
         add_norm_forward[(triton.cdiv(count, ROWS),)](
             x,
             residual,
             weight,
             bias,
-            weight if position is None else position.contiguous(),
+            table,
+            entries,
             outputs[0],
             outputs[-1],
             count,
-            1 if position is None else position.numel() // channels,
+            len(entries),
+            table.shape[1],
             eps,
             CHANNELS=channels,
             CHANNELS_2=triton.next_power_of_2(channels),
-            PLACED=position is not None,
+            PLACED=positions is not None,
             ROWS=ROWS,
             num_warps=ROW_WARPS,
         )
@@ -252,10 +269,16 @@ def _(x: Tensor, *_: object) -> Tensor:
 
 @torch.library.custom_op("detr_batch::add_norm_place", mutates_args=())
 def add_norm_place(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, position: Tensor
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    table: Tensor,
+    entries: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`add_norm` of (B, S, C), and that plus `position`, alike or (1, S, C)."""
-    out, placed = _add_norm(x, residual, weight, bias, eps, position)
+    """`add_norm` of (B, S, C), and that plus the positions, see `SeparablePositions`."""
+    out, placed = _add_norm(x, residual, weight, bias, eps, (table, entries))
     return out, placed
 
 

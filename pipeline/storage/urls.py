@@ -106,10 +106,10 @@ def _mask(text: str, whole_queries: bool) -> str:
     return "".join(parts)
 
 
-# What follows the protocol of a URL: as it is, in JSON that escapes `/`, or percent-encoded, up to
-# four times.
+# What follows the protocol of a URL: as it is, with the slash that people forget in a web address,
+# in JSON that escapes `/`, or percent-encoded, up to four times.
 _SEPARATOR = re.compile(
-    r"://|(?P<json>:\\/\\/)|(?::|%(?:25){0,3}3A)%(?P<times>(?:25){0,3})2F%(?:25){0,3}2F",
+    r"://|(?:(?<=http)|(?<=https)):/|(?P<json>:\\/\\/)|(?::|%(?:25){0,3}3A)%(?P<times>(?:25){0,3})2F%(?:25){0,3}2F",
     re.IGNORECASE,
 )
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
@@ -209,7 +209,7 @@ def _mask_address(text: str, found: _Address, whole_queries: bool) -> str:
         for _ in range(found.times):
             shown = quote(shown, safe="*")
         return shown.replace("/", "\\/") if found.json else shown
-    protocol = url[: found.body - found.start - 3].lower()
+    protocol = url[: found.body - found.start].rstrip(":/").lower()
     _, rest = split_user(protocol, url[found.body - found.start :])
     return text[found.start : found.body] + _mask_rest(protocol, rest, whole_queries)
 

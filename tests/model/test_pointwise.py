@@ -101,11 +101,11 @@ def test_add_norm(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.G
         x.double() + residual.double(), shape[-1:], weight.double(), bias.double(), 1e-5
     )
     assert_near(add_norm(x, residual, weight, bias, 1e-5), expected)
-    for images in {1, shape[0]}:
-        position = draw_normal((images, *shape[1:]), generator, dtype)
-        found, placed = add_norm_place(x, residual, weight, bias, 1e-5, position)
-        assert_near(found, expected)
-        assert_near(placed, expected + position.double())
+    table = draw_normal((shape[0], 19, shape[2] // 2), generator)
+    entries = torch.randint(19, (shape[1], 2), generator=generator, dtype=torch.int32).to(DEVICE)
+    found, placed = add_norm_place(x, residual, weight, bias, 1e-5, table, entries)
+    assert_near(found, expected)
+    assert_near(placed, expected + table[:, entries.long()].flatten(2).double())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import fused_layers, preprocess
+from model import fused_layers, inference, preprocess
+from model.fused_pyramid import strides_on
 from model.ops import undocumented
+from model.ops.pyramid import entries_on, frequencies_on, lines_on
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
 from model.predictor import Predictor, likely_sizes
@@ -66,7 +69,10 @@ def test_an_image_on_its_canvas_gives_what_it_gives_alone(
     found = predictor.submit(pixels, valid, torch.tensor([[96, 130]] * 4)).result()
     for index, own in enumerate(alone):
         assert torch.allclose(found.scores[index], own.scores[0], atol=1e-5)
-        assert torch.allclose(found.boxes[index], own.boxes[0], atol=1e-2)
+        apart = -own.scores[0].diff() > 2e-5  # others may change places
+        clear = F.pad(apart, (1, 0), value=True) & F.pad(apart, (0, 1))  # the last one may go
+        assert clear.any()
+        assert torch.allclose(found.boxes[index][clear], own.boxes[0][clear], atol=1e-2)
 
 
 def test_likely_sizes_are_resized_sizes_of_other_canvases() -> None:
@@ -121,7 +127,7 @@ def test_a_gpu_never_waits_for_the_host(
 ) -> None:
     """Tensors are fake: an operation that reads a value raises, and copies are recorded."""
     monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
-    for module in (fused_layers, preprocess):
+    for module in (fused_layers, inference, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")
     predictor = Predictor(net, "cpu")
@@ -135,7 +141,8 @@ def test_a_gpu_never_waits_for_the_host(
             with Crossings() as crossings:
                 packed = predictor._detect(pixels, valid, sizes)
         finally:
-            levels_on.cache_clear()
+            for cached in (levels_on, lines_on, entries_on, frequencies_on, strides_on):
+                cached.cache_clear()
             _mean_and_std.cache_clear()
     assert packed.device.type == "cuda" and packed.shape[2] == 6
     assert not crossings.found

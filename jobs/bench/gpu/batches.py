@@ -112,12 +112,12 @@ class Batches:
     def predict(self, count: int, position: int, neighbours: str) -> Tensor:
         """Return the network's numbers for image 0 (Q, K + 4); other pixels may be NaN or Inf."""
         pixels, valid, _ = self._around(count, position, "random")
-        values, mask = normalize(pixels, valid, self.predictor.net.dtype)
+        values = normalize(pixels, valid, self.predictor.net.dtype)
         fill = FLOATS[neighbours]
         if fill is not None:
             own = values[position].clone()
             values.fill_(fill)[position] = own
-        output = self.predictor.net(values, mask)
+        output = self.predictor.net(values, valid=valid)
         return torch.cat((output.pred_logits[position], output.pred_boxes[position]), dim=-1)
 
 

@@ -169,8 +169,8 @@ def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
         height, width = canvas_rule(net.config.resize).canvas(*pixels.shape[1:3])
         more = (0, 0, 0, width - pixels.shape[2], 0, height - pixels.shape[1])
         pixels = torch.nn.functional.pad(pixels, more)
-    valid_on_device = None if valid is None else valid.to(context.device)
-    out = net(*normalize(pixels.to(context.device), valid_on_device, net.dtype))
+    valid = None if valid is None else valid.to(context.device)
+    out = net(normalize(pixels.to(context.device), valid, net.dtype), valid=valid)
     return out.pred_logits.float().cpu(), out.pred_boxes.float().cpu()
 
 
@@ -210,7 +210,7 @@ def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> lis
     answers = []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for image in _images(sizes):
-            values = normalize(image[None].to(device), None)[0].contiguous()
+            values = normalize(image[None].to(device), None).contiguous()
             with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
                 out = net(pixel_values=values)
             logits = out.logits if has_peer(model) else out.pred_logits

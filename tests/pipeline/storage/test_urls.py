@@ -55,6 +55,7 @@ SIGNED = [
         ("https://a/1?x=2,https://b/2?x=3;c", "https://a/1,https://b/2"),
         ("https://u:p@h/me@x/1.jpg", "https://h/me@x/1.jpg"),
         ("https://h/a.tar#files-00001", "https://h/a.tar#files-00001"),
+        ("http:/u:p@h/a?x=1, HTTPS:/h/b?x=2 (one slash)", "http:/h/a, HTTPS:/h/b (one slash)"),
         ("https://h/#access_token=1&x=2", "https://h/"),
         ("abfs://c@acct.dfs.core.windows.net/a?sv=1&sig=x", "abfs://c@acct.dfs.core.windows.net/a"),
         ("https://h/ä/日本.jpg?x=é&sig=x “ok”", "https://h/ä/日本.jpg “ok”"),
