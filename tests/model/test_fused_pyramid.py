@@ -23,7 +23,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 WIDTH = 64
 # Sizes of the canvas, and of each image on it.
 BATCHES = {
-    "two levels' worth of programs": ((96, 160), [(96, 160), (40, 97), (1, 1)]),
+    "several programs": ((64, 128), [(64, 128), (40, 97), (1, 1)]),
     "odd sides": ((67, 45), [(67, 45), (33, 44)]),
     "one image": ((64, 64), [(64, 1)]),
 }
@@ -136,13 +136,13 @@ def test_bits_of_an_image_are_those_beside_any_neighbours(generator: torch.Gener
     projections = create_projections(3, True, generator)
     embedding = torch.randn(4, WIDTH, generator=generator)
     fused = FusedPyramid(projections.to(DEVICE), embedding.to(DEVICE), torch.bfloat16)
-    features = [f.to(DEVICE, torch.bfloat16) for f in draw_features(3, (96, 160), 3, generator)]
-    valid = torch.tensor([(90, 150), (90, 150), (20, 30)], device=DEVICE)
-    first = fused(features, (96, 160), valid)
+    features = [f.to(DEVICE, torch.bfloat16) for f in draw_features(3, (64, 96), 3, generator)]
+    valid = torch.tensor([(60, 90), (60, 90), (20, 30)], device=DEVICE)
+    first = fused(features, (64, 96), valid)
     for feature in features:
         feature[1] = feature[0]
         feature[0], feature[2] = float("nan"), float("inf")
-    second = fused(features, (96, 160), valid)
+    second = fused(features, (64, 96), valid)
     assert isinstance(first.position, Tensor) is False
     for one, other in ((first.memory, second.memory), (first.placed, second.placed)):
         assert torch.equal(one[0], other[1])
@@ -189,9 +189,9 @@ def test_a_detector_is_equal_with_the_fused_pyramid(
     monkeypatch.setattr("model.ops.undocumented.has_onednn", lambda *_: False)
     fused = prepare_for_inference(nets[1], torch.float32)
     assert plain.fused_pyramid is None and fused.fused_pyramid is not None
-    values = torch.randn(2, 3, 96, 64, generator=generator)
-    valid = torch.tensor([(96, 64), (50, 33)])
-    values[1, :, 50:], values[1, :, :, 33:] = 0, 0
+    values = torch.randn(2, 3, 64, 40, generator=generator)
+    valid = torch.tensor([(64, 40), (50, 17)])
+    values[1, :, 50:], values[1, :, :, 17:] = 0, 0
     for area in (None, valid):
         expected, found = (net(values, valid=area) for net in (plain, fused))
         torch.testing.assert_close(found.pred_logits, expected.pred_logits, atol=1e-3, rtol=1e-3)

@@ -66,7 +66,7 @@ def test_finish(
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("size", [(17, 9), (32, 40), (1, 2)])
+@pytest.mark.parametrize("size", [(17, 9), (18, 24), (1, 2)])
 def test_finish_pool(
     dtype: torch.dtype, padded: bool, size: tuple[int, int], generator: torch.Generator
 ) -> None:

@@ -249,11 +249,11 @@ def test_a_signed_url_within_any_text(text: str) -> None:
     ],
 )
 def test_time_is_linear(part: str) -> None:
-    """A megabyte takes seconds. In quadratic time it would take an hour."""
-    text = (part * (1 << 20))[: 1 << 20]
+    """A quarter of a megabyte takes half a second. In quadratic time it would take minutes."""
+    text = (part * (1 << 18))[: 1 << 18]
     began = time.process_time()
     mask(text)
-    assert time.process_time() - began < 60
+    assert time.process_time() - began < 15
 
 
 def test_names_cannot_drive_a_terminal() -> None:
