@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from model.deformable_detr import DeformableDetr
@@ -201,4 +201,5 @@ def save_weights(net: DeformableDetr, path: Path, notes: Mapping[str, str]) -> N
         key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
         for key, tensor in net.state_dict().items()
     }
-    save_file(state, path, {**notes, "labels": json.dumps(net.config.labels)})
+    # (save_file would make a file that its owner alone may read.)
+    path.write_bytes(save(state, {**notes, "labels": json.dumps(net.config.labels)}))

@@ -56,7 +56,7 @@ def estimate(reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates) ->
 def as_text(found: Estimate | None) -> str:
     """The text that --dry-run prints."""
     if found is None:
-        return "not known before a first run over like images"
+        return "not known before a first run over like images; --limit 100 makes a small one"
     usd = "no price was given" if found["usd"] is None else f"{found['usd']:.4f} USD"
     runs = "the last run" if found["runs"] == 1 else f"the last {found['runs']} runs"
     return f"about {found['images']} images, {found['seconds']:.0f} s, {usd} (by {runs})"

@@ -171,4 +171,4 @@ def plot(options: PlotOptions) -> None:
 def refuse_without_transformers() -> None:
     """InputError if the implementation that all models are compared with is not installed."""
     if find_spec("transformers") is None or find_spec("timm") is None:
-        raise InputError("this compares with transformers: pip install 'detr-batch[bench]'")
+        raise InputError("this compares with transformers: pip install '.[bench]'")

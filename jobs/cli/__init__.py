@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from jobs.cli import (
     bench,
@@ -130,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="show the traceback of an error; before or after the command",
     )
+    top.add_argument("--version", action="version", version=f"detr-batch {version('detr-batch')}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for room in (label, submit, outputs, evaluation, exchange, upkeep, train, bench, models):
         room.add(commands)

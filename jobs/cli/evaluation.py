@@ -95,6 +95,5 @@ def _compare(options: CompareOptions) -> int:
 
         with PictureReader() as reader:
             write_page(page_of(result, reader), options.html)
-    if options.json or options.html is None:
-        show(result, as_text, options.json)
+    show(result, as_text, options.json)
     return 0

@@ -20,8 +20,10 @@ metadata may have further keys, all optional:
 import argparse
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -35,7 +37,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that prints an error in one line. The usage of many options would hide it."""
 
     def error(self, message: str) -> NoReturn:
-        line = printable(mask(f"{self.prog}: error: {message}"))
+        if found := re.fullmatch(r".*invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += _near(found[1], re.findall(r"[\w-]+", found[2]))
+        line = printable(mask(f"{self.prog}: {message}"))
         self.exit(2, f"{line} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -48,7 +52,17 @@ class Parser(argparse.ArgumentParser):
             is_free = action.nargs == "?" and getattr(found, action.dest) is None
             if is_free and rest and not _is_option(rest[0]):
                 setattr(found, action.dest, rest.pop(0))
+        if rest and self._subparsers is None:  # here its options are known
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            near = _near(rest[0].partition("=")[0], options)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
         return found, rest
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    """The most similar word that is known, as the end of a message."""
+    near = get_close_matches(word, known, n=1)
+    return f": did you mean {near[0]}?" if near else ""
 
 
 def _is_option(word: str) -> bool:

@@ -147,10 +147,10 @@ def read_results(path: Path, name: str, category_ids: Collection[int]) -> Iterat
     document = Document(path, name)
     start = document.first_byte()
     if start != b"[":
-        hint = ". It is an object, as annotation files are" if start == b"{" else ""
+        hint = ". It is an object, as annotation files are: `detr-batch evaluate` takes those"
         raise document.refusal(
             f"{name} is not a JSON list: give a file of "
             '[{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], "score": ...}, '
-            f"...]{hint}"
+            f"...]{hint if start == b'{' else ''}"
         )
     return document.records("item", partial(result_of, category_ids=category_ids))

@@ -3,7 +3,6 @@
 import secrets
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ from jobs.label.planning import (
     plan_request,
     plan_url,
 )
-from jobs.label.publication import Meters, publish_run
+from jobs.label.publication import Meters, Published, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output.catalog import read_catalog
@@ -118,10 +117,15 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
         print(_describe_plan(command))
         return EXIT_OK
     with OutputWriter(options.output, options.single_writer, options.keep_replaced) as writer:
-        counts, left_out = _label_what_is_new(command, writer, startup)
-    if not counts:
-        print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
-    code = _print_outcome(options.output, counts, options.max_failed_fraction)
+        published, left_out = _label_what_is_new(command, writer, startup)
+        runs = writer.catalog.committed_runs()
+    if not published.images:
+        failed = sum(sum(run["images"].values()) - run["images"].get(OK, 0) for run in runs)
+        but = f"; {failed} images of it failed, see below" if failed else ""
+        print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all{but}")
+        if failed:
+            _print_way_to_failures(options.output)
+    code = _print_outcome(options.output, published, options.max_failed_fraction)
     if left_out:
         print(f"left out of {mask(options.input)}: {left_out_as_text(left_out)}", file=sys.stderr)
     return code
@@ -182,23 +186,23 @@ def _plan(command: Command, known: Known) -> Plan:
 
 def _label_what_is_new(
     command: Command, writer: OutputWriter, startup: Startup
-) -> tuple[Counter[str], dict[str, int]]:
+) -> tuple[Published, dict[str, int]]:
     """Finish the run of a killed command, if there is one, then label the new images.
 
-    Returns the number of images of both runs by status, and of objects left out by reason.
+    Returns what both runs published, and the number of objects left out by reason.
     """
     options = command.options
-    counts: Counter[str] = Counter()
+    published = Published()
     known = known_objects(command.output, command.labels, writer.catalog)
     unfinished = take_up_unfinished_run(writer, command.wanted, command.labels)
     startup.end(CATALOGUE)
     if unfinished and unfinished.shards:
         del known  # it takes a third of a gigabyte for ten million objects
         placed = _start_ray(command, unfinished, startup)
-        counts.update(execute_run(command, unfinished, placed, writer, startup))
+        published += execute_run(command, unfinished, placed, writer, startup)
         startup = Startup()  # for the run that may follow
     if unfinished and (options.limit is not None or options.relabel):
-        return counts, unfinished.left_out
+        return published, unfinished.left_out
     if unfinished:
         # What failed in the unfinished run was tried by this very command.
         tried = unfinished.retries_failed or not options.retry_failed
@@ -238,8 +242,8 @@ def _label_what_is_new(
             len(writer.catalog.state.runs),
         )
         startup.end(LISTING)
-        counts.update(execute_run(command, run, placed, writer, startup))
-    return counts, found.left_out
+        published += execute_run(command, run, placed, writer, startup)
+    return published, found.left_out
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,8 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
                 "drops the run"
             ) from error
     first, access = run.shards.first_member(), command.options.input_access
+    where = "the cluster" if request.address else "this machine"
+    print(f"starting Ray and the model on {where}", file=sys.stderr)
     placement = start_or_join_ray(request, command.output, first, access)
     count = command.options.batch_size or run.count
     if command.options.batch_size and placement.device == "cpu":
@@ -277,8 +283,8 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
 
 def execute_run(
     command: Command, run: Run, placed: Placed, writer: OutputWriter, startup: Startup
-) -> dict[str, int]:
-    """Label and publish a planned run. Returns its number of images by status.
+) -> Published:
+    """Label and publish a planned run.
 
     Raises CommandFailed if that fails. Node-hours count from the time when the `startup` began.
     """
@@ -355,15 +361,29 @@ def _print_other_computations(
         )
 
 
-def _print_outcome(output: str, counts: dict[str, int], max_failed_fraction: float) -> int:
+def _print_way_to_failures(output: str) -> None:
+    sql = "SELECT image_id, status, error FROM latest_images WHERE status <> 'ok'"
+    print(f'what failed: detr-batch query {shlex.quote(mask(output))} "{sql}"', file=sys.stderr)
+
+
+def _print_outcome(output: str, published: Published, max_failed_fraction: float) -> int:
     """Print the result. Returns the exit code, which depends on the share of failed images."""
-    images = sum(counts.values())
-    failed = images - counts.get(OK, 0)
+    images = published.images.total()
+    failed = images - published.images[OK]
     if images:
         output = mask(output)
         print(
-            f"{images - failed} images labelled, {failed} failed; tables in {output}, and "
-            f"`detr-batch report {shlex.quote(output)}` says how fast and at what cost",
+            f"{images - failed} images labelled with {published.boxes} boxes, {failed} failed; "
+            f"tables in {output}, and `detr-batch report {shlex.quote(output)}` says how fast and "
+            "at what cost",
+            file=sys.stderr,
+        )
+    if failed:
+        _print_way_to_failures(output)
+    if failed < images and not published.boxes:
+        print(
+            "no box reached the threshold: look at some images, lower --score-threshold (with "
+            "--relabel), or train the weights for longer if they are your own",
             file=sys.stderr,
         )
     if images and failed == images:

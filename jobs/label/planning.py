@@ -100,7 +100,13 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         outline = found.shards.outline
         shards = outline.filter(pc.equal(outline["kind"], kind))
         objects, size = (pc.sum(shards[column]).as_py() or 0 for column in ("objects", "size"))
-        lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size / 1e6:.1f} MB")
+        if objects:
+            lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size / 1e6:.1f} MB")
+    if not lines:
+        lines.append("nothing is new")
+        estimate_and_placement = []
+    else:
+        estimate_and_placement = [f"{'estimate':<14} {as_text(estimate)}", placement]
     lines += [
         *(f"{'':<14} {line}" for line in image_columns_as_lines(found)),
         f"{'known':<14} {found.known} objects that OUTPUT holds already",
@@ -108,8 +114,7 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         f"{'again':<14} {found.again} objects that failed or are relabelled",
         f"{'gone':<14} {len(found.gone)} objects that OUTPUT holds labels of and INPUT lost",
         f"{'ignored':<14} {left_out_as_text(found.left_out) or 'nothing'}",
-        f"{'estimate':<14} {as_text(estimate)}",
-        placement,
+        *estimate_and_placement,
         "nothing was written",
     ]
     return "\n".join(lines)

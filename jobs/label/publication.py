@@ -2,7 +2,8 @@
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jobs.accounting.node_hours import NodeMeter, Rates
@@ -18,7 +19,6 @@ from jobs.output.run_documents import read_document, write_text
 from jobs.report.pictures import PictureReader, plan_of_shards
 from pipeline.dataflow import Layout, publish_parts, read_back_staging
 from pipeline.stages.publish import (
-    PartFile,
     PublishTarget,
     group_into_parts,
     images_per_file,
@@ -40,6 +40,17 @@ class Meters:
     rates: Rates
 
 
+@dataclass(frozen=True)
+class Published:
+    """What runs have added to OUTPUT."""
+
+    images: Counter[str] = field(default_factory=Counter)  # number by status
+    boxes: int = 0
+
+    def __add__(self, other: "Published") -> "Published":
+        return Published(self.images + other.images, self.boxes + other.boxes)
+
+
 def publish_run(
     run: Run,
     target: PublishTarget,
@@ -48,10 +59,10 @@ def publish_run(
     meters: Meters,
     writer: OutputWriter,
     page: bool,
-) -> dict[str, int]:
+) -> Published:
     """Reconcile the run, write its tables and its report, and only then commit it.
 
-    Returns the number of images by status. `page` says whether to write report.html too.
+    `page` says whether to write report.html too.
     """
     began = time.monotonic()
     planned = run.shards.names()
@@ -66,12 +77,13 @@ def publish_run(
     replaced = labels.replaced_runs(writer.catalog.committed_runs())
     done = FinishedRun(target, labels.source, run.shards, files, counts, {}, replaced)
     contents = None if pictures is None else _gather_page(done, writer.token, pictures)
-    summary = _report(run, target.output, meters, layout, counts, files)  # the end of what it times
+    boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
+    summary = _report(run, target.output, meters, layout, counts, boxes)  # the end of what it times
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)
     commit_run(done, writer)
-    return counts
+    return Published(Counter(counts), boxes)
 
 
 def _report(
@@ -80,13 +92,12 @@ def _report(
     meters: Meters,
     layout: Layout,
     counts: dict[str, int],
-    files: list[PartFile],
+    boxes: int,
 ) -> Report:
     """The content of report.json."""
-    detections = sum(file.rows for file in files if paths.table_of_part(file.path) == "detections")
     node_hours, hours = meters.nodes.read()
     workers = stage_workers(layout)
-    summary = report(meters.tally, counts, detections, workers, node_hours, hours, meters.rates)
+    summary = report(meters.tally, counts, boxes, workers, node_hours, hours, meters.rates)
     summary["left_out"] = run.left_out
     summary["reconciliation"] = {"planned": sum(counts.values()), **counts}
     if not summary["labelled_before"]:  # an estimate is for a whole run

@@ -79,10 +79,13 @@ def known_objects(
     for run in runs:
         if run["run_id"] not in replaced and run["model_fingerprint"] != request.fingerprint:
             before = score_threshold(output, run["run_id"])
+            same = (run["model"], before) == (request.model, request.score_threshold)
+            weights = " with other weights" if same else ""
             raise InputError(
                 f"{mask(output)} holds labels of {run['model']} over {run['input']} from a "
                 f"score of {before:g} up (fingerprint {run['model_fingerprint']}), and this would "
-                f"be {request.model} from {request.score_threshold:g} up ({request.fingerprint}): "
+                f"be {request.model}{weights} from {request.score_threshold:g} up "
+                f"({request.fingerprint}): "
                 f"use the same model, weights and threshold, {request.way_to_other_labels}"
             )
     return read_known_objects(

@@ -91,11 +91,12 @@ def query(
                 relation.show(max_rows=ROWS_SHOWN)  # DuckDB escapes control characters
                 return
             written = Path(folder) / "answer"
-            write_answer(connection, relation, form, written)
+            rows = write_answer(connection, relation, form, written)
             if file is None:
                 print_file(written, form)
             else:
                 _put(written, file)
+                print(f"{rows} row{'s' * (rows != 1)} in {mask(file)}", file=sys.stderr)
 
     run_with_second_attempt(partial(connect, output), ask, output, sql=sql)
 

@@ -11,6 +11,11 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
         "WHERE label = 'circle' AND score > 0.8 ORDER BY score DESC LIMIT 10",
     ),
     (
+        "The boxes of one image (an image_id is its whole address)",
+        "SELECT label, round(score, 3) AS score, x_min, y_min, x_max, y_max FROM latest "
+        "WHERE image_id LIKE '%/a.jpg' ORDER BY latest.score DESC",
+    ),
+    (
         "Images without any object",
         "SELECT image_id FROM latest_images WHERE status = 'ok' AND num_detections = 0",
     ),

@@ -65,12 +65,13 @@ def write_answer(
     relation: duckdb.DuckDBPyRelation,
     form: Form,
     file: Path,
-) -> None:
-    """Write the rows of a relation to a local file."""
+) -> int:
+    """Write the rows of a relation to a local file. Returns their number."""
     connection.register("answer", relation)
     made = file.with_name(f"{file.name}.rows")
     try:
-        connection.execute(f"COPY answer TO $file {_ROWS[form.name]}", {"file": str(made)})
+        copy = f"COPY answer TO $file {_ROWS[form.name]}"
+        copied = connection.execute(copy, {"file": str(made)}).fetchone()
         if form.name in ("json", "jsonl"):
             _replace_numbers_unknown_to_json(made)
         if form.packed:
@@ -78,6 +79,7 @@ def write_answer(
                 shutil.copyfileobj(rows, packed)
         else:
             made.replace(file)
+        return copied[0] if copied else 0
     finally:
         made.unlink(missing_ok=True)
 

@@ -95,5 +95,6 @@ def describe_start(options: TrainOptions, training: Training, validation: Valida
     hint = "; --weights takes trained ones" if options.from_scratch else ""
     return printable(
         f"{said}{hint}, on {len(training)} images with {boxes} boxes of {names} categories; "
+        "the heads of classes start anew; "
         f"evaluated on {where}"
     )

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from model.postprocess import postprocess
 from model.preprocess import batch_images
 from model.zoo import create_model, weights_of
 from pipeline.storage.errors import CommandFailed, InputError
+
+SAVE_SECONDS = 600.0  # longest time between two checkpoints
+SAY_SECONDS = 30.0  # time between lines of progress where there is no terminal
 
 
 class LeftOut:
@@ -119,8 +123,8 @@ def schedule(step: int, options: TrainOptions) -> float:
 def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     """Run the recipe; returns the last evaluation.
 
-    Writes `OUTPUT/last.pt` (everything that `resume` needs) at each evaluation and
-    `OUTPUT/model.safetensors` (half precision) at the end.
+    Writes `OUTPUT/last.pt` (everything that `resume` needs) at each evaluation, and at least every
+    SAVE_SECONDS, and `OUTPUT/model.safetensors` (half precision) at the end.
     """
     for name in ("steps", "batch_size", "evaluate_every", "evaluate_images"):
         if getattr(options, name) < 1:
@@ -161,11 +165,14 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     )
     score: dict[str, float] = {}
     left_out = LeftOut()
+    saved = time.monotonic()
     for step, loss in steps(net, loader, optimizer, scheduler, options, start, left_out):
-        if step % options.evaluate_every and step != options.steps:
+        if step % options.evaluate_every == 0 or step == options.steps:
+            score = evaluate(net, validation, options.device, left_out)
+            result = f"AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}"
+            print(f"step {step}: loss {loss:.3f}, {result}", flush=True)
+        elif time.monotonic() - saved < SAVE_SECONDS:
             continue
-        score = evaluate(net, validation, options.device, left_out)
-        print(f"step {step}: loss {loss:.3f}, AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}")
         state = {
             "model": net.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -174,6 +181,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         }
         torch.save(state, last.with_suffix(".tmp"))
         last.with_suffix(".tmp").replace(last)
+        saved = time.monotonic()
     if left_out.reasons:
         count = len(left_out.reasons)
         print_notes("", [f"{count} images could not be decoded and were left out"])
@@ -253,7 +261,7 @@ def steps(
     running = 0.0
     with Progress(*columns_) as progress:
         task = progress.add_task("train", total=options.steps, completed=start)
-        began = time.monotonic()
+        began = said = time.monotonic()
         for step, loaded in enumerate(loader, start + 1):
             samples = left_out.without(loaded)
             if not samples:  # nothing to learn in this step
@@ -275,10 +283,12 @@ def steps(
             optimizer.step()
             scheduler.step()
             running += (loss.item() - running) / min(step - start, 100)
-            rate = (step - start) * options.batch_size / (time.monotonic() - began)
-            progress.update(
-                task, completed=step, description=f"loss {running:.3f}, {rate:.1f} images/s"
-            )
-            if not progress.console.is_terminal and step % 50 == 0:
-                print(f"step {step}: loss {running:.3f}, {rate:.1f} images/s", flush=True)
+            now = time.monotonic()
+            a_step = (now - began) / (step - start)
+            state = f"loss {running:.3f}, {options.batch_size / a_step:.1f} images/s"
+            progress.update(task, completed=step, description=state)
+            if not progress.console.is_terminal and (step == start + 1 or now - said > SAY_SECONDS):
+                left = timedelta(seconds=round(a_step * (options.steps - step)))
+                print(f"step {step} of {options.steps}: {state}, {left} left", flush=True)
+                said = now
             yield step, running

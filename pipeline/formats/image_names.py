@@ -105,7 +105,7 @@ def needs_package(name: str) -> str | None:
     if suffix not in _OPTIONAL or has_package(suffix):
         return None
     extra = _OPTIONAL[suffix][1]
-    return f"{suffix} images, which take: pip install 'detr-batch[{extra}]'"
+    return f"{suffix} images, which take: pip install '.[{extra}]'"
 
 
 def looks_like_image(head: bytes) -> bool:

@@ -5,6 +5,7 @@ it opened, because it may be a list of URLs.
 """
 
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,12 +34,16 @@ TEMPORARY = "_temporary"  # the folder of what Hadoop's and Spark's jobs have no
 # What Hadoop's file systems write in place of a folder.
 FOLDER_MARKER = "_$folder$"
 
+# The path of a document of an OUTPUT: of a run, or of the log of commits.
+_DOCUMENT = re.compile(r"(.*/|)_runs/(?:log/|\d{8}T\d{6}Z)", re.DOTALL)
+_TABLES = ("detections/", "images/")
+
 UNNAMED = "unnamed"  # the kind of a file without an extension, until contents.py looks into it
 # Reasons why an object is left out.
 NO_IMAGE = "files that are no images"
 NO_IMAGE_COLUMN = "Parquet files without a column of images"
 CONTAINER = "archives and tables of kinds that are not read, such as .zip and .arrow"
-NO_PACKAGE = "images that need another package: pip install 'detr-batch[heif,jxl]'"
+NO_PACKAGE = "images that need another package: pip install '.[heif,jxl]'"
 OTHER_FORMAT = "files of other formats than --format says"
 HIDDEN = "files with hidden names or in hidden folders"
 UNCOMMITTED = "files that a job of Hadoop or Spark has not committed"
@@ -46,6 +51,7 @@ MARKER = "markers of folders"
 LINKED_FOLDER = "links to folders that lead in circles"
 LONG_PATH = "folders whose paths are longer than the system allows"
 SPECIAL = "pipes, sockets and devices"
+OTHER_OUTPUT = "tables and documents of another OUTPUT"
 WITHIN_OUTPUT = "images and archives that lie in OUTPUT"
 REPEATED = "entries of the list that name an object again"
 LEFT_OUT = (
@@ -60,6 +66,7 @@ LEFT_OUT = (
     LINKED_FOLDER,
     LONG_PATH,
     SPECIAL,
+    OTHER_OUTPUT,
     WITHIN_OUTPUT,
     REPEATED,
 )
@@ -100,13 +107,29 @@ def list_objects(
             f"INPUT {mask(input_url)} lies in OUTPUT, whose files are not input: choose another "
             "OUTPUT. It may be a folder of INPUT"
         )
+    other_output: str | None = None  # the last one that the walk met
     for info in walk(fs, root):
         member = make_member(fs, info["name"], info)
         if hidden is None or not member.uri.startswith(hidden):
-            reason = _reason_to_leave_out(info["name"][len(root) :], info)
-            yield member, reason or kind_of(member.uri, format)
+            below = info["name"][len(root) :]
+            if found := _DOCUMENT.match(below):
+                other_output = found[1]
+            if other_output is not None and _is_of_output(below, other_output):
+                yield member, OTHER_OUTPUT
+                continue
+            yield member, _reason_to_leave_out(below, info) or kind_of(member.uri, format)
         elif kind_of(member.uri, "auto") in ("files", "tar"):  # OUTPUT's own files are neither
             yield member, WITHIN_OUTPUT
+
+
+def _is_of_output(below: str, output: str) -> bool:
+    """Whether a path below INPUT is that of a file of the OUTPUT at the path `output`.
+
+    The documents of an OUTPUT come before its tables, because names are sorted.
+    """
+    own = below.removeprefix(output)
+    is_table = own.startswith(_TABLES) and own.endswith(".parquet")
+    return below.startswith(output) and (own.startswith("_runs/") or is_table)
 
 
 def _reason_to_leave_out(below: str, info: dict[str, Any]) -> str | None:

@@ -62,7 +62,7 @@ def open_location(url: str, what: str) -> tuple[AbstractFileSystem, str]:
     try:
         fs, path = file_system_of(url, {**options, **access_options(url)})
     except (ValueError, ImportError) as error:
-        hint = f" (pip install 'detr-batch[{extra}]')" if isinstance(error, ImportError) else ""
+        hint = f" (pip install '.[{extra}]')" if isinstance(error, ImportError) else ""
         reason, shown = mask(str(error), url), mask(full_url(url))
         raise InputError(f"{what} {shown} cannot be opened: {reason}{hint}") from error
     if isinstance(fs, LocalFileSystem):

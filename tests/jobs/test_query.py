@@ -56,8 +56,8 @@ def test_worked_examples_have_answers(
     assert answer, title
 
 
-def test_there_are_ten_examples_and_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(EXAMPLES) == 10
+def test_there_are_eleven_examples_and_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(EXAMPLES) == 11
     assert main(["query", "--examples"]) == 0
     printed = capsys.readouterr().out
     assert all(sql in printed for _, sql in EXAMPLES)

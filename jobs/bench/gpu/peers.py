@@ -80,7 +80,7 @@ def _time_peers(
     context: Context, case: Case, wanted: list[tuple[str, str, float]], folder: Path
 ) -> None:
     if find_spec("transformers") is None or find_spec("timm") is None:
-        raise Absent("transformers or timm is not installed: pip install 'detr-batch[bench]'")
+        raise Absent("transformers or timm is not installed: pip install '.[bench]'")
     weights = weights_of(case.model, folder)
     assert weights is not None
     ours = Subject(

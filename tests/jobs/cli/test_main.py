@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,31 @@ def test_the_command_line_imports_no_large_package() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (
+            "label a b --score-treshold 0.4",
+            "label: unrecognized arguments: --score-treshold 0.4: did you mean --score-threshold?",
+        ),
+        ("label a b --treshold=0.4", "did you mean --score-threshold?"),
+        ("label a b c", "label: unrecognized arguments: c (see detr-batch label --help)"),
+        ("lable a b", "did you mean label?"),
+    ],
+)
+def test_a_misspelt_word_names_the_nearest(
+    words: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and hint in printed and printed.count("\n") == 1
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"detr-batch {version('detr-batch')}\n"

@@ -241,6 +241,7 @@ def test_thresholds_that_differ_are_said_on_the_page_and_in_the_text(
     assert text.count("1 boxes, whose classes have no name") == 2
     assert "(no name)" not in text and "boxes          1 in a, 1 in b" in text
     assert main(["compare", *sides, "--html", str(tmp_path / "page.html")]) == 0
+    assert "The score thresholds differ" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
     assert "The score thresholds differ" in page and "have no name" in page
     assert main(["compare", sides[0], sides[0]]) == 0

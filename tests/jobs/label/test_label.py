@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.cluster import placement
-from jobs.label.label import label
+from jobs.label.label import _print_outcome, label
+from jobs.label.publication import Published
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import computations
@@ -88,12 +90,23 @@ def first_run(whole_run: FirstRun) -> Iterator[FirstRun]:
         added.unlink()
 
 
+def test_a_run_without_any_box_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _print_outcome("out", Published(Counter(ok=3)), 0.0) == 0
+    printed = capsys.readouterr().err
+    assert "3 images labelled with 0 boxes, 0 failed" in printed
+    assert "no box reached the threshold" in printed and "what failed" not in printed
+    assert _print_outcome("out", Published(Counter(ok=3, truncated=1), 7), 1.0) == 0
+    printed = capsys.readouterr().err
+    assert "no box" not in printed
+    assert 'what failed: detr-batch query out "SELECT image_id, status, error' in printed
+
+
 def test_a_first_run_labels_all_images(whole_run: FirstRun) -> None:
     output = whole_run.output
     parts = report_of(str(output))["startup_parts"]
     assert list(parts) == ["weights", "catalogue", "listing", "ray", "first block"]
     assert min(parts.values()) > 0 and sum(parts.values()) < whole_run.seconds
-    assert "5 images labelled, 2 failed" in whole_run.printed
+    assert "5 images labelled with 500 boxes, 2 failed" in whole_run.printed
     assert f"`detr-batch report '{output}'`" in whole_run.printed
     statuses = dict(rows(output, "SELECT status, count(*) FROM images GROUP BY 1"))
     assert statuses == {"ok": 5, "empty_file": 1, "undecodable": 1}

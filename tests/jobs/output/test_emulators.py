@@ -352,5 +352,5 @@ def test_a_missing_library_is_named(url: str, extra: str, monkeypatch: pytest.Mo
         monkeypatch.setitem(sys.modules, library, None)
     loaded = import_module("fsspec.registry")._registry
     monkeypatch.delitem(loaded, url.partition(":")[0], raising=False)
-    with pytest.raises(InputError, match=rf"pip install 'detr-batch\[{extra}\]'"):
+    with pytest.raises(InputError, match=rf"pip install '\.\[{extra}\]'"):
         open_location(url, "OUTPUT")

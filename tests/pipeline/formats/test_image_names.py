@@ -157,8 +157,8 @@ def test_hashes_are_no_images(length: int) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert "detr-batch[heif]" in str(needs_package("a/b.HEIC?versionId=3"))
-    assert "detr-batch[jxl]" in str(needs_package("b.jxl"))
+    assert ".[heif]" in str(needs_package("a/b.HEIC?versionId=3"))
+    assert ".[jxl]" in str(needs_package("b.jxl"))
     assert needs_package("b.jpg") is None
     assert needs_package("LICENSE") is None
 

@@ -17,6 +17,7 @@ from pipeline.plan.listing import (
     NO_IMAGE,
     NO_PACKAGE,
     OTHER_FORMAT,
+    OTHER_OUTPUT,
     UNCOMMITTED,
     WITHIN_OUTPUT,
     kind_of,
@@ -191,7 +192,16 @@ def test_images_in_output_are_counted_and_its_own_files_are_not(tmp_path: Path) 
     found = plan_shards(str(tmp_path), output=output)
     assert [len(shard.members) for shard in found.shards] == [1]
     assert found.left_out == {WITHIN_OUTPUT: 2}
-    assert plan_shards(str(tmp_path), output=f"{output}-2").left_out[NO_IMAGE] > 0
+
+
+def test_files_of_another_output_are_named_as_such(tmp_path: Path) -> None:
+    write_run(tmp_path / "x" / "labels", [Labelled("file:///x.jpg")], ("", "cat"))
+    files = sum(path.is_file() for path in (tmp_path / "x" / "labels").rglob("*"))
+    mine = {"x/labels/b.jpg": jpeg(), "x/labels-2/images/c.jpg": jpeg(), "images/d.jpg": jpeg()}
+    fill(tmp_path, {**mine, "x/labels/images/e.jpg": jpeg(), "x/_runs/f.txt": b"no run"})
+    found = plan_shards(str(tmp_path), output=str(tmp_path / "labels"))
+    assert found.left_out == {OTHER_OUTPUT: files, NO_IMAGE: 1}
+    assert [len(shard.members) for shard in found.shards] == [4]
 
 
 def test_names_that_are_not_utf8_and_names_that_look_like_their_escapes(tmp_path: Path) -> None:

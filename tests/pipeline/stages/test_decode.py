@@ -86,4 +86,4 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = {"heif": b"\0\0\0\x18ftypheic" + bytes(60), "jxl": b"\xff\x0a" + bytes(60)}
     for extra, head in heads.items():
         row = decode_row(head, ResizeRule(64, 128), MAX_PIXELS)
-        assert (row["status"], f"detr-batch[{extra}]" in row["error"]) == ("undecodable", True)
+        assert (row["status"], f".[{extra}]" in row["error"]) == ("undecodable", True)
