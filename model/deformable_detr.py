@@ -162,7 +162,7 @@ class DeformableDetr(nn.Module):
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def pyramid(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
-        """Features of all levels as one sequence, with positions, padding and valid ratios."""
+        """Features of all levels as one sequence, with positions, valid sizes and valid ratios."""
         padded = pixel_mask is not None  # to look into it would make a GPU wait
         if pixel_mask is None:
             pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
@@ -176,11 +176,12 @@ class DeformableDetr(nn.Module):
         ratios = [
             torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1) for m in masks
         ]
+        sizes = [torch.stack((m[:, :, 0].sum(1), m[:, 0].sum(1)), dim=1) for m in masks]
         return FeatureLevels(
             shapes=[(m.shape[2], m.shape[3]) for m in maps],
             memory=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1),
             position=self._position(masks, padded),
-            padding=~torch.cat([m.flatten(1) for m in masks], 1) if padded else None,
+            valid_sizes=torch.stack(sizes, 1) if padded else None,
             valid_ratios=torch.stack(ratios, 1),
         )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.ops.sampling import padding_of
+
 
 @dataclass(frozen=True)
 class FeatureLevels:
@@ -14,8 +16,13 @@ class FeatureLevels:
     shapes: Sequence[tuple[int, int]]  # (height, width) of each level
     memory: Tensor  # (B, S, C)
     position: Tensor  # (B, S, C) sine encoding plus level embedding; (1, S, C) without padding
-    padding: Tensor | None  # (B, S) True where padded; None where nothing is
+    valid_sizes: Tensor | None  # (B, L, 2) int64 valid height and width; None where all is valid
     valid_ratios: Tensor  # (B, L, 2) valid share of width and height, fp32
+
+    @property
+    def padding(self) -> Tensor | None:
+        """(B, S) bool, True where padded; None where nothing is."""
+        return None if self.valid_sizes is None else padding_of(self.valid_sizes, self.shapes)
 
 
 def cell_centres(levels: FeatureLevels) -> list[Tensor]:

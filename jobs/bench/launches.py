@@ -26,7 +26,7 @@ def run(tensors: Inputs, launch: Launch) -> Tensor:
     """Run the kernel with this launch."""
     levels = bench_op.LEVELS
     return fused_ms_deform_attn_triton(
-        spatial_shapes=levels, padding_mask=None, launch=launch, **tensors
+        spatial_shapes=levels, valid_sizes=None, launch=launch, **tensors
     )
 
 

@@ -85,7 +85,7 @@ def attention(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     """The attention of the published multi-scale model, padded, at the launches of this GPU."""
     types = dict.fromkeys(("value_ptr", "offsets_ptr", "logits_ptr", "out_ptr"), f"*{dtype}")
     types |= dict.fromkeys(("reference_ptr", "ratios_ptr", "bias_ptr"), "*fp32")
-    types |= {"levels_ptr": "*i32", "padding_ptr": "*u8"}
+    types |= {"levels_ptr": "*i32", "valid_ptr": "*i64"}
     sizes: Sizes = {"HEADS": 8, "CHANNELS": 32, "CHANNELS_2": 32, "PADDED": True, "BIASED": True}
     sizes |= {"LEVELS": 4, "POINTS": 4, "POINTS_2": 4, "SAMPLES_2": 16}
     table = read_table()

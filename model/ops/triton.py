@@ -27,7 +27,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     reference_ptr,  # (B, Q, | REFERENCE) fp32
     ratios_ptr,  # (B, | L, 2) fp32
     levels_ptr,  # (L, 3) int32: height, width, first row
-    padding_ptr,  # (B, | S) bytes, not 0 where padded
+    valid_ptr,  # (B, | L, 2) int64: valid height and width; what is beyond counts as 0
     bias_ptr,  # (M, L, P, 2) fp32, added to offsets
     out_ptr,  # (B, Q, | M, D)
     queries,
@@ -80,6 +80,11 @@ def msda_forward(  # type: ignore[no-untyped-def]
         height = tl.load(levels_ptr + level * 3)
         width = tl.load(levels_ptr + level * 3 + 1)
         start = tl.load(levels_ptr + level * 3 + 2)
+        end_x, end_y = width, height  # of what may be read
+        if PADDED:
+            valid = valid_ptr + (image * LEVELS + level) * 2
+            end_y = tl.load(valid).to(tl.int32)
+            end_x = tl.load(valid + 1).to(tl.int32)
 
         # Points x queries: where to look, and how much it counts.
         at = level * POINTS + point
@@ -100,7 +105,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
                 x, y = x * (extent_x * valid_x)[None, :], y * (extent_y * valid_y)[None, :]
             x += (reference_x * valid_x - 0.5)[None, :]
             y += (reference_y * valid_y - 0.5)[None, :]
-        near = wanted & (x > -1) & (x < width) & (y > -1) & (y < height)  # not so for NaN
+        near = wanted & (x > -1) & (x < end_x) & (y > -1) & (y < end_y)  # not so for NaN
         x, y = tl.where(near, x, 0.0), tl.where(near, y, 0.0)
         left, top = tl.floor(x), tl.floor(y)
         right_share, lower_share = x - left, y - top
@@ -109,12 +114,9 @@ def msda_forward(  # type: ignore[no-untyped-def]
 
         # Points x queries x channels: each thread has all points of its query and channels.
         for corner in tl.static_range(4):
-            inside = near & ((column + 1 < width) if corner % 2 else (column >= 0))
-            inside = inside & ((line + 1 < height) if corner // 2 else (line >= 0))
+            inside = near & ((column + 1 < end_x) if corner % 2 else (column >= 0))
+            inside = inside & ((line + 1 < end_y) if corner // 2 else (line >= 0))
             cell = first + corner % 2 + (corner // 2) * width
-            if PADDED:
-                padding = tl.load(padding_ptr + image * length + cell, mask=inside, other=1)
-                inside = inside & (padding == 0)
             share = weight * (right_share if corner % 2 else 1.0 - right_share)
             share = share * (lower_share if corner // 2 else 1.0 - lower_share)
             share = tl.where(inside, share, 0.0)[:, :, None]
@@ -147,7 +149,7 @@ def msda(
     reference: Tensor,
     ratios: Tensor,
     levels: Tensor,
-    padding: Tensor | None,
+    valid: Tensor | None,
     bias: Tensor | None,
     raw: bool,
     block: int = 0,
@@ -173,7 +175,7 @@ def msda(
             reference,
             ratios,
             levels,
-            padding if padding is not None else levels,  # not read
+            valid if valid is not None else levels,  # not read
             bias if bias is not None else ratios,  # not read
             out,
             queries,
@@ -189,7 +191,7 @@ def msda(
             POINTS_2=triton.next_power_of_2(points),
             SAMPLES_2=triton.next_power_of_2(count * points),
             REFERENCE=reference.shape[-1] if raw else 0,
-            PADDED=padding is not None,
+            PADDED=valid is not None,
             BIASED=bias is not None,
             BLOCK=block,
             num_warps=warps,
@@ -258,7 +260,7 @@ def fused_ms_deform_attn_triton(
     attention_logits: Tensor,
     reference_points: Tensor,
     valid_ratios: Tensor,
-    padding_mask: Tensor | None,
+    valid_sizes: Tensor | None,
     offset_bias: Tensor | None,
     launch: Launch | None = None,
 ) -> Tensor:
@@ -266,7 +268,7 @@ def fused_ms_deform_attn_triton(
 
     `launch` is the table's unless given.
     """
-    optional = (tensor for tensor in (padding_mask, offset_bias) if tensor is not None)
+    optional = (tensor for tensor in (valid_sizes, offset_bias) if tensor is not None)
     others = (sampling_offsets, attention_logits, reference_points, valid_ratios, *optional)
     _checked(value, *others)
     return msda(
@@ -276,7 +278,7 @@ def fused_ms_deform_attn_triton(
         reference_points.float().contiguous(),
         valid_ratios.float().contiguous(),
         levels_on(value.device, tuple(spatial_shapes)),
-        None if padding_mask is None else padding_mask.contiguous().view(torch.uint8),
+        None if valid_sizes is None else valid_sizes.contiguous(),
         None if offset_bias is None else offset_bias.float().contiguous(),
         True,
         launch.block if launch else 0,
