@@ -1,7 +1,8 @@
 """The op on GPUs: one Triton kernel from raw offsets and logits to the sum, forward only.
 
 Locations, softmax, padding and gather happen in registers; nothing lies in memory between the
-query's linear layers and the output. Locations, weights and sums are fp32 in every dtype.
+query's linear layers and the output. Locations, weights and sums are fp32 in every dtype; where
+ways.py says so, the four corners of a sample of 16 bits are summed in its own dtype.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from model.ops import capability_of
 from model.ops.launches import Launch, launch_of
 from model.ops.sampling import level_rows
+from model.ops.ways import CORNERS, FP32, HALF, way_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -45,6 +47,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     REFERENCE: tl.constexpr,  # 2 or 4; 0: offsets are locations, and logits are weights
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
+    HALF_CORNERS: tl.constexpr,  # the corners of a sample are summed in the value's dtype
     BLOCK: tl.constexpr,  # queries of one program
 ):
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -75,7 +78,10 @@ def msda_forward(  # type: ignore[no-untyped-def]
 
     point = tl.arange(0, POINTS_2)[:, None]
     wanted = (point < POINTS) & live[None, :]
-    weighted = tl.zeros((POINTS_2, BLOCK, CHANNELS_2), tl.float32)
+    if HALF_CORNERS:
+        weighted = tl.zeros((BLOCK, CHANNELS_2), tl.float32)
+    else:
+        weighted = tl.zeros((POINTS_2, BLOCK, CHANNELS_2), tl.float32)
     for level in range(LEVELS):
         height = tl.load(levels_ptr + level * 3)
         width = tl.load(levels_ptr + level * 3 + 1)
@@ -113,6 +119,8 @@ def msda_forward(  # type: ignore[no-untyped-def]
         first = start + line * width + column
 
         # Points x queries x channels: each thread has all points of its query and channels.
+        if HALF_CORNERS:
+            mixed = tl.zeros((POINTS_2, BLOCK, CHANNELS_2), value_ptr.dtype.element_ty)
         for corner in tl.static_range(4):
             inside = near & ((column + 1 < end_x) if corner % 2 else (column >= 0))
             inside = inside & ((line + 1 < end_y) if corner // 2 else (line >= 0))
@@ -125,12 +133,20 @@ def msda_forward(  # type: ignore[no-untyped-def]
                 here = here & (channel < CHANNELS)[None, None, :]
             rows = values + (tl.where(inside, cell, 0) * value_stride)[:, :, None]
             loaded = tl.load(rows, mask=here, other=0.0)
-            weighted += loaded.to(tl.float32) * share
+            if HALF_CORNERS:
+                share = tl.broadcast_to(share.to(loaded.dtype), loaded.shape)
+                mixed = tl.fma(loaded, share, mixed)
+            else:
+                weighted += loaded.to(tl.float32) * share
+        if HALF_CORNERS:
+            weighted += tl.sum(mixed.to(tl.float32), axis=0)
+    if not HALF_CORNERS:
+        weighted = tl.sum(weighted, axis=0)
 
     out = out_ptr + (row * HEADS + head)[:, None] * CHANNELS + channel[None, :]
     tl.store(
         out,
-        (tl.sum(weighted, axis=0) / total[:, None]).to(out_ptr.dtype.element_ty),
+        (weighted / total[:, None]).to(out_ptr.dtype.element_ty),
         mask=live[:, None] & (channel < CHANNELS)[None, :],
     )
 
@@ -152,19 +168,20 @@ def msda(
     valid: Tensor | None,
     bias: Tensor | None,
     raw: bool,
+    corners: str,
     block: int = 0,
     warps: int = 0,
 ) -> Tensor:
     """Launch the kernel; `raw` as opposed to locations and weights. Gives (B, Q, M * D).
 
-    `block` and `warps` are the table's where `block` is 0.
+    `corners` is a way of ways.CORNERS. `block` and `warps` are the table's where `block` is 0.
     """
     batch, length, heads, channels = value.shape
     queries, count = offsets.shape[1], len(levels)
     points = logits.shape[2] // (heads * count)
     out = value.new_empty(batch, queries, heads * channels)
     if not block:
-        launch = launch_of(batch * queries, capability_of(value.device))
+        launch = launch_of(batch * queries, corners, capability_of(value.device))
         block, warps = launch.block, launch.warps
     grid = (triton.cdiv(queries, block), heads, batch)
     with torch.cuda.device_of(value):  # Triton launches on the current device
@@ -193,6 +210,7 @@ def msda(
             REFERENCE=reference.shape[-1] if raw else 0,
             PADDED=valid is not None,
             BIASED=bias is not None,
+            HALF_CORNERS=corners == HALF,
             BLOCK=block,
             num_warps=warps,
             enable_fp_fusion=True,
@@ -223,6 +241,13 @@ def _checked(value: Tensor, *others: Tensor) -> None:
         raise ValueError("all tensors of the op must be on one device")
 
 
+def _corners(value: Tensor) -> str:
+    """How corners of this value are to be summed: a way of ways.CORNERS."""
+    if value.dtype == torch.float32:
+        return FP32
+    return way_of(CORNERS, capability_of(value.device))
+
+
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor itself where images follow one another and rows are contiguous, else a copy."""
     inner = tensor[0, 0]
@@ -250,6 +275,7 @@ def ms_deform_attn_triton(
         None,
         None,
         False,
+        _corners(value),
     )
 
 
@@ -262,11 +288,12 @@ def fused_ms_deform_attn_triton(
     valid_ratios: Tensor,
     valid_sizes: Tensor | None,
     offset_bias: Tensor | None,
+    corners: str | None = None,
     launch: Launch | None = None,
 ) -> Tensor:
     """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`.
 
-    `launch` is the table's unless given.
+    `corners` is a way of ways.CORNERS; it and `launch` are the tables' unless given.
     """
     optional = (tensor for tensor in (valid_sizes, offset_bias) if tensor is not None)
     others = (sampling_offsets, attention_logits, reference_points, valid_ratios, *optional)
@@ -281,6 +308,7 @@ def fused_ms_deform_attn_triton(
         None if valid_sizes is None else valid_sizes.contiguous(),
         None if offset_bias is None else offset_bias.float().contiguous(),
         True,
+        corners or _corners(value),
         launch.block if launch else 0,
         launch.warps if launch else 0,
     )
