@@ -168,18 +168,20 @@ def msda(
     valid: Tensor | None,
     bias: Tensor | None,
     raw: bool,
-    corners: str,
+    corners: str = "",
     block: int = 0,
     warps: int = 0,
 ) -> Tensor:
     """Launch the kernel; `raw` as opposed to locations and weights. Gives (B, Q, M * D).
 
-    `corners` is a way of ways.CORNERS. `block` and `warps` are the table's where `block` is 0.
+    `corners` is a way of ways.CORNERS. It is the table's where it is empty; `block` and `warps` are
+    where `block` is 0.
     """
     batch, length, heads, channels = value.shape
     queries, count = offsets.shape[1], len(levels)
     points = logits.shape[2] // (heads * count)
     out = value.new_empty(batch, queries, heads * channels)
+    corners = corners or _corners(value)
     if not block:
         launch = launch_of(batch * queries, corners, capability_of(value.device))
         block, warps = launch.block, launch.warps
@@ -275,7 +277,6 @@ def ms_deform_attn_triton(
         None,
         None,
         False,
-        _corners(value),
     )
 
 
@@ -288,12 +289,12 @@ def fused_ms_deform_attn_triton(
     valid_ratios: Tensor,
     valid_sizes: Tensor | None,
     offset_bias: Tensor | None,
-    corners: str | None = None,
+    corners: str = "",
     launch: Launch | None = None,
 ) -> Tensor:
     """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`.
 
-    `corners` is a way of ways.CORNERS; it and `launch` are the tables' unless given.
+    `corners`, a way of ways.CORNERS, and `launch` are the tables' unless given.
     """
     optional = (tensor for tensor in (valid_sizes, offset_bias) if tensor is not None)
     others = (sampling_offsets, attention_logits, reference_points, valid_ratios, *optional)
@@ -308,7 +309,7 @@ def fused_ms_deform_attn_triton(
         None if valid_sizes is None else valid_sizes.contiguous(),
         None if offset_bias is None else offset_bias.float().contiguous(),
         True,
-        corners or _corners(value),
+        corners,
         launch.block if launch else 0,
         launch.warps if launch else 0,
     )

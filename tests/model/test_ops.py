@@ -218,7 +218,7 @@ def test_the_triton_operator_passes_opcheck(generator: torch.Generator) -> None:
     valid = arguments["valid_sizes"]
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(
-        msda, (*tensors, levels, valid, arguments["offset_bias"], True, "fp32"), test_utils=checks
+        msda, (*tensors, levels, valid, arguments["offset_bias"], True), test_utils=checks
     )
 
 
