@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -69,9 +69,12 @@ class DeformableDetr(nn.Module):
         self.config, self.padding = config, padding
         self.autocast_dtype: torch.dtype | None = None
         self.prepared = False  # see `prepare_for_inference`, which sets the next two as well
-        self.dtype = torch.float32  # of the trunk, encoder and decoder; the rest is fp32
+        self.dtype = torch.float32  # of the trunk
+        self.transformer_dtype = torch.float32  # of encoder and decoder; the rest is fp32
         self.first_queries: Tensor | None = None  # (1, Q, C) after the first self-attention
         self.fused_pyramid: nn.Module | None = None  # on GPUs
+        # Returns the detector for images in which this one overflows (fallback.py).
+        self.fallback: Callable[[], DeformableDetr] | None = None
         self._positions: dict[tuple[torch.Size, ...], Tensor] = {}
         d = config.d_model
         trunk = Backbone(config.backbone, config.dilation)
@@ -171,14 +174,14 @@ class DeformableDetr(nn.Module):
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def pyramid(self, pixel_values: Tensor, valid: Tensor | None) -> FeatureLevels:
-        """Features of all levels as one sequence, with positions, padding and valid ratios."""
+        """Features of all levels as one sequence, with positions, valid sizes and valid ratios."""
         invariant = valid is None or self.padding == "invariant"
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         features = self.backbone[0](pixel_values, valid if invariant else None)
         features = features if self.config.num_feature_levels > 1 else features[-1:]
         size = (pixel_values.shape[2], pixel_values.shape[3])
         if self.fused_pyramid is not None and invariant:
-            fused: FeatureLevels = self.fused_pyramid(features, size, valid)
+            fused: FeatureLevels = self.fused_pyramid(features, size, valid, self.transformer_dtype)
             return fused
         maps, masks = self._project(features, pixel_values, valid)
         ratios = torch.stack(
@@ -188,6 +191,7 @@ class DeformableDetr(nn.Module):
             ],
             dim=1,
         )
+        sizes = [torch.stack((m[:, :, 0].sum(1), m[:, 0].sum(1)), dim=1) for m in masks]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         memory = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
         position = self._position(masks, valid is not None)
@@ -197,7 +201,7 @@ class DeformableDetr(nn.Module):
             position=position,
             placed=memory + position,
             centres=cell_centres(shapes, ratios),
-            padding=None if valid is None else ~torch.cat([m.flatten(1) for m in masks], 1),
+            valid_sizes=None if valid is None else torch.stack(sizes, 1),
             valid_ratios=ratios,
         )
 
@@ -217,7 +221,7 @@ class DeformableDetr(nn.Module):
             + self.transformer.level_embed[level]
             for level, mask in enumerate(masks)
         ]
-        position = torch.cat(levels, 1).to(self.dtype)
+        position = torch.cat(levels, 1).to(self.transformer_dtype)
         if keep:
             if len(self._positions) == POSITIONS_KEPT:
                 self._positions.pop(next(iter(self._positions)))
@@ -245,19 +249,29 @@ class DeformableDetr(nn.Module):
             conv, norm = projection
             assert isinstance(norm, nn.GroupNorm)
             extra = level - len(features)  # the first extra level looks at raw C5
-            source = features[level] if extra < 0 else features[-1] if extra == 0 else maps[-1]
+            last = maps[-1].to(self.dtype) if extra > 0 else features[-1]
+            source = features[level] if extra < 0 else last
             if valid is None or not invariant:
-                x = norm(conv(source))
+                x = self._group_norm(conv(source), norm)
                 resized = F.interpolate(pixel_mask[None].float(), size=x.shape[-2:])[0]
                 masks.append(resized.bool())
             else:
                 area = valid_at(valid, size, source.shape[2:])
                 x = conv(zero_padding(source, area) if extra >= 0 else source)
                 area = valid_at(valid, size, x.shape[2:])
-                x = group_norm_of_valid(x, norm, area).to(self.dtype)
+                x = group_norm_of_valid(x, norm, area).to(self.transformer_dtype)
                 masks.append(valid_mask(area, x))
             maps.append(x)
         return maps, masks
+
+    def _group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+        """GroupNorm of `x` (B, C, H, W), which is computed in fp32 between two other dtypes."""
+        if not self.prepared or x.dtype == norm.weight.dtype == self.transformer_dtype:
+            y: Tensor = norm(x)
+            return y
+        weight, bias = norm.weight.float(), norm.bias.float()
+        y = F.group_norm(x.float(), norm.num_groups, weight, bias, norm.eps)
+        return y.to(self.transformer_dtype)
 
     def decode(self, levels: FeatureLevels, encoded: Tensor) -> DetectorOutput:
         """Queries through the decoder; predictions of the last layer, or of all while training."""
@@ -271,8 +285,8 @@ class DeformableDetr(nn.Module):
             position = position[None].expand(batch, -1, -1)
             x = x[None].expand(batch, -1, -1)
             reference = t.reference_points(position).sigmoid()
-        values = t.decoder.values(encoded.to(self.dtype))
-        place = position.to(self.dtype)
+        values = t.decoder.values(encoded.to(self.transformer_dtype))
+        place = position.to(self.transformer_dtype)
         predictions: list[Predictions] = []
         count = self.config.decoder_layers
         for index, layer in enumerate(t.decoder.layers):
@@ -281,7 +295,7 @@ class DeformableDetr(nn.Module):
                 if index == 0 and self.first_queries is not None:
                     x = self.first_queries.expand(batch, -1, -1)
                 else:
-                    x = layer.attend_to_queries(x.to(self.dtype), place)
+                    x = layer.attend_to_queries(x.to(self.transformer_dtype), place)
                 x = layer.attend_to_memory(x, place, reference, next(values), levels).float()
             wanted = self.training or index == count - 1
             if not (wanted or self.config.with_box_refine):

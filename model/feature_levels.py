@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.ops.sampling import padding_of
+
 Shapes = Sequence[tuple[int, int]]
 
 
@@ -27,8 +29,13 @@ class FeatureLevels:
     position: Tensor | SeparablePositions
     placed: Tensor  # (B, S, C) memory + position
     centres: Tensor  # (B, S, 2) centre (x, y) of each cell, in units of its valid area, fp32
-    padding: Tensor | None  # (B, S) True where padded; None where nothing is
+    valid_sizes: Tensor | None  # (B, L, 2) int64 valid height and width; None where all is valid
     valid_ratios: Tensor  # (B, L, 2) valid share of width and height, fp32
+
+    @property
+    def padding(self) -> Tensor | None:
+        """(B, S) bool, True where padded; None where nothing is."""
+        return None if self.valid_sizes is None else padding_of(self.valid_sizes, self.shapes)
 
 
 def cell_centres(shapes: Shapes, valid_ratios: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ from model.ops.pyramid import (
     position_table,
 )
 from model.ops.triton import levels_on
-from model.padding import strides_of, valid_cells, zero_padding
+from model.padding import strides_of, zero_padding
 
 
 class FusedPyramid(nn.Module):
-    """The projections of the levels. Products are in `dtype`; what is added to them is fp32.
+    """The projections of the levels, from features of a `dtype`. What is added to them is fp32.
 
     The last projection may be a 3x3 one, of the last features. The others are 1x1.
     """
@@ -42,9 +42,15 @@ class FusedPyramid(nn.Module):
         self.level_embed = level_embed.detach().float()
 
     def forward(
-        self, features: Sequence[Tensor], size: tuple[int, int], valid: Tensor | None
+        self,
+        features: Sequence[Tensor],
+        size: tuple[int, int],
+        valid: Tensor | None,
+        dtype: torch.dtype,
     ) -> FeatureLevels:
         """The levels of `features`, maps (B, C, H, W) whose channels are last in memory.
+
+        Its memory has the `dtype`.
 
         `size` is the height and width of the canvas, `valid` (B, 2) int64 those of each image; None
         if nothing is padded.
@@ -79,6 +85,7 @@ class FusedPyramid(nn.Module):
             areas,
             table,
             entries,
+            dtype,
         )
         return FeatureLevels(
             shapes=shapes,
@@ -86,7 +93,7 @@ class FusedPyramid(nn.Module):
             position=SeparablePositions(table, entries),
             placed=placed,
             centres=centres,
-            padding=None if valid is None else ~valid_cells(areas, shapes),
+            valid_sizes=None if valid is None else areas,
             valid_ratios=(areas / extents).flip(-1),
         )
 

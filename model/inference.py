@@ -1,6 +1,6 @@
 """Rewrite a detector for inference, so that fewer and larger operations give equal results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -16,7 +16,9 @@ FUSED = (MSDeformAttn, EncoderLayer, DecoderLayer)
 
 
 @torch.no_grad()
-def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> DeformableDetr:
+def prepare_for_inference(
+    net: DeformableDetr, dtype: torch.dtype, trunk_dtype: torch.dtype | None = None
+) -> DeformableDetr:
     """Fold, fuse and cast the layers of `net` in place, on its device.
 
     The result cannot be converted back to a checkpoint.
@@ -28,13 +30,34 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
       decoder layers. The offsets' bias is added within the attention, in fp32.
     - Without two-stage proposals the first self-attention of the queries is computed here, because
       it is the same for all images.
-    - Trunk, encoder and decoder are cast to `dtype`. Heads, proposals, reference points and
-      sampling locations stay fp32.
+    - Trunk, encoder and decoder are cast to `dtype`, but the trunk to `trunk_dtype` if that is
+      given. Heads, proposals, reference points and sampling locations stay fp32.
     """
     net.refuse_if_prepared()
     net.eval()
+    _prepare_trunk(net, trunk_dtype or dtype)
+    for _, norm in _projections(net):
+        norm.to(dtype)
+    prepare_transformer(net, dtype)
+    return net.requires_grad_(False)
+
+
+def _prepare_trunk(net: DeformableDetr, dtype: torch.dtype) -> None:
+    """Prepare everything before the GroupNorms of the levels."""
+    if by_triton(net.transformer.level_embed.device):
+        _fuse_pyramid(net, dtype)
     for module in list(net.backbone.modules()):
         _fold_norms(module, dtype)
+    net.backbone.to(dtype)
+    for conv, _ in _projections(net):
+        conv.to(dtype)
+    net.input_proj.to(memory_format=torch.channels_last)
+    net.dtype = dtype
+
+
+@torch.no_grad()
+def prepare_transformer(net: DeformableDetr, dtype: torch.dtype) -> None:
+    """Prepare encoder and decoder, which are still as in checkpoints; heads stay as they are."""
     decoder = net.transformer.decoder
     attentions = [layer.cross_attn for layer in decoder.layers if isinstance(layer, DecoderLayer)]
     value_projs = _linears(attention.value_proj for attention in attentions)
@@ -52,18 +75,21 @@ def prepare_for_inference(net: DeformableDetr, dtype: torch.dtype) -> Deformable
             if isinstance(module, FUSED) and hasattr(module, name):
                 linear = _linears([getattr(module, name)])
                 setattr(module, name, FusedLinear(*linear, dtype=dtype))
-    if by_triton(net.transformer.level_embed.device):
-        _fuse_pyramid(net, dtype)
-    for part in (net.backbone, net.input_proj, net.transformer.encoder, decoder):
+    for part in (net.transformer.encoder, decoder):
         part.to(dtype)
-    net.input_proj.to(memory_format=torch.channels_last)
-    net.dtype, net.autocast_dtype, net.prepared = dtype, None, True
+    net.transformer_dtype, net.autocast_dtype, net.prepared = dtype, None, True
     if not net.config.two_stage:
         first = decoder.layers[0]
         assert isinstance(first, DecoderLayer)
         position, x = net.query_embed.weight.to(dtype)[None].chunk(2, dim=2)
         net.first_queries = first.attend_to_queries(x, position)
-    return net.requires_grad_(False)
+
+
+def _projections(net: DeformableDetr) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """The convolution and the GroupNorm of each level."""
+    for projection in net.input_proj:
+        assert isinstance(projection, nn.Sequential)
+        yield projection[0], projection[1]
 
 
 def _fold_norms(module: nn.Module, dtype: torch.dtype) -> None:

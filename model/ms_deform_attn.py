@@ -60,7 +60,7 @@ class MSDeformAttn(nn.Module):
             reference_points: (B, Q, 2) as (x, y), or (B, Q, 4) as (x, y, w, h); fp32, relative to
                 the valid area.
             value: (B, S, M, D), see `value`.
-            levels: what `value` is of: shapes, valid ratios, and padding, which counts as 0.
+            levels: what `value` is of: shapes, and valid areas, outside of which it counts as 0.
 
         Returns:
             (B, Q, C).
@@ -77,7 +77,7 @@ class MSDeformAttn(nn.Module):
             logits,
             reference_points,
             levels.valid_ratios,
-            levels.padding,
+            levels.valid_sizes,
             self.offset_bias,
             self.implementation,
         )

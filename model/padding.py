@@ -17,15 +17,6 @@ def valid_mask(area: Tensor, x: Tensor) -> Tensor:
     return rows[:, :, None] & columns[:, None]
 
 
-def valid_cells(areas: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """A mask (B, S) bool of the cells of all levels, for the `areas` (B, L, 2) of each level."""
-    masks = [
-        valid_mask(areas[:, level], areas.new_empty(()).expand(1, 1, *shape)).flatten(1)
-        for level, shape in enumerate(shapes)
-    ]
-    return torch.cat(masks, 1)
-
-
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
     """`x` (B, C, H, W) with everything outside `valid` set to 0; the memory order is kept."""
     if valid is None:

@@ -4,12 +4,18 @@
     copies           | 1 ->          | 2 ->    |         | 3 ->
     device                | compute 1 ....... | compute 2 .......
 
+A detector with a fallback (fallback.py) detects again in an image whose numbers are not all finite,
+when its result is asked for.
+
 `submit` returns as soon as the work is in the device's queue. A caller keeps the device busy by
 submitting the next batch before it asks for the `result` of the last one.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +31,9 @@ GPU_COUNT = 8  # images of a batch on a GPU; the best number is not measured yet
 # Proportions of photos and screens, the commonest first. Their forms are recorded in advance.
 PROPORTIONS = ((3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9), (1, 1), (4, 5), (5, 4))
 CPU_WARM_UP = (64, 64)  # of an image by which a CPU loads its kernels
+
+
+Again: TypeAlias = Callable[[Tensor], "PendingDetections"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,14 @@ class Events:
 
 
 class PendingDetections:
-    """The result of a batch that a device may still be computing."""
+    """The result of a batch that a device may still be computing.
 
-    def __init__(self, packed: Tensor, events: Events | None):
-        self._packed, self._events = packed, events
+    `again` starts a second detection in those images (B,) bool whose numbers are not all finite.
+    """
+
+    def __init__(self, packed: Tensor, events: Events | None, again: Again | None = None):
+        self._packed, self._events, self._again = packed, events, again
+        self._second: PendingDetections | None = None
 
     def result(self) -> Detections:
         """Wait for the detections and return them on the host. RuntimeError if the device failed.
@@ -56,8 +69,20 @@ class PendingDetections:
         """
         if self._events is not None:
             self._events.ready.synchronize()
+        self._replace_wrong()
         scores, labels, boxes = self._packed.split((1, 1, 4), dim=-1)
         return Detections(scores[..., 0], labels[..., 0].long(), boxes)
+
+    @torch.inference_mode()
+    def _replace_wrong(self) -> None:
+        """Replace the detections of images whose numbers are not all finite, if there is a way."""
+        again, self._again = self._again, None
+        wrong = self._packed[..., 0].isnan().any(1)
+        if again is None or not wrong.any():
+            return
+        self._second = again(wrong)
+        self._second.result()
+        self._packed[wrong] = self._second._packed[wrong]
 
     @property
     def device_seconds(self) -> float | None:
@@ -68,7 +93,8 @@ class PendingDetections:
         """
         if self._events is None:
             return None
-        return self._events.began.elapsed_time(self._events.computed) / 1e3
+        seconds = self._events.began.elapsed_time(self._events.computed) / 1e3
+        return seconds + ((self._second and self._second.device_seconds) or 0.0)
 
 
 def count_on(device: str, count: int | None) -> int:
@@ -121,11 +147,30 @@ class Predictor:
         """Start the detection in a batch, see `BatchDetector.submit`."""
         return self._submit(pixels, valid, sizes)
 
-    @torch.inference_mode()
     def _submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> PendingDetections:
+        again = partial(self._submit_again, pixels, valid, sizes) if self.net.fallback else None
+        return self._start(self.detect, pixels, valid, sizes, again)
+
+    def _submit_again(
+        self, pixels: Tensor, valid: Tensor | None, sizes: Tensor, wrong: Tensor
+    ) -> PendingDetections:
+        """Start the detection by the fallback in the images that are `wrong`, beside blanks."""
+        pixels = torch.where(wrong[:, None, None, None], pixels, 0)
+        valid = None if valid is None else torch.where(wrong[:, None], valid, 1)
+        return self._start(self._detect_by_fallback, pixels, valid, sizes, None)
+
+    @torch.inference_mode()
+    def _start(
+        self,
+        detect: Callable[..., Tensor],
+        pixels: Tensor,
+        valid: Tensor | None,
+        sizes: Tensor,
+        again: Again | None,
+    ) -> PendingDetections:
         if self.copies is None:
             with self._lock:
-                return PendingDetections(self._detect(pixels, valid, sizes), None)
+                return PendingDetections(detect(pixels, valid, sizes), None, again)
         with self._lock, torch.cuda.device(self.device):
             computing = torch.cuda.current_stream()
             with torch.cuda.stream(self.copies):
@@ -138,16 +183,25 @@ class Predictor:
                 tensor.record_stream(computing)  # the tensor was created on the other stream
             events = Events.create()
             events.began.record(computing)
-            packed = self.detect(pixels, valid, sizes)
+            packed = detect(pixels, valid, sizes)
             events.computed.record(computing)
             back = torch.empty(packed.shape, pin_memory=True)
             back.copy_(packed, non_blocking=True)
             events.ready.record(computing)
-        return PendingDetections(back, events)
+        return PendingDetections(back, events, again)
 
     def _detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
         """Detections as (B, N, 6) fp32: score, label and corners in one tensor, for one copy."""
-        output = self.net(normalize(pixels, valid, self.net.dtype), valid=valid)
+        return self._detect_with(self.net, pixels, valid, sizes)
+
+    def _detect_by_fallback(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
+        assert self.net.fallback is not None
+        return self._detect_with(self.net.fallback(), pixels, valid, sizes)
+
+    def _detect_with(
+        self, net: DeformableDetr, pixels: Tensor, valid: Tensor | None, sizes: Tensor
+    ) -> Tensor:
+        output = net(normalize(pixels, valid, net.dtype), valid=valid)
         found = postprocess(output, sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)

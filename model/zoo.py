@@ -13,6 +13,7 @@ from model.checkpoint import State, load_state, read_weights
 from model.config import DeformableDetrConfig
 from model.deformable_detr import DeformableDetr, Padding
 from model.errors import CheckpointError, UnknownName
+from model.fallback import prepare_with_fallback
 from model.inference import prepare_for_inference
 from model.ops.undocumented import multiplies_bf16
 from model.weights import find_weights
@@ -21,7 +22,15 @@ from model.weights_file import labels_of
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
 RANDOM = "random"
 PACKAGED_NAME = "packaged"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIXED = "mixed"
+# Dtypes of encoder and decoder, and of the trunk.
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    MIXED: torch.float16,
+}
+TRUNK_DTYPES = DTYPES | {MIXED: torch.bfloat16}
 PRECISIONS = ("auto", *DTYPES)
 
 
@@ -154,7 +163,9 @@ def create_model(
             the name of a model (see `weights_of`); else a path, any fsspec URL (a suffix
             `#sha256=<hex>` is checked) or a hub id.
         device: "cpu", "cuda", "cuda:1", ...
-        precision: "fp32", "bf16", "fp16", or "auto" (see `resolved_precision`).
+        precision: "fp32", "bf16", "fp16", "mixed" (the trunk in bf16, encoder and decoder in fp16,
+            and in bf16 for an image that overflows it), or "auto" (see `resolved_precision`).
+            "mixed" is for inference alone.
         padding: "published" (the original's arithmetic) or "invariant" (an image in a padded batch
             gives the same result as alone).
         labels: other class names, for training. The heads for them start with new weights.
@@ -169,7 +180,10 @@ def create_model(
             fit the model.
     """
     config = named_model(name).config()
-    dtype = DTYPES[resolved_precision(precision, device)]
+    precision = resolved_precision(precision, device)
+    if training and precision == MIXED:
+        raise ValueError("precision 'mixed' is for inference: train in bf16, and detect in mixed")
+    dtype = DTYPES[precision]
     state: State | None = None
     place = weights_of(name, weights)
     if place != RANDOM:
@@ -188,7 +202,14 @@ def create_model(
         if training:
             net.autocast_dtype = None if dtype == torch.float32 else dtype
             return net
-        return prepare_for_inference(net, dtype)
+        return prepare(net, precision)
+
+
+def prepare(net: DeformableDetr, precision: str) -> DeformableDetr:
+    """Prepare `net` for inference in place, in a precision of DTYPES."""
+    if precision == MIXED:
+        return prepare_with_fallback(net)
+    return prepare_for_inference(net, DTYPES[precision])
 
 
 @contextmanager

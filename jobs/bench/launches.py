@@ -5,6 +5,7 @@ The result goes into the table that the code reads.
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -14,25 +15,36 @@ from jobs.bench import op as bench_op
 from jobs.bench.measure import interleaved, timer
 from jobs.bench.op import Inputs, inputs, tolerated
 from model.ops import capability_of, fused_ms_deform_attn
-from model.ops.launches import CANDIDATES, FEW, MANY, TABLE, Launch, add_to_table
+from model.ops.launches import (
+    CANDIDATES,
+    FEW,
+    MANY,
+    TABLE,
+    Launch,
+    add_to_table,
+    launch_name,
+    read_table,
+)
 from model.ops.triton import fused_ms_deform_attn_triton
+from model.ops.ways import CORNERS, HALF, WAYS
 from model.zoo import DTYPES
 from pipeline.storage.errors import InputError
 
 CASE_OF = {"decoder": FEW, "encoder": MANY}
 
 
-def run(tensors: Inputs, launch: Launch) -> Tensor:
-    """Run the kernel with this launch."""
+def run(tensors: Inputs, corners: str, launch: Launch) -> Tensor:
+    """Run the kernel with this way of CORNERS and this launch."""
     levels = bench_op.LEVELS
     return fused_ms_deform_attn_triton(
-        spatial_shapes=levels, padding_mask=None, launch=launch, **tensors
+        spatial_shapes=levels, valid_sizes=None, corners=corners, launch=launch, **tensors
     )
 
 
 @torch.inference_mode()
 def fastest(
     case: str,
+    corners: str,
     device: str,
     precision: str,
     seconds: float,
@@ -50,8 +62,8 @@ def fastest(
     )
     subjects = {}
     for launch in candidates:
-        tolerated(str(launch), run(tensors, launch), expected, precision)
-        subjects[launch] = timer(partial(run, tensors, launch), device, recorded=True)
+        tolerated(str(launch), run(tensors, corners, launch), expected, precision)
+        subjects[launch] = timer(partial(run, tensors, corners, launch), device, recorded=True)
     took = interleaved(subjects, seconds)
     medians = {launch: float(torch.tensor(times).median()) for launch, times in took.items()}
     return min(medians, key=medians.__getitem__), medians
@@ -63,12 +75,15 @@ def bench_launches(device: str, precision: str, seconds: float, table: Path = TA
     if not capability:
         raise InputError(f"launches are those of GPUs: pass --device cuda, not {device}")
     chosen, lines = {}, [f"compute capability {capability}, {precision}"]
-    for case, name in CASE_OF.items():
-        chosen[name], medians = fastest(case, device, precision, seconds)
+    for case, corners in product(CASE_OF, WAYS[CORNERS]):
+        if corners == HALF and precision == "fp32":
+            continue
+        name = launch_name(CASE_OF[case], corners)
+        chosen[name], medians = fastest(case, corners, device, precision, seconds)
         lines.append(name)
         for launch in sorted(medians, key=medians.__getitem__):
             lines.append(
                 f"  {launch.block:3d} queries, {launch.warps} warps {medians[launch] * 1e6:9.1f} us"
             )
-    add_to_table(capability, chosen, table)
+    add_to_table(capability, read_table(table).get(capability, {}) | chosen, table)
     return "\n".join(lines)

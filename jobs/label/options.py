@@ -90,8 +90,9 @@ class LabelOptions:
     precision: str = field(
         default="auto",
         metadata={
-            "choices": ("auto", "fp32", "bf16", "fp16"),
-            "help": "what detectors compute in; auto: bf16 where the hardware multiplies it",
+            "choices": ("auto", "fp32", "bf16", "fp16", "mixed"),
+            "help": "what detectors compute in; auto: bf16 where the hardware multiplies it; "
+            "mixed: the trunk in bf16, encoder and decoder in fp16, or bf16 where fp16 overflows",
         },
     )
     device: str = field(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.ops.cpu import ms_deform_attn_embedding_bag, ms_deform_attn_grid_sample
 from model.ops.reference import ms_deform_attn_reference
-from model.ops.sampling import sampling_locations
+from model.ops.sampling import padding_of, sampling_locations
 
 Implementation = Literal["auto", "reference", "grid_sample", "embedding_bag", "fused_cpu", "triton"]
 Shapes = Tensor | Sequence[tuple[int, int]]
@@ -85,7 +85,7 @@ def fused_ms_deform_attn(
     attention_logits: Tensor,
     reference_points: Tensor,
     valid_ratios: Tensor,
-    padding_mask: Tensor | None = None,
+    valid_sizes: Tensor | None = None,
     offset_bias: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
@@ -102,7 +102,8 @@ def fused_ms_deform_attn(
         attention_logits: (B, Q, M * L * P).
         reference_points: (B, Q, 2) or (B, Q, 4), relative to the valid area; fp32.
         valid_ratios: (B, L, 2), valid share of each level's width and height; fp32.
-        padding_mask: (B, S) bool, True where `value` counts as zero; None: nowhere.
+        valid_sizes: (B, L, 2) int64, valid height and width of each level, at least 1 x 1. The rest
+            of `value`, at the bottom and right, counts as zero. None: all is valid.
         offset_bias: (M * L * P * 2,), added to the offsets in fp32; None: nothing. What trained
             models add is most of an offset, and its rounding most of what half precision costs.
         implementation: as in `ms_deform_attn`.
@@ -114,7 +115,7 @@ def fused_ms_deform_attn(
         ValueError: as `ms_deform_attn`.
     """
     levels = _levels(value, spatial_shapes)
-    batch, length, heads, _ = value.shape
+    batch, _, heads, _ = value.shape
     queries, samples = attention_logits.shape[1:]
     points = samples // (heads * len(levels))
     for name, tensor, fits in (
@@ -122,18 +123,17 @@ def fused_ms_deform_attn(
         ("sampling_offsets", sampling_offsets, [(batch, queries, samples * 2)]),
         ("reference_points", reference_points, [(batch, queries, 2), (batch, queries, 4)]),
         ("valid_ratios", valid_ratios, [(batch, len(levels), 2)]),
-        ("padding_mask", padding_mask, [(batch, length)]),
+        ("valid_sizes", valid_sizes, [(batch, len(levels), 2)]),
         ("offset_bias", offset_bias, [(samples * 2,)]),
     ):
         if tensor is not None and tuple(tensor.shape) not in fits:
             wanted = " or ".join(map(str, fits))
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}: it must be {wanted}")
-    if padding_mask is not None and padding_mask.dtype != torch.bool:
-        raise ValueError(f"padding_mask is {padding_mask.dtype}: it must be bool")
+    if valid_sizes is not None and valid_sizes.dtype != torch.int64:
+        raise ValueError(f"valid_sizes is {valid_sizes.dtype}: it must be int64")
     linear = (sampling_offsets, attention_logits)
     tensors = [value, *linear, reference_points, valid_ratios]
     tensors += [] if offset_bias is None else [offset_bias]
-    optional = (padding_mask, offset_bias)
     chosen = _chosen(implementation, *tensors)
     if not batch * queries:
         return value.new_empty(batch, queries, heads * value.shape[3])
@@ -141,13 +141,14 @@ def fused_ms_deform_attn(
         from model.ops.triton import fused_ms_deform_attn_triton
 
         return fused_ms_deform_attn_triton(
-            value, levels, *linear, reference_points, valid_ratios, *optional
+            value, levels, *linear, reference_points, valid_ratios, valid_sizes, offset_bias
         )
+    padding_mask = None if valid_sizes is None else padding_of(valid_sizes, levels)
     if chosen == "fused_cpu" and not _learning(*tensors):
         from model.ops.fused_cpu import fused_ms_deform_attn_cpu
 
         return fused_ms_deform_attn_cpu(
-            value, levels, *linear, reference_points, valid_ratios, *optional
+            value, levels, *linear, reference_points, valid_ratios, padding_mask, offset_bias
         )
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[..., None, None], 0.0)

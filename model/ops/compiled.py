@@ -2,7 +2,8 @@
 
     python -m model.ops.compiled [CAPABILITY ...]
 
-prints registers and spilled bytes a thread for each compute capability, dtype and kernel.
+prints instructions a warp, and registers and spilled bytes a thread, for each compute capability,
+dtype and kernel.
 """
 
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from model.ops.launches import ANY, read_table
+from model.ops.launches import ANY, FEW, MANY, launch_name, read_table
 from model.ops.pointwise import (
     BLOCK,
     POOL_WARPS,
@@ -48,20 +49,25 @@ from model.ops.pyramid import (
 )
 from model.ops.pyramid import WARPS as CELL_WARPS
 from model.ops.triton import msda_forward
+from model.ops.ways import CORNERS, FP32, HALF, WAYS
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = ("fp16", "bf16", "fp32")
 Types = Mapping[str, str]  # by argument
 Sizes = dict[str, int]
 FORMS = {2: "points", 4: "boxes"}  # what is sampled around
+LABEL = re.compile(r"(\.L_\S+):")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.+?);")  # behind its address
+BRANCH = re.compile(r"\bBRA\b.*?`\((\.L_\S+?)\)")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one thread of a compiled kernel takes."""
+    """What a compiled kernel takes of a GPU."""
 
-    registers: int
-    spilled: int  # bytes
+    registers: int  # of a thread
+    spilled: int  # bytes of a thread
+    instructions: int  # that a warp executes, where each loop is one over levels
 
 
 def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: int) -> Cost:
@@ -87,28 +93,55 @@ def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: in
         source.write_text(made.asm["ptx"])
         architecture = f"sm_{capability}" + ("a" if capability >= 90 else "")
         command = [get_ptxas(capability).path, "--verbose", f"--gpu-name={architecture}"]
-        command += [str(source), "--output-file", str(Path(folder, "kernel.cubin"))]
+        binary = str(Path(folder, "kernel.cubin"))
+        command += [str(source), "--output-file", binary]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        command = [triton.knobs.nvidia.nvdisasm.path, "--print-code", binary]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers = re.search(r"Used (\d+) registers", said)
     spilled = re.search(r"(\d+) bytes spill stores", said)
     assert registers and spilled, said
-    return Cost(int(registers[1]), int(spilled[1]))
+    executed = executed_instructions(code, sizes.get("LEVELS", 1))
+    return Cost(int(registers[1]), int(spilled[1]), executed)
+
+
+def executed_instructions(code: str, rounds: int) -> int:
+    """Count the instructions of nvdisasm's `code`, those within a loop `rounds` times.
+
+    A loop is what lies between a label and a branch back to it; the endless one at the end of each
+    kernel, and the NOPs behind it, are no work.
+    """
+    count, labels = 0, {}
+    for line in code.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = count
+        instruction = INSTRUCTION.search(line)
+        if instruction is None or instruction[1].startswith("NOP"):
+            continue
+        count += 1
+        target = BRANCH.search(instruction[1])
+        if target and target[1] in labels:
+            count += (rounds - 1) * (count - labels[target[1]])
+    return count
 
 
 def attention(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     """The attention of the published multi-scale model, padded, at the launches of this GPU."""
     types = dict.fromkeys(("value_ptr", "offsets_ptr", "logits_ptr", "out_ptr"), f"*{dtype}")
     types |= dict.fromkeys(("reference_ptr", "ratios_ptr", "bias_ptr"), "*fp32")
-    types |= {"levels_ptr": "*i32", "padding_ptr": "*u8"}
+    types |= {"levels_ptr": "*i32", "valid_ptr": "*i64"}
     sizes: Sizes = {"HEADS": 8, "CHANNELS": 32, "CHANNELS_2": 32, "PADDED": True, "BIASED": True}
     sizes |= {"LEVELS": 4, "POINTS": 4, "POINTS_2": 4, "SAMPLES_2": 16}
     table = read_table()
-    launches = table.get(f"{capability // 10}.{capability % 10}", table[ANY])
-    for name, launch in launches.items():
-        for reference, form in FORMS.items():
-            cut = sizes | {"REFERENCE": reference, "BLOCK": launch.block}
-            cost = compiled(msda_forward, capability, types, cut, launch.warps)
-            yield f"{form}, {name} (block {launch.block}, {launch.warps} warps)", cost
+    launches = table[ANY] | table.get(f"{capability // 10}.{capability % 10}", {})
+    ways = [FP32] if dtype == "fp32" else WAYS[CORNERS]
+    for case, corners, reference in product((FEW, MANY), ways, FORMS):
+        name = launch_name(case, corners)
+        launch = launches[name]
+        cut = sizes | {"REFERENCE": reference, "BLOCK": launch.block}
+        cut |= {"HALF_CORNERS": corners == HALF}
+        cost = compiled(msda_forward, capability, types, cut, launch.warps)
+        yield f"{FORMS[reference]}, {name} (block {launch.block}, {launch.warps} warps)", cost
 
 
 def around(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
@@ -159,8 +192,8 @@ def main() -> None:
             kernels = (part(capability, dtype) for part in (attention, around, pyramid))
             for name, cost in chain.from_iterable(kernels):
                 print(
-                    f"sm_{capability} {dtype} {name}: {cost.registers} registers, "
-                    f"{cost.spilled} bytes spilled"
+                    f"sm_{capability} {dtype} {name}: {cost.instructions} instructions, "
+                    f"{cost.registers} registers, {cost.spilled} bytes spilled"
                 )
 
 

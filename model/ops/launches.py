@@ -1,13 +1,16 @@
 """How the Triton kernel is cut on each GPU: `launches.json`, filled by `detr-batch bench launches`.
 
-The table is keyed by compute capability ("9.0") and by how many queries there are. "any" serves the
-capabilities that nobody measured: chosen from registers and the width of loads, 16 bytes a thread.
+The table is keyed by compute capability ("9.0"), and by how many queries there are and how corners
+are summed (ways.py). "any" serves what nobody measured: chosen from registers and the width of
+loads, 16 bytes a thread.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+
+from model.ops.ways import HALF
 
 TABLE = Path(__file__).with_name("launches.json")
 ANY = "any"
@@ -23,13 +26,18 @@ class Launch:
     warps: int
 
 
-Launches = dict[str, Launch]  # by FEW and MANY
+Launches = dict[str, Launch]  # by `launch_name`
 CANDIDATES = tuple(
     Launch(block, warps)
     for block in (4, 8, 16, 32, 64)
     for warps in (1, 2, 4)
     if block >= 4 * warps
 )
+
+
+def launch_name(case: str, corners: str) -> str:
+    """The key of the launch for a case (FEW or MANY) and a way of ways.CORNERS."""
+    return f"{case}, half corners" if corners == HALF else case
 
 
 def read_table(path: Path = TABLE) -> dict[str, Launches]:
@@ -56,7 +64,8 @@ def _kept() -> dict[str, Launches]:
     return read_table()
 
 
-def launch_of(queries: int, capability: str) -> Launch:
+def launch_of(queries: int, corners: str, capability: str) -> Launch:
     """The launch for so many `queries`, of all images, on a GPU of this capability."""
     table = _kept()
-    return table.get(capability, table[ANY])[FEW if queries < MANY_FROM else MANY]
+    name = launch_name(FEW if queries < MANY_FROM else MANY, corners)
+    return (table[ANY] | table.get(capability, {}))[name]

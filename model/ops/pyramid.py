@@ -7,6 +7,7 @@ S, C) is ever written.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -220,6 +221,7 @@ def norm_place(
     areas: Tensor,
     table: Tensor,
     entries: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The group norm of each level within its valid area, its sum with positions, and centres.
 
@@ -234,12 +236,12 @@ def norm_place(
         table, entries: see `SeparablePositions`.
 
     Returns:
-        memory (B, S, C) of the dtype of `raw`, which is 0 beyond the valid area; memory plus
+        memory (B, S, C) of the `dtype`, which is 0 beyond the valid area; memory plus
         positions (B, S, C); centres of the cells (B, S, 2) fp32, see `FeatureLevels`.
     """
     batch, length, channels = raw.shape
     count = len(levels)
-    memory, placed = torch.empty_like(raw), torch.empty_like(raw)
+    memory, placed = (torch.empty_like(raw, dtype=dtype) for _ in range(2))
     centres = raw.new_empty(batch, length, 2, dtype=torch.float32)
     parts = triton.cdiv(largest, CELLS)  # of smaller levels some programs have nothing to do
     counts = raw.new_empty(batch, count, parts, dtype=torch.float32)
@@ -300,9 +302,9 @@ def norm_place(
 
 
 @norm_place.register_fake
-def _(raw: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    centres = raw.new_empty(*raw.shape[:2], 2, dtype=torch.float32)
-    return torch.empty_like(raw), torch.empty_like(raw), centres
+def _(raw: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    memory, placed = (torch.empty_like(raw, dtype=others[-1]) for _ in range(2))
+    return memory, placed, raw.new_empty(*raw.shape[:2], 2, dtype=torch.float32)
 
 
 @torch.library.custom_op("detr_batch::position_table", mutates_args=())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 
@@ -10,6 +11,16 @@ def level_rows(spatial_shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int
     """Height, width, and first row in (B, S, ...) of each level."""
     starts = accumulate((height * width for height, width in spatial_shapes), initial=0)
     return [(*shape, start) for shape, start in zip(spatial_shapes, starts, strict=False)]
+
+
+def padding_of(valid_sizes: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """A mask (B, S) bool, True outside the valid height and width (B, L, 2) of each level."""
+    masks = []
+    for (height, width), valid in zip(spatial_shapes, valid_sizes.unbind(1), strict=True):
+        rows = torch.arange(height, device=valid.device) >= valid[:, :1]
+        columns = torch.arange(width, device=valid.device) >= valid[:, 1:]
+        masks.append((rows[:, :, None] | columns[:, None]).flatten(1))
+    return torch.cat(masks, 1)
 
 
 def sampling_locations(

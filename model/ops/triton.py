@@ -1,7 +1,8 @@
 """The op on GPUs: one Triton kernel from raw offsets and logits to the sum, forward only.
 
 Locations, softmax, padding and gather happen in registers; nothing lies in memory between the
-query's linear layers and the output. Locations, weights and sums are fp32 in every dtype.
+query's linear layers and the output. Locations, weights and sums are fp32 in every dtype; where
+ways.py says so, the four corners of a sample of 16 bits are summed in its own dtype.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from model.ops import capability_of
 from model.ops.launches import Launch, launch_of
 from model.ops.sampling import level_rows
+from model.ops.ways import CORNERS, FP32, HALF, way_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -27,7 +29,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     reference_ptr,  # (B, Q, | REFERENCE) fp32
     ratios_ptr,  # (B, | L, 2) fp32
     levels_ptr,  # (L, 3) int32: height, width, first row
-    padding_ptr,  # (B, | S) bytes, not 0 where padded
+    valid_ptr,  # (B, | L, 2) int64: valid height and width; what is beyond counts as 0
     bias_ptr,  # (M, L, P, 2) fp32, added to offsets
     out_ptr,  # (B, Q, | M, D)
     queries,
@@ -45,6 +47,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
     REFERENCE: tl.constexpr,  # 2 or 4; 0: offsets are locations, and logits are weights
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
+    HALF_CORNERS: tl.constexpr,  # the corners of a sample are summed in the value's dtype
     BLOCK: tl.constexpr,  # queries of one program
 ):
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -75,11 +78,19 @@ def msda_forward(  # type: ignore[no-untyped-def]
 
     point = tl.arange(0, POINTS_2)[:, None]
     wanted = (point < POINTS) & live[None, :]
-    weighted = tl.zeros((POINTS_2, BLOCK, CHANNELS_2), tl.float32)
+    if HALF_CORNERS:
+        weighted = tl.zeros((BLOCK, CHANNELS_2), tl.float32)
+    else:
+        weighted = tl.zeros((POINTS_2, BLOCK, CHANNELS_2), tl.float32)
     for level in range(LEVELS):
         height = tl.load(levels_ptr + level * 3)
         width = tl.load(levels_ptr + level * 3 + 1)
         start = tl.load(levels_ptr + level * 3 + 2)
+        end_x, end_y = width, height  # of what may be read
+        if PADDED:
+            valid = valid_ptr + (image * LEVELS + level) * 2
+            end_y = tl.load(valid).to(tl.int32)
+            end_x = tl.load(valid + 1).to(tl.int32)
 
         # Points x queries: where to look, and how much it counts.
         at = level * POINTS + point
@@ -100,7 +111,7 @@ def msda_forward(  # type: ignore[no-untyped-def]
                 x, y = x * (extent_x * valid_x)[None, :], y * (extent_y * valid_y)[None, :]
             x += (reference_x * valid_x - 0.5)[None, :]
             y += (reference_y * valid_y - 0.5)[None, :]
-        near = wanted & (x > -1) & (x < width) & (y > -1) & (y < height)  # not so for NaN
+        near = wanted & (x > -1) & (x < end_x) & (y > -1) & (y < end_y)  # not so for NaN
         x, y = tl.where(near, x, 0.0), tl.where(near, y, 0.0)
         left, top = tl.floor(x), tl.floor(y)
         right_share, lower_share = x - left, y - top
@@ -108,13 +119,12 @@ def msda_forward(  # type: ignore[no-untyped-def]
         first = start + line * width + column
 
         # Points x queries x channels: each thread has all points of its query and channels.
+        if HALF_CORNERS:
+            mixed = tl.zeros((POINTS_2, BLOCK, CHANNELS_2), value_ptr.dtype.element_ty)
         for corner in tl.static_range(4):
-            inside = near & ((column + 1 < width) if corner % 2 else (column >= 0))
-            inside = inside & ((line + 1 < height) if corner // 2 else (line >= 0))
+            inside = near & ((column + 1 < end_x) if corner % 2 else (column >= 0))
+            inside = inside & ((line + 1 < end_y) if corner // 2 else (line >= 0))
             cell = first + corner % 2 + (corner // 2) * width
-            if PADDED:
-                padding = tl.load(padding_ptr + image * length + cell, mask=inside, other=1)
-                inside = inside & (padding == 0)
             share = weight * (right_share if corner % 2 else 1.0 - right_share)
             share = share * (lower_share if corner // 2 else 1.0 - lower_share)
             share = tl.where(inside, share, 0.0)[:, :, None]
@@ -123,12 +133,20 @@ def msda_forward(  # type: ignore[no-untyped-def]
                 here = here & (channel < CHANNELS)[None, None, :]
             rows = values + (tl.where(inside, cell, 0) * value_stride)[:, :, None]
             loaded = tl.load(rows, mask=here, other=0.0)
-            weighted += loaded.to(tl.float32) * share
+            if HALF_CORNERS:
+                share = tl.broadcast_to(share.to(loaded.dtype), loaded.shape)
+                mixed = tl.fma(loaded, share, mixed)
+            else:
+                weighted += loaded.to(tl.float32) * share
+        if HALF_CORNERS:
+            weighted += tl.sum(mixed.to(tl.float32), axis=0)
+    if not HALF_CORNERS:
+        weighted = tl.sum(weighted, axis=0)
 
     out = out_ptr + (row * HEADS + head)[:, None] * CHANNELS + channel[None, :]
     tl.store(
         out,
-        (tl.sum(weighted, axis=0) / total[:, None]).to(out_ptr.dtype.element_ty),
+        (weighted / total[:, None]).to(out_ptr.dtype.element_ty),
         mask=live[:, None] & (channel < CHANNELS)[None, :],
     )
 
@@ -147,22 +165,25 @@ def msda(
     reference: Tensor,
     ratios: Tensor,
     levels: Tensor,
-    padding: Tensor | None,
+    valid: Tensor | None,
     bias: Tensor | None,
     raw: bool,
+    corners: str = "",
     block: int = 0,
     warps: int = 0,
 ) -> Tensor:
     """Launch the kernel; `raw` as opposed to locations and weights. Gives (B, Q, M * D).
 
-    `block` and `warps` are the table's where `block` is 0.
+    `corners` is a way of ways.CORNERS. It is the table's where it is empty; `block` and `warps` are
+    where `block` is 0.
     """
     batch, length, heads, channels = value.shape
     queries, count = offsets.shape[1], len(levels)
     points = logits.shape[2] // (heads * count)
     out = value.new_empty(batch, queries, heads * channels)
+    corners = corners or _corners(value)
     if not block:
-        launch = launch_of(batch * queries, capability_of(value.device))
+        launch = launch_of(batch * queries, corners, capability_of(value.device))
         block, warps = launch.block, launch.warps
     grid = (triton.cdiv(queries, block), heads, batch)
     with torch.cuda.device_of(value):  # Triton launches on the current device
@@ -173,7 +194,7 @@ def msda(
             reference,
             ratios,
             levels,
-            padding if padding is not None else levels,  # not read
+            valid if valid is not None else levels,  # not read
             bias if bias is not None else ratios,  # not read
             out,
             queries,
@@ -189,8 +210,9 @@ def msda(
             POINTS_2=triton.next_power_of_2(points),
             SAMPLES_2=triton.next_power_of_2(count * points),
             REFERENCE=reference.shape[-1] if raw else 0,
-            PADDED=padding is not None,
+            PADDED=valid is not None,
             BIASED=bias is not None,
+            HALF_CORNERS=corners == HALF,
             BLOCK=block,
             num_warps=warps,
             enable_fp_fusion=True,
@@ -219,6 +241,13 @@ def _checked(value: Tensor, *others: Tensor) -> None:
         )
     if any(other.device != value.device for other in others):
         raise ValueError("all tensors of the op must be on one device")
+
+
+def _corners(value: Tensor) -> str:
+    """How corners of this value are to be summed: a way of ways.CORNERS."""
+    if value.dtype == torch.float32:
+        return FP32
+    return way_of(CORNERS, capability_of(value.device))
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -258,15 +287,16 @@ def fused_ms_deform_attn_triton(
     attention_logits: Tensor,
     reference_points: Tensor,
     valid_ratios: Tensor,
-    padding_mask: Tensor | None,
+    valid_sizes: Tensor | None,
     offset_bias: Tensor | None,
+    corners: str = "",
     launch: Launch | None = None,
 ) -> Tensor:
     """Shapes as in `model.ops.fused_ms_deform_attn`. ValueError as `ms_deform_attn_triton`.
 
-    `launch` is the table's unless given.
+    `corners`, a way of ways.CORNERS, and `launch` are the tables' unless given.
     """
-    optional = (tensor for tensor in (padding_mask, offset_bias) if tensor is not None)
+    optional = (tensor for tensor in (valid_sizes, offset_bias) if tensor is not None)
     others = (sampling_offsets, attention_logits, reference_points, valid_ratios, *optional)
     _checked(value, *others)
     return msda(
@@ -276,9 +306,10 @@ def fused_ms_deform_attn_triton(
         reference_points.float().contiguous(),
         valid_ratios.float().contiguous(),
         levels_on(value.device, tuple(spatial_shapes)),
-        None if padding_mask is None else padding_mask.contiguous().view(torch.uint8),
+        None if valid_sizes is None else valid_sizes.contiguous(),
         None if offset_bias is None else offset_bias.float().contiguous(),
         True,
+        corners,
         launch.block if launch else 0,
         launch.warps if launch else 0,
     )

@@ -11,7 +11,9 @@ from pathlib import Path
 TABLE = Path(__file__).with_name("ways.json")
 RESIDUAL = "sum and ReLU after a convolution"
 CUDNN, KERNEL = "cudnn", "kernel"  # within the convolution, or by a kernel behind it
-WAYS = {RESIDUAL: (CUDNN, KERNEL)}
+CORNERS = "sums of the attention's corners"
+FP32, HALF = "fp32", "half"  # half: of the four corners of a sample, where values are 16 bits
+WAYS = {RESIDUAL: (CUDNN, KERNEL), CORNERS: (FP32, HALF)}
 
 Chosen = dict[str, str]  # what is computed: the way
 

@@ -96,7 +96,7 @@ def test_levels_are_those_of_each_image_alone(
         for image, (height, width) in enumerate(areas.tolist()):
             feature[image, :, height:] = (float("nan"), float("inf"), 7.0)[index]
             feature[image, :, :, width:] = float("nan")
-    found = fused([f.to(DEVICE) for f in features], size, valid.to(DEVICE))
+    found = fused([f.to(DEVICE) for f in features], size, valid.to(DEVICE), dtype)
     starts = [0]
     for height, width in found.shapes:
         starts.append(starts[-1] + height * width)
@@ -138,11 +138,11 @@ def test_bits_of_an_image_are_those_beside_any_neighbours(generator: torch.Gener
     fused = FusedPyramid(projections.to(DEVICE), embedding.to(DEVICE), torch.bfloat16)
     features = [f.to(DEVICE, torch.bfloat16) for f in draw_features(3, (64, 96), 3, generator)]
     valid = torch.tensor([(60, 90), (60, 90), (20, 30)], device=DEVICE)
-    first = fused(features, (64, 96), valid)
+    first = fused(features, (64, 96), valid, torch.bfloat16)
     for feature in features:
         feature[1] = feature[0]
         feature[0], feature[2] = float("nan"), float("inf")
-    second = fused(features, (64, 96), valid)
+    second = fused(features, (64, 96), valid, torch.bfloat16)
     assert isinstance(first.position, Tensor) is False
     for one, other in ((first.memory, second.memory), (first.placed, second.placed)):
         assert torch.equal(one[0], other[1])

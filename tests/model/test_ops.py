@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.ops import Implementation, fused_ms_deform_attn, ms_deform_attn
+from model.ops.sampling import padding_of
 
 LEVELS = [(7, 5), (3, 4), (1, 1)]
 IMAGES, QUERIES, HEADS, CHANNELS, POINTS = 2, 63, 3, 8, 4
@@ -52,6 +53,12 @@ def inputs(generator: torch.Generator) -> list[Tensor]:
     return [tensor.to(DEVICE) for tensor in (value, locations, weights)]
 
 
+def draw_valid_sizes(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Draw a valid height and width for each image: (B, 2) int64."""
+    sides = [torch.randint(1, side + 1, (IMAGES,), generator=generator) for side in (height, width)]
+    return torch.stack(sides, dim=1)
+
+
 def raw_inputs(
     generator: torch.Generator, reference: int, padded: bool, channels: int = CHANNELS
 ) -> dict[str, Any]:
@@ -63,7 +70,8 @@ def raw_inputs(
     ratios = torch.rand(IMAGES, len(LEVELS), 2, generator=generator) * 0.5 + 0.5
     points = torch.rand(IMAGES, QUERIES, reference, generator=generator) * 1.2 - 0.1
     value = torch.randn(IMAGES, rows, 2 * HEADS * channels, generator=generator).to(DEVICE)
-    mask = (torch.rand(IMAGES, rows, generator=generator) < 0.3).to(DEVICE)
+    valid = torch.stack([draw_valid_sizes(height, width, generator) for height, width in LEVELS], 1)
+    valid[0, 0] = 1  # one cell
     return {
         "value": value[..., : HEADS * channels].unflatten(-1, (HEADS, channels)),
         "spatial_shapes": LEVELS,
@@ -71,7 +79,7 @@ def raw_inputs(
         "attention_logits": logits,
         "reference_points": points.to(DEVICE),
         "valid_ratios": ratios.to(DEVICE),
-        "padding_mask": mask if padded else None,
+        "valid_sizes": valid.to(DEVICE) if padded else None,
         "offset_bias": torch.randn(samples * 2, generator=generator).to(DEVICE),
     }
 
@@ -188,6 +196,18 @@ def test_points_that_are_nan_count_as_outside(
 
 
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_triton_reads_no_padding_and_no_neighbours(bad: float, generator: torch.Generator) -> None:
+    arguments = raw_inputs(generator, 2, padded=True)
+    expected = fused_ms_deform_attn(**arguments, implementation="triton")
+    value = arguments["value"].clone()
+    value.masked_fill_(padding_of(arguments["valid_sizes"], LEVELS)[..., None, None], bad)
+    value[0] = bad
+    found = fused_ms_deform_attn(**{**arguments, "value": value}, implementation="triton")
+    assert torch.equal(found[1:], expected[1:])
+
+
+@pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
 def test_the_triton_operator_passes_opcheck(generator: torch.Generator) -> None:
     from model.ops.triton import levels_on, msda
 
@@ -195,10 +215,10 @@ def test_the_triton_operator_passes_opcheck(generator: torch.Generator) -> None:
     names = ("value", "sampling_offsets", "attention_logits", "reference_points", "valid_ratios")
     tensors = [arguments[name].contiguous() for name in names]
     levels = levels_on(tensors[0].device, tuple(LEVELS))
-    padding = arguments["padding_mask"].view(torch.uint8)
+    valid = arguments["valid_sizes"]
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(
-        msda, (*tensors, levels, padding, arguments["offset_bias"], True), test_utils=checks
+        msda, (*tensors, levels, valid, arguments["offset_bias"], True), test_utils=checks
     )
 
 
@@ -215,13 +235,13 @@ def test_arguments_that_do_not_fit_are_refused(generator: torch.Generator) -> No
     with pytest.raises(ValueError, match="implementation='cuda'"):
         ms_deform_attn(value, LEVELS, None, locations, weights, "cuda")  # type: ignore[arg-type]
     arguments = raw_inputs(generator, 2, padded=True)
-    with pytest.raises(ValueError, match=r"padding_mask is torch\.int64"):
-        fused_ms_deform_attn(**{**arguments, "padding_mask": arguments["padding_mask"].long()})
+    with pytest.raises(ValueError, match=r"valid_sizes is torch\.int32"):
+        fused_ms_deform_attn(**{**arguments, "valid_sizes": arguments["valid_sizes"].int()})
     for name in (
         "sampling_offsets",
         "attention_logits",
         "reference_points",
-        "padding_mask",
+        "valid_sizes",
         "offset_bias",
     ):
         short = {**arguments, name: arguments[name][..., :-1]}
@@ -270,9 +290,11 @@ def test_the_kernels_compile_for_gpus_without_spilling(capabilities: str) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     lines = done.stdout.splitlines()
-    # 3 dtypes; 2 launches, each for points and for boxes, and 4 kernels around the products
-    kernels = 3 * (2 * 2 + 4)
+    # Two launches of the attention, for points and for boxes, in two ways where values are half
+    # precision; and four kernels around the products
+    kernels = 2 * (2 * 2 * 2 + 4) + (2 * 2 + 4)
     assert len(lines) == len(capabilities.split()) * kernels
     print(done.stdout)
+    assert all(int(line.split(": ")[1].split()[0]) > 50 for line in lines)  # instructions
     for line in lines:
         assert "fp32" in line or line.endswith(" 0 bytes spilled"), line

@@ -11,10 +11,9 @@ from torch import Tensor
 from jobs.bench.gpu.lockstep import positions_in
 from model.cuda_graphs import RECORD_AT
 from model.deformable_detr import DeformableDetr
-from model.inference import prepare_for_inference
 from model.predictor import Predictor
 from model.preprocess import normalize
-from model.zoo import DTYPES, RANDOM, create_model
+from model.zoo import RANDOM, create_model, prepare
 
 RANDOM_IMAGES = 16
 ZEROS, FULL = RANDOM_IMAGES, RANDOM_IMAGES + 1  # two more images: all 0, all 255
@@ -47,15 +46,13 @@ class Case:
 
 def create_detector(case: Case, device: str) -> DeformableDetr:
     """Make a detector with random, non-zero weights: sums of zeros are equal in any order."""
-    net = create_model(
-        case.model, RANDOM, device, case.precision, padding="invariant", training=True
-    )
+    net = create_model(case.model, RANDOM, device, padding="invariant", training=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
             if not parameter.any():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * SPREAD)
-    return prepare_for_inference(net, DTYPES[case.precision])
+    return prepare(net, case.precision)
 
 
 class Batches:

@@ -72,7 +72,7 @@ def list_cases(device: str, tiny: bool) -> list[Case]:
         return [Case("shapes-tiny", precision, padded) for padded in (False, True)]
     return [
         Case(model, precision, padded)
-        for precision in ("bf16", "fp16")
+        for precision in ("bf16", "mixed", "fp16")
         for model in MODELS
         for padded in (False, True)
     ]

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from statistics import median
 
 import torch
@@ -16,7 +17,8 @@ from jobs.bench.measure import interleaved, timer
 from jobs.bench.op import bench_op, error_of
 from model.fused_layers import FusedConv2d
 from model.ops import capability_of
-from model.ops.ways import CUDNN, RESIDUAL, WAYS
+from model.ops.launches import launch_name
+from model.ops.ways import CORNERS, CUDNN, RESIDUAL, WAYS
 
 SECONDS = 2.0  # for each choice
 PRECISIONS = ("bf16", "fp16")
@@ -36,10 +38,13 @@ def run(context: Context) -> None:
     """Choose launches and ways on GPUs; time the implementations of the attention anywhere."""
     if context.on_gpu:
         capability = capability_of(torch.device(context.device))
-        for case, name in CASE_OF.items():
-            for key in context.left_to_do([f"launch, {case}"]):
+        for case, corners in product(CASE_OF, WAYS[CORNERS]):
+            for key in context.left_to_do([f"launch, {launch_name(case, corners)}"]):
                 with context.case(key):
-                    _choose_launch(context, key, case, name, capability)
+                    _choose_launch(context, key, case, corners, capability)
+        for key in context.left_to_do([CORNERS]):
+            with context.case(key):
+                _choose_corners(context, capability)
         for key in context.left_to_do([RESIDUAL]):
             with context.case(key):
                 _choose_residual(context, capability)
@@ -49,11 +54,32 @@ def run(context: Context) -> None:
                 _time_implementations(context, key, precision)
 
 
-def _choose_launch(context: Context, key: str, case: str, name: str, capability: str) -> None:
-    launch, medians = fastest(case, context.device, "bf16", SECONDS)
+def _choose_launch(context: Context, key: str, case: str, corners: str, capability: str) -> None:
+    launch, medians = fastest(case, corners, context.device, "bf16", SECONDS)
     seconds = {f"{one.block} queries, {one.warps} warps": took for one, took in medians.items()}
+    name = launch_name(CASE_OF[case], corners)
     fields = {"what": name, "capability": capability, "seconds": seconds}
     context.write(key, CHOICE, table="launches", chosen=asdict(launch), **fields)
+
+
+def _choose_corners(context: Context, capability: str) -> None:
+    """Choose the way with the least time in encoder and decoder, each at its best launch."""
+    records = [record for record in context.journal.records() if record["kind"] == CHOICE]
+    best = {
+        record["what"]: min(record["seconds"].values())
+        for record in records
+        if record["table"] == "launches"
+    }
+    names = {way: [launch_name(case, way) for case in CASE_OF.values()] for way in WAYS[CORNERS]}
+    # A way that is missing for the encoder or the decoder is not chosen.
+    seconds = {
+        way: sum(best[name] for name in cases)
+        for way, cases in names.items()
+        if best.keys() >= set(cases)
+    }
+    chosen = min(seconds, key=seconds.__getitem__)
+    fields = {"what": CORNERS, "capability": capability, "seconds": seconds}
+    context.write(CORNERS, CHOICE, table="ways", chosen=chosen, **fields)
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from model.deformable_detr import DeformableDetr
 from model.ms_deform_attn import MSDeformAttn
 from model.preprocess import normalize, stack_images
 from model.resize import canvas_rule
-from model.zoo import DTYPES, create_model
+from model.zoo import TRUNK_DTYPES, create_model
 
 TESTS = "tests of the model"
 TESTS_BEHIND = 2  # models checked before the tests, which compile many kernels and may use all time
@@ -58,7 +58,7 @@ class Gate:
 
 def run(context: Context) -> None:
     """Check each model in each precision; run the tests early, after a few models."""
-    precisions = ("fp32", "bf16") if context.tiny else ("bf16", "fp16", "fp32")
+    precisions = ("fp32", "bf16", "mixed") if context.tiny else ("bf16", "mixed", "fp16", "fp32")
     for number, model in enumerate(TINY_MODELS if context.tiny else MODELS, start=1):
         gates = [
             Gate(model, precision, padded) for precision in precisions for padded in (False, True)
@@ -139,7 +139,7 @@ def _tolerance(context: Context, gate: Gate, sizes: Sizes, truth: list[Answer]) 
         as_tf32 = context.on_gpu and torch.backends.cudnn.allow_tf32
         return TOLERANCES["TF32" if as_tf32 else "fp32"]
     rounded = _peers_answers(gate.model, sizes, context.device, gate.precision)
-    least = UNITS * torch.finfo(DTYPES[gate.precision]).eps
+    least = UNITS * torch.finfo(TRUNK_DTYPES[gate.precision]).eps
     return max(least, TIMES_TORCH * _largest_error(rounded, truth, gate.model))
 
 
@@ -201,11 +201,11 @@ def weights_of(model: str, folder: Path) -> str | None:
 def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> list[Answer]:
     """Compute the answers of torch's own operations for each image, in fp32 or under autocast.
 
-    Each image runs alone. The fp32 answers, without TF32, are the truth. The model is
-    transformers'. Where transformers has none, it is our own as it is trained, with the formula of
-    the attention.
+    Each image runs alone; for "mixed" the whole model is in the trunk's dtype. The fp32 answers,
+    without TF32, are the truth. The model is transformers'. Where transformers has none, it is our
+    own as it is trained, with the formula of the attention.
     """
-    dtype = DTYPES[precision]
+    dtype = TRUNK_DTYPES[precision]
     net = _peer(model, device)
     answers = []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -24,6 +24,7 @@ from jobs.bench.plot import newest
 from jobs.cli import main
 from model.ops import Implementation, launches
 from model.ops.launches import Launch
+from model.ops.ways import FP32, HALF
 from pipeline.schema import Receipt
 
 
@@ -122,17 +123,18 @@ def test_the_packaged_model_is_measured_with_its_ap(
     assert "other columns" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("corners", [FP32, HALF])
 def test_launches_are_chosen_by_time_and_stored(
-    small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corners: str, small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without a GPU the kernels run in Triton's interpreter, whose times say nothing of a GPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     candidates = [Launch(4, 1), Launch(32, 1)]
-    best, medians = bench_launches.fastest("decoder", device, "fp32", 0.1, candidates)
+    best, medians = bench_launches.fastest("decoder", corners, device, "fp16", 0.1, candidates)
     assert set(medians) == set(candidates) and medians[best] == min(medians.values())
     table = tmp_path / "launches.json"
     shutil.copy(launches.TABLE, table)
-    chosen = {launches.FEW: Launch(8, 1), launches.MANY: best}
+    chosen = {launches.FEW: Launch(8, 1), launches.launch_name(launches.MANY, corners): best}
     launches.add_to_table("9.0", chosen, table)
     assert launches.read_table(table) == {**launches.read_table(), "9.0": chosen}
     command = ["bench", "launches", "--table", str(table), "--device", "cpu"]

@@ -14,7 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.bench.gpu import STEPS
+from jobs.bench.gpu.choices import _choose_corners
 from jobs.bench.gpu.collect import Tables, collect
+from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.environment import describe_environment
 from jobs.bench.gpu.gates import Gate
 from jobs.bench.gpu.journal import (
@@ -186,6 +188,32 @@ def test_results_of_a_tiny_run_are_not_stored(tables: Tables, tmp_path: Path) ->
     assert tables.ways.read_text() == ways.TABLE.read_text()
 
 
+def test_corners_are_summed_in_the_way_whose_best_launches_take_the_least_time(
+    tables: Tables, tmp_path: Path
+) -> None:
+    context = Context("choices", tmp_path, "cpu", tiny=True, deadline=time.monotonic() + SECONDS)
+    context.write("", ENVIRONMENT, **describe_environment("cpu"), tiny=True)
+    seconds = {  # of each launch that was tried
+        launches.launch_name(launches.FEW, ways.FP32): {"a": 1.0, "b": 2.0},
+        launches.launch_name(launches.MANY, ways.FP32): {"a": 9.0, "b": 8.0},
+        launches.launch_name(launches.FEW, ways.HALF): {"a": 2.0, "b": 3.0},
+        launches.launch_name(launches.MANY, ways.HALF): {"a": 5.0, "b": 7.0},
+    }
+    fields = {"table": "launches", "capability": "8.6", "chosen": {"block": 8, "warps": 1}}
+    for what, took in list(seconds.items())[:3]:
+        context.write(what, CHOICE, what=what, seconds=took, **fields)
+    _choose_corners(context, "8.6")
+    collect(tmp_path, tables)
+    assert ways.read_ways(tables.ways)["8.6"] == {ways.CORNERS: ways.FP32}
+    what, took = list(seconds.items())[3]
+    context.write(what, CHOICE, what=what, seconds=took, **fields)
+    _choose_corners(context, "8.6")
+    collect(tmp_path, tables)
+    assert ways.read_ways(tables.ways)["8.6"] == {ways.CORNERS: ways.HALF}
+    *_, last = records_of(tmp_path, "choices", CHOICE)
+    assert last["seconds"] == {ways.FP32: 9.0, ways.HALF: 7.0}
+
+
 def test_unknown_ways_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "ways.json"
     table.write_text('{"9.0": {"' + ways.RESIDUAL + '": "magic"}}')
@@ -243,7 +271,7 @@ def test_all_steps_answer_and_a_second_run_skips_them(tmp_path: Path) -> None:
     values = {record["case"]: record["value"] for record in records_of(out, "ceilings", VALUE)}
     assert set(values) == {"copy", "bf16", "fp16", "fp32"} and min(values.values()) > 0
     verdicts = records_of(out, "gates", VERDICT)
-    assert len(verdicts) == 9 and all(verdict["right"] for verdict in verdicts)
+    assert len(verdicts) == 13 and all(verdict["right"] for verdict in verdicts)
     assert all(type(record["same_bits"]) is bool for record in records_of(out, "bits", VERDICT))
     assert records_of(out, "bits", VERDICT)
     rows = {step: [r["row"] for r in records_of(out, step, TIMING)] for step in STEPS}

@@ -1,0 +1,116 @@
+"""Triton's kernel where it sums the corners of a sample in half precision."""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.ops import fused_ms_deform_attn
+from model.ops.sampling import padding_of
+from tests.model.test_ops import LEVELS, raw_inputs
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from triton import knobs
+from triton.language import bfloat16, float32
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from model.ops import triton as kernels
+from model.ops.triton import fused_ms_deform_attn_triton
+from model.ops.ways import FP32, HALF
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def interpreter_that_rounds_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter compute in bf16 as GPUs do.
+
+    It keeps bf16 as integers: it truncates to them, and its fma multiplies the integers.
+    """
+    if not knobs.runtime.interpret:
+        return
+    cast, fma = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fma
+
+    def rounded_cast(self: Any, source: Any, kind: Any) -> Any:
+        if (source.dtype.scalar, kind.scalar) != (float32, bfloat16):
+            return cast(self, source, kind)
+        rounded = torch.from_numpy(source.data).to(torch.bfloat16).view(torch.uint16)
+        return TensorHandle(rounded.numpy(), bfloat16)
+
+    def wide_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        if z.dtype.scalar != bfloat16:
+            return fma(self, x, y, z)
+        wide = [torch.tensor(each.data).view(torch.bfloat16).double() for each in (x, y, z)]
+        rounded = (wide[0] * wide[1] + wide[2]).to(torch.bfloat16).view(torch.uint16)
+        return TensorHandle(rounded.numpy(), bfloat16)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded_cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded_cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_fma", wide_fma)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill the memory of `torch.empty` with NaN, so that an output that is not written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def summed_in_half(arguments: dict[str, Any]) -> Tensor:
+    return fused_ms_deform_attn_triton(**arguments, corners=HALF)
+
+
+@pytest.mark.parametrize("channels", [8, 50])
+@pytest.mark.parametrize("reference", [2, 4], ids=["points", "boxes"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_errors_are_those_of_six_roundings(
+    dtype: torch.dtype, reference: int, channels: int, generator: torch.Generator
+) -> None:
+    """The share of each corner, four sums and the output are rounded, by half a unit each."""
+    arguments = raw_inputs(generator, reference, padded=True, channels=channels)
+    arguments["value"] = arguments["value"].to(dtype)
+    found = summed_in_half(arguments)
+    assert found.dtype == dtype
+    exact, size = (
+        fused_ms_deform_attn(**{**arguments, "value": value}, implementation="reference")
+        for value in (arguments["value"].float(), arguments["value"].float().abs())
+    )
+    error = (found.float() - exact).abs()
+    assert (error <= 3 * torch.finfo(dtype).eps * size + 1e-4).all()
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 65504.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_padding_and_neighbours_do_not_matter(
+    dtype: torch.dtype, bad: float, generator: torch.Generator
+) -> None:
+    arguments = raw_inputs(generator, 2, padded=True)
+    arguments["value"] = arguments["value"].to(dtype)
+    expected = summed_in_half(arguments)
+    value = arguments["value"].clone()
+    value.masked_fill_(padding_of(arguments["valid_sizes"], LEVELS)[..., None, None], bad)
+    value[0] = bad
+    assert torch.equal(summed_in_half({**arguments, "value": value})[1:], expected[1:])
+
+
+def test_the_table_chooses_the_way_of_16_bits_alone(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    arguments = raw_inputs(generator, 2, padded=False)
+    half = {**arguments, "value": arguments["value"].half()}
+    in_fp32 = fused_ms_deform_attn_triton(**half, corners=FP32)
+    monkeypatch.setattr(kernels, "way_of", lambda what, capability: HALF)
+    found = fused_ms_deform_attn(**half, implementation="triton")
+    assert torch.equal(found, summed_in_half(half)) and not torch.equal(found, in_fp32)
+    precise = fused_ms_deform_attn(**arguments, implementation="triton")
+    expected = fused_ms_deform_attn(**arguments, implementation="reference")
+    torch.testing.assert_close(precise, expected, atol=1e-4, rtol=1e-4)
+    assert precise.device.type == DEVICE
