@@ -68,7 +68,7 @@ class DeformableDetr(nn.Module):
         super().__init__()
         self.config, self.padding = config, padding
         self.autocast_dtype: torch.dtype | None = None
-        self.prepared = False  # see `prepare_for_inference`, which sets the next two as well
+        self.prepared = False  # see `prepare_for_inference`, which sets the next ones as well
         self.dtype = torch.float32  # of the trunk
         self.transformer_dtype = torch.float32  # of encoder and decoder; the rest is fp32
         self.first_queries: Tensor | None = None  # (1, Q, C) after the first self-attention

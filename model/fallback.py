@@ -45,7 +45,9 @@ class Fallback:
         net.class_embed, net.bbox_embed = first.class_embed, first.bbox_embed
         if not first.config.two_stage:
             net.query_embed = first.query_embed
-        net.transformer = self._transformer.to(first.transformer.level_embed.device)
+        device = first.transformer.level_embed.device
+        # A copy, because memory may run out before it is prepared; then a later call makes another.
+        net.transformer = copy.deepcopy(self._transformer).to(device)
         prepare_transformer(net, FALLBACK_DTYPE)
         return net.requires_grad_(False)
 
