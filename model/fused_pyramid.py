@@ -15,13 +15,13 @@ from model.feature_levels import FeatureLevels, SeparablePositions
 from model.ops.pyramid import (
     Shapes,
     entries_on,
-    frequencies_on,
     lines_on,
     norm_place,
     position_table,
 )
 from model.ops.triton import levels_on
 from model.padding import strides_of, zero_padding
+from model.position_encoding import frequencies
 
 
 class FusedPyramid(nn.Module):
@@ -133,3 +133,9 @@ def _stacked(parameters: Iterable[Tensor | None]) -> Tensor:
 def strides_on(device: torch.device, size: tuple[int, int], shapes: Shapes) -> Tensor:
     """(L, 2) int64 on the device, vertical and horizontal: see `strides_of`."""
     return torch.tensor([[stride, stride] for stride in strides_of(size, shapes)], device=device)
+
+
+@cache
+def frequencies_on(device: torch.device, half: int) -> Tensor:
+    """`frequencies` on the device."""
+    return frequencies(half).to(device)

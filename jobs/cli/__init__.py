@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. An error is one line on stderr; --debug adds the traceback."""
     if logging.lastResort is not None:  # it prints warnings where nothing else handles them
         logging.lastResort.setFormatter(_Lines())
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it, as some daemons do
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     process.was_created_for_command = argv is None
     words = list(sys.argv[1:] if argv is None else argv)
     if DEBUG in words:  # the user may give it behind the command too

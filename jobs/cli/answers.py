@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask, printable
+
+PAGE, PAGE_WITHIN = b"<title>detr-batch", 4096  # what our pages have in their first bytes
 
 
 def show(document: Any, as_text: Callable[[Any], str], for_programs: bool) -> None:
@@ -14,7 +17,24 @@ def show(document: Any, as_text: Callable[[Any], str], for_programs: bool) -> No
     print(json.dumps(document, indent=1) if for_programs else printable(mask(as_text(document))))
 
 
+def check_page(output: str, file: Path) -> None:
+    """Raise InputError if a page must not be written to `file`: if it holds anything else."""
+    from jobs.output.outside import refuse_within_output  # slow to import, as is what follows
+
+    refuse_within_output(output, file, "--html")
+    if file.is_dir():
+        raise InputError(f"--html {file} is a folder: give a file")
+    if file.is_file() and file.stat().st_size and PAGE not in file.read_bytes()[:PAGE_WITHIN]:
+        raise InputError(f"--html {file} is no page of detr-batch: give another file")
+
+
 def write_page(page: str, file: Path) -> None:
-    """Write HTML to a file, and print the name of the file."""
-    file.write_text(page, encoding="utf-8")
+    """Write HTML to a file, all of it or nothing, and print the name of the file."""
+    from jobs.exports.place import one_file
+
+    if file.exists() and not file.is_file():  # a pipe
+        file.write_text(page, encoding="utf-8")
+    else:
+        with one_file(str(file.resolve())) as text:  # a link stays, and leads to the page
+            text.write(page)
     print(f"written to {printable(str(file))}", file=sys.stderr)

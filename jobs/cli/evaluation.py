@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.cli.answers import show, write_page
+from jobs.cli.answers import check_page, show, write_page
 from jobs.cli.options import add_command
 from jobs.compare.options import Comparison
 from pipeline.storage.errors import InputError
@@ -88,6 +88,9 @@ def _compare(options: CompareOptions) -> int:
     from jobs.compare.compare import compare
     from jobs.compare.text import as_text
 
+    if options.html is not None:
+        for output in (options.output_a, options.output_b):
+            check_page(output, options.html)
     result = compare(replace(options, with_boxes=options.html is not None))
     if options.html is not None:
         from jobs.compare.page import page_of

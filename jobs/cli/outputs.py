@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.cli.answers import show, write_page
+from jobs.cli.answers import check_page, show, write_page
 from jobs.cli.options import add_command
 from pipeline.storage.errors import InputError
 
@@ -84,13 +84,12 @@ def add(commands: Any) -> None:
 
 
 def _report(options: ReportOptions) -> int:
-    from jobs.output.outside import refuse_within_output
     from jobs.report import report
 
     if options.all and options.html is not None:
         raise InputError("--html shows one run: give --run RUN instead of --all")
     if options.html is not None:
-        refuse_within_output(options.output, options.html, "--html")
+        check_page(options.output, options.html)
         write_page(report.html(options.output, options.run_id), options.html)
         if not options.json:
             return 0

@@ -1,7 +1,6 @@
 """`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
 import secrets
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
 from jobs.label.options import LabelOptions
+from jobs.label.outcome import EXIT_OK, print_outcome, print_way_to_failures
 from jobs.label.places import check_places
 from jobs.label.planning import (
     PlanRequest,
@@ -72,7 +72,6 @@ from pipeline.storage.files import canonical_url
 from pipeline.storage.urls import mask, printable
 
 GONE_SHOWN = 3
-EXIT_OK, EXIT_TOO_MANY_FAILURES = 0, 3
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
         but = f"; {failed} images of it failed, see below" if failed else ""
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all{but}")
         if failed:
-            _print_way_to_failures(options.output)
-    code = _print_outcome(options.output, published, options.max_failed_fraction)
+            print_way_to_failures(options.output)
+    code = print_outcome(options.output, published, options.max_failed_fraction)
     if left_out:
         print(f"left out of {mask(options.input)}: {left_out_as_text(left_out)}", file=sys.stderr)
     return code
@@ -359,45 +358,3 @@ def _print_other_computations(
             f"are in {computation.as_text()}: the last digits of scores and boxes may differ",
             file=sys.stderr,
         )
-
-
-def _print_way_to_failures(output: str) -> None:
-    sql = "SELECT image_id, status, error FROM latest_images WHERE status <> 'ok'"
-    print(f'what failed: detr-batch query {shlex.quote(mask(output))} "{sql}"', file=sys.stderr)
-
-
-def _print_outcome(output: str, published: Published, max_failed_fraction: float) -> int:
-    """Print the result. Returns the exit code, which depends on the share of failed images."""
-    images = published.images.total()
-    failed = images - published.images[OK]
-    if images:
-        output = mask(output)
-        print(
-            f"{images - failed} images labelled with {published.boxes} boxes, {failed} failed; "
-            f"tables in {output}, and `detr-batch report {shlex.quote(output)}` says how fast and "
-            "at what cost",
-            file=sys.stderr,
-        )
-    if failed:
-        _print_way_to_failures(output)
-    if failed < images and not published.boxes:
-        print(
-            "no box reached the threshold: look at some images, lower --score-threshold (with "
-            "--relabel), or train the weights for longer if they are your own",
-            file=sys.stderr,
-        )
-    if images and failed == images:
-        print(
-            f"all {images} images failed: nothing was labelled; their rows in "
-            f"{mask(output)}/images say why",
-            file=sys.stderr,
-        )
-        return EXIT_TOO_MANY_FAILURES
-    if failed > max_failed_fraction * images:
-        print(
-            f"{failed} of {images} images failed, more than --max-failed-fraction "
-            f"{max_failed_fraction} allows; their rows in {mask(output)}/images say why",
-            file=sys.stderr,
-        )
-        return EXIT_TOO_MANY_FAILURES
-    return EXIT_OK

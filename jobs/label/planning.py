@@ -80,6 +80,7 @@ def plan_images(request: PlanRequest, known: Known) -> Plan:
         request.image_column,
         request.id_column,
         request.access,
+        paths.OtherOutputs(),
     )
 
 

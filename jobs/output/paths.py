@@ -120,3 +120,24 @@ def trial(token: str) -> str:
 def blocks(run_id: str) -> str:
     """The folder of a run's staged blocks."""
     return f"{STAGING}/{run_id}/blocks"
+
+
+class OtherOutputs:
+    """Finds the files of OUTPUTs among paths that come in the order of names.
+
+    In this order the documents of an OUTPUT come before its tables.
+    """
+
+    _DOCUMENT = re.compile(rf"(.*/|){RUNS}/(?:log/|\d{{8}}T\d{{6}}Z)", re.DOTALL)
+
+    def __init__(self) -> None:
+        self._folder: str | None = None  # of the OUTPUT that was met last
+
+    def __call__(self, path: str) -> bool:
+        """Whether the path is that of a document or of a table of an OUTPUT."""
+        if found := self._DOCUMENT.match(path):
+            self._folder = found[1]
+        if self._folder is None or not path.startswith(self._folder):
+            return False
+        name = path[len(self._folder) :]
+        return name.startswith(f"{RUNS}/") or _PART.fullmatch(name) is not None

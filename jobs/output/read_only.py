@@ -62,9 +62,9 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 def _check_tree(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Raise InputError unless every query in the tree of a SELECT reads. DuckDB makes the tree."""
-    row = connection.execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchone()
-    assert row is not None
-    tree = json.loads(row[0])
+    # All rows are fetched: DuckDB refuses much while a result is left open.
+    rows = connection.execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql}).fetchall()
+    tree = json.loads(rows[0][0])
     if tree["error"]:
         raise InputError(f"{tree['error_message']}: give a SELECT")
     for kind in _kinds_of_nodes(tree["statements"]):

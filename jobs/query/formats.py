@@ -71,7 +71,7 @@ def write_answer(
     made = file.with_name(f"{file.name}.rows")
     try:
         copy = f"COPY answer TO $file {_ROWS[form.name]}"
-        copied = connection.execute(copy, {"file": str(made)}).fetchone()
+        copied = connection.execute(copy, {"file": str(made)}).fetchall()
         if form.name in ("json", "jsonl"):
             _replace_numbers_unknown_to_json(made)
         if form.packed:
@@ -79,7 +79,7 @@ def write_answer(
                 shutil.copyfileobj(rows, packed)
         else:
             made.replace(file)
-        return copied[0] if copied else 0
+        return int(copied[0][0])
     finally:
         made.unlink(missing_ok=True)
 

@@ -28,6 +28,7 @@ from model.preprocess import batch_images
 from model.zoo import create_model, weights_of
 from pipeline.storage.errors import CommandFailed, InputError
 
+WEIGHTS = "model.safetensors"
 SAVE_SECONDS = 600.0  # longest time between two checkpoints
 SAY_SECONDS = 30.0  # time between lines of progress where there is no terminal
 
@@ -131,6 +132,12 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"OUTPUT {options.output} is no folder: name one that train may write")
+    last = options.output / "last.pt"
+    if not resume and (last.exists() or (options.output / WEIGHTS).exists()):
+        raise InputError(
+            f"OUTPUT {options.output} holds a training: --resume goes on with it; for another one "
+            "name another folder"
+        )
     refuse_device(options.device)
     weights_of(options.model, options.weights)  # names that do not fit are refused at once
     torch.manual_seed(options.seed)
@@ -147,7 +154,6 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     optimizer = optimizer_of(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))
     options.output.mkdir(parents=True, exist_ok=True)
-    last = options.output / "last.pt"
     start = 0
     if resume:
         if not last.exists():
@@ -186,7 +192,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         count = len(left_out.reasons)
         print_notes("", [f"{count} images could not be decoded and were left out"])
     recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
-    save_weights(net, options.output / "model.safetensors", {"AP": f"{score['AP']:.4f}", **recipe})
+    save_weights(net, options.output / WEIGHTS, {"AP": f"{score['AP']:.4f}", **recipe})
     return score
 
 

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.position_encoding import frequencies
-
 CELLS, WARPS = 64, 8  # of one program that computes statistics
 PLACED, PLACE_WARPS = 16, 4  # cells of one program that writes the sequence
 CHUNK, COMBINE_WARPS = 64, 4  # programs whose statistics are combined at once
@@ -361,9 +359,3 @@ def entries_on(device: torch.device, shapes: Shapes) -> Tensor:
         cells.append(torch.stack((line, column), dim=-1).flatten(0, 1))
         first += height + width
     return torch.cat(cells).to(device, torch.int32)
-
-
-@cache
-def frequencies_on(device: torch.device, half: int) -> Tensor:
-    """`frequencies` on the device."""
-    return frequencies(half).to(device)

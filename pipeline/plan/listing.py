@@ -5,8 +5,7 @@ it opened, because it may be a list of URLs.
 """
 
 import posixpath
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.formats.hidden import is_hidden
@@ -33,10 +32,6 @@ LONGEST_EXTENSION = 10  # characters; what is longer belongs to the name
 TEMPORARY = "_temporary"  # the folder of what Hadoop's and Spark's jobs have not committed
 # What Hadoop's file systems write in place of a folder.
 FOLDER_MARKER = "_$folder$"
-
-# The path of a document of an OUTPUT: of a run, or of the log of commits.
-_DOCUMENT = re.compile(r"(.*/|)_runs/(?:log/|\d{8}T\d{6}Z)", re.DOTALL)
-_TABLES = ("detections/", "images/")
 
 UNNAMED = "unnamed"  # the kind of a file without an extension, until contents.py looks into it
 # Reasons why an object is left out.
@@ -75,13 +70,18 @@ ListedObject = tuple[Member, str]  # an object and its kind, or the reason why i
 
 
 def list_objects(
-    input_url: str, format: str, leave_out: str | None = None
+    input_url: str,
+    format: str,
+    leave_out: str | None = None,
+    is_of_output: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[ListedObject]:
     """Yield every object under INPUT with its kind, or with the reason why it is left out.
 
     They are sorted by name. If INPUT is a list of URLs, the objects that it names follow in its
     order. `leave_out` is a URL whose objects are not input, because OUTPUT may be a folder of
     INPUT. Images and archives there are left out with a reason, and OUTPUT's own files without.
+    `is_of_output` says of each path below INPUT, in the order of names, whether it is that of a
+    file of another OUTPUT.
 
     Raises InputError if a Parquet list of URLs has no column of URLs, if INPUT lies in OUTPUT, or
     if it is a folder and --format says that it is a list.
@@ -107,29 +107,16 @@ def list_objects(
             f"INPUT {mask(input_url)} lies in OUTPUT, whose files are not input: choose another "
             "OUTPUT. It may be a folder of INPUT"
         )
-    other_output: str | None = None  # the last one that the walk met
     for info in walk(fs, root):
         member = make_member(fs, info["name"], info)
         if hidden is None or not member.uri.startswith(hidden):
             below = info["name"][len(root) :]
-            if found := _DOCUMENT.match(below):
-                other_output = found[1]
-            if other_output is not None and _is_of_output(below, other_output):
+            if is_of_output(below):
                 yield member, OTHER_OUTPUT
                 continue
             yield member, _reason_to_leave_out(below, info) or kind_of(member.uri, format)
         elif kind_of(member.uri, "auto") in ("files", "tar"):  # OUTPUT's own files are neither
             yield member, WITHIN_OUTPUT
-
-
-def _is_of_output(below: str, output: str) -> bool:
-    """Whether a path below INPUT is that of a file of the OUTPUT at the path `output`.
-
-    The documents of an OUTPUT come before its tables, because names are sorted.
-    """
-    own = below.removeprefix(output)
-    is_table = own.startswith(_TABLES) and own.endswith(".parquet")
-    return below.startswith(output) and (own.startswith("_runs/") or is_table)
 
 
 def _reason_to_leave_out(below: str, info: dict[str, Any]) -> str | None:

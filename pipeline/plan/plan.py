@@ -5,7 +5,7 @@ listing is processed as a stream; only the file of shards is kept.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import BinaryIO
@@ -67,13 +67,15 @@ def plan_shards(
     image_column: str | None = None,
     id_column: str | None = None,
     access: str | None = None,
+    is_of_output: Callable[[str], bool] = lambda _: False,
 ) -> Plan:
     """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
 
     `limit` is the maximum number of images. Loose files come first, then archives, whose images are
     counted. Objects under `output` are not input. Images and ids of Parquet files are in
     `image_column` and `id_column`; None: in those that the reader finds. `access` is how the stores
-    of INPUT are asked, from now on in this process.
+    of INPUT are asked, from now on in this process. `is_of_output` finds files of other OUTPUTs, as
+    in `list_objects`.
 
     Raises InputError if INPUT is missing, forbidden or holds nothing to label.
     """
@@ -86,7 +88,7 @@ def plan_shards(
     compared = _Comparison(
         known, FooterReader(looks, base, image_column, access), HeadReader(looks)
     )
-    new = compared.select_new(_list_in_chunks(input_url, format, output))
+    new = compared.select_new(_list_in_chunks(input_url, format, output, is_of_output))
     found = (
         replace(shard, image_column=image_column, id_column=id_column, access=access)
         if shard.kind == "parquet"
@@ -122,11 +124,11 @@ def left_out_as_text(left_out: Mapping[str, int]) -> str:
 
 
 def _list_in_chunks(
-    input_url: str, format: str, output: str | None
+    input_url: str, format: str, output: str | None, is_of_output: Callable[[str], bool]
 ) -> Iterator[list[ListedObject]]:
     """The listing of INPUT in chunks of up to CHUNK objects."""
     with explain_errors("INPUT", input_url):
-        objects = list_objects(input_url, format, output)
+        objects = list_objects(input_url, format, output, is_of_output)
         while chunk := list(islice(objects, CHUNK)):
             yield chunk
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import fused_layers, inference, preprocess
-from model.fused_pyramid import strides_on
+from model.fused_pyramid import frequencies_on, strides_on
 from model.ops import undocumented
-from model.ops.pyramid import entries_on, frequencies_on, lines_on
+from model.ops.pyramid import entries_on, lines_on
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
 from model.predictor import Predictor, likely_sizes

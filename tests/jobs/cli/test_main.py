@@ -1,5 +1,6 @@
 """The command line as a shell sees it: exit codes, and one line for each error."""
 
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -173,3 +174,10 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"detr-batch {version('detr-batch')}\n"
+
+
+def test_a_closed_stdout_is_no_error() -> None:
+    code = "import sys; from jobs.cli import main; sys.exit(main(['models']))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -22,7 +22,8 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.cluster import placement
-from jobs.label.label import _print_outcome, label
+from jobs.label.label import label
+from jobs.label.outcome import print_outcome
 from jobs.label.publication import Published
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
@@ -91,11 +92,11 @@ def first_run(whole_run: FirstRun) -> Iterator[FirstRun]:
 
 
 def test_a_run_without_any_box_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _print_outcome("out", Published(Counter(ok=3)), 0.0) == 0
+    assert print_outcome("out", Published(Counter(ok=3)), 0.0) == 0
     printed = capsys.readouterr().err
     assert "3 images labelled with 0 boxes, 0 failed" in printed
     assert "no box reached the threshold" in printed and "what failed" not in printed
-    assert _print_outcome("out", Published(Counter(ok=3, truncated=1), 7), 1.0) == 0
+    assert print_outcome("out", Published(Counter(ok=3, truncated=1), 7), 1.0) == 0
     printed = capsys.readouterr().err
     assert "no box" not in printed
     assert 'what failed: detr-batch query out "SELECT image_id, status, error' in printed

@@ -6,6 +6,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.output import paths
+from tests.support.labelled import Labelled, write_run
 from tests.support.nights import NIGHTS, write_nights
 
 OWN = [paths.entry(1), f"_runs/{NIGHTS[0]}/x.json", "images/x.json", "_staging/x.json"]
@@ -38,3 +39,20 @@ def test_other_files_beside_the_tables_may_be_written(tmp_path: Path) -> None:
     write_nights(output)
     assert main(["query", str(output), "SELECT 1 AS a", "--out", str(output / "answer.csv")]) == 0
     assert (output / "answer.csv").read_text() == "a\n1\n"
+
+
+def test_a_page_replaces_pages_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, page, photo = (str(tmp_path / name) for name in ("out", "page.html", "photo.png"))
+    write_run(output, [Labelled("file:///x.jpg")], ("", "cat"))
+    Path(photo).write_bytes(b"a photo")
+    (tmp_path / "link.html").symlink_to(photo)
+    command = ["compare", output, output]
+    for file in (photo, str(tmp_path / "link.html"), str(tmp_path)):
+        assert main([*command, "--html", file]) == 2
+        assert "give a" in capsys.readouterr().err
+    assert Path(photo).read_bytes() == b"a photo"
+    (tmp_path / "linked.html").symlink_to(page)
+    for file in (page, page, str(tmp_path / "linked.html")):  # a nightly page is replaced
+        assert main([*command, "--html", file]) == 0
+    assert (tmp_path / "linked.html").is_symlink()
+    assert "<title>detr-batch" in Path(page).read_text()

@@ -212,6 +212,8 @@ def test_a_damaged_image_does_not_end_a_training(
     assert "1 images could not be decoded and were left out" in said.err
     _, recipe = read_weights(folder / "out" / "model.safetensors")
     assert recipe["weights"] == "packaged"
+    assert train_on(folder) == 2  # a second training would replace the first
+    assert "holds a training: --resume goes on with it" in capsys.readouterr().err
 
 
 def test_a_training_without_a_whole_image_is_an_error(

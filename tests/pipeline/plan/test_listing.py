@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.output.paths import OtherOutputs
 from pipeline.plan import contents
 from pipeline.plan.listing import (
     CONTAINER,
@@ -199,7 +200,7 @@ def test_files_of_another_output_are_named_as_such(tmp_path: Path) -> None:
     files = sum(path.is_file() for path in (tmp_path / "x" / "labels").rglob("*"))
     mine = {"x/labels/b.jpg": jpeg(), "x/labels-2/images/c.jpg": jpeg(), "images/d.jpg": jpeg()}
     fill(tmp_path, {**mine, "x/labels/images/e.jpg": jpeg(), "x/_runs/f.txt": b"no run"})
-    found = plan_shards(str(tmp_path), output=str(tmp_path / "labels"))
+    found = plan_shards(str(tmp_path), output=str(tmp_path / "labels"), is_of_output=OtherOutputs())
     assert found.left_out == {OTHER_OUTPUT: files, NO_IMAGE: 1}
     assert [len(shard.members) for shard in found.shards] == [4]
 
