@@ -76,7 +76,7 @@ class BatchDetector(Protocol):
 
     @property
     def enlarges(self) -> bool:
-        """Whether `submit` takes images that are still to be enlarged. They are, if it `pads`."""
+        """Whether `submit` takes `sources`. A detector that does also `pads`."""
 
     def canvas(self, size: Size) -> Size:
         """The canvas of an image of this resized size: at least as large, the same every time."""
