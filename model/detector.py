@@ -74,10 +74,16 @@ class BatchDetector(Protocol):
     def pins(self) -> bool:
         """Whether `submit` is faster from page-locked memory."""
 
+    @property
+    def enlarges(self) -> bool:
+        """Whether `submit` takes `sources`. A detector that does also `pads`."""
+
     def canvas(self, size: Size) -> Size:
         """The canvas of an image of this resized size: at least as large, the same every time."""
 
-    def submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Pending:
+    def submit(
+        self, pixels: Tensor, valid: Tensor | None, sizes: Tensor, sources: Tensor | None = None
+    ) -> Pending:
         """Start the detection in one batch of B = `count` images.
 
         Args:
@@ -87,6 +93,9 @@ class BatchDetector(Protocol):
                 if the detector never `pads`.
             sizes: (B, 2) int64, height and width of the image as displayed, in whose pixels its
                 boxes shall be.
+            sources: (B, 2) int64 on the host, height and width of each image in `pixels`, at most
+                the valid ones, to which the detector enlarges it as `resize_pixels` does. None if
+                they are the valid ones; always None for a detector that never `enlarges`.
 
         Of equal scores the detection of the lower query, then of the lower class, comes first.
         Raises RuntimeError or MemoryError if memory does not hold the batch, or the device fails.

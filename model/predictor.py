@@ -23,8 +23,9 @@ from torch import Tensor
 from model.cuda_graphs import RECORD_AT, Graphed
 from model.deformable_detr import DeformableDetr
 from model.detector import Detections, Size
+from model.ops import by_triton
 from model.postprocess import postprocess
-from model.preprocess import normalize
+from model.preprocess import enlarge, normalize
 from model.resize import ResizeRule, canvas_rule
 
 GPU_COUNT = 8  # images of a batch on a GPU; the best number is not measured yet
@@ -122,6 +123,7 @@ class Predictor:
         self.on_gpu = self.device.type == "cuda"
         self.count = count_on(device, count)
         self.pads = self.pins = self.on_gpu
+        self.enlarges = by_triton(self.device)
         self.ahead = 1 if self.on_gpu else 0
         self.canvases = canvas_rule(net.config.resize)
         self.detect = Graphed(self._detect, net.kept_positions) if self.on_gpu else self._detect
@@ -143,21 +145,34 @@ class Predictor:
         """The canvas of an image of this resized size; on a CPU the image itself."""
         return self.canvases.canvas(*size) if self.pads else size
 
-    def submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> PendingDetections:
+    def submit(
+        self, pixels: Tensor, valid: Tensor | None, sizes: Tensor, sources: Tensor | None = None
+    ) -> PendingDetections:
         """Start the detection in a batch, see `BatchDetector.submit`."""
-        return self._submit(pixels, valid, sizes)
+        return self._submit(pixels, valid, sizes, sources)
 
-    def _submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> PendingDetections:
-        again = partial(self._submit_again, pixels, valid, sizes) if self.net.fallback else None
-        return self._start(self.detect, pixels, valid, sizes, again)
+    def _submit(
+        self, pixels: Tensor, valid: Tensor | None, sizes: Tensor, sources: Tensor | None = None
+    ) -> PendingDetections:
+        given = (pixels, valid, sizes, sources)
+        again = partial(self._submit_again, *given) if self.net.fallback else None
+        return self._start(self.detect, *given, again)
 
     def _submit_again(
-        self, pixels: Tensor, valid: Tensor | None, sizes: Tensor, wrong: Tensor
+        self,
+        pixels: Tensor,
+        valid: Tensor | None,
+        sizes: Tensor,
+        sources: Tensor | None,
+        wrong: Tensor,
     ) -> PendingDetections:
         """Start the detection by the fallback in the images that are `wrong`, beside blanks."""
         pixels = torch.where(wrong[:, None, None, None], pixels, 0)
-        valid = None if valid is None else torch.where(wrong[:, None], valid, 1)
-        return self._start(self._detect_by_fallback, pixels, valid, sizes, None)
+        valid, sources = (
+            None if areas is None else torch.where(wrong[:, None], areas, 1)
+            for areas in (valid, sources)
+        )
+        return self._start(self._detect_by_fallback, pixels, valid, sizes, sources, None)
 
     @torch.inference_mode()
     def _start(
@@ -166,6 +181,7 @@ class Predictor:
         pixels: Tensor,
         valid: Tensor | None,
         sizes: Tensor,
+        sources: Tensor | None,
         again: Again | None,
     ) -> PendingDetections:
         if self.copies is None:
@@ -177,6 +193,8 @@ class Predictor:
                 pixels = pixels.to(self.device, non_blocking=True)
                 sizes = sizes.pin_memory().to(self.device, non_blocking=True)
                 if valid is not None:
+                    if sources is not None:
+                        pixels = enlarge(pixels, valid, sources)
                     valid = valid.to(self.device, non_blocking=True)
             computing.wait_stream(self.copies)
             for tensor in (pixels, sizes, *(() if valid is None else (valid,))):
@@ -217,7 +235,8 @@ class Predictor:
         pixels = torch.zeros(self.count, *size, 3, dtype=torch.uint8, pin_memory=self.pins)
         valid = torch.tensor([list(size)] * self.count) if self.pads else None
         for _ in range(RECORD_AT if self.on_gpu else 1):
-            self._submit(pixels, valid, torch.ones(self.count, 2, dtype=torch.int64)).result()
+            sizes = torch.ones(self.count, 2, dtype=torch.int64)
+            self._submit(pixels, valid, sizes, valid if self.enlarges else None).result()
         return bool(self._likely)
 
     def give_memory_back(self) -> None:

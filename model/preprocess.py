@@ -6,9 +6,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from model.detector import BatchDetector
+from model.detector import BatchDetector, Size
 from model.ops import by_triton
 from model.padding import valid_mask, zero_padding
+from model.resample import BITS, resize_pixels, taps_of_batch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,23 +44,46 @@ def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return pixels, None if alike else torch.tensor([list(shape) for shape in shapes])
 
 
-def form_batch(images: Sequence[Tensor], detector: BatchDetector) -> tuple[Tensor, Tensor | None]:
-    """Make the batch of a detector from images (h, w, 3) uint8 of one canvas.
+def form_batch(
+    images: Sequence[Tensor], detector: BatchDetector, targets: Sequence[Size] | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Make the batch of a detector from images (h, w, 3) uint8 that become `targets` of one canvas.
 
-    Returns the pixels (B, H, W, 3) uint8 and the valid sizes (B, 2) int64, as `submit` takes them.
-    Pixels that are not valid are not written: they have any value.
+    `targets` are at least the sizes of the images; None: those. Returns the pixels (B, H, W, 3)
+    uint8, the valid sizes (B, 2) int64 and the sources (B, 2) int64, as `submit` takes them. Pixels
+    that are in no image are not written: they have any value.
     """
+    targets = targets or [(image.shape[0], image.shape[1]) for image in images]
+    if not detector.enlarges:
+        images = [resize_pixels(*pair) for pair in zip(images, targets, strict=True)]
     if not detector.pads and detector.count == 1:
-        return images[0][None], None
-    (canvas,) = {detector.canvas((image.shape[0], image.shape[1])) for image in images}
+        return images[0][None], None, None
+    (canvas,) = {detector.canvas(target) for target in targets}
     pixels = torch.empty(detector.count, *canvas, 3, dtype=torch.uint8, pin_memory=detector.pins)
     valid = torch.ones(detector.count, 2, dtype=torch.int64, pin_memory=detector.pins)
+    valid[: len(images)] = torch.tensor(targets)
+    sources = valid.clone()
     for index, image in enumerate(images):
         height, width = image.shape[:2]
         pixels[index, :height, :width] = image
-        valid[index, 0], valid[index, 1] = height, width
+        sources[index, 0], sources[index, 1] = height, width
     pixels[len(images) :, 0, 0] = 0
-    return pixels, valid if detector.pads else None
+    enlarged = None if torch.equal(sources, valid) else sources
+    return pixels, valid if detector.pads else None, enlarged
+
+
+def enlarge(pixels: Tensor, valid: Tensor, sources: Tensor) -> Tensor:
+    """Enlarge the images of a batch on a GPU, of which `form_batch` made the arguments.
+
+    `pixels` (B, H, W, 3) uint8 are on the GPU, the sizes on the host. Returns pixels alike. The GPU
+    does not wait for the host.
+    """
+    from model.ops.resample import resample
+
+    table = taps_of_batch(sources, valid, pixels.shape[1:3])
+    if pixels.is_cuda:
+        table = table.pin_memory().to(pixels.device, non_blocking=True)
+    return resample(pixels, table, BITS)
 
 
 def normalize(pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 STRIDE = 32  # of the coarsest level of the trunk
 SHORTER_STEPS = 5  # lengths of the shorter side of a canvas
+MOST_ENLARGED = 16  # times the pixels that a detector makes of an image, see `prepared_size`
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,20 @@ class ResizeRule:
         """Height and width in pixels after resizing an image of this height and width."""
         sides = target_size(height, width, self.shorter, self.longest)
         height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
+        return height, width
+
+    def prepared_size(self, height: int, width: int, enlarge: bool) -> tuple[int, int]:
+        """Height and width in which a preparer hands over an image of this height and width.
+
+        That is the target, or without `enlarge` the image's own size where the detector is to
+        enlarge it: both sides are at most those of the target. Images that become more than
+        MOST_ENLARGED times as large are enlarged by preparers too: tables are bounded by their
+        bytes, and would have too many images.
+        """
+        rows, columns = self.target_size(height, width)
+        fits = height <= rows and width <= columns
+        if enlarge or not fits or rows * columns > MOST_ENLARGED * height * width:
+            return rows, columns
         return height, width
 
 

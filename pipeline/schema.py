@@ -147,7 +147,8 @@ _DISPLAYED = [
     pa.field("orientation", pa.int8()),  # the EXIF value that was undone; 1 if there is none
 ]
 
-# prepare -> detect: the resized RGB image as (rows, columns, 3) uint8 bytes in C order.
+# prepare -> detect: the RGB image as (rows, columns, 3) uint8 bytes in C order, resized for the
+# model, or as displayed where the detector is to enlarge it (`ResizeRule.prepared_size`).
 PREPARED = pa.schema(
     [
         *_IDENTITY,

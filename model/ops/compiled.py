@@ -48,6 +48,9 @@ from model.ops.pyramid import (
     statistics_forward,
 )
 from model.ops.pyramid import WARPS as CELL_WARPS
+from model.ops.resample import BLOCK as PIXELS
+from model.ops.resample import WARPS as PIXEL_WARPS
+from model.ops.resample import resample_forward
 from model.ops.triton import msda_forward
 from model.ops.ways import CORNERS, FP32, HALF, WAYS
 
@@ -68,6 +71,10 @@ class Cost:
     registers: int  # of a thread
     spilled: int  # bytes of a thread
     instructions: int  # that a warp executes, where each loop is one over levels
+
+    def __str__(self) -> str:
+        used = f"{self.registers} registers, {self.spilled} bytes spilled"
+        return f"{self.instructions} instructions, {used}"
 
 
 def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: int) -> Cost:
@@ -186,15 +193,20 @@ def pyramid(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
         yield kernel.__name__, compiled(kernel, capability, types, sizes, warps)
 
 
+def resampling(capability: int) -> Cost:
+    """The enlargement of a batch's images."""
+    types = {"pixels_ptr": "*u8", "taps_ptr": "*i32", "out_ptr": "*u8"}
+    sizes = {"BITS": 14, "BLOCK": PIXELS}
+    return compiled(resample_forward, capability, types, sizes, PIXEL_WARPS)
+
+
 def main() -> None:
     for capability in map(int, sys.argv[1:]) if sys.argv[1:] else CAPABILITIES:
         for dtype in DTYPES:
             kernels = (part(capability, dtype) for part in (attention, around, pyramid))
             for name, cost in chain.from_iterable(kernels):
-                print(
-                    f"sm_{capability} {dtype} {name}: {cost.instructions} instructions, "
-                    f"{cost.registers} registers, {cost.spilled} bytes spilled"
-                )
+                print(f"sm_{capability} {dtype} {name}: {cost}")
+        print(f"sm_{capability} uint8 {resample_forward.__name__}: {resampling(capability)}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import AvifImagePlugin, Image, ImageOps
-from torch.nn import functional as F
 
+from model.resample import resize_pixels
 from model.resize import ResizeRule
 from pipeline.isolation.child import Row
 from pipeline.schema import OK, TOO_MANY_PIXELS, TRUNCATED, UNDECODABLE
@@ -63,22 +63,28 @@ class _TooManyPixels(Exception):
     """The header announces more pixels than the limit."""
 
 
-def decode_rows(images: list[bytes], resize: ResizeRule, max_pixels: int) -> Iterator[Row]:
+def decode_rows(
+    images: list[bytes], resize: ResizeRule, max_pixels: int, enlarge: bool = True
+) -> Iterator[Row]:
     """Yield one row per image: `status`, `error`, and the columns of PREPARED that are known.
 
-    `max_pixels` is the largest width x height that is decoded.
+    `max_pixels` is the largest width x height that is decoded. `enlarge` is that of
+    `ResizeRule.prepared_size`.
     """
     for encoded in images:
         began = time.perf_counter()
-        row = decode_row(encoded, resize, max_pixels)
+        row = decode_row(encoded, resize, max_pixels, enlarge)
         yield {**row, "prepare_seconds": time.perf_counter() - began}
 
 
-def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int) -> Row:
+def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int, enlarge: bool = True) -> Row:
     """The row of one image. A failed image has no `pixels`. No error is raised."""
     known: Row = {}
     try:
-        pixels = _decode(encoded, resize, max_pixels, known)
+        pixels = _decode(encoded, max_pixels, known)
+        height, width = pixels.shape[:2]
+        size = resize.prepared_size(height, width, enlarge)
+        pixels = resize_pixels(torch.from_numpy(pixels), size).numpy()
     except _TooManyPixels as error:
         return {**known, "status": TOO_MANY_PIXELS, "error": str(error)}
     except NotReadable as error:
@@ -94,7 +100,7 @@ def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int) -> Row:
     return {**known, "status": OK, "pixels": content, "rows": rows, "columns": columns}
 
 
-def _decode(encoded: bytes, resize: ResizeRule, max_pixels: int, known: dict[str, Any]) -> Pixels:
+def _decode(encoded: bytes, max_pixels: int, known: dict[str, Any]) -> Pixels:
     """The image as (rows, columns, 3) uint8. The size goes into `known` as soon as it is read.
 
     Where a damaged block of metadata stops the decoder, the image is decoded without it.
@@ -111,7 +117,7 @@ def _decode(encoded: bytes, resize: ResizeRule, max_pixels: int, known: dict[str
         pixels = found
     height, width = pixels.shape[:2]
     known.update(width=width, height=height)
-    return _resize(pixels, *resize.target_size(height, width))
+    return pixels
 
 
 def _decode_without_metadata(
@@ -162,15 +168,6 @@ def _pixels(file: Image.Image, encoded: bytes) -> Pixels:
             pass  # simplejpeg raises at any warning; Pillow then decides about the image
     file.load()
     return rgb_pixels(file, encoded)
-
-
-def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
-    """Resize with an antialiased bilinear filter, which covers all source pixels of a result."""
-    if pixels.shape[:2] == (rows, columns):
-        return pixels
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = F.interpolate(image, (rows, columns), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def _set_orientation(image: Image.Image, orientation: int) -> Image.Image:

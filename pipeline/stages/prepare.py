@@ -48,8 +48,11 @@ class Preparer:
         resize: ResizeRule,
         max_pixels: int = MAX_PIXELS,
         seconds: float = DECODE_SECONDS,
+        enlarge: bool = True,
     ):
+        """`enlarge` says whether images become larger here, see `ResizeRule.prepared_size`."""
         self.resize, self.max_pixels, self.seconds = resize, max_pixels, seconds
+        self.enlarge = enlarge
         self.child = Child(self._answers(), preload="pipeline.stages.decode:load_decoders")
         self.child.start()
         self._sandbox_was_reported = False
@@ -71,7 +74,7 @@ class Preparer:
             return False
         rows, columns = decoded["rows"], decoded["columns"]
         return (
-            (rows, columns) == self.resize.target_size(*size)
+            (rows, columns) == self.resize.prepared_size(*size, self.enlarge)
             and len(decoded["pixels"]) == rows * columns * 3
             and decoded["orientation"] in range(1, 9)
         )
@@ -108,7 +111,7 @@ class Preparer:
             return {"status": status, "error": f"while it was decoded: {why}"}
 
         def arguments(number: int) -> tuple[Any, ...]:
-            return images[number:], self.resize, self.max_pixels
+            return images[number:], self.resize, self.max_pixels, self.enlarge
 
         return read_rows_in_child(
             self.child, DECODE, arguments, self.seconds, instead, go_on=True, rows=len(images)

@@ -75,10 +75,15 @@ class RecoveringDetector:
         # Published models have outputs that stand for no class: number 0 and the holes of COCO's.
         self.has_name = np.array([bool(name) for name in detector.labels])
 
+    def target(self, image: Image) -> Size:
+        """The size in which the model sees an image: larger where its preparer left that to us."""
+        own, resize = (image.pixels.shape[0], image.pixels.shape[1]), self.detector.resize
+        is_left = own == resize.prepared_size(*image.displayed, enlarge=False)
+        return resize.target_size(*image.displayed) if is_left else own
+
     def canvas(self, image: Image) -> Size:
         """The canvas of an image."""
-        height, width, _ = image.pixels.shape
-        return self.detector.canvas((height, width))
+        return self.detector.canvas(self.target(image))
 
     def ended_a_process(self, image: Image) -> bool:
         """Whether a process of this command ended while it computed the image."""
@@ -113,8 +118,10 @@ class RecoveringDetector:
         sizes = torch.ones(self.detector.count, 2, dtype=torch.int64)
         sizes[: len(images)] = torch.tensor([image.displayed for image in images])
         try:
-            pixels, valid = form_batch([image.pixels for image in images], self.detector)
-            return UnderWay(images, self.detector.submit(pixels, valid, sizes), began)
+            own, targets = [image.pixels for image in images], list(map(self.target, images))
+            pixels, valid, sources = form_batch(own, self.detector, targets)
+            pending = self.detector.submit(pixels, valid, sizes, sources)
+            return UnderWay(images, pending, began)
         except (RuntimeError, MemoryError) as error:  # torch raises these for memory and kernels
             _end_where_lasting(error)
             # The traceback is dropped, because it keeps the tensors of the attempt alive.

@@ -63,7 +63,8 @@ def predictor_of(net: DeformableDetr) -> Predictor:
 
 
 def detect(predictor: Predictor, *images: Tensor) -> Detections:
-    return predictor.submit(*form_batch(images, predictor), SHOWN).result()
+    pixels, valid, _ = form_batch(images, predictor)
+    return predictor.submit(pixels, valid, SHOWN).result()
 
 
 def assert_same(found: Detections, at: int, expected: Detections, expected_at: int) -> None:

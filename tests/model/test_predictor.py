@@ -20,6 +20,7 @@ from model.ops.triton import levels_on
 from model.postprocess import postprocess
 from model.predictor import Predictor, likely_sizes
 from model.preprocess import _mean_and_std, batch_images, form_batch
+from model.resample import resize_pixels
 from model.resize import CanvasRule, ResizeRule, canvas_rule
 from model.zoo import MODELS, create_model
 
@@ -40,7 +41,8 @@ def test_results_equal_those_of_the_network(
     images = draw_images([size], generator)
     shown = torch.tensor([size]) * 2
     predictor = Predictor(net, "cpu", top=20)
-    pending = predictor.submit(*form_batch(images, predictor), shown)
+    pixels, valid, _ = form_batch(images, predictor)
+    pending = predictor.submit(pixels, valid, shown)
     found = pending.result()
     assert pending.device_seconds is None
     with torch.inference_mode():
@@ -59,12 +61,11 @@ def test_an_image_on_its_canvas_gives_what_it_gives_alone(
     images = draw_images([(96, 130), (90, 140), (70, 190)], generator)
     predictor = Predictor(net, "cpu", top=20)
     alone = [
-        predictor.submit(*form_batch([image], predictor), torch.tensor([[96, 130]])).result()
-        for image in images
+        predictor.submit(image[None], None, torch.tensor([[96, 130]])).result() for image in images
     ]
     predictor.pads, predictor.count = True, 4
     predictor.canvases = CanvasRule(96, 64)
-    pixels, valid = form_batch(images, predictor)
+    pixels, valid, _ = form_batch(images, predictor)
     assert pixels.shape == (4, 96, 192, 3) and valid is not None
     found = predictor.submit(pixels, valid, torch.tensor([[96, 130]] * 4)).result()
     for index, own in enumerate(alone):
@@ -73,6 +74,27 @@ def test_an_image_on_its_canvas_gives_what_it_gives_alone(
         clear = F.pad(apart, (1, 0), value=True) & F.pad(apart, (0, 1))  # the last one may go
         assert clear.any()
         assert torch.allclose(found.boxes[index][clear], own.boxes[0][clear], atol=1e-2)
+
+
+@pytest.mark.parametrize("enlarges", [False, True])
+def test_a_batch_has_the_images_and_the_sizes_that_they_become(
+    enlarges: bool, generator: torch.Generator
+) -> None:
+    predictor = Predictor(create_model("shapes-tiny", padding="invariant"), "cpu")
+    predictor.pads, predictor.count, predictor.enlarges = True, 3, enlarges
+    predictor.canvases = CanvasRule(32, 64)
+    images, targets = draw_images([(30, 40), (64, 70)], generator), [(60, 80), (64, 70)]
+    pixels, valid, sources = form_batch(images, predictor, targets)
+    assert pixels.shape == (3, 64, 128, 3)
+    assert valid is not None and valid.tolist() == [[60, 80], [64, 70], [1, 1]]
+    own = [(30, 40) if enlarges else (60, 80), (64, 70)]
+    assert (None if sources is None else sources.tolist()) == (
+        [*map(list, own), [1, 1]] if enlarges else None
+    )
+    for found, image, (height, width) in zip(pixels, images, own, strict=False):
+        assert torch.equal(found[:height, :width], resize_pixels(image, (height, width)))
+    _, _, sources = form_batch(images[1:], predictor, targets[1:])
+    assert sources is None
 
 
 def test_likely_sizes_are_resized_sizes_of_other_canvases() -> None:
@@ -158,7 +180,7 @@ def test_recordings_repeat_the_function(generator: torch.Generator) -> None:
             images = draw_images(sizes, generator)
             shown = torch.tensor([*sizes, *[(1, 1)] * (3 - len(sizes))])
             began = time.perf_counter()
-            pixels, valid = form_batch(images, predictor)
+            pixels, valid, _ = form_batch(images, predictor)
             waiting = [predictor.submit(pixels, valid, shown) for _ in range(2)]
             with torch.inference_mode():
                 expected = postprocess(net(*batch_images(images, "cuda")), shown.cuda(), 20)
@@ -171,3 +193,23 @@ def test_recordings_repeat_the_function(generator: torch.Generator) -> None:
             took = time.perf_counter() - began
             computed = [pending.device_seconds or 0.0 for pending in waiting]
             assert min(computed) > 0 and sum(computed) < took
+
+
+@needs_gpu
+def test_images_that_a_gpu_enlarges_get_the_same_bits(generator: torch.Generator) -> None:
+    """At first one by one, then recorded, then replayed."""
+    net = create_model("shapes-tiny", device="cuda", padding="invariant")
+    predictor = Predictor(net, "cuda", top=20, count=4)
+    assert predictor.enlarges
+    targets = [(120, 128), (126, 127), (128, 100)]
+    images = draw_images([(60, 64), (126, 127), (1, 33)], generator)
+    shown = torch.tensor([*targets, (1, 1)])
+    resized = [resize_pixels(*pair) for pair in zip(images, targets, strict=True)]
+    large, valid, nothing = form_batch(resized, predictor)
+    small, _, sources = form_batch(images, predictor, targets)
+    assert nothing is None and sources is not None
+    expected = predictor.submit(large, valid, shown).result()
+    for _ in range(4):
+        found = predictor.submit(small, valid, shown, sources).result()
+        assert torch.equal(found.scores[:3], expected.scores[:3])
+        assert torch.equal(found.boxes[:3], expected.boxes[:3])

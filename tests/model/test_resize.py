@@ -33,6 +33,26 @@ def test_no_image_becomes_much_larger_than_the_longest_side() -> None:
                 assert max(size) <= 2 * rule.longest
 
 
+@pytest.mark.parametrize(
+    ("own", "prepared"),
+    [
+        ((480, 640), (480, 640)),
+        ((800, 1066), (800, 1066)),
+        ((801, 1066), (800, 1064)),
+        ((1, 1000), (1, 1000)),
+        ((3, 1400), (3, 1400)),
+        ((2, 1400), (2, 1400)),
+        ((200, 200), (200, 200)),
+        ((199, 199), (800, 800)),  # it becomes more than 16 times as large
+    ],
+)
+def test_a_preparer_leaves_to_the_detector_what_becomes_larger(
+    own: tuple[int, int], prepared: tuple[int, int]
+) -> None:
+    assert PUBLISHED_RESIZE.prepared_size(*own, enlarge=False) == prepared
+    assert PUBLISHED_RESIZE.prepared_size(*own, enlarge=True) == PUBLISHED_RESIZE.target_size(*own)
+
+
 def test_sides_are_rounded_to_a_multiple() -> None:
     rule = ResizeRule(shorter=288, longest=576, multiple=32)
     assert rule.target_size(480, 640) == (288, 384)

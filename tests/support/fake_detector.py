@@ -60,6 +60,7 @@ class FakeDetector:
     top: int = 1
     pads: bool = True
     pins: bool = False
+    enlarges: bool = False
     batches: list[Batch] = field(default_factory=list)
     memory_given_back: int = 0
     warmed_up: int = 0
@@ -69,7 +70,9 @@ class FakeDetector:
     def canvas(self, size: Size) -> Size:
         return canvas_rule(self.resize).canvas(*size)
 
-    def submit(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> FakePending:
+    def submit(
+        self, pixels: Tensor, valid: Tensor | None, sizes: Tensor, sources: Tensor | None = None
+    ) -> FakePending:
         """One detection for each image, whose score and box are functions of its own pixels."""
         batch = Batch(pixels.clone(), valid, sizes)
         with self._lock:

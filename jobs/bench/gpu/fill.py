@@ -66,9 +66,11 @@ def watch_batches(detector: BatchDetector, add: Callable[[Form, list[int]], None
     """Call `add` with the form and the areas of each batch that `detector` submits from now on."""
     submit = detector.submit
 
-    def watched(pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Pending:
+    def watched(
+        pixels: Tensor, valid: Tensor | None, sizes: Tensor, sources: Tensor | None = None
+    ) -> Pending:
         add(*form_of(pixels, valid))
-        return submit(pixels, valid, sizes)
+        return submit(pixels, valid, sizes, sources)
 
     vars(detector)["submit"] = watched
 

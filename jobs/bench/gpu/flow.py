@@ -22,6 +22,9 @@ CASES = {
     "one size, one call": (ONE_SIZE, 1),
     "mix, one call": (MIX, 1),
 }
+PREPARING = "mix, preparing alone"
+PREPARED, TINY_PREPARED = 200, 8  # photos
+PREPARING_SECONDS, TINY_SECONDS = 12.0, 0.1
 TINY_CASES = ("one size, two calls", "mix, one call")
 # beyond the packages of a machine with torch
 NEEDED = ("ray", "duckdb", "s3fs", "simplejpeg", "scipy")
@@ -50,10 +53,14 @@ FIGURES = (
 
 
 def run(context: Context) -> None:
-    """Label photos of one size and of many, with one and with two calls of the detector at once."""
+    """Prepare photos; label photos of one size and of many, with one and two calls at once."""
     cases = list(context.left_to_do(TINY_CASES if context.tiny else CASES))
     images = count_images(context, len(cases))
     with TemporaryDirectory(prefix="detr-batch-flow-") as folder:
+        for name in context.left_to_do([PREPARING]):
+            with context.case(name):
+                check_packages(context.device)
+                _prepare(context, provide_photos(Path(folder) / MIX, MIX, images, context.tiny))
         for name in cases:
             with context.case(name):
                 check_packages(context.device)
@@ -97,6 +104,29 @@ def provide_photos(folder: Path, load: str, images: int, tiny: bool) -> Path:
             TINY_DISTINCT if tiny else DISTINCT,
         )
     return folder
+
+
+def _prepare(context: Context, photos: Path) -> None:
+    """Measure what decoding costs with and without resizing. It uses one core, and no GPU."""
+    from jobs.bench.gpu.preparing import measure_preparing  # imported here, as it needs simplejpeg
+
+    files = sorted(photos.iterdir())[: TINY_PREPARED if context.tiny else PREPARED]
+    contents = [file.read_bytes() for file in files]
+    seconds = TINY_SECONDS if context.tiny else PREPARING_SECONDS
+    for way, cost in measure_preparing(contents, seconds).items():
+        figures = {
+            "cores_for_1000_images_per_second": cost.cores(len(files)),
+            "bytes_per_image": cost.bytes_per_image,
+        }
+        context.write_timing(
+            PREPARING,
+            way,
+            1,
+            "uint8",
+            cost.seconds,
+            images=len(files),
+            **dict(_rounded(figures)),
+        )
 
 
 def _measure(context: Context, name: str, photos: Path, images: int, calls: int) -> None:

@@ -42,7 +42,8 @@ class Mix:
         sizes = draw_sizes(images)
         rule = named_model(model).config().resize
         self.images = images
-        self.tables = tables_of([rule.target_size(*size) for size in sizes], sizes)
+        prepared = [rule.prepared_size(*size, enlarge=device == "cpu") for size in sizes]
+        self.tables = tables_of(prepared, sizes)
         self.calls = CPU_CALLS if device == "cpu" else GPU_CALLS
         session = f"mix-{time.time_ns()}"
         self.detector = Detector(

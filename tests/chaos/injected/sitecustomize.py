@@ -91,12 +91,12 @@ def add_faulty_device(predictor: Any) -> None:
     """`Predictor.submit` that looks at the pictures first."""
     submit = predictor.Predictor.submit
 
-    def checked(self: Any, pixels: Any, valid: Any, sizes: Any) -> Any:
+    def checked(self: Any, pixels: Any, *others: Any) -> Any:
         for image in pixels:
             fault = PIXEL_FAULTS.get(tuple(image[0, 0].tolist()))
             if fault and bool((image == image[0, 0]).all()):
                 fault()
-        return submit(self, pixels, valid, sizes)
+        return submit(self, pixels, *others)
 
     predictor.Predictor.submit = checked
 

@@ -34,11 +34,13 @@ LIES: dict[bytes, Row] = {
 }
 
 
-def decode_and_lie(images: list[bytes], resize: ResizeRule, max_pixels: int) -> Iterator[Row]:
+def decode_and_lie(
+    images: list[bytes], resize: ResizeRule, max_pixels: int, enlarge: bool
+) -> Iterator[Row]:
     """Rows of real images, and of those whose bytes are a key of LIES."""
-    (good,) = decode_rows([GOOD], resize, max_pixels)
+    (good,) = decode_rows([GOOD], resize, max_pixels, enlarge)
     for encoded in images:
         if encoded in LIES:
             yield {**good, **LIES[encoded]}
         else:
-            yield from decode_rows([encoded], resize, max_pixels)
+            yield from decode_rows([encoded], resize, max_pixels, enlarge)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -156,9 +157,7 @@ def test_an_image_whose_output_is_not_finite_fails_alone(monkeypatch: pytest.Mon
     """A threshold would drop the boxes of such an image, and the row would be "ok" without any."""
     submit = Predictor.submit
 
-    def overflow_at_white(
-        self: Predictor, pixels: Tensor, valid: Tensor | None, sizes: Tensor
-    ) -> PendingDetections:
+    def overflow_at_white(self: Predictor, pixels: Tensor, *others: Any) -> PendingDetections:
         white = torch.tensor([bool((image == 255).all()) for image in pixels])
 
         def overflow(_: torch.nn.Module, __: object, output: Predictions) -> None:
@@ -166,7 +165,7 @@ def test_an_image_whose_output_is_not_finite_fails_alone(monkeypatch: pytest.Mon
 
         hook = self.net.register_forward_hook(overflow)
         try:
-            return submit(self, pixels, valid, sizes)
+            return submit(self, pixels, *others)
         finally:
             hook.remove()
 

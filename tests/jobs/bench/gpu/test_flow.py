@@ -18,6 +18,7 @@ from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.journal import LEFT_OUT
 from jobs.bench.gpu.labelling import Sample, Watch, kind_of
 from jobs.bench.gpu.photos import write_photos
+from jobs.bench.gpu.preparing import measure_preparing
 
 
 def test_photos_are_as_large_as_those_of_cameras(tmp_path: Path) -> None:
@@ -98,6 +99,15 @@ def test_cores_in_use_are_counted_between_the_first_block_and_the_last(tmp_path:
     assert watch.cpu_seconds()[labelling.DRIVER] == 12.0
 
 
+def test_photos_that_the_detector_enlarges_cross_small_and_cost_less(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", [(480, 640), (800, 1066)], distinct=1)
+    contents = [file.read_bytes() for file in (tmp_path / "photos").iterdir()]
+    costs = measure_preparing(contents, seconds=0.5)
+    assert costs["decode"].bytes_per_image == 3 * (480 * 640 + 800 * 1066) / 2
+    assert costs["decode and resize"].bytes_per_image == 3 * 800 * 1066
+    assert 0 < costs["decode"].cores(2) < costs["decode and resize"].cores(2)
+
+
 def test_without_ray_every_case_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,5 +117,5 @@ def test_without_ray_every_case_is_left_out(
         json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()
     ]
     left_out = [record for record in records if record["kind"] == LEFT_OUT]
-    assert [record["case"] for record in left_out] == list(flow.CASES)
+    assert [record["case"] for record in left_out] == [flow.PREPARING, *flow.CASES]
     assert "needs ray: `python -m jobs.bench.wheels DIR`" in left_out[0]["reason"]
