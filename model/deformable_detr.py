@@ -16,6 +16,7 @@ from model.feature_levels import FeatureLevels
 from model.padding import group_norm_of_valid, valid_at, valid_mask, zero_padding
 from model.position_encoding import sine_position_encoding
 from model.ranking import largest
+from model.stem import FusedStem
 from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
 POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
@@ -131,6 +132,13 @@ class DeformableDetr(nn.Module):
                 "create it with training=True"
             )
 
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether the first convolution is faster with blocks of pixels."""
+        (trunk,) = self.backbone
+        assert isinstance(trunk, Backbone)
+        return isinstance(trunk.body.conv1, FusedStem) and trunk.body.conv1.blocks
+
     def train(self, mode: bool = True) -> Self:
         if mode:
             self.refuse_if_prepared()
@@ -144,7 +152,8 @@ class DeformableDetr(nn.Module):
         """Detect in a batch.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right.
+            pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right;
+                or their blocks, see `model.stem.blocks_of`, if `takes_blocks`.
             pixel_mask: (B, H, W), true where there is an image; None where there is no padding.
 
         Returns:

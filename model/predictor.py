@@ -147,7 +147,8 @@ class Predictor:
 
     def _detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor) -> Tensor:
         """Detections as (B, N, 6) fp32: score, label and corners in one tensor, for one copy."""
-        found = postprocess(self.net(*normalize(pixels, valid, self.net.dtype)), sizes, self.top)
+        inputs = normalize(pixels, valid, self.net.dtype, self.net.takes_blocks)
+        found = postprocess(self.net(*inputs), sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from model.detector import BatchDetector
 from model.ops import by_triton
 from model.padding import valid_mask, zero_padding
+from model.stem import blocks_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -61,23 +62,25 @@ def form_batch(images: Sequence[Tensor], detector: BatchDetector) -> tuple[Tenso
 
 
 def normalize(
-    pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32
+    pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32, blocks: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Convert the result of `stack_images`, on any device, to the inputs of the network.
 
     `pixels` (B, H, W, 3) uint8 become `pixel_values` (B, 3, H, W) of `dtype`, channels last in
-    memory. `valid` (B, 2) int64 becomes `pixel_mask` (B, H, W) bool; None stays None.
+    memory; with `blocks` they have the form of `model.stem.blocks_of`. `valid` (B, 2) int64 becomes
+    `pixel_mask` (B, H, W) bool; None stays None.
     """
+    mask = None if valid is None else valid_mask(valid, pixels.permute(0, 3, 1, 2))
     mean, std = _mean_and_std(pixels.device)
     if by_triton(pixels.device):
         from model.ops.pointwise import normalize_pixels
+        from model.ops.trunk import normalize_blocks
 
-        values = normalize_pixels(pixels, mean, std, valid, dtype)
-        return values, None if valid is None else valid_mask(valid, values)
+        kernel = normalize_blocks if blocks else normalize_pixels
+        return kernel(pixels, mean, std, valid, dtype), mask
     values = ((pixels.float() - mean) / std).permute(0, 3, 1, 2).to(dtype)
-    if valid is None:
-        return values, None
-    return zero_padding(values, valid), valid_mask(valid, values)
+    values = zero_padding(values, valid)
+    return blocks_of(values) if blocks else values, mask
 
 
 @cache

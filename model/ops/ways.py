@@ -10,8 +10,18 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("ways.json")
 RESIDUAL = "sum and ReLU after a convolution"
+BIAS = "bias and ReLU of 3x3 convolutions"
 CUDNN, KERNEL = "cudnn", "kernel"  # within the convolution, or by a kernel behind it
-WAYS = {RESIDUAL: (CUDNN, KERNEL)}
+POINTWISE = "1x1 convolutions"  # those without a sum
+CONVOLUTION, PRODUCT = "convolution", "product"  # by cuDNN and the kernel, or all by cuBLAS
+STEM = "stem"
+FILTERS, BLOCKS = "7x7", "blocks"  # over pixels, or 4x4 over blocks of 2x2 pixels
+WAYS = {
+    RESIDUAL: (CUDNN, KERNEL),
+    BIAS: (KERNEL, CUDNN),
+    POINTWISE: (CONVOLUTION, PRODUCT),
+    STEM: (FILTERS, BLOCKS),
+}
 
 Chosen = dict[str, str]  # what is computed: the way
 

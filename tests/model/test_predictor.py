@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import fused_layers, preprocess
-from model.ops import undocumented
+from model import fused_convolution, fused_layers, preprocess
+from model.ops import undocumented, ways
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
 from model.predictor import Predictor, likely_sizes
@@ -114,14 +114,18 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
                     tensors[name] = nn.Parameter(fake, False) if is_parameter else fake
 
 
+@pytest.mark.parametrize("chosen", [0, 1], ids=["first ways", "second ways"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_gpu_never_waits_for_the_host(
-    model: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+    model: str, padded: bool, chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors are fake: an operation that reads a value raises, and copies are recorded."""
+    monkeypatch.setattr(ways, "WAYS", {what: (two[chosen],) for what, two in ways.WAYS.items()})
+    monkeypatch.setattr(ways, "_kept", dict)  # no GPU is measured
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
-    for module in (fused_layers, preprocess):
+    for module in (fused_convolution, fused_layers, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")
     predictor = Predictor(net, "cpu")
