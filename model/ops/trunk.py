@@ -12,7 +12,7 @@ from torch import Tensor
 from model.ops.pointwise import channels_last
 
 ZEROS, ZERO_WARPS = 1024, 4  # numbers that a program writes at once
-BLOCK, WARPS = 2048, 4  # 16 numbers a thread: one block of pixels
+CELLS, WARPS = 128, 4  # blocks of pixels that a program makes: one for each thread
 BEFORE, AFTER = 2, 1  # blocks of the border, at the top and left, and at the bottom and right
 DEPTH = 16  # channels of a block: 12 numbers and 4 zeros, so that 16 bytes are read at once
 
@@ -51,14 +51,14 @@ def zero_padding_(x: Tensor, valid: Tensor) -> None:
         )
 
 
-@triton.jit(do_not_specialize=["count", "height", "width", "rows", "columns"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["cells", "height", "width", "rows", "columns"])  # type: ignore[untyped-decorator]
 def normalize_blocks_forward(  # type: ignore[no-untyped-def]
     pixels_ptr,  # (B, H, W, 3) uint8
     mean_ptr,  # (3,) fp32
     deviation_ptr,  # (3,) fp32
     valid_ptr,  # (B, 2) int64
     out_ptr,  # (B, rows, columns, DEPTH)
-    count,  # B * rows * columns * DEPTH
+    cells,  # B * rows * columns
     height,
     width,
     rows,
@@ -68,23 +68,27 @@ def normalize_blocks_forward(  # type: ignore[no-untyped-def]
     DEPTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = at < count
-    place, cell = (at % DEPTH).to(tl.int32), (at // DEPTH).to(tl.int32)
+    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = cell < cells
+    place = tl.arange(0, DEPTH)[None, :]
     colour = place // 4
     image = cell // (rows * columns)
-    y = (cell // columns % rows - BEFORE) * 2 + place // 2 % 2
-    x = (cell % columns - BEFORE) * 2 + place % 2
+    top = (cell // columns % rows - BEFORE) * 2
+    left = (cell % columns - BEFORE) * 2
     bottom, right = height, width
     if MASKED:
-        bottom = tl.load(valid_ptr + image * 2, mask=live, other=0).to(tl.int32)
-        right = tl.load(valid_ptr + image * 2 + 1, mask=live, other=0).to(tl.int32)
-    inside = live & (colour < 3) & (y >= 0) & (y < bottom) & (x >= 0) & (x < right)
-    pixel = ((image * height + y).to(tl.int64) * width + x) * 3 + colour
-    value = tl.load(pixels_ptr + pixel, mask=inside, other=0).to(tl.float32)
-    value -= tl.load(mean_ptr + colour, mask=inside, other=0.0)
-    value /= tl.load(deviation_ptr + colour, mask=inside, other=1.0)
-    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=live)
+        bottom = tl.load(valid_ptr + image * 2, mask=live, other=0).to(tl.int32)[:, None]
+        right = tl.load(valid_ptr + image * 2 + 1, mask=live, other=0).to(tl.int32)[:, None]
+    y, x = top[:, None] + place // 2 % 2, left[:, None] + place % 2
+    inside = live[:, None] & (colour < 3) & (y >= 0) & (y < bottom) & (x >= 0) & (x < right)
+    plane = pixels_ptr + image.to(tl.int64) * (height * width * 3)
+    pixel = plane[:, None] + ((y * width + x) * 3 + colour)
+    number = tl.load(pixel, mask=inside, other=0).to(tl.float32)
+    mean = tl.load(mean_ptr + colour, mask=colour < 3, other=0.0)
+    deviation = tl.load(deviation_ptr + colour, mask=colour < 3, other=1.0)
+    number = tl.where(inside, (number - mean) / deviation, 0.0)
+    out = out_ptr + cell.to(tl.int64)[:, None] * DEPTH + place
+    tl.store(out, number.to(out_ptr.dtype.element_ty), mask=live[:, None])
 
 
 def _new_blocks(pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -103,14 +107,15 @@ def normalize_blocks(
     """
     pixels = pixels.contiguous()
     out = _new_blocks(pixels, dtype)
+    cells = out.numel() // DEPTH
     with torch.cuda.device_of(pixels):
-        normalize_blocks_forward[(triton.cdiv(out.numel(), BLOCK),)](
+        normalize_blocks_forward[(triton.cdiv(cells, CELLS),)](
             pixels,
             mean,
             deviation,
             mean if valid is None else valid,
             out,
-            out.numel(),
+            cells,
             pixels.shape[1],
             pixels.shape[2],
             out.shape[1],
@@ -118,7 +123,7 @@ def normalize_blocks(
             MASKED=valid is not None,
             BEFORE=BEFORE,
             DEPTH=DEPTH,
-            BLOCK=BLOCK,
+            BLOCK=CELLS,
             num_warps=WARPS,
         )
     return out.permute(0, 3, 1, 2)

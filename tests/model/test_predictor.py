@@ -128,6 +128,7 @@ def test_a_gpu_never_waits_for_the_host(
     for module in (fused_convolution, fused_layers, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")
+    assert net.takes_blocks == (chosen == 1 and net.config.backbone == "resnet50")
     predictor = Predictor(net, "cpu")
     with FakeTensorMode() as mode, torch.inference_mode():
         pretend_on_gpu(net, mode)
