@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.batch_norm import FrozenBatchNorm2d
 from model.fused_layers import conv_norm_relu, conv_norm_relu_pool
-from model.padding import halve, zero_padding
+from model.padding import halve
 
 
 class Bottleneck(nn.Module):
@@ -102,10 +102,11 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Outside the valid area `x` is 0, and so is the result."""
         area = halve(valid, self.stride)
-        y = conv_norm_relu(self.conv1, self.bn1, zero_padding(x, valid), valid=area)
+        y = conv_norm_relu(self.conv1, self.bn1, x, valid=area)
         shortcut = x if self.downsample is None else self.downsample(x)
-        return conv_norm_relu(self.conv2, self.bn2, y, shortcut)
+        return conv_norm_relu(self.conv2, self.bn2, y, shortcut, area)
 
 
 class CompactResNet(nn.Module):
@@ -127,8 +128,8 @@ class CompactResNet(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
         """`x` (B, 3, H, W) -> (B, 64, H/8, W/8), (B, 128, H/16, W/16), (B, 160, H/32, W/32)."""
-        x = conv_norm_relu(self.conv1, self.bn1, x)
         valid = halve(valid)
+        x = conv_norm_relu(self.conv1, self.bn1, x, valid=valid)
         features = []
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)

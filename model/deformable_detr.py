@@ -16,6 +16,7 @@ from model.feature_levels import FeatureLevels, cell_centres
 from model.padding import group_norm_of_valid, valid_at, valid_mask, zero_padding
 from model.position_encoding import sine_position_encoding
 from model.ranking import largest
+from model.stem import FusedStem
 from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
 POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
@@ -135,6 +136,13 @@ class DeformableDetr(nn.Module):
                 "create it with training=True"
             )
 
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether the first convolution is faster with blocks of pixels."""
+        (trunk,) = self.backbone
+        assert isinstance(trunk, Backbone)
+        return isinstance(trunk.body.conv1, FusedStem) and trunk.body.conv1.blocks
+
     def train(self, mode: bool = True) -> Self:
         if mode:
             self.refuse_if_prepared()
@@ -153,7 +161,8 @@ class DeformableDetr(nn.Module):
         """Detect in a batch.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right.
+            pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right;
+                or their blocks, see `model.stem.blocks_of`, if `takes_blocks`.
             pixel_mask: (B, H, W), true where there is an image; None where there is no padding.
             valid: (B, 2) int64, in place of the mask: the height and width of each image.
 
@@ -179,11 +188,11 @@ class DeformableDetr(nn.Module):
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         features = self.backbone[0](pixel_values, valid if invariant else None)
         features = features if self.config.num_feature_levels > 1 else features[-1:]
-        size = (pixel_values.shape[2], pixel_values.shape[3])
+        size = self._canvas(pixel_values)
         if self.fused_pyramid is not None and invariant:
             fused: FeatureLevels = self.fused_pyramid(features, size, valid, self.transformer_dtype)
             return fused
-        maps, masks = self._project(features, pixel_values, valid)
+        maps, masks = self._project(features, size, valid)
         ratios = torch.stack(
             [
                 torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1)
@@ -204,6 +213,12 @@ class DeformableDetr(nn.Module):
             valid_sizes=None if valid is None else torch.stack(sizes, 1),
             valid_ratios=ratios,
         )
+
+    @staticmethod
+    def _canvas(pixel_values: Tensor) -> tuple[int, int]:
+        """Height and width of the images of a batch; of blocks, odd ones are rounded up."""
+        _, channels, height, width = pixel_values.shape
+        return (height, width) if channels == 3 else (2 * height - 6, 2 * width - 6)
 
     def _position(self, masks: list[Tensor], padded: bool) -> Tensor:
         """Sine encoding plus level embedding of all levels: (B, S, C), or (1, S, C) unpadded.
@@ -233,17 +248,15 @@ class DeformableDetr(nn.Module):
         return tuple(self._positions.values())
 
     def _project(
-        self, features: list[Tensor], pixel_values: Tensor, valid: Tensor | None
+        self, features: list[Tensor], size: tuple[int, int], valid: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Each level through its convolution and GroupNorm, beside its mask (B, h, w)."""
         maps: list[Tensor] = []
         masks: list[Tensor] = []
-        size = pixel_values.shape[2:]
         invariant = valid is not None and self.padding == "invariant"
-        if valid is None:
-            pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
-        else:
-            pixel_mask = valid_mask(valid, pixel_values)
+        pixel_mask = features[0].new_ones(len(features[0]), *size, dtype=torch.bool)
+        if valid is not None:
+            pixel_mask = valid_mask(valid, pixel_mask[:, None])
         for level, projection in enumerate(self.input_proj):
             assert isinstance(projection, nn.Sequential)
             conv, norm = projection

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from model.batch_norm import FrozenBatchNorm2d
 from model.deformable_detr import DeformableDetr
-from model.fused_layers import FusedConv2d, FusedLinear
+from model.fused_convolution import BatchNorm, FusedConv2d, folded
+from model.fused_layers import FusedLinear
 from model.ms_deform_attn import MSDeformAttn
 from model.ops import by_triton
+from model.stem import FusedStem, is_stem
 from model.transformer import DecoderLayer, EncoderLayer
 
 FUSED = (MSDeformAttn, EncoderLayer, DecoderLayer)
@@ -23,7 +24,8 @@ def prepare_for_inference(
 
     The result cannot be converted back to a checkpoint.
 
-    - Batch norms are folded into the convolutions before them, in fp32.
+    - Batch norms are folded into the convolutions before them, in fp32, and the bias of a
+      shortcut into that of the convolution that adds the shortcut.
     - Sums and ReLUs become part of the convolution or the linear layer before them.
     - On GPUs, projections, norms and positions of the pyramid are written as one sequence.
     - One linear layer computes offsets and attention weights. Another computes the values of all
@@ -46,8 +48,7 @@ def _prepare_trunk(net: DeformableDetr, dtype: torch.dtype) -> None:
     """Prepare everything before the GroupNorms of the levels."""
     if by_triton(net.transformer.level_embed.device):
         _fuse_pyramid(net, dtype)
-    for module in list(net.backbone.modules()):
-        _fold_norms(module, dtype)
+    fold_norms(net.backbone, dtype)
     net.backbone.to(dtype)
     for conv, _ in _projections(net):
         conv.to(dtype)
@@ -92,18 +93,45 @@ def _projections(net: DeformableDetr) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield projection[0], projection[1]
 
 
+def fold_norms(trunk: nn.Module, dtype: torch.dtype) -> None:
+    """Replace all convolutions and batch norms of a trunk by fused convolutions, in place."""
+    for module in list(trunk.modules()):
+        _fold_norms(module, dtype)
+
+
 def _fold_norms(module: nn.Module, dtype: torch.dtype) -> None:
-    """Fold each `bn` of a block into the `conv` with the same number, and fold its shortcut."""
-    for name, conv in list(module.named_children()):
-        norm = getattr(module, name.replace("conv", "bn"), None)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
-            setattr(module, name, FusedConv2d(conv, norm, dtype))
-            setattr(module, name.replace("conv", "bn"), nn.Identity())
-        elif name == "downsample" and isinstance(conv, nn.Sequential):
-            convolution, norm = conv
-            assert isinstance(convolution, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
-            setattr(module, name, FusedConv2d(convolution, norm, dtype))
+    """Fold each `bn` of a block into the `conv` with the same number, and fold its shortcut.
+
+    The last convolution adds the shortcut, so it also has the shortcut's bias.
+    """
+    fused: FusedConv2d
+    shortcut, shortcut_bias = getattr(module, "downsample", None), None
+    if isinstance(shortcut, nn.Sequential):
+        convolution, norm = shortcut
+        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNorm)
+        _, shortcut_bias = folded(convolution, norm)
+        module.downsample = fused = FusedConv2d(convolution, norm, dtype)
+        fused.bias = None
+    convolutions = {
+        name: conv
+        for name, conv in module.named_children()
+        if isinstance(conv, nn.Conv2d)
+        and isinstance(getattr(module, _norm_of(name), None), BatchNorm)
+    }
+    for name, conv in convolutions.items():
+        norm = getattr(module, _norm_of(name))
+        if is_stem(conv):
+            fused = FusedStem(conv, norm, dtype)
+        else:
+            more = shortcut_bias if name == max(convolutions) else None
+            fused = FusedConv2d(conv, norm, dtype, more)
+        setattr(module, name, fused)
+        setattr(module, _norm_of(name), nn.Identity())
+
+
+def _norm_of(conv: str) -> str:
+    """The name of the batch norm after a convolution."""
+    return conv.replace("conv", "bn")
 
 
 def _fuse_pyramid(net: DeformableDetr, dtype: torch.dtype) -> None:

@@ -219,7 +219,7 @@ class Predictor:
     def _detect_with(
         self, net: DeformableDetr, pixels: Tensor, valid: Tensor | None, sizes: Tensor
     ) -> Tensor:
-        output = net(normalize(pixels, valid, net.dtype), valid=valid)
+        output = net(normalize(pixels, valid, net.dtype, net.takes_blocks), valid=valid)
         found = postprocess(output, sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)

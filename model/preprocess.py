@@ -10,6 +10,7 @@ from model.detector import BatchDetector, Size
 from model.ops import by_triton
 from model.padding import valid_mask, zero_padding
 from model.resample import BITS, resize_pixels, taps_of_batch
+from model.stem import blocks_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -86,18 +87,25 @@ def enlarge(pixels: Tensor, valid: Tensor, sources: Tensor) -> Tensor:
     return resample(pixels, table, BITS)
 
 
-def normalize(pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(
+    pixels: Tensor, valid: Tensor | None, dtype: torch.dtype = torch.float32, blocks: bool = False
+) -> Tensor:
     """Convert the pixels of `stack_images`, on any device, to the inputs of the network.
 
     `pixels` (B, H, W, 3) uint8 become (B, 3, H, W) of `dtype`, channels last in memory, which is 0
-    beyond the `valid` (B, 2) int64 height and width of each image.
+    beyond the `valid` (B, 2) int64 height and width of each image. With `blocks` they have the form
+    of `model.stem.blocks_of`.
     """
     mean, std = _mean_and_std(pixels.device)
     if by_triton(pixels.device):
         from model.ops.pointwise import normalize_pixels
+        from model.ops.trunk import normalize_blocks
 
-        return normalize_pixels(pixels, mean, std, valid, dtype)
-    return zero_padding(((pixels.float() - mean) / std).permute(0, 3, 1, 2).to(dtype), valid)
+        kernel = normalize_blocks if blocks else normalize_pixels
+        return kernel(pixels, mean, std, valid, dtype)
+    values = ((pixels.float() - mean) / std).permute(0, 3, 1, 2).to(dtype)
+    values = zero_padding(values, valid)
+    return blocks_of(values) if blocks else values
 
 
 @cache

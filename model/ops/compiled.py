@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from model.ops import trunk
 from model.ops.launches import ANY, FEW, MANY, launch_name, read_table
 from model.ops.pointwise import (
     BLOCK,
@@ -160,11 +161,14 @@ def around(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     own |= dict.fromkeys(("mean_ptr", "deviation_ptr"), "*fp32")
     channels, masked = {"CHANNELS": 256}, {"MASKED": True}
     wide = masked | {"BLOCK": BLOCK}
+    of_blocks = {"BEFORE": trunk.BEFORE, "DEPTH": trunk.DEPTH, "BLOCK": trunk.CELLS}
     for kernel, sizes, warps in (
         (finish_forward, channels | wide | {"RESIDUAL": True, "RELU": True}, WARPS),
         (finish_pool_forward, {"CHANNELS": 64, "BLOCK": POOLED} | masked, POOL_WARPS),
         (add_norm_forward, channels | {"CHANNELS_2": 256, "PLACED": True, "ROWS": ROWS}, ROW_WARPS),
         (normalize_forward, wide, WARPS),
+        (trunk.zero_padding_forward, channels | {"BLOCK": trunk.ZEROS}, trunk.ZERO_WARPS),
+        (trunk.normalize_blocks_forward, masked | of_blocks, trunk.WARPS),
     ):
         types = {name: kind for name, kind in own.items() if name in kernel.arg_names}
         yield kernel.__name__, compiled(kernel, capability, types, sizes, warps)

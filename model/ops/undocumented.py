@@ -37,14 +37,21 @@ def _onednn_takes_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool) -> Tensor:
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool
+) -> Tensor:
     """A convolution by oneDNN, with a ReLU if wanted: `x` (B, C, H, W) -> (B, D, H', W')."""
     unary = "relu" if relu else "none"
     return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, unary, [], None)
 
 
 def convolve_add_(
-    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    relu: bool,
 ) -> Tensor:
     """The same plus `residual` (B, D, H', W'), which is overwritten."""
     unary = "relu" if relu else None

@@ -10,10 +10,21 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("ways.json")
 RESIDUAL = "sum and ReLU after a convolution"
+BIAS = "bias and ReLU of 3x3 convolutions"
 CUDNN, KERNEL = "cudnn", "kernel"  # within the convolution, or by a kernel behind it
+POINTWISE = "1x1 convolutions"  # those without a sum
+CONVOLUTION, PRODUCT = "convolution", "product"  # by cuDNN and the kernel, or all by cuBLAS
+STEM = "stem"
+FILTERS, BLOCKS = "7x7", "blocks"  # over pixels, or 4x4 over blocks of 2x2 pixels
 CORNERS = "sums of the attention's corners"
 FP32, HALF = "fp32", "half"  # half: of the four corners of a sample, where values are 16 bits
-WAYS = {RESIDUAL: (CUDNN, KERNEL), CORNERS: (FP32, HALF)}
+WAYS = {
+    RESIDUAL: (CUDNN, KERNEL),
+    BIAS: (KERNEL, CUDNN),
+    POINTWISE: (CONVOLUTION, PRODUCT),
+    STEM: (FILTERS, BLOCKS),
+    CORNERS: (FP32, HALF),
+}
 
 Chosen = dict[str, str]  # what is computed: the way
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.fused_layers import FusedConv2d, FusedLinear
+from model.fused_convolution import FusedConv2d
+from model.fused_layers import FusedLinear
 from model.ops import warn_once
 from model.padding import zero_padding
 
@@ -92,7 +93,7 @@ def test_the_triton_kernel_replaces_cudnn_where_it_fails(generator: torch.Genera
     residual = draw_numbers((2, 64, 18, 22), generator, torch.bfloat16)
     expected = (exact_output(nn.Sequential(conv, norm), x) + residual.double()).relu()
     fused = FusedConv2d(conv, norm, torch.bfloat16)
-    fused.onednn, fused.cudnn, fused.triton = False, True, True
+    fused.onednn, fused.residual_by_cudnn, fused.triton = False, True, True
     warn_once.cache_clear()  # another test, or this one with another seed, may have warned
     with pytest.warns(UserWarning, match="cuDNN cannot add and clip"):
         assert_near(fused(x, residual, relu=True), expected)

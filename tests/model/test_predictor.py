@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import fused_layers, inference, preprocess
+from model import fused_convolution, fused_layers, inference, preprocess
 from model.fused_pyramid import frequencies_on, strides_on
-from model.ops import undocumented
+from model.ops import undocumented, ways
 from model.ops.pyramid import entries_on, lines_on
 from model.ops.triton import levels_on
 from model.postprocess import postprocess
@@ -142,16 +142,21 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
                     tensors[name] = nn.Parameter(fake, False) if is_parameter else fake
 
 
+@pytest.mark.parametrize("chosen", [0, 1], ids=["first ways", "second ways"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_gpu_never_waits_for_the_host(
-    model: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+    model: str, padded: bool, chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors are fake: an operation that reads a value raises, and copies are recorded."""
+    monkeypatch.setattr(ways, "WAYS", {what: (two[chosen],) for what, two in ways.WAYS.items()})
+    monkeypatch.setattr(ways, "_kept", dict)  # no GPU is measured
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
-    for module in (fused_layers, inference, preprocess):
+    for module in (fused_convolution, fused_layers, inference, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")
+    assert net.takes_blocks == (chosen == 1 and net.config.backbone == "resnet50")
     predictor = Predictor(net, "cpu")
     with FakeTensorMode() as mode, torch.inference_mode():
         pretend_on_gpu(net, mode)
