@@ -16,7 +16,7 @@ from model.feature_levels import FeatureLevels, cell_centres
 from model.padding import group_norm_of_valid, valid_at, valid_mask, zero_padding
 from model.position_encoding import sine_position_encoding
 from model.ranking import largest
-from model.stem import FusedStem
+from model.stem import FusedStem, canvas_of
 from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
 POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
@@ -138,10 +138,11 @@ class DeformableDetr(nn.Module):
 
     @property
     def takes_blocks(self) -> bool:
-        """Whether the first convolution is faster with blocks of pixels."""
+        """Whether `pixel_values` may be blocks, with which the first convolution is faster."""
         (trunk,) = self.backbone
         assert isinstance(trunk, Backbone)
-        return isinstance(trunk.body.conv1, FusedStem) and trunk.body.conv1.blocks
+        stem, fused = trunk.body.conv1, self.fused_pyramid is not None
+        return isinstance(stem, FusedStem) and stem.blocks and fused and self.padding == "invariant"
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -188,11 +189,11 @@ class DeformableDetr(nn.Module):
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         features = self.backbone[0](pixel_values, valid if invariant else None)
         features = features if self.config.num_feature_levels > 1 else features[-1:]
-        size = self._canvas(pixel_values)
+        size = canvas_of(pixel_values)
         if self.fused_pyramid is not None and invariant:
             fused: FeatureLevels = self.fused_pyramid(features, size, valid, self.transformer_dtype)
             return fused
-        maps, masks = self._project(features, size, valid)
+        maps, masks = self._project(features, pixel_values, valid)
         ratios = torch.stack(
             [
                 torch.stack((m[:, 0].float().mean(1), m[:, :, 0].float().mean(1)), dim=1)
@@ -213,12 +214,6 @@ class DeformableDetr(nn.Module):
             valid_sizes=None if valid is None else torch.stack(sizes, 1),
             valid_ratios=ratios,
         )
-
-    @staticmethod
-    def _canvas(pixel_values: Tensor) -> tuple[int, int]:
-        """Height and width of the images of a batch; of blocks, odd ones are rounded up."""
-        _, channels, height, width = pixel_values.shape
-        return (height, width) if channels == 3 else (2 * height - 6, 2 * width - 6)
 
     def _position(self, masks: list[Tensor], padded: bool) -> Tensor:
         """Sine encoding plus level embedding of all levels: (B, S, C), or (1, S, C) unpadded.
@@ -248,15 +243,17 @@ class DeformableDetr(nn.Module):
         return tuple(self._positions.values())
 
     def _project(
-        self, features: list[Tensor], size: tuple[int, int], valid: Tensor | None
+        self, features: list[Tensor], pixel_values: Tensor, valid: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Each level through its convolution and GroupNorm, beside its mask (B, h, w)."""
         maps: list[Tensor] = []
         masks: list[Tensor] = []
+        size = pixel_values.shape[2:]
         invariant = valid is not None and self.padding == "invariant"
-        pixel_mask = features[0].new_ones(len(features[0]), *size, dtype=torch.bool)
-        if valid is not None:
-            pixel_mask = valid_mask(valid, pixel_mask[:, None])
+        if valid is None:
+            pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
+        else:
+            pixel_mask = valid_mask(valid, pixel_values)
         for level, projection in enumerate(self.input_proj):
             assert isinstance(projection, nn.Sequential)
             conv, norm = projection

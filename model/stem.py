@@ -31,6 +31,15 @@ def blocks_of(x: Tensor) -> Tensor:
     return _blocks(F.pad(x, (4, 2 + width % 2, 4, 2 + height % 2)))
 
 
+def canvas_of(x: Tensor) -> tuple[int, int]:
+    """Height and width of images (B, 3, H, W); of their blocks, these rounded up to even numbers.
+
+    Both are as large after any number of halvings that round up.
+    """
+    height, width = x.shape[2:]
+    return (height, width) if x.shape[1] == 3 else (2 * (height - 3), 2 * (width - 3))
+
+
 def is_stem(conv: nn.Conv2d) -> bool:
     """Whether a convolution can be computed over blocks."""
     geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)

@@ -81,11 +81,17 @@ class Cost:
 def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: int) -> Cost:
     """The cost of a kernel for arguments of these types (of pointers, else int32) and `sizes`.
 
-    `capability` as 90 for 9.0. Pointers and strides are multiples of 16, as torch's are.
+    `capability` as 90 for 9.0. Pointers and strides are multiples of 16, as torch's are, and so are
+    numbers of channels-last maps.
     """
     names = kernel.arg_names
     constants = dict.fromkeys(sizes, "constexpr")
-    aligned = [i for i, name in enumerate(names) if name.endswith(("_ptr", "_stride"))]
+    aligned = [
+        i
+        for i, name in enumerate(names)
+        if name.endswith(("_ptr", "_stride"))
+        or (name == "count" and not kernel.params[i].do_not_specialize)
+    ]
     made = triton.compile(
         ASTSource(
             kernel,

@@ -19,7 +19,8 @@ from model.inference import fold_norms
 from model.ops.trunk import normalize_blocks, zero_padding_
 from model.padding import halve, zero_padding
 from model.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
-from model.stem import FusedStem, blocks_of
+from model.stem import FusedStem, blocks_of, canvas_of
+from model.zoo import create_model
 from tests.support.gpu_paths import take_paths_of_gpus
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -228,3 +229,33 @@ def test_stem_over_blocks_is_the_stem(
     stem.use_blocks()
     torch.testing.assert_close(stem.relu_pool(x, halve(valid)), expected, rtol=1e-12, atol=1e-12)
     assert stem.weight.shape == (64, 16, 4, 4)
+
+
+@pytest.mark.parametrize("size", [(17, 9), (32, 40), (31, 40), (1, 2), (1, 1)])
+def test_canvas_of_blocks_has_the_levels_of_the_images(size: tuple[int, int]) -> None:
+    image = torch.empty(1, 3, *size)
+    found = canvas_of(blocks_of(image))
+    assert canvas_of(image) == size
+    for one, other in zip(found, size, strict=True):
+        for _ in range(6):
+            one, other = (one + 1) // 2, (other + 1) // 2
+            assert one == other
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_pyramid_of_blocks_is_that_of_images(
+    padded: bool, generator: torch.Generator, as_on_gpus: None
+) -> None:
+    net = create_model("deformable-detr-single-scale", "random", DEVICE, "fp32", "invariant")
+    pixels, valid = draw_pixels(generator, SIZES if padded else SIZES[:1])
+    area = valid.to(DEVICE) if padded else None
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = net.pyramid(normalize(pixels.to(DEVICE), area), area)
+        use_libraries(net)
+        assert net.takes_blocks
+        found = net.pyramid(normalize(pixels.to(DEVICE), area, blocks=True), area)
+    assert found.shapes == expected.shapes
+    for name in ("memory", "placed", "centres", "valid_ratios"):
+        one, other = getattr(found, name), getattr(expected, name)
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
