@@ -14,19 +14,20 @@ from typing import TextIO
 import duckdb
 
 from jobs.exports import coco, labelstudio, table, voc, yolo
+from jobs.exports.earlier import TABLE, Layout
 from jobs.exports.pictures import Pictures
 from jobs.exports.place import (
-    TABLE,
+    FileTarget,
     Folder,
-    check_free,
+    FolderTarget,
     folder,
-    has_written_images,
     is_local_folder,
     one_file,
+    refuse_unwritable,
 )
 from jobs.exports.reader import Choice, Labels
 from jobs.output.gone import hide_gone_objects
-from jobs.output.outside import refuse_within_output
+from jobs.output.outside import refuse_images_within, refuse_within_output
 from jobs.query import answer_query
 from pipeline.storage import retries
 from pipeline.storage.files import InputError
@@ -51,42 +52,41 @@ class ToFile:
     """A format that is one file."""
 
     write: Callable[[Labels, TextIO], None]
-    entries: tuple[str, ...] = ()
 
-    def __call__(self, labels: Labels, url: str) -> None:
+    def target(self, url: str, overwrite: bool) -> FileTarget:
+        return FileTarget(url, overwrite)
+
+    def __call__(self, labels: Labels, url: str, overwrite: bool) -> None:
         with one_file(url) as file:
             self.write(labels, file)
+            self.target(url, overwrite).check_free()  # a file may have appeared meanwhile
 
 
 @dataclass(frozen=True)
 class ToFolder:
-    """A format that is a folder of `entries`, and of the folder `images` if images are wanted.
-
-    The entry `table` maps files to images.
-    """
+    """A format that is a folder, with the images if they are wanted."""
 
     write: Callable[[Labels, Folder], None]
-    entries: tuple[str, ...]
-    table: str
-    images: str
+    layout: Layout
     placed: bool = False  # see ImageOptions
     linked: bool = False
 
-    def __call__(self, labels: Labels, url: str) -> None:
-        with_images = self.placed or has_written_images(url, self.images)
-        entries = (*self.entries, self.images) if with_images else self.entries
-        with folder(url, entries, self.table) as place:
+    def target(self, url: str, overwrite: bool) -> FolderTarget:
+        return FolderTarget(url, overwrite, self.layout, self.placed)
+
+    def __call__(self, labels: Labels, url: str, overwrite: bool) -> None:
+        with folder(self.target(url, overwrite)) as place:
             if self.placed:
                 self._write_with_images(labels, place)
                 return
             self.write(labels, place)
         labels.remarks.append(
-            f"the images belong into {mask(url)}/{self.images} under the names in {self.table}: "
-            "--with-images puts them there"
+            f"the images belong into {mask(url)}/{self.layout.images} under the names in "
+            f"{TABLE}: --with-images puts them there"
         )
 
     def _write_with_images(self, labels: Labels, place: Folder) -> None:
-        with Pictures(labels, place, self.images, self.linked) as pictures:
+        with Pictures(labels, place, self.layout.images, self.linked) as pictures:
             labels.select = pictures.place
             self.write(labels, place)
         if pictures.missing:
@@ -98,9 +98,9 @@ class ToFolder:
 
 EXPORTS: dict[str, ToFile | ToFolder] = {
     "coco": ToFile(coco.write),
-    "yolo": ToFolder(yolo.write, yolo.ENTRIES, TABLE, yolo.IMAGES),
+    "yolo": ToFolder(yolo.write, yolo.LAYOUT),
     "labelstudio": ToFile(labelstudio.write),
-    "voc": ToFolder(voc.write, voc.ENTRIES, TABLE, voc.IMAGES),
+    "voc": ToFolder(voc.write, voc.LAYOUT),
     "csv": ToFile(table.write),
 }
 
@@ -116,21 +116,26 @@ def export(
 ) -> None:
     """Write the labels of `output` to `url`, and report on stderr what was written and left out.
 
-    `present_only` leaves out the objects that are gone from INPUT. InputError if `url` is taken, or
-    if an argument has an invalid value.
+    `present_only` leaves out the objects that are gone from INPUT. InputError if `url` is taken, if
+    with `overwrite` something would be deleted that no export wrote, that is OUTPUT or that is an
+    image of it, or if an argument has an invalid value.
     """
     choice.check()
+    refuse_unwritable(url)
     form = _format(to, url, images or ImageOptions())
-    refuse_within_output(output, url, "FILE")
-    folder_of_images = form.images if isinstance(form, ToFolder) and form.placed else ""
-    check_free(url, form.entries, overwrite, folder_of_images)
+    target = form.target(url, overwrite)
+    for place in target.places():
+        refuse_within_output(output, place, "FILE")
+    target.check_free()
     retries.person_waits = True
 
     def write(connection: duckdb.DuckDBPyConnection) -> tuple[Labels, int]:
+        if overwrite and isinstance(target, FolderTarget):
+            refuse_images_within(connection, target.places(), "FILE")
         gone = hide_gone_objects(connection, output) if present_only else 0
         with tempfile.TemporaryDirectory() as scratch:
             labels = Labels(connection, output, choice, scratch)
-            form(labels, url)
+            form(labels, url, overwrite)
         return labels, gone
 
     labels, gone = answer_query(output, write)

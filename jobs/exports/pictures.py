@@ -13,7 +13,8 @@ from operator import attrgetter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.exports.place import MARK, Folder
+from jobs.exports.earlier import MARK
+from jobs.exports.place import Folder
 from jobs.exports.reader import LabelledImage, Labels
 from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest

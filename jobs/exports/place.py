@@ -5,53 +5,38 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from jobs.exports.earlier import (
+    TABLE,
+    Layout,
+    first_unlisted_file,
+    has_written_images,
+    is_export,
+    is_of_format,
+)
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.retries import retry
-from pipeline.storage.urls import mask
+from pipeline.storage.urls import mask, printable
 
-TABLE = "images.csv"  # of an export to a folder; it is written last
 FILES_AT_ONCE = 256  # files put into a store together, because each put waits for a request
 BYTES_AT_ONCE = 16 << 20  # bytes of such files that wait in memory
-MARK = ".written-by-export"  # a file in a folder of images that an export wrote
 
 
-def check_free(url: str, entries: Sequence[str], overwrite: bool, images: str = "") -> None:
-    """Check that an export may be written to `url`.
-
-    `entries` are the names that a folder will hold; if existing are none, `url` will be a file.
-    `images` is the folder in it that will hold the images, if the export writes them. InputError if
-    `url` cannot be written to, or if it exists and must not be overwritten.
-    """
-    fs, path = open_location(url, "FILE")
+def refuse_unwritable(url: str) -> None:
+    """Raise InputError if no export can be written to such an address as `url`."""
+    if url == "-":
+        raise InputError("FILE -: give a file; `query` writes to stdout")
+    fs, _ = _open(url)
     if not isinstance(fs, LocalFileSystem) and "http" in fs.protocol:
         raise InputError(
             f"FILE {mask(url)}: web addresses cannot be written to; give s3:// or a path"
-        )
-    with explain_errors("FILE", url):
-        fs.invalidate_cache()
-        is_folder = fs.isdir(path)
-        taken = fs.exists(path) and not (is_folder and entries and not fs.ls(path))
-        is_export = taken and is_folder and fs.exists(join(path, TABLE))
-    if taken and bool(entries) != is_folder:
-        existing, wanted = ("folder", "file") if is_folder else ("file", "folder")
-        raise InputError(f"FILE {mask(url)} is a {existing}, and this format is a {wanted}")
-    if taken and not overwrite:
-        raise InputError(f"FILE {mask(url)} exists: give another, or pass --overwrite")
-    if taken and is_folder and not is_export:
-        raise InputError(
-            f"FILE {mask(url)} is a folder that no export wrote, since it has no {TABLE}: "
-            "--overwrite would delete what is in it; give another folder"
-        )
-    if taken and images and fs.exists(join(path, images)) and not has_written_images(url, images):
-        raise InputError(
-            f"FILE {mask(url)} has a folder {images} that no export wrote: give another FILE, or "
-            "move that folder away"
         )
 
 
@@ -60,20 +45,113 @@ def is_local_folder(url: str) -> bool:
     return isinstance(open_location(url, "FILE")[0], LocalFileSystem)
 
 
-def has_written_images(url: str, images: str) -> bool:
-    """Whether the folder `images` below `url` was written by an export."""
+@dataclass(frozen=True)
+class FileTarget:
+    """One file to write at `url`, which may replace another one with `overwrite`."""
+
+    url: str
+    overwrite: bool
+
+    def places(self) -> tuple[str, ...]:
+        """Return the URLs that the export writes or deletes."""
+        return (self.url,)
+
+    def check_free(self) -> None:
+        """InputError if something lies at `url` that must not be replaced."""
+        fs, path = _open(self.url)
+        with explain_errors("FILE", self.url):
+            fs.invalidate_cache()
+            is_folder, taken = fs.isdir(path), fs.lexists(path)
+            is_special = taken and isinstance(fs, LocalFileSystem) and not os.path.isfile(path)
+        if is_folder:
+            raise InputError(f"FILE {mask(self.url)} is a folder, and this format is a file")
+        if is_special:
+            raise InputError(f"FILE {mask(self.url)} is no regular file: give another")
+        if taken and not self.overwrite:
+            raise _exists(self.url)
+
+
+@dataclass(frozen=True)
+class FolderTarget:
+    """A folder to fill at `url`, which may replace an earlier export with `overwrite`."""
+
+    url: str
+    overwrite: bool
+    layout: Layout
+    with_images: bool  # whether the images are written too
+
+    def entries(self) -> tuple[str, ...]:
+        """Return the names in the folder that the export writes or deletes, TABLE last.
+
+        Images that an earlier export wrote go with its labels.
+        """
+        fs, path = _open(self.url)
+        with explain_errors("FILE", self.url):
+            return self.layout.entries(
+                self.with_images or has_written_images(fs, path, self.layout)
+            )
+
+    def places(self) -> tuple[str, ...]:
+        """Return the URLs that the export writes or deletes."""
+        return tuple(join(self.url, entry) for entry in self.entries())
+
+    def check_free(self) -> None:
+        """InputError if something lies at `url` that must not be replaced.
+
+        A folder without visible files is free. Of another one, only what an export wrote there may
+        be replaced.
+        """
+        fs, path = _open(self.url)
+        shown = mask(self.url)
+        with explain_errors("FILE", self.url):
+            fs.invalidate_cache()
+            is_folder = fs.isdir(path)
+            taken = bool(_visible_names(fs, path)) if is_folder else fs.lexists(path)
+        if not taken:
+            return
+        if not is_folder:
+            raise InputError(f"FILE {shown} is a file, and this format is a folder")
+        if not self.overwrite:
+            raise _exists(self.url)
+        with explain_errors("FILE", self.url):
+            if not is_export(fs, path):
+                raise InputError(
+                    f"FILE {shown} is a folder that no export wrote, since it has no {TABLE} of "
+                    "an export: --overwrite would delete what is in it; give another folder"
+                )
+            if not is_of_format(fs, path, self.layout):
+                raise InputError(f"FILE {shown} is an export to another format: give another FILE")
+            other = first_unlisted_file(fs, path, self.layout, self.entries())
+        if other is not None:
+            raise InputError(
+                f"FILE {shown} holds {printable(other)}, which its {TABLE} does not list: "
+                "--overwrite would delete it; give another FILE, or move that file away"
+            )
+
+
+def _exists(url: str) -> InputError:
+    return InputError(f"FILE {mask(url)} exists: give another, or pass --overwrite")
+
+
+def _open(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the file system and the path of `url`; a local path is that to which links lead."""
     fs, path = open_location(url, "FILE")
-    with explain_errors("FILE", url):
-        return bool(fs.exists(join(path, images, MARK)))
+    return fs, os.path.realpath(path) if isinstance(fs, LocalFileSystem) else path
+
+
+def _visible_names(fs: AbstractFileSystem, path: str) -> list[str]:
+    """Return the names in a folder, without hidden ones, which no export writes or deletes."""
+    names = (name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
+    return [name for name in names if not name.startswith(".")]
 
 
 @contextmanager
 def one_file(url: str) -> Iterator[TextIO]:
     """Yield a file to write.
 
-    The whole file appears at `url` when the block ends, or nothing does.
+    The whole file appears at `url` when the block ends, or nothing does. A local link stays.
     """
-    fs, path = open_location(url, "FILE")
+    fs, path = _open(url)
     if isinstance(fs, LocalFileSystem):
         temporary = _hidden_name(path)
         with explain_errors("FILE", url):
@@ -135,54 +213,66 @@ class Folder:
 
 
 @contextmanager
-def folder(url: str, entries: Sequence[str], table: str) -> Iterator[Folder]:
-    """Yield a folder to fill. Existing `entries` in it are replaced, and nothing else is touched.
+def folder(target: FolderTarget) -> Iterator[Folder]:
+    """Yield a folder to fill. The entries of `target` are replaced, and nothing else is touched.
 
-    `table` is one of the entries, and is written last. A new local folder appears as a whole when
-    the block ends, or not at all; a store cannot do this.
+    TABLE is written last. A local folder appears as a whole when the block ends, or not at all; a
+    store cannot do this. A local folder that exists stays, and gets the new entries.
+
+    InputError if something has appeared in a local folder meanwhile that must not be replaced.
     """
-    fs, path = open_location(url, "FILE")
+    fs, path = _open(target.url)
     if isinstance(fs, LocalFileSystem):
-        with (
-            _replace_local_folder(Path(path), entries) as place,
-            open(place / table, "x", encoding="utf-8", newline="") as file,
-        ):
-            filled = Folder(str(place), file)
-            yield filled
-            filled.flush()
+        with _hidden_folder(Path(path), target.url) as made:
+            with open(made / TABLE, "x", encoding="utf-8", newline="") as file:
+                filled = Folder(str(made), file)
+                yield filled
+                filled.flush()
+            target.check_free()
+            with explain_errors("FILE", target.url):
+                _put_in_place(made, Path(path), target.entries())
         return
-    with explain_errors("FILE", url):
-        for entry in entries:
+    with explain_errors("FILE", target.url):
+        for entry in target.entries():
             remove_tree(fs, f"{path}/{entry}")
-    with one_file(join(url, table)) as file:
-        filled = Folder(url, file)
+    with one_file(join(target.url, TABLE)) as file:
+        filled = Folder(target.url, file)
         yield filled
         filled.flush()
 
 
 @contextmanager
-def _replace_local_folder(path: Path, entries: Sequence[str]) -> Iterator[Path]:
-    """Yield a hidden folder beside `path`; when the block ends, it replaces `path`.
+def _hidden_folder(path: Path, url: str) -> Iterator[Path]:
+    """Yield a new folder in the folder `path`, or beside it if it does not exist.
 
-    If `path` already holds files, only its entries are replaced.
+    What is left of it when the block ends is deleted.
     """
-    made = _hidden_name(str(path))
-    with explain_errors("FILE", str(path)):
+    made = _hidden_name(str(path / path.name if path.is_dir() else path))
+    with explain_errors("FILE", url):
         made.mkdir(parents=True)
     try:
         yield made
-        if not path.exists() or not any(path.iterdir()):
-            os.replace(made, path)
-            return
-        (made / "old").mkdir()
-        for entry in entries:
-            if os.path.lexists(path / entry):
-                os.replace(path / entry, made / "old" / entry)
-            if (made / entry).exists():
-                os.replace(made / entry, path / entry)
     finally:
         if made.exists():
             shutil.rmtree(made)
+
+
+def _put_in_place(made: Path, path: Path, entries: Sequence[str]) -> None:
+    """Move `made` to `path`, or its entries if `path` exists: all of them, or none after an error.
+
+    The old entries of `path` go to `made`.
+    """
+    if not path.exists():
+        os.rename(made, path)
+        return
+    (made / "old").mkdir()
+    with ExitStack() as undo:
+        for entry in entries:
+            for source, place in ((path, made / "old"), (made, path)):
+                if os.path.lexists(source / entry):
+                    os.replace(source / entry, place / entry)
+                    undo.callback(os.replace, place / entry, source / entry)
+        undo.pop_all()
 
 
 def _hidden_name(path: str) -> Path:

@@ -4,14 +4,15 @@ import csv
 from functools import lru_cache
 from xml.sax.saxutils import escape
 
+from jobs.exports.earlier import TABLE, Layout
 from jobs.exports.names import NameRules
-from jobs.exports.place import TABLE, Folder
+from jobs.exports.place import Folder
 from jobs.exports.reader import MAPPING, Box, LabelledImage, Labels, mapping_row
 from pipeline.storage.urls import printable
 
 IMAGES = "JPEGImages"
 LIST, LABEL_MAP = "ImageSets/Main/default.txt", "labelmap.txt"
-ENTRIES = ("Annotations", "ImageSets", LABEL_MAP, TABLE)
+LAYOUT = Layout("Annotations", (LIST, LABEL_MAP, TABLE), IMAGES)
 RULES = NameRules(".xml")
 BACKGROUND = "background"  # the first class of VOC's label maps
 

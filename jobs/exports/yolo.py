@@ -9,12 +9,13 @@ from pathlib import PurePosixPath
 
 import yaml
 
+from jobs.exports.earlier import TABLE, Layout
 from jobs.exports.names import NameRules
-from jobs.exports.place import TABLE, Folder
+from jobs.exports.place import Folder
 from jobs.exports.reader import MAPPING, LabelledImage, Labels, mapping_row
 
 IMAGES = "images"
-ENTRIES = ("labels", "data.yaml", "classes.txt", TABLE)
+LAYOUT = Layout("labels", ("data.yaml", "classes.txt", TABLE), IMAGES)
 # Suffixes that Ultralytics reads, and other suffixes of the same formats.
 _READ = frozenset(".avif .bmp .dng .heic .heif .jp2 .jpeg .jpg .mpo .png .tif .tiff .webp".split())
 _RENAMED = {

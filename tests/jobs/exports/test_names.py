@@ -81,9 +81,8 @@ def test_every_image_gets_a_safe_name_and_can_be_traced_back(
             rows = list(csv.DictReader(file))
         found = [(row["picture"], row["image_id"], row["shard"]) for row in rows]
         below = [row["file"] for row in rows]
-        files = {
-            str(p.relative_to(exported)) for p in (exported / EXPORTS[to].entries[0]).rglob("*.*")
-        }
+        folder = exported / ("labels" if to == "yolo" else "Annotations")
+        files = {str(path.relative_to(exported)) for path in folder.rglob("*.*")}
         assert set(below) == {name for name in files if (exported / name).is_file()}
         check_paths(below)
     check_paths([name for name, _, _ in found])

@@ -103,7 +103,7 @@ def test_images_of_a_user_are_not_deleted(
     mine.parent.mkdir()
     mine.write_bytes(b"mine")
     assert export(tmp_path, "yolo", "--with-images", "--overwrite") == 2
-    assert "has a folder images that no export wrote" in capsys.readouterr().err
+    assert "holds images/mine.jpg, which its images.csv does not list" in capsys.readouterr().err
     assert export(tmp_path, "yolo", "--overwrite") == 0
     assert mine.read_bytes() == b"mine"
 
