@@ -54,6 +54,7 @@ class Pictures:
         """`images` is the name of the folder in `folder`; `link` links local files to it."""
         self.missing: dict[str, tuple[int, str]] = {}
         self._labels, self._folder, self._images, self._link = labels, folder, images, link
+        self._linked: list[Member] = []  # one of the local files that are linked, if there are any
         self._child = reading_child("jobs.report.pictures")
         folder.add(f"{images}/{MARK}", "")
 
@@ -121,25 +122,30 @@ class Pictures:
         """Place images that are files of their own, some at once."""
         while some := list(islice(images, FILES_AT_ONCE)):
             found = [(image, _member(image, how.imported)) for image in some]
-            read = [
-                member
-                for _, member in found
-                if member is not None and not (self._link and is_local(member.uri))
-            ]
-            shard = Shard("pictures", "files", tuple(read), access=how.access)
-            rows = self._read_loose(shard)
+            members = [member for _, member in found if member is not None]
+            read = [member for member in members if not self._is_linked(member)]
+            self._linked = [m for m in members if self._is_linked(m)][:1] or self._linked
+            shard = Shard("pictures", "files", (*read, *self._linked), access=how.access)
+            rows = self._read_loose(shard, len(read))
             for image, member in found:
                 if member is None:
                     self._leave_out(image, UNREADABLE, NO_ADDRESS)
-                elif self._link and is_local(member.uri):
+                elif self._is_linked(member):
                     if self._place_link(image, member):
                         yield image
                 elif self._place_row(image, next(rows)):
                     yield image
             next(rows, None)
 
-    def _read_loose(self, shard: Shard) -> Iterator[Row]:
-        positions = tuple(range(len(shard.members)))
+    def _is_linked(self, member: Member) -> bool:
+        return self._link and is_local(member.uri)
+
+    def _read_loose(self, shard: Shard, count: int) -> Iterator[Row]:
+        """Read the first `count` images of a shard. The store of the others shows that it answers.
+
+        So an image whose store does not answer is left out, as it is where all images are read.
+        """
+        positions = tuple(range(count))
         return read_rows_in_child(
             self._child,
             READ_LOOSE,

@@ -25,9 +25,10 @@ from pipeline.formats.read import read_rows
 from pipeline.isolation.child import ChildFailed, Row, read_rows_in_child
 from pipeline.isolation.frames import table_of_rows
 from pipeline.plan.shards import Shards, read_plan_tables, shards_of_table
-from pipeline.schema import ENCODED, OK, UNREADABLE, UNSEEN, Member, Shard
+from pipeline.schema import ENCODED, NOT_ALLOWED, OK, UNREADABLE, UNSEEN, Member, Shard
 from pipeline.stages.prepare import DECODE, Preparer
 from pipeline.stages.read import reading_child
+from pipeline.storage.availability import know
 from pipeline.storage.files import StorageUnavailable, join, object_info
 from pipeline.storage.protocols import WEB, protocol_of
 
@@ -205,8 +206,13 @@ class PictureReader:
 
 
 def rows_at(shard: Shard, positions: tuple[int, ...]) -> Iterator[Row]:
-    """Read rows (ENCODED) at ascending positions of a shard; runs in the reader's child process."""
+    """Read rows (ENCODED) at ascending positions of a shard; runs in the reader's child process.
+
+    Loose files at other positions only tell which other stores there are: an image whose store does
+    not answer fails alone if another one does.
+    """
     if shard.kind == "files":
+        know(member.uri for member in shard.members if member.etag != NOT_ALLOWED)
         with ThreadPoolExecutor(FETCH_AT_ONCE) as pool:
             members = tuple(pool.map(_look_at, (shard.members[place] for place in positions)))
         yield from read_rows(replace(shard, members=members), 0)
