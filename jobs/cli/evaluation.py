@@ -87,7 +87,11 @@ def _evaluate(options: EvaluateOptions) -> int:
 def _compare(options: CompareOptions) -> int:
     from jobs.compare.compare import compare
     from jobs.compare.text import as_text
+    from jobs.output.outside import refuse_within_output
 
+    if options.html is not None:
+        for output in (options.output_a, options.output_b):
+            refuse_within_output(output, options.html, "--html")
     result = compare(replace(options, with_boxes=options.html is not None))
     if options.html is not None:
         from jobs.compare.page import page_of
