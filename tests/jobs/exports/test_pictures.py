@@ -84,6 +84,29 @@ def test_what_is_not_as_it_was_labelled_is_left_out_and_named(
     assert len(list((tmp_path / "made/images").rglob("[!.]*.*"))) == 4
 
 
+@pytest.mark.parametrize("option", ["--with-images", "--link-images"])
+def test_an_image_in_a_store_that_does_not_answer_is_left_out(
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The store of other images is the disk, which answers."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    uris = (f"file://{tmp_path}/a.jpg", "s3://bucket/b.jpg")
+    etags = (etag(uris[0]), "e")
+    images = [
+        Labelled(uri, random_boxes(1, 2), etag=tag) for uri, tag in zip(uris, etags, strict=True)
+    ]
+    write_run(tmp_path / "out", images, LABELS)
+    assert export(tmp_path, "yolo", option) == 0
+    assert "1 unavailable (s3://bucket/b.jpg: no credentials" in capsys.readouterr().err
+    assert by_image_id(tmp_path / "made").keys() == {uris[0]}
+
+
 def test_an_export_without_any_image_fails_and_leaves_nothing(
     written: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,13 @@ from jobs.output import paths
 from tests.support.labelled import Labelled, write_run
 from tests.support.nights import NIGHTS, write_nights
 
-OWN = [paths.entry(1), f"_runs/{NIGHTS[0]}/x.json", "images/x.json", "_staging/x.json"]
+OWN = [
+    paths.entry(1),
+    paths.OLD_LOCK,
+    f"_runs/{NIGHTS[0]}/x.json",
+    "images/x.json",
+    "_staging/x.json",
+]
 
 
 @pytest.mark.parametrize("through_link", [False, True])
@@ -25,6 +31,7 @@ def test_files_of_output_are_not_written_over(
     for words in (
         ["query", str(output), "SELECT 1", "--out", file],
         ["report", str(output), "--html", file],
+        ["compare", str(output), str(output), "--html", file],
         ["export", str(output), file, "--to", "csv", "--overwrite"],
     ):
         assert main(words) == 2
@@ -32,6 +39,29 @@ def test_files_of_output_are_not_written_over(
         assert said.count("\n") == 1 and "give another" in said, said
     after = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
     assert after == before
+
+
+@pytest.mark.parametrize("name", ["", "labels"])
+def test_output_is_not_written_over(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is the folder of OUTPUT, or one that holds it."""
+    write_nights(tmp_path / "labels")
+    for words in (
+        [
+            "query",
+            str(tmp_path / "labels"),
+            "SELECT 1",
+            "--out",
+            str(tmp_path / name),
+            "--format",
+            "csv",
+        ],
+        ["report", str(tmp_path / "labels"), "--html", str(tmp_path / name)],
+        ["export", str(tmp_path / "labels"), str(tmp_path / name), "--to", "csv", "--overwrite"],
+    ):
+        assert main(words) == 2
+        assert "or holds it: give another place" in capsys.readouterr().err
 
 
 def test_other_files_beside_the_tables_may_be_written(tmp_path: Path) -> None:
