@@ -24,6 +24,8 @@ def check_page(output: str, file: Path) -> None:
     refuse_within_output(output, file, "--html")
     if file.is_dir():
         raise InputError(f"--html {file} is a folder: give a file")
+    if not file.parent.is_dir():
+        raise InputError(f"--html {file}: its folder does not exist; make it first")
     if file.is_file() and file.stat().st_size and PAGE not in file.read_bytes()[:PAGE_WITHIN]:
         raise InputError(f"--html {file} is no page of detr-batch: give another file")
 

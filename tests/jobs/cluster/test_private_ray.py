@@ -156,6 +156,7 @@ def test_a_token_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    start, line = done.stderr.splitlines()
+    assert start == "starting Ray and the model on this machine"
     assert "RAY_AUTH_TOKEN_PATH" in line
     assert line.endswith(str(tmp_path / "token"))

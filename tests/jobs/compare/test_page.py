@@ -66,5 +66,5 @@ def test_a_page_and_json_are_written_together(
     assert main(["compare", sides[0], sides[0], "--html", str(file), "--json"]) == 0
     assert '"gone": 0' in capsys.readouterr().out
     assert "Images that differ most" not in file.read_text()
-    assert main(["compare", *sides, "--html", str(tmp_path / "absent" / "page.html")]) == 1
-    assert "No such file" in capsys.readouterr().err
+    assert main(["compare", *sides, "--html", str(tmp_path / "absent" / "page.html")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
