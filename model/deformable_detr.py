@@ -249,7 +249,6 @@ class DeformableDetr(nn.Module):
         maps: list[Tensor] = []
         masks: list[Tensor] = []
         size = pixel_values.shape[2:]
-        invariant = valid is not None and self.padding == "invariant"
         if valid is None:
             pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
         else:
@@ -261,7 +260,7 @@ class DeformableDetr(nn.Module):
             extra = level - len(features)  # the first extra level looks at raw C5
             last = maps[-1].to(self.dtype) if extra > 0 else features[-1]
             source = features[level] if extra < 0 else last
-            if valid is None or not invariant:
+            if valid is None or self.padding == "published":
                 x = self._group_norm(conv(source), norm)
                 resized = F.interpolate(pixel_mask[None].float(), size=x.shape[-2:])[0]
                 masks.append(resized.bool())

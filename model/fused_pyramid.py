@@ -23,6 +23,8 @@ from model.ops.triton import levels_on
 from model.padding import strides_of, zero_padding
 from model.position_encoding import frequencies
 
+Projection = tuple[nn.Conv2d, nn.GroupNorm]  # of one level
+
 
 class FusedPyramid(nn.Module):
     """The projections of the levels, from features of a `dtype`. What is added to them is fp32.
@@ -30,10 +32,9 @@ class FusedPyramid(nn.Module):
     The last projection may be a 3x3 one, of the last features. The others are 1x1.
     """
 
-    def __init__(self, projections: nn.ModuleList, level_embed: Tensor, dtype: torch.dtype):
+    def __init__(self, projections: Sequence[Projection], level_embed: Tensor, dtype: torch.dtype):
         super().__init__()
-        convolutions: list[nn.Conv2d] = [pair[0] for pair in projections]  # type: ignore[index]
-        norms: list[nn.GroupNorm] = [pair[1] for pair in projections]  # type: ignore[index]
+        convolutions, norms = zip(*projections, strict=True)
         self.weights = nn.ParameterList(_weight(conv, dtype) for conv in convolutions)
         self.bias = _stacked(conv.bias for conv in convolutions)
         self.scale = _stacked(norm.weight for norm in norms)

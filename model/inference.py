@@ -86,11 +86,13 @@ def prepare_transformer(net: DeformableDetr, dtype: torch.dtype) -> None:
         net.first_queries = first.attend_to_queries(x, position)
 
 
-def _projections(net: DeformableDetr) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _projections(net: DeformableDetr) -> Iterator[tuple[nn.Conv2d, nn.GroupNorm]]:
     """The convolution and the GroupNorm of each level."""
     for projection in net.input_proj:
         assert isinstance(projection, nn.Sequential)
-        yield projection[0], projection[1]
+        conv, norm = projection
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
+        yield conv, norm
 
 
 def fold_norms(trunk: nn.Module, dtype: torch.dtype) -> None:
@@ -141,10 +143,10 @@ def _fuse_pyramid(net: DeformableDetr, dtype: torch.dtype) -> None:
     """
     from model.fused_pyramid import FusedPyramid
 
-    kernels = [projection.get_submodule("0").kernel_size for projection in net.input_proj]
-    if any(kernel != (1, 1) for kernel in kernels[:-1]):
+    projections = list(_projections(net))
+    if any(conv.kernel_size != (1, 1) for conv, _ in projections[:-1]):
         return
-    net.fused_pyramid = FusedPyramid(net.input_proj, net.transformer.level_embed, dtype)
+    net.fused_pyramid = FusedPyramid(projections, net.transformer.level_embed, dtype)
     if net.padding == "invariant":
         net.input_proj = nn.ModuleList()
 

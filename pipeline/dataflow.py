@@ -32,8 +32,7 @@ from pipeline.stages.tasks import (
 # commit, and what a detector gets in one call. GPUs process hundreds of images a second: their
 # blocks hold 250 images of 480 x 640, or 100 of 800 x 1066, so that images of one canvas meet. On
 # CPUs they hold 20 images of 288 x 400, or 3 of 800 x 1066, so that the detectors of all cores get
-# some of a small lake, and progress shows early. (These are the
-# sizes in which preparers hand over the images.)
+# some of a small lake, and progress shows early. (Sizes are those of `ResizeRule.prepared_size`.)
 GPU_BLOCK_BYTES, CPU_BLOCK_BYTES = 256 << 20, 8 << 20
 # Many detectors make many blocks, and the driver needs 5 to 8 ms of a CPU for each block
 # (`bench scale`, 2026-11-26). Blocks of large pools of CPUs therefore grow, up to half a minute of

@@ -26,8 +26,11 @@ def check_page(output: str, file: Path) -> None:
         raise InputError(f"--html {file} is a folder: give a file")
     if not file.parent.is_dir():
         raise InputError(f"--html {file}: its folder does not exist; make it first")
-    if file.is_file() and file.stat().st_size and PAGE not in file.read_bytes()[:PAGE_WITHIN]:
-        raise InputError(f"--html {file} is no page of detr-batch: give another file")
+    if file.is_file():
+        with file.open("rb") as content:
+            start = content.read(PAGE_WITHIN)
+        if start and PAGE not in start:
+            raise InputError(f"--html {file} is no page of detr-batch: give another file")
 
 
 def write_page(page: str, file: Path) -> None:

@@ -41,7 +41,9 @@ class ExportOptions:
     )
     present_only: bool = field(
         default=False,
-        metadata={"help": "leave out objects that the last `label` found gone from INPUT"},
+        metadata={
+            "help": "leave out objects that the last `label` over the same INPUT did not find"
+        },
     )
 
 

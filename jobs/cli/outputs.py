@@ -57,7 +57,9 @@ class QueryOptions:
     overwrite: bool = field(default=False, metadata={"help": "replace what lies at FILE"})
     present_only: bool = field(
         default=False,
-        metadata={"help": "leave out objects that the last `label` did not find under INPUT"},
+        metadata={
+            "help": "leave out objects that the last `label` over the same INPUT did not find"
+        },
     )
     examples: bool = field(default=False, metadata={"help": "print worked examples"})
 

@@ -119,10 +119,8 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
         published, left_out = _label_what_is_new(command, writer, startup)
         runs = writer.catalog.committed_runs()
     if not published.images:
-        failed = sum(sum(run["images"].values()) - run["images"].get(OK, 0) for run in runs)
-        but = f"; {failed} images of it failed, see below" if failed else ""
-        print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all{but}")
-        if failed:
+        print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
+        if any(run["images"].keys() - {OK} for run in runs):
             print_way_to_failures(options.output)
     code = print_outcome(options.output, published, options.max_failed_fraction)
     if left_out:

@@ -79,6 +79,21 @@ def statistics_forward(  # type: ignore[no-untyped-def]
     tl.store(squares_ptr + part * GROUPS + group, squares)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _chunk(  # type: ignore[no-untyped-def]
+    counts_ptr, means_ptr, item, first, parts, GROUPS: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Counts (CHUNK,) and means (CHUNK, GROUPS) of programs from `first` on, and where these lie.
+
+    Beyond the last program they are 0.
+    """
+    part = first + tl.arange(0, CHUNK)
+    live = part < parts
+    at = (item * parts + part)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
+    count = tl.load(counts_ptr + item * parts + part, mask=live, other=0.0)
+    return count, tl.load(means_ptr + at, mask=live[:, None], other=0.0), at
+
+
 @triton.jit(do_not_specialize=["parts"])  # type: ignore[untyped-decorator]
 def combine_forward(  # type: ignore[no-untyped-def]
     counts_ptr,  # (B, L, N) fp32
@@ -91,27 +106,21 @@ def combine_forward(  # type: ignore[no-untyped-def]
     CHUNK: tl.constexpr,
 ):
     item = tl.program_id(0).to(tl.int64)
-    group, one = tl.arange(0, GROUPS), tl.arange(0, CHUNK)
+    group = tl.arange(0, GROUPS)
     total = tl.zeros((CHUNK,), tl.float32)
     summed = tl.zeros((CHUNK, GROUPS), tl.float32)
     for first in range(0, parts, CHUNK):
-        part = item * parts + first + one
-        live = first + one < parts
-        count = tl.load(counts_ptr + part, mask=live, other=0.0)
-        at = part[:, None] * GROUPS + group[None, :]
+        count, means, _ = _chunk(counts_ptr, means_ptr, item, first, parts, GROUPS, CHUNK)
         total += count
-        summed += count[:, None] * tl.load(means_ptr + at, mask=live[:, None], other=0.0)
+        summed += count[:, None] * means
     numbers = tl.sum(total, axis=0)
     mean = tl.sum(summed, axis=0) / numbers
     squares = tl.zeros((CHUNK, GROUPS), tl.float32)
     for first in range(0, parts, CHUNK):
-        part = item * parts + first + one
-        live = first + one < parts
-        count = tl.load(counts_ptr + part, mask=live, other=0.0)
-        at = part[:, None] * GROUPS + group[None, :]
-        off = tl.load(means_ptr + at, mask=live[:, None], other=0.0) - mean[None, :]
-        squares += tl.load(squares_ptr + at, mask=live[:, None], other=0.0)
-        squares += tl.where(count[:, None] > 0, count[:, None] * off * off, 0.0)
+        count, means, at = _chunk(counts_ptr, means_ptr, item, first, parts, GROUPS, CHUNK)
+        off = tl.where(count[:, None] > 0, means - mean[None, :], 0.0)
+        squares += tl.load(squares_ptr + at, mask=count[:, None] > 0, other=0.0)
+        squares += count[:, None] * off * off
     variance = tl.sum(squares, axis=0) / numbers
     tl.store(moments_ptr + item * (2 * GROUPS) + group, mean)
     tl.store(moments_ptr + item * (2 * GROUPS) + GROUPS + group, 1.0 / tl.sqrt(variance + eps))

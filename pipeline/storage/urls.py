@@ -109,7 +109,8 @@ def _mask(text: str, whole_queries: bool) -> str:
 # What follows the protocol of a URL: as it is, with the slash that people forget in a web address,
 # in JSON that escapes `/`, or percent-encoded, up to four times.
 _SEPARATOR = re.compile(
-    r"://|(?:(?<=http)|(?<=https)):/|(?P<json>:\\/\\/)|(?::|%(?:25){0,3}3A)%(?P<times>(?:25){0,3})2F%(?:25){0,3}2F",
+    r"://|(?:(?<=http)|(?<=https)):/|(?P<json>:\\/\\/)"
+    r"|(?::|%(?:25){0,3}3A)%(?P<times>(?:25){0,3})2F%(?:25){0,3}2F",
     re.IGNORECASE,
 )
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,10 @@ def create_projections(maps: int, extra: bool, generator: torch.Generator) -> nn
     return nn.ModuleList(pairs)
 
 
+def pairs_of(projections: nn.ModuleList) -> list[Any]:
+    return [tuple(pair) for pair in projections]  # type: ignore[arg-type]
+
+
 def draw_features(
     maps: int, size: tuple[int, int], batch: int, generator: torch.Generator
 ) -> list[Tensor]:
@@ -89,7 +94,7 @@ def test_levels_are_those_of_each_image_alone(
     projections = create_projections(maps, extra, generator)
     embedding = torch.randn(maps + extra, WIDTH, generator=generator)
     features = [f.to(dtype) for f in draw_features(maps, size, len(sizes), generator)]
-    fused = FusedPyramid(projections.to(DEVICE), embedding.to(DEVICE), dtype)
+    fused = FusedPyramid(pairs_of(projections.to(DEVICE)), embedding.to(DEVICE), dtype)
     valid = torch.tensor(sizes)
     for index, feature in enumerate(features):  # what lies in padding must not matter
         areas = valid_at(valid, size, feature.shape[2:])
@@ -135,7 +140,8 @@ def test_levels_are_those_of_each_image_alone(
 def test_bits_of_an_image_are_those_beside_any_neighbours(generator: torch.Generator) -> None:
     projections = create_projections(3, True, generator)
     embedding = torch.randn(4, WIDTH, generator=generator)
-    fused = FusedPyramid(projections.to(DEVICE), embedding.to(DEVICE), torch.bfloat16)
+    pairs = pairs_of(projections.to(DEVICE))
+    fused = FusedPyramid(pairs, embedding.to(DEVICE), torch.bfloat16)
     features = [f.to(DEVICE, torch.bfloat16) for f in draw_features(3, (64, 96), 3, generator)]
     valid = torch.tensor([(60, 90), (60, 90), (20, 30)], device=DEVICE)
     first = fused(features, (64, 96), valid, torch.bfloat16)
