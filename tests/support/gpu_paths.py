@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model import fused_convolution, fused_layers, preprocess
+from model import fused_convolution, fused_layers, inference, preprocess
 from model.ops import undocumented
 
 
@@ -33,7 +33,7 @@ class Cudnn:
 
 def take_paths_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let prepared models compute as on a GPU, with tensors on the CPU."""
-    for module in (fused_convolution, fused_layers, preprocess):
+    for module in (fused_convolution, fused_layers, inference, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
     monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", Cudnn())
