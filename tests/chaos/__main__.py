@@ -17,8 +17,8 @@ sitecustomize.install()  # before all that it changes is imported
 
 from tests.chaos.campaign import Campaign  # noqa: E402
 from tests.chaos.harness import Fault  # noqa: E402
-from tests.chaos.journal import Journal, is_bad  # noqa: E402
-from tests.chaos.plan import plan  # noqa: E402
+from tests.chaos.journal import Journal, Result, is_bad  # noqa: E402
+from tests.chaos.plan import WITH_RAY, plan, spares  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
@@ -57,6 +57,13 @@ def chosen(faults: list[Fault], given: argparse.Namespace) -> list[Fault]:
     return found
 
 
+def add(journal: Journal, fault: Fault, result: Result) -> None:
+    """Write down what came of a fault, and say so."""
+    journal.add(fault, result)
+    sign = "WRONG" if is_bad(result) else "-" if "not_possible" in result else "ok"
+    print(f"{sign:<5} {fault} {result}", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """1 if a command did not answer as it should, or anything was lost, twice or otherwise."""
     given = arguments()
@@ -72,10 +79,12 @@ def main() -> int:
             faults = chosen(plan(campaign.world.steps(), given.seed), given)
             left = [fault for fault in faults if not journal.is_done(fault)]
             print(f"{len(left)} of {len(faults)} faults are left", file=sys.stderr, flush=True)
-            for fault, result in campaign.inject(left, until):
-                journal.add(fault, result)
-                sign = "WRONG" if is_bad(result) else "-" if "not_possible" in result else "ok"
-                print(f"{sign:<5} {fault} {result}", file=sys.stderr, flush=True)
+            for injected in campaign.inject(left, until):
+                add(journal, *injected)
+            for fault in chosen(list(spares()), given) if given.limit is None else ():
+                if not journal.is_done(fault) and journal.count_with_ray(fault.kind) < WITH_RAY:
+                    for injected in campaign.inject([fault], until):
+                        add(journal, *injected)
     print(journal.table())
     for fault, result in journal.bad():
         print(f"\n{fault}\n{result}")

@@ -39,6 +39,17 @@ class Journal:
     def bad(self) -> list[tuple[Fault, Result]]:
         return [(fault, result) for fault, result in self.results.items() if is_bad(result)]
 
+    def injected(self, kind: str) -> list[tuple[Fault, Result]]:
+        """Those of a kind that found something to disturb."""
+        return [
+            (fault, result)
+            for fault, result in self.results.items()
+            if fault.kind == kind and "not_possible" not in result
+        ]
+
+    def count_with_ray(self, kind: str) -> int:
+        return sum(fault.ray for fault, _ in self.injected(kind))
+
     def table(self) -> str:
         """A row for each kind, of the faults that were injected."""
         kinds = sorted({fault.kind for fault in self.results})
@@ -46,14 +57,10 @@ class Journal:
         return "\n".join([HEAD, *rows])
 
     def _row(self, kind: str) -> str:
-        found = [
-            (fault, result)
-            for fault, result in self.results.items()
-            if fault.kind == kind and "not_possible" not in result
-        ]
+        found = self.injected(kind)
         if not found:
             return ""
-        with_ray = sum(fault.ray for fault, _ in found)
+        with_ray = self.count_with_ray(kind)
         sums = [sum(result.get(name, 0) for _, result in found)
                 for name in ("lost", "twice", "differing", "again")]  # fmt: skip
         seconds = [one for _, result in found for one in result.get("recovery", ())]

@@ -18,7 +18,7 @@ DOCUMENTS = {  # patterns of files, and commands that read them
     "_runs/*/run.json": ("compact",),
 }
 STAGED = ("_staging/*/blocks/block-*", "_staging/*/plan.parquet")
-UNAVAILABLE = ("lake/0002.png", "lake/b.tar")  # objects of INPUT that fail, of label-stored
+UNAVAILABLE = ("lake/0002.png", "lake/0001.png", "lake/b.tar")  # of INPUT, of label-stored
 BROKEN = (  # patterns of objects that fail, and the command that needs them
     ("label-stored", "/blocks/block-"),
     ("label", "log/0+1.json"),
@@ -28,7 +28,9 @@ BROKEN = (  # patterns of objects that fail, and the command that needs them
     ("compact", "/detections/run=[^/]*/part-"),
     ("delete-labelled", "log/0+6.json"),
 )
-RAY_SHARES = ("35%", "60%", "80%")  # three with Ray of each kind
+WITH_RAY = 3  # faults of each kind
+RAY_SHARES = ("35%", "60%", "80%")
+SPARE_SHARES = ("20%", "45%", "30%", "50%")
 
 
 def plan(steps: Mapping[str, int], seed: int = 0) -> list[Fault]:
@@ -152,6 +154,8 @@ def _with_ray() -> Iterator[Fault]:
         yield Fault("store: lost answer of one change", S3, "label", True, share)
         for kind in ("store gone", "writes forbidden", "stale listings after a kill"):
             yield Fault(kind, S3, "label", True, share)
+    for pattern in UNAVAILABLE:
+        yield Fault("500 for one image", S3, "label-stored", True, pattern)
     for name, (_, pattern) in zip(("label-stored",) * 3, BROKEN, strict=False):
         yield Fault("500 for one object", S3, name, True, pattern)
     for number in ("1", "2", "3"):
@@ -183,4 +187,14 @@ def _with_ray() -> Iterator[Fault]:
     for harm in ("manifest leads out", "all staging is a link", "nested entry"):
         yield Fault("hostile OUTPUT", DISK, "label", True, harm)
     for room in ("4", "12", "20"):
+        yield Fault("disk of OUTPUT full", DISK, "label", True, room)
+
+
+def spares() -> Iterator[Fault]:
+    """With Ray, for the kinds whose own may find nothing to disturb: when they end is chance."""
+    for share in SPARE_SHARES:
+        yield Fault("killed at random", DISK, "label", True, share)
+        yield Fault("stale listings after a kill", S3, "label", True, share)
+        yield Fault("precision changed midway", DISK, "label", True, share)
+    for room in ("2", "6", "8", "10"):
         yield Fault("disk of OUTPUT full", DISK, "label", True, room)

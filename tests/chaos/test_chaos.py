@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.harness import Fault
 from tests.chaos.journal import Journal
 from tests.chaos.kinds import KINDS
-from tests.chaos.plan import plan, writers
+from tests.chaos.plan import plan, spares, writers
 
 ROOT = Path(__file__).parents[2]
 STEPS = dict.fromkeys(writers(), 30)
@@ -61,6 +61,7 @@ def test_plan_is_the_same_each_time_and_has_all_kinds() -> None:
     alone = [fault for fault in faults if not fault.ray]
     assert len(alone) > len(faults) / 2
     assert {fault.command for fault in alone} >= set(writers())
+    assert all(fault.ray for fault in spares()) and not set(spares()) & set(faults)
 
 
 def test_journal_passes_over_what_went_well(tmp_path: Path) -> None:
@@ -71,6 +72,8 @@ def test_journal_passes_over_what_went_well(tmp_path: Path) -> None:
     journal.add(late, {"not_possible": "it had ended"})
     read = Journal(journal.path)
     assert [read.is_done(fault) for fault in (good, bad, late)] == [True, False, True]
+    read.add(Fault("SIGTERM", ray=True), {"not_possible": "it had ended"})
+    assert (len(read.injected("SIGTERM")), read.count_with_ray("SIGTERM")) == (1, 0)
     assert read.table().splitlines()[2:] == [
         "| Ctrl-C | 1, 0 | 3, 0, 0 | 0 | - |",
         "| SIGTERM | 1, 0 | 0, 0, 0 | 1 | 2, 2 |",
