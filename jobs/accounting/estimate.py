@@ -4,6 +4,7 @@ from statistics import median
 from typing import Any, TypedDict
 
 from jobs.accounting.node_hours import CPU, GPU, Rates
+from jobs.counted import counted
 
 RUNS = 5  # the estimate takes medians over this many of the newest runs
 
@@ -59,7 +60,7 @@ def as_text(found: Estimate | None) -> str:
         return "not known before a first run over like images; --limit 100 makes a small one"
     usd = "no price was given" if found["usd"] is None else f"{found['usd']:.4f} USD"
     runs = "the last run" if found["runs"] == 1 else f"the last {found['runs']} runs"
-    return f"about {found['images']} images, {found['seconds']:.0f} s, {usd} (by {runs})"
+    return f"about {counted(found['images'], 'image')}, {found['seconds']:.0f} s, {usd} (by {runs})"
 
 
 def accuracy(report: dict[str, Any]) -> str | None:

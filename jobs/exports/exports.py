@@ -13,6 +13,7 @@ from typing import TextIO
 
 import duckdb
 
+from jobs.counted import counted
 from jobs.exports import coco, labelstudio, table, voc, yolo
 from jobs.exports.earlier import TABLE, Layout
 from jobs.exports.pictures import Pictures
@@ -139,7 +140,10 @@ def export(
         return labels, gone
 
     labels, gone = answer_query(output, write)
-    print(f"{labels.boxes} boxes of {labels.written} images in {mask(url)}", file=sys.stderr)
+    print(
+        f"{counted(labels.boxes, 'box')} of {counted(labels.written, 'image')} in {mask(url)}",
+        file=sys.stderr,
+    )
     for line in _left_out(labels, gone) + labels.remarks:
         print(line, file=sys.stderr)
 
@@ -149,15 +153,15 @@ def _left_out(labels: Labels, gone: int) -> list[str]:
     lines = []
     if labels.failed:
         lines.append(
-            f"{labels.failed} images that could not be labelled are left out; why, say the rows of "
-            "latest_images whose status is not 'ok'"
+            f"left out: {counted(labels.failed, 'image')} that could not be labelled; why, say the "
+            "rows of latest_images whose status is not 'ok'"
         )
     if labels.unnamed:
         lines.append(
-            f"{labels.unnamed} boxes are left out, because the model has no name for their label id"
+            f"left out: {counted(labels.unnamed, 'box')}; the model has no name for the label id"
         )
     if gone:
-        lines.append(f"{gone} objects that are gone from INPUT are left out")
+        lines.append(f"left out: {counted(gone, 'object')} gone from INPUT")
     return lines
 
 

@@ -12,6 +12,7 @@ from jobs.accounting.node_hours import Rates
 from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally, report
 from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
+from jobs.counted import counted
 from jobs.imports.images import NEEDED, image_rows
 from jobs.imports.options import ImportOptions
 from jobs.imports.results import CocoResults
@@ -67,15 +68,13 @@ def import_results(options: ImportOptions, startup: Startup | None = None) -> No
                 writer.begin_writing()
                 _publish(options, source, results, tally, writer)
         print(
-            f"{results.boxes} boxes of {results.images} images, by {options.model_name()}, in "
-            f"{mask(options.output)}",
+            f"{counted(results.boxes, 'box')} of {counted(results.images, 'image')}, "
+            f"by {options.model_name()}, in {mask(options.output)}",
             file=sys.stderr,
         )
         if results.beyond:
-            print(
-                f"{results.beyond} boxes reach beyond their images, and are kept so",
-                file=sys.stderr,
-            )
+            beyond = counted(results.beyond, "box")
+            print(f"kept as they are: {beyond} beyond the border of the image", file=sys.stderr)
 
 
 def fingerprint(model: str, labels: tuple[str, ...]) -> str:

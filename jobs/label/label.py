@@ -23,6 +23,7 @@ from jobs.cluster.start import (
     placement_without_starting,
     start_or_join_ray,
 )
+from jobs.counted import counted
 from jobs.label.execution import explained_failures, label_images
 from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
@@ -218,7 +219,7 @@ def _label_what_is_new(
             file=sys.stderr,
         )
     if found.again and not options.relabel:
-        print(f"{found.again} objects that failed are tried again", file=sys.stderr)
+        print(f"tried again: {counted(found.again, 'object')} that failed", file=sys.stderr)
     run = make_run(command.output, found)
     startup.end(LISTING)
     known_runs = writer.catalog.labelling_runs()
@@ -336,8 +337,8 @@ def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
         more = ", ..." if len(gone) > GONE_SHOWN else ""
         fate = "go, as --relabel replaces their runs" if relabel else "stay"
         print(
-            f"{len(gone)} objects that {mask(output)} holds labels of are not under INPUT any "
-            f"more; their labels {fate}: {printable(first)}{more}",
+            f"gone from INPUT: {counted(len(gone), 'object')} that {mask(output)} holds labels of; "
+            f"these labels {fate}: {printable(first)}{more}",
             file=sys.stderr,
         )
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 
+from jobs.counted import counted
 from jobs.label.publication import Published
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
@@ -23,7 +24,8 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
     if images:
         output = mask(output)
         print(
-            f"{images - failed} images labelled with {published.boxes} boxes, {failed} failed; "
+            f"{counted(images - failed, 'image')} labelled with {counted(published.boxes, 'box')}, "
+            f"{failed} failed; "
             f"tables in {output}, and `detr-batch report {shlex.quote(output)}` says how fast and "
             "at what cost",
             file=sys.stderr,
@@ -38,14 +40,14 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
         )
     if images and failed == images:
         print(
-            f"all {images} images failed: nothing was labelled; their rows in "
+            f"{failed} of {counted(images, 'image')} failed: nothing was labelled; the rows in "
             f"{mask(output)}/images say why",
             file=sys.stderr,
         )
         return EXIT_TOO_MANY_FAILURES
     if failed > max_failed_fraction * images:
         print(
-            f"{failed} of {images} images failed, more than --max-failed-fraction "
+            f"{failed} of {counted(images, 'image')} failed, more than --max-failed-fraction "
             f"{max_failed_fraction} allows; their rows in {mask(output)}/images say why",
             file=sys.stderr,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pyarrow.compute as pc
 
 from jobs.accounting.estimate import Estimate, as_text
+from jobs.counted import counted
 from jobs.label.options import LabelOptions
 from jobs.output import paths
 from jobs.output.run_ids import new_run_id
@@ -102,7 +103,9 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         shards = outline.filter(pc.equal(outline["kind"], kind))
         objects, size = (pc.sum(shards[column]).as_py() or 0 for column in ("objects", "size"))
         if objects:
-            lines.append(f"{name:<14} {objects} in {len(shards)} shards, {size / 1e6:.1f} MB")
+            lines.append(
+                f"{name:<14} {objects} in {counted(len(shards), 'shard')}, {size / 1e6:.1f} MB"
+            )
     if not lines:
         lines.append("nothing is new")
         estimate_and_placement = []
@@ -110,10 +113,10 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         estimate_and_placement = [f"{'estimate':<14} {as_text(estimate)}", placement]
     lines += [
         *(f"{'':<14} {line}" for line in image_columns_as_lines(found)),
-        f"{'known':<14} {found.known} objects that OUTPUT holds already",
-        f"{'changed':<14} {found.changed} objects that OUTPUT holds an older version of",
-        f"{'again':<14} {found.again} objects that failed or are relabelled",
-        f"{'gone':<14} {len(found.gone)} objects that OUTPUT holds labels of and INPUT lost",
+        f"{'known':<14} {counted(found.known, 'object')} that OUTPUT holds already",
+        f"{'changed':<14} {counted(found.changed, 'object')} that OUTPUT holds an older version of",
+        f"{'again':<14} {counted(found.again, 'object')} that failed, or by --relabel",
+        f"{'gone':<14} {counted(len(found.gone), 'object')} that INPUT lost, labelled in OUTPUT",
         f"{'ignored':<14} {left_out_as_text(found.left_out) or 'nothing'}",
         *estimate_and_placement,
         "nothing was written",

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from jobs.accounting.tally import Tally
+from jobs.counted import counted
 from pipeline.schema import Receipt
 from pipeline.storage.clock import steady_time
 
@@ -18,7 +19,7 @@ def describe(tally: Tally, already: int, encoded_bytes: int) -> str:
     """One line: images done, rate, failed images, time left."""
     rate = tally.steady_rate()
     speed = f"{rate:.1f} images/s" if rate else "starting"
-    text = f"{already + tally.images} images, {speed}, {tally.failed.total()} failed"
+    text = f"{counted(already + tally.images, 'image')}, {speed}, {tally.failed.total()} failed"
     left = tally.seconds_left(encoded_bytes)
     if left:
         text += f", about {timedelta(seconds=round(left))} left"
@@ -32,7 +33,8 @@ def describe_end(tally: Tally, already: int) -> str:
     """
     seconds = steady_time() - tally.started
     rate = tally.steady_rate() or tally.images / max(seconds, 1e-9)
-    return f"{already + tally.images} images, {rate:.1f} images/s, {tally.failed.total()} failed"
+    images = counted(already + tally.images, "image")
+    return f"{images}, {rate:.1f} images/s, {tally.failed.total()} failed"
 
 
 def show_progress(

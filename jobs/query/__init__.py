@@ -13,6 +13,7 @@ from typing import TypeVar
 import duckdb
 from fsspec.implementations.local import LocalFileSystem
 
+from jobs.counted import counted
 from jobs.output.gone import hide_gone_objects
 from jobs.output.outside import refuse_within_output
 from jobs.output.read_only import check_reads_only, lock_down
@@ -82,7 +83,7 @@ def query(
         check_reads_only(connection, sql)
         if present_only:
             gone = hide_gone_objects(connection, output)
-            print(f"{gone} objects that are gone from INPUT are left out", file=sys.stderr)
+            print(f"left out: {counted(gone, 'object')} gone from INPUT", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
             lock_down(connection, sql, folder)
             relation = connection.sql(sql)

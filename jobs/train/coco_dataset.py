@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from jobs.coco.reader import label_names, read_annotations
 from jobs.coco.records import Annotation, Annotations
+from jobs.counted import counted
 from jobs.train.data import Array, Sample, mirrored, to_sample
 from jobs.train.image_files import ImageFiles, Unreadable, find_image_files, reason_of
 from model.resize import ResizeRule
@@ -166,9 +167,10 @@ def _image_notes(truth: Annotations, files: ImageFiles) -> list[str]:
             )
     lines = counts.lines()
     if truth.of_unlisted_images.count:
+        unlisted = counted(truth.of_unlisted_images.count, "annotation")
         lines.append(
-            f"{truth.of_unlisted_images.count} annotations of images that the file does not list "
-            f"are left out; the first is {truth.of_unlisted_images.first}"
+            f"left out: {unlisted} of images that the file does not list; the first is "
+            f"{truth.of_unlisted_images.first}"
         )
     with_objects = {one.category_id for one in truth.annotations}
     if empty := [name for number, name in truth.classes.items() if number not in with_objects]:

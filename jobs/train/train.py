@@ -14,6 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
+from jobs.counted import counted
 from jobs.evaluate.average_precision import Found, average_precision
 from jobs.train.data import Sample, ScenesForTraining
 from jobs.train.datasets import Training, Validation, datasets, describe_start, print_notes
@@ -190,7 +191,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         saved = time.monotonic()
     if left_out.reasons:
         count = len(left_out.reasons)
-        print_notes("", [f"{count} images could not be decoded and were left out"])
+        print_notes("", [f"left out: {counted(count, 'image')} that could not be decoded"])
     recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
     save_weights(net, options.output / WEIGHTS, {"AP": f"{score['AP']:.4f}", **recipe})
     return score

@@ -137,7 +137,7 @@ def test_objects_that_are_gone_are_left_out_on_demand(
         made = str(tmp_path / f"made-{images}")
         assert main(["export", output, made, "--to", to, *options]) == 0
         assert f"boxes of {images} images" in (said := capsys.readouterr().err)
-        assert ("1 objects that are gone from INPUT are left out" in said) == (images == 1)
+        assert ("left out: 1 object gone from INPUT" in said) == (images == 1)
     sql = "SELECT count(*) AS images FROM latest_images WHERE status = 'ok'"
     assert main(["query", output, sql, "--present-only", "--format", "csv"]) == 0
     assert capsys.readouterr().out.split() == ["images", "1"]

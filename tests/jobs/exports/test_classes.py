@@ -58,8 +58,8 @@ def test_boxes_without_a_name_are_left_out_and_counted(
     assert main(["export", output, str(tmp_path / "made"), "--to", to]) == 0
     assert labels_in(tmp_path / "made", to) == ["tea cup", "star"]
     said = capsys.readouterr().err
-    assert "2 boxes of 1 images" in said
-    assert "2 boxes are left out, because the model has no name for their label id" in said
+    assert "2 boxes of 1 image" in said
+    assert "left out: 2 boxes; the model has no name for the label id" in said
 
 
 @pytest.mark.parametrize("options", [(), ("--labels", "star"), ("--min-score", "0.9")])

@@ -57,7 +57,7 @@ def test_pycocotools_reads_an_export_as_coco(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "8 boxes of 3 images" in printed.err
-    assert "1 images that could not be labelled are left out" in printed.err
+    assert "left out: 1 image that could not be labelled" in printed.err
     coco = COCO(str(tmp_path / "labels.json"))
     assert {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())} == CLASSES
     assert {image["file_name"] for image in coco.dataset["images"]} == set(GOOD)

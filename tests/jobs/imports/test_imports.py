@@ -61,7 +61,7 @@ def test_images_and_boxes_are_rows(
     assert bring(files, output) == 0
     said = capsys.readouterr().err
     assert "3 boxes of 3 images, by results[1]" in said
-    assert "1 boxes reach beyond their images" in said
+    assert "1 box beyond the border of the image" in said
     assert rows(output, f"{BOXES} ORDER BY ALL") == [
         ("album/a.jpg", 0, 1, "dog", 1.0, -3.0, 0.0, 7.0, 10.0),
         ("b.jpg", 0, 1, "dog", 0.75, 5.0, 6.0, 5.0, 14.0),

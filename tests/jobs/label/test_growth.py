@@ -133,7 +133,7 @@ def test_nightly_runs_add_new_images_replace_changed_ones_and_report_removed_one
     assert "gone           1 objects" in printed
     assert "(by the last run)" in printed
     assert main(command) == 0
-    assert "not under INPUT any more; their labels stay" in (errors := capsys.readouterr().err)
+    assert "these labels stay" in (errors := capsys.readouterr().err)
     assert "c.jpg" in errors
 
     first, second = committed_runs(output)

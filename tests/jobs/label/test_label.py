@@ -341,7 +341,7 @@ def test_an_archive_that_limit_cut_short_does_not_count_as_complete(
             archive.add(photos / name, name)
     output = tmp_path / "out"
     assert label(tiny_options(tmp_path / "photos.tar", output, weights, limit=2)) == 3
-    assert "all 2 images failed: nothing was labelled" in capsys.readouterr().err
+    assert "2 of 2 images failed: nothing was labelled" in capsys.readouterr().err
     assert rows(output, "SELECT count(*) FROM images") == [(2,)]
     with pytest.raises(InputError, match="--limit"):
         label(tiny_options(tmp_path / "photos.tar", output, weights))

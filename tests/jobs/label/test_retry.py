@@ -98,7 +98,7 @@ def test_forbidden_objects_are_labelled_once_they_are_allowed(
     lake.gate.reads.clear()
     capsys.readouterr()
     assert label(again) == 0
-    assert "2 objects that failed are tried again" in capsys.readouterr().err
+    assert "tried again: 2 objects that failed" in capsys.readouterr().err
     assert (latest(output), runs(output)) == (AFTER, 3)
     assert set(lake.gate.reads) == {"/b.jpg", "/t.tar"}
     for given in (again, options):

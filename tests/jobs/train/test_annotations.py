@@ -209,7 +209,7 @@ def test_a_damaged_image_does_not_end_a_training(
     modes = [(folder / "out" / name).stat().st_mode for name in ("last.pt", "model.safetensors")]
     assert modes[0] == modes[1]
     assert said.err.count("1.png cannot be decoded and is left out") == 1
-    assert "1 images could not be decoded and were left out" in said.err
+    assert "left out: 1 image that could not be decoded" in said.err
     _, recipe = read_weights(folder / "out" / "model.safetensors")
     assert recipe["weights"] == "packaged"
     assert train_on(folder) == 2  # a second training would replace the first

@@ -120,7 +120,7 @@ def test_a_dataset_as_other_tools_write_it_is_read(
     assert [sample_of(training, index).target.labels.tolist() for index in (0, 1)] == [[3], [5]]
     assert len(validation.truth().annotations) == 4
     said = capsys.readouterr().err
-    assert "1 annotations of images that the file does not list are left out" in said
+    assert "left out: 1 annotation of images that the file does not list" in said
     assert "1 crowds are left out" in said
     assert "1 boxes without an area are left out; the first is annotation 5 (id 1" in said
 
