@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 if not Path("/dev/nvidiactl").exists():  # Triton reads this at import, and then runs on CPUs
     os.environ["TRITON_INTERPRET"] = "1"
+# Several processes share the cores, and by default torch's threads spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("DETR_BATCH_STORE_PATIENCE", "10")  # seconds to wait for stores that are gone
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
 

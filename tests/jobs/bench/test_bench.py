@@ -123,7 +123,7 @@ def test_the_packaged_model_is_measured_with_its_ap(
     assert "other columns" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("corners", [FP32, HALF])
+@pytest.mark.parametrize("corners", [FP32, pytest.param(HALF, marks=pytest.mark.slow)])
 def test_launches_are_chosen_by_time_and_stored(
     corners: str, small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

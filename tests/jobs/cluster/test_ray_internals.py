@@ -70,6 +70,7 @@ def test_ray_data_takes_the_arguments_that_the_dataflow_gives() -> None:
     assert {"fn_args", "fn_constructor_args", "memory", "concurrency"} <= set(flow)
 
 
+@pytest.mark.slow
 def test_a_flow_of_one_machine_starts_no_actor_of_ray_data() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FLOW], capture_output=True, text=True, cwd=ROOT, check=True

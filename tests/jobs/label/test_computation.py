@@ -30,7 +30,6 @@ def test_weights_that_are_replaced_after_the_driver_read_them_end_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The run that relabels with the other weights records what it computes with."""
     weights, output = tmp_path / "net.safetensors", tmp_path / "out"
     save_weights(create_model("shapes-tiny", "random", training=True), weights, {})
     start = command._start_ray
@@ -51,6 +50,15 @@ def test_weights_that_are_replaced_after_the_driver_read_them_end_the_run(
     monkeypatch.undo()
     assert main(words) == 2  # other weights are another command
     assert "--relabel" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_relabels_records_what_it_computes_with(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["label", str(photos), str(output), "--model", "shapes-tiny", "--device", "cpu"]
+    assert main([*words, "--precision", "fp32"]) == 0
     assert main([*words, "--relabel", "--precision", "bf16"]) == 0
     (run,) = committed_runs(str(output))
     computation = read_document(str(output), run["run_id"], "run.json")["computation"]

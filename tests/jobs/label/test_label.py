@@ -188,6 +188,7 @@ def test_a_killed_run_is_resumed_and_gives_the_same_labels(
     assert rows(calm, sql) == rows(killed, sql)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_publishing_counts_the_images_that_it_labelled(
     photos: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +271,7 @@ def test_only_the_same_command_resumes_a_run_and_new_images_follow(
     assert list(parts) == ["catalogue", "listing", "ray", "first block"]
 
 
+@pytest.mark.slow
 def test_relabel_replaces_the_labels(first_run: FirstRun, tmp_path: Path, weights: str) -> None:
     photos, output = first_run.photos, first_run.output
     kill_before_publishing(source=photos, output=output, weights="random", relabel=True)
@@ -295,6 +297,7 @@ def test_mistakes_in_a_query_are_one_line_and_exit_code_2(
         assert capsys.readouterr().err.startswith("detr-batch: ")
 
 
+@pytest.mark.slow
 def test_secrets_of_urls_reach_no_artefact(
     photos: Path, tmp_path: Path, weights: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +335,7 @@ def test_dry_run_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_archive_that_limit_cut_short_does_not_count_as_complete(
     photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_list_of_signed_addresses_is_resumed_with_its_new_signatures(
     assert uris == [f"{served}/a.jpg?token=old", f"{served}/b.jpg?token=new"]
 
 
+@pytest.mark.slow
 def test_a_plan_that_an_earlier_version_wrote_is_resumed(photos: Path, tmp_path: Path) -> None:
     options = LabelOptions(str(photos), str(tmp_path / "out"))
     run = begin(options, "20260101T000000Z-aaaaaa")

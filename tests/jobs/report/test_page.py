@@ -28,7 +28,7 @@ HEADINGS = ["Sample images", "Detections", "Failures", "Throughput", "Where the 
 def output(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     """A labelled lake of scenes, with archives, broken images and odd names."""
     folder = tmp_path_factory.mktemp("page")
-    write_lake(folder / "lake", 80, 41)
+    write_lake(folder / "lake", 40, 41)
     scenes = sorted((folder / "lake").rglob("*.jpg"))
     shutil.copy(scenes[0], folder / "lake" / HOSTILE.replace("/", "\u2215"))
     (folder / "lake" / f"cut {HOSTILE[:20]}.jpg").write_bytes(scenes[1].read_bytes()[:400])
@@ -37,7 +37,7 @@ def output(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
         str(folder / "lake"), str(folder / "out"), model="shapes-tiny", usd_per_hour=0.8
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataflow, "CPU_BLOCK_BYTES", 1 << 20)  # the chart of rates needs many blocks
+        patch.setattr(dataflow, "CPU_BLOCK_BYTES", 1 << 19)  # the chart of rates needs many blocks
         assert label(options) == 0
     return folder / "out"
 

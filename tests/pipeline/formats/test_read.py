@@ -169,6 +169,7 @@ def test_giant_header_of_a_tar_is_damage_and_is_not_read(kind: bytes, tmp_path: 
     assert plan_shards(str(tmp_path / "t.tar"), limit=1).shards  # the driver counts images
 
 
+@pytest.mark.slow
 def test_members_of_a_tar_are_not_kept(tmp_path: Path) -> None:
     """100,000 members took 200 MiB. Each link is a row, and folders are passed over at once."""
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
