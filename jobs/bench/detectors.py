@@ -1,8 +1,10 @@
 """Detectors that are timed, ours and its peers, each in a process of its own."""
 
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -28,6 +30,7 @@ COMPILED, REDUCE_OVERHEAD, MAX_AUTOTUNE = (
 )
 
 FASTER_RCNN = "torchvision's Faster R-CNN R50-FPN"  # another model, so its answers are not compared
+CALIBRATION_IMAGES = 3  # of int8; more do not change its time
 WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # number of requests
 # Tolerances on random weights, as a share of the largest logit: bf16 has 8 bits, and TF32 10.
 TOLERANCES = {"fp32": 1e-3, "TF32": 2e-2, "bf16": 0.1, "fp16": 0.1, "mixed": 0.1}
@@ -38,7 +41,8 @@ class Subject:
     """One way to run a model, in a process of its own."""
 
     name: str  # name in BUILDERS
-    precision: str  # "fp32", "bf16", "fp16"; for peers also "TF32" and "bf16 autocast"
+    # "fp32", "bf16", "fp16"; for peers also "TF32" and "bf16 autocast", for OpenVINO also "int8"
+    precision: str
     model: str
     weights: Path | None  # in transformers' layout; None: the model's own weights
     size: tuple[int, int]  # rows and columns of the images
@@ -120,7 +124,10 @@ def _transformers_graph(subject: Subject) -> Forward:
 
 
 def _openvino(subject: Subject) -> Forward:
-    """Convert transformers' model to OpenVINO; the hardware decides how a precision is computed."""
+    """Convert transformers' model to OpenVINO; the hardware decides how a precision is computed.
+
+    What int8 leaves floating has the precision that OpenVINO chooses for the hardware.
+    """
     import openvino
 
     class Plain(torch.nn.Module):
@@ -134,15 +141,36 @@ def _openvino(subject: Subject) -> Forward:
 
     example = torch.zeros(subject.batch, 3, *subject.size)
     converted = openvino.convert_model(Plain().eval(), example_input=example)
-    compiled = openvino.compile_model(
-        converted, "CPU", {"INFERENCE_PRECISION_HINT": subject.precision.replace("fp", "f")}
-    )
+    if subject.precision == "int8":
+        compiled = openvino.compile_model(_quantized(converted, example.shape), "CPU")
+    else:
+        hints = {"INFERENCE_PRECISION_HINT": subject.precision.replace("fp", "f")}
+        compiled = openvino.compile_model(converted, "CPU", hints)
 
     def run(images: Tensor) -> Answer:
         logits, boxes = compiled(images.numpy()).values()
         return torch.from_numpy(logits), torch.from_numpy(boxes)
 
     return run
+
+
+def _quantized(converted: Any, shape: tuple[int, ...]) -> Any:
+    """Quantize the convolutions and linear layers of an OpenVINO model to int8.
+
+    NNCF calibrates on noise of `shape`, which the subjects are timed on too, and leaves the
+    sampling of the attention floating. Random weights tell the time of int8, not its accuracy.
+    """
+    import nncf
+
+    generator = torch.Generator().manual_seed(1)
+    noise = [torch.randn(shape, generator=generator).numpy() for _ in range(CALIBRATION_IMAGES)]
+    with redirect_stdout(sys.stderr):  # bars of progress
+        return nncf.quantize(
+            converted,
+            nncf.Dataset(noise),
+            subset_size=len(noise),
+            model_type=nncf.ModelType.TRANSFORMER,
+        )
 
 
 def _faster_rcnn(subject: Subject) -> Forward:

@@ -42,6 +42,8 @@ def ways(model: str, precision: str, device: str) -> list[Way]:
         found.append((compiled, "fp32" if precision == "fp32" else "bf16 autocast"))
     if device == "cpu" and find_spec("openvino") is not None:
         found.append((OPENVINO, "fp32" if precision == "fp32" else "bf16"))
+        if find_spec("nncf") is not None:
+            found.append((OPENVINO, "int8"))
     return found
 
 

@@ -19,6 +19,7 @@ from jobs.bench import model as bench_model
 from jobs.bench import op as bench_op
 from jobs.bench import pipeline as bench_pipeline
 from jobs.bench import scale
+from jobs.bench.detectors import OPENVINO, PEER, Subject, Worker, error_of_answer
 from jobs.bench.measure import interleaved
 from jobs.bench.plot import newest
 from jobs.cli import main
@@ -197,6 +198,36 @@ def test_model_beside_transformers(tmp_path: Path) -> None:
     assert float(rows["detr-batch"]["error"]) < 1e-3
     assert float(rows["transformers"]["error"]) == 0
     assert int(rows["detr-batch"]["peak_memory_mib"]) > 100
+
+
+@pytest.mark.parametrize("installed", [(), ("openvino",), ("openvino", "nncf")])
+def test_peers_are_those_that_are_installed(
+    installed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_model, "find_spec", lambda name: name in installed or None)
+    for precision in ("fp32", "bf16"):
+        found = bench_model.ways("deformable-detr", precision, "cpu")
+        of_openvino = [way[1] for way in found if way[0] == OPENVINO]
+        assert of_openvino == [precision, "int8"][: len(installed)]
+    assert not any(way[0] == OPENVINO for way in bench_model.ways("shapes-tiny", "fp32", "cpu"))
+
+
+@pytest.mark.slow
+def test_openvino_computes_in_the_precision_that_is_timed() -> None:
+    pytest.importorskip("openvino", reason="a peer of the bench")
+    pytest.importorskip("nncf", reason="int8 of that peer")
+    model, ways = "deformable-detr-single-scale", [(PEER, "fp32"), (OPENVINO, "fp32")]
+    workers = [
+        Worker(Subject(*way, model, None, (96, 128), 1, "cpu"))
+        for way in (*ways, (OPENVINO, "int8"))
+    ]
+    try:
+        expected, *found = (worker.warm_up() for worker in workers)
+    finally:
+        for worker in workers:
+            worker.stop()
+    fp32, int8 = (error_of_answer(answer, expected, model) for answer in found)
+    assert fp32 < 1e-3 < int8 < 0.5
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
