@@ -203,7 +203,11 @@ def products(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     cut = {"CHANNELS": 256, "ROWS": launch.block}
     cut |= {"DEPTH": linear_norm.DEPTH, "STAGES": linear_norm.STAGES}
     registers = linear_norm.registers_of(launch, 256)
-    for name, inputs, placed in (("output_proj", 256, False), ("linear2", 1024, True)):
+    for name, inputs, placed in (
+        ("output_proj", 256, False),
+        ("linear2 with positions", 1024, True),
+        ("linear2 of the last layer", 1024, False),
+    ):
         sizes = cut | {"INPUTS": inputs, "PLACED": placed}
         cost = compiled(kernel, capability, types, sizes, launch.warps, registers)
         yield f"{kernel.__name__}, {name} (block {launch.block}, {launch.warps} warps)", cost

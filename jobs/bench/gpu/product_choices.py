@@ -25,21 +25,21 @@ SECONDS = 1.0  # for each product
 BATCH = 8
 PRECISION = "bf16"
 WIDTH = bench_op.HEADS * bench_op.CHANNELS
-# Inputs of a layer's two products that end in a norm, and whether positions follow.
-PRODUCTS = ((WIDTH, False), (1024, True))
+# How many products of the encoder end in a norm, of how many inputs, and whether positions follow.
+PRODUCTS = ((6, WIDTH, False), (5, 1024, True), (1, 1024, False))
 
 Run = Callable[[], object]
 
 
 @torch.inference_mode()
 def choose(context: Context, capability: str) -> None:
-    """Choose the launch of the kernel, then the way, by the least time of a layer's products."""
+    """Choose the launch of the kernel, then the way, by the least time of all such products."""
     seconds: dict[Launch | None, float] = dict.fromkeys((None, *NORM_CANDIDATES), 0.0)
-    for inputs, placed in PRODUCTS:
+    for count, inputs, placed in PRODUCTS:
         runs = runs_of(inputs, placed, context.device)
         timers = {launch: timer(run, context.device, recorded=True) for launch, run in runs.items()}
         for launch, took in interleaved(timers, SECONDS).items():
-            seconds[launch] += median(took)
+            seconds[launch] += count * median(took)
     by_pass = seconds.pop(None)
     launches = {launch: took for launch, took in seconds.items() if launch is not None}
     best = min(launches, key=launches.__getitem__)

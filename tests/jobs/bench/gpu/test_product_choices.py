@@ -52,9 +52,9 @@ def test_launches_and_ways_are_timed_and_chosen(context: Context, tmp_path: Path
     assert launches.read_table(tables.launches)["9.0"][NORMS] in NORM_CANDIDATES
 
 
-@pytest.mark.parametrize(("inputs", "placed"), product_choices.PRODUCTS)
+@pytest.mark.parametrize(("count", "inputs", "placed"), product_choices.PRODUCTS)
 def test_a_wrong_kernel_is_not_timed(
-    inputs: int, placed: bool, context: Context, monkeypatch: pytest.MonkeyPatch
+    count: int, inputs: int, placed: bool, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def empty(*arguments: Any, **launch: int) -> Any:
         return torch.zeros(2, 2, 47, 256) if placed else torch.zeros(2, 47, 256)
