@@ -5,7 +5,7 @@ which is part of torch, does these operations while it writes the result. On GPU
 (ops/pointwise.py) replaces several kernels of torch. (fused_convolution.py has convolutions.)
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from model.feature_levels import SeparablePositions
 from model.fused_convolution import FusedConv2d
-from model.ops import by_triton, undocumented
+from model.ops import by_triton, capability_of, undocumented
+from model.ops.launches import MANY_FROM
+from model.ops.ways import EPILOGUE, NORM, way_of
 from model.padding import zero_padding
 
 
@@ -26,6 +28,7 @@ class FusedLinear(nn.Module):
         self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
         self.onednn = undocumented.has_onednn(self.weight.device, dtype)
         self.triton = by_triton(self.weight.device)
+        self.epilogue = self.triton and _ends_in_norm(self.weight)  # where there are many rows
         if self.onednn:
             self.weight = undocumented.pack_weight(self.weight)
 
@@ -40,6 +43,10 @@ class FusedLinear(nn.Module):
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
         """norm(layer(x) + residual), for `x` (..., C) and `residual` (..., D)."""
+        if self._takes_epilogue(x):
+            from model.ops.linear_norm import linear_add_norm
+
+            return linear_add_norm(x, *self._up_to(residual, norm))
         if self.triton:
             from model.ops.pointwise import add_norm
 
@@ -60,13 +67,32 @@ class FusedLinear(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """y = `add_norm` of `x` (B, S, C), and y + position. A Tensor is (B or 1, S, D)."""
         if isinstance(position, SeparablePositions):
+            parts = (position.table, position.entries)
+            if self._takes_epilogue(x):
+                from model.ops.linear_norm import linear_add_norm_place
+
+                return linear_add_norm_place(x, *self._up_to(residual, norm), *parts)
             from model.ops.pointwise import add_norm_place
 
             y = F.linear(x, self.weight, self.bias)
-            parts = (position.table, position.entries)
             return add_norm_place(y, residual, norm.weight, norm.bias, norm.eps, *parts)
         y = self.add_norm(x, residual, norm)
         return y, y + position
+
+    def _takes_epilogue(self, x: Tensor) -> bool:
+        return self.epilogue and x.numel() // x.shape[-1] >= MANY_FROM
+
+    def _up_to(self, residual: Tensor, norm: nn.LayerNorm) -> tuple[Any, ...]:
+        """The arguments of `linear_add_norm` behind `x`."""
+        return self.weight, self.bias, residual, norm.weight, norm.bias, norm.eps
+
+
+def _ends_in_norm(weight: Tensor) -> bool:
+    """Whether this GPU computes products with this weight, their sum and their norm at once."""
+    from model.ops.linear_norm import ends_in_norm
+
+    way = way_of(NORM, capability_of(weight.device))
+    return way == EPILOGUE and ends_in_norm(weight)
 
 
 Linear: TypeAlias = nn.Linear | FusedLinear

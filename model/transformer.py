@@ -37,15 +37,23 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(d)
 
     def forward(
-        self, x: Tensor, query: Tensor, reference_points: Tensor, levels: FeatureLevels
+        self,
+        x: Tensor,
+        query: Tensor,
+        reference_points: Tensor,
+        levels: FeatureLevels,
+        last: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """`x` and `query`, which is `x` plus its position, of this layer -> those of the next.
 
-        Both (B, S, C); `reference_points` (B, S, 2).
+        Both (B, S, C); `reference_points` (B, S, 2). Behind the last layer no position is added.
         """
         y = self.self_attn(query, reference_points, self.self_attn.value(x), levels)
         x = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
+        if last:
+            x = add_linear_norm(self.linear2, self.norm2, y, x, self.dropout)
+            return x, x
         return add_linear_norm_place(self.linear2, self.norm2, y, x, levels.position, self.dropout)
 
 
@@ -57,8 +65,9 @@ class Encoder(nn.Module):
     def forward(self, levels: FeatureLevels) -> Tensor:
         """`levels.memory` (B, S, C), every cell attending around its own centre -> (B, S, C)."""
         x, query = levels.memory, levels.placed
-        for layer in self.layers:
-            x, query = layer(x, query, levels.centres, levels)
+        for number, layer in enumerate(self.layers, start=1):
+            last = number == len(self.layers)
+            x, query = layer(x, query, levels.centres, levels, last)
         return x
 
 

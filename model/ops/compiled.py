@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from model.ops import trunk
-from model.ops.launches import ANY, FEW, MANY, launch_name, read_table
+from model.ops import linear_norm, trunk
+from model.ops.launches import ANY, FEW, MANY, NORMS, Launches, launch_name, read_table
 from model.ops.pointwise import (
     BLOCK,
     POOL_WARPS,
@@ -71,18 +71,25 @@ class Cost:
 
     registers: int  # of a thread
     spilled: int  # bytes of a thread
-    instructions: int  # that a warp executes, where each loop is one over levels
+    instructions: int  # that a warp executes, where each loop is one over levels or inputs
 
     def __str__(self) -> str:
         used = f"{self.registers} registers, {self.spilled} bytes spilled"
         return f"{self.instructions} instructions, {used}"
 
 
-def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: int) -> Cost:
+def compiled(
+    kernel: Any,
+    capability: int,
+    types: Types,
+    sizes: Sizes,
+    warps: int,
+    limit: int | None = None,
+) -> Cost:
     """The cost of a kernel for arguments of these types (of pointers, else int32) and `sizes`.
 
     `capability` as 90 for 9.0. Pointers and strides are multiples of 16, as torch's are, and so are
-    numbers of channels-last maps.
+    numbers of channels-last maps. `limit` is of the registers of a thread.
     """
     names = kernel.arg_names
     constants = dict.fromkeys(sizes, "constexpr")
@@ -100,7 +107,7 @@ def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: in
             {(i,): [["tt.divisibility", 16]] for i in aligned},
         ),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "enable_fp_fusion": True},
+        options={"num_warps": warps, "maxnreg": limit, "enable_fp_fusion": True},
     )
     with TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
@@ -115,7 +122,8 @@ def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: in
     registers = re.search(r"Used (\d+) registers", said)
     spilled = re.search(r"(\d+) bytes spill stores", said)
     assert registers and spilled, said
-    executed = executed_instructions(code, sizes.get("LEVELS", 1))
+    rounds = sizes["INPUTS"] // sizes["DEPTH"] if "INPUTS" in sizes else sizes.get("LEVELS", 1)
+    executed = executed_instructions(code, rounds)
     return Cost(int(registers[1]), int(spilled[1]), executed)
 
 
@@ -139,6 +147,12 @@ def executed_instructions(code: str, rounds: int) -> int:
     return count
 
 
+def launches_of(capability: int) -> Launches:
+    """The launches of this GPU."""
+    table = read_table()
+    return table[ANY] | table.get(f"{capability // 10}.{capability % 10}", {})
+
+
 def attention(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     """The attention of the published multi-scale model, padded, at the launches of this GPU."""
     types = dict.fromkeys(("value_ptr", "offsets_ptr", "logits_ptr", "out_ptr"), f"*{dtype}")
@@ -146,8 +160,7 @@ def attention(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     types |= {"levels_ptr": "*i32", "valid_ptr": "*i64"}
     sizes: Sizes = {"HEADS": 8, "CHANNELS": 32, "CHANNELS_2": 32, "PADDED": True, "BIASED": True}
     sizes |= {"LEVELS": 4, "POINTS": 4, "POINTS_2": 4, "SAMPLES_2": 16}
-    table = read_table()
-    launches = table[ANY] | table.get(f"{capability // 10}.{capability % 10}", {})
+    launches = launches_of(capability)
     ways = [FP32] if dtype == "fp32" else WAYS[CORNERS]
     for case, corners, reference in product((FEW, MANY), ways, FORMS):
         name = launch_name(case, corners)
@@ -180,6 +193,26 @@ def around(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
         yield kernel.__name__, compiled(kernel, capability, types, sizes, warps)
 
 
+def products(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
+    """The encoder's products that end in a norm."""
+    if dtype == "fp32":
+        return
+    kernel, launch = linear_norm.linear_add_norm_forward, launches_of(capability)[NORMS]
+    types = {name: f"*{dtype}" for name in kernel.arg_names if name.endswith("_ptr")}
+    types |= {"table_ptr": "*fp32", "entries_ptr": "*i32", "eps": "fp32"}
+    cut = {"CHANNELS": 256, "ROWS": launch.block}
+    cut |= {"DEPTH": linear_norm.DEPTH, "STAGES": linear_norm.STAGES}
+    registers = linear_norm.registers_of(launch, 256)
+    for name, inputs, placed in (
+        ("output_proj", 256, False),
+        ("linear2 with positions", 1024, True),
+        ("linear2 of the last layer", 1024, False),
+    ):
+        sizes = cut | {"INPUTS": inputs, "PLACED": placed}
+        cost = compiled(kernel, capability, types, sizes, launch.warps, registers)
+        yield f"{kernel.__name__}, {name} (block {launch.block}, {launch.warps} warps)", cost
+
+
 def pyramid(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     """The norms and positions of the published multi-scale model."""
     own = dict.fromkeys(("raw_ptr", "memory_ptr", "placed_ptr"), f"*{dtype}")
@@ -210,10 +243,13 @@ def resampling(capability: int) -> Cost:
     return compiled(resample_forward, capability, types, sizes, PIXEL_WARPS)
 
 
+PARTS = (attention, around, products, pyramid)
+
+
 def main() -> None:
     for capability in map(int, sys.argv[1:]) if sys.argv[1:] else CAPABILITIES:
         for dtype in DTYPES:
-            kernels = (part(capability, dtype) for part in (attention, around, pyramid))
+            kernels = (part(capability, dtype) for part in PARTS)
             for name, cost in chain.from_iterable(kernels):
                 print(f"sm_{capability} {dtype} {name}: {cost}")
         print(f"sm_{capability} uint8 {resample_forward.__name__}: {resampling(capability)}")

@@ -1,8 +1,9 @@
-"""How the Triton kernel is cut on each GPU: `launches.json`, filled by `detr-batch bench launches`.
+"""How Triton kernels are cut on each GPU: `launches.json`, filled by measurements.
 
-The table is keyed by compute capability ("9.0"), and by how many queries there are and how corners
-are summed (ways.py). "any" serves what nobody measured: chosen from registers and the width of
-loads, 16 bytes a thread.
+The table is keyed by compute capability ("9.0"). The keys of the attention, which `detr-batch bench
+launches` fills in, say how many queries there are and how corners are summed (ways.py). NORMS is
+that of products that end in a norm (linear_norm.py). "any" serves what nobody measured: chosen from
+registers and the width of loads, 16 bytes a thread.
 """
 
 import json
@@ -16,11 +17,12 @@ TABLE = Path(__file__).with_name("launches.json")
 ANY = "any"
 FEW, MANY = "few queries", "many queries"
 MANY_FROM = 4096  # queries of all images; fewer are cut small, so that every processor has some
+NORMS = "products that end in a norm"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a program is cut: queries of one, and warps of it."""
+    """How a program is cut: queries or rows of one, and warps of it."""
 
     block: int
     warps: int
@@ -33,6 +35,7 @@ CANDIDATES = tuple(
     for warps in (1, 2, 4)
     if block >= 4 * warps
 )
+NORM_CANDIDATES = (Launch(64, 8), Launch(64, 4), Launch(128, 8))
 
 
 def launch_name(case: str, corners: str) -> str:
@@ -65,7 +68,16 @@ def _kept() -> dict[str, Launches]:
 
 
 def launch_of(queries: int, corners: str, capability: str) -> Launch:
-    """The launch for so many `queries`, of all images, on a GPU of this capability."""
-    table = _kept()
+    """The attention's launch for so many `queries`, of all images, on a GPU of this capability."""
     name = launch_name(FEW if queries < MANY_FROM else MANY, corners)
-    return (table[ANY] | table.get(capability, {}))[name]
+    return _launches_of(capability)[name]
+
+
+def launch_of_products(capability: str) -> Launch:
+    """The launch of products that end in a norm."""
+    return _launches_of(capability)[NORMS]
+
+
+def _launches_of(capability: str) -> Launches:
+    table = _kept()
+    return table[ANY] | table.get(capability, {})

@@ -18,12 +18,15 @@ STEM = "stem"
 FILTERS, BLOCKS = "7x7", "blocks"  # over pixels, or 4x4 over blocks of 2x2 pixels
 CORNERS = "sums of the attention's corners"
 FP32, HALF = "fp32", "half"  # half: of the four corners of a sample, where values are 16 bits
+NORM = "sums and norms behind products"  # of the encoder
+PASS, EPILOGUE = "pass", "epilogue"  # by a kernel behind cuBLAS, or all by one kernel
 WAYS = {
     RESIDUAL: (CUDNN, KERNEL),
     BIAS: (KERNEL, CUDNN),
     POINTWISE: (CONVOLUTION, PRODUCT),
     STEM: (FILTERS, BLOCKS),
     CORNERS: (FP32, HALF),
+    NORM: (PASS, EPILOGUE),
 }
 
 Chosen = dict[str, str]  # what is computed: the way

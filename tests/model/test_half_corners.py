@@ -15,13 +15,10 @@ from tests.model.test_ops import LEVELS, raw_inputs
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from triton import knobs
-from triton.language import bfloat16, float32
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
 from model.ops import triton as kernels
 from model.ops.triton import fused_ms_deform_attn_triton
 from model.ops.ways import FP32, HALF
+from tests.support.interpreter import round_bf16
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]
@@ -29,30 +26,7 @@ DTYPES = [torch.float16, torch.bfloat16]
 
 @pytest.fixture(autouse=True)
 def interpreter_that_rounds_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter compute in bf16 as GPUs do.
-
-    It keeps bf16 as integers: it truncates to them, and its fma multiplies the integers.
-    """
-    if not knobs.runtime.interpret:
-        return
-    cast, fma = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fma
-
-    def rounded_cast(self: Any, source: Any, kind: Any) -> Any:
-        if (source.dtype.scalar, kind.scalar) != (float32, bfloat16):
-            return cast(self, source, kind)
-        rounded = torch.from_numpy(source.data).to(torch.bfloat16).view(torch.uint16)
-        return TensorHandle(rounded.numpy(), bfloat16)
-
-    def wide_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-        if z.dtype.scalar != bfloat16:
-            return fma(self, x, y, z)
-        wide = [torch.tensor(each.data).view(torch.bfloat16).double() for each in (x, y, z)]
-        rounded = (wide[0] * wide[1] + wide[2]).to(torch.bfloat16).view(torch.uint16)
-        return TensorHandle(rounded.numpy(), bfloat16)
-
-    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded_cast)
-    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded_cast)
-    monkeypatch.setattr(InterpreterBuilder, "create_fma", wide_fma)
+    round_bf16(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -158,6 +158,7 @@ def test_a_gpu_never_waits_for_the_host(
     monkeypatch.setattr(ways, "_kept", dict)  # no GPU is measured
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
+    monkeypatch.setattr(fused_layers, "MANY_FROM", 1)
     for module in (fused_convolution, fused_layers, inference, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
     net = create_model(model, "random", precision="bf16", padding="invariant")

@@ -5,6 +5,7 @@ from itertools import product
 
 import torch
 
+from jobs.bench.gpu import product_choices
 from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.journal import CHOICE, TIMING
 from jobs.bench.gpu.trunk_choices import TRUNK, choose
@@ -12,7 +13,7 @@ from jobs.bench.launches import CASE_OF, fastest
 from jobs.bench.op import bench_op
 from model.ops import capability_of
 from model.ops.launches import launch_name
-from model.ops.ways import CORNERS, WAYS
+from model.ops.ways import CORNERS, NORM, WAYS
 
 SECONDS = 2.0  # for each choice
 PRECISIONS = ("bf16", "fp16")
@@ -32,6 +33,9 @@ def run(context: Context) -> None:
         for key in context.left_to_do(TRUNK):
             with context.case(key):
                 choose(context, key, capability)
+        for key in context.left_to_do([NORM]):
+            with context.case(key):
+                product_choices.choose(context, capability)
     for precision in ("fp32",) if context.tiny else PRECISIONS:
         for key in context.left_to_do([f"implementations of the attention, {precision}"]):
             with context.case(key):

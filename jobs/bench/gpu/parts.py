@@ -124,6 +124,8 @@ def _part_of(label: Name, operation: str) -> Name:
         return label
     if "ms_deform_attn" in operation:
         return ATTENTION
+    if "linear_add_norm" in operation:  # a product that ends in a norm
+        return ENCODER
     return NORMS if "norm" in operation else ENCODER
 
 
@@ -216,6 +218,8 @@ def operations_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
         return 2.0 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
     if name == "aten.linear" or "_linear_pointwise" in name:
         return 2.0 * args[0].numel() * out.shape[-1]
+    if "linear_add_norm" in name:
+        return 2.0 * args[0].numel() * args[3].shape[-1]
     if "detr_batch.ms_deform_attn" in name:  # four corners of each sample, weighted and summed
         return 2.0 * 4 * args[2].numel() * args[0].shape[3]
     return 0.0
