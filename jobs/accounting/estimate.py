@@ -3,8 +3,8 @@
 from statistics import median
 from typing import Any, TypedDict
 
+from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import CPU, GPU, Rates
-from jobs.counted import counted
 
 RUNS = 5  # the estimate takes medians over this many of the newest runs
 

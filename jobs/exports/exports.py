@@ -13,7 +13,7 @@ from typing import TextIO
 
 import duckdb
 
-from jobs.counted import counted
+from jobs.accounting.counted import counted
 from jobs.exports import coco, labelstudio, table, voc, yolo
 from jobs.exports.earlier import TABLE, Layout
 from jobs.exports.pictures import Pictures

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally, report
 from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
-from jobs.counted import counted
 from jobs.imports.images import NEEDED, image_rows
 from jobs.imports.options import ImportOptions
 from jobs.imports.results import CocoResults

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import ray
 
+from jobs.accounting.counted import counted
 from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
@@ -23,7 +24,6 @@ from jobs.cluster.start import (
     placement_without_starting,
     start_or_join_ray,
 )
-from jobs.counted import counted
 from jobs.label.execution import explained_failures, label_images
 from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics

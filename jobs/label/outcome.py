@@ -3,7 +3,7 @@
 import shlex
 import sys
 
-from jobs.counted import counted
+from jobs.accounting.counted import counted
 from jobs.label.publication import Published
 from pipeline.schema import OK
 from pipeline.storage.urls import mask

@@ -7,8 +7,8 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from jobs.accounting.counted import counted
 from jobs.accounting.tally import Tally
-from jobs.counted import counted
 from pipeline.schema import Receipt
 from pipeline.storage.clock import steady_time
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import duckdb
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.counted import counted
+from jobs.accounting.counted import counted
 from jobs.output.gone import hide_gone_objects
 from jobs.output.outside import refuse_within_output
 from jobs.output.read_only import check_reads_only, lock_down

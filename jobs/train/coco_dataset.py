@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+from jobs.accounting.counted import counted
 from jobs.coco.reader import label_names, read_annotations
 from jobs.coco.records import Annotation, Annotations
-from jobs.counted import counted
 from jobs.train.data import Array, Sample, mirrored, to_sample
 from jobs.train.image_files import ImageFiles, Unreadable, find_image_files, reason_of
 from model.resize import ResizeRule

@@ -14,7 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from jobs.counted import counted
+from jobs.accounting.counted import counted
 from jobs.evaluate.average_precision import Found, average_precision
 from jobs.train.data import Sample, ScenesForTraining
 from jobs.train.datasets import Training, Validation, datasets, describe_start, print_notes
