@@ -11,6 +11,7 @@ from model.predictor import Predictor
 from model.preprocess import form_batch
 from model.resize import CanvasRule
 from model.zoo import create_model, prepare
+from tests.support.parameters import others_slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LARGEST = torch.finfo(torch.float16).max
@@ -108,7 +109,9 @@ def test_an_image_that_is_not_finite_in_bf16_either_stays_so(overflowing: Deform
     assert found.scores.isnan().all()
 
 
-@pytest.mark.parametrize("model", ["shapes-tiny", "deformable-detr-with-box-refine-two-stage"])
+@pytest.mark.parametrize(
+    "model", others_slow(["shapes-tiny", "deformable-detr-with-box-refine-two-stage"])
+)
 def test_results_are_near_those_of_fp32(model: str, generator: torch.Generator) -> None:
     images = [draw_noise(generator) for _ in range(2)]
     weights = None if model == "shapes-tiny" else "random"

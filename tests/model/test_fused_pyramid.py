@@ -17,6 +17,7 @@ from model.fused_pyramid import FusedPyramid
 from model.inference import prepare_for_inference
 from model.padding import strides_of, valid_at
 from model.position_encoding import sine_position_encoding
+from tests.support.parameters import others_slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative to the largest number. Triton's interpreter truncates to bf16, but GPUs round.
@@ -83,7 +84,7 @@ def expected_levels(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", others_slow(TOLERANCES))
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("form", FORMS)
 def test_levels_are_those_of_each_image_alone(
@@ -174,7 +175,7 @@ def test_strides_divide_as_convolutions_do(
 
 @torch.inference_mode()
 @pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs all tests of the predictor take this path")
-@pytest.mark.parametrize("two_stage", [False, True])
+@pytest.mark.parametrize("two_stage", others_slow([True, False]))
 def test_a_detector_is_equal_with_the_fused_pyramid(
     two_stage: bool, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:

@@ -19,6 +19,7 @@ from model.ops import triton as kernels
 from model.ops.triton import fused_ms_deform_attn_triton
 from model.ops.ways import FP32, HALF
 from tests.support.interpreter import round_bf16
+from tests.support.parameters import others_slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]
@@ -41,8 +42,7 @@ def summed_in_half(arguments: dict[str, Any]) -> Tensor:
     return fused_ms_deform_attn_triton(**arguments, corners=HALF)
 
 
-@pytest.mark.parametrize("channels", [8, 50])
-@pytest.mark.parametrize("reference", [2, 4], ids=["points", "boxes"])
+@pytest.mark.parametrize(("channels", "reference"), others_slow([(8, 4), (8, 2), (50, 2), (50, 4)]))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_errors_are_those_of_six_roundings(
     dtype: torch.dtype, reference: int, channels: int, generator: torch.Generator
@@ -61,8 +61,8 @@ def test_errors_are_those_of_six_roundings(
     assert error.max() > 0
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 65504.0])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", others_slow([float("nan"), float("inf"), 65504.0]))
+@pytest.mark.parametrize("dtype", others_slow(DTYPES))
 def test_padding_and_neighbours_do_not_matter(
     dtype: torch.dtype, bad: float, generator: torch.Generator
 ) -> None:

@@ -18,6 +18,7 @@ from model.ops.launches import NORM_CANDIDATES, Launch
 from model.ops.linear_norm import ends_in_norm, linear_add_norm, linear_add_norm_place
 from model.ops.ways import EPILOGUE
 from tests.support.interpreter import round_bf16
+from tests.support.parameters import others_slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]
@@ -75,7 +76,7 @@ def assert_rounded_once(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1.01 * half_a_unit, atol=1e-4)
 
 
-@pytest.mark.parametrize("launch", NORM_CANDIDATES, ids=str)
+@pytest.mark.parametrize("launch", others_slow(NORM_CANDIDATES), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_only_the_output_is_rounded(

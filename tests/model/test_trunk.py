@@ -22,6 +22,7 @@ from model.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
 from model.stem import FusedStem, blocks_of, canvas_of
 from model.zoo import create_model
 from tests.support.gpu_paths import take_paths_of_gpus
+from tests.support.parameters import others_slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = [(37, 30), (34, 45), (1, 1)]  # on a canvas of 37 x 45
@@ -104,7 +105,9 @@ def largest_error(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), others_slow([(torch.float16, 1e-2), (torch.float32, 1e-5)])
+)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("use", [use_kernels, use_libraries])
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_trunk_equals_the_published_one_for_each_image_alone(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("use", [use_kernels, use_libraries])
-@pytest.mark.parametrize("kind", ["resnet50", "compact"])
+@pytest.mark.parametrize("kind", others_slow(["resnet50", "compact"]))
 def test_neighbours_do_not_change_an_image(
     kind: str,
     use: Callable[[nn.Module], None],
