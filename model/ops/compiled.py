@@ -21,8 +21,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from model.ops import trunk
+from model.ops import int8, trunk
 from model.ops.launches import ANY, FEW, MANY, launch_name, read_table
+from model.ops.narrow import GROUP
 from model.ops.pointwise import (
     BLOCK,
     POOL_WARPS,
@@ -78,7 +79,9 @@ class Cost:
         return f"{self.instructions} instructions, {used}"
 
 
-def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: int) -> Cost:
+def compiled(
+    kernel: Any, capability: int, types: Types, sizes: Sizes, warps: int, stages: int = 3
+) -> Cost:
     """The cost of a kernel for arguments of these types (of pointers, else int32) and `sizes`.
 
     `capability` as 90 for 9.0. Pointers and strides are multiples of 16, as torch's are, and so are
@@ -100,7 +103,7 @@ def compiled(kernel: Any, capability: int, types: Types, sizes: Sizes, warps: in
             {(i,): [["tt.divisibility", 16]] for i in aligned},
         ),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "enable_fp_fusion": True},
+        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
     )
     with TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
@@ -164,20 +167,44 @@ def around(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     own |= dict.fromkeys(("out_ptr", "placed_ptr"), f"*{dtype}")
     own |= {"table_ptr": "*fp32", "entries_ptr": "*i32"}
     own |= {"valid_ptr": "*i64", "pixels_ptr": "*u8", "eps": "fp32"}
+    own |= {"narrow_ptr": "*i8", "scale_ptr": "*fp32"}
     own |= dict.fromkeys(("mean_ptr", "deviation_ptr"), "*fp32")
     channels, masked = {"CHANNELS": 256}, {"MASKED": True}
-    wide = masked | {"BLOCK": BLOCK}
+    wide, norm = masked | {"BLOCK": BLOCK}, {"CHANNELS_2": 256, "ROWS": ROWS}
     of_blocks = {"BEFORE": trunk.BEFORE, "DEPTH": trunk.DEPTH, "BLOCK": trunk.CELLS}
     for kernel, sizes, warps in (
         (finish_forward, channels | wide | {"RESIDUAL": True, "RELU": True}, WARPS),
         (finish_pool_forward, {"CHANNELS": 64, "BLOCK": POOLED} | masked, POOL_WARPS),
-        (add_norm_forward, channels | {"CHANNELS_2": 256, "PLACED": True, "ROWS": ROWS}, ROW_WARPS),
+        (add_norm_forward, channels | norm | {"PLACED": True, "NARROW": False}, ROW_WARPS),
         (normalize_forward, wide, WARPS),
         (trunk.zero_padding_forward, channels | {"BLOCK": trunk.ZEROS}, trunk.ZERO_WARPS),
         (trunk.normalize_blocks_forward, masked | of_blocks, trunk.WARPS),
     ):
         types = {name: kind for name, kind in own.items() if name in kernel.arg_names}
         yield kernel.__name__, compiled(kernel, capability, types, sizes, warps)
+
+
+def feed_forward(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
+    """The encoder's feed-forward network in int8, and the norm before it, where rest is `dtype`."""
+    if dtype == "fp32":
+        return
+    own = dict.fromkeys(("x_ptr", "residual_ptr", "bias_ptr", "weight_ptr"), f"*{dtype}")
+    own |= dict.fromkeys(("table_ptr", "scale_ptr"), "*fp32") | {"eps": "fp32"}
+    own |= dict.fromkeys(("out_ptr", "placed_ptr"), f"*{dtype}")
+    own |= {"narrow_ptr": "*i8", "entries_ptr": "*i32"}
+    norm = {"CHANNELS": 256, "CHANNELS_2": 256, "PLACED": False, "NARROW": True, "ROWS": ROWS}
+    cost = compiled(add_norm_forward, capability, own, norm, ROW_WARPS)
+    yield "add_norm_forward, int8", cost
+    types = dict.fromkeys(("x_ptr", "weight_ptr"), "*i8")
+    types |= dict.fromkeys(("x_scale_ptr", "out_scale_ptr", "scale_ptr", "bias_ptr"), "*fp32")
+    tile = {"ROWS": int8.ROWS, "GROUP": GROUP}
+    for name, out, sizes in (
+        ("linear1", "*i8", {"WIDTH": 256, "OUT": 1024, "GROUPED": False, "NARROW": True}),
+        ("linear2", f"*{dtype}", {"WIDTH": 1024, "OUT": 256, "GROUPED": True, "NARROW": False}),
+    ):
+        kinds, how = types | {"out_ptr": out}, (int8.WARPS, int8.STAGES)
+        cost = compiled(int8.multiply_forward, capability, kinds, tile | sizes, *how)
+        yield f"multiply_forward, {name}", cost
 
 
 def pyramid(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
@@ -211,9 +238,10 @@ def resampling(capability: int) -> Cost:
 
 
 def main() -> None:
+    parts = (attention, around, feed_forward, pyramid)
     for capability in map(int, sys.argv[1:]) if sys.argv[1:] else CAPABILITIES:
         for dtype in DTYPES:
-            kernels = (part(capability, dtype) for part in (attention, around, pyramid))
+            kernels = (part(capability, dtype) for part in parts)
             for name, cost in chain.from_iterable(kernels):
                 print(f"sm_{capability} {dtype} {name}: {cost}")
         print(f"sm_{capability} uint8 {resample_forward.__name__}: {resampling(capability)}")
