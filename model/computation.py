@@ -14,7 +14,7 @@ class Computation:
     """The arithmetic of a detector. Detectors of equal computations give equal bits."""
 
     device: str  # "cpu" or "cuda"
-    precision: str  # "fp32", "bf16", "fp16" or "mixed"
+    precision: str  # "fp32", "bf16", "fp16", "mixed" or "int8"
     hardware: str  # name of the GPU; of a CPU its instruction set and the threads of a detector
     count: int = 1  # images in every batch
 

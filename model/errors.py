@@ -2,7 +2,7 @@
 
 
 class UnknownName(ValueError):
-    """A model or a precision that there is not; the line has those that there are."""
+    """A model or a precision that there is not, or not here; the line says what to take."""
 
 
 class CheckpointError(ValueError):

@@ -15,6 +15,7 @@ from model.feature_levels import SeparablePositions
 from model.fused_convolution import FusedConv2d
 from model.ops import by_triton, capability_of, undocumented
 from model.ops.launches import MANY_FROM
+from model.ops.narrow import Narrow, narrowed
 from model.ops.ways import EPILOGUE, NORM, way_of
 from model.padding import zero_padding
 
@@ -67,15 +68,13 @@ class FusedLinear(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """y = `add_norm` of `x` (B, S, C), and y + position. A Tensor is (B or 1, S, D)."""
         if isinstance(position, SeparablePositions):
-            parts = (position.table, position.entries)
             if self._takes_epilogue(x):
                 from model.ops.linear_norm import linear_add_norm_place
 
+                parts = (position.table, position.entries)
                 return linear_add_norm_place(x, *self._up_to(residual, norm), *parts)
-            from model.ops.pointwise import add_norm_place
-
             y = F.linear(x, self.weight, self.bias)
-            return add_norm_place(y, residual, norm.weight, norm.bias, norm.eps, *parts)
+            return add_norm_place(norm, y, residual, position)
         y = self.add_norm(x, residual, norm)
         return y, y + position
 
@@ -150,3 +149,31 @@ def add_linear_norm_place(
     assert isinstance(position, Tensor)
     y = add_linear_norm(layer, norm, x, residual, dropout)
     return y, y + position
+
+
+def add_norm_place(
+    norm: nn.LayerNorm, x: Tensor, residual: Tensor, position: Tensor | SeparablePositions
+) -> tuple[Tensor, Tensor]:
+    """y = norm(x + residual), and y + position, for (B, S, C) of a prepared detector."""
+    if isinstance(position, SeparablePositions):
+        from model.ops import pointwise
+
+        parts = (position.table, position.entries)
+        return pointwise.add_norm_place(x, residual, norm.weight, norm.bias, norm.eps, *parts)
+    y: Tensor = norm(x + residual)
+    return y, y + position
+
+
+def add_linear_norm_narrow(
+    layer: nn.Module, norm: nn.LayerNorm, x: Tensor, residual: Tensor
+) -> tuple[Tensor, Narrow]:
+    """y = `add_linear_norm` of a prepared detector, and y in int8 with a scale for each row."""
+    assert isinstance(layer, FusedLinear)
+    if layer.triton:
+        from model.ops.pointwise import add_norm_narrow
+
+        product = F.linear(x, layer.weight, layer.bias)
+        y, *narrow = add_norm_narrow(product, residual, norm.weight, norm.bias, norm.eps)
+        return y, Narrow(*narrow)
+    y = layer.add_norm(x, residual, norm)
+    return y, narrowed(y, y.shape[-1])

@@ -8,6 +8,7 @@ from torch import nn
 from model.deformable_detr import DeformableDetr
 from model.fused_convolution import BatchNorm, FusedConv2d, folded
 from model.fused_layers import FusedLinear
+from model.int8 import Int8FeedForward
 from model.ms_deform_attn import MSDeformAttn
 from model.ops import by_triton
 from model.stem import FusedStem, is_stem
@@ -42,6 +43,18 @@ def prepare_for_inference(
         norm.to(dtype)
     prepare_transformer(net, dtype)
     return net.requires_grad_(False)
+
+
+@torch.no_grad()
+def prepare_in_int8(net: DeformableDetr, dtype: torch.dtype) -> DeformableDetr:
+    """`prepare_for_inference`, with the feed-forward networks of the encoder in int8."""
+    net.refuse_if_prepared()
+    for layer in net.transformer.encoder.layers:
+        assert isinstance(layer, EncoderLayer)
+        linear1, linear2 = _linears((layer.linear1, layer.linear2))
+        layer.int8 = Int8FeedForward(linear1, linear2, dtype)
+        del layer.linear1, layer.linear2
+    return prepare_for_inference(net, dtype)
 
 
 def _prepare_trunk(net: DeformableDetr, dtype: torch.dtype) -> None:

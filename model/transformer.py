@@ -12,9 +12,12 @@ from model.fused_layers import (
     FusedLinear,
     Linear,
     add_linear_norm,
+    add_linear_norm_narrow,
     add_linear_norm_place,
+    add_norm_place,
     linear_relu,
 )
+from model.int8 import Int8FeedForward
 from model.ms_deform_attn import MSDeformAttn
 from model.position_encoding import proposal_position_encoding
 
@@ -35,6 +38,7 @@ class EncoderLayer(nn.Module):
         self.linear1: Linear = nn.Linear(d, config.dim_feedforward)
         self.linear2: Linear = nn.Linear(config.dim_feedforward, d)
         self.norm2 = nn.LayerNorm(d)
+        self.int8: Int8FeedForward | None = None  # in place of both layers, see `prepare_in_int8`
 
     def forward(
         self,
@@ -49,6 +53,9 @@ class EncoderLayer(nn.Module):
         Both (B, S, C); `reference_points` (B, S, 2). Behind the last layer no position is added.
         """
         y = self.self_attn(query, reference_points, self.self_attn.value(x), levels)
+        if self.int8 is not None:
+            x, narrow = add_linear_norm_narrow(self.self_attn.output_proj, self.norm1, y, x)
+            return add_norm_place(self.norm2, self.int8(narrow), x, levels.position)
         x = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
         if last:

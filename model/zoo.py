@@ -14,7 +14,8 @@ from model.config import DeformableDetrConfig
 from model.deformable_detr import DeformableDetr, Padding
 from model.errors import CheckpointError, UnknownName
 from model.fallback import prepare_with_fallback
-from model.inference import prepare_for_inference
+from model.inference import prepare_for_inference, prepare_in_int8
+from model.ops import lacking_for_triton
 from model.ops.undocumented import multiplies_bf16
 from model.weights import find_weights
 from model.weights_file import labels_of
@@ -22,16 +23,18 @@ from model.weights_file import labels_of
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
 RANDOM = "random"
 PACKAGED_NAME = "packaged"
-MIXED = "mixed"
+MIXED, INT8 = "mixed", "int8"  # for inference alone
 # Dtypes of encoder and decoder, and of the trunk.
 DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     MIXED: torch.float16,
+    INT8: torch.bfloat16,
 }
 TRUNK_DTYPES = DTYPES | {MIXED: torch.bfloat16}
 PRECISIONS = ("auto", *DTYPES)
+INT8_FROM = (8, 0)  # the compute capability that multiplies bf16, too
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ def resolved_precision(precision: str, device: str) -> str:
     """The key of DTYPES for a precision on a device.
 
     "auto" is bf16 if the hardware multiplies bf16 (GPUs from compute capability 8.0, CPUs with
-    AVX512-BF16 or AMX), else fp32. Raises UnknownName for an unknown precision.
+    AVX512-BF16 or AMX), else fp32. Raises UnknownName for an unknown precision, and for one that
+    the device lacks.
     """
     if precision not in PRECISIONS:
         raise UnknownName(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -141,7 +145,19 @@ def resolved_precision(precision: str, device: str) -> str:
         else:
             capable = multiplies_bf16()
         return "bf16" if capable else "fp32"
+    if precision == INT8 and (lacking := _lacking_for_int8(device)):
+        raise UnknownName(f"precision {INT8!r} is for GPUs, and {lacking}: choose bf16 or auto")
     return precision
+
+
+def _lacking_for_int8(device: str) -> str:
+    """What keeps int8 from this device; empty where nothing does."""
+    if torch.device(device).type != "cuda":
+        return "the detectors would run on a CPU"
+    if torch.cuda.get_device_capability(device) < INT8_FROM:
+        name, least = torch.cuda.get_device_name(device), "{}.{}".format(*INT8_FROM)
+        return f"{name} is below compute capability {least}"
+    return lacking_for_triton()
 
 
 def create_model(
@@ -164,8 +180,9 @@ def create_model(
             `#sha256=<hex>` is checked) or a hub id.
         device: "cpu", "cuda", "cuda:1", ...
         precision: "fp32", "bf16", "fp16", "mixed" (the trunk in bf16, encoder and decoder in fp16,
-            and in bf16 for an image that overflows it), or "auto" (see `resolved_precision`).
-            "mixed" is for inference alone.
+            and in bf16 for an image that overflows it), "int8" (bf16, but the encoder's
+            feed-forward networks in int8; on GPUs alone), or "auto" (see `resolved_precision`).
+            "mixed" and "int8" are for inference alone.
         padding: "published" (the original's arithmetic) or "invariant" (an image in a padded batch
             gives the same result as alone).
         labels: other class names, for training. The heads for them start with new weights.
@@ -180,9 +197,11 @@ def create_model(
             fit the model.
     """
     config = named_model(name).config()
+    if training and precision in (MIXED, INT8):
+        raise ValueError(
+            f"precision {precision!r} is for inference: train in bf16, and detect in {precision}"
+        )
     precision = resolved_precision(precision, device)
-    if training and precision == MIXED:
-        raise ValueError("precision 'mixed' is for inference: train in bf16, and detect in mixed")
     dtype = DTYPES[precision]
     state: State | None = None
     place = weights_of(name, weights)
@@ -209,6 +228,8 @@ def prepare(net: DeformableDetr, precision: str) -> DeformableDetr:
     """Prepare `net` for inference in place, in a precision of DTYPES."""
     if precision == MIXED:
         return prepare_with_fallback(net)
+    if precision == INT8:
+        return prepare_in_int8(net, DTYPES[INT8])
     return prepare_for_inference(net, DTYPES[precision])
 
 

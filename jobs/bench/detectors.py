@@ -33,7 +33,7 @@ FASTER_RCNN = "torchvision's Faster R-CNN R50-FPN"  # another model, so its answ
 CALIBRATION_IMAGES = 3  # of int8; more do not change its time
 WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # number of requests
 # Tolerances on random weights, as a share of the largest logit: bf16 has 8 bits, and TF32 10.
-TOLERANCES = {"fp32": 1e-3, "TF32": 2e-2, "bf16": 0.1, "fp16": 0.1, "mixed": 0.1}
+TOLERANCES = {"fp32": 1e-3, "TF32": 2e-2, "bf16": 0.1, "fp16": 0.1, "mixed": 0.1, "int8": 0.1}
 
 
 @dataclass(frozen=True)

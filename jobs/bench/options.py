@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "mixed")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "mixed", "int8")
 ONE, MIX = "one", "mix"  # loads: images of one size, and of COCO's sizes
 SIZE = "800x1066"
 _RESULTS = {"help": "CSV file to add to (default: the project's)"}

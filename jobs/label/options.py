@@ -90,9 +90,10 @@ class LabelOptions:
     precision: str = field(
         default="auto",
         metadata={
-            "choices": ("auto", "fp32", "bf16", "fp16", "mixed"),
+            "choices": ("auto", "fp32", "bf16", "fp16", "mixed", "int8"),
             "help": "what detectors compute in; auto: bf16 where the hardware multiplies it; "
-            "mixed: the trunk in bf16, encoder and decoder in fp16, or bf16 where fp16 overflows",
+            "mixed: the trunk in bf16, encoder and decoder in fp16, or bf16 where fp16 overflows; "
+            "int8, on GPUs: bf16, but the encoder's feed-forward networks in int8",
         },
     )
     device: str = field(

@@ -56,7 +56,7 @@ class Run:
     run_id: str
     shards: Shards
     device: str = "auto"  # "cpu" or "cuda" once the run began
-    precision: str = "auto"  # "fp32", "bf16", "fp16" or "mixed" once the run began
+    precision: str = "auto"  # "fp32", "bf16", "fp16", "mixed" or "int8" once the run began
     count: int | None = None  # images in every batch, once the run began
     retries_failed: bool = False  # whether it labels again what failed (--retry-failed)
     # Number of objects under INPUT that are not read, by reason (listing.LEFT_OUT).

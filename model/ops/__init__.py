@@ -183,14 +183,14 @@ def _chosen(implementation: Implementation, *tensors: Tensor) -> Implementation:
             return "fused_cpu"
         if device.type != "cuda" or learning or tensors[0].dtype == torch.float64:
             return "embedding_bag"
-        lacking = _lacking_for_triton()
+        lacking = lacking_for_triton()
         if lacking:
             warn_once(f"{lacking}: the attention takes a slower path")
         return "embedding_bag" if lacking else "triton"
     if implementation == "fused_cpu" and device.type != "cpu":
         raise ValueError(f"implementation='fused_cpu' needs CPU tensors, not {device}")
-    if implementation == "triton" and _lacking_for_triton():
-        raise ValueError(f"implementation='triton': {_lacking_for_triton()}")
+    if implementation == "triton" and lacking_for_triton():
+        raise ValueError(f"implementation='triton': {lacking_for_triton()}")
     if implementation == "triton" and learning:
         raise ValueError("implementation='triton' has no gradient: run it under torch.no_grad()")
     return implementation
@@ -202,7 +202,7 @@ def _learning(*tensors: Tensor) -> bool:
 
 def by_triton(device: torch.device) -> bool:
     """Whether Triton's kernels run for tensors there."""
-    return device.type == "cuda" and not _lacking_for_triton()
+    return device.type == "cuda" and not lacking_for_triton()
 
 
 @cache
@@ -214,7 +214,7 @@ def capability_of(device: torch.device) -> str:
 
 
 @cache
-def _lacking_for_triton() -> str:
+def lacking_for_triton() -> str:
     """What this machine lacks to run Triton's kernels; empty where nothing."""
     if find_spec("triton") is None:
         return "Triton is not installed"

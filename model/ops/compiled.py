@@ -21,8 +21,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from model.ops import linear_norm, trunk
+from model.ops import int8, linear_norm, trunk
 from model.ops.launches import ANY, FEW, MANY, NORMS, Launches, launch_name, read_table
+from model.ops.narrow import GROUP
 from model.ops.pointwise import (
     BLOCK,
     POOL_WARPS,
@@ -60,6 +61,7 @@ DTYPES = ("fp16", "bf16", "fp32")
 Types = Mapping[str, str]  # by argument
 Sizes = dict[str, int]
 FORMS = {2: "points", 4: "boxes"}  # what is sampled around
+TENSOR_MEMORY = 100  # capability from which kernels wait for their products in loops
 LABEL = re.compile(r"(\.L_\S+):")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.+?);")  # behind its address
 BRANCH = re.compile(r"\bBRA\b.*?`\((\.L_\S+?)\)")
@@ -71,7 +73,9 @@ class Cost:
 
     registers: int  # of a thread
     spilled: int  # bytes of a thread
-    instructions: int  # that a warp executes, where each loop is one over levels or inputs
+    # That a warp executes, where each loop is one over levels or inputs. From TENSOR_MEMORY on each
+    # loop counts once, since some of them wait.
+    instructions: int
 
     def __str__(self) -> str:
         used = f"{self.registers} registers, {self.spilled} bytes spilled"
@@ -84,6 +88,7 @@ def compiled(
     types: Types,
     sizes: Sizes,
     warps: int,
+    stages: int = 3,
     limit: int | None = None,
 ) -> Cost:
     """The cost of a kernel for arguments of these types (of pointers, else int32) and `sizes`.
@@ -107,7 +112,12 @@ def compiled(
             {(i,): [["tt.divisibility", 16]] for i in aligned},
         ),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "maxnreg": limit, "enable_fp_fusion": True},
+        options={
+            "num_warps": warps,
+            "num_stages": stages,
+            "maxnreg": limit,
+            "enable_fp_fusion": True,
+        },
     )
     with TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
@@ -122,9 +132,15 @@ def compiled(
     registers = re.search(r"Used (\d+) registers", said)
     spilled = re.search(r"(\d+) bytes spill stores", said)
     assert registers and spilled, said
-    rounds = sizes["INPUTS"] // sizes["DEPTH"] if "INPUTS" in sizes else sizes.get("LEVELS", 1)
-    executed = executed_instructions(code, rounds)
+    executed = executed_instructions(code, rounds_of(sizes) if capability < TENSOR_MEMORY else 1)
     return Cost(int(registers[1]), int(spilled[1]), executed)
+
+
+def rounds_of(sizes: Sizes) -> int:
+    """How often a loop of a kernel runs."""
+    if "INPUTS" in sizes:
+        return sizes["INPUTS"] // sizes["DEPTH"]
+    return sizes["WIDTH"] // sizes["GROUP"] if "GROUPED" in sizes else sizes.get("LEVELS", 1)
 
 
 def executed_instructions(code: str, rounds: int) -> int:
@@ -177,14 +193,15 @@ def around(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
     own |= dict.fromkeys(("out_ptr", "placed_ptr"), f"*{dtype}")
     own |= {"table_ptr": "*fp32", "entries_ptr": "*i32"}
     own |= {"valid_ptr": "*i64", "pixels_ptr": "*u8", "eps": "fp32"}
+    own |= {"narrow_ptr": "*i8", "scale_ptr": "*fp32"}
     own |= dict.fromkeys(("mean_ptr", "deviation_ptr"), "*fp32")
     channels, masked = {"CHANNELS": 256}, {"MASKED": True}
-    wide = masked | {"BLOCK": BLOCK}
+    wide, norm = masked | {"BLOCK": BLOCK}, {"CHANNELS_2": 256, "ROWS": ROWS}
     of_blocks = {"BEFORE": trunk.BEFORE, "DEPTH": trunk.DEPTH, "BLOCK": trunk.CELLS}
     for kernel, sizes, warps in (
         (finish_forward, channels | wide | {"RESIDUAL": True, "RELU": True}, WARPS),
         (finish_pool_forward, {"CHANNELS": 64, "BLOCK": POOLED} | masked, POOL_WARPS),
-        (add_norm_forward, channels | {"CHANNELS_2": 256, "PLACED": True, "ROWS": ROWS}, ROW_WARPS),
+        (add_norm_forward, channels | norm | {"PLACED": True, "NARROW": False}, ROW_WARPS),
         (normalize_forward, wide, WARPS),
         (trunk.zero_padding_forward, channels | {"BLOCK": trunk.ZEROS}, trunk.ZERO_WARPS),
         (trunk.normalize_blocks_forward, masked | of_blocks, trunk.WARPS),
@@ -209,8 +226,31 @@ def products(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
         ("linear2 of the last layer", 1024, False),
     ):
         sizes = cut | {"INPUTS": inputs, "PLACED": placed}
-        cost = compiled(kernel, capability, types, sizes, launch.warps, registers)
+        cost = compiled(kernel, capability, types, sizes, launch.warps, limit=registers)
         yield f"{kernel.__name__}, {name} (block {launch.block}, {launch.warps} warps)", cost
+
+
+def feed_forward(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
+    """The encoder's feed-forward network in int8, and the norm before it, where rest is `dtype`."""
+    if dtype == "fp32":
+        return
+    own = dict.fromkeys(("x_ptr", "residual_ptr", "bias_ptr", "weight_ptr"), f"*{dtype}")
+    own |= dict.fromkeys(("table_ptr", "scale_ptr"), "*fp32") | {"eps": "fp32"}
+    own |= dict.fromkeys(("out_ptr", "placed_ptr"), f"*{dtype}")
+    own |= {"narrow_ptr": "*i8", "entries_ptr": "*i32"}
+    norm = {"CHANNELS": 256, "CHANNELS_2": 256, "PLACED": False, "NARROW": True, "ROWS": ROWS}
+    cost = compiled(add_norm_forward, capability, own, norm, ROW_WARPS)
+    yield "add_norm_forward, int8", cost
+    types = dict.fromkeys(("x_ptr", "weight_ptr"), "*i8")
+    types |= dict.fromkeys(("x_scale_ptr", "out_scale_ptr", "scale_ptr", "bias_ptr"), "*fp32")
+    tile = {"ROWS": int8.ROWS, "GROUP": GROUP}
+    for name, out, sizes in (
+        ("linear1", "*i8", {"WIDTH": 256, "OUT": 1024, "GROUPED": False, "NARROW": True}),
+        ("linear2", f"*{dtype}", {"WIDTH": 1024, "OUT": 256, "GROUPED": True, "NARROW": False}),
+    ):
+        kinds, how = types | {"out_ptr": out}, (int8.WARPS, int8.STAGES)
+        cost = compiled(int8.multiply_forward, capability, kinds, tile | sizes, *how)
+        yield f"multiply_forward, {name}", cost
 
 
 def pyramid(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
@@ -243,7 +283,7 @@ def resampling(capability: int) -> Cost:
     return compiled(resample_forward, capability, types, sizes, PIXEL_WARPS)
 
 
-PARTS = (attention, around, products, pyramid)
+PARTS = (attention, around, products, feed_forward, pyramid)
 
 
 def main() -> None:

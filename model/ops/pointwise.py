@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.ops.int8 import narrow_rows
+
 BLOCK, WARPS = 2048, 4  # 16 half-precision numbers a thread: two wide loads
 ROWS, ROW_WARPS = 8, 4  # of a layer norm
 POOLED, POOL_WARPS = 32, 4  # cells of a max-pool
@@ -184,6 +186,8 @@ def add_norm_forward(  # type: ignore[no-untyped-def]
     entries_ptr,  # (S, 2) int32, the rows of the table for each cell
     out_ptr,  # (N, C)
     placed_ptr,  # (N, C)
+    narrow_ptr,  # (N, C) int8
+    scale_ptr,  # (N,) fp32, of what is int8
     count,  # N = B * S
     length,  # S
     entries,  # E
@@ -191,6 +195,7 @@ def add_norm_forward(  # type: ignore[no-untyped-def]
     CHANNELS: tl.constexpr,
     CHANNELS_2: tl.constexpr,  # the next power of two
     PLACED: tl.constexpr,
+    NARROW: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -207,6 +212,10 @@ def add_norm_forward(  # type: ignore[no-untyped-def]
     bias = tl.load(bias_ptr + channel, mask=present, other=0.0).to(tl.float32)
     normal = centred / deviation[:, None] * weight[None, :] + bias[None, :]
     tl.store(out_ptr + at, normal.to(out_ptr.dtype.element_ty), mask=live)
+    if NARROW:
+        narrow, scale = narrow_rows(tl.where(live, normal, 0.0))
+        tl.store(narrow_ptr + at, narrow.to(tl.int8), mask=live)
+        tl.store(scale_ptr + row, scale, mask=row < count)
     if PLACED:
         HALF: tl.constexpr = CHANNELS // 2
         entry = entries_ptr + row % length * 2
@@ -226,12 +235,16 @@ def _add_norm(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    positions: tuple[Tensor, Tensor] | None,
+    positions: tuple[Tensor, Tensor] | None = None,
+    narrow: bool = False,
 ) -> list[Tensor]:
+    """The norm, then it placed, or as int8 and its scales, where these are wanted."""
     x, residual = x.contiguous(), residual.contiguous()
     channels = x.shape[-1]
     count = x.numel() // channels
     outputs = [torch.empty_like(x) for _ in range(1 if positions is None else 2)]
+    if narrow:
+        outputs += [torch.empty_like(x, dtype=torch.int8), x.new_empty(count, dtype=torch.float32)]
     table, entries = positions or (weight[None], weight)  # or what is not read
     with torch.cuda.device_of(x):
         add_norm_forward[(triton.cdiv(count, ROWS),)](
@@ -242,6 +255,8 @@ def _add_norm(
             table,
             entries,
             outputs[0],
+            outputs[1 if positions else 0],
+            outputs[-2 if narrow else 0],
             outputs[-1],
             count,
             len(entries),
@@ -250,6 +265,7 @@ def _add_norm(
             CHANNELS=channels,
             CHANNELS_2=triton.next_power_of_2(channels),
             PLACED=positions is not None,
+            NARROW=narrow,
             ROWS=ROWS,
             num_warps=ROW_WARPS,
         )
@@ -259,7 +275,7 @@ def _add_norm(
 @torch.library.custom_op("detr_batch::add_norm", mutates_args=())
 def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The layer norm of `x` (..., C) plus `residual`, alike."""
-    return _add_norm(x, residual, weight, bias, eps, None)[0]
+    return _add_norm(x, residual, weight, bias, eps)[0]
 
 
 @add_norm.register_fake
@@ -286,6 +302,22 @@ def add_norm_place(
 def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     return out, torch.empty_like(out)
+
+
+@torch.library.custom_op("detr_batch::add_norm_narrow", mutates_args=())
+def add_norm_narrow(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`add_norm`, and that as int8 (..., C) with a scale (..., 1) for each row, see narrow.py."""
+    out, numbers, scales = _add_norm(x, residual, weight, bias, eps, narrow=True)
+    return out, numbers, scales.view(*x.shape[:-1], 1)
+
+
+@add_norm_narrow.register_fake
+def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    scales = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return out, torch.empty_like(out, dtype=torch.int8), scales
 
 
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator]

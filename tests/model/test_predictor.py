@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import fused_convolution, fused_layers, inference, preprocess
+from model import fused_convolution, fused_layers, inference, int8, preprocess
 from model.fused_pyramid import frequencies_on, strides_on
 from model.ops import undocumented, ways
 from model.ops.pyramid import entries_on, lines_on
@@ -22,7 +22,7 @@ from model.predictor import Predictor, likely_sizes
 from model.preprocess import _mean_and_std, batch_images, form_batch
 from model.resample import resize_pixels
 from model.resize import CanvasRule, ResizeRule, canvas_rule
-from model.zoo import MODELS, create_model
+from model.zoo import MODELS, create_model, prepare
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -144,11 +144,17 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
-    ("model", "chosen"),
-    [*((model, 0) for model in MODELS), ("deformable-detr", 1), ("shapes-tiny", 1)],
+    ("model", "chosen", "precision"),
+    [
+        *((model, 0, "bf16") for model in MODELS),
+        ("deformable-detr", 1, "bf16"),
+        ("shapes-tiny", 1, "bf16"),
+        ("deformable-detr", 0, "int8"),
+        ("shapes-tiny", 0, "int8"),
+    ],
 )
 def test_a_gpu_never_waits_for_the_host(
-    model: str, padded: bool, chosen: int, monkeypatch: pytest.MonkeyPatch
+    model: str, padded: bool, chosen: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors are fake: an operation that reads a value raises, and copies are recorded.
 
@@ -159,9 +165,9 @@ def test_a_gpu_never_waits_for_the_host(
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
     monkeypatch.setattr(fused_layers, "MANY_FROM", 1)
-    for module in (fused_convolution, fused_layers, inference, preprocess):
+    for module in (fused_convolution, fused_layers, inference, int8, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
-    net = create_model(model, "random", precision="bf16", padding="invariant")
+    net = prepare(create_model(model, "random", padding="invariant", training=True), precision)
     assert net.takes_blocks == (chosen == 1 and net.config.backbone == "resnet50")
     predictor = Predictor(net, "cpu")
     with FakeTensorMode() as mode, torch.inference_mode():

@@ -69,10 +69,11 @@ def list_cases(device: str, tiny: bool) -> list[Case]:
     """List all cases, the most valuable first."""
     if tiny:
         precision = resolved_precision("auto", device)
-        return [Case("shapes-tiny", precision, padded) for padded in (False, True)]
+        cases = [Case("shapes-tiny", precision, padded) for padded in (False, True)]
+        return [*cases, Case("shapes-tiny", "int8", True)]
     return [
         Case(model, precision, padded)
-        for precision in ("bf16", "mixed", "fp16")
+        for precision in ("bf16", "mixed", "int8", "fp16")
         for model in MODELS
         for padded in (False, True)
     ]

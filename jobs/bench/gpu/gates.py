@@ -22,7 +22,7 @@ from model.deformable_detr import DeformableDetr
 from model.ms_deform_attn import MSDeformAttn
 from model.preprocess import normalize, stack_images
 from model.resize import canvas_rule
-from model.zoo import TRUNK_DTYPES, create_model
+from model.zoo import TRUNK_DTYPES, create_model, prepare
 
 TESTS = "tests of the model"
 TESTS_BEHIND = 2  # models checked before the tests, which compile many kernels and may use all time
@@ -35,6 +35,8 @@ MODELS = (
     "deformable-detr-with-box-refine",
     "deformable-detr-single-scale-dc5",
 )
+PRECISIONS = ("bf16", "mixed", "int8", "fp16", "fp32")
+TINY_PRECISIONS = ("fp32", "bf16", "mixed", "int8")
 TINY_MODELS = ("shapes-tiny", "deformable-detr-single-scale")
 Sizes = tuple[tuple[int, int], ...]
 EXACT: Sizes = ((224, 320), (224, 320))
@@ -58,7 +60,7 @@ class Gate:
 
 def run(context: Context) -> None:
     """Check each model in each precision; run the tests early, after a few models."""
-    precisions = ("fp32", "bf16", "mixed") if context.tiny else ("bf16", "mixed", "fp16", "fp32")
+    precisions = TINY_PRECISIONS if context.tiny else PRECISIONS
     for number, model in enumerate(TINY_MODELS if context.tiny else MODELS, start=1):
         gates = [
             Gate(model, precision, padded) for precision in precisions for padded in (False, True)
@@ -176,7 +178,8 @@ def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
 
 @lru_cache(maxsize=1)
 def _ours(model: str, precision: str, device: str) -> DeformableDetr:
-    return create_model(model, _weights(model), device, precision, padding="invariant")
+    net = create_model(model, _weights(model), device, padding="invariant", training=True)
+    return prepare(net, precision)
 
 
 @lru_cache(maxsize=1)
@@ -201,9 +204,9 @@ def weights_of(model: str, folder: Path) -> str | None:
 def _peers_answers(model: str, sizes: Sizes, device: str, precision: str) -> list[Answer]:
     """Compute the answers of torch's own operations for each image, in fp32 or under autocast.
 
-    Each image runs alone; for "mixed" the whole model is in the trunk's dtype. The fp32 answers,
-    without TF32, are the truth. The model is transformers'. Where transformers has none, it is our
-    own as it is trained, with the formula of the attention.
+    Each image runs alone; for "mixed" and "int8" the whole model is in the trunk's dtype. The fp32
+    answers, without TF32, are the truth. The model is transformers'. Where transformers has none,
+    it is our own as it is trained, with the formula of the attention.
     """
     dtype = TRUNK_DTYPES[precision]
     net = _peer(model, device)

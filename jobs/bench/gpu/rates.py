@@ -45,7 +45,7 @@ def cases(tiny: bool) -> list[Rate]:
         return [Rate(gate, batch) for gate in gates for batch in (1, 2)]
     return [
         Rate(Gate(model, precision, padded), batch)
-        for precision in ("bf16", "mixed", "fp16")
+        for precision in ("bf16", "mixed", "int8", "fp16")
         for model in MODELS
         for padded in (False, True)
         for batch in (8, 32, 1, 16)

@@ -51,15 +51,17 @@ def test_few_of_a_thousand_boxes_move_farther(
     assert len(farther) <= 0.002 * len(moved)
 
 
-def measure_movements(scenes: int, nets: tuple[DeformableDetr, DeformableDetr]) -> list[float]:
+def measure_movements(
+    scenes: int, nets: tuple[DeformableDetr, DeformableDetr], device: str = "cpu"
+) -> list[float]:
     """Measure movements in this many held-out scenes; sorted, in pixels of the model's input."""
     held_out = HeldOutScenes(scenes, nets[0].config.resize)
     moved = []
     for index in range(scenes):
         sample = held_out[index]
-        seen = torch.tensor([sample.image.shape[:2]])
+        seen = torch.tensor([sample.image.shape[:2]], device=device)
         with torch.inference_mode():
-            inputs = batch_images([sample.image], "cpu")
+            inputs = batch_images([sample.image], device)
             expected, found = (postprocess(net(*inputs), seen) for net in nets)
         moved += measure_movements_in_image(expected, found)
     return sorted(moved)

@@ -271,7 +271,7 @@ def test_all_steps_answer_and_a_second_run_skips_them(tmp_path: Path) -> None:
     values = {record["case"]: record["value"] for record in records_of(out, "ceilings", VALUE)}
     assert set(values) == {"copy", "bf16", "fp16", "fp32"} and min(values.values()) > 0
     verdicts = records_of(out, "gates", VERDICT)
-    assert len(verdicts) == 13 and all(verdict["right"] for verdict in verdicts)
+    assert len(verdicts) == 17 and all(verdict["right"] for verdict in verdicts)
     assert all(type(record["same_bits"]) is bool for record in records_of(out, "bits", VERDICT))
     assert records_of(out, "bits", VERDICT)
     rows = {step: [r["row"] for r in records_of(out, step, TIMING)] for step in STEPS}
