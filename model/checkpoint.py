@@ -202,4 +202,6 @@ def save_weights(net: DeformableDetr, path: Path, notes: Mapping[str, str]) -> N
         for key, tensor in net.state_dict().items()
     }
     # (save_file would make a file that its owner alone may read.)
-    path.write_bytes(save(state, {**notes, "labels": json.dumps(net.config.labels)}))
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_bytes(save(state, {**notes, "labels": json.dumps(net.config.labels)}))
+    unfinished.replace(path)

@@ -30,7 +30,7 @@ starts from the weights of shapes-tiny; --model deformable-detr --weights deform
 from the published ones. The first line of a training says what it starts from.
 
 Classes get new heads, even those that the model knows: a few steps teach them nothing, and such a
-model finds no box. A step of shapes-tiny takes 0.5 to 5 s on two cores, so try it first with
+model finds no box. A step of shapes-tiny takes 0.5 to 5 s on two idle cores, so try it first with
 --steps 50 --evaluate-every 10, and then take some hundred steps or more.
 """
 

@@ -35,7 +35,7 @@ class _Counts:
         self.first.setdefault(said, name)
 
     def lines(self) -> list[str]:
-        return [f"{n} {said}; the first is {self.first[said]}" for said, n in self.numbers.items()]
+        return [f"{said}: {n}; the first is {self.first[said]}" for said, n in self.numbers.items()]
 
 
 class CocoDataset(Dataset[Sample | Unreadable]):
@@ -174,6 +174,6 @@ def _image_notes(truth: Annotations, files: ImageFiles) -> list[str]:
         )
     with_objects = {one.category_id for one in truth.annotations}
     if empty := [name for number, name in truth.classes.items() if number not in with_objects]:
-        more = " ..." if len(empty) > 3 else ""
-        lines.append(f"{len(empty)} categories have no object: {', '.join(empty[:3])}{more}")
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        lines.append(f"categories without an object: {', '.join(empty[:3])}{more}")
     return lines

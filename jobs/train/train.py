@@ -125,8 +125,8 @@ def schedule(step: int, options: TrainOptions) -> float:
 def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     """Run the recipe; returns the last evaluation.
 
-    Writes `OUTPUT/last.pt` (everything that `resume` needs) at each evaluation, and at least every
-    SAVE_SECONDS, and `OUTPUT/model.safetensors` (half precision) at the end.
+    Writes `OUTPUT/model.safetensors` (half precision) at each evaluation, and `OUTPUT/last.pt`
+    (everything that `resume` needs) then and at least every SAVE_SECONDS.
     """
     for name in ("steps", "batch_size", "evaluate_every", "evaluate_images"):
         if getattr(options, name) < 1:
@@ -173,11 +173,14 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     score: dict[str, float] = {}
     left_out = LeftOut()
     saved = time.monotonic()
+    recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
     for step, loss in steps(net, loader, optimizer, scheduler, options, start, left_out):
         if step % options.evaluate_every == 0 or step == options.steps:
             score = evaluate(net, validation, options.device, left_out)
             result = f"AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}"
             print(f"step {step}: loss {loss:.3f}, {result}", flush=True)
+            notes = {"AP": f"{score['AP']:.4f}", "step": str(step), **recipe}
+            save_weights(net, options.output / WEIGHTS, notes)
         elif time.monotonic() - saved < SAVE_SECONDS:
             continue
         state = {
@@ -192,8 +195,6 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     if left_out.reasons:
         count = len(left_out.reasons)
         print_notes("", [f"left out: {counted(count, 'image')} that could not be decoded"])
-    recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
-    save_weights(net, options.output / WEIGHTS, {"AP": f"{score['AP']:.4f}", **recipe})
     return score
 
 

@@ -81,13 +81,13 @@ REFUSED: dict[str, dict[str, Any]] = {
     "bbox [1, 2, 3, -4] is not": {"annotations": [box(0, bbox=[1, 2, 3, -4])]},
     "has no categories": {"categories": []},
     "has no usable box in images of": {"annotations": []},
-    "1 boxes without an area are left out; the first is annotation 1 (id 900": {
+    "boxes without an area are left out: 1; the first is annotation 1 (id 900": {
         "annotations": [box(0, bbox=[1, 2, 0, 4])]
     },
-    "1 boxes that lie outside of their images are left out": {
+    "boxes that lie outside of their images are left out: 1": {
         "annotations": [box(0, bbox=[81, 2, 5, 4])]
     },
-    "1 crowds are left out": {"annotations": [box(0, iscrowd=1)]},
+    "crowds are left out: 1": {"annotations": [box(0, iscrowd=1)]},
     "none of 1 images of the annotations lies in": {"images": [image(7)]},
 }
 
@@ -127,7 +127,7 @@ def test_boxes_are_cut_at_the_edge_of_their_image(folder: Path) -> None:
     assert boxes_of(dataset, 0) == [pytest.approx([0.25, 0.75, 0.5, 0.5])]
     assert boxes_of(dataset, 1) == [pytest.approx([0.875, 0.5, 0.25, 1])]
     assert [note for note in dataset.notes if "edge" in note] == [
-        "1 boxes that reach beyond their images are cut at the edge; the first is annotation 1 "
+        "boxes that reach beyond their images are cut at the edge: 1; the first is annotation 1 "
         "(id 900, image_id 0, category_id 3)"
     ]
 
@@ -139,8 +139,8 @@ def test_an_image_of_another_size_is_said_and_an_upright_one_is_not(folder: Path
     images = [image(0, width=800, height=600), image(1), image(2, file_name="turned.jpg")]
     notes = read(folder, images=images).notes
     assert [note for note in notes if "size" in note] == [
-        "1 images have another size than the annotations say, and boxes are taken as pixels of the "
-        f"image; the first is {folder / '0.png'} (80 x 60, and not 800 x 600)"
+        "images have another size than the annotations say, and boxes are taken as pixels of the "
+        f"image: 1; the first is {folder / '0.png'} (80 x 60, and not 800 x 600)"
     ]
 
 
@@ -152,7 +152,7 @@ def test_names_with_folders_are_found(name: str, folder: Path) -> None:
     assert not [note for note in dataset.notes if "folder" in note]
     within = CocoDataset(folder / "album", folder / "truth.json", RULE, flip=False)
     assert within.files.found["0"].path == folder / "album" / "2.png"
-    assert f"without folders; the first is {name}" in "".join(within.notes)
+    assert f"without folders: 1; the first is {name}" in "".join(within.notes)
 
 
 def test_two_images_that_would_be_one_file_are_refused(
@@ -170,9 +170,9 @@ def test_images_that_are_missing_or_damaged_are_left_out_and_counted(folder: Pat
     (folder / "3.png").write_bytes((folder / "0.png").read_bytes()[:5000])
     images = [image(number) for number in range(5)]
     dataset = read(folder, images=images, annotations=[box(number) for number in range(5)])
-    assert "1 images are missing and are left out; the first is 4.png" in dataset.notes
+    assert "images are missing and are left out: 1; the first is 4.png" in dataset.notes
     assert any(
-        note.startswith("1 images cannot be read and are left out") for note in dataset.notes
+        note.startswith("images cannot be read and are left out: 1") for note in dataset.notes
     )
     assert [listed.id for listed in dataset.images] == ["0", "1", "3"]
     assert isinstance(dataset[2], Unreadable)

@@ -40,6 +40,8 @@ def test_stopped_training_is_resumed_and_gives_the_same_weights(tmp_path: Path) 
         patch.setattr("jobs.train.train.steps", stop_after(2))
         with pytest.raises(KeyboardInterrupt):
             train(stopped)
+    _, notes = read_weights(tmp_path / "stopped" / "model.safetensors")
+    assert notes["step"] == "2"  # usable although the training has not ended
     train(stopped, resume=True)
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
     for name, tensor in whole.items():
@@ -121,8 +123,8 @@ def test_a_dataset_as_other_tools_write_it_is_read(
     assert len(validation.truth().annotations) == 4
     said = capsys.readouterr().err
     assert "left out: 1 annotation of images that the file does not list" in said
-    assert "1 crowds are left out" in said
-    assert "1 boxes without an area are left out; the first is annotation 5 (id 1" in said
+    assert "crowds are left out: 1" in said
+    assert "boxes without an area are left out: 1; the first is annotation 5 (id 1" in said
 
 
 @pytest.mark.parametrize(
