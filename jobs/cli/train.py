@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
         description="Train on rendered scenes; with --images and --annotations on a dataset in\n"
         "COCO's format, whose classes get new heads. OUTPUT gets last.pt, to go on from, and\n"
         "model.safetensors, for label --weights.",
-        again="; --resume goes on from OUTPUT/last.pt",
+        again="; --resume goes on from OUTPUT/last.pt, where one was saved",
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLE

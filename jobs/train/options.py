@@ -69,4 +69,6 @@ class TrainOptions:
     @property
     def rate(self) -> float:
         """The highest learning rate; the default is lower for weights that are already trained."""
-        return self.learning_rate or (4e-4 if self.from_scratch else 5e-5)
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 4e-4 if self.from_scratch else 5e-5

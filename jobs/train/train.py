@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from jobs.accounting.counted import counted
 from jobs.evaluate.average_precision import Found, average_precision
+from jobs.train.checkpoints import LAST, Checkpoints, holds_training, locked
 from jobs.train.data import Sample, ScenesForTraining
 from jobs.train.datasets import Training, Validation, datasets, describe_start, print_notes
 from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
-from model.checkpoint import save_weights
 from model.criterion import criterion
 from model.deformable_detr import DeformableDetr
 from model.detector import Detections
@@ -29,7 +29,6 @@ from model.preprocess import batch_images
 from model.zoo import create_model, weights_of
 from pipeline.storage.errors import CommandFailed, InputError
 
-WEIGHTS = "model.safetensors"
 SAVE_SECONDS = 600.0  # longest time between two checkpoints
 SAY_SECONDS = 30.0  # time between lines of progress where there is no terminal
 
@@ -125,23 +124,26 @@ def schedule(step: int, options: TrainOptions) -> float:
 def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     """Run the recipe; returns the last evaluation.
 
-    Writes `OUTPUT/model.safetensors` (half precision) at each evaluation, and `OUTPUT/last.pt`
-    (everything that `resume` needs) then and at least every SAVE_SECONDS.
+    Writes `OUTPUT/last.pt` (everything that `resume` needs) at each evaluation, and at least every
+    SAVE_SECONDS, and `OUTPUT/model.safetensors` (half precision) at each evaluation.
     """
     for name in ("steps", "batch_size", "evaluate_every", "evaluate_images"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    if not options.rate > 0:
+        raise InputError("--learning-rate must be more than 0")
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"OUTPUT {options.output} is no folder: name one that train may write")
-    last = options.output / "last.pt"
-    if not resume and (last.exists() or (options.output / WEIGHTS).exists()):
+    refuse_device(options.device)
+    weights_of(options.model, options.weights)  # names that do not fit are refused at once
+    torch.manual_seed(options.seed)
+    if resume and not (options.output / LAST).exists():
+        raise InputError(f"--resume: there is no {options.output / LAST}")
+    if not resume and holds_training(options.output):
         raise InputError(
             f"OUTPUT {options.output} holds a training: --resume goes on with it; for another one "
             "name another folder"
         )
-    refuse_device(options.device)
-    weights_of(options.model, options.weights)  # names that do not fit are refused at once
-    torch.manual_seed(options.seed)
     training, validation, labels = datasets(options)
     net = create_model(
         options.model,
@@ -151,18 +153,41 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         labels=labels,
         training=True,
     )
+    with locked(options.output):
+        if not resume and holds_training(options.output):  # it began and ended meanwhile
+            raise InputError(f"OUTPUT {options.output} holds another training")
+        return _train(options, net, training, validation, resume)
+
+
+def _train(
+    options: TrainOptions,
+    net: DeformableDetr,
+    training: Training,
+    validation: Validation,
+    resume: bool,
+) -> dict[str, float]:
+    """Train `net` from where it starts, or goes on, to the last step."""
     print(describe_start(options, training, validation), flush=True)
     optimizer = optimizer_of(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))
-    options.output.mkdir(parents=True, exist_ok=True)
-    start = 0
+    checkpoints = Checkpoints(options, net, optimizer, scheduler)
+    left_out = LeftOut()
+    recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
+
+    def evaluate_and_save(step: int, loss: str) -> dict[str, float]:
+        score = evaluate(net, validation, options.device, left_out)
+        print(f"step {step}: {loss}AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}", flush=True)
+        checkpoints.save(step)
+        checkpoints.save_weights({"AP": f"{score['AP']:.4f}", "step": str(step), **recipe})
+        return score
+
+    start = checkpoints.load() if resume else 0
     if resume:
-        if not last.exists():
-            raise InputError(f"--resume: there is no {last}")
-        start = _load_last(last, net, optimizer, scheduler)
-        if start >= options.steps:
-            raise InputError(f"{last} is of step {start}: nothing to resume up to --steps")
-        print(f"resumed from step {start} of {last}", flush=True)
+        print(f"resumed from step {start} of {checkpoints.last}", flush=True)
+    if start >= options.steps:
+        if checkpoints.weights.exists():
+            raise InputError(f"{checkpoints.last} is of step {start}: nothing to resume")
+        return evaluate_and_save(start, "")  # it ended before it wrote them
     loader = DataLoader(
         training,
         batch_size=options.batch_size,
@@ -171,52 +196,19 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         num_workers=1,
     )
     score: dict[str, float] = {}
-    left_out = LeftOut()
     saved = time.monotonic()
-    recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
     for step, loss in steps(net, loader, optimizer, scheduler, options, start, left_out):
         if step % options.evaluate_every == 0 or step == options.steps:
-            score = evaluate(net, validation, options.device, left_out)
-            result = f"AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}"
-            print(f"step {step}: loss {loss:.3f}, {result}", flush=True)
-            notes = {"AP": f"{score['AP']:.4f}", "step": str(step), **recipe}
-            save_weights(net, options.output / WEIGHTS, notes)
-        elif time.monotonic() - saved < SAVE_SECONDS:
+            score = evaluate_and_save(step, f"loss {loss:.3f}, ")
+        elif time.monotonic() - saved > SAVE_SECONDS:
+            checkpoints.save(step)
+        else:
             continue
-        state = {
-            "model": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "step": step,
-        }
-        torch.save(state, last.with_suffix(".tmp"))
-        last.with_suffix(".tmp").replace(last)
         saved = time.monotonic()
     if left_out.reasons:
         count = len(left_out.reasons)
         print_notes("", [f"left out: {counted(count, 'image')} that could not be decoded"])
     return score
-
-
-def _load_last(
-    path: Path,
-    net: DeformableDetr,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> int:
-    """Load what `train` saved, and return its step. CommandFailed if the file is not as saved."""
-    try:
-        saved = torch.load(path, weights_only=True)
-        net.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        return int(saved["step"])
-    except Exception as error:  # files break in many ways, and torch has no common error for them
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CommandFailed(
-            f"{path} is damaged, or of a training with other options: put back what was there, or "
-            f"begin anew without --resume ({reason})"
-        ) from error
 
 
 def refuse_device(device: str) -> None:

@@ -1,11 +1,17 @@
-"""A training is not taken up from a file that is not as it was saved."""
+"""A training goes on where it was saved, with the same classes, and nothing else."""
 
+import errno
+import io
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from jobs.cli import main
+from jobs.train.checkpoints import LAST, WEIGHTS, holds_training, locked
+from model.checkpoint import read_weights
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4" + b"x" * 99, None, {"step": 5}, [1]])
@@ -22,3 +28,73 @@ def test_what_was_saved_is_damaged(
     said = capsys.readouterr().err
     assert f"{file} is damaged, or of a training with other options" in said
     assert "begin anew without --resume" in said and said.count("\n") == 1
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A folder of images with two annotation files, whose classes have each other's numbers."""
+    for number in range(2):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(2)]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": 1 + i, "bbox": [9, 9, 20, 20], "area": 400}
+        for i in range(2)
+    ]
+    for file, names in (("a.json", ("circle", "star")), ("b.json", ("star", "circle"))):
+        categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+        document = {"images": images, "annotations": boxes, "categories": categories}
+        (tmp_path / file).write_text(json.dumps(document))
+    return tmp_path
+
+
+def train_command(dataset: Path, annotations: str, *words: str) -> list[str]:
+    command = ["train", str(dataset / "out"), "--weights", "packaged", "--images", str(dataset)]
+    command += ["--annotations", str(dataset / annotations), "--batch-size", "1"]
+    return [*command, "--precision", "fp32", *words]
+
+
+def test_a_training_goes_on_with_its_classes_and_a_new_rate(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = dataset / "out"
+    assert main(train_command(dataset, "a.json", "--steps", "1")) == 0
+    begun = {file.name: file.read_bytes() for file in out.iterdir()}
+    capsys.readouterr()
+    assert main(train_command(dataset, "b.json", "--steps", "2", "--resume")) == 2
+    said = capsys.readouterr().err
+    assert "has learnt the classes 1=circle, 2=star, and the annotations have 1=star" in said
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == begun
+    slow = ("--resume", "--learning-rate", "1e-9")
+    assert main(train_command(dataset, "a.json", "--steps", "2", *slow)) == 0
+    saved = torch.load(out / LAST, weights_only=True)
+    assert max(saved["scheduler"]["base_lrs"]) == 1e-9 and saved["step"] == 2
+    before = torch.load(io.BytesIO(begun[LAST]), weights_only=True)["model"]
+    assert all(torch.allclose(before[name], one, atol=1e-7) for name, one in saved["model"].items())
+    assert main(train_command(dataset, "a.json", "--learning-rate", "0")) == 2
+    assert "more than 0" in capsys.readouterr().err
+
+
+def test_weights_that_a_full_disk_cut_off_are_written_later(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = train_command(dataset, "a.json", "--steps", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.train.checkpoints.save_weights", fill_disk)
+        assert main(command) == 1
+    assert not (dataset / "out" / WEIGHTS).exists()
+    assert main([*command, "--resume"]) == 0
+    assert read_weights(dataset / "out" / WEIGHTS)[1]["step"] == "1"
+    assert main([*command, "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_two_trainings_cannot_write_one_folder(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(dataset / "out"):
+        assert main(train_command(dataset, "a.json", "--steps", "1")) == 1
+    assert "another training writes to" in capsys.readouterr().err
+    assert not holds_training(dataset / "out")
