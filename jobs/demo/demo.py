@@ -30,6 +30,7 @@ def demo(folder: Path, images: int, usd_per_hour: float) -> int:
     summary = report_of(output)
     print(as_text(summary))
     print(f"COCO AP        {score['AP']:.4f} (AP50 {score['AP50']:.4f}) against the known truth")
+    print("boxes          all of them, as AP wants; `label` keeps those that score 0.3 or more")
     print(f"tables         {output}/images, {output}/detections")
     print(f"report         {join(output, paths.document(summary['run_id'], 'report.html'))}")
     return 0

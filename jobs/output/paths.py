@@ -128,7 +128,7 @@ class OtherOutputs:
     In this order the documents of an OUTPUT come before its tables.
     """
 
-    _DOCUMENT = re.compile(rf"(.*/|){RUNS}/(?:log/|\d{{8}}T\d{{6}}Z)", re.DOTALL)
+    _DOCUMENT = re.compile(rf"(.*/|){RUNS}/(?:lock\.json$|log/|\d{{8}}T\d{{6}}Z)", re.DOTALL)
 
     def __init__(self) -> None:
         self._folder: str | None = None  # of the OUTPUT that was met last

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.output.paths import OtherOutputs
+from jobs.output.paths import LOCK, OtherOutputs
 from pipeline.plan import contents
 from pipeline.plan.listing import (
     CONTAINER,
@@ -197,6 +197,7 @@ def test_images_in_output_are_counted_and_its_own_files_are_not(tmp_path: Path) 
 
 def test_files_of_another_output_are_named_as_such(tmp_path: Path) -> None:
     write_run(tmp_path / "x" / "labels", [Labelled("file:///x.jpg")], ("", "cat"))
+    (tmp_path / "x" / "labels" / LOCK).write_text("{}")
     files = sum(path.is_file() for path in (tmp_path / "x" / "labels").rglob("*"))
     mine = {"x/labels/b.jpg": jpeg(), "x/labels-2/images/c.jpg": jpeg(), "images/d.jpg": jpeg()}
     fill(tmp_path, {**mine, "x/labels/images/e.jpg": jpeg(), "x/_runs/f.txt": b"no run"})
