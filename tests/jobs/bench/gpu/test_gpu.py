@@ -363,22 +363,23 @@ def test_a_case_that_ends_its_process_is_skipped_later(tmp_path: Path) -> None:
 
 
 WRONG = """
-import model.ops
-right = model.ops.fused_ms_deform_attn_cpu
+from model.ops import fused_cpu
+right = fused_cpu.fused_ms_deform_attn_cpu
 def wrong(value, *rest):
     return right(value, *rest).roll(1, dims=1)
-model.ops.fused_ms_deform_attn_cpu = wrong
+fused_cpu.fused_ms_deform_attn_cpu = wrong
 """
 
 
 @pytest.mark.slow
 def test_a_wrong_kernel_fails_its_gate_and_is_not_timed(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = run_gpu(out, "--steps", "gates,rates,mix,peers,choices", planted=WRONG)
+    steps = ("--steps", "gates,rates,mix,peers,choices", "--seconds", str(SECONDS))
+    done = run_gpu(out, *steps, planted=WRONG)
     assert done.returncode == 0, done.stderr
     gates = {r["case"]: r["right"] for r in records_of(out, "gates", VERDICT)}
     del gates["tests of the model"]  # the tests that run without a GPU do not use this kernel
-    assert len(gates) == 8 and not any(gates.values())
+    assert len(gates) == 16 and not any(gates.values()), gates
     for step in ("rates", "mix", "peers", "choices"):
         assert not records_of(out, step, TIMING), step
         assert records_of(out, step, REFUSED), step
