@@ -139,10 +139,13 @@ def _from_url(url: str) -> Path:
 def _version(fs: AbstractFileSystem, path: str) -> str | None:
     """The version of an object, or None if the web reports none.
 
-    The `ukey` of other stores is made of all that they report, such as ETag and time. That of the
-    web is made of the address alone.
+    This is the ETag where there is one. fsspec's `ukey` of a web object is made of the address
+    alone; that of other objects of all that is reported, such as (on Azure) when it was read last.
     """
-    return web_version(fs.info(path)) if "http" in fs.protocol else str(fs.ukey(path))
+    info = fs.info(path)
+    if "http" in fs.protocol:
+        return web_version(info)
+    return str(info.get("ETag") or info.get("etag") or fs.ukey(path))
 
 
 def _copy_named(folder: Path, name: str | None, suffix: str) -> Path:
