@@ -3,8 +3,10 @@
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,7 +111,7 @@ def _from_url(url: str) -> Path:
     """A cached copy of `url`, named by the version that the store reports.
 
     If the store reports no version, the object is fetched each time. If the store cannot be
-    reached, this is the newest copy in the cache.
+    reached, this is the copy that was used last.
     """
     protocol = url.partition("://")[0].lower()
     if protocol not in PROTOCOLS:
@@ -123,7 +125,11 @@ def _from_url(url: str) -> Path:
         fs, path = _file_system(protocol, url)
         version = _version(fs, path)
         copy = _copy_named(folder, version, suffix)
-        return copy if version and copy.is_file() else _fetch_copy(fs, path, version, copy)
+        if version is None or not copy.is_file():
+            return _fetch_copy(fs, path, version, copy)
+        with suppress(OSError):  # a cache may be another user's
+            copy.touch()
+        return copy
     except Exception as raised:  # stores raise many types of errors
         error = _reason_of(raised)
         copies = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
@@ -159,7 +165,7 @@ def _fetch_copy(fs: AbstractFileSystem, path: str, version: str | None, copy: Pa
     named by its content.
     """
     copy.parent.mkdir(parents=True, exist_ok=True)
-    partial = copy.with_name(f".{copy.name}.{os.getpid()}")
+    partial = copy.with_name(f".{copy.name}.{secrets.token_hex(8)}")  # machines may share a cache
     try:
         if "http" in fs.protocol:  # many servers do not deliver parts of a file
             fs.get_file(path, str(partial))

@@ -120,6 +120,17 @@ def test_the_last_copy_is_used_while_the_server_fails(
     assert "5ecret" not in str(caught.value)
 
 
+def test_the_last_copy_is_the_one_that_was_used_last(file: VersionedFile, url: str) -> None:
+    """New weights were taken back."""
+    for night, (body, etag) in enumerate([(FIRST, "1"), (SECOND, "2")]):
+        file.body, file.headers = body, {"ETag": etag}
+        os.utime(find_weights(url), (night, night))
+    file.body, file.headers = FIRST, {"ETag": "1"}
+    assert find_weights(url).read_bytes() == FIRST
+    file.status = 503
+    assert find_weights(url).read_bytes() == FIRST
+
+
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_a_file_that_is_gone_is_an_error(status: int, file: VersionedFile, url: str) -> None:
     file.headers = {"ETag": '"1"'}
