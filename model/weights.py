@@ -3,9 +3,12 @@
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -14,10 +17,14 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint
+from model.web_version import web_version
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Protocols of weights. fsspec would open many others, and chains of them (`zip://a::http://b`).
 PROTOCOLS = ("file", "http", "https", "s3", "s3a", "abfs", "abfss", "az", "gcs", "gs", "hf")
+
+# Statuses by which a web server refuses for now: timeout, too early, too many requests; 500 and up.
+PASSING, SERVER_FAILS = (408, 425, 429), 500
 
 HIDDEN, SHORTEST = "***", 4  # shorter parts of a URL may be words
 
@@ -103,7 +110,8 @@ def is_resolvable(url: str) -> bool:
 def _from_url(url: str) -> Path:
     """A cached copy of `url`, named by the version that the store reports.
 
-    If the store cannot be reached, this is the newest copy in the cache.
+    If the store reports no version, the object is fetched each time. If the store cannot be
+    reached, this is the copy that was used last.
     """
     protocol = url.partition("://")[0].lower()
     if protocol not in PROTOCOLS:
@@ -115,14 +123,13 @@ def _from_url(url: str) -> Path:
     suffix = Path(re.split("[?#]", url)[0]).suffix
     try:
         fs, path = _file_system(protocol, url)
-        target = folder / f"{hashlib.sha256(str(fs.ukey(path)).encode()).hexdigest()[:16]}{suffix}"
-        if not target.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}")
-            with fs.open(path, "rb") as source, partial.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-            partial.replace(target)
-        return target
+        version = _version(fs, path)
+        copy = _copy_named(folder, version, suffix)
+        if version is None or not copy.is_file():
+            return _fetch_copy(fs, path, version, copy)
+        with suppress(OSError):  # a cache may be another user's
+            copy.touch()
+        return copy
     except Exception as raised:  # stores raise many types of errors
         error = _reason_of(raised)
         copies = sorted(folder.glob(f"[!.]*{suffix}"), key=lambda file: file.stat().st_mtime)
@@ -132,23 +139,79 @@ def _from_url(url: str) -> Path:
         reason = (_hide(url, str(error)).splitlines() or [type(error).__name__])[0]
         gone = isinstance(error, FileNotFoundError | PermissionError)
         kind = CheckpointError if gone else CheckpointUnavailable
-        raise kind(f"weights cannot be fetched from {shown}: {reason}") from error
+        raise kind(f"weights cannot be fetched from {shown}: {reason}") from raised
+
+
+def _version(fs: AbstractFileSystem, path: str) -> str | None:
+    """The version of an object, or None if the web reports none.
+
+    This is the ETag where there is one. fsspec's `ukey` of a web object is made of the address
+    alone; that of other objects of all that is reported, such as (on Azure) when it was read last.
+    """
+    info = fs.info(path)
+    if "http" in fs.protocol:
+        return web_version(info)
+    return str(info.get("ETag") or info.get("etag") or fs.ukey(path))
+
+
+def _copy_named(folder: Path, name: str | None, suffix: str) -> Path:
+    return folder / f"{hashlib.sha256(str(name).encode()).hexdigest()[:16]}{suffix}"
+
+
+def _fetch_copy(fs: AbstractFileSystem, path: str, version: str | None, copy: Path) -> Path:
+    """Fetch an object to `copy`, whose name is that of its `version`.
+
+    If this version is None, or is not the version any more when the content has come, the copy is
+    named by its content.
+    """
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    partial = copy.with_name(f".{copy.name}.{secrets.token_hex(8)}")  # machines may share a cache
+    try:
+        if "http" in fs.protocol:  # many servers do not deliver parts of a file
+            fs.get_file(path, str(partial))
+        else:
+            with fs.open(path, "rb") as source, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        if version is None or _version(fs, path) != version:
+            copy = _copy_named(copy.parent, file_sha256(partial), copy.suffix)
+        return partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _reason_of(error: Exception) -> Exception:
-    """The error of the web behind fsspec's, which says of all of them that nothing is there."""
-    cause = error.__cause__
-    answered = getattr(cause, "status", None) is not None
-    if isinstance(cause, OSError) and isinstance(error, FileNotFoundError) and not answered:
-        return cause
-    return error
+    """The error of the web behind fsspec's, which says of all of them that nothing is there.
+
+    If the server refuses for good, or the address is bad, it is a FileNotFoundError. The text of
+    aiohttp's error for an answer is not taken: it spells the address, secrets too, in its own way.
+    """
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    found = cause if isinstance(cause, Exception) else error
+    status = getattr(found, "status", None)
+    if isinstance(status, int):
+        kind = ConnectionError if status in PASSING or status >= SERVER_FAILS else FileNotFoundError
+        answer = f"the server answers {status} {getattr(found, 'message', '')}".strip()
+        return kind(answer if status else type(found).__name__)
+    return error if isinstance(found, ValueError) and not isinstance(found, OSError) else found
 
 
 def _file_system(protocol: str, url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a URL, and the path in it. `::` is a part of the path."""
     kind = get_filesystem_class(protocol)
     url = protocol + url[len(protocol) :]
-    return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+    options = _web_options() if "http" in kind.protocol else {}
+    return kind(**options, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+
+
+def _web_options() -> dict[str, Any]:
+    """Options of fsspec's file system of the web: the whole content, as long as it may take.
+
+    A request fails only if it stalls; aiohttp's default is five minutes for all of it.
+    """
+    from aiohttp import ClientTimeout  # takes 0.1 s, and only weights of the web need it
+
+    timeout = ClientTimeout(total=None, sock_connect=20, sock_read=30)
+    return {"client_kwargs": {"timeout": timeout, "headers": {"Accept-Encoding": "identity"}}}
 
 
 def _without_secrets(url: str) -> str:

@@ -52,11 +52,18 @@ class Member:
     """One object of a shard: its address and the version that was planned."""
 
     uri: str
-    etag: str  # the store's ETag, or "<mtime_ns>-<size>" of a local file, or one of those below
+    etag: str  # the store's version of it (storage/versions.py), or one of those below
     size: int  # bytes; -1 if the store does not report the size
 
+    @property
+    def is_unversioned(self) -> bool:
+        """Whether its store reports at most its size, so that a replacement may go unnoticed."""
+        is_size = self.etag.isdecimal() and self.etag == str(self.size)
+        return is_size or self.etag == UNVERSIONED
 
-UNSEEN = "None"  # `etag` of an object of which the listing learned neither version nor size
+
+UNSEEN = "None"  # `etag` of an object that the listing could not look at. Labels stay.
+UNVERSIONED = "no-version"  # `etag` of an object whose store reports neither version nor size
 # `etag` of an object of a list that planning did not reach, while it reached others. Labels stay.
 UNREACHED = "unreached"
 NOT_ALLOWED = "not-allowed"  # `etag` of a local file in a remote list: it is never opened

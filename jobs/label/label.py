@@ -40,6 +40,7 @@ from jobs.label.planning import (
     plan_images,
     plan_request,
     plan_url,
+    unversioned_as_lines,
 )
 from jobs.label.publication import Meters, Published, publish_run
 from jobs.label.run_record import write_run_record
@@ -210,7 +211,7 @@ def _label_what_is_new(
     found = _plan(command, known)
     del known
     _print_gone_objects(command.output, found.gone, options.relabel)
-    for line in image_columns_as_lines(found):
+    for line in [*image_columns_as_lines(found), *unversioned_as_lines(found)]:
         print(line, file=sys.stderr)
     if found.known and (options.image_column or options.id_column):
         print(

@@ -118,10 +118,22 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         f"{'again':<14} {counted(found.again, 'object')} that failed, or by --relabel",
         f"{'gone':<14} {counted(len(found.gone), 'object')} that INPUT lost, labelled in OUTPUT",
         f"{'ignored':<14} {left_out_as_text(found.left_out) or 'nothing'}",
+        *(f"{'no version':<14} {line}" for line in unversioned_as_lines(found)),
         *estimate_and_placement,
         "nothing was written",
     ]
     return "\n".join(lines)
+
+
+def unversioned_as_lines(found: Plan) -> list[str]:
+    """The objects of which INPUT's stores report no version: one line, or none."""
+    if not found.unversioned:
+        return []
+    return [
+        f"{counted(found.unversioned, 'object')} of INPUT without ETag, digest or Last-Modified: a "
+        "replacement of the same size is not noticed, nor is any where the server sends no size "
+        "(--relabel labels all again)"
+    ]
 
 
 def image_columns_as_lines(found: Plan) -> list[str]:

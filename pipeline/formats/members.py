@@ -6,9 +6,10 @@ import re
 from fsspec import AbstractFileSystem
 
 from pipeline.schema import NOT_ALLOWED, Member
-from pipeline.storage.files import InputError, etag_of, open_location, uri
+from pipeline.storage.files import InputError, open_location, uri
 from pipeline.storage.protocols import is_local
 from pipeline.storage.urls import mask
+from pipeline.storage.versions import etag_of
 
 
 def open_member(member: Member, what: str) -> tuple[AbstractFileSystem, str]:

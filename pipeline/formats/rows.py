@@ -25,12 +25,12 @@ from pipeline.storage.files import (
     InputError,
     StorageUnavailable,
     describe_error,
-    etag_of,
     object_info,
     open_object,
 )
 from pipeline.storage.retries import is_from_store, is_transient, is_unknown_host
 from pipeline.storage.urls import identity, mask
+from pipeline.storage.versions import etag_of
 
 MAX_ENCODED_BYTES = 256 << 20  # size limit of one image file; a larger image is not read
 # Seconds for which requests are repeated for an object that planning could not reach either.

@@ -53,6 +53,7 @@ class Plan:
     again: int  # objects that are labelled again although they are as they were
     of_other_format: int  # objects labelled from this INPUT that --format leaves out now
     unreached: int  # objects labelled from this INPUT whose store does not answer now
+    unversioned: int  # objects whose store reports at most their size (`Member.is_unversioned`)
     gone: pa.Array  # uris of objects that were labelled from this INPUT and no longer exist
     # Number of new Parquet files by the columns that their images are read from.
     image_columns: dict[str, int] = field(default_factory=dict)
@@ -113,6 +114,7 @@ def plan_shards(
         compared.again,
         compared.of_other_format,
         compared.unreached,
+        compared.unversioned,
         compared.gone_uris(),
         dict(compared.footers.columns),
     )
@@ -139,7 +141,7 @@ class _Comparison:
     def __init__(self, known: Known, footers: FooterReader, heads: HeadReader):
         self.known, self.footers, self._heads = known, footers, heads
         self.wanted = self.planned = self.changed = self.again = 0
-        self.of_other_format = self.unreached = 0
+        self.of_other_format = self.unreached = self.unversioned = 0
         self.left_out: Counter[str] = Counter()
         self._seen = np.zeros(known.uris.shape[1], bool)
 
@@ -149,6 +151,7 @@ class _Comparison:
             rows = [(member, kind) for member, kind in found if kind not in LEFT_OUT]
             left_out = [(member, kind) for member, kind in found if kind in LEFT_OUT]
             self.wanted += len(rows)
+            self.unversioned += _count_unversioned(rows)
             self.left_out.update(kind for _, kind in left_out)
             if len(self._seen):
                 is_of_input = self._is_of_input(self._see(left_out))
@@ -174,9 +177,10 @@ class _Comparison:
     def _leave_out_no_images(self, rows: list[ListedObject]) -> list[ListedObject]:
         """Look into objects whose names do not say what they are, and count those left out."""
         looked = self.footers.name_kinds(self._heads.name_kinds(rows))
-        no_images = [kind for _, kind in looked if kind in LEFT_OUT]
-        self.left_out.update(no_images)
+        no_images = [(member, kind) for member, kind in looked if kind in LEFT_OUT]
+        self.left_out.update(kind for _, kind in no_images)
         self.wanted -= len(no_images)
+        self.unversioned -= _count_unversioned(no_images)
         return [(member, kind) for member, kind in looked if kind not in LEFT_OUT]
 
     def _leave_out_known(self, rows: list[tuple[Member, str]]) -> list[tuple[Member, str]]:
@@ -197,6 +201,10 @@ class _Comparison:
     def gone_uris(self) -> pa.Array:
         """Uris of known objects of this INPUT that the listing did not contain."""
         return find_names(self.known.uris[:, ~self._seen & self.known.of_input], self.known.names)
+
+
+def _count_unversioned(rows: Iterable[ListedObject]) -> int:
+    return sum(member.is_unversioned for member, _ in rows)
 
 
 def _group_into_shards(base: str, found: Iterable[tuple[Member, str]]) -> Iterator[Shard]:

@@ -111,7 +111,7 @@ def list_files(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
 
 
 def object_info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """The details of an object: its name, type, size and version (see `etag_of`).
+    """The details of an object: its name, type, size and version (see versions.py).
 
     Planning and reading both get the version from here. A local link has the type, the size and
     the version of its target.
@@ -199,15 +199,6 @@ class _Ranges(io.RawIOBase):
         if len(data) < wanted:
             raise ConnectionError(f"{len(data)} bytes came where {wanted} were asked for")
         return data
-
-
-def etag_of(info: dict[str, Any]) -> str:
-    """The version of an object: its ETag, its blob on hf://, or "<mtime_ns>-<size>" of a file."""
-    etag = info.get("ETag") or info.get("etag") or info.get("blob_id")
-    if etag is None and "mtime" in info:
-        etag = f"{int(info['mtime'] * 1e9)}-{info.get('size')}"
-    text = str(etag or info.get("size")).strip('"')
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def uri(fs: AbstractFileSystem, path: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,9 @@ def test_url_is_fetched_once_and_again_when_it_changed(bucket: str) -> None:
     assert first.read_bytes() == b"first"
     assert first.suffix == ".safetensors"
     assert first.is_relative_to(cache_folder())
-    written = first.stat().st_mtime_ns
+    inode = first.stat().st_ino
     assert find_weights(url) == first
-    assert first.stat().st_mtime_ns == written
+    assert first.stat().st_ino == inode
     fs.pipe_file(f"{path}/net.safetensors", b"second one")
     fs.invalidate_cache()
     assert find_weights(url).read_bytes() == b"second one"
@@ -58,13 +59,35 @@ def test_last_copy_is_used_while_the_store_is_down(
     source.write_bytes(b"weights")
     assert find_weights(f"file://{source}").read_bytes() == b"weights"
 
-    def raise_no_route(self: LocalFileSystem, path: str) -> str:
+    def raise_no_route(self: LocalFileSystem, path: str) -> None:
         raise ConnectionError("no route to the store")
 
-    monkeypatch.setattr(LocalFileSystem, "ukey", raise_no_route)
+    monkeypatch.setattr(LocalFileSystem, "info", raise_no_route)
     assert find_weights(f"file://{source}").read_bytes() == b"weights"
     with pytest.raises(CheckpointError, match="no route"):
         find_weights(f"file://{tmp_path}/another.bin")
+
+
+def test_weights_that_were_read_are_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Azure also reports when an object was read last."""
+    source = tmp_path / "net.bin"
+    source.write_bytes(b"weights")
+    info = LocalFileSystem.info
+    version, reads = "1", count()
+
+    def info_of_azure(self: LocalFileSystem, path: str) -> dict[str, object]:
+        return {**info(self, path), "etag": version, "last_accessed_on": next(reads)}
+
+    monkeypatch.setattr(LocalFileSystem, "info", info_of_azure)
+    first = find_weights(f"file://{source}")
+    inode = first.stat().st_ino
+    assert find_weights(f"file://{source}") == first
+    assert first.stat().st_ino == inode
+    version = "2"
+    source.write_bytes(b"WEIGHTS")
+    assert find_weights(f"file://{source}").read_bytes() == b"WEIGHTS"
 
 
 def test_error_for_an_unreachable_hub_id_says_what_to_pass(

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 
 from pipeline.formats.read import read_rows
 from pipeline.schema import Member, Shard
-from pipeline.storage.files import etag_of, object_info, open_location
+from pipeline.storage.files import object_info, open_location
+from pipeline.storage.versions import etag_of
 
 
 def shard_of(path: Path, image_column: str | None = None, id_column: str | None = None) -> Shard:

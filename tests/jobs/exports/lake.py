@@ -4,7 +4,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.storage.files import etag_of, object_info, open_location
+from pipeline.storage.files import object_info, open_location
+from pipeline.storage.versions import etag_of
 from tests.support.labelled import LABELS, Labelled, random_boxes, write_run
 from tests.support.samples import jpeg, write_tar
 

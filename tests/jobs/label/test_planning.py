@@ -10,7 +10,14 @@ import pytest
 
 from jobs.cli import main
 from jobs.label.options import DEFAULT_MODEL, LabelOptions
-from jobs.label.planning import Run, plan_images, plan_request, plan_url
+from jobs.label.planning import (
+    Run,
+    plan_as_text,
+    plan_images,
+    plan_request,
+    plan_url,
+    unversioned_as_lines,
+)
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output import paths
@@ -31,7 +38,7 @@ from pipeline.storage.files import InputError, canonical_url
 from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
 from tests.support.samples import jpeg, write_tar
-from tests.support.web import served_files
+from tests.support.web import VersionedFile, served_files
 
 MARK = "f00d"  # fingerprint of the labels that `write_run` makes
 NO_URIS = pa.array([], pa.string())
@@ -226,3 +233,15 @@ def test_relabel_plans_all_images_again_and_reports_removed_ones(
     assert [len(shard.members) for shard in found.shards] == [1]
     assert (found.known, found.changed) == (0, 0)
     assert found.gone.to_pylist() == [f"file://{photos}/b.jpg"]
+
+
+def test_objects_without_a_version_are_counted_in_a_line(tmp_path: Path) -> None:
+    file = VersionedFile(jpeg())
+    with file.served() as address:
+        (tmp_path / "list.txt").write_text(f"{address}/a.jpg\n{address}/b.jpg\n")
+        found = plan_shards(str(tmp_path / "list.txt"))
+        (line,) = unversioned_as_lines(found)
+        assert line.startswith("2 objects of INPUT without ETag, digest or Last-Modified")
+        assert line in plan_as_text(found, None, "")
+        file.headers = {"ETag": '"1"'}
+        assert unversioned_as_lines(plan_shards(str(tmp_path / "list.txt"))) == []
