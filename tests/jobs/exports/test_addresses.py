@@ -136,7 +136,7 @@ def test_objects_that_are_gone_are_left_out_on_demand(
     for options, images in (((), 2), (("--present-only",), 1)):
         made = str(tmp_path / f"made-{images}")
         assert main(["export", output, made, "--to", to, *options]) == 0
-        assert f"boxes of {images} images" in (said := capsys.readouterr().err)
+        assert f"boxes of {images} image" in (said := capsys.readouterr().err)
         assert ("left out: 1 object gone from INPUT" in said) == (images == 1)
     sql = "SELECT count(*) AS images FROM latest_images WHERE status = 'ok'"
     assert main(["query", output, sql, "--present-only", "--format", "csv"]) == 0

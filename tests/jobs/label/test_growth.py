@@ -128,9 +128,9 @@ def test_nightly_runs_add_new_images_replace_changed_ones_and_report_removed_one
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "known          1 objects" in printed
-    assert "changed        1 objects" in printed
-    assert "gone           1 objects" in printed
+    assert "known          1 object " in printed
+    assert "changed        1 object " in printed
+    assert "gone           1 object " in printed
     assert "(by the last run)" in printed
     assert main(command) == 0
     assert "these labels stay" in (errors := capsys.readouterr().err)
