@@ -75,6 +75,7 @@ def test_padding_and_neighbours_do_not_matter(
     assert torch.equal(summed_in_half({**arguments, "value": value})[1:], expected[1:])
 
 
+@pytest.mark.slow
 def test_the_table_chooses_the_way_of_16_bits_alone(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:

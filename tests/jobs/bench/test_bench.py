@@ -37,6 +37,7 @@ def small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_op, "CASES", {"encoder": (1, 36), "decoder": (2, 7)})
 
 
+@pytest.mark.slow
 def test_op_times_every_implementation_of_this_machine(
     small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +125,8 @@ def test_the_packaged_model_is_measured_with_its_ap(
     assert "other columns" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("corners", [FP32, pytest.param(HALF, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("corners", [FP32, HALF])
 def test_launches_are_chosen_by_time_and_stored(
     corners: str, small_inputs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,6 +183,7 @@ def plan_and_measure(
 
 
 @pytest.mark.slow
+@pytest.mark.measures
 def test_a_night_over_a_million_known_objects_takes_a_minute_and_half_a_gibibyte(
     bucket: dict[str, str], tmp_path: Path
 ) -> None:

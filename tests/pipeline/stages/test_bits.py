@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.schema import DETECTED, PREPARED
 from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
+from tests.support.parameters import others_slow
 
 IMAGES = 20
 
@@ -64,7 +65,7 @@ def make_detector(precision: str, calls: int = 1) -> Detector:
     return Detector(DetectorSpec(**{**vars(spec), "calls": calls}))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", others_slow(["fp32", "bf16"]))
 def test_an_image_has_the_same_bits_whatever_its_company(precision: str) -> None:
     detector = make_detector(precision)
     expected = digests([detector(prepared([number])) for number in range(IMAGES)])
@@ -92,7 +93,7 @@ def digests_of_another_process(precision: str, **environment: str) -> dict[str, 
     return found
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", others_slow(["fp32", "bf16"]))
 def test_another_process_gives_the_same_bits(precision: str) -> None:
     detector = make_detector(precision)
     found = digests([detector(prepared(range(IMAGES)))])
