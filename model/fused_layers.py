@@ -47,7 +47,7 @@ class FusedLinear(nn.Module):
         if self._takes_epilogue(x):
             from model.ops.linear_norm import linear_add_norm
 
-            return linear_add_norm(x, *self._up_to(residual, norm))
+            return linear_add_norm(x, *self._up_to(residual, norm))[0]
         if self.triton:
             from model.ops.pointwise import add_norm
 
@@ -64,19 +64,20 @@ class FusedLinear(nn.Module):
         x: Tensor,
         residual: Tensor,
         norm: nn.LayerNorm,
-        position: Tensor | SeparablePositions,
+        position: Tensor | SeparablePositions | None,
     ) -> tuple[Tensor, Tensor]:
         """y = `add_norm` of `x` (B, S, C), and y + position. A Tensor is (B or 1, S, D)."""
         if isinstance(position, SeparablePositions):
             if self._takes_epilogue(x):
-                from model.ops.linear_norm import linear_add_norm_place
+                from model.ops.linear_norm import linear_add_norm
 
                 parts = (position.table, position.entries)
-                return linear_add_norm_place(x, *self._up_to(residual, norm), *parts)
+                y, placed = linear_add_norm(x, *self._up_to(residual, norm), *parts)
+                return y, placed
             y = F.linear(x, self.weight, self.bias)
             return add_norm_place(norm, y, residual, position)
         y = self.add_norm(x, residual, norm)
-        return y, y + position
+        return y, _placed(y, position)
 
     def _takes_epilogue(self, x: Tensor) -> bool:
         return self.epilogue and x.numel() // x.shape[-1] >= MANY_FROM
@@ -84,6 +85,10 @@ class FusedLinear(nn.Module):
     def _up_to(self, residual: Tensor, norm: nn.LayerNorm) -> tuple[Any, ...]:
         """The arguments of `linear_add_norm` behind `x`."""
         return self.weight, self.bias, residual, norm.weight, norm.bias, norm.eps
+
+
+def _placed(y: Tensor, position: Tensor | None) -> Tensor:
+    return y if position is None else y + position
 
 
 def _ends_in_norm(weight: Tensor) -> bool:
@@ -140,28 +145,28 @@ def add_linear_norm_place(
     norm: nn.LayerNorm,
     x: Tensor,
     residual: Tensor,
-    position: Tensor | SeparablePositions,
+    position: Tensor | SeparablePositions | None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """y = `add_linear_norm`, and y + position."""
+    """y = `add_linear_norm`, and y + position; y twice where the position is None."""
     if isinstance(layer, FusedLinear):
         return layer.add_norm_place(x, residual, norm, position)
-    assert isinstance(position, Tensor)
+    assert not isinstance(position, SeparablePositions)
     y = add_linear_norm(layer, norm, x, residual, dropout)
-    return y, y + position
+    return y, _placed(y, position)
 
 
 def add_norm_place(
-    norm: nn.LayerNorm, x: Tensor, residual: Tensor, position: Tensor | SeparablePositions
+    norm: nn.LayerNorm, x: Tensor, residual: Tensor, position: Tensor | SeparablePositions | None
 ) -> tuple[Tensor, Tensor]:
-    """y = norm(x + residual), and y + position, for (B, S, C) of a prepared detector."""
+    """y = norm(x + residual), and y + position, as `add_linear_norm_place`, in inference."""
     if isinstance(position, SeparablePositions):
         from model.ops import pointwise
 
         parts = (position.table, position.entries)
         return pointwise.add_norm_place(x, residual, norm.weight, norm.bias, norm.eps, *parts)
     y: Tensor = norm(x + residual)
-    return y, y + position
+    return y, _placed(y, position)
 
 
 def add_linear_norm_narrow(

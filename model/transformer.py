@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import DeformableDetrConfig
-from model.feature_levels import FeatureLevels
+from model.feature_levels import FeatureLevels, SeparablePositions
 from model.fused_layers import (
     FusedLinear,
     Linear,
@@ -44,24 +44,21 @@ class EncoderLayer(nn.Module):
         self,
         x: Tensor,
         query: Tensor,
-        reference_points: Tensor,
         levels: FeatureLevels,
-        last: bool = False,
+        position: Tensor | SeparablePositions | None,
     ) -> tuple[Tensor, Tensor]:
         """`x` and `query`, which is `x` plus its position, of this layer -> those of the next.
 
-        Both (B, S, C); `reference_points` (B, S, 2). Behind the last layer no position is added.
+        Both (B, S, C). Every cell attends around its own centre. `position` is None behind the last
+        layer, whose `query` nobody reads.
         """
-        y = self.self_attn(query, reference_points, self.self_attn.value(x), levels)
+        y = self.self_attn(query, levels.centres, self.self_attn.value(x), levels)
         if self.int8 is not None:
             x, narrow = add_linear_norm_narrow(self.self_attn.output_proj, self.norm1, y, x)
-            return add_norm_place(self.norm2, self.int8(narrow), x, levels.position)
+            return add_norm_place(self.norm2, self.int8(narrow), x, position)
         x = add_linear_norm(self.self_attn.output_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
-        if last:
-            x = add_linear_norm(self.linear2, self.norm2, y, x, self.dropout)
-            return x, x
-        return add_linear_norm_place(self.linear2, self.norm2, y, x, levels.position, self.dropout)
+        return add_linear_norm_place(self.linear2, self.norm2, y, x, position, self.dropout)
 
 
 class Encoder(nn.Module):
@@ -70,11 +67,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 
     def forward(self, levels: FeatureLevels) -> Tensor:
-        """`levels.memory` (B, S, C), every cell attending around its own centre -> (B, S, C)."""
+        """`levels.memory` (B, S, C) -> (B, S, C)."""
         x, query = levels.memory, levels.placed
         for number, layer in enumerate(self.layers, start=1):
-            last = number == len(self.layers)
-            x, query = layer(x, query, levels.centres, levels, last)
+            position = levels.position if number < len(self.layers) else None
+            x, query = layer(x, query, levels, position)
         return x
 
 

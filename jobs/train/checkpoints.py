@@ -16,8 +16,15 @@ from pipeline.storage.errors import CommandFailed, InputError
 LAST, WEIGHTS, LOCK = "last.pt", "model.safetensors", "train.lock"
 
 
-def holds_training(folder: Path) -> bool:
-    return (folder / LAST).exists() or (folder / WEIGHTS).exists()
+def refuse_other_training(folder: Path, resume: bool) -> None:
+    """InputError if a folder has a training that is not resumed, or none to resume."""
+    if resume and not (folder / LAST).exists():
+        raise InputError(f"--resume: there is no {folder / LAST}")
+    if not resume and ((folder / LAST).exists() or (folder / WEIGHTS).exists()):
+        raise InputError(
+            f"OUTPUT {folder} holds a training: --resume goes on with it; for another one name "
+            "another folder"
+        )
 
 
 @contextmanager

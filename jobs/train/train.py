@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from jobs.accounting.counted import counted
 from jobs.evaluate.average_precision import Found, average_precision
-from jobs.train.checkpoints import LAST, Checkpoints, holds_training, locked
+from jobs.train.checkpoints import Checkpoints, locked, refuse_other_training
 from jobs.train.data import Sample, ScenesForTraining
 from jobs.train.datasets import Training, Validation, datasets, describe_start, print_notes
 from jobs.train.image_files import Unreadable
@@ -137,13 +137,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     refuse_device(options.device)
     weights_of(options.model, options.weights)  # names that do not fit are refused at once
     torch.manual_seed(options.seed)
-    if resume and not (options.output / LAST).exists():
-        raise InputError(f"--resume: there is no {options.output / LAST}")
-    if not resume and holds_training(options.output):
-        raise InputError(
-            f"OUTPUT {options.output} holds a training: --resume goes on with it; for another one "
-            "name another folder"
-        )
+    refuse_other_training(options.output, resume)
     training, validation, labels = datasets(options)
     net = create_model(
         options.model,
@@ -154,8 +148,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
         training=True,
     )
     with locked(options.output):
-        if not resume and holds_training(options.output):  # it began and ended meanwhile
-            raise InputError(f"OUTPUT {options.output} holds another training")
+        refuse_other_training(options.output, resume)  # which may have ended meanwhile
         return _train(options, net, training, validation, resume)
 
 

@@ -149,7 +149,8 @@ def registers_of(launch: Launch, channels: int) -> int:
     return min(255, max(128, 2 * launch.block * channels // (32 * launch.warps)))
 
 
-def _linear_add_norm(
+@torch.library.custom_op("detr_batch::linear_add_norm", mutates_args=())
+def linear_add_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -157,16 +158,30 @@ def _linear_add_norm(
     scale: Tensor,
     shift: Tensor,
     eps: float,
-    positions: tuple[Tensor, Tensor] | None,
-    launch: Launch,
+    table: Tensor | None = None,
+    entries: Tensor | None = None,
+    block: int = 0,
+    warps: int = 0,
 ) -> list[Tensor]:
+    """The layer norm of x weight^T + bias + residual, and that plus positions if they are given.
+
+    Args:
+        x: (..., K) of 16 bits.
+        weight: (C, K) of the dtype of `x`, as all others; see `ends_in_norm` for C and K.
+        bias: (C,), of the layer.
+        residual: (..., C); (B, S, C) if there are positions.
+        scale, shift: (C,), of the norm.
+        table, entries: see `SeparablePositions`.
+        block, warps: the launch; that of the table (launches.py) if `block` is 0.
+    """
     x, residual = x.contiguous(), residual.contiguous()
     channels, inputs = weight.shape
     count = residual.numel() // channels
-    if not launch.block:
-        launch = launch_of_products(capability_of(x.device))
-    outputs = [torch.empty_like(residual) for _ in range(1 if positions is None else 2)]
-    table, entries = positions or (weight[None], weight)  # or what is not read
+    launch = Launch(block, warps) if block else launch_of_products(capability_of(x.device))
+    places = table is not None and entries is not None
+    if table is None or entries is None:
+        table, entries = weight[None], weight  # are not read
+    outputs = [torch.empty_like(residual) for _ in range(1 + places)]
     with torch.cuda.device_of(x):
         linear_add_norm_forward[(triton.cdiv(count, launch.block),)](
             x,
@@ -185,7 +200,7 @@ def _linear_add_norm(
             eps,
             INPUTS=inputs,
             CHANNELS=channels,
-            PLACED=positions is not None,
+            PLACED=places,
             ROWS=launch.block,
             DEPTH=DEPTH,
             STAGES=STAGES,
@@ -195,34 +210,8 @@ def _linear_add_norm(
     return outputs
 
 
-@torch.library.custom_op("detr_batch::linear_add_norm", mutates_args=())
-def linear_add_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    block: int = 0,
-    warps: int = 0,
-) -> Tensor:
-    """The layer norm of x weight^T + bias + residual, with `scale` and `shift` of the norm.
-
-    `x` (..., K) of 16 bits, `weight` (C, K), `residual` (..., C), all others (C,), and all of one
-    dtype; see `ends_in_norm` for C and K. `block` and `warps` are the table's where `block` is 0.
-    """
-    launch = Launch(block, warps)
-    return _linear_add_norm(x, weight, bias, residual, scale, shift, eps, None, launch)[0]
-
-
 @linear_add_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(residual, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("detr_batch::linear_add_norm_place", mutates_args=())
-def linear_add_norm_place(
+def _(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -230,20 +219,8 @@ def linear_add_norm_place(
     scale: Tensor,
     shift: Tensor,
     eps: float,
-    table: Tensor,
-    entries: Tensor,
-    block: int = 0,
-    warps: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """`linear_add_norm` of (B, S, K), and that plus the positions, see `SeparablePositions`."""
-    places, launch = (table, entries), Launch(block, warps)
-    out, placed = _linear_add_norm(x, weight, bias, residual, scale, shift, eps, places, launch)
-    return out, placed
-
-
-@linear_add_norm_place.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *_: object
-) -> tuple[Tensor, Tensor]:
+    table: Tensor | None = None,
+    *_: object,
+) -> list[Tensor]:
     out = torch.empty_like(residual, memory_format=torch.contiguous_format)
-    return out, torch.empty_like(out)
+    return [out] if table is None else [out, torch.empty_like(out)]

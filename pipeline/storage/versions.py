@@ -16,6 +16,8 @@ def etag_of(info: dict[str, Any]) -> str:
     if etag is None and "mtime" in info:
         etag = f"{int(info['mtime'] * 1e9)}-{info.get('size')}"
     if etag is None:
-        etag = info["size"] if info.get("size") is not None else UNVERSIONED if info else UNSEEN
+        etag = info.get("size")
+    if etag is None:
+        etag = UNVERSIONED if info else UNSEEN
     text = str(etag).strip('"')
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -19,6 +19,7 @@ from model.padding import strides_of, valid_at
 from model.position_encoding import sine_position_encoding
 from tests.support.parameters import others_slow
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative to the largest number. Triton's interpreter truncates to bf16, but GPUs round.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}

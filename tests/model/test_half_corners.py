@@ -1,7 +1,6 @@
 """Triton's kernel where it sums the corners of a sample in half precision."""
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,24 +17,11 @@ if importlib.util.find_spec("triton") is None:
 from model.ops import triton as kernels
 from model.ops.triton import fused_ms_deform_attn_triton
 from model.ops.ways import FP32, HALF
-from tests.support.interpreter import round_bf16
 from tests.support.parameters import others_slow
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "rounded_bf16")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def interpreter_that_rounds_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    round_bf16(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fill the memory of `torch.empty` with NaN, so that an output that is not written shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def summed_in_half(arguments: dict[str, Any]) -> Tensor:

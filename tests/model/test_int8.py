@@ -19,6 +19,7 @@ if importlib.util.find_spec("triton") is None:
 from model.ops.int8 import multiply_int8, multiply_relu_int8
 from model.ops.pointwise import add_norm, add_norm_narrow
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1, 64, 96), (3, 77, 128, 384), (1, 130, 256, 1024)]  # images, cells, C, hidden
 

@@ -1,7 +1,6 @@
 """Products that end in a norm on GPUs equal torch's own operations, and keep an image's bits."""
 
 import importlib.util
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,30 +14,17 @@ from model import fused_layers
 from model.feature_levels import SeparablePositions
 from model.fused_layers import FusedLinear
 from model.ops.launches import NORM_CANDIDATES, Launch
-from model.ops.linear_norm import ends_in_norm, linear_add_norm, linear_add_norm_place
+from model.ops.linear_norm import ends_in_norm, linear_add_norm
 from model.ops.ways import EPILOGUE
-from tests.support.interpreter import round_bf16
 from tests.support.parameters import others_slow
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "rounded_bf16")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]
 EPS = 1e-5
 # Images, rows of each, inputs and channels. No block divides the rows of the first ones.
 SHAPES = [(2, 77, 64, 128), (1, 3, 256, 256), (3, 1, 32, 32), (1, 128, 1024, 256)]
 Shape = tuple[int, int, int, int]
-
-
-@pytest.fixture(autouse=True)
-def interpreter_that_rounds_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    round_bf16(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fill the memory of `torch.empty` with NaN, so that an output that is not written shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def draw_layer(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
@@ -83,10 +69,10 @@ def test_only_the_output_is_rounded(
     shape: Shape, dtype: torch.dtype, launch: Launch, generator: torch.Generator
 ) -> None:
     layer, positions = draw_layer(shape, dtype, generator), draw_positions(shape, generator)
-    cut = (launch.block, launch.warps)
-    assert_rounded_once(linear_add_norm(*layer, EPS, *cut), exact(layer))
-    parts = (positions.table, positions.entries)
-    found, placed = linear_add_norm_place(*layer, EPS, *parts, *cut)
+    cut = {"block": launch.block, "warps": launch.warps}
+    (alone,) = linear_add_norm(*layer, EPS, **cut)
+    assert_rounded_once(alone, exact(layer))
+    found, placed = linear_add_norm(*layer, EPS, positions.table, positions.entries, **cut)
     assert_rounded_once(found, exact(layer))
     assert_rounded_once(placed, exact(layer) + exact_positions(positions))
 
@@ -103,12 +89,12 @@ def test_bits_depend_on_neither_place_nor_neighbours(
         draw_positions(shape, generator),
     )
     parts = (positions.table, positions.entries)
-    alone = linear_add_norm_place(*layer, EPS, *parts)
+    alone = linear_add_norm(*layer, EPS, *parts)
     x, weight, bias, residual, scale, shift = layer
     three = [torch.cat([torch.full_like(one, bad)] * 2 + [one]) for one in (x, residual)]
     table = positions.table.repeat(3, 1, 1)
     table[:2] = bad
-    found = linear_add_norm_place(
+    found = linear_add_norm(
         three[0], weight, bias, three[1], scale, shift, EPS, table, positions.entries
     )
     for one, among in zip(alone, found, strict=True):

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -16,6 +15,7 @@ from model.ops.sampling import padding_of
 
 LEVELS = [(7, 5), (3, 4), (1, 1)]
 IMAGES, QUERIES, HEADS, CHANNELS, POINTS = 2, 63, 3, 8, 4
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_TRITON = importlib.util.find_spec("triton") is None
 FAST = [
@@ -33,14 +33,6 @@ FAST = [
 ]
 DIFFERENTIABLE = [case for case in FAST if case.values != ("triton",)]
 FUSED = [case for case in FAST if case.values in [("triton",), ("fused_cpu",)]]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fill the memory of `torch.empty` with NaN, so that an output that is not written shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(generator: torch.Generator) -> list[Tensor]:

@@ -13,6 +13,7 @@ if importlib.util.find_spec("triton") is None:
 from model.ops.pointwise import add_norm, add_norm_place, finish_, finish_pool, normalize_pixels
 from model.padding import zero_padding
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # bf16 has 8 bits. Triton's interpreter truncates to it, but GPUs round.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 2**-7}

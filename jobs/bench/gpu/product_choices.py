@@ -1,6 +1,6 @@
 """Time the ways to compute the encoder's sums and norms behind products, after a check of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from statistics import median
@@ -28,7 +28,7 @@ WIDTH = bench_op.HEADS * bench_op.CHANNELS
 # How many products of the encoder end in a norm, of how many inputs, and whether positions follow.
 PRODUCTS = ((6, WIDTH, False), (5, 1024, True), (1, 1024, False))
 
-Run = Callable[[], object]
+Run = Callable[[], Sequence[Tensor]]
 
 
 @torch.inference_mode()
@@ -57,7 +57,7 @@ def choose(context: Context, capability: str) -> None:
 @torch.inference_mode()
 def runs_of(inputs: int, placed: bool, device: str) -> dict[Launch | None, Run]:
     """Return a run of each launch, and of the pass (None). Wrong if one differs from fp32."""
-    from model.ops.linear_norm import linear_add_norm, linear_add_norm_place
+    from model.ops.linear_norm import linear_add_norm
     from model.ops.pyramid import entries_on
 
     dtype, rows = DTYPES[PRECISION], sum(height * width for height, width in bench_op.LEVELS)
@@ -71,19 +71,16 @@ def runs_of(inputs: int, placed: bool, device: str) -> dict[Launch | None, Run]:
     expected = _in_fp32(*arguments, norm.eps)
     if placed:
         expected += table[:, entries.long()].flatten(2)
-        kernel = partial(linear_add_norm_place, *arguments, norm.eps, table, entries)
-        positions = SeparablePositions(table, entries)
-        by_pass: Run = partial(layer.add_norm_place, x, residual, norm, positions)
-    else:
-        kernel = partial(linear_add_norm, *arguments, norm.eps)
-        by_pass = partial(layer.add_norm, x, residual, norm)
-    runs: dict[Launch | None, Run] = {None: by_pass}
+    positions = SeparablePositions(table, entries) if placed else None
+    kernel = partial(linear_add_norm, *arguments, norm.eps, *((table, entries) if placed else ()))
+    runs: dict[Launch | None, Run] = {
+        None: partial(layer.add_norm_place, x, residual, norm, positions)
+    }
     for launch in NORM_CANDIDATES:
         runs[launch] = partial(kernel, block=launch.block, warps=launch.warps)
     for way, run in runs.items():
-        found: Any = run()
         name = f"{NORM}, {inputs} inputs, {way or PASS}"
-        tolerated(name, found[-1] if placed else found, expected, PRECISION)
+        tolerated(name, run()[-1], expected, PRECISION)
     return runs
 
 

@@ -26,6 +26,7 @@ def nets() -> tuple[DeformableDetr, DeformableDetr]:
 def test_confident_boxes_move_by_less_than_half_a_pixel(
     nets: tuple[DeformableDetr, DeformableDetr],
 ) -> None:
+    """In these scenes. Of all 300, two boxes move farther (model/README.md)."""
     moved = measure_movements(SCENES, nets, DEVICE)
     assert len(moved) > 200
     median = moved[len(moved) // 2]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from jobs.cli import main
-from jobs.train.checkpoints import LAST, WEIGHTS, holds_training, locked
+from jobs.train.checkpoints import LAST, LOCK, WEIGHTS, locked
 from model.checkpoint import read_weights
 
 
@@ -97,4 +97,4 @@ def test_two_trainings_cannot_write_one_folder(
     with locked(dataset / "out"):
         assert main(train_command(dataset, "a.json", "--steps", "1")) == 1
     assert "another training writes to" in capsys.readouterr().err
-    assert not holds_training(dataset / "out")
+    assert [file.name for file in (dataset / "out").iterdir()] == [LOCK]
