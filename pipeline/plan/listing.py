@@ -44,6 +44,7 @@ HIDDEN = "files with hidden names or in hidden folders"
 UNCOMMITTED = "files that a job of Hadoop or Spark has not committed"
 MARKER = "markers of folders"
 LINKED_FOLDER = "links to folders that lead in circles"
+LOST_FILES = "folders lost+found that only root may read"
 LONG_PATH = "folders whose paths are longer than the system allows"
 SPECIAL = "pipes, sockets and devices"
 OTHER_OUTPUT = "tables and documents of another OUTPUT"
@@ -59,6 +60,7 @@ LEFT_OUT = (
     UNCOMMITTED,
     MARKER,
     LINKED_FOLDER,
+    LOST_FILES,
     LONG_PATH,
     SPECIAL,
     OTHER_OUTPUT,
@@ -128,6 +130,8 @@ def _reason_to_leave_out(below: str, info: dict[str, Any]) -> str | None:
     if (info.get("size") == 0 and below.endswith("/")) or below.endswith(FOLDER_MARKER):
         return MARKER
     if info["type"] == "directory":
+        if info.get("forbidden"):
+            return LOST_FILES
         return LINKED_FOLDER if info.get("islink") else LONG_PATH
     return None if info["type"] == "file" else SPECIAL
 

@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.storage.files import list_files, object_info
 from pipeline.storage.retries import retry
 
+LOST_AND_FOUND = "lost+found"  # at the top of many disks; only root may read it
 MOST_LINKS = 8  # links to folders that one path leads through
 Info = dict[str, Any]  # fsspec's details of an object: name, type, size, and version
 
@@ -36,7 +37,8 @@ def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
 
     Links to folders are followed, as `find -L` does. A link to a folder that the walk is in, or to
     one above it, would lead in circles: its type is "directory". So is that of a link behind
-    MOST_LINKS others, and of a folder whose path is longer than the system allows.
+    MOST_LINKS others, and of a folder whose path is longer than the system allows, or that has the
+    name LOST_AND_FOUND and may not be read.
     """
     # From the top to where the walk is, however deep that is.
     open_folders = [_Folder(_entries(path), (os.path.realpath(path),))]
@@ -62,9 +64,12 @@ def _files_below(fs: LocalFileSystem, path: str) -> Iterator[Info]:
         except FileNotFoundError:
             continue  # the folder was deleted after the folder above it was listed
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno == errno.EACCES and entry.name == LOST_AND_FOUND:
+                yield {"name": entry.path, "type": "directory", "forbidden": True}
+            elif error.errno == errno.ENAMETOOLONG:
+                yield {"name": entry.path, "type": "directory"}
+            else:
                 raise
-            yield {"name": entry.path, "type": "directory"}
 
 
 class _Folder(NamedTuple):

@@ -2,16 +2,18 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fsspec import AbstractFileSystem
 
-from pipeline.plan.listing import LONG_PATH
+from pipeline.plan.listing import LONG_PATH, LOST_FILES
 from pipeline.plan.plan import plan_shards
-from pipeline.plan.walk import walk
-from pipeline.storage.files import open_location
+from pipeline.plan.walk import LOST_AND_FOUND, walk
+from pipeline.storage.files import InputError, open_location
 from tests.support.samples import encoded, jpeg
 
 
@@ -98,3 +100,33 @@ def test_folder_that_is_deleted_meanwhile_ends_no_walk(tmp_path: Path) -> None:
         found.append(Path(info["name"]).parent.name)
         shutil.rmtree(tmp_path / "b", ignore_errors=True)
     assert found == ["a"]
+
+
+@contextmanager
+def disk_with(private: str) -> Iterator[Path]:
+    """A folder that everyone may read, with one inside that only root may; as another user."""
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Path(folder)
+        disk.chmod(0o755)
+        (disk / "a.jpg").write_bytes(jpeg())
+        (disk / private).mkdir(mode=0)
+        user = os.geteuid()
+        os.seteuid(65534 if user == 0 else user)
+        try:
+            yield disk
+        finally:
+            os.seteuid(user)
+            (disk / private).chmod(0o700)
+
+
+def test_what_only_root_may_read_on_a_disk_is_counted() -> None:
+    with disk_with(LOST_AND_FOUND) as disk:
+        found = plan_shards(str(disk))
+        assert found.left_out == {LOST_FILES: 1}
+        assert [len(shard.members) for shard in found.shards] == [1]
+
+
+def test_another_folder_that_may_not_be_read_ends_the_planning() -> None:
+    """Its images would count as gone."""
+    with disk_with("photos") as disk, pytest.raises(InputError, match="forbidden"):
+        plan_shards(str(disk))
