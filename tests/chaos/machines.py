@@ -181,7 +181,7 @@ def disk_full(lab: Lab) -> None:
         if code == 0:
             raise NotPossible("there was room")
         assert code == 1, f"{command}: exit code {code}: {command.said()}"
-        lab.explains_itself(command, "No space left on device")
+        lab.explains_itself(command, "the disk is full")
         order = [name] * (2 if lab.commits() else 1)
         lab.recover(name, lab.undisturbed(*order).codes[-1])
         lab.settle(*order)
