@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.deformable_detr import DeformableDetr
+from model.config import DeformableDetrConfig
 from model.errors import CheckpointError, DamagedCheckpoint
+from model.set_detector import SetDetector
 from model.weights_file import (
     FLOATS,
     is_stored,
@@ -33,7 +34,7 @@ State = dict[str, Tensor]
 
 
 # Names of transformers' layouts -> the original's, applied in order.
-_RENAMES = [
+_DEFORMABLE_DETR = [
     (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone.0.body."),
     (r"^model\.input_proj\.", "input_proj."),
     (r"^model\.query_position_embeddings\.", "query_embed."),
@@ -48,6 +49,29 @@ _RENAMES = [
     (r"(decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm2."),
     (r"(decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
 ]
+_DETR = [
+    (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone.0.body."),
+    (r"^model\.input_projection\.", "input_proj."),
+    (r"^model\.query_position_embeddings\.", "query_embed."),
+    (r"^class_labels_classifier\.", "class_embed."),
+    (r"^bbox_predictor\.", "bbox_embed."),
+    (r"^model\.", "transformer."),
+    (r"\.mlp\.fc", ".fc"),
+    (r"\.fc([12])\.", r".linear\1."),
+    (r"\.o_proj\.", ".out_proj."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"(encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
+    (r"\.encoder_attn\.", ".multihead_attn."),
+    (r"\.encoder_attn_layer_norm\.", ".norm2."),
+    (r"(decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
+    (r"decoder\.layernorm\.", "decoder.norm."),
+]
+# Which family weights are of, by a key of any layout; the first that is found.
+_FAMILIES = {
+    "Deformable DETR": re.compile(r"\.sampling_offsets\."),
+    "Faster R-CNN": re.compile(r"^roi_heads\."),
+    "DETR": re.compile(r"decoder\.layers\.0\.(multihead_attn|encoder_attn)\."),
+}
 # Counters of profilers and of batch norms, which inference does not read.
 _IGNORED = re.compile(r"(total_params|total_ops)$")
 _ALIAS = re.compile(r"^transformer\.decoder\.((?:class|bbox)_embed\..*)$")
@@ -108,17 +132,24 @@ def _state_of(content: object, path: Path) -> State:
     return state
 
 
+def family_of(state: Mapping[str, Tensor]) -> str | None:
+    """The family of detectors that weights are of; None if it is none of the known ones."""
+    found = (name for name, mark in _FAMILIES.items() if any(map(mark.search, state)))
+    return next(found, None)
+
+
 def canonical(state: Mapping[str, Tensor]) -> State:
     """`state` under the original's names, with the separate projections of attention joined."""
     renamed: State = {}
     foreign = any(key.startswith("model.") for key in state)
+    renames = _DETR if family_of(state) == "DETR" else _DEFORMABLE_DETR
     for key, tensor in state.items():
         if _IGNORED.search(key):
             continue
-        for pattern, replacement in _RENAMES if foreign else ():
+        for pattern, replacement in renames if foreign else ():
             key = re.sub(pattern, replacement, key)
         renamed[key] = tensor
-    for key in [key for key in renamed if ".self_attn.q_proj." in key]:
+    for key in [key for key in renamed if ".q_proj." in key]:
         parts = [key.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
         kinds = {(renamed[part].dtype, renamed[part].shape) for part in parts if part in renamed}
         if len(kinds) == 1 and all(part in renamed for part in parts):
@@ -153,10 +184,18 @@ def _named(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def load_state(net: DeformableDetr, state: Mapping[str, Tensor], source: str) -> None:
+def load_state(net: SetDetector, state: Mapping[str, Tensor], source: str) -> None:
     """Fill `net` from a state dict of any layout. CheckpointError unless every key fits."""
     wanted = net.state_dict()
-    found = _untie(canonical(state), wanted, tied=not net.config.with_box_refine)
+    own, family = family_of(wanted), family_of(state)
+    if family not in (None, own):
+        raise CheckpointError(
+            f"{source} holds weights of {family}, and this model is {own}: give other weights, or "
+            "--model with one of theirs (see `detr-batch models`)"
+        )
+    found = canonical(state)
+    if isinstance(net.config, DeformableDetrConfig):
+        found = _untie(found, wanted, tied=not net.config.with_box_refine)
     for key in [key for key in found if key.endswith("num_batches_tracked") and key not in wanted]:
         del found[key]
     missing = sorted(set(wanted) - set(found))
@@ -191,7 +230,7 @@ def load_state(net: DeformableDetr, state: Mapping[str, Tensor], source: str) ->
     net.load_state_dict(found)
 
 
-def save_weights(net: DeformableDetr, path: Path, notes: Mapping[str, str]) -> None:
+def save_weights(net: SetDetector, path: Path, notes: Mapping[str, str]) -> None:
     """Write `net` as half-precision safetensors; labels and `notes` go into the metadata.
 
     ValueError for a net that is prepared for inference.

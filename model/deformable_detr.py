@@ -3,80 +3,39 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbone import Backbone
+from model.class_loss import FocalLoss
 from model.config import DeformableDetrConfig
+from model.detector import Detections
 from model.feature_levels import FeatureLevels, cell_centres
 from model.padding import group_norm_of_valid, valid_at, valid_mask, zero_padding
 from model.position_encoding import sine_position_encoding
+from model.postprocess import best_pairs
+from model.predictions import MLP, DetectorOutput, Predictions
 from model.ranking import largest
+from model.set_detector import Padding, SetDetector
 from model.stem import FusedStem, canvas_of
 from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
-POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
-Padding = Literal["published", "invariant"]
 
+class DeformableDetr(SetDetector):
+    """Deformable DETR (Zhu et al. 2020). Attribute names are the published checkpoints' keys."""
 
-@dataclass(frozen=True)
-class Predictions:
-    """One head's answer: logits (B, Q, K), and boxes (B, Q, 4) as (cx, cy, w, h) in [0, 1]."""
-
-    pred_logits: Tensor
-    pred_boxes: Tensor
-
-
-@dataclass(frozen=True)
-class DetectorOutput(Predictions):
-    """The last decoder layer's predictions; while training also those before it.
-
-    `auxiliary` are the earlier decoder layers', first to last; `encoder` the two-stage model's
-    proposals (B, S, ...), whose only class is channel 0.
-    """
-
-    auxiliary: tuple[Predictions, ...] = ()
-    encoder: Predictions | None = None
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, width: int, out: int, depth: int):
-        super().__init__()
-        widths = [width] * depth + [out]
-        self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(depth))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        out: Tensor = self.layers[-1](x)
-        return out
-
-
-class DeformableDetr(nn.Module):
-    """Deformable DETR (Zhu et al. 2020). Attribute names are the published checkpoints' keys.
-
-    `padding="published"` computes what the original does, where the padding of a batch changes the
-    result a little; `"invariant"` gives a padded image what it gives alone.
-    """
+    config: DeformableDetrConfig
+    fallback: "Callable[[], DeformableDetr] | None"
+    class_loss = FocalLoss()
 
     def __init__(self, config: DeformableDetrConfig, padding: Padding = "published"):
-        super().__init__()
-        self.config, self.padding = config, padding
-        self.autocast_dtype: torch.dtype | None = None
-        self.prepared = False  # see `prepare_for_inference`, which sets the next ones as well
-        self.dtype = torch.float32  # of the trunk
-        self.transformer_dtype = torch.float32  # of encoder and decoder; the rest is fp32
+        super().__init__(padding)
+        self.config = config
         self.first_queries: Tensor | None = None  # (1, Q, C) after the first self-attention
         self.fused_pyramid: nn.Module | None = None  # on GPUs
-        # Returns the detector for images in which this one overflows (fallback.py).
-        self.fallback: Callable[[], DeformableDetr] | None = None
-        self._positions: dict[tuple[torch.Size, ...], Tensor] = {}
         d = config.d_model
         trunk = Backbone(config.backbone, config.dilation)
         self.backbone = nn.ModuleList([trunk])
@@ -128,14 +87,6 @@ class DeformableDetr(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         return [nn.Sequential(conv, nn.GroupNorm(32, d)) for conv in convolutions]
 
-    def refuse_if_prepared(self) -> None:
-        """ValueError for a net that has lost what training and checkpoints need."""
-        if self.prepared:
-            raise ValueError(
-                "this model is prepared for inference, on its device: to train, save or move it, "
-                "create it with training=True"
-            )
-
     @property
     def takes_blocks(self) -> bool:
         """Whether `pixel_values` may be blocks, with which the first convolution is faster."""
@@ -144,33 +95,12 @@ class DeformableDetr(nn.Module):
         stem, fused = trunk.body.conv1, self.fused_pyramid is not None
         return isinstance(stem, FusedStem) and stem.blocks and fused and self.padding == "invariant"
 
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            self.refuse_if_prepared()
-        return super().train(mode)
-
-    def _apply(self, *arguments: Any, **options: Any) -> Self:
-        self.refuse_if_prepared()  # its fused weights would stay behind
-        return super()._apply(*arguments, **options)
-
     def forward(
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> DetectorOutput:
-        """Detect in a batch.
-
-        Args:
-            pixel_values: (B, 3, H, W), normalised, padded with zeros at the bottom and right;
-                or their blocks, see `model.stem.blocks_of`, if `takes_blocks`.
-            pixel_mask: (B, H, W), true where there is an image; None where there is no padding.
-            valid: (B, 2) int64, in place of the mask: the height and width of each image.
-
-        Returns:
-            `pred_logits` (B, Q, K), whose sigmoid is the score, and `pred_boxes` (B, Q, 4),
-            (cx, cy, w, h) relative to each image's valid area, both fp32.
-        """
         if pixel_mask is not None:  # to look into it would make a GPU wait
             valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
         with self.autocast(pixel_values.device):
@@ -178,10 +108,8 @@ class DeformableDetr(nn.Module):
             encoded = self.transformer.encoder(levels)
         return self.decode(levels, encoded)
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The precision of training: parameters stay fp32. (For inference they are cast once.)"""
-        dtype = self.autocast_dtype
-        return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    def choose(self, output: DetectorOutput, sizes: Tensor, top: int) -> Detections:
+        return best_pairs(output, sizes, top)
 
     def pyramid(self, pixel_values: Tensor, valid: Tensor | None) -> FeatureLevels:
         """Features of all levels as one sequence, with positions, valid sizes and valid ratios."""
@@ -220,27 +148,18 @@ class DeformableDetr(nn.Module):
 
         Of images without padding it depends on the shape alone, and is kept for the next.
         """
+        if padded or not self.prepared:
+            return self._positions_of(masks if padded else [mask[:1] for mask in masks])
         shapes = tuple(mask.shape[1:] for mask in masks)
-        keep = self.prepared and not padded
-        if keep and shapes in self._positions:
-            return self._positions[shapes]
+        return self._kept_position(shapes, lambda: self._positions_of([m[:1] for m in masks]))
+
+    def _positions_of(self, masks: list[Tensor]) -> Tensor:
         levels = [
-            sine_position_encoding(mask if padded else mask[:1], self.config.d_model)
-            .flatten(2)
-            .transpose(1, 2)
+            sine_position_encoding(mask, self.config.d_model).flatten(2).transpose(1, 2)
             + self.transformer.level_embed[level]
             for level, mask in enumerate(masks)
         ]
-        position = torch.cat(levels, 1).to(self.transformer_dtype)
-        if keep:
-            if len(self._positions) == POSITIONS_KEPT:
-                self._positions.pop(next(iter(self._positions)))
-            self._positions[shapes] = position
-        return position
-
-    def kept_positions(self) -> tuple[Tensor, ...]:
-        """What `_position` keeps now, for those who hold on to the memory by its address."""
-        return tuple(self._positions.values())
+        return torch.cat(levels, 1).to(self.transformer_dtype)
 
     def _project(
         self, features: list[Tensor], pixel_values: Tensor, valid: Tensor | None

@@ -1,11 +1,13 @@
 """Rewrite a detector for inference, so that fewer and larger operations give equal results."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.deformable_detr import DeformableDetr
+from model.detr import Detr, DetrDecoderLayer, DetrEncoderLayer, projections
 from model.fused_convolution import BatchNorm, FusedConv2d, folded
 from model.fused_layers import FusedLinear
 from model.int8 import Int8FeedForward
@@ -97,6 +99,56 @@ def prepare_transformer(net: DeformableDetr, dtype: torch.dtype) -> None:
         assert isinstance(first, DecoderLayer)
         position, x = net.query_embed.weight.to(dtype)[None].chunk(2, dim=2)
         net.first_queries = first.attend_to_queries(x, position)
+
+
+@torch.no_grad()
+def prepare_detr(net: Detr, dtype: torch.dtype) -> Detr:
+    """`prepare_for_inference` of DETR, in place and on its device.
+
+    Batch norms, sums and ReLUs as there. Two linear layers compute what all decoder layers attend
+    to, their keys and their values. The first self-attention of the queries is computed here.
+    Everything but the heads is cast to `dtype`.
+    """
+    net.refuse_if_prepared()
+    net.eval()
+    encoder, decoder = net.transformer.encoder, net.transformer.decoder
+    fold_norms(net.backbone, dtype)
+    net.input_proj.to(dtype).to(memory_format=torch.channels_last)
+    attentions = [
+        projections(layer.multihead_attn)
+        for layer in decoder.layers
+        if isinstance(layer, DetrDecoderLayer)
+    ]
+    _, keys, values = zip(*attentions, strict=True)
+    decoder.keys_of_all = FusedLinear(*map(_linear, keys), dtype=dtype)
+    decoder.values_of_all = FusedLinear(*map(_linear, values), dtype=dtype)
+    for layer in (*encoder.layers, *decoder.layers):
+        assert isinstance(layer, DetrEncoderLayer | DetrDecoderLayer)
+        layer.linear1, layer.linear2 = (
+            FusedLinear(*_linears([linear]), dtype=dtype)
+            for linear in (layer.linear1, layer.linear2)
+        )
+    for part in (encoder, decoder):
+        part.to(dtype)
+    for attention in list(net.transformer.modules()):
+        if isinstance(attention, nn.MultiheadAttention):
+            out_proj: Any = FusedLinear(attention.out_proj, dtype=dtype)
+            attention.out_proj = out_proj
+    net.dtype = net.transformer_dtype = dtype
+    net.autocast_dtype, net.prepared = None, True
+    first = decoder.layers[0]
+    assert isinstance(first, DetrDecoderLayer)
+    position = net.query_embed.weight.to(dtype)[None]
+    net.first_queries = first.attend_to_queries(torch.zeros_like(position), position)
+    return net.requires_grad_(False)
+
+
+def _linear(projection: tuple[Tensor, Tensor]) -> nn.Linear:
+    """The linear layer of a weight and a bias."""
+    weight, bias = projection
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return linear
 
 
 def _projections(net: DeformableDetr) -> Iterator[tuple[nn.Conv2d, nn.GroupNorm]]:

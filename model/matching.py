@@ -8,9 +8,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from model.deformable_detr import Predictions
+from model.class_loss import ClassLoss
+from model.predictions import Predictions
 
-FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 Match = tuple[Tensor, Tensor]  # query indices and target indices, (n,) and (n,)
 
 
@@ -30,9 +30,11 @@ class Target:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms, the same in the loss and in the matching cost, as published."""
+    """Weights of the terms of boxes, the same in the loss and in the cost of a match.
 
-    classes: float = 2.0
+    As published, in both families. Classes have a weight of their own, `ClassLoss.weight`.
+    """
+
     boxes: float = 5.0
     giou: float = 2.0
 
@@ -43,20 +45,19 @@ def corners(boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match(predictions: Predictions, targets: Sequence[Target], weights: LossWeights) -> list[Match]:
+def match(
+    predictions: Predictions, targets: Sequence[Target], weights: LossWeights, classes: ClassLoss
+) -> list[Match]:
     """For each image the query indices and target indices (n,), (n,) of the cheapest pairing.
 
-    Source: `HungarianMatcher` of the original: focal class cost, L1 and GIoU box costs.
+    Source: `HungarianMatcher` of the original: class cost, L1 and GIoU box costs.
     """
     matches = []
     for logits, boxes, target in zip(
         predictions.pred_logits, predictions.pred_boxes, targets, strict=True
     ):
-        p = logits.float().sigmoid()
-        negative = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -(1 - p + 1e-8).log()
-        positive = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * -(p + 1e-8).log()
         cost = (
-            weights.classes * (positive - negative)[:, target.labels]
+            classes.weight * classes.cost(logits, target.labels)
             + weights.boxes * torch.cdist(boxes.float(), target.boxes, p=1)
             - weights.giou * generalized_box_iou(corners(boxes.float()), corners(target.boxes))
         )

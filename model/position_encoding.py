@@ -20,17 +20,17 @@ def _sines(angles: Tensor, features: int) -> Tensor:
     return torch.stack((x[..., 0::2].sin(), x[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
-def sine_position_encoding(mask: Tensor, d_model: int) -> Tensor:
+def sine_position_encoding(mask: Tensor, d_model: int, at: float = 0.5) -> Tensor:
     """Embedding of each cell of a feature map, normalised over its valid area.
 
     `mask` (B, H, W) bool, True where valid -> (B, d_model, H, W) fp32; the first half of the
-    channels encodes y, the second x. Source: Deformable DETR's `PositionEmbeddingSine`, whose
-    offset of -0.5 DETR itself does not have.
+    channels encodes y, the second x. Of each cell it is the place `at`: 0.5 is its centre and 1 its
+    far side. Source: `PositionEmbeddingSine`, of Deformable DETR with 0.5 and of DETR with 1.
     """
     y = mask.cumsum(1, dtype=torch.float32)
     x = mask.cumsum(2, dtype=torch.float32)
-    y = (y - 0.5) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
-    x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
+    y = (y + (at - 1)) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
+    x = (x + (at - 1)) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
     half = d_model // 2
     return torch.cat((_sines(y, half), _sines(x, half)), dim=3).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""Deformable DETR on its device, from pixels to boxes. A GPU does not wait for the host.
+"""A detector on its device, from pixels to boxes. A GPU does not wait for the host.
 
     host     batch 1 | batch 2       | boxes 1 | batch 3 | boxes 2
     copies           | 1 ->          | 2 ->    |         | 3 ->
@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from model.cuda_graphs import RECORD_AT, Graphed
-from model.deformable_detr import DeformableDetr
 from model.detector import Detections, Size
 from model.ops import by_triton
-from model.postprocess import postprocess
-from model.preprocess import enlarge, normalize
+from model.preprocess import enlarge
 from model.resize import ResizeRule, canvas_rule
+from model.set_detector import SetDetector
 
 GPU_COUNT = 8  # images of a batch on a GPU; the best number is not measured yet
 # Proportions of photos and screens, the commonest first. Their forms are recorded in advance.
@@ -117,7 +116,7 @@ class Predictor:
     size, which is as fast. Several threads may use a predictor at once.
     """
 
-    def __init__(self, net: DeformableDetr, device: str, top: int = 100, count: int | None = None):
+    def __init__(self, net: SetDetector, device: str, top: int = 100, count: int | None = None):
         self.net, self.top = net, top
         self.device = torch.device(device)
         self.on_gpu = self.device.type == "cuda"
@@ -125,21 +124,21 @@ class Predictor:
         self.pads = self.pins = self.on_gpu
         self.enlarges = by_triton(self.device)
         self.ahead = 1 if self.on_gpu else 0
-        self.canvases = canvas_rule(net.config.resize)
+        self.canvases = canvas_rule(net.resize)
         self.detect = Graphed(self._detect, net.kept_positions) if self.on_gpu else self._detect
         self.copies = torch.cuda.Stream(self.device) if self.on_gpu else None
-        self._likely = likely_sizes(net.config.resize) if self.on_gpu else [CPU_WARM_UP]
+        self._likely = likely_sizes(net.resize) if self.on_gpu else [CPU_WARM_UP]
         self._lock = threading.Lock()
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The class names by number; "" is a number that stands for no class."""
-        return self.net.config.labels
+        return self.net.labels
 
     @property
     def resize(self) -> ResizeRule:
         """The size to which an image must be resized."""
-        return self.net.config.resize
+        return self.net.resize
 
     def canvas(self, size: Size) -> Size:
         """The canvas of an image of this resized size; on a CPU the image itself."""
@@ -217,10 +216,9 @@ class Predictor:
         return self._detect_with(self.net.fallback(), pixels, valid, sizes)
 
     def _detect_with(
-        self, net: DeformableDetr, pixels: Tensor, valid: Tensor | None, sizes: Tensor
+        self, net: SetDetector, pixels: Tensor, valid: Tensor | None, sizes: Tensor
     ) -> Tensor:
-        output = net(normalize(pixels, valid, net.dtype, net.takes_blocks), valid=valid)
-        found = postprocess(output, sizes, self.top)
+        found = net.detect(pixels, valid, sizes, self.top)
         columns = (found.scores[..., None], found.labels[..., None].float(), found.boxes)
         return torch.cat(columns, dim=-1)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attention import attend
 from model.config import DeformableDetrConfig
 from model.feature_levels import FeatureLevels, SeparablePositions
 from model.fused_layers import (
@@ -75,24 +76,6 @@ class Encoder(nn.Module):
         return x
 
 
-def self_attention(attention: nn.MultiheadAttention, query: Tensor, value: Tensor) -> Tensor:
-    """What `attention` gives where keys are the queries: (B, Q, C) and (B, Q, C) -> (B, Q, C).
-
-    torch's own forward puts queries before images, and where there are several images its linear
-    layers then become a small product a query, each with a copy of the weights.
-    """
-    width, heads = attention.embed_dim, attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    both = F.linear(query, weight[: 2 * width], bias[: 2 * width])
-    values = F.linear(value, weight[2 * width :], bias[2 * width :])
-    q, k, v = (
-        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (*both.chunk(2, -1), values)
-    )
-    dropout = attention.dropout if attention.training else 0.0
-    y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (B, M, Q, D)
-    return attention.out_proj(y.transpose(1, 2).flatten(2))
-
-
 class DecoderLayer(nn.Module):
     def __init__(self, config: DeformableDetrConfig):
         super().__init__()
@@ -109,7 +92,7 @@ class DecoderLayer(nn.Module):
     def attend_to_queries(self, x: Tensor, position: Tensor) -> Tensor:
         """Self-attention of `x` (B, Q, C) at `position` (B, Q, C) -> (B, Q, C)."""
         query = x + position
-        y = self_attention(self.self_attn, query, x)
+        y = self.self_attn.out_proj(attend(self.self_attn, query, query, x))
         return self.norm2(x + F.dropout(y, self.dropout, self.training))
 
     def attend_to_memory(

@@ -85,8 +85,10 @@ def labels_of(metadata: Mapping[str, str], state: Mapping[str, Tensor], source: 
         raise DamagedCheckpoint(
             f"{source} is not a whole weights file: `labels` in its header is no list of names"
         )
-    bias = state.get("class_embed.0.bias")
-    if bias is None or tuple(bias.shape) != (len(labels),):
+    bias, outputs = state.get("class_embed.0.bias"), len(labels)
+    if "class_embed.bias" in state:  # of DETR, which has an output for "no object"
+        bias, outputs = state["class_embed.bias"], len(labels) + 1
+    if bias is None or tuple(bias.shape) != (outputs,):
         heads = "no head for classes" if bias is None else f"heads of shape {tuple(bias.shape)}"
         raise DamagedCheckpoint(
             f"{source} is not a whole weights file: its header names {len(labels)} classes, and it "

@@ -5,18 +5,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from model import config as configs
 from model.checkpoint import State, load_state, read_weights
-from model.config import DeformableDetrConfig
-from model.deformable_detr import DeformableDetr, Padding
+from model.config import DeformableDetrConfig, DetrConfig, ModelConfig
+from model.deformable_detr import DeformableDetr
+from model.detr import Detr
 from model.errors import CheckpointError, UnknownName
 from model.fallback import prepare_with_fallback
-from model.inference import prepare_for_inference, prepare_in_int8
+from model.inference import prepare_detr, prepare_for_inference, prepare_in_int8
 from model.ops import lacking_for_triton
 from model.ops.undocumented import multiplies_bf16
+from model.set_detector import Padding, SetDetector
 from model.weights import find_weights
 from model.weights_file import labels_of
 
@@ -33,6 +36,7 @@ DTYPES = {
     INT8: torch.bfloat16,
 }
 TRUNK_DTYPES = DTYPES | {MIXED: torch.bfloat16}
+Net = TypeVar("Net", bound=SetDetector)
 PRECISIONS = ("auto", *DTYPES)
 INT8_FROM = (8, 0)  # the compute capability that multiplies bf16, too
 
@@ -47,7 +51,7 @@ class NamedModel:
     """
 
     name: str
-    config: Callable[[], DeformableDetrConfig]
+    config: Callable[[], ModelConfig]
     weights: str
     gmacs: float
 
@@ -80,6 +84,8 @@ MODELS = {
             "SenseTime/deformable-detr-with-box-refine-two-stage",
             165.2,
         ),
+        NamedModel("detr", configs.detr, "facebook/detr-resnet-50", 81.2),
+        NamedModel("detr-dc5", configs.detr_dc5, "facebook/detr-resnet-50-dc5", 173.2),
         NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED), 2.9),
     )
 }
@@ -122,7 +128,8 @@ def weights_of(model: str, weights: str | None = None) -> str:
         name = next(named.name for named in MODELS.values() if named.weights == str(PACKAGED))
     if name not in MODELS:
         return weights
-    if MODELS[name].config().backbone != own.config().backbone:
+    theirs, ours = MODELS[name].config(), own.config()
+    if type(theirs) is not type(ours) or theirs.backbone != ours.backbone:
         raise CheckpointError(
             f"weights {weights} are those of the model {name}, which fit no {model}: give --model "
             f"{name}, or other weights"
@@ -170,7 +177,7 @@ def create_model(
     seed: int = 0,
     training: bool = False,
     sha256: str | None = None,
-) -> DeformableDetr:
+) -> SetDetector:
     """A detector ready to run, in evaluation mode.
 
     Args:
@@ -197,6 +204,11 @@ def create_model(
             fit the model.
     """
     config = named_model(name).config()
+    if isinstance(config, DetrConfig) and precision in (MIXED, INT8):
+        raise UnknownName(
+            f"precision {precision!r} is for Deformable DETR, and {name} is none: choose auto, "
+            "bf16, fp16 or fp32"
+        )
     if training and precision in (MIXED, INT8):
         raise ValueError(
             f"precision {precision!r} is for inference: train in bf16, and detect in {precision}"
@@ -212,7 +224,7 @@ def create_model(
             config = replace(config, labels=tuple(labels_of(metadata, state, str(path))))
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = DeformableDetr(config, padding)
+        net = build(config, padding)
         if state is not None:
             load_state(net, state, weights or name)
         if labels is not None and tuple(labels) != config.labels:
@@ -224,13 +236,40 @@ def create_model(
         return prepare(net, precision)
 
 
-def prepare(net: DeformableDetr, precision: str) -> DeformableDetr:
-    """Prepare `net` for inference in place, in a precision of DTYPES."""
+def create_deformable_detr(name: str, *arguments: Any, **options: Any) -> DeformableDetr:
+    """`create_model`, for those who use parts that only Deformable DETR has."""
+    net = create_model(name, *arguments, **options)
+    assert isinstance(net, DeformableDetr), f"{name} is no Deformable DETR"
+    return net
+
+
+def deformable_config(name: str) -> DeformableDetrConfig:
+    """The configuration of a named model, which is a Deformable DETR."""
+    config = named_model(name).config()
+    assert isinstance(config, DeformableDetrConfig), f"{name} is no Deformable DETR"
+    return config
+
+
+def build(config: ModelConfig, padding: Padding = "published") -> SetDetector:
+    """The network of a configuration, with new weights."""
+    if isinstance(config, DetrConfig):
+        return Detr(config, padding)
+    return DeformableDetr(config, padding)
+
+
+def prepare(net: Net, precision: str) -> Net:
+    """Prepare `net` for inference in place, in a precision of DTYPES that its family offers."""
+    if isinstance(net, Detr):
+        prepare_detr(net, DTYPES[precision])
+        return net
+    assert isinstance(net, DeformableDetr)
     if precision == MIXED:
-        return prepare_with_fallback(net)
-    if precision == INT8:
-        return prepare_in_int8(net, DTYPES[INT8])
-    return prepare_for_inference(net, DTYPES[precision])
+        prepare_with_fallback(net)
+    elif precision == INT8:
+        prepare_in_int8(net, DTYPES[INT8])
+    else:
+        prepare_for_inference(net, DTYPES[precision])
+    return net
 
 
 @contextmanager

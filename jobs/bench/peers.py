@@ -1,4 +1,4 @@
-"""transformers' Deformable DETR with random weights: the independent implementation."""
+"""transformers' DETR and Deformable DETR with random weights: the independent implementation."""
 
 import os
 
@@ -8,35 +8,25 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, TimmBackboneConfig
+from transformers import (
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    TimmBackboneConfig,
+)
 
-from model.zoo import MODELS
+from model import config as configs
+from model.zoo import MODELS, named_model
 
-VARIANTS = [name for name in MODELS if name.startswith("deformable-detr")]
+VARIANTS = [name for name in MODELS if name != "shapes-tiny"]
 
 
-def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
+def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection | DetrForObjectDetection:
     """Make the same variant in transformers, with harmless random parameters and statistics."""
-    config = MODELS[name].config()
-    backbone = TimmBackboneConfig(
-        backbone="resnet50",
-        use_pretrained_backbone=False,
-        out_indices=(2, 3, 4) if config.num_feature_levels > 1 else (4,),
-        output_stride=16 if config.dilation else 32,
-    )
+    config = named_model(name).config()
     torch.manual_seed(seed)
-    net = DeformableDetrForObjectDetection(
-        DeformableDetrConfig(
-            backbone_config=backbone,
-            use_timm_backbone=False,
-            num_feature_levels=config.num_feature_levels,
-            dilation=config.dilation,
-            with_box_refine=config.with_box_refine,
-            two_stage=config.two_stage,
-            num_labels=config.num_classes,
-            disable_custom_kernels=True,
-        )
-    )
+    net = _detr(config) if isinstance(config, configs.DetrConfig) else _deformable_detr(config)
     with torch.no_grad():
         for key, parameter in net.named_parameters():
             if parameter.dim() > 1 and "backbone" not in key:
@@ -49,6 +39,43 @@ def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection:
             elif key.endswith("running_var"):
                 buffer.copy_(torch.rand_like(buffer) + 0.5)
     return net.eval()
+
+
+def _trunk(levels: tuple[int, ...], dilation: bool) -> TimmBackboneConfig:
+    return TimmBackboneConfig(
+        backbone="resnet50",
+        use_pretrained_backbone=False,
+        out_indices=levels,
+        output_stride=16 if dilation else 32,
+    )
+
+
+def _deformable_detr(config: configs.DeformableDetrConfig) -> DeformableDetrForObjectDetection:
+    return DeformableDetrForObjectDetection(
+        DeformableDetrConfig(
+            backbone_config=_trunk(
+                (2, 3, 4) if config.num_feature_levels > 1 else (4,), config.dilation
+            ),
+            use_timm_backbone=False,
+            num_feature_levels=config.num_feature_levels,
+            dilation=config.dilation,
+            with_box_refine=config.with_box_refine,
+            two_stage=config.two_stage,
+            num_labels=config.num_classes,
+            disable_custom_kernels=True,
+        )
+    )
+
+
+def _detr(config: configs.DetrConfig) -> DetrForObjectDetection:
+    return DetrForObjectDetection(
+        DetrConfig(
+            backbone_config=_trunk((4,), config.dilation),
+            use_timm_backbone=False,
+            dilation=config.dilation,
+            num_labels=config.num_classes,
+        )
+    )
 
 
 def save_peer(name: str, path: Path) -> None:

@@ -23,11 +23,10 @@ def add(commands: Any) -> None:
 
 
 def _models(_: NoOptions) -> int:
-    from model.deformable_detr import DeformableDetr
-    from model.zoo import MODELS, PACKAGED
+    from model.zoo import MODELS, PACKAGED, build
 
     for named in MODELS.values():
-        net = DeformableDetr(named.config())
+        net = build(named.config())
         millions = sum(p.numel() for p in net.parameters()) / 1e6
         size = f"{millions:5.1f} M parameters {named.gmacs:6.1f} GMACs"
         weights = "packaged" if named.weights == str(PACKAGED) else named.weights

@@ -4,10 +4,10 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from model.config import DeformableDetrConfig
+from model.config import ModelConfig
 
 
-def fingerprint(config: DeformableDetrConfig, weights: str, score_threshold: float) -> str:
+def fingerprint(config: ModelConfig, weights: str, score_threshold: float) -> str:
     """16 hex digits over all that decides the labels. `weights` is a digest, or "random"."""
     document = {
         "config": asdict(config),

@@ -57,7 +57,7 @@ from jobs.output.output_writer import (
 from jobs.output.run_documents import computations
 from jobs.report.report import past_reports
 from model.computation import Computation
-from model.config import DeformableDetrConfig
+from model.config import ModelConfig
 from model.weights import file_sha256, find_weights
 from model.zoo import RANDOM, create_model, weights_of
 from pipeline.dataflow import FlowSettings
@@ -81,7 +81,7 @@ class Command:
     """One `label` command: its options, and the requests made from them."""
 
     options: LabelOptions
-    config: DeformableDetrConfig
+    config: ModelConfig
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
     sha256: str | None  # digest of its weights; None if they are random

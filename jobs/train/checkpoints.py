@@ -10,7 +10,7 @@ import torch
 
 from jobs.train.options import TrainOptions
 from model.checkpoint import save_weights
-from model.deformable_detr import DeformableDetr
+from model.set_detector import SetDetector
 from pipeline.storage.errors import CommandFailed, InputError
 
 LAST, WEIGHTS, LOCK = "last.pt", "model.safetensors", "train.lock"
@@ -53,7 +53,7 @@ class Checkpoints:
     def __init__(
         self,
         options: TrainOptions,
-        net: DeformableDetr,
+        net: SetDetector,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LambdaLR,
     ):

@@ -22,13 +22,13 @@ from jobs.train.datasets import Training, Validation, datasets, describe_start, 
 from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
 from model.criterion import criterion
-from model.deformable_detr import DeformableDetr
 from model.detector import Detections
-from model.postprocess import postprocess
 from model.preprocess import batch_images
+from model.set_detector import SetDetector
 from model.zoo import create_model, weights_of
 from pipeline.storage.errors import CommandFailed, InputError
 
+TOP = 100  # detections of an image that count, as published
 SAVE_SECONDS = 600.0  # longest time between two checkpoints
 SAY_SECONDS = 30.0  # time between lines of progress where there is no terminal
 
@@ -55,7 +55,7 @@ class LeftOut:
 
 
 def evaluate(
-    net: DeformableDetr, dataset: Validation, device: str, left_out: LeftOut | None = None
+    net: SetDetector, dataset: Validation, device: str, left_out: LeftOut | None = None
 ) -> dict[str, float]:
     """Compute COCO AP of `net`, one image at a time, with the best 100 detections of each.
 
@@ -70,7 +70,7 @@ def evaluate(
         for index in range(len(dataset)):
             for sample in left_out.without([dataset[index]]):
                 output = net(*batch_images([sample.image], device))
-                found.append(postprocess(output, torch.tensor([sample.size])))
+                found.append(net.choose(output, torch.tensor([sample.size]), TOP))
                 image_ids += [sample.image_id] * found[-1].scores.shape[1]
                 images.add(sample.image_id)
     if not images:
@@ -96,7 +96,7 @@ def order(dataset: Training, options: TrainOptions, start: int) -> list[int]:
     return indices[start * options.batch_size : total]
 
 
-def optimizer_of(net: DeformableDetr, options: TrainOptions) -> torch.optim.Optimizer:
+def optimizer_of(net: SetDetector, options: TrainOptions) -> torch.optim.Optimizer:
     """Make AdamW; a pretrained trunk, sampling offsets and reference points learn at a tenth.
 
     The compact trunk has no pretrained weights, so everything learns at the full rate with it.
@@ -154,7 +154,7 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
 
 def _train(
     options: TrainOptions,
-    net: DeformableDetr,
+    net: SetDetector,
     training: Training,
     validation: Validation,
     resume: bool,
@@ -213,7 +213,7 @@ def refuse_device(device: str) -> None:
         raise InputError(f"--device {device} cannot be used here: {reason}") from error
 
 
-def freeze_norms(net: DeformableDetr) -> None:
+def freeze_norms(net: SetDetector) -> None:
     """Let batch norms use, and keep, the statistics seen so far, as they do in inference."""
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -221,7 +221,7 @@ def freeze_norms(net: DeformableDetr) -> None:
 
 
 def loss_of(
-    net: DeformableDetr, samples: Sequence[Sample], options: TrainOptions, step: int
+    net: SetDetector, samples: Sequence[Sample], options: TrainOptions, step: int
 ) -> torch.Tensor:
     """Compute the loss of one batch."""
     dense = options.from_scratch and step <= options.dense_share * options.steps
@@ -229,6 +229,7 @@ def loss_of(
     loss, _ = criterion(
         net(values, mask),
         [sample.target.to(options.device) for sample in samples],
+        net.class_loss,
         proposals_per_object=options.proposals_per_object if dense else 1,
         named_proposals=options.from_scratch and not net.config.labels[0],
     )
@@ -236,7 +237,7 @@ def loss_of(
 
 
 def steps(
-    net: DeformableDetr,
+    net: SetDetector,
     loader: DataLoader[Sample | Unreadable],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,

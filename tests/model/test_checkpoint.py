@@ -12,7 +12,7 @@ from torch import Tensor
 from model.checkpoint import canonical, load_state, read_weights, save_weights
 from model.deformable_detr import DeformableDetr
 from model.errors import CheckpointError
-from model.zoo import MODELS, create_model
+from model.zoo import create_deformable_detr, deformable_config
 from tests.conftest import TESTDATA
 
 KEYS = TESTDATA.parent / "facts" / "checkpoint_keys"
@@ -27,7 +27,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def tiny() -> DeformableDetr:
-    return create_model("shapes-tiny", "random", training=True)
+    return create_deformable_detr("shapes-tiny", "random", training=True)
 
 
 @pytest.mark.parametrize("layout", ["original", "hub_legacy", "transformers_5_23"])
@@ -39,13 +39,13 @@ def test_published_key_lists_load_with_nothing_left_over(layout: str, variant: s
         pytest.skip(f"{KEYS} is absent: this test needs the published key lists")
     shapes = json.loads((KEYS / f"{layout}.json").read_text())[variant]
     state = {key: torch.zeros(shape) for key, shape in shapes.items()}
-    net = DeformableDetr(MODELS[VARIANTS[variant]].config())
+    net = DeformableDetr(deformable_config(VARIANTS[variant]))
     load_state(net, state, layout)
     assert all(not p.any() for p in net.parameters())
 
 
 def test_missing_heads_are_tied_where_the_model_ties_them() -> None:
-    net = DeformableDetr(MODELS["deformable-detr-single-scale"].config())
+    net = DeformableDetr(deformable_config("deformable-detr-single-scale"))
     state = {
         key: tensor
         for key, tensor in net.state_dict().items()
@@ -106,7 +106,7 @@ def test_keys_and_shapes_that_do_not_fit_are_named(tmp_path: Path, tiny: Deforma
     state["input_proj.0.0.weight"] = torch.zeros(3)
     save_file(state, tmp_path / "odd.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        create_model("shapes-tiny", str(tmp_path / "odd.safetensors"))
+        create_deformable_detr("shapes-tiny", str(tmp_path / "odd.safetensors"))
     for part in ("missing: transformer.level_embed", "stranger", r"input_proj.0.0.weight is (3,)"):
         assert part in str(caught.value)
 
@@ -115,7 +115,7 @@ def test_sha256_is_checked(tmp_path: Path, tiny: DeformableDetr) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(tiny, path, {})
     with pytest.raises(CheckpointError, match="sha256"):
-        create_model("shapes-tiny", f"{path}#sha256={'0' * 64}")
+        create_deformable_detr("shapes-tiny", f"{path}#sha256={'0' * 64}")
 
 
 def test_canonical_leaves_the_original_layout_alone(tiny: DeformableDetr) -> None:

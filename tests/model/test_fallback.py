@@ -10,7 +10,7 @@ from model.fallback import Fallback
 from model.predictor import Predictor
 from model.preprocess import form_batch
 from model.resize import CanvasRule
-from model.zoo import create_model, prepare
+from model.zoo import create_deformable_detr, prepare
 from tests.support.parameters import others_slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,7 +43,7 @@ def overflowing() -> DeformableDetr:
 
     One layer multiplies by a number by which the next divides: the results in fp32 stay the same.
     """
-    net = create_model("shapes-tiny", device=DEVICE, padding="invariant", training=True)
+    net = create_deformable_detr("shapes-tiny", device=DEVICE, padding="invariant", training=True)
     bright, grey = (largest_hidden(net, image) for image in (BRIGHT, GREY))
     assert bright > 1.2 * grey
     scale = LARGEST / (bright * grey) ** 0.5
@@ -116,7 +116,7 @@ def test_results_are_near_those_of_fp32(model: str, generator: torch.Generator) 
     images = [draw_noise(generator) for _ in range(2)]
     weights = None if model == "shapes-tiny" else "random"
     exact, mixed = (
-        create_model(model, weights, DEVICE, precision, "invariant")
+        create_deformable_detr(model, weights, DEVICE, precision, "invariant")
         for precision in ("fp32", "mixed")
     )
     assert mixed.fallback is not None
@@ -127,7 +127,9 @@ def test_results_are_near_those_of_fp32(model: str, generator: torch.Generator) 
 
 def test_weights_of_both_dtypes_are_cast_from_fp32() -> None:
     mixed, *others = (
-        create_model("shapes-tiny", device=DEVICE, precision=precision, padding="invariant")
+        create_deformable_detr(
+            "shapes-tiny", device=DEVICE, precision=precision, padding="invariant"
+        )
         for precision in ("mixed", "fp16", "bf16")
     )
     assert mixed.fallback is not None
@@ -142,4 +144,4 @@ def test_weights_of_both_dtypes_are_cast_from_fp32() -> None:
 
 def test_mixed_is_not_for_training() -> None:
     with pytest.raises(ValueError, match="'mixed' is for inference"):
-        create_model("shapes-tiny", precision="mixed", training=True)
+        create_deformable_detr("shapes-tiny", precision="mixed", training=True)

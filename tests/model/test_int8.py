@@ -11,7 +11,7 @@ from model.deformable_detr import DeformableDetr
 from model.errors import UnknownName
 from model.int8 import Int8FeedForward
 from model.ops.narrow import GROUP, Narrow, narrowed
-from model.zoo import create_model, prepare, resolved_precision
+from model.zoo import create_deformable_detr, prepare, resolved_precision
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -164,7 +164,7 @@ def test_damaged_weights_give_no_finite_numbers(weight: float) -> None:
 
 
 def detector(precision: str) -> DeformableDetr:
-    net = create_model("shapes-tiny", device=DEVICE, padding="invariant", training=True)
+    net = create_deformable_detr("shapes-tiny", device=DEVICE, padding="invariant", training=True)
     return prepare(net, precision)
 
 
@@ -198,9 +198,9 @@ def test_a_detector_by_kernels_is_that_by_torch(
 
 def test_int8_is_for_inference_on_gpus() -> None:
     with pytest.raises(ValueError, match="'int8' is for inference"):
-        create_model("shapes-tiny", device=DEVICE, precision="int8", training=True)
+        create_deformable_detr("shapes-tiny", device=DEVICE, precision="int8", training=True)
     with pytest.raises(UnknownName, match="is for GPUs, and the detectors would run on a CPU"):
-        create_model("shapes-tiny", precision="int8")
+        create_deformable_detr("shapes-tiny", precision="int8")
 
 
 def test_old_gpus_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The five published variants equal transformers' on the same random weights."""
+"""All published variants equal transformers' on the same random weights."""
 
 from pathlib import Path
 
@@ -9,9 +9,17 @@ from torch import Tensor
 
 from jobs.bench.peers import VARIANTS, peer
 from model.checkpoint import load_state, save_weights
-from model.deformable_detr import DeformableDetr, Predictions
+from model.deformable_detr import DeformableDetr
 from model.inference import prepare_for_inference
-from model.zoo import MODELS, create_model
+from model.predictions import Predictions
+from model.zoo import (
+    build,
+    create_deformable_detr,
+    create_model,
+    deformable_config,
+    named_model,
+    prepare,
+)
 
 SIZES = [(180, 250), (250, 141), (97, 223)]
 
@@ -50,13 +58,13 @@ def predictions_of_image(batch: Predictions, index: int) -> Predictions:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_and_boxes_equal_transformers_on_a_padded_batch(name: str) -> None:
     theirs = peer(name)
-    ours = DeformableDetr(MODELS[name].config()).eval()
+    ours = build(named_model(name).config()).eval()
     load_state(ours, theirs.state_dict(), name)
     values, mask = padded_batch(SIZES)
     with torch.inference_mode():
         expected = theirs(pixel_values=values, pixel_mask=mask)
         as_published = ours(values, mask)
-        prepared = prepare_for_inference(ours, torch.float32)(values, mask)
+        prepared = prepare(ours, "fp32")(values, mask)
     assert as_published.pred_logits.std() > 1e-2  # the random weights have an effect
     peers = Predictions(expected.logits, expected.pred_boxes)
     for found in (as_published, prepared):
@@ -93,7 +101,7 @@ def test_invariant_padding_gives_an_image_the_same_result_as_alone(
 
 def test_published_padding_changes_results() -> None:
     torch.manual_seed(0)
-    net = DeformableDetr(MODELS["deformable-detr"].config()).eval()
+    net = DeformableDetr(deformable_config("deformable-detr")).eval()
     values, mask = padded_batch(SIZES)
     with torch.inference_mode():
         together = net(values, mask).pred_logits[2]
@@ -102,7 +110,7 @@ def test_published_padding_changes_results() -> None:
 
 
 def test_prepared_models_refuse_saving_training_and_casting(tmp_path: Path) -> None:
-    net = create_model("shapes-tiny", "random")
+    net = create_deformable_detr("shapes-tiny", "random")
     for attempt in (
         lambda: save_weights(net, tmp_path / "net.safetensors", {}),
         lambda: net.train(),

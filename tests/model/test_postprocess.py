@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.deformable_detr import Predictions
-from model.postprocess import postprocess
+from model.postprocess import best_pairs
+from model.predictions import Predictions
 
 SIZES = torch.tensor([[480, 640], [100, 50], [7, 9]])
 
@@ -22,11 +22,11 @@ def test_an_output_that_is_not_finite_has_no_scores_and_its_neighbours_keep_thei
 ) -> None:
     """One number anywhere is enough, also in a query that is not among the best."""
     output = predictions(generator)
-    expected = postprocess(output, SIZES, top=5)
+    expected = best_pairs(output, SIZES, top=5)
     tensor = getattr(output, field)
     query = int(torch.randint(30, (1,), generator=generator))
     tensor[1, query, 2] = value
-    found = postprocess(output, SIZES, top=5)
+    found = best_pairs(output, SIZES, top=5)
     assert found.scores[1].isnan().all()
     for image in (0, 2):
         assert torch.equal(found.scores[image], expected.scores[image])

@@ -17,7 +17,7 @@ from model.fused_pyramid import frequencies_on, strides_on
 from model.ops import undocumented, ways
 from model.ops.pyramid import entries_on, lines_on
 from model.ops.triton import levels_on
-from model.postprocess import postprocess
+from model.postprocess import best_pairs
 from model.predictor import Predictor, likely_sizes
 from model.preprocess import _mean_and_std, batch_images, form_batch
 from model.resample import resize_pixels
@@ -46,7 +46,7 @@ def test_results_equal_those_of_the_network(
     found = pending.result()
     assert pending.device_seconds is None
     with torch.inference_mode():
-        expected = postprocess(net(*batch_images(images, "cpu")), shown, 20)
+        expected = best_pairs(net(*batch_images(images, "cpu")), shown, 20)
     assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.boxes, expected.boxes)
@@ -200,7 +200,7 @@ def test_recordings_repeat_the_function(generator: torch.Generator) -> None:
             pixels, valid, _ = form_batch(images, predictor)
             waiting = [predictor.submit(pixels, valid, shown) for _ in range(2)]
             with torch.inference_mode():
-                expected = postprocess(net(*batch_images(images, "cuda")), shown.cuda(), 20)
+                expected = best_pairs(net(*batch_images(images, "cuda")), shown.cuda(), 20)
             for pending in waiting:
                 found = pending.result()
                 for index in range(len(sizes)):

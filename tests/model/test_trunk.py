@@ -20,7 +20,7 @@ from model.ops.trunk import normalize_blocks, zero_padding_
 from model.padding import halve, zero_padding
 from model.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize
 from model.stem import FusedStem, blocks_of, canvas_of
-from model.zoo import create_model
+from model.zoo import create_deformable_detr
 from tests.support.gpu_paths import take_paths_of_gpus
 from tests.support.parameters import others_slow
 
@@ -243,7 +243,9 @@ def test_canvas_of_blocks_has_the_levels_of_the_images(size: tuple[int, int]) ->
 def test_the_pyramid_of_blocks_is_that_of_images(
     padded: bool, generator: torch.Generator, as_on_gpus: None
 ) -> None:
-    net = create_model("deformable-detr-single-scale", "random", DEVICE, "fp32", "invariant")
+    net = create_deformable_detr(
+        "deformable-detr-single-scale", "random", DEVICE, "fp32", "invariant"
+    )
     pixels, valid = draw_pixels(generator, SIZES if padded else SIZES[:1])
     area = valid.to(DEVICE) if padded else None
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -19,7 +19,7 @@ from model.checkpoint import load_state, read_weights
 from model.deformable_detr import DeformableDetr
 from model.errors import CheckpointError, DamagedCheckpoint
 from model.weights_file import labels_of
-from model.zoo import create_model
+from model.zoo import create_deformable_detr
 
 A_TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 State = dict[str, Tensor]
@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def tiny() -> DeformableDetr:
-    return create_model("shapes-tiny", "random", training=True)
+    return create_deformable_detr("shapes-tiny", "random", training=True)
 
 
 def state_of(net: DeformableDetr) -> State:
@@ -98,17 +98,17 @@ def test_labels_that_are_no_names(labels: str, tmp_path: Path, tiny: DeformableD
     path = tmp_path / "a.safetensors"
     save_file(state_of(tiny), path, {"labels": labels})
     with pytest.raises(DamagedCheckpoint, match="`labels` in its header is no list of names"):
-        create_model("shapes-tiny", str(path))
+        create_deformable_detr("shapes-tiny", str(path))
 
 
 def test_labels_of_other_heads(tmp_path: Path, tiny: DeformableDetr) -> None:
     path = tmp_path / "a.safetensors"
     save_file(state_of(tiny), path, {"labels": json.dumps(["x"] * 100_000)})
     with pytest.raises(DamagedCheckpoint, match="names 100000 classes, and it has heads of shape"):
-        create_model("shapes-tiny", str(path))
+        create_deformable_detr("shapes-tiny", str(path))
     save_file({"a": torch.zeros(2)}, path, {"labels": "[]"})
     with pytest.raises(DamagedCheckpoint, match="no head for classes"):
-        create_model("shapes-tiny", str(path))
+        create_deformable_detr("shapes-tiny", str(path))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "float8_e4m3fn", "int64"])
@@ -118,7 +118,7 @@ def test_types_that_are_no_weights(dtype: str, tmp_path: Path, tiny: DeformableD
     state[name] = state[name].to(getattr(torch, dtype))
     save_file(state, path, {"labels": json.dumps(tiny.config.labels)})
     with pytest.raises(CheckpointError, match=f"1 of another type: {name} is torch.{dtype}"):
-        create_model("shapes-tiny", str(path))
+        create_deformable_detr("shapes-tiny", str(path))
 
 
 PICKLED: dict[str, tuple[Any, str]] = {

@@ -7,9 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.cli import main
-from model.deformable_detr import DeformableDetr
 from model.errors import CheckpointError, UnknownName
-from model.zoo import MODELS, PACKAGED, RANDOM, NamedModel, create_model, weights_of
+from model.zoo import MODELS, PACKAGED, RANDOM, NamedModel, build, create_model, weights_of
 
 
 @pytest.mark.parametrize(
@@ -21,7 +20,7 @@ from model.zoo import MODELS, PACKAGED, RANDOM, NamedModel, create_model, weight
 )
 def test_gmacs_are_what_torch_counts(named: NamedModel) -> None:
     config = named.config()
-    net = DeformableDetr(config).eval().requires_grad_(False)
+    net = build(config).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 3, *config.resize.target_size(480, 640)))
     assert counter.get_total_flops() / 2e9 == pytest.approx(named.gmacs, abs=0.05)

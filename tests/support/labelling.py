@@ -10,7 +10,7 @@ from PIL import Image
 
 from jobs.label.options import LabelOptions
 from model.checkpoint import save_weights
-from model.zoo import create_model
+from model.zoo import create_deformable_detr
 from pipeline.storage.files import open_location
 
 
@@ -20,7 +20,7 @@ def save_tiny_weights(folder: Path) -> str:
     They never find number 0, which stands for no class, so that 100 boxes of each image are kept.
     """
     path = folder / "tiny.safetensors"
-    net = create_model("shapes-tiny", "random", training=True)
+    net = create_deformable_detr("shapes-tiny", "random", training=True)
     for head in net.class_embed:
         assert isinstance(head, torch.nn.Linear)
         torch.nn.init.constant_(head.bias[:1].detach(), -20.0)

@@ -13,7 +13,7 @@ from model.cuda_graphs import RECORD_AT
 from model.deformable_detr import DeformableDetr
 from model.predictor import Predictor
 from model.preprocess import normalize
-from model.zoo import RANDOM, create_model, prepare
+from model.zoo import RANDOM, create_deformable_detr, prepare
 
 RANDOM_IMAGES = 16
 ZEROS, FULL = RANDOM_IMAGES, RANDOM_IMAGES + 1  # two more images: all 0, all 255
@@ -46,7 +46,7 @@ class Case:
 
 def create_detector(case: Case, device: str) -> DeformableDetr:
     """Make a detector with random, non-zero weights: sums of zeros are equal in any order."""
-    net = create_model(case.model, RANDOM, device, padding="invariant", training=True)
+    net = create_deformable_detr(case.model, RANDOM, device, padding="invariant", training=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():

@@ -22,7 +22,7 @@ from model.deformable_detr import DeformableDetr
 from model.ms_deform_attn import MSDeformAttn
 from model.preprocess import normalize, stack_images
 from model.resize import canvas_rule
-from model.zoo import TRUNK_DTYPES, create_model, prepare
+from model.zoo import TRUNK_DTYPES, create_deformable_detr, prepare
 
 TESTS = "tests of the model"
 TESTS_BEHIND = 2  # models checked before the tests, which compile many kernels and may use all time
@@ -178,7 +178,7 @@ def _answer_in_batch(context: Context, gate: Gate, sizes: Sizes) -> Answer:
 
 @lru_cache(maxsize=1)
 def _ours(model: str, precision: str, device: str) -> DeformableDetr:
-    net = create_model(model, _weights(model), device, padding="invariant", training=True)
+    net = create_deformable_detr(model, _weights(model), device, padding="invariant", training=True)
     return prepare(net, precision)
 
 
@@ -227,7 +227,7 @@ def _peer(model: str, device: str) -> torch.nn.Module:
         from jobs.bench.peers import peer
 
         return peer(model).to(device)
-    net = create_model(model, training=True)
+    net = create_deformable_detr(model, training=True)
     for module in net.modules():
         if isinstance(module, MSDeformAttn):
             module.implementation = "reference"

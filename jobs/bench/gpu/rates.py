@@ -12,9 +12,10 @@ from jobs.bench.gpu.ceilings import known_ceilings
 from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.gates import Gate, refuse_wrong
 from jobs.bench.gpu.parts import Part, measure_parts
+from model.deformable_detr import DeformableDetr
 from model.predictor import Predictor
 from model.resize import canvas_rule
-from model.zoo import create_model, named_model
+from model.zoo import create_deformable_detr, named_model
 
 SECONDS = 0.5  # for each case: 30 replays of the slowest
 SIZE, TINY_SIZE = (800, 1066), (96, 130)
@@ -72,7 +73,9 @@ def run(context: Context) -> None:
 
 def make_predictor(context: Context, gate: Gate) -> Predictor:
     """Make a detector with random weights."""
-    net = create_model(gate.model, "random", context.device, gate.precision, padding="invariant")
+    net = create_deformable_detr(
+        gate.model, "random", context.device, gate.precision, padding="invariant"
+    )
     return Predictor(net, context.device)
 
 
@@ -89,6 +92,7 @@ def _measure(
     details: dict[str, Any] = {}
     with context.case(f"{rate}, parts"):  # a failure here does not cost the timing above
         timed = rate.batch in BATCHES_IN_PARTS
+        assert isinstance(predictor.net, DeformableDetr)
         parts = measure_parts(predictor.net, detect, context.device, ceilings, timed)
         details = describe_bound(parts, median(took) * 1e3)
         if timed:

@@ -7,7 +7,7 @@ from jobs.train.data import HeldOutScenes
 from jobs.train.train import evaluate
 from model.deformable_detr import DeformableDetr
 from model.inference import prepare_in_int8
-from model.zoo import create_model
+from model.zoo import create_deformable_detr
 from tests.jobs.train.test_precision import measure_movements
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -17,8 +17,8 @@ SCENES = 60
 @pytest.fixture(scope="module")
 def nets() -> tuple[DeformableDetr, DeformableDetr]:
     """shapes-tiny in fp32, and with int8 where `--precision int8` has it; the rest is fp32."""
-    precise = create_model("shapes-tiny", device=DEVICE)
-    narrow = create_model("shapes-tiny", device=DEVICE, training=True)
+    precise = create_deformable_detr("shapes-tiny", device=DEVICE)
+    narrow = create_deformable_detr("shapes-tiny", device=DEVICE, training=True)
     return precise, prepare_in_int8(narrow, torch.float32)
 
 

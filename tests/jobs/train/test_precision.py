@@ -7,9 +7,9 @@ from jobs.train.data import HeldOutScenes
 from jobs.train.train import evaluate
 from model.deformable_detr import DeformableDetr
 from model.detector import Detections
-from model.postprocess import postprocess
+from model.postprocess import best_pairs
 from model.preprocess import batch_images
-from model.zoo import create_model, resolved_precision
+from model.zoo import create_deformable_detr, resolved_precision
 
 CONFIDENT = 0.5
 AUTO_IS_FP32 = resolved_precision("auto", "cpu") == "fp32"
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.skipif(AUTO_IS_FP32, reason="this CPU has no bf16: the 
 @pytest.fixture(scope="module")
 def nets() -> tuple[DeformableDetr, DeformableDetr]:
     """shapes-tiny in fp32, and in the default precision."""
-    precise, default = (create_model("shapes-tiny", precision=name) for name in ("fp32", "auto"))
+    precise, default = (
+        create_deformable_detr("shapes-tiny", precision=name) for name in ("fp32", "auto")
+    )
     return precise, default
 
 
@@ -62,7 +64,7 @@ def measure_movements(
         seen = torch.tensor([sample.image.shape[:2]], device=device)
         with torch.inference_mode():
             inputs = batch_images([sample.image], device)
-            expected, found = (postprocess(net(*inputs), seen) for net in nets)
+            expected, found = (best_pairs(net(*inputs), seen) for net in nets)
         moved += measure_movements_in_image(expected, found)
     return sorted(moved)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from jobs.accounting.tally import Tally
 from jobs.label.progress import show_progress
-from model.deformable_detr import Predictions
 from model.errors import DamagedCheckpoint
+from model.predictions import Predictions
 from model.predictor import PendingDetections, Predictor
 from model.weights import file_sha256
 from pipeline.schema import DETECTED, PREPARED, Receipt

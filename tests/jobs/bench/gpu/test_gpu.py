@@ -40,7 +40,7 @@ from jobs.bench.gpu.parts import PARTS, Traffic, measure_parts
 from jobs.cli import main
 from model.ops import launches, ways
 from model.ops.launches import Launch
-from model.zoo import create_model
+from model.zoo import create_deformable_detr
 from pipeline.storage.errors import CommandFailed
 
 SECONDS = 1800.0  # for all steps; on two quiet cores they take two minutes
@@ -224,14 +224,14 @@ def test_unknown_ways_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["shapes-tiny", "deformable-detr-single-scale"])
 def test_parts_count_what_torch_counts(model: str) -> None:
     """Torch's own counter, the reference, knows all operations of a model for training."""
-    net = create_model(model, "random", training=True).requires_grad_(False)
+    net = create_deformable_detr(model, "random", training=True).requires_grad_(False)
     pixels = torch.zeros(2, 3, 96, 128)
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             net(pixels)
         with Traffic([]) as traffic:
             net(pixels)
-        prepared = create_model(model, "random")
+        prepared = create_deformable_detr(model, "random")
         with Traffic([]) as fused:
             prepared(pixels)
     found = sum(operations for _, _, operations, _ in traffic.found)
@@ -244,7 +244,7 @@ def test_parts_count_what_torch_counts(model: str) -> None:
 
 
 def test_parts_have_times_and_bounds() -> None:
-    net = create_model("shapes-tiny", "random")
+    net = create_deformable_detr("shapes-tiny", "random")
     pixels = torch.zeros(1, 3, 96, 128)
     ceilings = {"copy": 10.0, "bf16": 1.0, "fp16": 1.0, "fp32": 1.0}
     with torch.inference_mode():
