@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import DeformableDetrConfig
 from model.errors import CheckpointError, DamagedCheckpoint
@@ -184,7 +184,7 @@ def _named(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def load_state(net: SetDetector, state: Mapping[str, Tensor], source: str) -> None:
+def load_state(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Fill `net` from a state dict of any layout. CheckpointError unless every key fits."""
     wanted = net.state_dict()
     own, family = family_of(wanted), family_of(state)
@@ -193,8 +193,8 @@ def load_state(net: SetDetector, state: Mapping[str, Tensor], source: str) -> No
             f"{source} holds weights of {family}, and this model is {own}: give other weights, or "
             "--model with one of theirs (see `detr-batch models`)"
         )
-    found = canonical(state)
-    if isinstance(net.config, DeformableDetrConfig):
+    found = canonical(state) if isinstance(net, SetDetector) else dict(state)
+    if isinstance(net, SetDetector) and isinstance(net.config, DeformableDetrConfig):
         found = _untie(found, wanted, tied=not net.config.with_box_refine)
     for key in [key for key in found if key.endswith("num_batches_tracked") and key not in wanted]:
         del found[key]

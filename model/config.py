@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from model.resize import ResizeRule
+from model.resize import AS_DISPLAYED, ResizeRule
 
 # The label IS the COCO category id: 0 and ten holes are never used (empty names).
 COCO_LABELS: tuple[str, ...] = (
@@ -27,6 +27,7 @@ PUBLISHED_RESIZE = ResizeRule(shorter=800, longest=1333)
 class DeformableDetrConfig:
     """Every number that shapes the network. The defaults are the published multi-scale model."""
 
+    precisions: ClassVar = ("fp32", "bf16", "fp16", "mixed", "int8")  # that are offered
     backbone: Literal["resnet50", "compact"] = "resnet50"
     dilation: bool = False  # stride 16 instead of 32 in the last stage (DC5)
     num_feature_levels: int = 4
@@ -52,6 +53,11 @@ class DeformableDetrConfig:
     @property
     def num_classes(self) -> int:
         return len(self.labels)
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Equal for models that may have each other's weights."""
+        return "Deformable DETR", self.backbone
 
 
 def deformable_detr() -> DeformableDetrConfig:
@@ -83,6 +89,7 @@ def deformable_detr_with_box_refine_two_stage() -> DeformableDetrConfig:
 class DetrConfig:
     """Every number that shapes the network of DETR. The defaults are the published ResNet-50."""
 
+    precisions: ClassVar = ("fp32", "bf16", "fp16")
     two_stage: ClassVar[bool] = False  # its queries are the same for every image
     backbone: Literal["resnet50", "compact"] = "resnet50"
     dilation: bool = False  # stride 16 instead of 32 in the last stage (DC5)
@@ -105,8 +112,41 @@ class DetrConfig:
         """The number of classes, without "no object"."""
         return len(self.labels)
 
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Equal for models that may have each other's weights."""
+        return "DETR", self.backbone
 
-ModelConfig = DeformableDetrConfig | DetrConfig
+
+SetConfig = DeformableDetrConfig | DetrConfig
+
+
+@dataclass(frozen=True)
+class FasterRcnnConfig:
+    """Faster R-CNN + FPN of torchvision, which resizes images itself."""
+
+    precisions: ClassVar = ("fp32",)
+    version: Literal[1, 2] = 1
+    resize: ResizeRule = AS_DISPLAYED
+    labels: tuple[str, ...] = COCO_LABELS
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Equal for models that may have each other's weights."""
+        return "Faster R-CNN", str(self.version)
+
+
+ModelConfig = DeformableDetrConfig | DetrConfig | FasterRcnnConfig
+
+
+def faster_rcnn() -> FasterRcnnConfig:
+    """37.0 AP on COCO val2017, 41.8 M parameters, 134 GMACs."""
+    return FasterRcnnConfig()
+
+
+def faster_rcnn_v2() -> FasterRcnnConfig:
+    """46.7 AP, 43.7 M parameters, 280 GMACs."""
+    return FasterRcnnConfig(2)
 
 
 def detr() -> DetrConfig:

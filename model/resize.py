@@ -20,6 +20,11 @@ class ResizeRule:
     longest: int
     multiple: int = 1
 
+    def most_pixels(self, displayed: int) -> int:
+        """The most pixels of a resized image, of images with up to `displayed` of them."""
+        # Rounding makes an image larger than `longest`: by up to a half where it is a pixel thin.
+        return (2 * self.longest + self.multiple) ** 2
+
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels after resizing an image of this height and width."""
         sides = target_size(height, width, self.shorter, self.longest)
@@ -39,6 +44,23 @@ class ResizeRule:
         if enlarge or not fits or rows * columns > MOST_ENLARGED * height * width:
             return rows, columns
         return height, width
+
+
+@dataclass(frozen=True)
+class AsDisplayed(ResizeRule):
+    """No resizing: the detector gets an image as it is displayed, and resizes it itself."""
+
+    shorter: int = 0
+    longest: int = 0
+
+    def most_pixels(self, displayed: int) -> int:
+        return displayed
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+
+AS_DISPLAYED = AsDisplayed()
 
 
 def target_size(height: int, width: int, shorter: int, longest: int) -> tuple[int, int]:

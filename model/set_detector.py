@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.class_loss import ClassLoss
-from model.config import ModelConfig
+from model.config import SetConfig
 from model.detector import Detections
 from model.predictions import DetectorOutput
 from model.preprocess import normalize
@@ -25,7 +25,7 @@ class SetDetector(nn.Module, ABC):
     result a little; `"invariant"` gives a padded image what it gives alone.
     """
 
-    config: ModelConfig
+    config: SetConfig
     class_loss: ClassVar[ClassLoss]  # for training
 
     def __init__(self, padding: Padding = "published"):

@@ -73,7 +73,7 @@ def _from_hub(repository: str) -> Path:
     """The local file of the repository's weights, from the hub or from its cache."""
     unreachable: Exception | None = None
     # The hub's client repeats requests, half a minute for each file, also where there is no host.
-    cached_only = not is_resolvable(constants.ENDPOINT)
+    cached_only = not is_hub_resolvable()
     for name in HUB_FILES:
         try:
             return Path(hf_hub_download(repository, name, local_files_only=cached_only))
@@ -92,6 +92,11 @@ def _from_hub(repository: str) -> Path:
             "or URL that holds them, or --model shapes-tiny, whose weights need no network"
         ) from unreachable
     raise CheckpointError(f"{repository} has none of {', '.join(HUB_FILES)}")
+
+
+def is_hub_resolvable() -> bool:
+    """Whether the host of the hub has an address."""
+    return is_resolvable(constants.ENDPOINT)
 
 
 def is_resolvable(url: str) -> bool:

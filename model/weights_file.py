@@ -19,6 +19,12 @@ from model.errors import CheckpointError, DamagedCheckpoint
 MOST_BYTES = 4 << 30  # of a file; the largest published one has 170 MB, one of a training 500 MB
 MOST_HEADER_BYTES = 8 << 20  # of a safetensors file; that of 500 tensors has 50 kB
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# The head for classes of each family, and its outputs beside those of classes: DETR's "no object".
+CLASS_HEADS = (
+    ("class_embed.0.bias", 0),
+    ("class_embed.bias", 1),
+    ("roi_heads.box_predictor.cls_score.bias", 0),
+)
 _LENGTH_BYTES = 8  # of the length of a safetensors header, at the beginning of the file
 
 
@@ -85,10 +91,9 @@ def labels_of(metadata: Mapping[str, str], state: Mapping[str, Tensor], source: 
         raise DamagedCheckpoint(
             f"{source} is not a whole weights file: `labels` in its header is no list of names"
         )
-    bias, outputs = state.get("class_embed.0.bias"), len(labels)
-    if "class_embed.bias" in state:  # of DETR, which has an output for "no object"
-        bias, outputs = state["class_embed.bias"], len(labels) + 1
-    if bias is None or tuple(bias.shape) != (outputs,):
+    key, more = next(((key, more) for key, more in CLASS_HEADS if key in state), ("", 0))
+    bias = state.get(key)
+    if bias is None or tuple(bias.shape) != (len(labels) + more,):
         heads = "no head for classes" if bias is None else f"heads of shape {tuple(bias.shape)}"
         raise DamagedCheckpoint(
             f"{source} is not a whole weights file: its header names {len(labels)} classes, and it "

@@ -11,7 +11,7 @@ import torch
 
 from model import config as configs
 from model.checkpoint import State, load_state, read_weights
-from model.config import DeformableDetrConfig, DetrConfig, ModelConfig
+from model.config import DeformableDetrConfig, DetrConfig, FasterRcnnConfig, ModelConfig, SetConfig
 from model.deformable_detr import DeformableDetr
 from model.detr import Detr
 from model.errors import CheckpointError, UnknownName
@@ -26,6 +26,7 @@ from model.weights_file import labels_of
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
 RANDOM = "random"
 PACKAGED_NAME = "packaged"
+TORCHVISION = "torchvision"  # the checkpoint that torchvision publishes for the model
 MIXED, INT8 = "mixed", "int8"  # for inference alone
 # Dtypes of encoder and decoder, and of the trunk.
 DTYPES = {
@@ -37,7 +38,8 @@ DTYPES = {
 }
 TRUNK_DTYPES = DTYPES | {MIXED: torch.bfloat16}
 Net = TypeVar("Net", bound=SetDetector)
-PRECISIONS = ("auto", *DTYPES)
+AUTO = "auto"
+PRECISIONS = (AUTO, *DTYPES)
 INT8_FROM = (8, 0)  # the compute capability that multiplies bf16, too
 
 
@@ -45,9 +47,9 @@ INT8_FROM = (8, 0)  # the compute capability that multiplies bf16, too
 class NamedModel:
     """A model that users select by name.
 
-    `weights` names the model's own weights: a hub id or a packaged file. `gmacs` is the number of
-    multiply-adds, in billions, of its convolutions and matrix products on an image of 640 x 480, as
-    torch counts them.
+    `weights` names the model's own weights: a hub id, a packaged file or TORCHVISION. `gmacs` is
+    the number of multiply-adds, in billions, of its convolutions and matrix products on an image of
+    640 x 480, as torch counts them.
     """
 
     name: str
@@ -86,9 +88,28 @@ MODELS = {
         ),
         NamedModel("detr", configs.detr, "facebook/detr-resnet-50", 81.2),
         NamedModel("detr-dc5", configs.detr_dc5, "facebook/detr-resnet-50-dc5", 173.2),
+        NamedModel("faster-rcnn", configs.faster_rcnn, TORCHVISION, 177.6),
+        NamedModel("faster-rcnn-v2", configs.faster_rcnn_v2, TORCHVISION, 334.9),
         NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED), 2.9),
     )
 }
+
+
+# Those that `create_model` makes: DETR and Deformable DETR.
+SET_MODELS = [
+    name for name, named in MODELS.items() if not isinstance(named.config(), FasterRcnnConfig)
+]
+
+
+def set_config(name: str) -> SetConfig:
+    """The configuration of a model of SET_MODELS. Raises UnknownName for other names."""
+    config = named_model(name).config()
+    if isinstance(config, FasterRcnnConfig):
+        raise UnknownName(
+            f"{name} is torchvision's, which `label` runs: train and time it with torchvision, or "
+            "choose another --model"
+        )
+    return config
 
 
 def named_model(name: str) -> NamedModel:
@@ -120,7 +141,7 @@ def weights_of(model: str, weights: str | None = None) -> str:
     """
     own = named_model(model)
     if not weights:
-        return own.weights
+        return _own_weights(own)
     name, marker, digest = weights.partition("#sha256=")
     if Path(name).is_file():
         return weights
@@ -128,13 +149,36 @@ def weights_of(model: str, weights: str | None = None) -> str:
         name = next(named.name for named in MODELS.values() if named.weights == str(PACKAGED))
     if name not in MODELS:
         return weights
-    theirs, ours = MODELS[name].config(), own.config()
-    if type(theirs) is not type(ours) or theirs.backbone != ours.backbone:
+    if MODELS[name].config().kind != own.config().kind:
         raise CheckpointError(
             f"weights {weights} are those of the model {name}, which fit no {model}: give --model "
             f"{name}, or other weights"
         )
-    return MODELS[name].weights + marker + digest
+    return _own_weights(MODELS[name]) + marker + digest
+
+
+def _own_weights(named: NamedModel) -> str:
+    if named.weights != TORCHVISION:
+        return named.weights
+    from model.faster_rcnn import own_weights  # torchvision takes a second, and few need it
+
+    config = named.config()
+    assert isinstance(config, FasterRcnnConfig)
+    return own_weights(config)
+
+
+def offered_precision(model: str, offered: Sequence[str], precision: str) -> str:
+    """The precision of a run: `precision`, or "fp32" for "auto" if bf16 is not `offered`.
+
+    Raises UnknownName if the model does not offer it.
+    """
+    if precision == AUTO:
+        return AUTO if "bf16" in offered else "fp32"
+    if precision in DTYPES and precision not in offered:
+        raise UnknownName(
+            f"{model} has no precision {precision!r}: choose one of {', '.join((AUTO, *offered))}"
+        )
+    return precision
 
 
 def resolved_precision(precision: str, device: str) -> str:
@@ -203,12 +247,8 @@ def create_model(
         ValueError: the name or the precision is unknown, or the weights cannot be read or do not
             fit the model.
     """
-    config = named_model(name).config()
-    if isinstance(config, DetrConfig) and precision in (MIXED, INT8):
-        raise UnknownName(
-            f"precision {precision!r} is for Deformable DETR, and {name} is none: choose auto, "
-            "bf16, fp16 or fp32"
-        )
+    config: SetConfig = set_config(name)
+    offered_precision(name, config.precisions, precision)
     if training and precision in (MIXED, INT8):
         raise ValueError(
             f"precision {precision!r} is for inference: train in bf16, and detect in {precision}"
@@ -250,7 +290,7 @@ def deformable_config(name: str) -> DeformableDetrConfig:
     return config
 
 
-def build(config: ModelConfig, padding: Padding = "published") -> SetDetector:
+def build(config: SetConfig, padding: Padding = "published") -> SetDetector:
     """The network of a configuration, with new weights."""
     if isinstance(config, DetrConfig):
         return Detr(config, padding)

@@ -17,7 +17,7 @@ from torch import Tensor
 from jobs.bench.peers import VARIANTS, peer
 from model.cuda_graphs import RECORD_AT, Graphed, record
 from model.host_memory import keep_freed_memory
-from model.zoo import create_model, named_model
+from model.zoo import create_model, set_config
 from pipeline.storage.errors import CommandFailed
 
 Answer = tuple[Tensor, Tensor]  # logits and boxes
@@ -307,7 +307,7 @@ def error_of_answer(found: Answer, expected: Answer, model: str) -> float:
     """
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         return float("nan")
-    if not named_model(model).config().two_stage:
+    if not set_config(model).two_stage:
         pairs = zip(found, expected, strict=True)
         return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     ours, theirs = (

@@ -17,14 +17,14 @@ from transformers import (
 )
 
 from model import config as configs
-from model.zoo import MODELS, named_model
+from model.zoo import SET_MODELS, set_config
 
-VARIANTS = [name for name in MODELS if name != "shapes-tiny"]
+VARIANTS = [name for name in SET_MODELS if name != "shapes-tiny"]
 
 
 def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection | DetrForObjectDetection:
     """Make the same variant in transformers, with harmless random parameters and statistics."""
-    config = named_model(name).config()
+    config = set_config(name)
     torch.manual_seed(seed)
     net = _detr(config) if isinstance(config, configs.DetrConfig) else _deformable_detr(config)
     with torch.no_grad():

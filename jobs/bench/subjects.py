@@ -21,7 +21,7 @@ from jobs.bench.options import (
     PlotOptions,
     ScaleOptions,
 )
-from model.zoo import MODELS, named_model, resolved_precision
+from model.zoo import SET_MODELS, resolved_precision, set_config
 from pipeline.storage.errors import InputError
 
 
@@ -92,9 +92,9 @@ def model(options: ModelBenchOptions) -> None:
 
 def models_named(names: str) -> list[str]:
     """The models of `--model`: "all", or names with commas between. InputError for unknown ones."""
-    found = list(MODELS) if names == "all" else names.split(",")
+    found = list(SET_MODELS) if names == "all" else names.split(",")
     for name in found:
-        named_model(name)
+        set_config(name)
     return found
 
 

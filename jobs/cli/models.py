@@ -23,10 +23,13 @@ def add(commands: Any) -> None:
 
 
 def _models(_: NoOptions) -> int:
+    from model.config import FasterRcnnConfig
+    from model.faster_rcnn import build as build_faster_rcnn
     from model.zoo import MODELS, PACKAGED, build
 
     for named in MODELS.values():
-        net = build(named.config())
+        config = named.config()
+        net = build_faster_rcnn(config) if isinstance(config, FasterRcnnConfig) else build(config)
         millions = sum(p.numel() for p in net.parameters()) / 1e6
         size = f"{millions:5.1f} M parameters {named.gmacs:6.1f} GMACs"
         weights = "packaged" if named.weights == str(PACKAGED) else named.weights

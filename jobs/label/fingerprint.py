@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from typing import Any
 
-from model.config import ModelConfig
 
-
-def fingerprint(config: ModelConfig, weights: str, score_threshold: float) -> str:
-    """16 hex digits over all that decides the labels. `weights` is a digest, or "random"."""
+def fingerprint(identity: Mapping[str, Any], weights: str, score_threshold: float) -> str:
+    """16 hex digits over all that decides the labels, see `model.description.Description`."""
     document = {
-        "config": asdict(config),
+        "config": identity,
         "weights": weights,
         "score_threshold": score_threshold,
         "padding": "invariant",

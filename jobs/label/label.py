@@ -57,9 +57,9 @@ from jobs.output.output_writer import (
 from jobs.output.run_documents import computations
 from jobs.report.report import past_reports
 from model.computation import Computation
-from model.config import ModelConfig
-from model.weights import file_sha256, find_weights
-from model.zoo import RANDOM, create_model, weights_of
+from model.description import Description
+from model.detectors import describe
+from model.zoo import RANDOM, offered_precision
 from pipeline.dataflow import FlowSettings
 from pipeline.isolation import sandbox
 from pipeline.plan.digests import Known
@@ -81,14 +81,18 @@ class Command:
     """One `label` command: its options, and the requests made from them."""
 
     options: LabelOptions
-    config: ModelConfig
+    detector: Description
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
-    sha256: str | None  # digest of its weights; None if they are random
 
     @property
     def output(self) -> str:
         return self.options.output
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest of the weights; None if they are random."""
+        return None if self.detector.weights == RANDOM else self.detector.weights
 
     def machines(self, shards: Shards) -> ClusterRequest:
         """The machines that label `shards`."""
@@ -133,14 +137,12 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
 def _read_model(options: LabelOptions) -> Command:
     """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
     assert options.model is not None
-    weights = weights_of(options.model, options.weights)
-    sha256 = None if weights == RANDOM else file_sha256(find_weights(weights))
-    # The driver loads the model too, to refuse wrong weights at once. The model does not run here.
-    config = create_model(options.model, options.weights, training=True, sha256=sha256).config
-    mark = fingerprint(config, sha256 or RANDOM, options.score_threshold)
+    detector = describe(options.model, options.weights)
+    offered_precision(options.model, detector.precisions, options.precision)
+    mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
     return Command(
         options,
-        config,
+        detector,
         plan_request(options),
         LabelRequest(
             canonical_url(options.input),
@@ -151,7 +153,6 @@ def _read_model(options: LabelOptions) -> Command:
             options.retry_failed,
             (options.format, options.image_column, options.id_column),
         ),
-        sha256,
     )
 
 
@@ -258,7 +259,11 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     if missing := sandbox.why_absent():  # before Ray starts threads; workers log their own
         print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
     request = command.machines(run.shards)
-    precision = command.options.precision if run.precision == "auto" else run.precision
+    precision = offered_precision(
+        command.labels.model,
+        command.detector.precisions,
+        command.options.precision if run.precision == "auto" else run.precision,
+    )
     if run.device != "auto":  # a resumed run
         request = replace(request, device=run.device)
         try:
@@ -289,7 +294,7 @@ def execute_run(
     """
     options, layout = command.options, placed.placement.layout
     target = writer.publish_target(
-        run.run_id, command.labels.model, command.labels.fingerprint, command.config.labels
+        run.run_id, command.labels.model, command.labels.fingerprint, command.detector.labels
     )
     settings = _flow_settings(command, run, target.staging, placed)
     print(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}", file=sys.stderr)
@@ -324,7 +329,7 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
     return FlowSettings(
         plan_url(options.output, run.run_id),
         staging,
-        command.config.resize,
+        command.detector.resize,
         Detector,
         (spec,),
         placed.placement.layout,

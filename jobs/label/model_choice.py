@@ -8,7 +8,7 @@ from jobs.label.run_record import read_run_record
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.store import OutputStore
-from model.zoo import MODELS
+from model.detectors import is_ours
 from pipeline.storage.files import explain_errors
 from pipeline.storage.urls import mask
 
@@ -32,12 +32,12 @@ def choose_model(options: LabelOptions) -> LabelOptions:
 def model_of_output(output: str) -> str | None:
     """The model of the newest run of OUTPUT, finished or not. None if there is none of ours.
 
-    The name that `import` gives to the detections of another program is none of MODELS.
+    The name that `import` gives to the detections of another program is none of ours.
     """
     models = {run["run_id"]: run["model"] for run in read_catalog(output).labelling_runs()}
     with explain_errors("OUTPUT", output):
         staged = OutputStore(output).names(paths.STAGING)
     for run_id in filter(None, map(paths.run_of_plan_under_way, staged)):
         models[run_id] = read_run_record(output, run_id)["options"]["model"]
-    ours = [model for _, model in sorted(models.items()) if model in MODELS]
+    ours = [model for _, model in sorted(models.items()) if is_ours(model)]
     return ours[-1] if ours else None

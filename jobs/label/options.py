@@ -35,8 +35,9 @@ class LabelOptions:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "a name of `detr-batch models` (default: that of the labels in OUTPUT, else "
-            f"{DEFAULT_MODEL})"
+            "help": "a name of `detr-batch models`, hf:FOLDER_OR_ID of transformers, or "
+            "python:package.module:function of your own (default: that of the labels in OUTPUT, "
+            f"else {DEFAULT_MODEL})"
         },
     )
     weights: str | None = field(
@@ -169,9 +170,9 @@ class LabelOptions:
     def check(self) -> None:
         """Raise InputError for values that are wrong on every machine."""
         if self.model is not None:
-            from model.zoo import named_model  # torch would delay the help
+            from model.detectors import refuse_unknown  # torch would delay the help
 
-            named_model(self.model)
+            refuse_unknown(self.model)
         if not 0 <= self.score_threshold < 1:
             raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
         if not 0 <= self.max_failed_fraction <= 1:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from model.computation import computation_here
 from model.cpu_threads import use_cpu_threads
+from model.description import Load
+from model.detectors import load
 from model.errors import CheckpointError
 from model.host_memory import keep_freed_memory
-from model.predictor import Predictor
-from model.zoo import create_model
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import BOX, DETECTED, OK
 from pipeline.stages.batcher import Batcher
@@ -65,13 +65,9 @@ class Detector:
         if spec.device == "cpu":
             keep_freed_memory()
         try:
-            net = create_model(
+            self.predictor = load(
                 spec.model,
-                spec.weights,
-                spec.device,
-                spec.precision,
-                padding="invariant",
-                sha256=spec.sha256,
+                Load(spec.weights, spec.sha256, spec.device, spec.precision, spec.count, TOP),
             )
         except CheckpointError as error:
             # The first call raises it: of an error in a constructor, Ray prints pages.
@@ -80,7 +76,6 @@ class Detector:
         self.computation = computation_here(
             spec.device, spec.precision, spec.threads, spec.count
         ).as_text()
-        self.predictor = Predictor(net, spec.device, TOP, spec.count)
         journal = CrashJournal(spec.session, DETECT_SECONDS)
         detector = RecoveringDetector(self.predictor, journal, spec.score_threshold)
         self.batcher = Batcher(detector, spec.calls, self._use_threads)

@@ -58,9 +58,8 @@ class Preparer:
         self._sandbox_was_reported = False
 
     def _answers(self) -> Answers:
-        # Rounding makes an image larger than `longest`: by up to a half where it is one pixel thin.
-        longest = 2 * self.resize.longest + self.resize.multiple
-        return Answers(DECODED, 3 * longest**2, is_plausible=self._is_plausible)
+        most_bytes = 3 * self.resize.most_pixels(self.max_pixels)
+        return Answers(DECODED, most_bytes, is_plausible=self._is_plausible)
 
     def _is_plausible(self, decoded: Row) -> bool:
         """Whether the decoder can have made this row of some image."""

@@ -17,8 +17,8 @@ from model.zoo import (
     create_deformable_detr,
     create_model,
     deformable_config,
-    named_model,
     prepare,
+    set_config,
 )
 
 SIZES = [(180, 250), (250, 141), (97, 223)]
@@ -58,7 +58,7 @@ def predictions_of_image(batch: Predictions, index: int) -> Predictions:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_and_boxes_equal_transformers_on_a_padded_batch(name: str) -> None:
     theirs = peer(name)
-    ours = build(named_model(name).config()).eval()
+    ours = build(set_config(name)).eval()
     load_state(ours, theirs.state_dict(), name)
     values, mask = padded_batch(SIZES)
     with torch.inference_mode():

@@ -22,7 +22,7 @@ from model.predictor import Predictor, likely_sizes
 from model.preprocess import _mean_and_std, batch_images, form_batch
 from model.resample import resize_pixels
 from model.resize import CanvasRule, ResizeRule, canvas_rule
-from model.zoo import MODELS, create_model, prepare
+from model.zoo import SET_MODELS, create_model, prepare
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -146,7 +146,7 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
 @pytest.mark.parametrize(
     ("model", "chosen", "precision"),
     [
-        *((model, 0, "bf16") for model in MODELS),
+        *((model, 0, "bf16") for model in SET_MODELS),
         ("deformable-detr", 1, "bf16"),
         ("shapes-tiny", 1, "bf16"),
         ("deformable-detr", 0, "int8"),

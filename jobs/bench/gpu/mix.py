@@ -12,6 +12,7 @@ from jobs.bench.gpu.fill import Fill, watch_batches
 from jobs.bench.gpu.gates import Gate, refuse_wrong
 from jobs.bench.gpu.sizes import Size, draw_sizes
 from model.cuda_graphs import Graphed
+from model.predictor import Predictor
 from model.zoo import RANDOM, named_model
 from pipeline.schema import OK, PREPARED
 from pipeline.stages.detect import CPU_CALLS, CPU_THREADS, GPU_CALLS, Detector, DetectorSpec
@@ -70,7 +71,8 @@ class Mix:
 
     def passes(self) -> Counter[str]:
         """The number of batches so far by how a GPU ran them; nothing on a CPU."""
-        detect = self.detector.predictor.detect
+        predictor = self.detector.predictor
+        detect = predictor.detect if isinstance(predictor, Predictor) else None
         return Counter(detect.passes if isinstance(detect, Graphed) else {})
 
 

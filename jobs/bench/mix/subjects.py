@@ -17,7 +17,7 @@ from jobs.bench.subjects import (
     print_results,
     resolved_precision_of,
 )
-from model.zoo import named_model
+from model.zoo import set_config
 from pipeline.storage.errors import InputError
 
 IMAGES, GPU_IMAGES = 24, 1600
@@ -50,7 +50,7 @@ def model_on_mix(options: ModelBenchOptions) -> None:
 
 def pipeline_on_mix(options: PipelineBenchOptions) -> None:
     """Time `label` on photos of mixed sizes. InputError as in `model_on_mix`."""
-    named_model(options.model)
+    set_config(options.model)
     _refuse_fewer_than_one(options.images)
     precision = resolved_precision_of(options)
     if options.device not in ("cpu", "cuda"):

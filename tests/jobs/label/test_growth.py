@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -91,7 +92,7 @@ def write_known(output: Path) -> None:
         "run_id": folder.name,
         "input": "s3://lake/photos",
         "model": "shapes-tiny",
-        "model_fingerprint": fingerprint(config, file_sha256(PACKAGED), 0.3),
+        "model_fingerprint": fingerprint(asdict(config), file_sha256(PACKAGED), 0.3),
         "images": {"ok": KNOWN},
         "files": [],
         "replaces": [],

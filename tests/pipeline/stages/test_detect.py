@@ -186,7 +186,7 @@ def test_boxes_of_classes_without_a_name_are_left_out() -> None:
     def favour_number_0(_: torch.nn.Module, __: object, output: Predictions) -> None:
         output.pred_logits[:, 7, 0] = 20.0
 
-    assert detector.predictor.net.config.labels[0] == ""
+    assert isinstance(detector.predictor, Predictor) and detector.predictor.labels[0] == ""
     (before,) = detector(table).to_pylist()
     detector.predictor.net.register_forward_hook(favour_number_0)
     (after,) = detector(table).to_pylist()

@@ -117,6 +117,7 @@ def test_a_detector_that_does_not_enlarge_gives_the_same_boxes(
     reason="Triton's interpreter is not in use",
 )
 def test_a_detector_that_enlarges_gives_the_same_boxes(detector: Detector, small: pa.Table) -> None:
+    assert isinstance(detector.predictor, Predictor)
     predictor = EnlargingPredictor(detector.predictor)
     recovering = RecoveringDetector(predictor, detector.batcher.detector.journal, 0.0)
     detector.batcher = Batcher(recovering, calls=1)

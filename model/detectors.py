@@ -1,0 +1,78 @@
+"""Every detector that the pipeline can run: those of the project, of transformers, and of users.
+
+A command describes a detector before anything runs, and its workers load it.
+"""
+
+from dataclasses import asdict, replace
+
+from model import faster_rcnn, from_hub, from_python
+from model.config import FasterRcnnConfig
+from model.description import Description, Load
+from model.detector import BatchDetector
+from model.image_detector import OneByOne
+from model.predictor import Predictor
+from model.weights import file_sha256, find_weights
+from model.zoo import MODELS, RANDOM, create_model, named_model, weights_of
+
+
+def is_ours(model: str) -> bool:
+    """Whether the model of a run is a detector of this module."""
+    return model in MODELS or model.startswith((from_hub.PREFIX, from_python.PREFIX))
+
+
+def refuse_unknown(model: str) -> None:
+    """Raise UnknownName for a name that is none of a detector. Nothing is loaded."""
+    if not model.startswith((from_hub.PREFIX, from_python.PREFIX)):
+        named_model(model)
+
+
+def describe(model: str, weights: str | None) -> Description:
+    """Describe a detector, which is built for that on a CPU: so wrong weights are refused at once.
+
+    `model` is a name of `detr-batch models`, `hf:FOLDER_OR_ID` or `python:package.module:function`.
+
+    Raises UnknownName for an unknown one, and CheckpointError if its weights cannot be read, or do
+    not fit.
+    """
+    if model.startswith(from_hub.PREFIX):
+        return from_hub.describe(model, weights)
+    if model.startswith(from_python.PREFIX):
+        return from_python.describe(model, weights)
+    place = weights_of(model, weights)
+    path = None if place == RANDOM else find_weights(place)
+    sha256 = None if path is None else file_sha256(path)
+    config = named_model(model).config()
+    if isinstance(config, FasterRcnnConfig):
+        labels = faster_rcnn.create_faster_rcnn(config, path, sha256=sha256).labels
+        config = replace(config, labels=labels)
+    else:
+        config = create_model(model, weights, training=True, sha256=sha256).config
+    return Description(
+        config.labels, config.resize, config.precisions, asdict(config), sha256 or RANDOM
+    )
+
+
+def load(model: str, wanted: Load) -> BatchDetector:
+    """Load a detector on its device. Raises as `describe`, and CheckpointError for other weights.
+
+    Other weights are those whose digest is not the one that the command found.
+    """
+    if model.startswith(from_hub.PREFIX):
+        return OneByOne(from_hub.load(model, wanted), wanted.top, model)
+    if model.startswith(from_python.PREFIX):
+        return OneByOne(from_python.load(model, wanted), wanted.top, model)
+    config = named_model(model).config()
+    if isinstance(config, FasterRcnnConfig):
+        place = weights_of(model, wanted.weights)
+        path = None if place == RANDOM else find_weights(place)
+        detector = faster_rcnn.create_faster_rcnn(config, path, wanted.device, wanted.sha256)
+        return OneByOne(detector, wanted.top, model)
+    net = create_model(
+        model,
+        wanted.weights,
+        wanted.device,
+        wanted.precision,
+        padding="invariant",
+        sha256=wanted.sha256,
+    )
+    return Predictor(net, wanted.device, wanted.top, wanted.count)

@@ -1,0 +1,169 @@
+"""Detectors of transformers: any that `AutoModelForObjectDetection` loads, with its processor."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from model.description import Description, Load
+from model.errors import CheckpointError, CheckpointUnavailable, UnknownName
+from model.image_detector import Found
+from model.resize import AS_DISPLAYED
+from model.weights import file_sha256, is_hub_resolvable
+
+PREFIX = "hf:"
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+NEWER_PROCESSOR = "processor_config.json"
+PRECISIONS = ("fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HubDetector:
+    """A detector of transformers on its device. It meets `ImageDetector`.
+
+    Its image processor resizes and normalises, and makes boxes of what the network returns. Weights
+    stay fp32; in 16 bits torch's autocast chooses what is computed in them.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", precision: str = "fp32"):
+        auto = _transformers()
+        self.device, self.dtype = device, DTYPES[precision]
+        try:
+            self.processor: Any = auto.AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True
+            )
+            net, loaded = auto.AutoModelForObjectDetection.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except Exception as error:  # files break in many ways, and there is no common error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{PREFIX}{folder} is no detector of transformers: {reason}"
+            ) from error
+        if missing := sorted(loaded["missing_keys"]):  # they would be random
+            raise CheckpointError(
+                f"{PREFIX}{folder} lacks weights of its network: {len(missing)} missing, such as "
+                f"{missing[0]}"
+            )
+        self.net: Any = net.eval().to(device)
+        names = {int(number): str(name) for number, name in net.config.id2label.items()}
+        self.labels = tuple(_name(names.get(i, "")) for i in range(max(names, default=-1) + 1))
+
+    @torch.inference_mode()
+    def detect(self, image: npt.NDArray[np.uint8]) -> Found:
+        """Detect in an image (H, W, 3) uint8, see `ImageDetector.detect`."""
+        inputs = self.processor(
+            images=np.array(image), input_data_format="channels_last", return_tensors="pt"
+        ).to(self.device)
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.net(**inputs)
+        for key in ("logits", "pred_boxes"):
+            output[key] = output[key].float()
+        (found,) = self.processor.post_process_object_detection(
+            output, threshold=0.0, target_sizes=[image.shape[:2]]
+        )
+        height, width = image.shape[:2]
+        limits = torch.tensor([width, height, width, height])
+        boxes = torch.minimum(found["boxes"].cpu().clamp(min=0), limits)
+        return boxes, found["scores"].cpu(), found["labels"].cpu()
+
+
+def _name(label: str) -> str:
+    """A class name. "N/A" is the name of numbers that stand for no class."""
+    return "" if label == "N/A" else label
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise CheckpointError(
+            f"{PREFIX} needs the package transformers: install the extra `hf` (pip install "
+            "'detr-batch[hf]')"
+        ) from error
+    return transformers
+
+
+def describe(model: str, weights: str | None) -> Description:
+    """Describe `hf:FOLDER_OR_ID`. Raises as `model.detectors.describe`."""
+    if weights:
+        raise UnknownName(f"--weights is not for {PREFIX}: {model} has its own weights in it")
+    folder = _folder(model)
+    detector = HubDetector(folder)
+    identity = {"library": "transformers", "config": json.loads((folder / CONFIG).read_text())}
+    return Description(detector.labels, AS_DISPLAYED, PRECISIONS, identity, _digest(folder))
+
+
+def load(model: str, wanted: Load) -> HubDetector:
+    """Load `hf:FOLDER_OR_ID`. Raises as `model.detectors.load`."""
+    folder = _folder(model)
+    wanted.check(model, _digest(folder))
+    return HubDetector(folder, wanted.device, wanted.precision)
+
+
+def _folder(model: str) -> Path:
+    """The local folder of a model, which is fetched from the hub once if it is no folder."""
+    _transformers()
+    place = model.removeprefix(PREFIX)
+    folder = Path(place)
+    if not folder.is_dir():
+        folder = _fetched(place)
+    names = {path.name for path in folder.iterdir()}
+    if CONFIG not in names:
+        raise CheckpointError(f"{model}: no {CONFIG} is there, so it is no model of transformers")
+    if not names & {PROCESSOR, NEWER_PROCESSOR}:
+        raise CheckpointError(
+            f"{model} has no image processor ({PROCESSOR}): save it into the same folder, with "
+            "`AutoImageProcessor.from_pretrained(...).save_pretrained(FOLDER)`"
+        )
+    if not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{model} has no weights as .safetensors, and others could run code: convert them "
+            "where you trust them, with `save_pretrained(FOLDER)`"
+        )
+    return folder
+
+
+def _fetched(place: str) -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                place,
+                allow_patterns=["*.json", "*.safetensors"],
+                local_files_only=not is_hub_resolvable(),
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise CheckpointUnavailable(
+            f"{PREFIX}{place} is no folder, and is neither cached nor reachable on the hub"
+        ) from error
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{PREFIX}{place} cannot be fetched from the hub: {reason}"
+        ) from error
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of all that decides the detections: configuration, processor and weights."""
+    digest = hashlib.sha256()
+    for path in _deciding(folder.iterdir()):
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _deciding(paths: Iterable[Path]) -> list[Path]:
+    names = {CONFIG, PROCESSOR, NEWER_PROCESSOR}
+    return sorted(path for path in paths if path.name in names or path.suffix == ".safetensors")

@@ -1,0 +1,96 @@
+"""A user's own detector, which a function of a Python module makes."""
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from model.description import Description, Load
+from model.errors import CheckpointError, UnknownName
+from model.image_detector import ImageDetector
+from model.resize import AS_DISPLAYED
+from model.weights import file_sha256, find_weights
+
+PREFIX = "python:"
+PRECISIONS = ("fp32",)  # its function knows best
+
+
+def describe(model: str, weights: str | None) -> Description:
+    """Describe `python:package.module:function`. Raises as `model.detectors.describe`."""
+    digest, path = _digest(model, weights)
+    detector = _made(model, "cpu", path)
+    labels = () if isinstance(detector.labels, str) else tuple(detector.labels)
+    if not labels or not all(isinstance(label, str) for label in labels):
+        raise CheckpointError(f"{model}: `labels` must be a list of class names")
+    resize = getattr(detector, "resize", AS_DISPLAYED)
+    identity = {"library": "python", "model": model, "labels": labels, "resize": repr(resize)}
+    return Description(labels, resize, PRECISIONS, identity, digest)
+
+
+def load(model: str, wanted: Load) -> ImageDetector:
+    """Load `python:package.module:function`. Raises as `model.detectors.load`."""
+    digest, path = _digest(model, wanted.weights)
+    wanted.check(model, digest)
+    return _made(model, wanted.device, path)
+
+
+def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
+    """What the function returns for a device and, if they are given, a file of weights."""
+    _, function = _module_and_name(model)
+    make = getattr(_module(model), function, None)
+    if not callable(make):
+        raise UnknownName(f"{model}: its module has no function {function!r}")
+    options = {} if weights is None else {"weights": weights}
+    try:
+        detector: Any = make(device, **options)
+    except Exception as error:  # a user's code raises anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{model} failed: {type(error).__name__}: {reason}") from error
+    if lacking := [name for name in ("labels", "detect") if not hasattr(detector, name)]:
+        raise CheckpointError(
+            f"{model} must return a detector, and what it returns lacks {' and '.join(lacking)}: "
+            "see `ImageDetector` in model/image_detector.py"
+        )
+    made: ImageDetector = detector
+    return made
+
+
+def _module_and_name(model: str) -> tuple[str, str]:
+    module, separator, function = model.removeprefix(PREFIX).partition(":")
+    if not module or not separator or not function.isidentifier():
+        raise UnknownName(f"{model}: give {PREFIX}package.module:function")
+    return module, function
+
+
+def _module(model: str) -> ModuleType:
+    """The module, which may lie in the folder where the command runs."""
+    name, _ = _module_and_name(model)
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name + ".").startswith(error.name + "."):
+            raise CheckpointError(f"{model} needs {error.name}, which is not installed") from error
+        raise UnknownName(
+            f"{model}: there is no module {name!r}: run the command in its folder, or install it"
+        ) from error
+    except Exception as error:  # a user's code raises anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{model}: {type(error).__name__}: {reason}") from error
+
+
+def _digest(model: str, weights: str | None) -> tuple[str, Path | None]:
+    """SHA-256 of the module's source and of the weights, and the local file of these."""
+    module = _module(model)
+    source = inspect.getsourcefile(module)
+    parts = [file_sha256(Path(source))] if source else [module.__name__]
+    path = find_weights(weights) if weights else None
+    if path is not None:
+        parts.append(file_sha256(path))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest(), path

@@ -1,0 +1,112 @@
+"""Detectors of other kinds label photos from a folder, a tar and Parquet, killed and resumed."""
+
+import tarfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.label.label import label
+from jobs.label.options import LabelOptions
+from jobs.output import paths
+from jobs.output.views import connect
+from pipeline.storage.errors import InputError
+from tests.support.detectors import KINDS, OWN, model_of_kind
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def rows(output: Path) -> dict[str, Any]:
+    """Status and boxes of each image, by the last part of its name."""
+    with closing(connect(str(output))) as database:
+        boxes = database.sql(
+            "SELECT regexp_extract(image_id, '[^/#]+$'), list({'label': label_id, 'score': score, "
+            "'x': x_min, 'y': y_min, 'x_': x_max, 'y_': y_max} ORDER BY detection) "
+            "FROM detections GROUP BY 1"
+        ).fetchall()
+        images = database.sql(
+            "SELECT regexp_extract(image_id, '[^/#]+$'), status FROM images"
+        ).fetchall()
+    found = dict(boxes)
+    return {name.removesuffix(".jpg"): (status, found.get(name)) for name, status in images}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_equal_however_photos_are_packed(kind: str, folder: Path, testdata: Path) -> None:
+    photos = sorted((testdata / "coco" / "images").rglob("*.jpg"))
+    model, weights = model_of_kind(kind, folder)
+    output = iter(folder / f"out-{number}" for number in range(9))
+
+    def options(source: Path, target: Path) -> LabelOptions:
+        return LabelOptions(
+            str(source), str(target), model=model, weights=weights, score_threshold=0.0,
+            precision="fp32", page=False,
+        )  # fmt: skip
+
+    def labelled(source: Path) -> dict[str, Any]:
+        target = next(output)
+        assert label(options(source, target)) == 0
+        return rows(target)
+
+    expected = labelled(photos[0].parent)
+    assert len(expected) == len(photos) == 55
+    assert {status for status, _ in expected.values()} == {"ok"}
+    if kind != "faster-rcnn":
+        assert all(boxes for _, boxes in expected.values())
+    with tarfile.open(folder / "one.tar", "w") as archive:
+        for photo in reversed(photos):
+            archive.add(photo, photo.name)
+    assert labelled(folder / "one.tar") == expected
+    table = {"id": [p.stem for p in photos], "image": [p.read_bytes() for p in photos]}
+    pq.write_table(pa.table(table), folder / "photos.parquet", row_group_size=9)
+    assert labelled(folder / "photos.parquet") == expected
+
+    killed = next(output)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.label.label.publish_run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            label(options(photos[0].parent, killed))
+    (plan,) = killed.glob("_staging/*/plan.parquet")
+    for block in sorted((plan.parent / "blocks").iterdir())[::2]:
+        block.unlink()
+    (killed / paths.LOCK).unlink(missing_ok=True)
+    assert label(options(photos[0].parent, killed)) == 0
+    assert rows(killed) == expected
+
+
+def test_a_box_outside_costs_its_row_and_names_the_detector(folder: Path, testdata: Path) -> None:
+    (folder / "outside.py").write_text(OWN.replace("min(width, x + 9)", "width + 700"))
+    source = testdata / "coco" / "images"
+    options = LabelOptions(str(source), str(folder / "out"), model="python:outside:Brightest")
+    assert label(options) == 3
+    with closing(connect(str(folder / "out"))) as database:
+        found = database.sql("SELECT DISTINCT status, error FROM images").fetchall()
+    assert {status for status, _ in found} == {"detector_error"}
+    assert all("python:outside:Brightest: it returned a box outside" in error for _, error in found)
+
+
+def test_a_precision_that_is_not_offered_ends_before_anything_is_written(
+    folder: Path, testdata: Path
+) -> None:
+    options = LabelOptions(
+        str(testdata / "coco" / "images"), str(folder / "out"), model="detr", weights="random",
+        precision="int8",
+    )  # fmt: skip
+    with pytest.raises((ValueError, InputError), match="detr has no precision 'int8'"):
+        label(options)
+    assert not (folder / "out").exists()

@@ -1,0 +1,167 @@
+"""Detectors of transformers give what its own pipeline gives."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from model.description import Load
+from model.detectors import describe, load
+from model.errors import CheckpointError, CheckpointUnavailable, UnknownName
+from model.image_detector import OneByOne
+from tests.support.detectors import NAMES, save_detector, yolos
+
+SIDE = {"height": 64, "width": 96}
+
+
+def rt_detr() -> tuple[Any, Any]:
+    trunk = transformers.RTDetrResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = transformers.RTDetrConfig(
+        backbone_config=trunk, id2label=NAMES, encoder_hidden_dim=32, d_model=32, num_queries=12,
+        encoder_in_channels=[16, 16, 16], encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, decoder_in_channels=[32, 32, 32],
+        num_denoising=0, use_timm_backbone=False, use_pretrained_backbone=False,
+    )  # fmt: skip
+    return transformers.RTDetrForObjectDetection(config), transformers.RTDetrImageProcessor(
+        size=SIDE
+    )
+
+
+def d_fine() -> tuple[Any, Any]:
+    trunk = transformers.HGNetV2Config(
+        stem_channels=[3, 8, 8], stage_in_channels=[8, 16, 16, 16], stage_mid_channels=[8] * 4,
+        stage_out_channels=[16, 16, 16, 16], stage_num_blocks=[1] * 4, stage_numb_of_layers=[1] * 4,
+        hidden_sizes=[16, 16, 16, 16], depths=[1, 1, 1, 1],
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = transformers.DFineConfig(
+        backbone_config=trunk, id2label=NAMES, encoder_hidden_dim=32, d_model=32, num_queries=12,
+        encoder_in_channels=[16, 16, 16], encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, decoder_in_channels=[32, 32, 32],
+        num_denoising=0,
+    )  # fmt: skip
+    return transformers.DFineForObjectDetection(config), transformers.RTDetrImageProcessor(
+        size=SIDE
+    )
+
+
+def conditional_detr() -> tuple[Any, Any]:
+    trunk = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage4"],
+    )  # fmt: skip
+    config = transformers.ConditionalDetrConfig(
+        backbone_config=trunk, id2label=NAMES, d_model=32, num_queries=12, encoder_layers=1,
+        decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=4,
+        decoder_attention_heads=4, use_timm_backbone=False, use_pretrained_backbone=False,
+    )  # fmt: skip
+    return (
+        transformers.ConditionalDetrForObjectDetection(config),
+        transformers.ConditionalDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}),
+    )
+
+
+Make = Callable[[], tuple[Any, Any]]
+
+
+def saved(make: Make, folder: Path) -> Path:
+    save_detector(*make(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("make", [rt_detr, d_fine, yolos, conditional_detr])
+def test_photos_get_what_the_pipeline_of_transformers_gives(
+    make: Make, tmp_path: Path, testdata: Path
+) -> None:
+    folder = saved(make, tmp_path / "net")
+    detector = load(f"hf:{folder}", Load(None, None, "cpu", "fp32"))
+    pipeline = transformers.pipeline("object-detection", str(folder), device="cpu")
+    photos = sorted((testdata / "coco" / "images").rglob("*.jpg"))
+    assert len(photos) == 55
+    seen: set[float] = set()
+    for photo in photos[::6]:
+        image = Image.open(photo).convert("RGB")
+        pixels = torch.from_numpy(np.array(image))[None]
+        found = detector.submit(pixels, None, torch.tensor([pixels.shape[1:3]])).result()
+        expected = sorted(pipeline(image, threshold=0.0), key=lambda one: -one["score"])
+        assert len(expected) == found.scores.shape[1] > 5
+        assert found.scores[0].tolist() == pytest.approx([one["score"] for one in expected])
+        names = [detector.labels[label] or "N/A" for label in found.labels[0]]
+        assert names == [one["label"] for one in expected]
+        width, height = image.size
+        for box, one in zip(found.boxes[0].tolist(), expected, strict=True):
+            whole = [one["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+            limits = [width, height, width, height]
+            inside = [min(max(0, side), limit) for side, limit in zip(whole, limits, strict=True)]
+            assert [int(side) for side in box] == pytest.approx(inside, abs=1)
+        seen.update(found.scores[0].tolist())
+    assert len(seen) > 12  # an answer has so many; photos differ
+
+
+def test_a_description_names_classes_and_changes_with_the_files(tmp_path: Path) -> None:
+    folder = saved(yolos, tmp_path / "net")
+    first = describe(f"hf:{folder}", None)
+    assert first.labels == ("", "cat", "dog")
+    assert first == describe(f"hf:{folder}", None)
+    settings = folder / "preprocessor_config.json"
+    settings.write_text(settings.read_text().replace("96", "128"))
+    assert describe(f"hf:{folder}", None).weights != first.weights
+    with pytest.raises(CheckpointError, match="replaced meanwhile"):
+        load(f"hf:{folder}", Load(None, first.weights, "cpu", "fp32"))
+
+
+def test_sixteen_bits_are_near(tmp_path: Path) -> None:
+    folder = saved(yolos, tmp_path / "net")
+    pixels = torch.randint(0, 256, (1, 48, 80, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[48, 80]])
+    exact, near = (
+        load(f"hf:{folder}", Load(None, None, "cpu", precision)).submit(pixels, None, sizes)
+        for precision in ("fp32", "bf16")
+    )
+    scores = near.result().scores
+    assert not torch.equal(scores, exact.result().scores)
+    assert scores == pytest.approx(exact.result().scores, abs=0.05)
+
+
+def test_folders_that_are_no_detector_are_refused(tmp_path: Path) -> None:
+    folder = saved(yolos, tmp_path / "net")
+    with pytest.raises(UnknownName, match="has its own weights in it"):
+        describe(f"hf:{folder}", "random")
+    (folder / "preprocessor_config.json").rename(folder / "kept.json")
+    with pytest.raises(CheckpointError, match="has no image processor"):
+        describe(f"hf:{folder}", None)
+    (folder / "kept.json").rename(folder / "preprocessor_config.json")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"no weights as \.safetensors"):
+        describe(f"hf:{folder}", None)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="is no detector of transformers"):
+        describe(f"hf:{folder}", None)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        describe(f"hf:{folder}", None)
+    with pytest.raises((CheckpointUnavailable, CheckpointError), match="hf:nobody/nothing"):
+        describe("hf:nobody/nothing", None)
+
+
+def test_a_classifier_is_no_detector(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="is no detector of transformers"):
+        describe(f"hf:{tmp_path}", None)
+
+
+def test_it_is_run_one_by_one(tmp_path: Path) -> None:
+    folder = saved(yolos, tmp_path / "net")
+    assert isinstance(load(f"hf:{folder}", Load(None, None, "cpu", "fp32")), OneByOne)
