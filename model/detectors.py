@@ -10,9 +10,10 @@ from model.config import FasterRcnnConfig
 from model.description import Description, Load
 from model.detector import BatchDetector
 from model.image_detector import OneByOne
+from model.named import MODELS, RANDOM, named_model, weights_of
 from model.predictor import Predictor
 from model.weights import file_sha256, find_weights
-from model.zoo import MODELS, RANDOM, create_model, named_model, weights_of
+from model.zoo import create_model
 
 
 def is_ours(model: str) -> bool:

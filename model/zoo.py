@@ -1,32 +1,26 @@
-"""The named models, and `create_model`."""
+"""`create_model`: DETR and Deformable DETR, ready to run or to be trained."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
-from model import config as configs
 from model.checkpoint import State, load_state, read_weights
-from model.config import DeformableDetrConfig, DetrConfig, FasterRcnnConfig, ModelConfig, SetConfig
+from model.config import DetrConfig, SetConfig
 from model.deformable_detr import DeformableDetr
 from model.detr import Detr
-from model.errors import CheckpointError, UnknownName
+from model.errors import UnknownName
 from model.fallback import prepare_with_fallback
 from model.inference import prepare_detr, prepare_for_inference, prepare_in_int8
+from model.named import RANDOM, set_config, weights_of
 from model.ops import lacking_for_triton
 from model.ops.undocumented import multiplies_bf16
 from model.set_detector import Padding, SetDetector
 from model.weights import find_weights
 from model.weights_file import labels_of
 
-PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
-RANDOM = "random"
-PACKAGED_NAME = "packaged"
-TORCHVISION = "torchvision"  # the checkpoint that torchvision publishes for the model
 MIXED, INT8 = "mixed", "int8"  # for inference alone
 # Dtypes of encoder and decoder, and of the trunk.
 DTYPES = {
@@ -41,130 +35,6 @@ Net = TypeVar("Net", bound=SetDetector)
 AUTO = "auto"
 PRECISIONS = (AUTO, *DTYPES)
 INT8_FROM = (8, 0)  # the compute capability that multiplies bf16, too
-
-
-@dataclass(frozen=True)
-class NamedModel:
-    """A model that users select by name.
-
-    `weights` names the model's own weights: a hub id, a packaged file or TORCHVISION. `gmacs` is
-    the number of multiply-adds, in billions, of its convolutions and matrix products on an image of
-    640 x 480, as torch counts them.
-    """
-
-    name: str
-    config: Callable[[], ModelConfig]
-    weights: str
-    gmacs: float
-
-
-MODELS = {
-    named.name: named
-    for named in (
-        NamedModel("deformable-detr", configs.deformable_detr, "SenseTime/deformable-detr", 163.7),
-        NamedModel(
-            "deformable-detr-single-scale",
-            configs.deformable_detr_single_scale,
-            "SenseTime/deformable-detr-single-scale",
-            76.1,
-        ),
-        NamedModel(
-            "deformable-detr-single-scale-dc5",
-            configs.deformable_detr_single_scale_dc5,
-            "SenseTime/deformable-detr-single-scale-dc5",
-            124.7,
-        ),
-        NamedModel(
-            "deformable-detr-with-box-refine",
-            configs.deformable_detr_with_box_refine,
-            "SenseTime/deformable-detr-with-box-refine",
-            163.9,
-        ),
-        NamedModel(
-            "deformable-detr-with-box-refine-two-stage",
-            configs.deformable_detr_with_box_refine_two_stage,
-            "SenseTime/deformable-detr-with-box-refine-two-stage",
-            165.2,
-        ),
-        NamedModel("detr", configs.detr, "facebook/detr-resnet-50", 81.2),
-        NamedModel("detr-dc5", configs.detr_dc5, "facebook/detr-resnet-50-dc5", 173.2),
-        NamedModel("faster-rcnn", configs.faster_rcnn, TORCHVISION, 177.6),
-        NamedModel("faster-rcnn-v2", configs.faster_rcnn_v2, TORCHVISION, 334.9),
-        NamedModel("shapes-tiny", configs.shapes_tiny, str(PACKAGED), 2.9),
-    )
-}
-
-
-# Those that `create_model` makes: DETR and Deformable DETR.
-SET_MODELS = [
-    name for name, named in MODELS.items() if not isinstance(named.config(), FasterRcnnConfig)
-]
-
-
-def set_config(name: str) -> SetConfig:
-    """The configuration of a model of SET_MODELS. Raises UnknownName for other names."""
-    config = named_model(name).config()
-    if isinstance(config, FasterRcnnConfig):
-        raise UnknownName(
-            f"{name} is torchvision's, which `label` runs: train and time it with torchvision, or "
-            "choose another --model"
-        )
-    return config
-
-
-def named_model(name: str) -> NamedModel:
-    """The model with this name. Raises UnknownName, which lists the known names."""
-    if name not in MODELS:
-        near = _nearest_name(name)
-        hint = f"did you mean {near}? Else " if near else ""
-        raise UnknownName(f"unknown model {name!r}: {hint}choose one of {', '.join(MODELS)}")
-    return MODELS[name]
-
-
-def _nearest_name(name: str) -> str | None:
-    """The model whose name resembles `name`, which may be a hub id. None if none does."""
-    given = name.rpartition("/")[2].lower().replace("_", "-").replace(" ", "-")
-    return next(iter(get_close_matches(given, MODELS, n=1)), None)
-
-
-def weights_of(model: str, weights: str | None = None) -> str:
-    """Where weights come from: RANDOM, a path, a URL or a hub id.
-
-    Args:
-        model: the name of the model that they are for.
-        weights: None for the own ones of the model; the name of a model for those of that model;
-            "packaged" for those that come with the package; else what it says. A file of such a
-            name goes first.
-
-    Raises UnknownName if there is no such model, and CheckpointError if `weights` names a model of
-    another kind.
-    """
-    own = named_model(model)
-    if not weights:
-        return _own_weights(own)
-    name, marker, digest = weights.partition("#sha256=")
-    if Path(name).is_file():
-        return weights
-    if name == PACKAGED_NAME:
-        name = next(named.name for named in MODELS.values() if named.weights == str(PACKAGED))
-    if name not in MODELS:
-        return weights
-    if MODELS[name].config().kind != own.config().kind:
-        raise CheckpointError(
-            f"weights {weights} are those of the model {name}, which fit no {model}: give --model "
-            f"{name}, or other weights"
-        )
-    return _own_weights(MODELS[name]) + marker + digest
-
-
-def _own_weights(named: NamedModel) -> str:
-    if named.weights != TORCHVISION:
-        return named.weights
-    from model.faster_rcnn import own_weights  # torchvision takes a second, and few need it
-
-    config = named.config()
-    assert isinstance(config, FasterRcnnConfig)
-    return own_weights(config)
 
 
 def offered_precision(model: str, offered: Sequence[str], precision: str) -> str:
@@ -281,13 +151,6 @@ def create_deformable_detr(name: str, *arguments: Any, **options: Any) -> Deform
     net = create_model(name, *arguments, **options)
     assert isinstance(net, DeformableDetr), f"{name} is no Deformable DETR"
     return net
-
-
-def deformable_config(name: str) -> DeformableDetrConfig:
-    """The configuration of a named model, which is a Deformable DETR."""
-    config = named_model(name).config()
-    assert isinstance(config, DeformableDetrConfig), f"{name} is no Deformable DETR"
-    return config
 
 
 def build(config: SetConfig, padding: Padding = "published") -> SetDetector:

@@ -20,10 +20,11 @@ from model.description import Load
 from model.detector import BatchDetector, Size
 from model.detectors import describe
 from model.detectors import load as load_detector
+from model.named import RANDOM
 from model.preprocess import form_batch
 from model.resample import resize_pixels
 from model.resize import AS_DISPLAYED
-from model.zoo import RANDOM, offered_precision, resolved_precision
+from model.zoo import offered_precision, resolved_precision
 from pipeline.schema import OK
 from pipeline.stages.decode import decode_row
 from pipeline.stages.prepare import MAX_PIXELS

@@ -17,7 +17,8 @@ from torch import Tensor
 from jobs.bench.peers import VARIANTS, peer
 from model.cuda_graphs import RECORD_AT, Graphed, record
 from model.host_memory import keep_freed_memory
-from model.zoo import create_model, set_config
+from model.named import set_config
+from model.zoo import create_model
 from pipeline.storage.errors import CommandFailed
 
 Answer = tuple[Tensor, Tensor]  # logits and boxes

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from model import config as configs
-from model.zoo import SET_MODELS, set_config
+from model.named import SET_MODELS, set_config
 
 VARIANTS = [name for name in SET_MODELS if name != "shapes-tiny"]
 

@@ -33,7 +33,7 @@ from jobs.bench.measure import FEWEST_ROUNDS, Measurement, milliseconds
 from jobs.bench.simulated import SimulatedDetector
 from jobs.cluster.start import start_ray
 from jobs.demo.scenes import render_scene
-from model.zoo import named_model
+from model.named import named_model
 from pipeline.dataflow import FlowSettings, Layout, Pool, label_shards, read_back_staging
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.remaining import remaining_work

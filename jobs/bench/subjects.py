@@ -21,7 +21,8 @@ from jobs.bench.options import (
     PlotOptions,
     ScaleOptions,
 )
-from model.zoo import SET_MODELS, resolved_precision, set_config
+from model.named import SET_MODELS, set_config
+from model.zoo import resolved_precision
 from pipeline.storage.errors import InputError
 
 

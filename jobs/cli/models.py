@@ -1,9 +1,21 @@
-"""`detr-batch models` and `prices`: print the named models, and the table of prices."""
+"""`detr-batch models` and `prices`: list or fetch the named models; the table of prices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.cli.options import add_command
+
+
+@dataclass(frozen=True)
+class ModelsOptions:
+    fetch: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "MODEL",
+            "help": "fetch the weights of this model beforehand, into the folder "
+            "$DETR_BATCH_WEIGHTS if that is set; 'all' fetches those of all",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -12,7 +24,7 @@ class NoOptions:
 
 
 def add(commands: Any) -> None:
-    add_command(commands, "models", NoOptions, _models, help="the named models")
+    add_command(commands, "models", ModelsOptions, _models, help="list or fetch the named models")
     add_command(
         commands,
         "prices",
@@ -22,19 +34,36 @@ def add(commands: Any) -> None:
     )
 
 
-def _models(_: NoOptions) -> int:
+def _models(options: ModelsOptions) -> int:
+    from model.named import MODELS, fetch
+
+    if options.fetch is None:
+        print("\n".join(_lines()))
+        return 0
+    for name in MODELS if options.fetch == "all" else [options.fetch]:
+        print(f"{name}: {fetch(name)}", flush=True)
+    return 0
+
+
+def _lines() -> list[str]:
+    """A line a model: family, parameters, operations, published AP, weights and their licence."""
     from model.config import FasterRcnnConfig
     from model.faster_rcnn import build as build_faster_rcnn
-    from model.zoo import MODELS, PACKAGED, build
+    from model.named import MODELS
+    from model.zoo import build
 
+    lines = []
     for named in MODELS.values():
         config = named.config()
         net = build_faster_rcnn(config) if isinstance(config, FasterRcnnConfig) else build(config)
-        millions = sum(p.numel() for p in net.parameters()) / 1e6
+        millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
         size = f"{millions:5.1f} M parameters {named.gmacs:6.1f} GMACs"
-        weights = "packaged" if named.weights == str(PACKAGED) else named.weights
-        print(f"{named.name:<42} {size}  weights: {weights}")
-    return 0
+        ap = "        " if named.ap is None else f"{named.ap:5.1f} AP"
+        family = config.kind[0]
+        lines.append(
+            f"{named.name:<42} {family:<16} {size} {ap}  weights: {named.source} ({named.licence})"
+        )
+    return lines
 
 
 def _prices(_: NoOptions) -> int:

@@ -57,6 +57,13 @@ VARIABLES = (
         "Seconds for which a request to a store is repeated before the run ends with exit code 1.",
     ),
     Variable(
+        "DETR_BATCH_WEIGHTS",
+        "",
+        "model/named.py",
+        "A folder with the weights of named models, called by their names (`detr.safetensors`): "
+        "they go before the hub. `models --fetch` writes into it.",
+    ),
+    Variable(
         "DETR_BATCH_FUZZ_CASES",
         "40",
         "tests/chaos/test_fuzz.py",

@@ -43,7 +43,7 @@ def model_classes(
 
 def _classes_of_named_model(name: str) -> dict[int, str]:
     """The named classes of a model of this package; none if it has no model of this name."""
-    from model.zoo import MODELS  # it imports torch, and few exports need it
+    from model.named import MODELS  # it imports torch, and few exports need it
 
     labels = MODELS[name].config().labels if name in MODELS else ()
     return {number: label for number, label in enumerate(labels) if label}

@@ -59,7 +59,8 @@ from jobs.report.report import past_reports
 from model.computation import Computation
 from model.description import Description
 from model.detectors import describe
-from model.zoo import RANDOM, offered_precision
+from model.named import RANDOM, file_in_folder
+from model.zoo import offered_precision
 from pipeline.dataflow import FlowSettings
 from pipeline.isolation import sandbox
 from pipeline.plan.digests import Known
@@ -316,7 +317,7 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
     options = command.options
     spec = DetectorSpec(
         command.labels.model,
-        options.weights,
+        options.weights or file_in_folder(command.labels.model),
         placed.computation.device,
         placed.computation.precision,
         options.score_threshold,

@@ -11,7 +11,7 @@ from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import HeldOutScenes, Sample, ScenesForTraining
 from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
-from model.zoo import PACKAGED, named_model, weights_of
+from model.named import PACKAGED, named_model, weights_of
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask, printable
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FROM_SCRATCH = "random"  # name of random weights, as in model.zoo.RANDOM
+FROM_SCRATCH = "random"  # name of random weights, as in model.named.RANDOM
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
 from model.criterion import criterion
 from model.detector import Detections
+from model.named import weights_of
 from model.preprocess import batch_images
 from model.set_detector import SetDetector
-from model.zoo import create_model, weights_of
+from model.zoo import create_model
 from pipeline.storage.errors import CommandFailed, InputError
 
 TOP = 100  # detections of an image that count, as published

@@ -12,7 +12,8 @@ from torch import Tensor
 from model.checkpoint import canonical, load_state, read_weights, save_weights
 from model.deformable_detr import DeformableDetr
 from model.errors import CheckpointError
-from model.zoo import create_deformable_detr, deformable_config
+from model.named import deformable_config
+from model.zoo import create_deformable_detr
 from tests.conftest import TESTDATA
 
 KEYS = TESTDATA.parent / "facts" / "checkpoint_keys"

@@ -19,7 +19,8 @@ from model.config import COCO_LABELS, FasterRcnnConfig, faster_rcnn, faster_rcnn
 from model.detectors import describe
 from model.errors import CheckpointError, UnknownName
 from model.faster_rcnn import FasterRcnn, build, create_faster_rcnn, own_weights
-from model.zoo import PACKAGED, create_model, weights_of
+from model.named import PACKAGED, weights_of
+from model.zoo import create_model
 
 Pixels = npt.NDArray[np.uint8]
 

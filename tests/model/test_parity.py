@@ -11,15 +11,9 @@ from jobs.bench.peers import VARIANTS, peer
 from model.checkpoint import load_state, save_weights
 from model.deformable_detr import DeformableDetr
 from model.inference import prepare_for_inference
+from model.named import deformable_config, set_config
 from model.predictions import Predictions
-from model.zoo import (
-    build,
-    create_deformable_detr,
-    create_model,
-    deformable_config,
-    prepare,
-    set_config,
-)
+from model.zoo import build, create_deformable_detr, create_model, prepare
 
 SIZES = [(180, 250), (250, 141), (97, 223)]
 

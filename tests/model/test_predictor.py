@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from model import fused_convolution, fused_layers, inference, int8, preprocess
 from model.fused_pyramid import frequencies_on, strides_on
+from model.named import SET_MODELS
 from model.ops import undocumented, ways
 from model.ops.pyramid import entries_on, lines_on
 from model.ops.triton import levels_on
@@ -22,7 +23,7 @@ from model.predictor import Predictor, likely_sizes
 from model.preprocess import _mean_and_std, batch_images, form_batch
 from model.resample import resize_pixels
 from model.resize import CanvasRule, ResizeRule, canvas_rule
-from model.zoo import SET_MODELS, create_model, prepare
+from model.zoo import create_model, prepare
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

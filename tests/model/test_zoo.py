@@ -10,7 +10,8 @@ from jobs.cli import main
 from model.config import FasterRcnnConfig
 from model.errors import CheckpointError, UnknownName
 from model.faster_rcnn import build as build_faster_rcnn
-from model.zoo import MODELS, PACKAGED, RANDOM, NamedModel, build, create_model, weights_of
+from model.named import MODELS, PACKAGED, RANDOM, NamedModel, weights_of
+from model.zoo import build, create_model
 
 
 @pytest.mark.parametrize(

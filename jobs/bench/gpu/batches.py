@@ -11,9 +11,10 @@ from torch import Tensor
 from jobs.bench.gpu.lockstep import positions_in
 from model.cuda_graphs import RECORD_AT
 from model.deformable_detr import DeformableDetr
+from model.named import RANDOM
 from model.predictor import Predictor
 from model.preprocess import normalize
-from model.zoo import RANDOM, create_deformable_detr, prepare
+from model.zoo import create_deformable_detr, prepare
 
 RANDOM_IMAGES = 16
 ZEROS, FULL = RANDOM_IMAGES, RANDOM_IMAGES + 1  # two more images: all 0, all 255

@@ -12,8 +12,8 @@ from jobs.bench.gpu.fill import Fill, watch_batches
 from jobs.bench.gpu.gates import Gate, refuse_wrong
 from jobs.bench.gpu.sizes import Size, draw_sizes
 from model.cuda_graphs import Graphed
+from model.named import RANDOM, named_model
 from model.predictor import Predictor
-from model.zoo import RANDOM, named_model
 from pipeline.schema import OK, PREPARED
 from pipeline.stages.detect import CPU_CALLS, CPU_THREADS, GPU_CALLS, Detector, DetectorSpec
 from pipeline.storage.errors import CommandFailed

@@ -13,9 +13,10 @@ from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.gates import Gate, refuse_wrong
 from jobs.bench.gpu.parts import Part, measure_parts
 from model.deformable_detr import DeformableDetr
+from model.named import named_model
 from model.predictor import Predictor
 from model.resize import canvas_rule
-from model.zoo import create_deformable_detr, named_model
+from model.zoo import create_deformable_detr
 
 SECONDS = 0.5  # for each case: 30 replays of the slowest
 SIZE, TINY_SIZE = (800, 1066), (96, 130)

@@ -16,7 +16,7 @@ from jobs.bench.gpu.context import Context
 from jobs.bench.gpu.gates import Gate, refuse_wrong
 from jobs.bench.gpu.mix import Mix
 from jobs.bench.measure import Measurement, interleaved, milliseconds
-from model.zoo import RANDOM
+from model.named import RANDOM
 from pipeline.stages.detect import CPU_THREADS
 from pipeline.storage.errors import CommandFailed
 

@@ -17,7 +17,7 @@ from jobs.bench.subjects import (
     print_results,
     resolved_precision_of,
 )
-from model.zoo import set_config
+from model.named import set_config
 from pipeline.storage.errors import InputError
 
 IMAGES, GPU_IMAGES = 24, 1600

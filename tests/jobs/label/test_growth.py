@@ -23,8 +23,8 @@ from jobs.label.fingerprint import fingerprint
 from jobs.output.catalog import committed_runs
 from jobs.output.views import connect
 from jobs.report.report import report_of
+from model.named import PACKAGED, named_model
 from model.weights import file_sha256
-from model.zoo import PACKAGED, named_model
 from pipeline.plan.shards import PLAN
 from tests.support.listed_store import run_listing_server
 from tests.support.samples import jpeg

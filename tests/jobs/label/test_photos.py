@@ -12,7 +12,7 @@ import pytest
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
-from model.zoo import MODELS
+from model.named import MODELS
 from pipeline.storage.files import open_location
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -18,8 +18,9 @@ from jobs.train.datasets import datasets
 from jobs.train.options import TrainOptions
 from jobs.train.train import steps, train
 from model.checkpoint import read_weights
+from model.named import PACKAGED
 from model.resize import ResizeRule
-from model.zoo import PACKAGED, create_model
+from model.zoo import create_model
 
 
 def short_options(output: Path, **other: int) -> TrainOptions:

@@ -7,7 +7,7 @@ import torch
 from jobs.bench.gpu.fill import BatchLog, Fill, fill_as_text, read_fill, watch_batches
 from jobs.bench.gpu.mix import Mix
 from jobs.bench.gpu.sizes import draw_sizes
-from model.zoo import RANDOM, named_model
+from model.named import RANDOM, named_model
 from pipeline.isolation.journal import CrashJournal
 from pipeline.stages.batcher import Batcher
 from pipeline.stages.recovery import Image, RecoveringDetector
