@@ -35,7 +35,7 @@ def test_a_run_on_a_ray_of_its_own_says_what_it_did_and_no_more(tmp_path: Path) 
     lines = done.stderr.splitlines()
     (end,) = (number for number, line in enumerate(lines) if "1 image labelled with" in line)
     starts, progress = lines[:2], lines[2:end]
-    assert starts[0].startswith("run 2") and starts[1].startswith("starting Ray"), lines
+    assert starts[0].startswith("starting Ray") and starts[1].startswith("run 2"), lines
     assert all(re.match(r"\d+ images?, .* failed", line) for line in progress), progress
     assert "starting" not in progress[-1]
     assert all(line.startswith("no box reached the threshold") for line in lines[end + 1 :]), lines

@@ -12,7 +12,7 @@ import pytest
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
-from model.named import MODELS
+from model.named import MODELS, TORCHVISION
 from pipeline.storage.files import open_location
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -91,10 +91,11 @@ def test_rows_are_equal_however_photos_are_packed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "shapes-tiny"])
-def test_every_variant_labels_the_photos(model: str, photos: Path, tmp_path: Path) -> None:
-    images, boxes = label_and_read(
-        str(photos), tmp_path / "out", model=model, weights="random", score_threshold=0.0
-    )
-    assert len(images) == 55
+def test_every_variant_labels_photos(model: str, photos: Path, tmp_path: Path) -> None:
+    """Random weights find outputs without a name too, which are no boxes; some find nothing."""
+    options = {"model": model, "weights": "random", "score_threshold": 0.0, "limit": 6}
+    images, boxes = label_and_read(str(photos), tmp_path / "out", **options)
+    assert len(images) == 6
     assert {row[1] for row in images} == {"ok"}
-    assert len(boxes) == 55 * 100
+    assert all(row[4] <= 100 for row in images) and len(boxes) == sum(row[4] for row in images)
+    assert boxes or MODELS[model].source == TORCHVISION

@@ -95,14 +95,20 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_fine_tuning_takes_new_classes(dataset: Path) -> None:
-    command = ["train", str(dataset / "out"), "--model", "shapes-tiny", "--steps", "2"]
-    command += ["--weights", str(PACKAGED), "--batch-size", "2", "--evaluate-every", "2"]
+@pytest.mark.parametrize(
+    ("model", "weights", "outputs"),
+    [("shapes-tiny", str(PACKAGED), (1, 60, 6)), ("detr", "random", (1, 100, 7))],
+)
+def test_fine_tuning_takes_new_classes(
+    model: str, weights: str, outputs: tuple[int, ...], dataset: Path
+) -> None:
+    command = ["train", str(dataset / "out"), "--model", model, "--steps", "2"]
+    command += ["--weights", weights, "--batch-size", "2", "--evaluate-every", "2"]
     command += ["--images", str(dataset), "--annotations", str(dataset / "instances.json")]
     assert main(command) == 0
-    net = create_model("shapes-tiny", str(dataset / "out" / "model.safetensors"))
+    net = create_model(model, str(dataset / "out" / "model.safetensors"))
     assert net.config.labels == ("", "", "", "red", "", "blue")
-    assert net(torch.rand(1, 3, 64, 64)).pred_logits.shape == (1, 60, 6)
+    assert net(torch.rand(1, 3, 64, 64)).pred_logits.shape == outputs
 
 
 def test_a_dataset_as_other_tools_write_it_is_read(
