@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 
 class ClassLoss(Protocol):
@@ -51,6 +50,8 @@ class FocalLoss:
         wanted[image, query, labels] = 1.0
         if self.objectness:
             wanted[image, query, 0] = 1.0
+        from torchvision.ops import sigmoid_focal_loss  # it takes a second, and detectors lack it
+
         loss = sigmoid_focal_loss(logits.float(), wanted, self.alpha, self.gamma, reduction="sum")
         return loss / max(len(labels), 1)
 

@@ -17,6 +17,8 @@ class Description:
     precisions: tuple[str, ...]  # that it offers, of `model.zoo.DTYPES`
     identity: Mapping[str, Any]  # all that decides its detections, beside the weights
     weights: str  # digest of the weights, or "random"
+    is_alone: bool = False  # whether each image goes alone on a GPU, too
+    place: str | None = None  # of the weights, as workers shall find them; None: their own
 
 
 @dataclass(frozen=True)

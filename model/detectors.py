@@ -5,12 +5,12 @@ A command describes a detector before anything runs, and its workers load it.
 
 from dataclasses import asdict, replace
 
-from model import faster_rcnn, from_hub, from_python
+from model import from_hub, from_python
 from model.config import FasterRcnnConfig
 from model.description import Description, Load
 from model.detector import BatchDetector
 from model.image_detector import OneByOne
-from model.named import MODELS, RANDOM, named_model, weights_of
+from model.named import MODELS, RANDOM, named_model, place_for_workers, weights_of
 from model.predictor import Predictor
 from model.weights import file_sha256, find_weights
 from model.zoo import create_model
@@ -19,6 +19,11 @@ from model.zoo import create_model
 def is_ours(model: str) -> bool:
     """Whether the model of a run is a detector of this module."""
     return model in MODELS or model.startswith((from_hub.PREFIX, from_python.PREFIX))
+
+
+def settled(model: str) -> str:
+    """The name of a detector that means the same in every folder of this machine."""
+    return from_hub.settled(model) if model.startswith(from_hub.PREFIX) else model
 
 
 def refuse_unknown(model: str) -> None:
@@ -44,12 +49,20 @@ def describe(model: str, weights: str | None) -> Description:
     sha256 = None if path is None else file_sha256(path)
     config = named_model(model).config()
     if isinstance(config, FasterRcnnConfig):
+        from model import faster_rcnn  # torchvision takes a second, and few need it
+
         labels = faster_rcnn.create_faster_rcnn(config, path, sha256=sha256).labels
         config = replace(config, labels=labels)
     else:
         config = create_model(model, weights, training=True, sha256=sha256).config
     return Description(
-        config.labels, config.resize, config.precisions, asdict(config), sha256 or RANDOM
+        config.labels,
+        config.resize,
+        config.precisions,
+        asdict(config),
+        sha256 or RANDOM,
+        isinstance(config, FasterRcnnConfig),
+        place_for_workers(model, weights),
     )
 
 
@@ -64,6 +77,8 @@ def load(model: str, wanted: Load) -> BatchDetector:
         return OneByOne(from_python.load(model, wanted), wanted.top, model)
     config = named_model(model).config()
     if isinstance(config, FasterRcnnConfig):
+        from model import faster_rcnn
+
         place = weights_of(model, wanted.weights)
         path = None if place == RANDOM else find_weights(place)
         detector = faster_rcnn.create_faster_rcnn(config, path, wanted.device, wanted.sha256)

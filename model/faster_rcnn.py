@@ -1,6 +1,7 @@
 """Faster R-CNN with a feature pyramid, which is torchvision's own."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,32 +9,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.checkpoint import load_state, read_weights
+from model.checkpoint import State, load_state, read_weights
 from model.config import FasterRcnnConfig
 from model.errors import CheckpointError
-from model.image_detector import Found
+from model.image_detector import Found, NotFinite
 from model.weights_file import CLASS_HEADS, labels_of
 
 LONGEST = 1333  # pixels of a side that torchvision resizes to
 
 
-def build(config: FasterRcnnConfig, frozen: bool = True) -> nn.Module:
+def build(config: FasterRcnnConfig, eps: float | None = 0.0) -> nn.Module:
     """torchvision's network of a configuration, with new weights, in evaluation mode.
 
-    `frozen` is about the batch norms of the first version, which can be of two kinds: those of
-    torchvision's own checkpoint are frozen and divide by the deviation alone; those of a network
-    that was trained from new weights add a small number to it.
+    `eps` is about the batch norms of the first version, which torchvision's checkpoint has frozen:
+    the number that they add to a variance. None for those of a network that was trained from new
+    weights, which are not frozen.
     """
     if config.version == 2:
         return detection.fasterrcnn_resnet50_fpn_v2(
             weights=None, weights_backbone=None, num_classes=len(config.labels)
         ).eval()
-    if not frozen:
+    if eps is None:
         return detection.fasterrcnn_resnet50_fpn(
             weights=None, weights_backbone=None, num_classes=len(config.labels)
         ).eval()
@@ -43,7 +45,7 @@ def build(config: FasterRcnnConfig, frozen: bool = True) -> nn.Module:
     net = detection.FasterRCNN(trunk, num_classes=len(config.labels))
     for module in net.modules():
         if isinstance(module, FrozenBatchNorm2d):
-            module.eps = 0.0
+            module.eps = eps
     return net.eval()
 
 
@@ -59,16 +61,29 @@ class FasterRcnn:
     def __init__(self, net: nn.Module, labels: Sequence[str], device: str):
         self.net, self.device = net.to(device), device
         self.labels = tuple(labels)
+        self._is_finite = True
+        for head in ("rpn.head", "roi_heads.box_predictor"):  # torchvision would drop their NaN
+            net.get_submodule(head).register_forward_hook(self._look)
+
+    def _look(self, _: nn.Module, __: object, output: object) -> None:
+        """Remember whether an output has a number that is not finite."""
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        self._is_finite &= all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     @torch.inference_mode()
     def detect(self, image: npt.NDArray[np.uint8]) -> Found:
         """Detect in an image (H, W, 3) uint8, see `ImageDetector.detect`."""
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
         # torchvision would make a very thin image 0 pixels wide: its pixels are repeated.
-        height, width = (-(-max(image.shape[:2]) // (LONGEST * side)) for side in image.shape[:2])
-        pixels = pixels.repeat_interleave(height, 1).repeat_interleave(width, 2)
+        longer = 1.01 * max(image.shape[:2])
+        rows, columns = (math.ceil(longer / (LONGEST * side)) for side in image.shape[:2])
+        if rows > 1 or columns > 1:
+            pixels = pixels.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
+        self._is_finite = True
         (found,) = self.net([pixels.float() / 255])
-        boxes = found["boxes"].cpu() / torch.tensor([width, height, width, height])
+        if not self._is_finite:
+            raise NotFinite
+        boxes = found["boxes"].cpu() / torch.tensor([columns, rows, columns, rows])
         return boxes, found["scores"].cpu(), found["labels"].cpu()
 
 
@@ -89,7 +104,9 @@ def create_faster_rcnn(
 
     The file is torchvision's checkpoint, or one of the same network for other classes. As no
     checkpoint of torchvision names its classes, that is a safetensors file with a list of names
-    under `labels` in its metadata, the first of which is "" and stands for the background.
+    under `labels` in its metadata, the first of which is "" and stands for the background. Where
+    the first version has frozen batch norms, `batch_norm_eps` in the metadata says what they add to
+    a variance: 0 if the training began with torchvision's detector, 1e-5 if with its trunk alone.
 
     Raises CheckpointError if the file cannot be read, does not fit, or names no classes.
     """
@@ -106,7 +123,22 @@ def create_faster_rcnn(
             f"{path} has {classes} classes, whose names it does not say: save it as .safetensors, "
             'with their list as JSON under `labels` in its metadata (the first is "")'
         )
-    trained = any(name.endswith("num_batches_tracked") for name in state)
-    net = build(config, frozen=not trained)
+    net = build(config, _eps_of(state, metadata, str(path)) if config.version == 1 else 0.0)
     load_state(net, state, str(path))
     return FasterRcnn(net, config.labels, device)
+
+
+def _eps_of(state: State, metadata: Mapping[str, str], source: str) -> float | None:
+    """The `eps` of `build` for a checkpoint of the first version."""
+    if any(name.endswith("num_batches_tracked") for name in state):
+        return None
+    if "labels" not in metadata:
+        return 0.0
+    try:
+        return float(metadata["batch_norm_eps"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} does not say with what its batch norms were frozen: write `batch_norm_eps` "
+            "into its metadata, 0 if the training began with torchvision's detector (COCO_V1), "
+            "1e-5 if with its trunk alone (weights_backbone)"
+        ) from error

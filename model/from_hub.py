@@ -1,7 +1,7 @@
 """Detectors of transformers: any that `AutoModelForObjectDetection` loads, with its processor."""
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from model.description import Description, Load
 from model.errors import CheckpointError, CheckpointUnavailable, UnknownName
-from model.image_detector import Found
+from model.image_detector import Found, NotFinite
 from model.resize import AS_DISPLAYED
 from model.weights import file_sha256, is_hub_resolvable
 
 PREFIX = "hf:"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 NEWER_PROCESSOR = "processor_config.json"
 PRECISIONS = ("fp32", "bf16", "fp16")
+SAFE = {"local_files_only": True, "trust_remote_code": False}  # no code of the folder is run
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,12 +42,10 @@ class HubDetector:
         auto = _transformers()
         self.device, self.dtype = device, DTYPES[precision]
         try:
-            self.processor: Any = auto.AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True
-            )
+            self.processor: Any = auto.AutoImageProcessor.from_pretrained(folder, **SAFE)
             net, loaded = auto.AutoModelForObjectDetection.from_pretrained(
                 folder,
-                local_files_only=True,
+                **SAFE,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -71,6 +75,8 @@ class HubDetector:
             output = self.net(**inputs)
         for key in ("logits", "pred_boxes"):
             output[key] = output[key].float()
+            if not output[key].isfinite().all():  # transformers would drop such boxes
+                raise NotFinite
         (found,) = self.processor.post_process_object_detection(
             output, threshold=0.0, target_sizes=[image.shape[:2]]
         )
@@ -88,6 +94,9 @@ def _name(label: str) -> str:
 def _transformers() -> Any:
     try:
         import transformers
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
     except ImportError as error:
         raise CheckpointError(
             f"{PREFIX} needs the package transformers: install the extra `hf` (pip install "
@@ -96,21 +105,28 @@ def _transformers() -> Any:
     return transformers
 
 
+def settled(model: str) -> str:
+    """The name of a model that means the same in every folder: that of a local one is absolute."""
+    folder = Path(model.removeprefix(PREFIX))
+    return f"{PREFIX}{folder.resolve()}" if folder.is_dir() else model
+
+
 def describe(model: str, weights: str | None) -> Description:
     """Describe `hf:FOLDER_OR_ID`. Raises as `model.detectors.describe`."""
     if weights:
         raise UnknownName(f"--weights is not for {PREFIX}: {model} has its own weights in it")
     folder = _folder(model)
     detector = HubDetector(folder)
-    identity = {"library": "transformers", "config": json.loads((folder / CONFIG).read_text())}
-    return Description(detector.labels, AS_DISPLAYED, PRECISIONS, identity, _digest(folder))
+    identity = {"library": "transformers", "labels": detector.labels}
+    return Description(detector.labels, AS_DISPLAYED, PRECISIONS, identity, _digest(folder), True)
 
 
 def load(model: str, wanted: Load) -> HubDetector:
     """Load `hf:FOLDER_OR_ID`. Raises as `model.detectors.load`."""
     folder = _folder(model)
+    detector = HubDetector(folder, wanted.device, wanted.precision)
     wanted.check(model, _digest(folder))
-    return HubDetector(folder, wanted.device, wanted.precision)
+    return detector
 
 
 def _folder(model: str) -> Path:
@@ -119,6 +135,10 @@ def _folder(model: str) -> Path:
     place = model.removeprefix(PREFIX)
     folder = Path(place)
     if not folder.is_dir():
+        if not HUB_ID.fullmatch(place):
+            raise CheckpointError(
+                f"{model}: there is no folder {place}, and it is no id of the hub"
+            )
         folder = _fetched(place)
     names = {path.name for path in folder.iterdir()}
     if CONFIG not in names:
@@ -149,11 +169,11 @@ def _fetched(place: str) -> Path:
         raise CheckpointUnavailable(
             f"{PREFIX}{place} is no folder, and is neither cached nor reachable on the hub"
         ) from error
-    except (HfHubHTTPError, ValueError, OSError) as error:
+    except Exception as error:  # the hub's client has no common error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{PREFIX}{place} cannot be fetched from the hub: {reason}"
-        ) from error
+        gone = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | ValueError)
+        kind = CheckpointError if gone else CheckpointUnavailable
+        raise kind(f"{PREFIX}{place} cannot be fetched: {reason}") from error
 
 
 def _digest(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import inspect
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from model.description import Description, Load
 from model.errors import CheckpointError, UnknownName
 from model.image_detector import ImageDetector
-from model.resize import AS_DISPLAYED
+from model.named import RANDOM
+from model.resize import AS_DISPLAYED, ResizeRule
 from model.weights import file_sha256, find_weights
 
 PREFIX = "python:"
@@ -23,19 +23,17 @@ def describe(model: str, weights: str | None) -> Description:
     """Describe `python:package.module:function`. Raises as `model.detectors.describe`."""
     digest, path = _digest(model, weights)
     detector = _made(model, "cpu", path)
-    labels = () if isinstance(detector.labels, str) else tuple(detector.labels)
-    if not labels or not all(isinstance(label, str) for label in labels):
-        raise CheckpointError(f"{model}: `labels` must be a list of class names")
-    resize = getattr(detector, "resize", AS_DISPLAYED)
+    labels, resize = tuple(detector.labels), getattr(detector, "resize", AS_DISPLAYED)
     identity = {"library": "python", "model": model, "labels": labels, "resize": repr(resize)}
-    return Description(labels, resize, PRECISIONS, identity, digest)
+    return Description(labels, resize, PRECISIONS, identity, digest, True)
 
 
 def load(model: str, wanted: Load) -> ImageDetector:
     """Load `python:package.module:function`. Raises as `model.detectors.load`."""
-    digest, path = _digest(model, wanted.weights)
-    wanted.check(model, digest)
-    return _made(model, wanted.device, path)
+    _, path = _digest(model, wanted.weights)
+    detector = _made(model, wanted.device, path)
+    wanted.check(model, _digest(model, wanted.weights)[0])
+    return detector
 
 
 def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
@@ -47,7 +45,9 @@ def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
     options = {} if weights is None else {"weights": weights}
     try:
         detector: Any = make(device, **options)
-    except Exception as error:  # a user's code raises anything
+        labels = getattr(detector, "labels", ())
+        names = () if isinstance(labels, str) else tuple(labels)
+    except (Exception, SystemExit) as error:  # a user's code raises anything
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{model} failed: {type(error).__name__}: {reason}") from error
     if lacking := [name for name in ("labels", "detect") if not hasattr(detector, name)]:
@@ -55,6 +55,10 @@ def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
             f"{model} must return a detector, and what it returns lacks {' and '.join(lacking)}: "
             "see `ImageDetector` in model/image_detector.py"
         )
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{model}: `labels` must be a list of class names")
+    if not isinstance(getattr(detector, "resize", AS_DISPLAYED), ResizeRule):
+        raise CheckpointError(f"{model}: `resize` must be a ResizeRule of model/resize.py")
     made: ImageDetector = detector
     return made
 
@@ -80,7 +84,7 @@ def _module(model: str) -> ModuleType:
         raise UnknownName(
             f"{model}: there is no module {name!r}: run the command in its folder, or install it"
         ) from error
-    except Exception as error:  # a user's code raises anything
+    except (Exception, SystemExit) as error:  # a user's code raises anything
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{model}: {type(error).__name__}: {reason}") from error
 
@@ -88,8 +92,10 @@ def _module(model: str) -> ModuleType:
 def _digest(model: str, weights: str | None) -> tuple[str, Path | None]:
     """SHA-256 of the module's source and of the weights, and the local file of these."""
     module = _module(model)
-    source = inspect.getsourcefile(module)
+    source = getattr(module, "__file__", None)  # None for modules that are built in, and folders
     parts = [file_sha256(Path(source))] if source else [module.__name__]
+    if weights == RANDOM:
+        raise UnknownName(f"--weights random is not for {model}, whose function chooses its own")
     path = find_weights(weights) if weights else None
     if path is not None:
         parts.append(file_sha256(path))

@@ -38,6 +38,16 @@ class ImageDetector(Protocol):
         """
 
 
+class NotFinite(RuntimeError):
+    """A detector computed numbers that are not finite."""
+
+    def __str__(self) -> str:
+        return (
+            "the model's output is not finite: its weights are damaged, or its precision is too "
+            "narrow for them (try --precision fp32)"
+        )
+
+
 class ContractBroken(RuntimeError):
     """A detector returned something else than `ImageDetector.detect` says."""
 
@@ -78,8 +88,10 @@ class OneByOne:
         RuntimeError for any error of the detector, also if what it returns is no detections.
         """
         try:
+            image = pixels[0].numpy()
+            image.flags.writeable = False  # it is the memory of a table
             with self._lock:
-                found = self.detector.detect(pixels[0].numpy())
+                found = self.detector.detect(image)
             boxes, scores, labels = checked(found, pixels.shape[1:3], len(self.labels))
         except MemoryError:
             raise
@@ -111,11 +123,14 @@ def checked(
     Boxes are clamped to the image. Raises ContractBroken if they are no detections.
     """
     try:
-        boxes, scores, labels = (
-            np.asarray(part.detach().cpu() if isinstance(part, Tensor) else part) for part in found
+        boxes, scores, numbers = (
+            np.asarray(part.detach().double().cpu() if isinstance(part, Tensor) else part)
+            for part in found
         )
         boxes, scores = boxes.astype(np.float64), scores.astype(np.float32)
-        labels = labels.astype(np.int64) if len(labels) else np.empty(0, np.int64)
+        labels = numbers.astype(np.int64) if len(numbers) else np.empty(0, np.int64)
+        if (labels != numbers).any():
+            raise ContractBroken("labels must be whole numbers")
     except (TypeError, ValueError) as error:
         raise ContractBroken(f"it must return boxes, scores and labels: {error}") from error
     if boxes.size == 0:

@@ -199,6 +199,12 @@ def file_in_folder(model: str) -> str | None:
     return next((str(file) for file in files if file.is_file()), None)
 
 
+def place_for_workers(model: str, weights: str | None) -> str | None:
+    """`weights` as workers shall find them: a file in the folder of WEIGHTS by its whole name."""
+    place, folder = weights_of(model, weights), weights_folder()
+    return place if folder is not None and Path(place).parent == folder else weights
+
+
 def fetch(model: str) -> Path:
     """Fetch the weights of a named model, into the folder of WEIGHTS or else into a cache.
 

@@ -27,6 +27,7 @@ from model.resize import AS_DISPLAYED
 from model.zoo import offered_precision, resolved_precision
 from pipeline.schema import OK
 from pipeline.stages.decode import decode_row
+from pipeline.stages.pixels import rgb_pixels
 from pipeline.stages.prepare import MAX_PIXELS
 from pipeline.storage.errors import InputError
 
@@ -168,13 +169,19 @@ def load(
 def _pixels_of(image: Picture) -> Pixels:
     """An image as (H, W, 3) uint8 RGB, upright."""
     if isinstance(image, Image.Image):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        try:
+            if 0 in image.size:
+                raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
+            return rgb_pixels(ImageOps.exif_transpose(image), b"")
+        except Exception as error:  # decoders raise many types of errors
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the image cannot be read: {reason}") from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
                 f"an image must be (H, W, 3) uint8, and is {image.shape} {image.dtype}"
             )
-        return image
+        return np.ascontiguousarray(image)
     try:
         encoded = Path(image).read_bytes()
     except OSError as error:

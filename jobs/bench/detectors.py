@@ -16,8 +16,11 @@ from torch import Tensor
 
 from jobs.bench.peers import VARIANTS, peer
 from model.cuda_graphs import RECORD_AT, Graphed, record
+from model.description import Load
+from model.detectors import load
 from model.host_memory import keep_freed_memory
 from model.named import set_config
+from model.preprocess import form_batch
 from model.zoo import create_model
 from pipeline.storage.errors import CommandFailed
 
@@ -30,6 +33,7 @@ COMPILED, REDUCE_OVERHEAD, MAX_AUTOTUNE = (
     f"transformers, {how}" for how in ("compiled", "reduce-overhead", "max-autotune")
 )
 
+DETECTOR = "detr-batch, pixels to boxes"
 FASTER_RCNN = "torchvision's Faster R-CNN R50-FPN"  # another model, so its answers are not compared
 CALIBRATION_IMAGES = 3  # of int8; more do not change its time
 WARM_UP, GPU_WARM_UP = 2, RECORD_AT + 1  # number of requests
@@ -193,8 +197,34 @@ def _faster_rcnn(subject: Subject) -> Forward:
     return run
 
 
+def _detector(subject: Subject) -> Forward:
+    """Build the detector as `label` runs it: pixels of one displayed size in, boxes out."""
+    if subject.device == "cpu":
+        keep_freed_memory()
+    weights = None if subject.weights is None else str(subject.weights)
+    detector = load(
+        subject.model, Load(weights, None, subject.device, subject.precision, subject.batch)
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        torch.randint(
+            0, 256, (*detector.resize.target_size(*subject.size), 3), generator=generator
+        ).to(torch.uint8)
+        for _ in range(detector.count)
+    ]
+    pixels, valid, sources = form_batch(images, detector)
+    sizes = torch.tensor([subject.size] * detector.count)
+
+    def run(_: Tensor) -> Answer:
+        found = detector.submit(pixels, valid, sizes, sources).result()
+        return found.scores, found.boxes
+
+    return run
+
+
 BUILDERS: dict[str, Callable[[Subject], Forward]] = {
     OURS: _ours,
+    DETECTOR: _detector,
     PEER: _transformers,
     GRAPH: _transformers_graph,
     COMPILED: partial(_transformers, mode="default"),

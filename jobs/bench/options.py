@@ -71,6 +71,28 @@ class PipelineBenchOptions(BenchOptions):
 
 
 @dataclass(frozen=True)
+class TableOptions(BenchOptions):
+    """Options of `bench table`."""
+
+    model: str = field(
+        default="deformable-detr-single-scale,detr-dc5,faster-rcnn",
+        metadata={"help": "several names of `detr-batch models` with commas between"},
+    )
+    usd_per_hour: float | None = field(
+        default=None, metadata={"help": "price of this machine, for USD per 1,000 images"}
+    )
+    weights: str | None = field(
+        default=None, metadata={"help": "of the one --model, to measure its AP"}
+    )
+    images: Path | None = field(
+        default=None, metadata={"metavar": "DIR", "help": "images to measure AP on"}
+    )
+    annotations: Path | None = field(
+        default=None, metadata={"metavar": "FILE", "help": "of these images, in COCO's format"}
+    )
+
+
+@dataclass(frozen=True)
 class LaunchesOptions(DeviceOptions):
     """Options of `bench launches`."""
 

@@ -15,6 +15,7 @@ from jobs.bench.options import (
     PipelineBenchOptions,
     PlotOptions,
     ScaleOptions,
+    TableOptions,
 )
 from jobs.cli.options import Options, add_command
 from pipeline.storage.errors import InputError
@@ -68,6 +69,15 @@ def add(commands: Any) -> None:
         ModelBenchOptions,
         _model,
         help="whole detectors, of random weights",
+    )
+    add_command(
+        subjects,
+        "table",
+        TableOptions,
+        _subject("table"),
+        help="three published detectors side by side",
+        description="Parameters, operations, images/s of random weights, memory and cost, beside "
+        "published figures. AP is measured where --weights, --images and --annotations are given.",
     )
     add_command(
         subjects,

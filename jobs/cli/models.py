@@ -47,15 +47,22 @@ def _models(options: ModelsOptions) -> int:
 
 def _lines() -> list[str]:
     """A line a model: family, parameters, operations, published AP, weights and their licence."""
+    import torch
+
     from model.config import FasterRcnnConfig
     from model.faster_rcnn import build as build_faster_rcnn
     from model.named import MODELS
     from model.zoo import build
 
     lines = []
+    net: torch.nn.Module
     for named in MODELS.values():
         config = named.config()
-        net = build_faster_rcnn(config) if isinstance(config, FasterRcnnConfig) else build(config)
+        with torch.device("meta"):  # nothing is drawn
+            if isinstance(config, FasterRcnnConfig):
+                net = build_faster_rcnn(config)
+            else:
+                net = build(config)
         millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
         size = f"{millions:5.1f} M parameters {named.gmacs:6.1f} GMACs"
         ap = "        " if named.ap is None else f"{named.ap:5.1f} AP"

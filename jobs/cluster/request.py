@@ -10,6 +10,10 @@ from pipeline.storage.errors import InputError
 # on a CPU (2026-11-27), some of it shared with others: the code of torch. A detector on a GPU takes
 # as much of the host's memory while it loads.
 MEMORY, TINY_MEMORY = 3 << 29, 512 << 20
+# Of detectors that get images as displayed, and resize them themselves: of 40 megapixels,
+# torchvision's needs 2.5 GB.
+LARGE_MEMORY = 3 << 30
+AS_DISPLAYED = ("faster-rcnn", "hf:", "python:")  # how the names of these models begin
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ def cluster_request(
     if num_gpus is not None:
         device = "cuda"
     memory = TINY_MEMORY if model == "shapes-tiny" else MEMORY
+    if model is not None and model.startswith(AS_DISPLAYED):
+        memory = LARGE_MEMORY
     return ClusterRequest(
         device, fewest, most, memory, address, selector(detect_on), selector(prepare_on), option
     )

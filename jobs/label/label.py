@@ -59,7 +59,7 @@ from jobs.report.report import past_reports
 from model.computation import Computation
 from model.description import Description
 from model.detectors import describe
-from model.named import RANDOM, file_in_folder
+from model.named import RANDOM
 from model.zoo import offered_precision
 from pipeline.dataflow import FlowSettings
 from pipeline.isolation import sandbox
@@ -279,8 +279,11 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     print(f"starting Ray and the model on {where}", file=sys.stderr)
     placement = start_or_join_ray(request, command.output, first, access)
     count = command.options.batch_size or run.count
-    if command.options.batch_size and placement.device == "cpu":
+    if command.options.batch_size and command.detector.is_alone:
+        print(f"--batch-size: images of {command.labels.model} go one by one", file=sys.stderr)
+    elif command.options.batch_size and placement.device == "cpu":
         print("--batch-size is for GPUs: on CPUs images go one by one", file=sys.stderr)
+    count = 1 if command.detector.is_alone else count
     computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
     return Placed(placement, computation)
@@ -317,7 +320,7 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
     options = command.options
     spec = DetectorSpec(
         command.labels.model,
-        options.weights or file_in_folder(command.labels.model),
+        command.detector.place or options.weights,
         placed.computation.device,
         placed.computation.precision,
         options.score_threshold,

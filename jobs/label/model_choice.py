@@ -8,9 +8,11 @@ from jobs.label.run_record import read_run_record
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.store import OutputStore
-from model.detectors import is_ours
+from model.detectors import is_ours, settled
+from model.named import MODELS
+from pipeline.storage.errors import InputError
 from pipeline.storage.files import explain_errors
-from pipeline.storage.urls import mask
+from pipeline.storage.urls import mask, printable
 
 
 def choose_model(options: LabelOptions) -> LabelOptions:
@@ -19,8 +21,13 @@ def choose_model(options: LabelOptions) -> LabelOptions:
     Raises DamagedOutput if the documents of OUTPUT are damaged.
     """
     if options.model is not None:
-        return options
+        return replace(options, model=settled(options.model))
     known = model_of_output(options.output)
+    if known is not None and known not in MODELS:  # a document must not choose what code runs
+        raise InputError(
+            f"{mask(options.output)} holds labels of {printable(known)}: give --model again, that "
+            "one or another"
+        )
     if known is not None:
         print(
             f"--model {known}, as in the last run of {mask(options.output)}",

@@ -17,7 +17,7 @@ from model.computation import computation_here
 from model.cpu_threads import use_cpu_threads
 from model.description import Load
 from model.detectors import load
-from model.errors import CheckpointError
+from model.errors import CheckpointError, UnknownName
 from model.host_memory import keep_freed_memory
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import BOX, DETECTED, OK
@@ -60,7 +60,7 @@ class Detector:
 
     def __init__(self, spec: DetectorSpec):
         self.spec = spec
-        self.refusal: CheckpointError | None = None
+        self.refusal: CheckpointError | UnknownName | None = None
         self._use_threads()
         if spec.device == "cpu":
             keep_freed_memory()
@@ -69,7 +69,7 @@ class Detector:
                 spec.model,
                 Load(spec.weights, spec.sha256, spec.device, spec.precision, spec.count, TOP),
             )
-        except CheckpointError as error:
+        except (CheckpointError, UnknownName) as error:
             # The first call raises it: of an error in a constructor, Ray prints pages.
             self.refusal = error
             return

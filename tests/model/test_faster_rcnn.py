@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import detection
 from torchvision.models._api import WeightsEnum
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import to_tensor
 
 from model.config import COCO_LABELS, FasterRcnnConfig, faster_rcnn, faster_rcnn_v2
@@ -21,6 +22,7 @@ from model.errors import CheckpointError, UnknownName
 from model.faster_rcnn import FasterRcnn, build, create_faster_rcnn, own_weights
 from model.named import PACKAGED, weights_of
 from model.zoo import create_model
+from tests.support.detectors import randomize
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -29,21 +31,6 @@ Pixels = npt.NDArray[np.uint8]
 def image() -> Pixels:
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (30, 40, 3), np.uint8).repeat(6, 0).repeat(6, 1)
-
-
-def randomize(net: nn.Module) -> nn.Module:
-    """Weights that differ from layer to layer, with which something is detected."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
-            elif name.endswith("running_mean"):
-                tensor.normal_(0, 0.1)
-            elif tensor.dim() == 1 and tensor.is_floating_point():
-                tensor.add_(torch.randn_like(tensor) * 0.05)
-        net.get_parameter("roi_heads.box_predictor.cls_score.weight").mul_(20)
-    return net
 
 
 def assert_equal(ours: FasterRcnn, theirs: nn.Module, image: Pixels) -> None:
@@ -96,13 +83,57 @@ def test_it_equals_torchvision_with_weights_that_were_trained_from_nothing(
     assert_equal(ours, theirs, image)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 1), (2, 4001)])
-def test_thin_images_are_detected_in(size: tuple[int, int]) -> None:
-    boxes, scores, labels = create_faster_rcnn(faster_rcnn(), None).detect(
-        np.full((*size, 3), 99, np.uint8)
-    )
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> FasterRcnn:
+    """A detector that finds something."""
+    path = tmp_path_factory.mktemp("weights") / "own.pth"
+    torch.save(randomize(build(faster_rcnn())).state_dict(), path)
+    return create_faster_rcnn(faster_rcnn(), path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 1), (2, 4001), (49, 65317)])
+def test_thin_images_are_detected_in(size: tuple[int, int], detector: FasterRcnn) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    boxes, scores, labels = detector.detect(image)
     assert len(boxes) == len(scores) == len(labels)
     assert (boxes >= 0).all() and (boxes <= torch.tensor([size[1], size[0]] * 2)).all()
+
+
+def test_boxes_of_a_thin_image_are_those_of_its_repeated_pixels(detector: FasterRcnn) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2, 4001, 3), np.uint8)
+    repeats = 2
+    with torch.inference_mode():
+        (expected,) = detector.net([to_tensor(image.repeat(repeats, 0))])
+    assert len(expected["boxes"])
+    boxes, scores, _ = detector.detect(image)
+    torch.testing.assert_close(boxes[:, 1::2] * repeats, expected["boxes"][:, 1::2])
+    torch.testing.assert_close(scores, expected["scores"])
+
+
+def test_numbers_that_are_not_finite_fail_the_image(image: Pixels) -> None:
+    """torchvision drops boxes whose score is NaN."""
+    for name in ("rpn.head.cls_logits.bias", "roi_heads.box_predictor.cls_score.bias"):
+        broken = create_faster_rcnn(faster_rcnn(), None)
+        with torch.no_grad():
+            broken.net.get_parameter(name)[0] = torch.nan
+        with pytest.raises(RuntimeError, match="output is not finite"):
+            broken.detect(image)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_frozen_norms_of_a_training_say_what_they_add(
+    eps: float, image: Pixels, tmp_path: Path
+) -> None:
+    config = FasterRcnnConfig(labels=("", "cat", "dog"))
+    theirs = randomize(build(config, eps))
+    path, labels = tmp_path / "tuned.safetensors", json.dumps(config.labels)
+    save_file(theirs.state_dict(), path, {"labels": labels})
+    with pytest.raises(CheckpointError, match="does not say with what its batch norms were frozen"):
+        create_faster_rcnn(faster_rcnn(), path)
+    save_file(theirs.state_dict(), path, {"labels": labels, "batch_norm_eps": str(eps)})
+    ours = create_faster_rcnn(faster_rcnn(), path)
+    (norm, *_) = [m for m in ours.net.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert norm.eps == eps and ours.labels == config.labels
 
 
 def test_its_own_weights_and_classes_are_those_of_torchvision() -> None:

@@ -1,5 +1,9 @@
 """Detectors of transformers give what its own pipeline gives."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ import transformers
 from PIL import Image
 
 from model.description import Load
-from model.detectors import describe, load
+from model.detectors import describe, load, settled
 from model.errors import CheckpointError, CheckpointUnavailable, UnknownName
+from model.from_hub import HubDetector
 from model.image_detector import OneByOne
 from tests.support.detectors import NAMES, save_detector, yolos
 
@@ -69,6 +74,7 @@ def conditional_detr() -> tuple[Any, Any]:
     )
 
 
+ROOT = Path(__file__).parents[2]
 Make = Callable[[], tuple[Any, Any]]
 
 
@@ -129,6 +135,49 @@ def test_sixteen_bits_are_near(tmp_path: Path) -> None:
     scores = near.result().scores
     assert not torch.equal(scores, exact.result().scores)
     assert scores == pytest.approx(exact.result().scores, abs=0.05)
+
+
+def test_numbers_that_are_not_finite_fail_the_image(tmp_path: Path) -> None:
+    """transformers drops boxes whose score is NaN."""
+    net, processor = yolos()
+    save_detector(net, processor, tmp_path / "net")
+    detector = load(f"hf:{tmp_path / 'net'}", Load(None, None, "cpu", "fp32"))
+    assert isinstance(detector, OneByOne) and isinstance(detector.detector, HubDetector)
+    with torch.no_grad():
+        detector.detector.net.get_parameter("class_labels_classifier.layers.2.bias")[0] = torch.nan
+    pixels = torch.zeros(1, 48, 80, 3, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="output is not finite"):
+        detector.submit(pixels, None, torch.tensor([[48, 80]]))
+
+
+def test_code_of_a_folder_is_not_run(tmp_path: Path) -> None:
+    """Although somebody says yes to the question that transformers asks by default."""
+    folder = saved(yolos, tmp_path / "net")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "stranger"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForObjectDetection": "evil.Net"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass")
+    script = f"from model.detectors import describe; describe('hf:{folder}', None)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], input="y\n" * 9, text=True, capture_output=True,
+        env=environment, check=False,
+    )  # fmt: skip
+    assert "is no detector of transformers" in done.stderr and "[y/N]" not in done.stdout
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_name_of_a_folder_means_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(yolos, tmp_path / "some" / "net")
+    monkeypatch.chdir(tmp_path)
+    assert settled("hf:some/net") == f"hf:{(tmp_path / 'some' / 'net').resolve()}"
+    assert settled("hf:other/net") == "hf:other/net" and settled("detr") == "detr"
+    for place in ("/no/such/folder", "./net", "../some/net", "net"):
+        with pytest.raises(CheckpointError, match=r"there is no folder .*no id of the hub"):
+            describe(f"hf:{place}", None)
 
 
 def test_folders_that_are_no_detector_are_refused(tmp_path: Path) -> None:

@@ -32,6 +32,21 @@ def fail(device):
 
 def nothing(device):
     return 5
+
+
+class Resized(Fixed):
+    def resize(self, image):
+        return image
+
+
+def resized(device):
+    return Resized()
+
+
+def tuple_resized(device):
+    detector = Fixed()
+    detector.resize = (800, 1333)
+    return detector
 """
 
 
@@ -90,6 +105,10 @@ def test_another_source_is_another_detector(folder: Path) -> None:
         ("python:fixed:Fixed", CheckpointError, r"failed: TypeError: .*takes no arguments"),
         ("python:fixed:fail", CheckpointError, "failed: ValueError: there is no such device"),
         ("python:fixed:nothing", CheckpointError, "lacks labels and detect"),
+        ("python:fixed:resized", CheckpointError, "`resize` must be a ResizeRule"),
+        ("python:fixed:tuple_resized", CheckpointError, "`resize` must be a ResizeRule"),
+        ("python:folder:make", UnknownName, "has no function 'make'"),
+        ("python:sys:exit", CheckpointError, "failed: SystemExit"),
         ("python:wrong:make", CheckpointError, "SyntaxError"),
         ("python:needy:make", CheckpointError, "needs surely_absent, which is not installed"),
     ],
@@ -100,16 +119,23 @@ def test_what_makes_no_detector_is_one_line(
     (folder / "fixed.py").write_text(FIXED)
     (folder / "wrong.py").write_text("def make(:")
     (folder / "needy.py").write_text("import surely_absent")
+    (folder / "folder").mkdir()
     refuse_unknown(name)  # only its form is looked at
     with pytest.raises(error, match=line) as caught:
         describe(name, None)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("labels", ["[]", "[1, 2]", "'thing'"])
+def test_random_weights_are_for_named_models(folder: Path) -> None:
+    (folder / "fixed_four.py").write_text(FIXED)
+    with pytest.raises(UnknownName, match="--weights random is not for python:fixed_four:make"):
+        describe("python:fixed_four:make", "random")
+
+
+@pytest.mark.parametrize("labels", ["[]", "[1, 2]", "'thing'", "5"])
 def test_labels_must_be_names(folder: Path, labels: str) -> None:
     source = FIXED.replace('["", "thing"]', labels)
     module = f"labelled_{abs(hash(labels))}"
     (folder / f"{module}.py").write_text(source)
-    with pytest.raises(CheckpointError, match="must be a list of class names"):
+    with pytest.raises(CheckpointError, match=r"must be a list of class names|not iterable"):
         describe(f"python:{module}:make", None)

@@ -83,6 +83,7 @@ def test_boxes_that_lie_outside_by_rounding_end_at_the_border() -> None:
         ((BOX, [0.5], [-1]), "a label that is none of its 3 classes"),
         (([[1, 2, float("inf"), 4]], [0.5], [1]), "a number that is not finite"),
         (([[30, 2, 1, 20]], [0.5], [1]), "corners are in the wrong order"),
+        ((BOX, [0.5], [0.7]), "labels must be whole numbers"),
         (([[1, 2, 62, 20]], [0.5], [1]), "a box outside the image"),
         (([[-3, 2, 6, 20]], [0.5], [1]), "a box outside the image"),
     ],
@@ -90,6 +91,23 @@ def test_boxes_that_lie_outside_by_rounding_end_at_the_border() -> None:
 def test_what_is_no_detections_is_named(found: Any, problem: str) -> None:
     with pytest.raises(ContractBroken, match=f"^python:a:b: .*{problem}"):
         detect(found)
+
+
+def test_halves_are_read_and_the_image_cannot_be_changed() -> None:
+    half = torch.tensor([0.5], dtype=torch.bfloat16)
+    assert detect((torch.tensor(BOX).bfloat16(), half, torch.tensor([1]))).scores.tolist() == [
+        [0.5]
+    ]
+
+    class Painting(Fixed):
+        def detect(self, image: np.ndarray) -> Found:
+            image[0, 0] = 99
+            return super().detect(image)
+
+    with pytest.raises(RuntimeError, match="read-only"):
+        OneByOne(Painting((BOX, [0.5], [1])), 100, "").submit(
+            IMAGE[None], None, torch.tensor([[40, 60]])
+        )
 
 
 def test_errors_of_other_types_are_named_too() -> None:

@@ -74,6 +74,18 @@ def test_images_are_upright(detector: LocalDetector, folder: Path, tmp_path: Pat
     assert detector(Image.open(tmp_path / "turned.png")).boxes == upright.boxes
 
 
+def test_images_of_more_bits_and_arrays_that_run_backwards(
+    detector: LocalDetector, folder: Path, tmp_path: Path
+) -> None:
+    pixels = np.array(Image.open(folder / "2.png"))
+    backwards = np.ascontiguousarray(pixels[..., ::-1])[..., ::-1]
+    assert detector(backwards).boxes == detector(folder / "2.png").boxes
+    grey = pixels.mean(2).astype(np.uint16) * 257
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    by_path, by_pil = detector([tmp_path / "deep.png", Image.open(tmp_path / "deep.png")])
+    assert (by_path.image == by_pil.image).all() and by_path.image.std() > 5
+
+
 @pytest.mark.parametrize(
     ("image", "line"),
     [
@@ -82,6 +94,7 @@ def test_images_are_upright(detector: LocalDetector, folder: Path, tmp_path: Pat
         (np.zeros((4, 4), np.uint8), r"must be \(H, W, 3\) uint8, and is \(4, 4\) uint8"),
         (np.zeros((4, 4, 3)), r"and is \(4, 4, 3\) float64"),
         (np.zeros((0, 4, 3), np.uint8), r"and is \(0, 4, 3\)"),
+        (Image.new("RGB", (0, 4)), "the image cannot be read"),
     ],
 )
 def test_what_is_no_image_is_one_line(detector: LocalDetector, image: Any, line: str) -> None:

@@ -7,6 +7,9 @@ import torch
 import transformers
 from torch import nn
 
+from model.config import faster_rcnn
+from model.faster_rcnn import build
+
 OWN = '''
 import numpy as np
 
@@ -67,6 +70,21 @@ def save_detector(net: Any, processor: Any, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def randomize(net: nn.Module) -> nn.Module:
+    """Weights that differ from layer to layer, with which something is detected."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith("running_mean"):
+                tensor.normal_(0, 0.1)
+            elif tensor.dim() == 1 and tensor.is_floating_point():
+                tensor.add_(torch.randn_like(tensor) * 0.05)
+        net.get_parameter("roi_heads.box_predictor.cls_score.weight").mul_(20)
+    return net
+
+
 def model_of_kind(kind: str, folder: Path) -> tuple[str, str | None]:
     """The name of a model of KINDS, and its weights. Its files are written into the folder."""
     if kind == "hf":
@@ -74,4 +92,7 @@ def model_of_kind(kind: str, folder: Path) -> tuple[str, str | None]:
         return f"hf:{folder / 'yolos'}", None
     if kind == "python":
         return save_own(folder), None
+    if kind == "faster-rcnn":
+        torch.save(randomize(build(faster_rcnn())).state_dict(), folder / "faster-rcnn.pth")
+        return kind, str(folder / "faster-rcnn.pth")
     return kind, "random"

@@ -62,8 +62,7 @@ def test_rows_are_equal_however_photos_are_packed(kind: str, folder: Path, testd
     expected = labelled(photos[0].parent)
     assert len(expected) == len(photos) == 55
     assert {status for status, _ in expected.values()} == {"ok"}
-    if kind != "faster-rcnn":
-        assert all(boxes for _, boxes in expected.values())
+    assert all(boxes for _, boxes in expected.values())
     with tarfile.open(folder / "one.tar", "w") as archive:
         for photo in reversed(photos):
             archive.add(photo, photo.name)

@@ -56,6 +56,17 @@ def test_a_finished_run_decides(tmp_path: Path) -> None:
     assert chosen(tmp_path) == "shapes-tiny"
 
 
+@pytest.mark.parametrize("model", ["python:shutil:rmtree", "hf:stranger/net"])
+def test_a_document_of_output_does_not_choose_what_code_runs(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit_run(make_target(tmp_path / "out", SECOND, model=model), "in", [], {})
+    (tmp_path / "in").mkdir()
+    assert main(["label", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    assert f"holds labels of {model}: give --model again" in capsys.readouterr().err
+    assert chosen(tmp_path / "out", "shapes-tiny") == "shapes-tiny"
+
+
 def test_the_detections_of_another_program_name_no_model(tmp_path: Path) -> None:
     commit_run(make_target(tmp_path, SECOND, model="theirs"), "in", [], {})
     assert chosen(tmp_path) == DEFAULT_MODEL
