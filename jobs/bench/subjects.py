@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from jobs.bench.detectors import DETECTOR
 from jobs.bench.measure import RESULTS, Measurement, append, as_table
 from jobs.bench.op import PEER, bench_op
 from jobs.bench.options import (
@@ -21,9 +20,8 @@ from jobs.bench.options import (
     PipelineBenchOptions,
     PlotOptions,
     ScaleOptions,
-    TableOptions,
 )
-from model.named import SET_MODELS, named_model, set_config
+from model.named import SET_MODELS, set_config
 from model.zoo import resolved_precision
 from pipeline.storage.errors import InputError
 
@@ -91,44 +89,6 @@ def model(options: ModelBenchOptions) -> None:
         add_to_results(options, found)
         measured += found
     print_results(options, measured, PEER, {})
-
-
-def table(options: TableOptions) -> None:
-    """Print the table of published detectors, and what this machine measures beside it.
-
-    InputError for unknown models, and for options of AP of which some are missing.
-    """
-    from jobs.bench.accuracy import coco_metrics  # it needs pycocotools, which others do not
-    from jobs.bench.table import as_markdown, bench_table
-
-    models = options.model.split(",")
-    for model in models:
-        named_model(model)
-    given = (options.weights, options.images, options.annotations)
-    if any(given) and (not all(given) or len(models) != 1):
-        raise InputError(
-            "AP takes one --model with its --weights, --images and --annotations: give all of them"
-        )
-    if options.usd_per_hour is not None and not 0 <= options.usd_per_hour < float("inf"):
-        raise InputError(f"--usd-per-hour {options.usd_per_hour:g}: give a price of 0 or more")
-    resolved_precision_of(options)  # refuses a device that is not here
-    metrics: dict[str, dict[str, float]] = {}
-    if options.weights and options.images and options.annotations:
-        found = coco_metrics(
-            models[0],
-            options.weights,
-            options.images,
-            options.annotations,
-            options.device,
-            options.precision,
-        )
-        metrics[models[0]] = found
-    measured = bench_table(models, options.precision, options.device, options.seconds)
-    add_to_results(options, measured)
-    if options.json:
-        print_results(options, measured, DETECTOR, {"ap": metrics})
-    else:
-        print(as_markdown(measured, metrics, options.usd_per_hour))
 
 
 def models_named(names: str) -> list[str]:

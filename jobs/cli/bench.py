@@ -74,7 +74,7 @@ def add(commands: Any) -> None:
         subjects,
         "table",
         TableOptions,
-        _subject("table"),
+        _table,
         help="three published detectors side by side",
         description="Parameters, operations, images/s of random weights, memory and cost, beside "
         "published figures. AP is measured where --weights, --images and --annotations are given.",
@@ -133,6 +133,13 @@ def _model(options: ModelBenchOptions) -> int:
     from jobs.bench.mix.subjects import model_on_mix
 
     model_on_mix(options)
+    return 0
+
+
+def _table(options: TableOptions) -> int:
+    from jobs.bench.table.subject import table
+
+    table(options)
     return 0
 
 

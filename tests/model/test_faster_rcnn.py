@@ -22,7 +22,7 @@ from model.errors import CheckpointError, UnknownName
 from model.faster_rcnn import FasterRcnn, build, create_faster_rcnn, own_weights
 from model.named import PACKAGED, weights_of
 from model.zoo import create_model
-from tests.support.detectors import randomize
+from tests.support.detectors import randomized
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -62,7 +62,7 @@ def test_it_equals_torchvision_with_its_own_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """torchvision builds another network for its checkpoint, whose download is replaced here."""
-    state = randomize(build(config)).state_dict()
+    state = randomized(lambda: build(config)).state_dict()
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
     theirs = builder(weights="COCO_V1").eval()
     torch.save(state, tmp_path / "own.pth")
@@ -73,8 +73,8 @@ def test_it_equals_torchvision_with_weights_that_were_trained_from_nothing(
     image: Pixels, tmp_path: Path
 ) -> None:
     """Their batch norms are of another kind."""
-    theirs = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=20)
-    randomize(theirs.eval())
+    options = {"weights": None, "weights_backbone": None, "num_classes": 20}
+    theirs = randomized(lambda: detection.fasterrcnn_resnet50_fpn(**options).eval())
     path = tmp_path / "own.safetensors"
     names = ["", *(f"class {number}" for number in range(1, 20))]
     save_file(theirs.state_dict(), path, {"labels": json.dumps(names)})
@@ -87,7 +87,7 @@ def test_it_equals_torchvision_with_weights_that_were_trained_from_nothing(
 def detector(tmp_path_factory: pytest.TempPathFactory) -> FasterRcnn:
     """A detector that finds something."""
     path = tmp_path_factory.mktemp("weights") / "own.pth"
-    torch.save(randomize(build(faster_rcnn())).state_dict(), path)
+    torch.save(randomized(lambda: build(faster_rcnn())).state_dict(), path)
     return create_faster_rcnn(faster_rcnn(), path)
 
 
@@ -125,7 +125,7 @@ def test_frozen_norms_of_a_training_say_what_they_add(
     eps: float, image: Pixels, tmp_path: Path
 ) -> None:
     config = FasterRcnnConfig(labels=("", "cat", "dog"))
-    theirs = randomize(build(config, eps))
+    theirs = randomized(lambda: build(config, eps))
     path, labels = tmp_path / "tuned.safetensors", json.dumps(config.labels)
     save_file(theirs.state_dict(), path, {"labels": labels})
     with pytest.raises(CheckpointError, match="does not say with what its batch norms were frozen"):

@@ -1,5 +1,6 @@
 """Detectors of each kind that `label --model` runs, small or with random weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,17 @@ def save_detector(net: Any, processor: Any, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def randomize(net: nn.Module) -> nn.Module:
-    """Weights that differ from layer to layer, with which something is detected."""
+def randomized(make: Callable[[], nn.Module]) -> nn.Module:
+    """A Faster R-CNN with weights by which something is detected, the same each time."""
     torch.manual_seed(3)
+    net = make()
     with torch.no_grad():
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
             elif name.endswith("running_mean"):
                 tensor.normal_(0, 0.1)
-            elif tensor.dim() == 1 and tensor.is_floating_point():
+            elif tensor.is_floating_point() and tensor.dim() == 1:
                 tensor.add_(torch.randn_like(tensor) * 0.05)
         net.get_parameter("roi_heads.box_predictor.cls_score.weight").mul_(20)
     return net
@@ -93,6 +95,8 @@ def model_of_kind(kind: str, folder: Path) -> tuple[str, str | None]:
     if kind == "python":
         return save_own(folder), None
     if kind == "faster-rcnn":
-        torch.save(randomize(build(faster_rcnn())).state_dict(), folder / "faster-rcnn.pth")
+        torch.save(
+            randomized(lambda: build(faster_rcnn())).state_dict(), folder / "faster-rcnn.pth"
+        )
         return kind, str(folder / "faster-rcnn.pth")
     return kind, "random"

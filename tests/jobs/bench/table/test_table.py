@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.bench.accuracy import coco_metrics
 from jobs.bench.gpu.sizes import coco_sizes
 from jobs.bench.measure import Measurement
-from jobs.bench.table import COMMONEST, SIZES, as_markdown, counted_sizes, gmacs, network
+from jobs.bench.table.accuracy import coco_metrics
+from jobs.bench.table.table import COMMONEST, SIZES, as_markdown, counted_sizes, gmacs, network
 from jobs.cli import main
 from jobs.demo.scenes import SHAPES, scene
 from model.named import MODELS
