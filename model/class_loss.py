@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 
 class ClassLoss(Protocol):
@@ -47,6 +46,8 @@ class FocalLoss:
         return (positive - negative)[:, labels]
 
     def loss(self, logits: Tensor, image: Tensor, query: Tensor, labels: Tensor) -> Tensor:
+        from torchvision.ops import sigmoid_focal_loss  # its import takes as long as torch's
+
         wanted = torch.zeros_like(logits, dtype=torch.float32)
         wanted[image, query, labels] = 1.0
         if self.objectness:
