@@ -46,11 +46,12 @@ class FocalLoss:
         return (positive - negative)[:, labels]
 
     def loss(self, logits: Tensor, image: Tensor, query: Tensor, labels: Tensor) -> Tensor:
+        from torchvision.ops import sigmoid_focal_loss  # its import takes as long as torch's
+
         wanted = torch.zeros_like(logits, dtype=torch.float32)
         wanted[image, query, labels] = 1.0
         if self.objectness:
             wanted[image, query, 0] = 1.0
-        from torchvision.ops import sigmoid_focal_loss  # it takes a second, and detectors lack it
 
         loss = sigmoid_focal_loss(logits.float(), wanted, self.alpha, self.gamma, reduction="sum")
         return loss / max(len(labels), 1)

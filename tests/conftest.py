@@ -6,6 +6,7 @@ Fixtures import what they need, so that a test of boxes waits neither for torch 
 import os
 import random
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ if not Path("/dev/nvidiactl").exists():  # Triton reads this at import, and then
 # Several processes share the cores, and by default torch's threads spin while they wait.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("DETR_BATCH_STORE_PATIENCE", "10")  # seconds to wait for stores that are gone
+# Tests start hundreds of processes, which would compile all files of the project each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 TESTDATA = Path(__file__).parents[2] / "shared" / "testdata"
 
 

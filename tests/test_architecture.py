@@ -111,31 +111,36 @@ def test_stages_do_not_import_one_another(stage: str) -> None:
     assert not imported_modules(ROOT / "pipeline" / "stages" / f"{stage}.py") & others
 
 
-def import_loads(module: str, *foreign: str) -> bool:
-    """Whether a process that imports a module then has one of the `foreign` modules."""
-    check = f"import sys, {module}; sys.exit(not set({foreign}).isdisjoint(sys.modules))"
-    return subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode != 0
+IMPORT_ONE_BY_ONE = """
+import importlib, sys
+for module in MODULES:
+    importlib.import_module(module)
+    loaded = FOREIGN & set(sys.modules)
+    if loaded:
+        sys.exit(f"{module} loads {loaded}")
+"""
 
 
-@pytest.mark.parametrize(
-    "module", ["plan.plan", "stages.tasks", "storage.lock", "stages.prepare", "isolation.child"]
-)
-def test_workers_without_a_detector_do_not_load_torch(module: str) -> None:
-    assert not import_loads(f"pipeline.{module}", "torch")
+def assert_none_loads(foreign: set[str], modules: list[str]) -> None:
+    """Assert that a process that imports all modules then has none of the `foreign` ones."""
+    code = IMPORT_ONE_BY_ONE.replace("MODULES", str(modules)).replace("FOREIGN", str(foreign))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "report.report",
-        "query",
-        "evaluate.evaluate",
-        "compare.compare",
-        "exports.exports",
-        "runs",
-        "compact",
-        "label.options",
-    ],
-)
-def test_commands_over_tables_start_without_torch_and_ray(module: str) -> None:
-    assert not import_loads(f"jobs.{module}", "torch", "ray")
+def test_workers_without_a_detector_do_not_load_torch() -> None:
+    modules = ["plan.plan", "stages.tasks", "storage.lock", "stages.prepare", "isolation.child"]
+    assert_none_loads({"torch"}, [f"pipeline.{module}" for module in modules])
+
+
+def test_commands_over_tables_start_without_torch_and_ray() -> None:
+    modules = ["report.report", "query", "evaluate.evaluate", "compare.compare", "exports.exports"]
+    modules += ["runs", "compact", "label.options"]
+    assert_none_loads({"torch", "ray"}, [f"jobs.{module}" for module in modules])
+
+
+def test_detectors_start_without_torchvision() -> None:
+    """Its import takes as long as that of torch, and only training needs it."""
+    assert_none_loads({"torchvision"}, ["pipeline.stages.detect", "model.zoo"])

@@ -164,15 +164,15 @@ def _power_of_two(x):
 
 
 @njit(cache=True, inline="always")
-def _softmax(logits, b, q, first, samples, weights):
+def _softmax(logits, first, samples, weights):
     """weights[:] = softmax of as many logits from `first` on."""
-    top = _as_float(logits[b, q, first])
+    top = _as_float(logits[first])
     for k in range(samples):
-        logit = _as_float(logits[b, q, first + k])
+        logit = _as_float(logits[first + k])
         top = logit if logit > top else top
     total = _ZERO
     for k in range(samples):
-        exponent = (_as_float(logits[b, q, first + k]) - top) * _LOG2_E
+        exponent = (_as_float(logits[first + k]) - top) * _LOG2_E
         weights[k] = _power_of_two(exponent if exponent > _LOWEST_EXPONENT else _LOWEST_EXPONENT)
     for k in range(samples):
         total += weights[k]
@@ -207,17 +207,17 @@ def _corners(x, y, weight, width, height, start, k, samples, rows, weights):
 
 
 @njit(parallel=True, cache=True)
-def forward(
-    table, image_stride, row_stride, levels, offsets, bias, logits, reference, ratios, padding, out
-):
-    """Arguments as in `fused_ms_deform_attn`, but `table` is the value, flat, and `levels` (L, 3)
-    has height, width and first row. An empty `reference`: offsets are locations, logits weights,
-    and there is no bias.
+def forward(table, offsets, logits, strides, levels, points, bias, reference, ratios, padding, out):
+    """Arguments as in `fused_ms_deform_attn`, but `table` is the value, and `levels` (L, 3) has
+    height, width and first row. An empty `reference`: offsets are locations, logits weights, and
+    there is no bias.
+
+    `table`, `offsets` and `logits` are flat, and `strides` (3, 2) has those of their images and
+    rows, so that Numba compiles nothing anew where they are views of a larger tensor.
     """
     batch, queries, heads, channels = out.shape
-    count = len(levels)
-    samples = logits.shape[2] // heads
-    points = samples // count
+    image_stride, row_stride = strides[0]
+    samples = points * len(levels)
     blocks = (queries + _BLOCK - 1) // _BLOCK
     raw, boxes, padded = reference.size > 0, reference.shape[2] == 4, padding.size > 0
     flat = out.reshape(-1)
@@ -236,14 +236,16 @@ def forward(
             centre_y = reference[b, q, 1] if raw else _ZERO
             for m in range(heads):
                 first = m * samples
+                offset = b * strides[1, 0] + q * strides[1, 1] + 2 * first
+                logit = b * strides[2, 0] + q * strides[2, 1] + first
                 if raw:
-                    _softmax(logits, b, q, first, samples, weight)
+                    _softmax(logits, logit, samples, weight)
                     extent_x = _HALF / np.float32(points) * reference[b, q, 2] if boxes else _ZERO
                     extent_y = _HALF / np.float32(points) * reference[b, q, 3] if boxes else _ZERO
                     for k in range(samples):
                         at = 2 * (first + k)
-                        x = _as_float(offsets[b, q, at]) + bias[at]
-                        y = _as_float(offsets[b, q, at + 1]) + bias[at + 1]
+                        x = _as_float(offsets[offset + 2 * k]) + bias[at]
+                        y = _as_float(offsets[offset + 2 * k + 1]) + bias[at + 1]
                         x = x * extent_x * valid_x[k] if boxes else x
                         y = y * extent_y * valid_y[k] if boxes else y
                         x = _fma(centre_x, valid_x[k], x - _HALF)
@@ -252,10 +254,10 @@ def forward(
                         _corners(x, y, weight[k], w, h, s, k, samples, rows, weights)
                 else:
                     for k in range(samples):
-                        x = _as_float(offsets[b, q, 2 * (first + k)]) * valid_x[k] - _HALF
-                        y = _as_float(offsets[b, q, 2 * (first + k) + 1]) * valid_y[k] - _HALF
+                        x = _as_float(offsets[offset + 2 * k]) * valid_x[k] - _HALF
+                        y = _as_float(offsets[offset + 2 * k + 1]) * valid_y[k] - _HALF
                         w, h, s = width[k], height[k], start[k]
-                        share = _as_float(logits[b, q, first + k])
+                        share = _as_float(logits[logit + k])
                         _corners(x, y, share, w, h, s, k, samples, rows, weights)
                 if padded:
                     for k in range(4 * samples):

@@ -28,7 +28,21 @@ def _readable(tensor: Tensor) -> Any:
     """As an array of fp32, or of the bits of bf16."""
     if tensor.dtype == torch.bfloat16:
         return tensor.detach().view(torch.uint16).numpy()
-    return tensor.detach().float().numpy()
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _in_rows(tensor: Tensor) -> Tensor:
+    """(B, N, ...) of a dtype that the kernels read, with each row (...) contiguous."""
+    if tensor.dtype in (torch.float32, torch.bfloat16) and tensor[0, 0].is_contiguous():
+        return tensor
+    return tensor.float().contiguous()
+
+
+def _flat(tensor: Tensor) -> tuple[Any, tuple[int, int]]:
+    """All that (B, N, ...) spans, as one array, and the strides of its images and its rows."""
+    ends = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    span = tensor.as_strided((sum(ends) + 1,), (1,), tensor.storage_offset())
+    return _readable(span), (tensor.stride(0), tensor.stride(1))
 
 
 _NOTHING = np.empty((0, 0), np.bool_)
@@ -51,24 +65,25 @@ def fused_ms_deform_attn_cpu(
     """
     batch, _, heads, channels = value.shape
     dtype = value.dtype
-    if dtype not in (torch.float32, torch.bfloat16) or value[0, 0].stride() != (channels, 1):
-        value = value.float().contiguous()
-    span = value.stride(0) * (batch - 1) + value.stride(1) * (value.shape[1] - 1) + heads * channels
+    value = _in_rows(value)
+    table, table_strides = _flat(value)
+    offsets, offset_strides = _flat(_in_rows(sampling_offsets))
+    logits, logit_strides = _flat(_in_rows(attention_logits))
     if offset_bias is None:
         offset_bias = torch.zeros(sampling_offsets.shape[2])
     out = torch.empty(batch, sampling_offsets.shape[1], heads, channels, dtype=value.dtype)
     _use_threads_of_torch()
     forward(
-        _readable(value.as_strided((span,), (1,), value.storage_offset())),
-        value.stride(0),
-        value.stride(1),
+        table,
+        offsets,
+        logits,
+        np.array([table_strides, offset_strides, logit_strides], np.int64),
         np.array(level_rows(spatial_shapes), np.int32),
-        _readable(sampling_offsets),
+        attention_logits.shape[2] // (heads * len(spatial_shapes)),
         _readable(offset_bias.float()),
-        _readable(attention_logits),
         _NO_REFERENCE if reference_points is None else _readable(reference_points.float()),
         _NO_REFERENCE if valid_ratios is None else _readable(valid_ratios.float()),
-        _NOTHING if padding_mask is None else padding_mask.numpy(),
+        _NOTHING if padding_mask is None else padding_mask.contiguous().numpy(),
         _readable(out),
     )
     return out.flatten(2).to(dtype)

@@ -24,6 +24,7 @@ from model.preprocess import _mean_and_std, batch_images, form_batch
 from model.resample import resize_pixels
 from model.resize import CanvasRule, ResizeRule, canvas_rule
 from model.zoo import create_model, prepare
+from tests.support.parameters import slow_but
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -146,13 +147,22 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
     ("model", "chosen", "precision"),
-    [
-        *((model, 0, "bf16") for model in SET_MODELS),
-        ("deformable-detr", 1, "bf16"),
-        ("shapes-tiny", 1, "bf16"),
-        ("deformable-detr", 0, "int8"),
-        ("shapes-tiny", 0, "int8"),
-    ],
+    slow_but(
+        [
+            ("deformable-detr", 0, "bf16"),
+            ("shapes-tiny", 0, "bf16"),
+            ("detr", 0, "bf16"),
+            ("shapes-tiny", 1, "bf16"),
+            ("shapes-tiny", 0, "int8"),
+        ],
+        [
+            *((model, 0, "bf16") for model in SET_MODELS),
+            ("deformable-detr", 1, "bf16"),
+            ("shapes-tiny", 1, "bf16"),
+            ("deformable-detr", 0, "int8"),
+            ("shapes-tiny", 0, "int8"),
+        ],
+    ),
 )
 def test_a_gpu_never_waits_for_the_host(
     model: str, padded: bool, chosen: int, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.resample import BITS, MOST_PIXELS, ONE, Taps, resize_pixels, taps, taps_of_batch
+from tests.support.parameters import others_slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Size = tuple[int, int]
@@ -98,7 +99,7 @@ BATCHES = [
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize(("canvas", "sizes"), BATCHES)
-@pytest.mark.parametrize("garbage", [0, 255])
+@pytest.mark.parametrize("garbage", others_slow([255, 0]))
 def test_the_kernel_gives_the_bytes_of_torch(
     canvas: Size, sizes: list[tuple[Size, Size]], garbage: int, generator: torch.Generator
 ) -> None:

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
-    """`head` stops like this in `detr-batch models | head`."""
-    code = "import sys; from jobs.cli import main; sys.exit(main(['models']))"
+    """`head` stops like this in `detr-batch prices | head`."""
+    code = "import sys; from jobs.cli import main; sys.exit(main(['prices']))"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -177,7 +177,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_closed_stdout_is_no_error() -> None:
-    code = "import sys; from jobs.cli import main; sys.exit(main(['models']))"
+    code = "import sys; from jobs.cli import main; sys.exit(main(['prices']))"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&-"
     done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,6 +24,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_weights_that_are_replaced_after_the_driver_read_them_end_the_run(
     photos: Path,
     tmp_path: Path,

@@ -117,6 +117,7 @@ def test_a_first_run_labels_all_images(whole_run: FirstRun) -> None:
     assert main(["query", str(output), "SELECT count(*) FROM images"]) == 0
 
 
+@pytest.mark.slow
 def test_a_second_run_labels_only_new_images(
     first_run: FirstRun, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

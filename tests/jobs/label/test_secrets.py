@@ -148,7 +148,7 @@ def test_published_plans_hold_no_secrets(secret: str) -> None:
 
 def test_warnings_in_the_log_hold_no_secrets(capfd: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import logging; from jobs.cli import main; main(['models']); "
+        "import logging; from jobs.cli import main; main(['prices']); "
         "logging.getLogger('pipeline.x').warning('no answer: %s', 'https://u:p@h/a?sig=abc')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,6 +15,7 @@ from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
 from jobs.output.store import Store
 from tests.jobs.output.explorer import Coverage, Explorer, Moment, Scenario
+from tests.jobs.output.pairs import MAIN, PAIRS, TELLING
 from tests.jobs.output.programs import PROGRAMS, file_of_run, manifest_of, part, rows_of
 from tests.jobs.output.rules import Old, make_rules
 from tests.jobs.output.simulated import (
@@ -27,7 +28,6 @@ from tests.jobs.output.simulated import (
     token,
 )
 
-MAIN = ("label", "relabel", "compact", "delete")
 # Runs of versions before the log: those that count, and those whose labels still exist.
 OLD: Old = ("a3", "a4"), ("a1", "a2", "a4")
 
@@ -95,11 +95,13 @@ def print_coverage(capsys: pytest.CaptureFixture[str], what: str, coverage: Cove
         print(f"\n{what}: {coverage}")
 
 
-def test_no_pair_with_a_fault_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
-    """These are all pairs of writers that write, replace, merge and delete."""
+@pytest.mark.parametrize("pairs", [TELLING, pytest.param(PAIRS, marks=pytest.mark.slow)])
+def test_no_pair_with_a_fault_loses_anything(
+    pairs: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These are pairs of writers that write, replace, merge and delete."""
     explorer = Explorer(Writers(PROGRAMS), make_rules())
-    pairs = explore_all(explorer, two_runs(), combinations_with_replacement(MAIN, 2), faults=1)
-    print_coverage(capsys, "pairs with a fault", pairs)
+    print_coverage(capsys, "pairs with a fault", explore_all(explorer, two_runs(), pairs, 1))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pipeline.stages.batcher import Batcher
 from pipeline.stages.detect import Detector, DetectorSpec
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.recovery import RecoveringDetector
+from tests.support.parameters import others_slow
 from tests.support.samples import RULE, preparer
 
 # Height and width as displayed, and those in which an image crosses: RULE makes the shorter side 64
@@ -95,10 +97,15 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
     return Detector(DetectorSpec("shapes-tiny", None, "cpu", "fp32", 0.0, None, "enlarge"))
 
 
-def assert_equal_boxes(detector: Detector, small: pa.Table) -> None:
-    large = detector(prepared(preparer()))
-    found = detector(small)
-    assert large["status"].to_pylist() == ["ok"] * len(SIZES)
+@pytest.fixture(scope="module")
+def large() -> pa.Table:
+    """The same rows of a preparer that enlarges."""
+    return prepared(preparer())
+
+
+def assert_equal_boxes(detector: Detector, large: pa.Table, small: pa.Table) -> None:
+    large, found = detector(large), detector(small)
+    assert large["status"].to_pylist() == ["ok"] * len(small)
     assert all(len(boxes) > 50 for boxes in large["boxes"].to_pylist())
     assert found.select(["status", "boxes", "width"]).equals(
         large.select(["status", "boxes", "width"])
@@ -106,22 +113,25 @@ def assert_equal_boxes(detector: Detector, small: pa.Table) -> None:
 
 
 def test_a_detector_that_does_not_enlarge_gives_the_same_boxes(
-    detector: Detector, small: pa.Table
+    detector: Detector, large: pa.Table, small: pa.Table
 ) -> None:
     assert not detector.predictor.enlarges
-    assert_equal_boxes(detector, small)
+    assert_equal_boxes(detector, large, small)
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or "TRITON_INTERPRET" not in os.environ,
     reason="Triton's interpreter is not in use",
 )
-def test_a_detector_that_enlarges_gives_the_same_boxes(detector: Detector, small: pa.Table) -> None:
+@pytest.mark.parametrize("images", others_slow([[1, 2, 4, 8], range(len(SIZES))]))
+def test_a_detector_that_enlarges_gives_the_same_boxes(
+    images: Sequence[int], detector: Detector, large: pa.Table, small: pa.Table
+) -> None:
     assert isinstance(detector.predictor, Predictor)
     predictor = EnlargingPredictor(detector.predictor)
     recovering = RecoveringDetector(predictor, detector.batcher.detector.journal, 0.0)
     detector.batcher = Batcher(recovering, calls=1)
-    assert_equal_boxes(detector, small)
+    assert_equal_boxes(detector, large.take(list(images)), small.take(list(images)))
     halves = len(predictor.batches) // 2
     assert predictor.batches[:halves] == [None] * halves  # of images that were enlarged before
     assert any(sources is not None for sources in predictor.batches[halves:])

@@ -34,6 +34,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     return Context("choices", tmp_path, "cpu", True, time.monotonic() + 60)
 
 
+@pytest.mark.slow
 def test_launches_and_ways_are_timed_and_chosen(context: Context, tmp_path: Path) -> None:
     choose(context, "9.0")
     launch, way = context.journal.records()
