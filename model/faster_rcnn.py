@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -65,10 +64,9 @@ class FasterRcnn:
         for head in ("rpn.head", "roi_heads.box_predictor"):  # torchvision would drop their NaN
             net.get_submodule(head).register_forward_hook(self._look)
 
-    def _look(self, _: nn.Module, __: object, output: object) -> None:
+    def _look(self, _: nn.Module, __: object, output: Tensor | Sequence[Any]) -> None:
         """Remember whether an output has a number that is not finite."""
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        self._is_finite &= all(bool(tensor.isfinite().all()) for tensor in tensors)
+        self._is_finite &= _is_finite(output)
 
     @torch.inference_mode()
     def detect(self, image: npt.NDArray[np.uint8]) -> Found:
@@ -85,6 +83,13 @@ class FasterRcnn:
             raise NotFinite
         boxes = found["boxes"].cpu() / torch.tensor([columns, rows, columns, rows])
         return boxes, found["scores"].cpu(), found["labels"].cpu()
+
+
+def _is_finite(output: Tensor | Sequence[Any]) -> bool:
+    """Whether all numbers of a tensor, or of tensors in sequences, are finite."""
+    if isinstance(output, Tensor):
+        return bool(output.isfinite().all())
+    return all(map(_is_finite, output))
 
 
 def own_weights(config: FasterRcnnConfig) -> str:
