@@ -23,7 +23,9 @@ from model.faster_rcnn import FasterRcnn, build, create_faster_rcnn, own_weights
 from model.named import PACKAGED, weights_of
 from model.zoo import create_model
 from tests.support.detectors import randomized
+from tests.support.parameters import others_slow, slow_but
 
+THIN = [((1, 1),), ((3000, 1),), ((1, 500),), ((2, 4001),), ((49, 65317),)]
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -91,7 +93,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> FasterRcnn:
     return create_faster_rcnn(faster_rcnn(), path)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 1), (2, 4001), (49, 65317)])
+@pytest.mark.parametrize("size", slow_but(THIN[:2], THIN))
 def test_thin_images_are_detected_in(size: tuple[int, int], detector: FasterRcnn) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     boxes, scores, labels = detector.detect(image)
@@ -120,7 +122,7 @@ def test_numbers_that_are_not_finite_fail_the_image(image: Pixels) -> None:
             broken.detect(image)
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize("eps", others_slow([1e-5, 0.0]))
 def test_frozen_norms_of_a_training_say_what_they_add(
     eps: float, image: Pixels, tmp_path: Path
 ) -> None:
