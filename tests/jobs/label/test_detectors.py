@@ -45,6 +45,12 @@ def rows(output: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_equal_however_photos_are_packed(kind: str, folder: Path, testdata: Path) -> None:
     photos = sorted((testdata / "coco" / "images").rglob("*.jpg"))
+    assert len(photos) == 55
+    photos = photos[:6] if kind == "faster-rcnn" else photos  # it takes seconds for each
+    lake = folder / "lake"
+    lake.mkdir()
+    for photo in photos:
+        (lake / photo.name).write_bytes(photo.read_bytes())
     model, weights = model_of_kind(kind, folder)
     output = iter(folder / f"out-{number}" for number in range(9))
 
@@ -59,8 +65,8 @@ def test_rows_are_equal_however_photos_are_packed(kind: str, folder: Path, testd
         assert label(options(source, target)) == 0
         return rows(target)
 
-    expected = labelled(photos[0].parent)
-    assert len(expected) == len(photos) == 55
+    expected = labelled(lake)
+    assert len(expected) == len(photos)
     assert {status for status, _ in expected.values()} == {"ok"}
     assert all(boxes for _, boxes in expected.values())
     with tarfile.open(folder / "one.tar", "w") as archive:
@@ -79,12 +85,12 @@ def test_rows_are_equal_however_photos_are_packed(kind: str, folder: Path, testd
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jobs.label.label.publish_run", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            label(options(photos[0].parent, killed))
+            label(options(lake, killed))
     (plan,) = killed.glob("_staging/*/plan.parquet")
     for block in sorted((plan.parent / "blocks").iterdir())[::2]:
         block.unlink()
     (killed / paths.LOCK).unlink(missing_ok=True)
-    assert label(options(photos[0].parent, killed)) == 0
+    assert label(options(lake, killed)) == 0
     assert rows(killed) == expected
 
 
