@@ -60,7 +60,7 @@ class Detector:
 
     def __init__(self, spec: DetectorSpec):
         self.spec = spec
-        self.refusal: CheckpointError | UnknownName | None = None
+        self.refusal: CheckpointError | None = None
         self._use_threads()
         if spec.device == "cpu":
             keep_freed_memory()
@@ -71,7 +71,7 @@ class Detector:
             )
         except (CheckpointError, UnknownName) as error:
             # The first call raises it: of an error in a constructor, Ray prints pages.
-            self.refusal = error
+            self.refusal = CheckpointError(str(error)) if isinstance(error, UnknownName) else error
             return
         self.computation = computation_here(
             spec.device, spec.precision, spec.threads, spec.count
