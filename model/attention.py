@@ -8,38 +8,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def attend(
-    attention: nn.MultiheadAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
+def attend_to_self(
+    attention: nn.MultiheadAttention, query: Tensor, value: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """What `attention` gives before its last product, `out_proj`.
+    """Self-attention, whose keys are its queries, without its last product, `out_proj`.
 
-    `query` is (B, Q, C), `key` and `value` (B, S, C), the result (B, Q, C). `mask` (B, 1, 1, S)
-    bool is True for the keys that are attended to; None is for all.
+    `query`, `value` and the result are (B, S, C). `mask` (B, 1, 1, S) bool is True for the keys
+    that are attended to; None is for all.
     """
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    width = attention.embed_dim
+    weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
+    both = F.linear(query, weight[: 2 * width], bias[: 2 * width])
     values = F.linear(value, weight[2 * width :], bias[2 * width :])
-    if key is query:  # one product for both
-        both = F.linear(query, weight[: 2 * width], bias[: 2 * width])
-        queries, keys = both.chunk(2, -1)
-        return attend_projected(attention, queries, keys, values, mask)
-    queries = F.linear(query, weight[:width], bias[:width])
-    keys = F.linear(key, weight[width : 2 * width], bias[width : 2 * width])
-    return attend_projected(attention, queries, keys, values, mask)
+    queries, keys = both.chunk(2, -1)
+    return attend(attention, queries, keys, values, mask)
 
 
-def attend_projected(
+def attend(
     attention: nn.MultiheadAttention,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """As `attend`, of queries, keys and values that are projected already."""
+    """Attention of projected `queries` (B, Q, C) to `keys` and `values` (B, S, C) -> (B, Q, C).
+
+    The result is that of `attention` before its last product; `mask` is as in `attend_to_self`.
+    """
     q, k, v = (
         part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         for part in (queries, keys, values)

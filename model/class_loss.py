@@ -52,7 +52,6 @@ class FocalLoss:
         wanted[image, query, labels] = 1.0
         if self.objectness:
             wanted[image, query, 0] = 1.0
-
         loss = sigmoid_focal_loss(logits.float(), wanted, self.alpha, self.gamma, reduction="sum")
         return loss / max(len(labels), 1)
 

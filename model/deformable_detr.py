@@ -20,7 +20,7 @@ from model.postprocess import best_pairs
 from model.predictions import MLP, DetectorOutput, Predictions
 from model.ranking import largest
 from model.set_detector import Padding, SetDetector
-from model.stem import FusedStem, canvas_of
+from model.stem import canvas_of
 from model.transformer import DecoderLayer, Transformer, inverse_sigmoid, propose
 
 
@@ -89,20 +89,9 @@ class DeformableDetr(SetDetector):
 
     @property
     def takes_blocks(self) -> bool:
-        """Whether `pixel_values` may be blocks, with which the first convolution is faster."""
-        (trunk,) = self.backbone
-        assert isinstance(trunk, Backbone)
-        stem, fused = trunk.body.conv1, self.fused_pyramid is not None
-        return isinstance(stem, FusedStem) and stem.blocks and fused and self.padding == "invariant"
+        return super().takes_blocks and self.fused_pyramid is not None
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> DetectorOutput:
-        if pixel_mask is not None:  # to look into it would make a GPU wait
-            valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
+    def predict(self, pixel_values: Tensor, valid: Tensor | None) -> DetectorOutput:
         with self.autocast(pixel_values.device):
             levels = self.pyramid(pixel_values, valid)
             encoded = self.transformer.encoder(levels)

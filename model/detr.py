@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import attend, attend_projected
+from model.attention import attend, attend_to_self
 from model.backbone import Backbone
 from model.class_loss import CrossEntropy
 from model.config import DetrConfig
@@ -24,7 +24,7 @@ from model.position_encoding import sine_position_encoding
 from model.postprocess import best_queries
 from model.predictions import MLP, DetectorOutput, Predictions
 from model.set_detector import Padding, SetDetector
-from model.stem import FusedStem, canvas_of
+from model.stem import canvas_of
 
 CELL_END = 1.0  # the place of a cell whose position DETR encodes, see `sine_position_encoding`
 
@@ -47,7 +47,7 @@ class DetrEncoderLayer(nn.Module):
 
         All are (B, S, C), `position` also (1, S, C). `mask` is as in `attend`.
         """
-        y = attend(self.self_attn, placed, placed, x, mask)
+        y = attend_to_self(self.self_attn, placed, x, mask)
         x = add_linear_norm(self.self_attn.out_proj, self.norm1, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
         return add_linear_norm_place(self.linear2, self.norm2, y, x, position, self.dropout)
@@ -77,7 +77,7 @@ class DetrDecoderLayer(nn.Module):
     def attend_to_queries(self, x: Tensor, position: Tensor) -> Tensor:
         """Self-attention of `x` (B, Q, C) at `position` (B or 1, Q, C) -> (B, Q, C)."""
         query = x + position
-        y = attend(self.self_attn, query, query, x)
+        y = attend_to_self(self.self_attn, query, x)
         return add_linear_norm(self.self_attn.out_proj, self.norm1, y, x, self.dropout)
 
     def attend_to_memory(
@@ -87,7 +87,7 @@ class DetrDecoderLayer(nn.Module):
         attention, width = self.multihead_attn, self.multihead_attn.embed_dim
         weight, bias = attention.in_proj_weight[:width], attention.in_proj_bias[:width]
         queries = F.linear(x + position, weight, bias)
-        y = attend_projected(attention, queries, keys, values, mask)
+        y = attend(attention, queries, keys, values, mask)
         x = add_linear_norm(attention.out_proj, self.norm2, y, x, self.dropout)
         y = F.dropout(linear_relu(self.linear1, x), self.dropout, self.training)
         return add_linear_norm(self.linear2, self.norm3, y, x, self.dropout)
@@ -154,24 +154,10 @@ class Detr(SetDetector):
         self.config = replace(self.config, labels=labels)
         self.class_embed = nn.Linear(self.config.d_model, self.config.num_classes + 1)
 
-    @property
-    def takes_blocks(self) -> bool:
-        (trunk,) = self.backbone
-        assert isinstance(trunk, Backbone)
-        stem = trunk.body.conv1
-        return isinstance(stem, FusedStem) and stem.blocks and self.padding == "invariant"
-
     def choose(self, output: DetectorOutput, sizes: Tensor, top: int) -> Detections:
         return best_queries(output, sizes, top)
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> DetectorOutput:
-        if pixel_mask is not None:
-            valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
+    def predict(self, pixel_values: Tensor, valid: Tensor | None) -> DetectorOutput:
         with self.autocast(pixel_values.device):
             memory, position, mask = self._features(pixel_values, valid)
             placed = memory + position

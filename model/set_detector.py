@@ -7,12 +7,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from model.backbone import Backbone
 from model.class_loss import ClassLoss
 from model.config import SetConfig
 from model.detector import Detections
 from model.predictions import DetectorOutput
 from model.preprocess import normalize
 from model.resize import ResizeRule
+from model.stem import FusedStem
 
 POSITIONS_KEPT = 8  # shapes; the multi-scale model has 9 MB in bf16 for one of 800 x 1066
 Padding = Literal["published", "invariant"]
@@ -26,6 +28,7 @@ class SetDetector(nn.Module, ABC):
     """
 
     config: SetConfig
+    backbone: nn.ModuleList  # of the trunk alone
     class_loss: ClassVar[ClassLoss]  # for training
 
     def __init__(self, padding: Padding = "published"):
@@ -49,7 +52,6 @@ class SetDetector(nn.Module, ABC):
         """The size to which an image must be resized."""
         return self.config.resize
 
-    @abstractmethod
     def forward(
         self,
         pixel_values: Tensor,
@@ -68,6 +70,13 @@ class SetDetector(nn.Module, ABC):
             `pred_logits` (B, Q, K) and `pred_boxes` (B, Q, 4), (cx, cy, w, h) relative to each
             image's valid area, both fp32.
         """
+        if pixel_mask is not None:  # to look into it would make a GPU wait
+            valid = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)), dim=1)
+        return self.predict(pixel_values, valid)
+
+    @abstractmethod
+    def predict(self, pixel_values: Tensor, valid: Tensor | None) -> DetectorOutput:
+        """As `forward`; `valid` is None where there is no padding."""
 
     @abstractmethod
     def choose(self, output: DetectorOutput, sizes: Tensor, top: int) -> Detections:
@@ -80,7 +89,10 @@ class SetDetector(nn.Module, ABC):
     @property
     def takes_blocks(self) -> bool:
         """Whether `pixel_values` may be blocks, with which the first convolution is faster."""
-        return False
+        (trunk,) = self.backbone
+        assert isinstance(trunk, Backbone)
+        stem = trunk.body.conv1
+        return isinstance(stem, FusedStem) and stem.blocks and self.padding == "invariant"
 
     def detect(self, pixels: Tensor, valid: Tensor | None, sizes: Tensor, top: int) -> Detections:
         """Detect in a batch of pixels on the device of the weights.

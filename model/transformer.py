@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import attend
+from model.attention import attend_to_self
 from model.config import DeformableDetrConfig
 from model.feature_levels import FeatureLevels, SeparablePositions
 from model.fused_layers import (
@@ -92,7 +92,7 @@ class DecoderLayer(nn.Module):
     def attend_to_queries(self, x: Tensor, position: Tensor) -> Tensor:
         """Self-attention of `x` (B, Q, C) at `position` (B, Q, C) -> (B, Q, C)."""
         query = x + position
-        y = self.self_attn.out_proj(attend(self.self_attn, query, query, x))
+        y = self.self_attn.out_proj(attend_to_self(self.self_attn, query, x))
         return self.norm2(x + F.dropout(y, self.dropout, self.training))
 
     def attend_to_memory(

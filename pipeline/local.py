@@ -20,6 +20,7 @@ from model.description import Load
 from model.detector import BatchDetector, Size
 from model.detectors import describe
 from model.detectors import load as load_detector
+from model.image_detector import NotFinite
 from model.named import RANDOM
 from model.preprocess import form_batch
 from model.resample import resize_pixels
@@ -124,10 +125,7 @@ class LocalDetector:
 
     def _found(self, image: Pixels, scores: Tensor, labels: Tensor, boxes: Tensor) -> Found:
         if not (scores.isfinite().all() and boxes.isfinite().all()):
-            raise RuntimeError(
-                "the model's output is not finite: its weights are damaged, or its precision is "
-                "too narrow for them"
-            )
+            raise NotFinite
         names = [self.detector.labels[label] for label in labels.tolist()]
         kept = [
             number

@@ -13,7 +13,7 @@ MEMORY, TINY_MEMORY = 3 << 29, 512 << 20
 # Of detectors that get images as displayed, and resize them themselves: of 40 megapixels,
 # torchvision's needs 2.5 GB.
 LARGE_MEMORY = 3 << 30
-AS_DISPLAYED = ("faster-rcnn", "hf:", "python:")  # how the names of these models begin
+RESIZE_THEMSELVES = ("faster-rcnn", "hf:", "python:")  # how the names of these models begin
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def cluster_request(
     if num_gpus is not None:
         device = "cuda"
     memory = TINY_MEMORY if model == "shapes-tiny" else MEMORY
-    if model is not None and model.startswith(AS_DISPLAYED):
+    if model is not None and model.startswith(RESIZE_THEMSELVES):
         memory = LARGE_MEMORY
     return ClusterRequest(
         device, fewest, most, memory, address, selector(detect_on), selector(prepare_on), option

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.detector import BatchDetector, Detections, Pending, Size
+from model.image_detector import NotFinite
 from model.preprocess import form_batch
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
@@ -27,10 +28,7 @@ from pipeline.storage.errors import CommandFailed
 # when it had neighbours.
 ATTEMPTS = 3
 
-NOT_FINITE = (
-    "the model's output is not finite: its weights are damaged, or its precision is too narrow for "
-    "them (try --precision fp32)"
-)
+NOT_FINITE = str(NotFinite())
 
 
 class OutOfMemory(CommandFailed):

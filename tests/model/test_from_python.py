@@ -11,6 +11,7 @@ import torch
 from model.description import Load
 from model.detectors import describe, load, refuse_unknown
 from model.errors import CheckpointError, UnknownName
+from model.image_detector import OneByOne
 
 README = Path(__file__).parents[2] / "model" / "README.md"
 FIXED = """
@@ -72,7 +73,8 @@ def test_the_example_of_the_documents_detects(folder: Path) -> None:
     described = describe(name, None)
     assert described.labels == ("", "cat", "dog") and described.precisions == ("fp32",)
     net = load(name, Load(None, described.weights, "cpu", "fp32"))
-    torch.save(net.detector.net.state_dict(), folder / "w.pth")  # type: ignore[attr-defined]
+    assert isinstance(net, OneByOne)
+    torch.save(vars(net.detector)["net"].state_dict(), folder / "w.pth")
     with_weights = describe(name, str(folder / "w.pth"))
     assert with_weights.weights != described.weights
     again = load(name, Load(str(folder / "w.pth"), with_weights.weights, "cpu", "fp32"))
