@@ -26,9 +26,9 @@ PREFIX = "hf:"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 NEWER_PROCESSOR = "processor_config.json"
-PRECISIONS = ("fp32", "bf16", "fp16")
 SAFE = {"local_files_only": True, "trust_remote_code": False}  # no code of the folder is run
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = tuple(DTYPES)
 
 
 class HubDetector:
