@@ -24,6 +24,7 @@ from model.weights import file_sha256, is_hub_resolvable
 
 PREFIX = "hf:"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+SNAPSHOTS = "snapshots"  # the hub's cache has the revisions of a model there, by their names
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 NEWER_PROCESSOR = "processor_config.json"
 SAFE = {"local_files_only": True, "trust_remote_code": False}  # no code of the folder is run
@@ -118,19 +119,33 @@ def describe(model: str, weights: str | None) -> Description:
     folder = _folder(model)
     detector = HubDetector(folder)
     identity = {"library": "transformers", "labels": detector.labels}
-    return Description(detector.labels, AS_DISPLAYED, PRECISIONS, identity, _digest(folder), True)
+    return Description(
+        detector.labels,
+        AS_DISPLAYED,
+        PRECISIONS,
+        identity,
+        _digest(folder),
+        is_alone=True,
+        place=folder.name if folder.parent.name == SNAPSHOTS else None,
+    )
 
 
 def load(model: str, wanted: Load) -> HubDetector:
-    """Load `hf:FOLDER_OR_ID`. Raises as `model.detectors.load`."""
-    folder = _folder(model)
+    """Load `hf:FOLDER_OR_ID`. Raises as `model.detectors.load`.
+
+    The weights of what was described are the revision of an id, which may have a newer one now.
+    """
+    folder = _folder(model, wanted.weights)
     detector = HubDetector(folder, wanted.device, wanted.precision)
     wanted.check(model, _digest(folder))
     return detector
 
 
-def _folder(model: str) -> Path:
-    """The local folder of a model, which is fetched from the hub once if it is no folder."""
+def _folder(model: str, revision: str | None = None) -> Path:
+    """The local folder of a model, which is fetched from the hub once if it is no folder.
+
+    `revision` is that of an id of the hub; None: the newest.
+    """
     _transformers()
     place = model.removeprefix(PREFIX)
     folder = Path(place)
@@ -139,7 +154,7 @@ def _folder(model: str) -> Path:
             raise CheckpointError(
                 f"{model}: there is no folder {place}, and it is no id of the hub"
             )
-        folder = _fetched(place)
+        folder = _fetched(place, revision)
     names = {path.name for path in folder.iterdir()}
     if CONFIG not in names:
         raise CheckpointError(f"{model}: no {CONFIG} is there, so it is no model of transformers")
@@ -156,11 +171,12 @@ def _folder(model: str) -> Path:
     return folder
 
 
-def _fetched(place: str) -> Path:
+def _fetched(place: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
                 place,
+                revision=revision,
                 allow_patterns=["*.json", "*.safetensors"],
                 local_files_only=not is_hub_resolvable(),
             )

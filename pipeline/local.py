@@ -160,7 +160,8 @@ def load(
     described = describe(model, weights)
     precision = offered_precision(model, described.precisions, precision)
     sha256 = None if described.weights == RANDOM else described.weights
-    wanted = Load(weights, sha256, device, resolved_precision(precision, device), None, TOP)
+    place = described.place or weights
+    wanted = Load(place, sha256, device, resolved_precision(precision, device), None, TOP)
     return LocalDetector(load_detector(model, wanted), threshold)
 
 

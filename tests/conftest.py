@@ -8,12 +8,13 @@ import random
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.support.daily import DailySlice
 
@@ -173,7 +174,37 @@ MEASURES = (
     "pipeline/formats/test_read.py",
     "pipeline/stages/test_memory.py",
 )
+# Fast tests of these files need `local_ray`, which takes a quarter of a minute to start.
+WITH_RAY = (
+    "jobs/cluster/test_computation.py",
+    "jobs/cluster/test_ray_internals.py",
+    "jobs/label/",
+    "pipeline/isolation/test_watchdog.py",
+)
 HERE = Path(__file__).parent
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "OneRay | None":
+    return OneRay(config, log) if config.option.dist == "loadfile" else None
+
+
+class OneRay(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """One file after the other for each process; those that need Ray are for the same process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "ray" if file.removeprefix("tests/").startswith(WITH_RAY) else file
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    """Take the name of the test out of the environment.
+
+    A child that opens stores is started anew when the environment changes (isolation/child.py), so
+    that each test would start one.
+    """
+    del os.environ["PYTEST_CURRENT_TEST"]
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

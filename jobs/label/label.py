@@ -131,7 +131,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
             print_way_to_failures(options.output)
     code = print_outcome(options.output, published, options.max_failed_fraction)
     if left_out:
-        print(f"left out of {mask(options.input)}: {left_out_as_text(left_out)}", file=sys.stderr)
+        print(f"left out of {mask(options.input)}: {left_out}", file=sys.stderr)
     return code
 
 
@@ -187,10 +187,10 @@ def _plan(command: Command, known: Known) -> Plan:
 
 def _label_what_is_new(
     command: Command, writer: OutputWriter, startup: Startup
-) -> tuple[Published, dict[str, int]]:
+) -> tuple[Published, str]:
     """Finish the run of a killed command, if there is one, then label the new images.
 
-    Returns what both runs published, and the number of objects left out by reason.
+    Returns what both runs published, and what is left out, as text.
     """
     options = command.options
     published = Published()
@@ -203,7 +203,7 @@ def _label_what_is_new(
         published += execute_run(command, unfinished, placed, writer, startup)
         startup = Startup()  # for the run that may follow
     if unfinished and (options.limit is not None or options.relabel):
-        return published, unfinished.left_out
+        return published, left_out_as_text(unfinished.left_out)
     if unfinished:
         # What failed in the unfinished run was tried by this very command.
         tried = unfinished.retries_failed or not options.retry_failed
@@ -244,7 +244,7 @@ def _label_what_is_new(
         )
         startup.end(LISTING)
         published += execute_run(command, run, placed, writer, startup)
-    return published, found.left_out
+    return published, left_out_as_text(found.left_out, found.first_left_out)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         f"{'changed':<14} {counted(found.changed, 'object')} that OUTPUT holds an older version of",
         f"{'again':<14} {counted(found.again, 'object')} that failed, or by --relabel",
         f"{'gone':<14} {counted(len(found.gone), 'object')} that INPUT lost, labelled in OUTPUT",
-        f"{'ignored':<14} {left_out_as_text(found.left_out) or 'nothing'}",
+        f"{'ignored':<14} {left_out_as_text(found.left_out, found.first_left_out) or 'nothing'}",
         *(f"{'no version':<14} {line}" for line in unversioned_as_lines(found)),
         *estimate_and_placement,
         "nothing was written",

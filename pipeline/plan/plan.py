@@ -34,7 +34,7 @@ from pipeline.schema import UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.access import use_input_access
 from pipeline.storage.files import InputError, explain_errors, open_location, open_object, uri
 from pipeline.storage.retries import is_transient, is_unknown_host
-from pipeline.storage.urls import identity, mask
+from pipeline.storage.urls import identity, mask, printable
 
 # Loose files are grouped into shards, so that a task reads for seconds and not for one file.
 FILES_PER_SHARD = 256
@@ -57,6 +57,8 @@ class Plan:
     gone: pa.Array  # uris of objects that were labelled from this INPUT and no longer exist
     # Number of new Parquet files by the columns that their images are read from.
     image_columns: dict[str, int] = field(default_factory=dict)
+    # The first object that is not read, by reason: its name below INPUT.
+    first_left_out: dict[str, str] = field(default_factory=dict)
 
 
 def plan_shards(
@@ -99,10 +101,11 @@ def plan_shards(
     shards = write_shards(
         tables_of_shards(found if limit is None else _limit_images(found, limit, input_url))
     )
+    first = compared.names_left_out(base)
     if not compared.wanted:
         raise InputError(
             f"INPUT {mask(input_url)} holds nothing to label: no images, .tar shards or Parquet "
-            f"files ({left_out_as_text(compared.left_out) or 'it is empty'})"
+            f"files ({left_out_as_text(compared.left_out, first) or 'it is empty'})"
             + (f". The first of them: {error}" if (error := compared.footers.error) else "")
         )
     known_and_same = compared.wanted - compared.planned
@@ -117,12 +120,27 @@ def plan_shards(
         compared.unversioned,
         compared.gone_uris(),
         dict(compared.footers.columns),
+        first,
     )
 
 
-def left_out_as_text(left_out: Mapping[str, int]) -> str:
-    """The reasons why objects are left out, each with their number. "" if there are none."""
-    return "; ".join(f"{name} ({left_out[name]})" for name in LEFT_OUT if left_out.get(name))
+def left_out_as_text(left_out: Mapping[str, int], first: Mapping[str, str] | None = None) -> str:
+    """The reasons why objects are left out, each with their number and, if known, the first.
+
+    The text is "" if there are none.
+    """
+    first = first or {}
+    return "; ".join(
+        f"{reason} ({left_out[reason]}{_first_as_text(left_out[reason], first.get(reason))})"
+        for reason in LEFT_OUT
+        if left_out.get(reason)
+    )
+
+
+def _first_as_text(count: int, first: str | None) -> str:
+    if first is None:
+        return ""
+    return f": {printable(first)}" if count == 1 else f", the first is {printable(first)}"
 
 
 def _list_in_chunks(
@@ -143,6 +161,7 @@ class _Comparison:
         self.wanted = self.planned = self.changed = self.again = 0
         self.of_other_format = self.unreached = self.unversioned = 0
         self.left_out: Counter[str] = Counter()
+        self._first_left_out: dict[str, Member] = {}
         self._seen = np.zeros(known.uris.shape[1], bool)
 
     def select_new(self, listed: Iterable[Sequence[ListedObject]]) -> Iterator[tuple[Member, str]]:
@@ -152,7 +171,7 @@ class _Comparison:
             left_out = [(member, kind) for member, kind in found if kind in LEFT_OUT]
             self.wanted += len(rows)
             self.unversioned += _count_unversioned(rows)
-            self.left_out.update(kind for _, kind in left_out)
+            self._count_left_out(left_out)
             if len(self._seen):
                 is_of_input = self._is_of_input(self._see(left_out))
                 is_other = np.array([kind == OTHER_FORMAT for _, kind in left_out], bool)
@@ -161,6 +180,19 @@ class _Comparison:
             rows = self._leave_out_no_images(rows)
             self.planned += len(rows)
             yield from rows
+
+    def _count_left_out(self, rows: Sequence[ListedObject]) -> None:
+        self.left_out.update(kind for _, kind in rows)
+        for member, kind in rows:
+            self._first_left_out.setdefault(kind, member)
+
+    def names_left_out(self, base: str) -> dict[str, str]:
+        """The name of the first object that is left out below the URL `base`, by reason."""
+        folder = f"{identity(base).rstrip('/')}/"
+        return {
+            kind: readable_name(identity(member.uri)).removeprefix(folder)
+            for kind, member in self._first_left_out.items()
+        }
 
     def _see(self, rows: Sequence[ListedObject]) -> Positions:
         """Note that objects are there. Returns their positions among the known objects."""
@@ -178,7 +210,7 @@ class _Comparison:
         """Look into objects whose names do not say what they are, and count those left out."""
         looked = self.footers.name_kinds(self._heads.name_kinds(rows))
         no_images = [(member, kind) for member, kind in looked if kind in LEFT_OUT]
-        self.left_out.update(kind for _, kind in no_images)
+        self._count_left_out(no_images)
         self.wanted -= len(no_images)
         self.unversioned -= _count_unversioned(no_images)
         return [(member, kind) for member, kind in looked if kind not in LEFT_OUT]

@@ -1,12 +1,16 @@
 """`detr-batch label` in one process, without Ray: planning, reading, preparing, detecting, staging,
 publishing and committing are the real functions, which are called one after the other.
+
+`python -m tests.chaos.alone label INPUT OUTPUT ...` is the command, without Ray.
 """
 
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import jobs.cli
 import jobs.cluster.start
 import jobs.label.execution
 import jobs.label.label
@@ -124,3 +128,8 @@ def _read_rows_here(
     """`read_rows_in_child` in this process: its images harm nobody."""
     for row in pkgutil.resolve_name(target)(*arguments(0)):
         yield {name: row.get(name) for name in child.answers.schema.names}
+
+
+if __name__ == "__main__":
+    label_without_ray(children=True)
+    sys.exit(jobs.cli.main())

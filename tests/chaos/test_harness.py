@@ -67,6 +67,7 @@ def test_a_stale_listing_lacks_what_is_new_and_has_what_was_deleted() -> None:
     assert stale.listing(answer("x/c"), "x/") == answer("x/c")
 
 
+@pytest.mark.slow
 def test_a_delayed_request_arrives_once_more_when_it_is_released(
     bucket: str,
 ) -> None:

@@ -179,6 +179,7 @@ def test_nodes_of_ray_talk_to_each_other_on_all_ports() -> None:
                 assert allowed(source, target, port)
 
 
+@pytest.mark.slow
 def test_only_who_has_to_reaches_the_job_server() -> None:
     pods = pods_of_a_run()
     assert allowed(pods["submitter"], pods["head"], JOB_SERVER)

@@ -159,6 +159,7 @@ def test_readers_are_undisturbed(output: str) -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_compact_verify_and_delete_work_on_s3(output: str, bucket: str) -> None:
     expected = read_newest(output)
     fs, path = open_location(f"{bucket}/labels", "OUTPUT")

@@ -73,6 +73,7 @@ def assert_same(found: Detections, at: int, expected: Detections, expected_at: i
         assert torch.equal(getattr(found, name)[at], getattr(expected, name)[expected_at]), name
 
 
+@pytest.mark.slow
 def test_an_image_that_overflows_gets_the_bits_of_bf16_and_its_neighbours_keep_theirs(
     overflowing: DeformableDetr,
 ) -> None:

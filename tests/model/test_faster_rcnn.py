@@ -71,6 +71,7 @@ def test_it_equals_torchvision_with_its_own_checkpoint(
     assert_equal(create_faster_rcnn(config, tmp_path / "own.pth"), theirs, image)
 
 
+@pytest.mark.slow
 def test_it_equals_torchvision_with_weights_that_were_trained_from_nothing(
     image: Pixels, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> FasterRcnn:
     return create_faster_rcnn(faster_rcnn(), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", slow_but(THIN[:2], THIN))
 def test_thin_images_are_detected_in(size: tuple[int, int], detector: FasterRcnn) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
@@ -112,6 +114,7 @@ def test_boxes_of_a_thin_image_are_those_of_its_repeated_pixels(detector: Faster
     torch.testing.assert_close(scores, expected["scores"])
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_fail_the_image(image: Pixels) -> None:
     """torchvision drops boxes whose score is NaN."""
     for name in ("rpn.head.cls_logits.bias", "roi_heads.box_predictor.cls_score.bias"):
@@ -122,6 +125,7 @@ def test_numbers_that_are_not_finite_fail_the_image(image: Pixels) -> None:
             broken.detect(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", others_slow([1e-5, 0.0]))
 def test_frozen_norms_of_a_training_say_what_they_add(
     eps: float, image: Pixels, tmp_path: Path
@@ -151,6 +155,7 @@ def test_its_own_weights_and_classes_are_those_of_torchvision() -> None:
         assert tuple(named) == COCO_LABELS
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     state = {key: tensor.clone() for key, tensor in build(faster_rcnn()).state_dict().items()}
     save_file(state, tmp_path / "frcnn.safetensors")

@@ -20,6 +20,7 @@ from model.errors import CheckpointError, CheckpointUnavailable, UnknownName
 from model.from_hub import HubDetector
 from model.image_detector import OneByOne
 from tests.support.detectors import NAMES, save_detector, yolos
+from tests.support.parameters import others_slow
 
 SIDE = {"height": 64, "width": 96}
 
@@ -83,7 +84,7 @@ def saved(make: Make, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [rt_detr, d_fine, yolos, conditional_detr])
+@pytest.mark.parametrize("make", others_slow([rt_detr, d_fine, yolos, conditional_detr]))
 def test_photos_get_what_the_pipeline_of_transformers_gives(
     make: Make, tmp_path: Path, testdata: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_numbers_that_are_not_finite_fail_the_image(tmp_path: Path) -> None:
         detector.submit(pixels, None, torch.tensor([[48, 80]]))
 
 
+@pytest.mark.slow
 def test_code_of_a_folder_is_not_run(tmp_path: Path) -> None:
     """Although somebody says yes to the question that transformers asks by default."""
     folder = saved(yolos, tmp_path / "net")
@@ -209,6 +211,25 @@ def test_a_classifier_is_no_detector(tmp_path: Path) -> None:
     transformers.ViTImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="is no detector of transformers"):
         describe(f"hf:{tmp_path}", None)
+
+
+def test_workers_load_the_revision_that_was_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub has a newer one meanwhile."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("model.from_hub.is_hub_resolvable", lambda: False)
+    cached = tmp_path / "models--someone--yolos"
+    (cached / "refs").mkdir(parents=True)
+    for commit, make in (("a" * 40, yolos), ("b" * 40, rt_detr)):
+        save_detector(*make(), cached / "snapshots" / commit)
+    (cached / "refs" / "main").write_text("a" * 40)
+    described = describe("hf:someone/yolos", None)
+    (cached / "refs" / "main").write_text("b" * 40)
+    newer = describe("hf:someone/yolos", None)
+    assert newer.weights != described.weights
+    for one in (described, newer):
+        load("hf:someone/yolos", Load(one.place, one.weights, "cpu", "fp32"))
 
 
 def test_it_is_run_one_by_one(tmp_path: Path) -> None:

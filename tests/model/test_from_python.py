@@ -67,6 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documents_detects(folder: Path) -> None:
     (folder / "retina_of_readme.py").write_text(example())
     name = "python:retina_of_readme:retinanet"

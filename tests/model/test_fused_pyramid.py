@@ -174,6 +174,7 @@ def test_strides_divide_as_convolutions_do(
             assert area.tolist() == [[-(-side // stride) for side in valid]]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs all tests of the predictor take this path")
 @pytest.mark.parametrize("two_stage", others_slow([True, False]))

@@ -29,7 +29,7 @@ def summed_in_half(arguments: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize(("channels", "reference"), others_slow([(8, 4), (8, 2), (50, 2), (50, 4)]))
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", others_slow(DTYPES))
 def test_errors_are_those_of_six_roundings(
     dtype: torch.dtype, reference: int, channels: int, generator: torch.Generator
 ) -> None:
@@ -47,6 +47,7 @@ def test_errors_are_those_of_six_roundings(
     assert error.max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", others_slow([float("nan"), float("inf"), 65504.0]))
 @pytest.mark.parametrize("dtype", others_slow(DTYPES))
 def test_padding_and_neighbours_do_not_matter(

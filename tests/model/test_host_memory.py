@@ -25,6 +25,7 @@ print(is_kept, plain, faults())
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again() -> None:
     """A process allocates and frees memory ten times, before and after it keeps what it frees."""
     command = [sys.executable, "-c", FAULTS]

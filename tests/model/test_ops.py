@@ -113,8 +113,9 @@ def test_gradients_equal_those_of_the_reference(
         torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("reference", [2, 4], ids=["points", "boxes"])
+@pytest.mark.parametrize(
+    ("padded", "reference"), others_slow([(True, 4), (False, 2), (False, 4), (True, 2)])
+)
 @pytest.mark.parametrize("implementation", FAST)
 def test_fused_equals_reference(
     implementation: Implementation, reference: int, padded: bool, generator: torch.Generator
@@ -153,7 +154,7 @@ def test_fused_at_the_last_number_before_the_border(
 
 
 @pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", others_slow([torch.bfloat16, torch.float16]))
 def test_half_precision_errs_by_one_rounding_as_torch_does(
     implementation: Implementation, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
@@ -189,6 +190,7 @@ def test_points_that_are_nan_count_as_outside(
     assert not found[:, ::2].any()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
 @pytest.mark.parametrize("bad", others_slow([float("nan"), float("inf")]))
 def test_triton_reads_no_padding_and_no_neighbours(bad: float, generator: torch.Generator) -> None:
@@ -201,6 +203,7 @@ def test_triton_reads_no_padding_and_no_neighbours(bad: float, generator: torch.
     assert torch.equal(found[1:], expected[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
 def test_the_triton_operator_passes_opcheck(generator: torch.Generator) -> None:
     from model.ops.triton import levels_on, msda

@@ -17,7 +17,7 @@ from model.zoo import build, create_deformable_detr, create_model, prepare
 from tests.support.parameters import slow_but
 
 # The other variants consist of parts of these.
-FAST = ("deformable-detr-with-box-refine-two-stage", "deformable-detr-single-scale-dc5", "detr")
+FAST = "deformable-detr-with-box-refine-two-stage"
 SIZES = [(180, 250), (250, 141), (97, 223)]
 
 
@@ -52,7 +52,7 @@ def predictions_of_image(batch: Predictions, index: int) -> Predictions:
     return Predictions(batch.pred_logits[index], batch.pred_boxes[index])
 
 
-@pytest.mark.parametrize("name", slow_but(FAST, VARIANTS))
+@pytest.mark.parametrize("name", slow_but([FAST], VARIANTS))
 def test_logits_and_boxes_equal_transformers_on_a_padded_batch(name: str) -> None:
     theirs = peer(name)
     ours = build(set_config(name)).eval()
@@ -79,8 +79,7 @@ THIN = [(20, 500), (12, 333), (9, 480)]  # levels of height 1, where only the wi
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        *((name, SIZES) for name in FAST),
-        *slow_but((), ((name, SIZES) for name in VARIANTS if name not in FAST)),
+        *slow_but((), ((name, SIZES) for name in VARIANTS)),
         ("shapes-tiny", SIZES),
         ("shapes-tiny", THIN),
     ],
@@ -101,6 +100,7 @@ def test_invariant_padding_gives_an_image_the_same_result_as_alone(
             )
 
 
+@pytest.mark.slow
 def test_published_padding_changes_results() -> None:
     torch.manual_seed(0)
     net = DeformableDetr(deformable_config("deformable-detr")).eval()

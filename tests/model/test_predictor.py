@@ -149,7 +149,6 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
     ("model", "chosen", "precision"),
     slow_but(
         [
-            ("deformable-detr", 0, "bf16"),
             ("shapes-tiny", 0, "bf16"),
             ("detr", 0, "bf16"),
             ("shapes-tiny", 1, "bf16"),

@@ -144,7 +144,7 @@ def test_trunk_equals_the_published_one_for_each_image_alone(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("use", [use_kernels, use_libraries])
-@pytest.mark.parametrize("kind", others_slow(["resnet50", "compact"]))
+@pytest.mark.parametrize("kind", others_slow(["compact", "resnet50"]))
 def test_neighbours_do_not_change_an_image(
     kind: str,
     use: Callable[[nn.Module], None],
@@ -239,7 +239,7 @@ def test_canvas_of_blocks_has_the_levels_of_the_images(size: tuple[int, int]) ->
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("padded", others_slow([False, True]))
 def test_the_pyramid_of_blocks_is_that_of_images(
     padded: bool, generator: torch.Generator, as_on_gpus: None
 ) -> None:

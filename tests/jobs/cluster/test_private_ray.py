@@ -144,6 +144,7 @@ def test_a_token_of_the_environment_is_respected(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["None", f"{tmp_path / 'token'} token"], done.stderr
 
 
+@pytest.mark.slow
 def test_a_token_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     words = ["label", str(tmp_path), str(tmp_path / "out"), "--model", "shapes-tiny"]

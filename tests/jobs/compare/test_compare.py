@@ -208,6 +208,7 @@ def test_the_command_line_prints_text_or_json_and_refuses_wrong_options(
     assert "--iou 0: give a number above 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_labels_in_a_bucket_are_compared_with_labels_on_a_disk(tmp_path: Path, bucket: str) -> None:
     here = write_run(tmp_path / "a", [Labelled("x.jpg", [box_at(0), box_at(50)])], LABELS)
     write_run(tmp_path / "b", [Labelled("x.jpg", [box_at(0)])], LABELS)
@@ -224,6 +225,7 @@ def test_labels_in_a_bucket_are_compared_with_labels_on_a_disk(tmp_path: Path, b
     assert evaluate(bucket, f"{bucket}/truth.json")["metrics"]["AP"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_thresholds_that_differ_are_said_on_the_page_and_in_the_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from jobs.demo.lake import write_lake
 from pipeline.plan.plan import plan_shards
 from tests.support.browsing import Scheme, open_page
 from tests.support.labelled import Labelled, write_run
+from tests.support.parameters import others_slow
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
 LABELS = ("", f"cat{HOSTILE}", "dog")
@@ -35,7 +36,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "a"), str(folder / "b")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1600, "light")])
+@pytest.mark.parametrize(("width", "scheme"), others_slow([(390, "dark"), (1600, "light")]))
 def test_the_page_reads_well_without_a_network(
     browser: Browser, sides: tuple[str, str], width: int, scheme: Scheme, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_second_call_leaves_the_lake_alone(lake: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in lake.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_another_set_replaces_the_lake_and_is_repeatable(tmp_path: Path) -> None:
     first, second = tmp_path / "a" / "lake", tmp_path / "b" / "lake"
     first.parent.mkdir()

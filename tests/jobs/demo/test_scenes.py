@@ -40,6 +40,7 @@ def test_random_sizes_span_their_range() -> None:
     assert aspect.max() <= 3.02 and aspect.max() > 2.5
 
 
+@pytest.mark.slow
 def test_boxes_lie_inside_and_span_the_sizes(many_scenes: list[scenes.Scene]) -> None:
     counts = [len(rendered.labels) for rendered in many_scenes]
     assert min(counts) == 1 and max(counts) == 8

@@ -171,6 +171,7 @@ def test_an_archive_whose_images_moved_is_noticed(
     assert "2 changed (" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_come_from_and_go_to_a_bucket(bucket: str, tmp_path: Path) -> None:
     lake, output = f"{bucket}/lake", f"{bucket}/out"
     written = write_lake(lake)

@@ -314,6 +314,7 @@ def test_a_killed_import_leaves_nothing_behind_the_next(
     assert len(rows(str(output), BOXES)) == 3
 
 
+@pytest.mark.slow
 def test_detections_of_a_published_model_keep_their_figures(testdata: Path, tmp_path: Path) -> None:
     """They are of DEIMv2 on 55 photos: the boxes stay equal, and AP is that of pycocotools."""
     detections = testdata / "coco/detections/deimv2_atto_public55.json"

@@ -332,7 +332,7 @@ def test_dry_run_writes_nothing(
     assert label(tiny_options(photos, tmp_path / "out", weights, dry_run=True)) == 0
     printed = capsys.readouterr().out
     assert "image files    7 in 1 shard, " in printed
-    assert "ignored        files that are no images (1)\n" in printed
+    assert "ignored        files that are no images (1: notes.md)\n" in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -66,6 +66,7 @@ def output(bucket: str, tmp_path: Path) -> str:
     return f"{bucket}/out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heir", ["import", pytest.param("compact", marks=pytest.mark.slow)])
 def test_a_compact_that_was_cut_off_at_its_commit_loses(
     heir: str, output: str, store: FaultyStore, tmp_path: Path

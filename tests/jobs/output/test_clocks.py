@@ -15,6 +15,7 @@ from jobs.output.run_ids import new_run_id
 from jobs.output.store import OutputStore
 from pipeline.storage.errors import InputError
 from tests.jobs.output.test_old_versions import import_command, write_detections
+from tests.support.parameters import others_slow
 from tests.support.tables import rows
 
 YEARS = 365.25 * 86_400  # seconds of a year
@@ -57,7 +58,7 @@ def test_a_clock_that_is_not_set_is_refused_in_one_line(
     assert done.stderr.count("\n") == 1 and not output.exists()
 
 
-@pytest.mark.parametrize("years", [-60, 7900, 8100])
+@pytest.mark.parametrize("years", others_slow([7900, -60, 8100]))
 @pytest.mark.parametrize(("since", "code"), [(paths.entry(1), 2), (paths.STAGING, 0)])
 def test_a_clock_that_jumps_loses_nothing(
     since: str, code: int, years: float, tmp_path: Path

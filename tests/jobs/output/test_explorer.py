@@ -95,6 +95,7 @@ def print_coverage(capsys: pytest.CaptureFixture[str], what: str, coverage: Cove
         print(f"\n{what}: {coverage}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [TELLING, pytest.param(PAIRS, marks=pytest.mark.slow)])
 def test_no_pair_with_a_fault_loses_anything(
     pairs: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
@@ -113,6 +114,7 @@ def test_no_triple_with_a_fault_loses_anything(capsys: pytest.CaptureFixture[str
     print_coverage(capsys, "triples with a fault", coverage)
 
 
+@pytest.mark.slow
 def test_readers_see_what_counted_at_one_moment() -> None:
     explorer = Explorer(Writers(PROGRAMS), make_rules())
     pairs = [("list", program) for program in MAIN]
@@ -128,6 +130,7 @@ def test_an_empty_output_and_one_of_an_old_version_are_taken_over_once() -> None
     explore_all(explorer, old_runs(), [("list", "delete"), ("relabel", "compact")], faults=0)
 
 
+@pytest.mark.slow
 def test_clocks_may_show_any_time() -> None:
     """Clocks only decide how long the files of replaced runs stay."""
     explorer = Explorer(Writers(PROGRAMS, clocks=True), make_rules())

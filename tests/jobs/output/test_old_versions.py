@@ -83,6 +83,7 @@ def test_runs_of_an_old_version_are_adopted_and_it_can_write_no_more(
     assert main(["runs", str(output), "--verify"]) == 0
 
 
+@pytest.mark.slow
 def test_runs_that_an_old_version_compacted_stay_compacted(old_code: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     for name in ("a", "b"):  # the file has one name, so it is one INPUT

@@ -71,6 +71,7 @@ def test_other_files_beside_the_tables_may_be_written(tmp_path: Path) -> None:
     assert (output / "answer.csv").read_text() == "a\n1\n"
 
 
+@pytest.mark.slow
 def test_a_page_replaces_pages_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, page, photo = (str(tmp_path / name) for name in ("out", "page.html", "photo.png"))
     write_run(output, [Labelled("file:///x.jpg")], ("", "cat"))

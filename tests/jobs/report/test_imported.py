@@ -8,6 +8,7 @@ import pytest
 from jobs.cli import main
 from jobs.demo.lake import write_lake
 from jobs.report.imported import Imported
+from tests.support.parameters import others_slow
 
 PICTURE = "data:image/jpeg"
 
@@ -44,7 +45,7 @@ def bring(lake: Path, output: Path, kind: str, *options: str, results: str = "re
     return str(output)
 
 
-@pytest.mark.parametrize("kind", ["relative", "urls"])
+@pytest.mark.parametrize("kind", others_slow(["urls", "relative"]))
 def test_a_page_has_pictures_and_no_rates(lake: Path, tmp_path: Path, kind: str) -> None:
     options = ["--images", str(lake / "lake")] if kind == "relative" else []
     output = bring(lake, tmp_path / "out", kind, *options)
@@ -85,6 +86,7 @@ def test_reports_have_no_made_up_rates(
     assert document["totals"]["runs_without_price"] == 0
 
 
+@pytest.mark.slow
 def test_a_page_of_two_imports_that_differ_has_pictures(lake: Path, tmp_path: Path) -> None:
     where = ["--images", str(lake / "lake")]
     sides = [

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,30 +18,28 @@ from jobs.cli import main
 from jobs.demo.lake import write_lake
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
-from pipeline import dataflow
 from tests.conftest import TESTDATA
 from tests.support.browsing import Scheme, open_page
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
+ROOT = Path(__file__).parents[3]
 WIDTHS, SCHEMES = (390, 1600), ("light", "dark")
 HEADINGS = ["Sample images", "Detections", "Failures", "Throughput", "Where the time went"]
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled lake of scenes, with archives, broken images and odd names."""
     folder = tmp_path_factory.mktemp("page")
-    write_lake(folder / "lake", 40, 41)
+    write_lake(folder / "lake", 20, 41)
     scenes = sorted((folder / "lake").rglob("*.jpg"))
     shutil.copy(scenes[0], folder / "lake" / HOSTILE.replace("/", "\u2215"))
     (folder / "lake" / f"cut {HOSTILE[:20]}.jpg").write_bytes(scenes[1].read_bytes()[:400])
     (folder / "lake" / "empty.png").touch()
-    options = LabelOptions(
-        str(folder / "lake"), str(folder / "out"), model="shapes-tiny", usd_per_hour=0.8
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataflow, "CPU_BLOCK_BYTES", 1 << 19)  # the chart of rates needs many blocks
-        assert label(options) == 0
+    given = ["label", "lake", "out", "--model", "shapes-tiny", "--usd-per-hour", "0.8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.chaos.alone", *given]
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     return folder / "out"
 
 

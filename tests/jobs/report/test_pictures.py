@@ -82,6 +82,7 @@ def test_images_of_files_and_archives_come_in_the_requested_order(tmp_path: Path
         check_images(again[::-1], shards)
 
 
+@pytest.mark.slow
 def test_images_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, bucket: str) -> None:
     write_lake(tmp_path)
     fs, path = open_location(bucket, "INPUT")
@@ -99,6 +100,7 @@ def test_images_come_from_s3_by_the_plan_of_a_finished_run(tmp_path: Path, bucke
         check_images(reader.fetch(places_of(list(found.values()))), shards)
 
 
+@pytest.mark.slow
 def test_objects_without_a_planned_version_are_read_as_they_are(tmp_path: Path) -> None:
     write_lake(tmp_path)
     members = [
@@ -128,6 +130,7 @@ def test_removed_changed_and_too_large_files_have_a_reason(tmp_path: Path) -> No
     assert "no more" in found[4].why
 
 
+@pytest.mark.slow
 def test_a_source_that_stalls_costs_a_bounded_time(tmp_path: Path) -> None:
     import os
 
@@ -141,6 +144,7 @@ def test_a_source_that_stalls_costs_a_bounded_time(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5.0
 
 
+@pytest.mark.slow
 def test_an_unreachable_store_has_a_reason_and_does_not_stop_other_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,7 @@ def train_on(folder: Path) -> int:
     return main([*command, *"--weights packaged --steps 1 --batch-size 2 --precision fp32".split()])
 
 
+@pytest.mark.slow
 def test_a_damaged_image_does_not_end_a_training(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

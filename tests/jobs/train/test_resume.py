@@ -53,6 +53,7 @@ def train_command(dataset: Path, annotations: str, *words: str) -> list[str]:
     return [*command, "--precision", "fp32", *words]
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_its_classes_and_a_new_rate(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

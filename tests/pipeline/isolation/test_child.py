@@ -49,6 +49,7 @@ class AwaitedChild(Child):
         return super().stream(target, arguments, seconds, rows)
 
 
+@pytest.mark.slow
 def test_each_harmful_image_costs_its_own_row(faults: None) -> None:
     preparer = Preparer(RULE, seconds=5)
     answers, preload = preparer.child.answers, preparer.child.preload

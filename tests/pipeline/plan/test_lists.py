@@ -206,7 +206,9 @@ def test_entries_that_name_an_object_again_are_counted(web: str, tmp_path: Path)
     (tmp_path / "list.txt").write_text("\n".join(names))
     found = plan_shards(str(tmp_path / "list.txt"))
     assert found.left_out == {REPEATED: 6}
-    assert left_out_as_text(found.left_out) == ("entries of the list that name an object again (6)")
+    assert left_out_as_text(found.left_out, found.first_left_out) == (
+        f"entries of the list that name an object again (6, the first is file://{tmp_path}/a.jpg)"
+    )
     assert sorted(member.uri for shard in found.shards for member in shard.members) == [
         f"file://{tmp_path}/a.jpg",
         f"file://{tmp_path}/missing.jpg",

@@ -101,6 +101,7 @@ def statuses(shards: list[Shard]) -> dict[str, str]:
     return {row["uri"]: row["status"] for row in rows}
 
 
+@pytest.mark.slow
 def test_entries_that_fail_for_ever_cost_a_row_each(
     web: str, refusing: str, silent: str, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_the_only_store_is_waited_for_and_then_ends_the_run(name: str, tmp_path:
         shards_of(tmp_path, [f"{failing}/{name}", f"{failing}/other.jpg"])
 
 
+@pytest.mark.slow
 def test_a_host_that_is_gone_is_not_waited_for_again_and_again(
     web: str, silent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

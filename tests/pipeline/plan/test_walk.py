@@ -58,6 +58,7 @@ def test_images_in_deeply_nested_folders_are_planned(deep: Path) -> None:
     assert {row["status"] for row in encoded(first)} == {"ok"}
 
 
+@pytest.mark.slow
 def test_folders_beyond_the_longest_path_are_counted(deep: Path) -> None:
     for descriptor in nest(deep, 2_500):
         os.close(descriptor)

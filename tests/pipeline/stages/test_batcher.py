@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pipeline.stages.batcher import Batcher, WaitingRoom
 from pipeline.stages.detect import GPU_CALLS
 from pipeline.stages.recovery import ATTEMPTS, Image, OutOfMemory, RecoveringDetector
 from tests.support.fake_detector import Batch, FakeDetector
+from tests.support.parameters import slow_but
 
 NEVER = 1e9  # seconds after which a journal ends the process of an image that is still under way
 WIDE, HIGH, SMALL = (800, 1066), (1066, 800), (800, 820)
@@ -112,8 +114,7 @@ def test_calls_fill_each_others_batches_and_each_ends_with_its_own_images() -> N
     assert len(detector.batches) == 3
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
-@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize(("count", "ahead"), slow_but([(2, 1), (1, 0)], product((1, 2, 8), (0, 1))))
 def test_every_image_of_many_calls_is_answered_once(count: int, ahead: int) -> None:
     detector = FakeDetector(count=count, ahead=ahead, seconds=0.0005)
     batches = batcher(detector, calls=4)

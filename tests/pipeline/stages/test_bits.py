@@ -93,6 +93,7 @@ def digests_of_another_process(precision: str, **environment: str) -> dict[str, 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", others_slow(["fp32", "bf16"]))
 def test_another_process_gives_the_same_bits(precision: str) -> None:
     detector = make_detector(precision)

@@ -14,6 +14,7 @@ from pipeline.schema import ENCODED
 from pipeline.stages.decode import decode_row
 from pipeline.stages.opening import optional_formats
 from pipeline.stages.prepare import MAX_PIXELS
+from tests.support.parameters import others_slow
 from tests.support.samples import preparer
 
 FORMATS = [
@@ -61,7 +62,9 @@ def test_pixels_equal_those_of_pillow(
     assert difference.max() <= (0 if shorter == 91 else 1)
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("HEIF", ".heic"), ("JXL", ".jxl"), ("AVIF", "")])
+@pytest.mark.parametrize(
+    ("name", "suffix"), others_slow([("AVIF", ""), ("JXL", ".jxl"), ("HEIF", ".heic")])
+)
 def test_formats_whose_decoders_use_threads_are_read_where_none_may_start(
     name: str, suffix: str
 ) -> None:

@@ -29,6 +29,7 @@ from pipeline.stages.detect import Detector, DetectorSpec
 from pipeline.stages.recovery import RecoveringDetector
 from tests.chaos.injected import INJECTED
 from tests.support.fake_detector import FakeDetector
+from tests.support.parameters import others_slow
 
 CONFINED = """
 import json, resource
@@ -62,8 +63,9 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="this test limits memory by means of Linux")
-@pytest.mark.parametrize("memory", [600, 20])
+@pytest.mark.parametrize("memory", others_slow([20, 600]))
 def test_too_little_memory_ends_the_run_and_fails_no_image(memory: int) -> None:
     code = CONFINED.replace("MEMORY", str(memory))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

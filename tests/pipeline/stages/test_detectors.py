@@ -77,6 +77,7 @@ def test_an_image_has_a_row_and_equal_bits_in_any_company(kind: str, folder: Pat
             assert 0 <= box["y_min"] <= box["y_max"] <= row["height"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_precisions_are_offered_or_refused(kind: str, folder: Path) -> None:
     model, weights = model_of_kind(kind, folder)

@@ -119,6 +119,7 @@ def test_a_detector_that_does_not_enlarge_gives_the_same_boxes(
     assert_equal_boxes(detector, large, small)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or "TRITON_INTERPRET" not in os.environ,
     reason="Triton's interpreter is not in use",

@@ -97,6 +97,7 @@ def test_pixel_limit_is_read_from_the_header(tmp_path: Path) -> None:
     assert row["pixels"] is None
 
 
+@pytest.mark.slow
 def test_a_decoder_that_lies_costs_the_row_of_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that no image has do not reach the detector, whose batch they would break."""
     decoder = "tests.pipeline.isolation.lying_decoder"
@@ -121,6 +122,7 @@ def test_each_lie_is_noticed(lie: dict[str, Any]) -> None:
     assert not is_plausible({**row, **lie})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads the memory of its process from /proc")
 def test_reading_and_preparing_leave_no_images_in_memory(tmp_path: Path) -> None:
     """100 images of 1 MiB, each of which becomes 3 MiB of pixels."""

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.storage.environment import number_of_variable
 from pipeline.storage.errors import InputError
+from tests.support.parameters import others_slow
 
 NAME = "NUMBER_OF_A_TEST"
 
@@ -25,11 +26,13 @@ def test_numbers_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [
-        ("DETR_BATCH_STALL_SECONDS", ["label", "in"]),
-        ("DETR_BATCH_LEASE_SECONDS", ["runs"]),
-        ("DETR_BATCH_STORE_PATIENCE", ["runs"]),
-    ],
+    others_slow(
+        [
+            ("DETR_BATCH_STORE_PATIENCE", ["runs"]),
+            ("DETR_BATCH_LEASE_SECONDS", ["runs"]),
+            ("DETR_BATCH_STALL_SECONDS", ["label", "in"]),
+        ]
+    ),
 )
 def test_a_command_says_which_variable_is_no_number(
     name: str, command: list[str], tmp_path: Path

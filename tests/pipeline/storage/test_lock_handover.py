@@ -19,6 +19,7 @@ from pipeline.storage.files import S3_OPTIONS, InputError, create_whole, join, o
 from pipeline.storage.lock import Lease, LockLost, OutputLock
 from tests.chaos.faulty_store import FaultyStore
 from tests.support.damage import warnings_of
+from tests.support.parameters import others_slow
 
 LOCK_NAME = "lock.json"
 
@@ -44,7 +45,7 @@ with OutputLock({output!r}, {name!r}, lease_seconds=1):
 
 
 @pytest.mark.parametrize(
-    ("functions", "seconds"), [(("unlink", "remove"), 0.1), (("replace",), 1.0)]
+    ("functions", "seconds"), others_slow([(("unlink", "remove"), 0.1), (("replace",), 1.0)])
 )
 def test_a_holder_that_wakes_up_leaves_the_lock_of_its_successor_alone(
     functions: tuple[str, ...],
@@ -109,7 +110,7 @@ def lock_through(store: FaultyStore, bucket: str) -> OutputLock:
     return lock
 
 
-@pytest.mark.parametrize("method", ["DELETE", "PUT"])
+@pytest.mark.parametrize("method", others_slow(["DELETE", "PUT"]))
 def test_a_late_request_leaves_the_lock_of_a_successor_alone(method: str, bucket: str) -> None:
     """The request of a release or a renewal arrives after another holder has taken over."""
     store = SlowStore(os.environ["AWS_ENDPOINT_URL"], method)
@@ -129,6 +130,7 @@ def test_a_late_request_leaves_the_lock_of_a_successor_alone(method: str, bucket
             successor.check()
 
 
+@pytest.mark.slow
 def test_no_release_is_repeated_when_the_lease_has_ended(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def answer() -> Answer:
     return as_read
 
 
+@pytest.mark.slow
 def test_the_packaged_model_is_measured(answer: Answer) -> None:
     assert answer["counts"] == [1, 2]
     found = answer["operations"]["2"]
