@@ -137,6 +137,7 @@ def test_a_killed_compact_leaves_the_labels_as_they_were(
     assert [path.name for path in Path(output, "images").iterdir()] == [f"run={run['run_id']}"]
 
 
+@pytest.mark.slow
 def test_readers_are_undisturbed(output: str) -> None:
     """All queries that run while runs are compacted give the same answer."""
     expected, wrong, stop = read_newest(output)[1], [], threading.Event()
@@ -185,6 +186,7 @@ def test_folders_above_an_output_are_no_columns(output: str, folder: str, tmp_pa
     assert read_newest(inside) == expected
 
 
+@pytest.mark.slow
 def test_a_compacted_run_knows_only_objects_whose_rows_it_keeps(tmp_path: Path) -> None:
     """Two INPUTs overlap, and the newest labels of an object are those of the other INPUT."""
     output = str(tmp_path)

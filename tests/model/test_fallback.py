@@ -110,6 +110,7 @@ def test_an_image_that_is_not_finite_in_bf16_either_stays_so(overflowing: Deform
     assert found.scores.isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", others_slow(["shapes-tiny", "deformable-detr-with-box-refine-two-stage"])
 )

@@ -28,6 +28,7 @@ def summed_in_half(arguments: dict[str, Any]) -> Tensor:
     return fused_ms_deform_attn_triton(**arguments, corners=HALF)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "reference"), others_slow([(8, 4), (8, 2), (50, 2), (50, 4)]))
 @pytest.mark.parametrize("dtype", others_slow(DTYPES))
 def test_errors_are_those_of_six_roundings(

@@ -180,6 +180,7 @@ def test_a_detector_is_near_that_in_bf16(generator: torch.Generator) -> None:
     assert (found - exact).abs().max() < 2 * (rounded - exact).abs().max() + 0.05
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs the other tests take this path")
 def test_a_detector_by_kernels_is_that_by_torch(

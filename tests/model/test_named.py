@@ -31,6 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_folder_goes_before_the_hub(folder: Path) -> None:
     name = "deformable-detr-single-scale"
     assert file_in_folder(name) is None and weights_of(name) == MODELS[name].weights

@@ -123,6 +123,7 @@ def test_fused_equals_reference(
     assert_fused_equals_reference(raw_inputs(generator, reference, padded), implementation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", FUSED)
 @pytest.mark.parametrize("channels", others_slow([50, 16, 32]))
 def test_fused_takes_any_number_of_channels(
@@ -153,6 +154,7 @@ def test_fused_at_the_last_number_before_the_border(
     assert_fused_equals_reference(arguments, implementation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("dtype", others_slow([torch.bfloat16, torch.float16]))
 def test_half_precision_errs_by_one_rounding_as_torch_does(
@@ -174,6 +176,7 @@ def test_half_precision_errs_by_one_rounding_as_torch_does(
         assert excess.max() <= 1e-4  # the error that fp32 may add, as in the tests above
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", FUSED)
 def test_points_that_are_nan_count_as_outside(
     implementation: Implementation, generator: torch.Generator

@@ -106,7 +106,7 @@ def largest_error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     ("kind", "dilation", "most_blocks"),
     [
-        ("resnet50", True, 2),
+        pytest.param("resnet50", True, 2, marks=pytest.mark.slow),
         pytest.param("resnet50", False, 2, marks=pytest.mark.slow),
         ("compact", False, 2),
         pytest.param("resnet50", False, 6, marks=pytest.mark.slow),

@@ -114,6 +114,7 @@ def test_every_mistake_is_an_error_of_one_line(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_packages_without_a_wheel_are_all_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -304,6 +304,7 @@ def test_files_of_a_bucket_and_files_that_are_missing(bucket: str, tmp_path: Pat
         read_annotations(f"{bucket}/absent.json")
 
 
+@pytest.mark.slow
 def test_entries_are_read_one_at_a_time(tmp_path: Path) -> None:
     """Outlines are most of a file, and must not be held in memory together."""
     outline = [[0.125] * 1000]

@@ -139,6 +139,7 @@ def test_images_that_are_exported_are_not_deleted(
     assert content(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_images_in_a_bucket_that_are_exported_are_not_deleted(
     bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

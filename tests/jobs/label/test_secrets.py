@@ -100,6 +100,7 @@ def lake(tmp_path: Path) -> Iterator[str]:
         yield f"{base}/list.txt?{signatures[0]}"
 
 
+@pytest.mark.slow
 def test_failed_rows_of_the_reading_stages_hold_no_secrets(lake: str) -> None:
     found = [row for shard in plan_shards(lake, format="urls").shards for row in encoded(shard)]
     for row in found:

@@ -27,6 +27,7 @@ from pipeline import dataflow
 from pipeline.stages.publish import Part, group_into_parts
 from pipeline.storage.lock import OLD_NAME
 from tests.support.damage import DAMAGES, Damage, flip, warnings_of
+from tests.support.parameters import others_slow
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 
@@ -203,7 +204,7 @@ def unfinished_run(
     yield OutputTester(tmp_path / "out", capsys)
 
 
-@pytest.mark.parametrize("document", ["plan.parquet", "run.json"])
+@pytest.mark.parametrize("document", others_slow(["plan.parquet", "run.json"]))
 def test_damaged_documents_of_an_unfinished_run_are_refused(
     document: str, unfinished_run: OutputTester
 ) -> None:

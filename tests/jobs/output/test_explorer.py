@@ -123,6 +123,7 @@ def test_readers_see_what_counted_at_one_moment() -> None:
     explore_all(explorer, ({},), pairs, faults=1)
 
 
+@pytest.mark.slow
 def test_an_empty_output_and_one_of_an_old_version_are_taken_over_once() -> None:
     explorer = Explorer(Writers(PROGRAMS), make_rules())
     explore_all(explorer, ({},), [("label", "label"), ("label", "relabel")], faults=1)

@@ -102,6 +102,7 @@ def test_runs_that_an_old_version_compacted_stay_compacted(old_code: Path, tmp_p
     assert len(catalog.labelling_runs()) == 3
 
 
+@pytest.mark.slow
 def test_an_adoption_that_was_killed_is_repeated(
     old_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

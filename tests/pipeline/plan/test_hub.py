@@ -18,6 +18,7 @@ from tests.support.web import QuietHandler, served
 ROOT = Path(__file__).parents[3]
 LABEL = """
 import json, sys
+import pytest
 from pipeline.plan.plan import plan_shards
 from tests.support.samples import encoded
 rows = [row for shard in plan_shards(sys.argv[1]).shards for row in encoded(shard)]
@@ -64,6 +65,7 @@ class Hub(QuietHandler):
         self.wfile.write(content[first : last + 1])
 
 
+@pytest.mark.slow
 def test_images_and_tars_on_the_hub_are_read(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "t.tar", {"b.jpg": jpeg(1), "c.jpg": jpeg(2)}).read_bytes()
     files = {"a.jpg": jpeg(), "README.md": b"# lake", "t.tar": tar}

@@ -23,6 +23,7 @@ from pipeline.storage.errors import StorageUnavailable
 from pipeline.storage.files import open_location
 from pipeline.storage.web import WebFileSystem
 from tests.chaos.faulty_store import FaultyStore
+from tests.support.parameters import others_slow
 from tests.support.samples import jpeg, write_tar
 from tests.support.web import QuietHandler, served
 
@@ -146,7 +147,7 @@ def test_a_store_that_fails_after_planning_costs_rows_while_others_answer(
     assert [found[name] for name in names] == ["unavailable", "unavailable", "ok"]
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "x.tar"])
+@pytest.mark.parametrize("name", others_slow(["x.tar", "x.jpg"]))
 def test_the_only_store_is_waited_for_and_then_ends_the_run(name: str, tmp_path: Path) -> None:
     with served(Answering) as gone:
         shards = shards_of(tmp_path, [f"{gone}/{name}"])

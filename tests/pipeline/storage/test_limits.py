@@ -71,6 +71,7 @@ def test_a_full_device_is_a_limit() -> None:
     assert reached_limit(full.value) == "the disk is full: make room on it"
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path) -> None:
     output = write_run(
         tmp_path / "out", [Labelled(f"file:///lake/{n}.jpg") for n in range(200)], ("",)

@@ -210,6 +210,7 @@ def test_a_lock_that_is_damaged_while_it_is_held_ends_the_run(
     assert "is damaged: delete it" in line
 
 
+@pytest.mark.slow
 def test_lease_outlives_a_store_that_fails_for_a_while(tmp_path: Path) -> None:
     with OutputLock(str(tmp_path / "out"), LOCK_NAME, lease_seconds=2) as lock:
         moved = tmp_path / "moved"

@@ -44,6 +44,7 @@ with OutputLock({output!r}, {name!r}, lease_seconds=1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("functions", "seconds"), others_slow([(("unlink", "remove"), 0.1), (("replace",), 1.0)])
 )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from jobs.bench.gpu.fill import BatchLog, Fill, fill_as_text, read_fill, watch_batches
@@ -37,6 +38,7 @@ def test_blanks_and_padding_are_counted(tmp_path: Path) -> None:
     assert read_fill(tmp_path) == fill
 
 
+@pytest.mark.slow
 def test_on_a_cpu_each_image_of_a_mix_is_a_batch_of_its_own_size() -> None:
     mix = Mix("shapes-tiny", RANDOM, "fp32", "cpu", images=5)
     rule = named_model("shapes-tiny").config().resize

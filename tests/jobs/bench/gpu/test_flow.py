@@ -21,6 +21,7 @@ from jobs.bench.gpu.photos import write_photos
 from jobs.bench.gpu.preparing import measure_preparing
 
 
+@pytest.mark.slow
 def test_photos_are_as_large_as_those_of_cameras(tmp_path: Path) -> None:
     write_photos(tmp_path / "large", [(800, 1066)] * 40)
     files = list((tmp_path / "large").iterdir())

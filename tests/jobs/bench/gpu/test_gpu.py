@@ -42,6 +42,7 @@ from model.ops import launches, ways
 from model.ops.launches import Launch
 from model.zoo import create_deformable_detr
 from pipeline.storage.errors import CommandFailed
+from tests.support.parameters import others_slow
 
 SECONDS = 1800.0  # for all steps; on two quiet cores they take two minutes
 ROW: dict[str, Any] = {
@@ -221,7 +222,7 @@ def test_unknown_ways_are_refused(tmp_path: Path) -> None:
         ways.read_ways(table)
 
 
-@pytest.mark.parametrize("model", ["shapes-tiny", "deformable-detr-single-scale"])
+@pytest.mark.parametrize("model", others_slow(["shapes-tiny", "deformable-detr-single-scale"]))
 def test_parts_count_what_torch_counts(model: str) -> None:
     """Torch's own counter, the reference, knows all operations of a model for training."""
     net = create_deformable_detr(model, "random", training=True).requires_grad_(False)

@@ -14,6 +14,7 @@ from jobs.bench.gpu.trunk_choices import TRUNK, Convolution, choose, choose_from
 from model.ops.ways import BIAS, KERNEL, POINTWISE, RESIDUAL, STEM, WAYS
 from model.preprocess import normalize
 from tests.support.gpu_paths import Cudnn, take_paths_of_gpus
+from tests.support.parameters import others_slow
 
 pytest.importorskip("triton")
 TINY = {
@@ -36,7 +37,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     return Context("choices", tmp_path, "cpu", True, time.monotonic() + 60)
 
 
-@pytest.mark.parametrize("what", TRUNK)
+@pytest.mark.parametrize("what", others_slow(TRUNK))
 def test_all_ways_are_timed_and_one_is_chosen(what: str, context: Context) -> None:
     choose(context, what, "9.0")
     (record,) = context.journal.records()

@@ -54,6 +54,7 @@ def test_the_page_stands_above_what_was_measured() -> None:
     assert not any("DETR, DC5" in line for line in lines)  # not measured
 
 
+@pytest.mark.slow
 def test_ap_of_any_detector(tmp_path: Path) -> None:
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
