@@ -53,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # By default Hypothesis fails a test whose example takes long, which depends on other work.
     hypothesis.settings.register_profile("without deadline", deadline=None)
     hypothesis.settings.load_profile("without deadline")
+    if hasattr(config, "workerinput"):
+        config.option.seed = config.workerinput["seed"]
     if config.option.minutes is not None:
         config.pluginmanager.register(DailySlice(config.option.minutes))
 
@@ -182,6 +184,12 @@ WITH_RAY = (
     "pipeline/isolation/test_watchdog.py",
 )
 HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Let all processes draw from one seed, which a failure prints."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "OneRay | None":

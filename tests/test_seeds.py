@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,12 @@ def test_only_tests_of_random_inputs_are_repeated() -> None:
     tests = [line for line in done.stdout.splitlines() if "<Function" in line]
     assert len(tests) == 4
     assert sum("seed=7" in line for line in tests) == sum("seed=8" in line for line in tests) == 2
+
+
+def test_all_processes_draw_from_the_seed_that_is_printed(request: pytest.FixtureRequest) -> None:
+    config = request.config
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        assert config.option.seed == config.workerinput["seed"]
 
 
 def test_a_seed_gives_inputs_and_weights(seed: int, generator: torch.Generator) -> None:

@@ -4,4 +4,3 @@ from itertools import combinations_with_replacement
 
 MAIN = ("label", "relabel", "compact", "delete")
 PAIRS = list(combinations_with_replacement(MAIN, 2))
-TELLING = [("label", "label"), ("label", "compact"), ("relabel", "delete"), ("compact", "compact")]

@@ -15,7 +15,7 @@ from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest
 from jobs.output.store import Store
 from tests.jobs.output.explorer import Coverage, Explorer, Moment, Scenario
-from tests.jobs.output.pairs import MAIN, PAIRS, TELLING
+from tests.jobs.output.pairs import MAIN, PAIRS
 from tests.jobs.output.programs import PROGRAMS, file_of_run, manifest_of, part, rows_of
 from tests.jobs.output.rules import Old, make_rules
 from tests.jobs.output.simulated import (
@@ -96,18 +96,14 @@ def print_coverage(capsys: pytest.CaptureFixture[str], what: str, coverage: Cove
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", [TELLING, pytest.param(PAIRS, marks=pytest.mark.slow)])
-def test_no_pair_with_a_fault_loses_anything(
-    pairs: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_pair_with_a_fault_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
     """These are pairs of writers that write, replace, merge and delete."""
     explorer = Explorer(Writers(PROGRAMS), make_rules())
-    print_coverage(capsys, "pairs with a fault", explore_all(explorer, two_runs(), pairs, 1))
+    print_coverage(capsys, "pairs with a fault", explore_all(explorer, two_runs(), PAIRS, 1))
 
 
 @pytest.mark.slow
 def test_no_triple_with_a_fault_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
-    """These are two triples; all of them, with two faults, take far longer."""
     explorer = Explorer(Writers(PROGRAMS), make_rules())
     triples = [("label", "relabel", "compact"), ("label", "compact", "delete")]
     coverage = explore_all(explorer, two_runs(), triples, faults=1, tidy=True)
@@ -123,7 +119,6 @@ def test_readers_see_what_counted_at_one_moment() -> None:
     explore_all(explorer, ({},), pairs, faults=1)
 
 
-@pytest.mark.slow
 def test_an_empty_output_and_one_of_an_old_version_are_taken_over_once() -> None:
     explorer = Explorer(Writers(PROGRAMS), make_rules())
     explore_all(explorer, ({},), [("label", "label"), ("label", "relabel")], faults=1)
@@ -133,7 +128,6 @@ def test_an_empty_output_and_one_of_an_old_version_are_taken_over_once() -> None
 
 @pytest.mark.slow
 def test_clocks_may_show_any_time() -> None:
-    """Clocks only decide how long the files of replaced runs stay."""
     explorer = Explorer(Writers(PROGRAMS, clocks=True), make_rules())
     pairs = [("relabel and keep", program) for program in (*MAIN, "list")]
     explore_all(explorer, two_runs(), pairs, faults=0)

@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.support.samples import jpeg, write_tar
 from tests.support.web import QuietHandler, served
 
 ROOT = Path(__file__).parents[3]
 LABEL = """
 import json, sys
-import pytest
 from pipeline.plan.plan import plan_shards
 from tests.support.samples import encoded
 rows = [row for shard in plan_shards(sys.argv[1]).shards for row in encoded(shard)]
