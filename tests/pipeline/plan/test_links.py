@@ -157,9 +157,7 @@ def test_what_is_passed_over_is_counted_with_its_reason(lake: Path, store: Path)
 def test_input_of_links_to_itself_alone_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir()
     (tmp_path / "lake" / "folder").symlink_to(tmp_path)
-    with pytest.raises(
-        InputError, match=r"nothing to label.*links to folders that lead.*\(1: folder\)"
-    ):
+    with pytest.raises(InputError, match=r"nothing to label.*links to folders.*\(1: folder\)"):
         plan_shards(str(tmp_path / "lake"))
 
 
