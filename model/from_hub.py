@@ -24,6 +24,7 @@ from model.weights import file_sha256, is_hub_resolvable
 
 PREFIX = "hf:"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+MOST_CLASSES = 1 << 16
 SNAPSHOTS = "snapshots"  # the hub's cache has the revisions of a model there, by their names
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 NEWER_PROCESSOR = "processor_config.json"
@@ -63,7 +64,13 @@ class HubDetector:
             )
         self.net: Any = net.eval().to(device)
         names = {int(number): str(name) for number, name in net.config.id2label.items()}
-        self.labels = tuple(_name(names.get(i, "")) for i in range(max(names, default=-1) + 1))
+        count = max(names, default=-1) + 1
+        if count > MOST_CLASSES:
+            raise CheckpointError(
+                f"{PREFIX}{folder} names a class {count - 1} (id2label in {CONFIG}): numbers go up "
+                f"to {MOST_CLASSES - 1}"
+            )
+        self.labels = tuple(_name(names.get(i, "")) for i in range(count))
 
     @torch.inference_mode()
     def detect(self, image: npt.NDArray[np.uint8]) -> Found:

@@ -99,7 +99,10 @@ class OneByOne:
             raise ContractBroken(f"{self.name}: {error}") from error
         except RuntimeError:  # of torch, which its types tell apart
             raise
-        except Exception as error:  # other people's code raises anything
+        except BaseException as error:  # other people's code raises anything, SystemExit too
+            is_main = threading.current_thread() is threading.main_thread()
+            if isinstance(error, KeyboardInterrupt) and is_main:  # of the person at the terminal
+                raise
             raise RuntimeError(f"{self.name}: {type(error).__name__}: {error}") from error
         best = np.argsort(-scores, kind="stable")[: self.top]
         scale = sizes[0].numpy() / pixels.shape[1:3]

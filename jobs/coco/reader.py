@@ -7,12 +7,16 @@ kept. What is accepted stands in `fields`; anything else is one InputError that 
 entry, its ids and the field.
 """
 
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
+
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.coco.document import Document
 from jobs.coco.fields import Entry, WrongField, annotation_of, category_of, image_of, result_of
@@ -28,10 +32,13 @@ T = TypeVar("T")
 def local_file(url: str, what: str) -> Iterator[Path]:
     """The file at a path or URL as a local one; a copy of a remote file is deleted afterwards."""
     fs, path = open_location(url, what)
-    with explain_errors(what, url):
-        file = local_copy(fs, path)
-    with file:
-        yield Path(file.name)
+    with tempfile.NamedTemporaryFile(prefix="detr-batch-") as copy:
+        with explain_errors(what, url), local_copy(fs, path) as file:
+            is_local = isinstance(fs, LocalFileSystem)
+            if not is_local:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+        yield Path(path if is_local else copy.name)
 
 
 def read_annotations(location: str, needed: Collection[str] = ()) -> Annotations:

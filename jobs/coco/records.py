@@ -19,6 +19,7 @@ class Image:
     file_name: str | None
     width: int | None
     height: int | None
+    row: tuple[str, str] | None = None  # shard and image_id, as `export` writes them
 
 
 @dataclass(frozen=True, slots=True)

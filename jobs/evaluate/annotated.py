@@ -15,13 +15,14 @@ from pipeline.storage.files import InputError
 
 # Rules that match an image of OUTPUT with its annotations, the surest rule first.
 RULES = {
+    "row": "the annotations give its image_id and shard, as `export` writes them",
     "image_id": "its image_id is the file_name",
     "path": "its path ends in the file_name",
     "key": "its key in an archive is the file_name without suffix",
     "id": "its image_id is the annotations' id",
     "name": "its last name is that of the file_name, in another folder",
 }
-IMAGE_ID, PATH, KEY, ID, NAME = RULES
+ROW, IMAGE_ID, PATH, KEY, ID, NAME = RULES
 # Rules that count only where those before them find nothing.
 LAST_RULES = (ID, NAME)
 MATCHED = pa.schema(
@@ -98,6 +99,7 @@ class _Names:
         self.by_stem: defaultdict[str, list[str]] = defaultdict(list)
         self.by_last: defaultdict[str, list[str]] = defaultdict(list)  # without folders
         self.images = truth.images
+        self.by_row = {image.row: image.id for image in truth.images.values() if image.row}
         for image in truth.images.values():
             if image.file_name:
                 name = portable_name(image.file_name)
@@ -108,7 +110,8 @@ class _Names:
 
     def wanted(self) -> set[str]:
         """Return all whole names, and the last parts of names and stems."""
-        names = {*self.by_name, *self.by_stem, *self.images}
+        rows = (portable_name(image_id) for _, image_id in self.by_row)
+        names = {*self.by_name, *self.by_stem, *self.images, *rows}
         return names | {name.rpartition("/")[2] for name in names}
 
     def of(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -116,6 +119,10 @@ class _Names:
 
         LAST_RULES are left to `found_by`.
         """
+        exported = self.by_row.get((row["shard"], row["image_id"]))
+        if exported is not None:
+            yield ROW, exported
+            return
         image_id, path, inside = _place_of(row)
         yield from self._first_match(IMAGE_ID, self.by_name, [image_id], row)
         yield from self._first_match(PATH, self.by_name, _paths_of(row), row)

@@ -29,8 +29,10 @@ def _describe_place(output: str) -> str:
             return "there is nothing; check the spelling, or `detr-batch label` makes one"
         if not fs.isdir(path):
             return "it is a file; give the folder that `detr-batch label` wrote"
-        if fs.exists(f"{path}/{STAGING}"):
+        if fs.exists(f"{path}/{STAGING}") and fs.find(f"{path}/{STAGING}"):
             return "its run is unfinished; the same `detr-batch label` again finishes it"
+        if fs.exists(f"{path}/{RUNS}"):
+            return "all its runs were deleted; `detr-batch label` makes another"
         above = path
         for _ in range(ABOVE):
             above = os.path.dirname(above)

@@ -108,7 +108,8 @@ def open_parquet(file: BinaryIO, metadata: pq.FileMetaData | None = None) -> pq.
     """A reader of an open file, whose footer is `metadata` if it was read before.
 
     It reads a dictionary of bytes as plain bytes, so that a batch does not hold the whole
-    dictionary. Raises ArrowInvalid if columns are encrypted: Arrow would end the process.
+    dictionary. Pages that have a checksum are compared with it. Raises ArrowInvalid if columns are
+    encrypted: Arrow would end the process.
     """
     parquet = pq.ParquetFile(
         file,
@@ -116,6 +117,7 @@ def open_parquet(file: BinaryIO, metadata: pq.FileMetaData | None = None) -> pq.
         buffer_size=PARQUET_BUFFER,
         pre_buffer=False,
         binary_type=pa.large_binary(),
+        page_checksum_verification=True,
     )
     if metadata is None:
         signed = footer_bytes(file) - parquet.metadata.serialized_size

@@ -6,17 +6,16 @@ listing is processed as a stream; only the file of shards is kept.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.formats.members import open_member, readable_name
-from pipeline.formats.parquet import open_parquet
-from pipeline.formats.parquet_columns import Columns
-from pipeline.formats.tars import tar_images
+from pipeline.formats.counting import COUNT
+from pipeline.formats.members import readable_name
+from pipeline.isolation.child import Answers, Child, ChildFailed
 from pipeline.plan.contents import HeadReader, Looks
 from pipeline.plan.digests import (
     NOTHING_KNOWN,
@@ -32,13 +31,15 @@ from pipeline.plan.listing import FORMATS, LEFT_OUT, OTHER_FORMAT, ListedObject,
 from pipeline.plan.shards import Shards, tables_of_shards, write_shards
 from pipeline.schema import UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.access import use_input_access
-from pipeline.storage.files import InputError, explain_errors, open_location, open_object, uri
-from pipeline.storage.retries import is_transient, is_unknown_host
+from pipeline.storage.errors import StorageUnavailable
+from pipeline.storage.files import InputError, explain_errors, open_location, uri
 from pipeline.storage.urls import identity, mask, printable
 
 # Loose files are grouped into shards, so that a task reads for seconds and not for one file.
 FILES_PER_SHARD = 256
 BYTES_PER_SHARD = 64 << 20
+COUNT_SECONDS = 60.0  # time limit for the images of one archive
+COUNTING = "pipeline.formats.counting"  # the module that the child runs
 CHUNK = 1 << 14  # listed objects that are compared with the known objects at a time
 
 
@@ -270,45 +271,26 @@ def _limit_images(shards: Iterable[Shard], limit: int, input_url: str) -> Iterat
         elif limit > 0:
             yield replace(shard, members=shard.members[:limit])
             limit -= len(shard.members)
-    for shard in archives:
-        if limit <= 0:
-            return
-        with explain_errors("INPUT", input_url):
-            count = _count_images(shard, limit + 1)
-        yield replace(shard, limit=limit if count > limit else None)
-        limit -= count
+    with explain_errors("INPUT", input_url), closing(_counting_child()) as child:
+        for shard in archives:
+            if limit <= 0:
+                return
+            count = _count_images(child, shard, limit + 1)
+            yield replace(shard, limit=limit if count > limit else None)
+            limit -= count
 
 
-def _count_images(shard: Shard, most: int) -> int:
-    """Number of images in a tar or Parquet file, at most `most`.
+def _counting_child() -> Child:
+    """A child that counts the images of archives, of which nobody knows what they hold."""
+    return Child(Answers(COUNT, 0, (StorageUnavailable,)), COUNTING, opens_stores=True)
 
-    It is at least 1, because a broken or empty file becomes one row.
-    """
+
+def _count_images(child: Child, shard: Shard, most: int) -> int:
+    """Number of images in a tar or Parquet file, at most `most`, which also stands for unknown."""
     if shard.members[0].etag == UNREACHED:  # its store would be waited for
         return 1
-    count = 0
     try:
-        fs, path = open_member(shard.members[0], "shard")
-        with open_object(fs, path) as file:
-            if shard.kind == "parquet":
-                count = _count_in_parquet(file, shard.image_column, most)
-            else:
-                for _ in islice(tar_images(file, with_bytes=False), most):
-                    count += 1
-    except Exception as error:  # files break in many ways; the row of the file will say how
-        if is_transient(error) and not is_unknown_host(error, shard.members[0].uri):
-            raise
-        count += 1
-    return max(count, 1)
-
-
-def _count_in_parquet(file: BinaryIO, image_column: str | None, most: int) -> int:
-    """The number of images in a Parquet file, at most `most`: that many if a row may hold several.
-
-    The footer says how many elements the lists of a column have, but Arrow ends the process when
-    that part of a footer is damaged in some ways.
-    """
-    parquet = open_parquet(file)
-    candidates = Columns(parquet).image_candidates(image_column)
-    is_listed = any(leaf.is_listed for leaf in candidates)
-    return most if is_listed else min(parquet.metadata.num_rows, most)
+        (row,) = child.stream(f"{COUNTING}:count_images", (shard, most), COUNT_SECONDS, 1)
+    except ChildFailed:  # the reader meets it too, and its row says it
+        return most
+    return int(row["images"])

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector, UnderWay
+from pipeline.storage.errors import CommandFailed
 
 CLOSE_SECONDS = 5.0  # time limit for the batch under way when the process ends
 
@@ -120,8 +121,11 @@ class Batcher:
             self._changed.wait_for(lambda: not call.left or self._error is not None)
             self._in_flight -= 1
             self._changed.notify_all()
-            if self._error is not None:
+            if isinstance(self._error, Exception):
                 raise self._error
+            if self._error is not None:  # Ray would start an actor anew that raises SystemExit
+                kind = type(self._error).__name__
+                raise CommandFailed(f"the detector ended: {kind}: {self._error}") from self._error
         return [outcome for outcome in call.outcomes if outcome is not None]
 
     def _add(self, entry: _Entry) -> None:

@@ -18,6 +18,8 @@ from pipeline.storage.files import join, open_location, write_whole
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.urls import mask
 
+LONGEST_ERROR = 2000  # characters; a detector of a user may raise any text
+
 
 def block_name(table: pa.Table) -> str:
     """A file name that depends only on the set of images.
@@ -62,10 +64,15 @@ def stage(table: pa.Table, staging: str) -> Receipt:
     )
 
 
+def _masked(error: str) -> str:
+    """An error without secrets, and not longer than a person reads."""
+    return mask(error[: 2 * LONGEST_ERROR])[:LONGEST_ERROR]  # a secret is not cut in two
+
+
 def _mask_errors(table: pa.Table) -> pa.Table:
     """The table with errors that contain no secrets."""
     position = DETECTED.get_field_index("error")
     if table["error"].null_count == len(table):
         return table
-    errors = [error and mask(error) for error in table["error"].to_pylist()]
+    errors = [error and _masked(error) for error in table["error"].to_pylist()]
     return table.set_column(position, DETECTED.field(position), pa.array(errors, pa.string()))

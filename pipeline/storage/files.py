@@ -159,13 +159,19 @@ def open_object(fs: AbstractFileSystem, path: str) -> BinaryIO:
 def local_copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
     """Open an object for reading as a local file.
 
-    A remote object is copied to a temporary file, which is deleted when it is closed.
+    A remote object is copied to a temporary file without a name, which is gone when it is closed,
+    or when the process ends.
     """
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
-    file = tempfile.NamedTemporaryFile(prefix="detr-batch-")  # noqa: SIM115
-    retry(fs.get_file, path, file.name)
-    return cast(BinaryIO, file)
+    file = cast(BinaryIO, tempfile.TemporaryFile(prefix="detr-batch-"))  # noqa: SIM115
+    if "http" in fs.protocol:
+        retry(fs.copy_to, path, file)
+    else:
+        with io.BufferedReader(_Ranges(fs, path), READ_AHEAD) as source:
+            shutil.copyfileobj(source, file, READ_AHEAD)
+    file.seek(0)
+    return file
 
 
 class _Ranges(io.RawIOBase):

@@ -7,13 +7,18 @@ percent-encoded, such as a space or a letter outside ASCII.
 """
 
 import re
-from typing import Any
+import shutil
+import tempfile
+from typing import Any, BinaryIO
 
 from aiohttp import ClientPayloadError, ClientRequest, ClientSession, ClientTimeout
 from aiohttp.http_exceptions import ContentEncodingError
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
+
+from pipeline.storage.errors import InputError
+from pipeline.storage.urls import mask
 
 PIECE = 1 << 20  # bytes of a body that are read at once
 # A stalled request fails after these seconds, as on S3. Only retries.py repeats it. A whole body
@@ -110,13 +115,45 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
                 return await self._read(url, size, most, auto_decompress=False)
         return body
 
-    async def _get_file(self, rpath: str, lpath: str, **options: Any) -> None:
-        try:
-            await super()._get_file(rpath, lpath, **options)
-        except ClientPayloadError as error:
-            if not _is_wrongly_labelled(error, options):
-                raise
-            await super()._get_file(rpath, lpath, auto_decompress=False, **options)
+    def copy_to(self, url: str, file: BinaryIO) -> None:
+        """Copy an object into a temporary file, in place of what the file holds.
+
+        Raises InputError if the disk becomes full: a body may be larger than was announced, and may
+        have no end.
+        """
+        sync(self.loop, self._copy_to, url, file)
+
+    async def _copy_to(self, url: str, file: BinaryIO, **options: Any) -> None:
+        file.seek(0)
+        file.truncate()
+        session, room = await self.set_session(), _Room(url)
+        async with session.get(self.encode_url(url), **self.kwargs, **options) as response:
+            self._raise_not_found_for_status(response, url)
+            try:
+                while piece := await response.content.read(PIECE):
+                    file.write(piece)
+                    room.look()
+            except ClientPayloadError as error:
+                if not _is_wrongly_labelled(error, options):
+                    raise
+                await self._copy_to(url, file, auto_decompress=False)
+
+
+class _Room:
+    """The room on the disk of temporary files, of which a copy leaves a part."""
+
+    def __init__(self, url: str):
+        self._url, self._folder = url, tempfile.gettempdir()
+        disk = shutil.disk_usage(self._folder)
+        self._left = min(disk.total // 10, disk.free // 2)
+
+    def look(self) -> None:
+        """Raise InputError if a part of the disk that others need would be taken."""
+        if shutil.disk_usage(self._folder).free < self._left:
+            raise InputError(
+                f"{mask(self._url)} is larger than the room in {self._folder}, where it is copied "
+                "to: name a larger disk with TMPDIR, or put it into a bucket"
+            )
 
 
 def _is_wrongly_labelled(error: ClientPayloadError, options: dict[str, Any]) -> bool:

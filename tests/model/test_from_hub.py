@@ -190,6 +190,13 @@ def test_folders_that_are_no_detector_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no image processor"):
         describe(f"hf:{folder}", None)
     (folder / "kept.json").rename(folder / "preprocessor_config.json")
+    config = json.loads((folder / "config.json").read_text())
+    *names, (_, last) = config["id2label"].items()
+    many = {**config, "id2label": {**dict(names), "1000000000": last}}
+    (folder / "config.json").write_text(json.dumps(many))
+    with pytest.raises(CheckpointError, match=r"names a class 1000000000 .*numbers go up to 65535"):
+        describe(f"hf:{folder}", None)
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"no weights as \.safetensors"):
         describe(f"hf:{folder}", None)

@@ -25,7 +25,7 @@ class Fixed:
 
     def detect(self, image: np.ndarray) -> Found:
         assert image.dtype == np.uint8 and image.shape == (40, 60, 3)
-        if isinstance(self.found, Exception):
+        if isinstance(self.found, BaseException):
             raise self.found
         return self.found
 
@@ -113,6 +113,10 @@ def test_halves_are_read_and_the_image_cannot_be_changed() -> None:
 def test_errors_of_other_types_are_named_too() -> None:
     with pytest.raises(RuntimeError, match=r"^python:a:b: KeyError: 'cats'"):
         detect(KeyError("cats"))
+    with pytest.raises(RuntimeError, match=r"^python:a:b: SystemExit: 3"):
+        detect(SystemExit(3))
+    with pytest.raises(KeyboardInterrupt):  # by the user, whose terminal this may be
+        detect(KeyboardInterrupt())
     with pytest.raises(MemoryError):
         detect(MemoryError())
     with pytest.raises(torch.OutOfMemoryError):

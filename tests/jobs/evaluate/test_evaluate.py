@@ -12,8 +12,9 @@ from jobs.evaluate.classes import ALIKE, NUMBERS
 from jobs.evaluate.evaluate import evaluate
 from jobs.evaluate.text import as_text
 from pipeline.storage.files import InputError
+from tests.support import labelled
 from tests.support.annotations import CAT, LABELS, annotate_cats, write_truth
-from tests.support.labelled import Labelled, from_coco, write_run
+from tests.support.labelled import Labelled, from_coco, random_boxes, write_run
 
 PAIRS = {
     # The authors of pycocotools published these figures for this pair of files.
@@ -251,3 +252,19 @@ def test_the_command_line_prints_text_or_json(
     assert json.loads(capsys.readouterr().out)["metrics"]["AP"] == pytest.approx(1)
     assert main(["evaluate", output, str(tmp_path / "absent.json")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_export_finds_each_of_its_images_again(tmp_path: Path) -> None:
+    """Images of two archives have equal keys, and one key is a part of another name."""
+    tars = [f"file:///lake/{name}.tar" for name in ("a", "b")]
+    images = [
+        Labelled(f"{tar}#{key}", random_boxes(number, 5), shard=tar, uri=tar)
+        for number, (tar, key) in enumerate((tar, key) for tar in tars for key in ("1", "2"))
+    ]
+    images += [Labelled(f"file:///lake/1.{part}.png", random_boxes(9, 3)) for part in "xy"]
+    output = write_run(tmp_path / "out", images, labelled.LABELS)
+    exported = str(tmp_path / "coco.json")
+    assert main(["export", output, exported, "--to", "coco"]) == 0
+    found = evaluate(output, exported)
+    assert found["images"]["matched_by"] == {"row": 6}
+    assert found["metrics"]["AP"] == pytest.approx(1)

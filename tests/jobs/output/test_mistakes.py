@@ -78,6 +78,15 @@ def test_a_damaged_file_of_the_users_is_a_mistake(
     assert str(mine) in capsys.readouterr().err
 
 
+def test_an_output_without_runs_says_that_they_were_deleted(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", output, "--delete", RUNS[0], "--yes"]) == 0
+    capsys.readouterr()
+    assert main(["query", output, SQL]) == 2
+    assert "all its runs were deleted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["query", "SELECT 1"], ["report"], ["runs"]])
 def test_an_output_that_is_none_is_explained(
     command: list[str], output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

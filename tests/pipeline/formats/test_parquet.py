@@ -1,6 +1,7 @@
 """Parquet files of many makers: the column of images, and the names of its images."""
 
 import base64
+import io
 import json
 import struct
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pyarrow.parquet import encryption
 
 from pipeline.formats import parquet
@@ -350,3 +352,19 @@ def test_a_row_group_of_structs_beyond_2_gib_is_read(size: int, tmp_path: Path) 
         pq.read_table(tmp_path / "p.parquet")
     tables = read_shard(shard_of(tmp_path / "p.parquet"))
     assert sum(pc.sum(pc.equal(found["status"], "ok")).as_py() for found in tables) == rows
+
+
+def test_pages_that_differ_from_their_checksums_are_damage(tmp_path: Path) -> None:
+    """Pixels of BMP may be any bytes, so that no decoder would notice."""
+    file = io.BytesIO()
+    Image.new("RGB", (90, 70), "red").save(file, "BMP")
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"image": [file.getvalue()]}), path, compression="none", write_page_checksum=True
+    )
+    assert [row["status"] for row in read_rows(shard_of(path), 0)] == ["ok"]
+    data = bytearray(path.read_bytes())
+    data[9000] ^= 1
+    path.write_bytes(data)
+    (row,) = read_rows(shard_of(path), 0)
+    assert row["status"] == "corrupt_shard" and "CRC" in row["error"]

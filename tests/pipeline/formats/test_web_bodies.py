@@ -5,7 +5,9 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pytest
 from pipeline.formats import files
 from pipeline.formats.read import read_rows
 from pipeline.plan.plan import plan_shards
+from pipeline.schema import Member, Shard
 from tests.support.samples import jpeg
 from tests.support.web import QuietHandler, served
 
@@ -156,3 +159,29 @@ def test_an_empty_body_is_an_empty_file(tmp_path: Path) -> None:
     with served(Nothing) as address:
         (row,) = rows_of(tmp_path, [f"{address}/x.jpg"])
     assert row["status"] == "empty_file"
+
+
+class Endless(QuietHandler):
+    """Answers with zeros until nobody reads them."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(bytes(1 << 20))
+
+
+def test_an_archive_without_an_end_leaves_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy has no name, so that nothing of it stays behind."""
+    room = iter(range(100, 0, -10))
+
+    def disk_usage(_: str) -> SimpleNamespace:
+        return SimpleNamespace(total=900, free=next(room))
+
+    monkeypatch.setattr("pipeline.storage.web.shutil.disk_usage", disk_usage)
+    with served(Endless) as address:
+        member = Member(f"{address}/x.tar", "", -1)
+        (row,) = read_rows(Shard("x", "tar", (member,)), 0)
+    assert row["status"] == "unreadable"
+    assert "x.tar is larger than the room in" in row["error"] and "TMPDIR" in row["error"]

@@ -165,3 +165,13 @@ def test_a_server_in_trouble_costs_what_it_does_not_deliver(
     (row,) = read_rows(Shard("tar", "tar", (Member(f"{web}/503.tar", "e", -1),)), 0)
     assert (row["status"], row["image_id"]) == ("unavailable", f"{web}/503.tar")
     assert "503" in row["error"]
+
+
+def test_an_archive_that_takes_too_long_to_count_is_limited_where_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(3)})
+    write_tar(tmp_path / "b.tar", {"b.jpg": jpeg()})
+    monkeypatch.setattr("pipeline.plan.plan.COUNT_SECONDS", 0.01)
+    (shard,) = plan_shards(str(tmp_path), limit=2).shards
+    assert shard.limit == 2 and len(encoded(shard)) == 2

@@ -18,6 +18,7 @@ from pipeline.isolation.journal import CrashJournal
 from pipeline.stages.batcher import Batcher, WaitingRoom
 from pipeline.stages.detect import GPU_CALLS
 from pipeline.stages.recovery import ATTEMPTS, Image, OutOfMemory, RecoveringDetector
+from pipeline.storage.errors import CommandFailed
 from tests.support.fake_detector import Batch, FakeDetector
 from tests.support.parameters import slow_but
 
@@ -184,6 +185,16 @@ def test_an_error_of_the_program_reaches_every_call() -> None:
         with pytest.raises(KeyError):
             batches.detect(make_images([WIDE]))
     assert not batches.detector.ended_a_process(make_images([WIDE])[0])
+
+
+def test_a_detector_that_ends_its_process_politely_ends_the_run() -> None:
+    """Ray starts an actor anew, for ever, that raises SystemExit."""
+
+    def fails(batch: Batch) -> Exception | None:
+        raise SystemExit(3)
+
+    with pytest.raises(CommandFailed, match="the detector ended: SystemExit: 3"):
+        batcher(FakeDetector(fails=fails)).detect(make_images([WIDE]))
 
 
 def test_an_image_that_ended_a_process_is_computed_alone_and_refused_in_the_end() -> None:

@@ -34,3 +34,11 @@ def test_errors_are_staged_without_secrets(tmp_path: Path) -> None:
     receipt = stage(pa.Table.from_pylist(rows, schema=DETECTED), str(tmp_path))
     errors = pq.read_table(tmp_path / receipt.file)["error"].to_pylist()
     assert errors == [None, "RuntimeError: https://h/a.pth"]
+
+
+def test_errors_are_not_longer_than_a_person_reads(tmp_path: Path) -> None:
+    (row,) = block("a", [0], size=1).to_pylist()
+    row.update(status="detector_error", error="x" * 10_000_000)
+    receipt = stage(pa.Table.from_pylist([row], schema=DETECTED), str(tmp_path))
+    (error,) = pq.read_table(tmp_path / receipt.file)["error"].to_pylist()
+    assert error == "x" * 2000
