@@ -66,7 +66,9 @@ UNSEEN = "None"  # `etag` of an object that the listing could not look at. Label
 UNVERSIONED = "no-version"  # `etag` of an object whose store reports neither version nor size
 # `etag` of an object of a list that planning did not reach, while it reached others. Labels stay.
 UNREACHED = "unreached"
-NOT_ALLOWED = "not-allowed"  # `etag` of a local file in a remote list: it is never opened
+# `etag` of what its list may not name, and that is never opened: a local file in a remote list, an
+# object in a bucket that DETR_BATCH_IMAGE_HOSTS leaves out.
+NOT_ALLOWED = "not-allowed"
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,29 @@ class LaunchesOptions(DeviceOptions):
 
 
 @dataclass(frozen=True)
+class ServeBenchOptions(DeviceOptions):
+    """Options of `bench serve`."""
+
+    clients: str = field(default="1,8,64", metadata={"help": "at a time, with commas between"})
+    images: int = field(default=1, metadata={"help": "of each request"})
+    queue: int = field(
+        default=256, metadata={"help": "images that the endpoint holds; what is more is refused"}
+    )
+    model: str = field(default="shapes-tiny", metadata={"help": "a name of `detr-batch models`"})
+    weights: str | None = field(default=None, metadata={"help": "as in `serve`, such as 'random'"})
+    device_seconds: float | None = field(
+        default=None,
+        metadata={"help": "simulate devices that take so long for an image, and no CPU"},
+    )
+    device: str = field(
+        default="cpu", metadata={"choices": ("cpu", "cuda"), "help": "of the detectors"}
+    )
+    seconds: float = field(default=5.0, metadata={"help": "of each turn, three a number"})
+    results: Path | None = field(default=None, metadata=_RESULTS)
+    json: bool = field(default=False, metadata={"help": "for programs"})
+
+
+@dataclass(frozen=True)
 class ScaleOptions:
     """Options of `bench scale`."""
 

@@ -17,6 +17,8 @@ from jobs.cli import (
     models,
     outputs,
     process,
+    serve,
+    serve_keys,
     submit,
     train,
     upkeep,
@@ -136,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"detr-batch {version('detr-batch')}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for room in (label, submit, outputs, evaluation, exchange, upkeep, train, bench, models):
+    rooms = (label, submit, serve, serve_keys, outputs, evaluation, exchange, upkeep)
+    for room in (*rooms, train, bench, models):
         room.add(commands)
     return top

@@ -15,6 +15,7 @@ from jobs.bench.options import (
     PipelineBenchOptions,
     PlotOptions,
     ScaleOptions,
+    ServeBenchOptions,
     TableOptions,
 )
 from jobs.cli.options import Options, add_command
@@ -102,6 +103,13 @@ def add(commands: Any) -> None:
     )
     add_command(
         subjects,
+        "serve",
+        ServeBenchOptions,
+        _serve,
+        help="the endpoint of `serve` under load, beside its detectors alone",
+    )
+    add_command(
+        subjects,
         "gpu",
         GpuOptions,
         _gpu,
@@ -149,6 +157,16 @@ def _pipeline(options: PipelineBenchOptions) -> int:
     from jobs.bench.mix.subjects import pipeline_on_mix
 
     pipeline_on_mix(options)
+    return 0
+
+
+def _serve(options: ServeBenchOptions) -> int:
+    from jobs.serve.packages import refuse_missing_packages
+
+    refuse_missing_packages()
+    from jobs.bench.serve.subject import serve
+
+    serve(options)
     return 0
 
 

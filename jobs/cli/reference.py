@@ -64,6 +64,14 @@ VARIABLES = (
         "they go before the hub. `models --fetch` writes into it.",
     ),
     Variable(
+        "DETR_BATCH_IMAGE_HOSTS",
+        "",
+        "pipeline/storage/image_hosts.py",
+        "Which hosts and buckets a list of URLs may name: `public`, or `public,NAME,...` with "
+        "hosts (`images.internal`, `10.0.0.7:9000`, `.corp.example`) and buckets "
+        "(`s3://photos/2026`). `public` stands for every public address of the web. Not set: all.",
+    ),
+    Variable(
         "DETR_BATCH_FUZZ_CASES",
         "40",
         "tests/chaos/test_fuzz.py",

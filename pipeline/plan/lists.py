@@ -39,6 +39,7 @@ from pipeline.storage.files import (
     open_location,
     uri,
 )
+from pipeline.storage.image_hosts import hosts_of_environment
 from pipeline.storage.protocols import PROTOCOLS, WEB, is_local, protocol_of, store_of
 from pipeline.storage.retries import is_transient, is_unknown_host, retry
 from pipeline.storage.urls import identity, mask
@@ -159,6 +160,7 @@ class _Lookup:
 
     def __init__(self, urls: Callable[[], Iterator[str]], remote_list: bool):
         self._urls, self._remote_list = urls, remote_list
+        self._hosts = hosts_of_environment()
         self._lock = threading.Lock()
         self._knows_stores = False
 
@@ -169,7 +171,7 @@ class _Lookup:
 
     def member(self, url: str) -> Member:
         """An object. One that cannot be looked at is planned; its row will say why."""
-        if self._remote_list and is_local(url):
+        if not self._may_name(url):
             return Member(readable_name(url), NOT_ALLOWED, -1)
         url = _of_web_in_utf8(url) if protocol_of(url) in WEB else _existing_file(url)
         try:
@@ -188,6 +190,13 @@ class _Lookup:
                 info = _details_of_last_store(url, details)
         return make_member(fs, path, info)
 
+    def _may_name(self, url: str) -> bool:
+        """Whether the list may name an object. Hosts of the web are checked when they are asked."""
+        if is_local(url):
+            return not self._remote_list
+        in_bucket = protocol_of(url) in PROTOCOLS and protocol_of(url) not in WEB
+        return not in_bucket or self._hosts is None or self._hosts.names_bucket_of(url)
+
     def _fails_alone(self, url: str, began: float) -> bool:
         if concerns_object_alone(url, began):
             return True
@@ -201,9 +210,7 @@ class _Lookup:
         """An address of each store, up to a limit. The list is read for them."""
         found: dict[str, str] = {}
         for url in self._urls():
-            if (protocol_of(url) or "file") in PROTOCOLS and not (
-                self._remote_list and is_local(url)
-            ):
+            if (protocol_of(url) or "file") in PROTOCOLS and self._may_name(url):
                 found.setdefault(store_of(url), url)
                 if len(found) > OTHERS:
                     break

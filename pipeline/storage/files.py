@@ -220,7 +220,8 @@ def canonical_url(url: str) -> str:
 def describe_error(error: BaseException, url: str) -> str:
     """A storage error as one line that says what to do."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp"):
+    of_web = isinstance(cause, InputError) or type(cause).__module__.startswith("aiohttp")
+    if isinstance(error, FileNotFoundError) and of_web:
         error = cast(Exception, cause)  # fsspec says of all errors of the web that nothing is there
     kind = type(error).__name__
     name = mask(url)

@@ -39,6 +39,7 @@ AMBIGUOUS = PASSWORDS | frozenset(
 TOKEN = re.compile(
     r"(?<![A-Za-z0-9_-])(?:eyJ[\w-]{8,}+\.[\w-]{8,}+(?:\.[\w-]*+)?|gh[opsur]_\w{30,}+"
     r"|github_pat_\w{20,}+|hf_[A-Za-z0-9]{30,}+|glpat-[\w-]{20,}+|AIza[\w-]{35}|xox[a-z]-[\w-]{10,}+"
+    r"|sk-detr-[\w-]{20,}+"
     r")|(?<![A-Z0-9])A(?:KI|SI)A[A-Z0-9]{16}(?![A-Z0-9])",
     re.ASCII,
 )

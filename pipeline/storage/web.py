@@ -17,7 +17,9 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
+from pipeline.storage.checked_connector import CheckedConnector
 from pipeline.storage.errors import InputError
+from pipeline.storage.image_hosts import hosts_of_environment
 from pipeline.storage.urls import mask
 
 PIECE = 1 << 20  # bytes of a body that are read at once
@@ -53,15 +55,24 @@ class _Request(ClientRequest):
         super().__init__(method, sendable(str(url)), **options)
 
 
-async def _session(**options: Any) -> ClientSession:
+async def exact_session(timeout: ClientTimeout = TIMEOUT, **options: Any) -> ClientSession:
+    """A session that sends addresses as they are given, and asks for bodies as they are stored."""
     return ClientSession(
         request_class=_Request,
         requote_redirect_url=False,
-        timeout=TIMEOUT,
+        timeout=timeout,
         # Images gain nothing by compression, and lengths are those of the content without it.
         headers={"Accept-Encoding": "identity"},
         **options,
     )
+
+
+async def _session(**options: Any) -> ClientSession:
+    """A session that asks only the hosts of DETR_BATCH_IMAGE_HOSTS, where that is set."""
+    hosts = hosts_of_environment()
+    if hosts is not None:
+        options["connector"] = CheckedConnector(hosts)
+    return await exact_session(**options)
 
 
 class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types

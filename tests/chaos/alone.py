@@ -115,6 +115,9 @@ class _NoChild:
     def start(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 def _read_rows_here(
     child: Child,
@@ -131,5 +134,5 @@ def _read_rows_here(
 
 
 if __name__ == "__main__":
-    label_without_ray(children=True)
+    label_without_ray(children=False)
     sys.exit(jobs.cli.main())

@@ -139,7 +139,24 @@ RAY_CRON_JOB = fields(
     suspend=FLAG,
     jobTemplate=RAY_JOB,
 )
-SPECS = {"RayCluster": RAY_CLUSTER, "RayJob": RAY_JOB, "RayCronJob": RAY_CRON_JOB}
+RAY_SERVICE = fields(
+    rayClusterDeletionDelaySeconds=COUNT,
+    serveService=ANY_OBJECT,
+    upgradeStrategy=fields(
+        type=one_of("NewCluster", "NewClusterWithIncrementalUpgrade", "None"),
+        clusterUpgradeOptions=ANY_OBJECT,
+    ),
+    managedBy=MANAGED_BY,
+    serveConfigV2=TEXT,
+    rayClusterConfig=RAY_CLUSTER,
+    excludeHeadPodFromServeSvc=FLAG,
+)
+SPECS = {
+    "RayCluster": RAY_CLUSTER,
+    "RayJob": RAY_JOB,
+    "RayCronJob": RAY_CRON_JOB,
+    "RayService": RAY_SERVICE,
+}
 
 
 def check_fields(document: dict[str, Any]) -> None:

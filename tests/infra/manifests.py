@@ -17,7 +17,15 @@ from tests.infra.kuberay_schema import SPECS, check_fields
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "infra" / "kuberay"
 KUBERNETES = "1.37"
-RENDERED = ("account", "base", "nightly", "overlays/eks", "overlays/kueue", "overlays/raycronjob")
+RENDERED = (
+    "account",
+    "base",
+    "nightly",
+    "overlays/eks",
+    "overlays/kueue",
+    "overlays/raycronjob",
+    "serve",
+)
 Document = dict[str, Any]
 
 
@@ -89,7 +97,7 @@ def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
     job = spec.get("jobTemplate", spec)
     if "submitterPodTemplate" in job:
         yield "submitter", job["submitterPodTemplate"]
-    cluster = job.get("rayClusterSpec", job)
+    cluster = job.get("rayClusterSpec", job.get("rayClusterConfig", job))
     head = cluster["headGroupSpec"]["template"]
     if cluster.get("enableInTreeAutoscaling"):
         containers = [*head["spec"]["containers"], autoscaler_container(cluster)]

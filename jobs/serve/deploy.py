@@ -1,0 +1,168 @@
+"""The endpoint as an application of Ray Serve: which replicas there are, and what they may hold.
+
+    client -> proxy -> Api -> Decoding -> Detecting
+
+`detr-batch serve` deploys it. On Kubernetes a RayService imports `app` of this module.
+"""
+
+import logging
+from dataclasses import fields, replace
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from jobs.cluster.computation import computation_of_detectors
+from jobs.cluster.placement import Placement, placement_on
+from jobs.cluster.start import alive_nodes
+from jobs.serve.api import Api
+from jobs.serve.batch_settings import batch_settings
+from jobs.serve.batching import Batching
+from jobs.serve.decoders import Decoding
+from jobs.serve.detectors import Detecting
+from jobs.serve.options import ServeOptions
+from jobs.serve.spec import EngineSpec, engine_spec
+from model.description import Description
+from model.detectors import describe, settled
+from model.zoo import offered_precision
+from pipeline.dataflow import ACTOR_CPUS, TASK_CPUS
+from pipeline.storage.errors import CommandFailed, InputError
+from pipeline.storage.urls import mask, printable
+
+NAME = "detr-batch"  # of the application
+# Calls that a replica holds beside the one that it computes. What is more waits in the caller,
+# which looks for a free replica in intervals of up to half a second (Ray 2.60).
+CALLS_AHEAD = 32
+CALLS_PER_DETECTOR = 4  # of a replica of Api: some are decoded while others are computed
+# Requests that a replica of Api reads or refuses, beside those whose images wait or are computed.
+# As many again wait in the proxy. It refuses what is more by itself, which costs half as much.
+REQUESTS_AHEAD = 64
+DECODERS_PER_DETECTOR = 4  # at most, on a cluster
+MOST_APIS = 8  # on a cluster
+CPUS_PER_API = 4  # of this machine; a replica answers 100 requests/s of one image each
+REQUESTS_PER_API = 32  # in flight, on a cluster, before there is another
+CLOSE_SECONDS = 5.0  # for the calls that a replica still computes when it shall end
+HEALTH_SECONDS = 5.0  # between two checks of a replica
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+START_ATTEMPTS = 3  # at a replica that cannot start
+
+
+def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
+    """Start the replicas of the application, and wait until all of them can answer.
+
+    Ray has been started. Raises CommandFailed if a replica cannot start.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        serve.start(
+            proxy_location="EveryNode" if on_cluster else "HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config=LOGGING,
+        )
+        serve.run(app, name=NAME, route_prefix="/")
+    except (RuntimeError, TimeoutError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+        raise CommandFailed(f"the endpoint does not start: {printable(mask(reason))}") from error
+
+
+def app(arguments: dict[str, Any]) -> Application:
+    """The application of a Serve configuration, whose `args` are options of `detr-batch serve`.
+
+    It runs on the cluster that it will serve on. Raises InputError for wrong options.
+    """
+    known = {field.name for field in fields(ServeOptions)} - {"address", "detach", "host", "port"}
+    if unknown := sorted(arguments.keys() - known):
+        raise InputError(f"args: {', '.join(unknown)} cannot be given; there are {sorted(known)}")
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()
+    }
+    # The proxies of a configuration listen where it says, so keys are needed in any case.
+    options = ServeOptions(**given, host="0.0.0.0", address="auto")
+    options.check()
+    detector = describe(settled(options.model), options.weights)
+    nodes = list(alive_nodes().values())
+    return build(options, detector, placement_on(options.machines(), nodes, cluster=True))
+
+
+def build(options: ServeOptions, detector: Description, placement: Placement) -> Application:
+    """The application that serves a described detector on these machines."""
+    precision = offered_precision(options.model, detector.precisions, options.precision)
+    computation = computation_of_detectors(placement, precision, None, bool(options.address))
+    return application(options, engine_spec(options, detector, computation), placement)
+
+
+def end() -> None:
+    """End the application. Requests under way have CLOSE_SECONDS."""
+    serve.delete(NAME)
+
+
+def application(
+    options: ServeOptions,
+    spec: EngineSpec,
+    placement: Placement,
+    detecting: tuple[type, tuple[Any, ...]] = (Detecting, ()),
+) -> Application:
+    """The application that serves a detector on these machines.
+
+    `detecting` is the class that detects, with what its constructor takes after the spec.
+    """
+    pool, on_cluster = placement.layout.detectors, bool(options.address)
+    preparers = placement.layout.preparers
+    decoding = serve.deployment(Decoding).options(
+        **_replicas(1, DECODERS_PER_DETECTOR * pool.most, CALLS_AHEAD / 4)
+        if preparers is None
+        else _replicas(preparers, preparers, CALLS_AHEAD),
+        **_common(ACTOR_CPUS, CALLS_AHEAD, options.max_queue),
+    )
+    served = replace(spec.served, calls=CALLS_PER_DETECTOR * pool.most)
+    calls, (kind, arguments) = spec.detector.calls, detecting
+    detectors = serve.deployment(kind).options(
+        **_replicas(pool.fewest, pool.most, calls),
+        **_common(
+            pool.num_cpus,
+            calls + CALLS_AHEAD,
+            options.max_queue,
+            num_gpus=pool.num_gpus,
+            memory=pool.memory,
+        ),
+    )
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    apis = (1, MOST_APIS) if on_cluster else (max(1, cpus // CPUS_PER_API),) * 2
+    api = serve.deployment(Api).options(
+        **_replicas(*apis, REQUESTS_PER_API),
+        **_common(TASK_CPUS, options.max_queue + REQUESTS_AHEAD, REQUESTS_AHEAD),
+    )
+    computing = decoding.bind(spec.decoding), detectors.bind(spec, *arguments)
+    return api.bind(options, served, *computing, _batching(options))
+
+
+def _batching(options: ServeOptions) -> Application | None:
+    if options.batches is None:
+        return None
+    kind = serve.deployment(Batching).options(num_replicas=1, **_common(TASK_CPUS, 1, 1))
+    return kind.bind(options.batches, batch_settings(options))
+
+
+def _replicas(fewest: int, most: int, target: float) -> dict[str, Any]:
+    """A number of replicas, or one that follows the calls in flight: `target` for each."""
+    if fewest == most:
+        return {"num_replicas": most}
+    scaling = AutoscalingConfig(
+        min_replicas=fewest, max_replicas=most, target_ongoing_requests=target
+    )
+    return {"autoscaling_config": scaling}
+
+
+def _common(num_cpus: float, calls: int, queued: int, **resources: Any) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": num_cpus, **resources},
+        "max_ongoing_requests": calls,
+        "max_queued_requests": queued,
+        "graceful_shutdown_timeout_s": CLOSE_SECONDS,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": HEALTH_SECONDS,
+        "max_constructor_retry_count": START_ATTEMPTS,
+        "logging_config": LOGGING,
+    }

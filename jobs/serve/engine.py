@@ -1,0 +1,49 @@
+"""From the bytes of an image to its detections: what the HTTP side needs of the detectors.
+
+`InProcessEngine` computes in this process, without Ray: for tests and measurements. The endpoint
+has `ServeEngine` (serve_engine.py), which asks replicas of Ray Serve.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.schema import OK
+
+Box = tuple[float, float, float, float]
+
+
+class Overloaded(Exception):
+    """As many images wait as may. The caller answers at once, and its client tries again later."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The detections of one image, at a threshold of 0 and best first, or why there are none."""
+
+    status: str  # OK, or a reason of pipeline/schema.py
+    error: str | None = None
+    width: int | None = None  # pixels of the upright image
+    height: int | None = None
+    labels: Sequence[str] = ()
+    scores: Sequence[float] = ()
+    boxes: Sequence[Box] = ()  # x_min, y_min, x_max, y_max in pixels of the upright image
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == OK
+
+
+class Engine(Protocol):
+    """Detects in images. An image that cannot be read raises nothing: its answer says so."""
+
+    model: str  # the name that clients give
+    labels: Sequence[str]  # class names by number; "" is a number that stands for no class
+
+    async def detect(self, encoded: bytes) -> Labelled:
+        """Detect in one image file. Raises Overloaded."""
+        ...
+
+    async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
+        """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""
+        ...

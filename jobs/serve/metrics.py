@@ -1,0 +1,71 @@
+"""The metrics of one replica of the ingress, as Prometheus reads them at `/metrics`."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+NO_ROUTE = "none"  # requests for paths that do not exist, which would have a label each
+
+
+class HasStatus(Protocol):
+    """An answer, with the status that it was sent with."""
+
+    status: int | None
+
+
+class Metrics:
+    """Counts requests and images. Each app has its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "detr_batch_serve_requests",
+            "Answered requests.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "detr_batch_serve_request_seconds",
+            "Seconds from the head of a request to the end of its answer.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "detr_batch_serve_requests_in_flight",
+            "Requests that are not answered yet.",
+            registry=self.registry,
+        )
+        self.images = Counter(
+            "detr_batch_serve_images",
+            "Images of answered requests.",
+            ["status"],
+            registry=self.registry,
+        )
+        self.downloaded = Counter(
+            "detr_batch_serve_downloaded_bytes",
+            "Bytes of images that addresses named.",
+            registry=self.registry,
+        )
+
+    @contextmanager
+    def request(self, scope: Any, answer: HasStatus) -> Iterator[None]:
+        """Count a request, and the time that the block takes to answer it."""
+        began = time.perf_counter()
+        with self._in_flight.track_inprogress():
+            try:
+                yield
+            finally:
+                route = getattr(scope.get("route"), "path", NO_ROUTE)
+                status = str(answer.status or "none")
+                self._requests.labels(route, scope["method"], status).inc()
+                self._seconds.labels(route).observe(time.perf_counter() - began)
+
+    def as_text(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
+        return generate_latest(self.registry)

@@ -1,0 +1,139 @@
+"""`detr-batch serve`: a detector behind HTTP, which clients of OpenAI speak, on Ray Serve."""
+
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+
+from jobs.cluster.placement import Placement, placement_on
+from jobs.cluster.request import ClusterRequest
+from jobs.cluster.start import alive_nodes, check_machines, start_ray, wait_until_it_fits
+from jobs.serve.deploy import build, end, start
+from jobs.serve.keys import read_keys
+from jobs.serve.options import ServeOptions
+from jobs.serve.store import Store
+from model.description import Description
+from model.detectors import describe, settled
+from model.named import RANDOM
+from model.zoo import offered_precision
+from pipeline.isolation import sandbox
+from pipeline.storage.errors import InputError
+from pipeline.storage.protocols import is_local
+
+EXIT_OK = 0
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit code.
+
+    Raises InputError before anything starts, and CommandFailed if the endpoint does not start.
+    """
+    options.check()
+    check_machines(options.machines())
+    if not options.address:
+        options = replace(options, port=free_port(options.host, options.port))
+    options = replace(options, keys=_absolute(options.keys), batches=_absolute(options.batches))
+    if options.keys is not None:
+        read_keys(options.keys)  # what is wrong with them is known before anything starts
+    if options.batches is not None:
+        Store(options.batches).check()
+    detector = describe(settled(options.model), options.weights)
+    offered_precision(options.model, detector.precisions, options.precision)
+    if missing := sandbox.why_absent():  # before Ray starts threads
+        print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
+    where = "the cluster" if options.address else "this machine"
+    print(f"starting Ray and the model on {where}", file=sys.stderr)
+    try:
+        with _signals(_interrupt):
+            start_ray(options.address)
+        with _signals(_interrupt):  # Ray has set handlers of its own
+            _deploy(options, detector)
+            print(greeting(options), flush=True)
+            if options.detach:
+                return EXIT_OK
+            signal.pause()
+    except KeyboardInterrupt:
+        print("ending: requests under way have a few seconds", file=sys.stderr)
+    finally:
+        if not options.detach:
+            _end()
+    return EXIT_OK
+
+
+def _absolute(location: str | None) -> str | None:
+    """A local path as replicas find it, whose working folder may be another one."""
+    if location is None or not is_local(location) or "://" in location:
+        return location
+    return str(Path(location).absolute())
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one if it is 0. Raises InputError if this host and port are not free."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"--host {host} --port {port}: cannot listen there ({reason}); give another --port"
+        ) from error
+
+
+def _deploy(options: ServeOptions, detector: Description) -> None:
+    """Start the replicas, and wait until all can answer. Raises CommandFailed if one cannot."""
+    app = build(options, detector, _place(options.machines()))
+    start(app, options.host, options.port, bool(options.address))
+    if detector.weights == RANDOM:
+        print("the weights are random: the boxes will mean nothing", file=sys.stderr)
+
+
+def _place(request: ClusterRequest) -> Placement:
+    """The machines of the replicas. Raises InputError if they do not fit there."""
+    if request.address:
+        return wait_until_it_fits(request)
+    nodes = list(alive_nodes().values())
+    placement = placement_on(request, nodes, cluster=False)
+    if lacks := placement.lacks(nodes):
+        raise InputError(f"this machine is too small: {lacks}")
+    return placement
+
+
+def _end() -> None:
+    """End the endpoint, and the Ray that was started for it."""
+    with _signals(signal.SIG_DFL):  # a second signal ends this process at once
+        if ray.is_initialized():
+            end()
+            ray.shutdown()
+
+
+def greeting(options: ServeOptions) -> str:
+    """Where the endpoint listens, and a line that asks it."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    key = "" if options.keys is None else ' -H "Authorization: Bearer $KEY"'
+    url = f"http://{host}:{options.port}"
+    return f"listening on {url}\n  curl {url}/v1/models{key}"
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _signals(handler: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM have this handler in the block."""
+    before = {one: signal.signal(one, handler) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler_before in before.items():
+            signal.signal(one, handler_before)

@@ -1,0 +1,30 @@
+"""What the HTTP side of the endpoint is started with."""
+
+from dataclasses import dataclass, field
+
+from pipeline.storage.image_hosts import ImageHosts
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """The settings of the routes. All replicas of the ingress have the same."""
+
+    score_threshold: float = 0.3  # of a request that gives none
+    usd_per_1000_images: float | None = None
+    keys: str | None = None  # file or URL of the keys; None: no key is needed
+    hosts: ImageHosts = field(default_factory=ImageHosts)  # beside the public ones
+    max_images: int = 64  # of a request
+    max_image_bytes: int = 20 << 20
+    max_body_bytes: int = 64 << 20  # of a request that is no upload of a file
+    max_upload_bytes: int = (200 << 20) + (1 << 20)  # with the form around it
+    held_bytes: int = 1 << 30  # bodies and downloads of all requests at a time
+    body_seconds: float = 60.0  # in which a body that is no upload must have come
+    downloads: int = 32  # at a time
+    download_seconds: float = 20.0  # of an image, with its redirects
+    stall_seconds: float = 5.0  # between two pieces of an image
+    batch_outputs: tuple[str, ...] = ()  # URLs of folders that batches over lakes may write to
+
+    def cost_of(self, images: int) -> float | None:
+        """USD for this many images; None without a price."""
+        price = self.usd_per_1000_images
+        return None if price is None else images * price / 1000

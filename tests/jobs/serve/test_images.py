@@ -1,0 +1,228 @@
+"""Images by address: only from where they may be, and never without an end."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import requests
+
+from jobs.serve.engine import Engine
+from jobs.serve.settings import ApiSettings
+from pipeline.storage.files import open_location
+from pipeline.storage.image_hosts import ImageHosts
+from tests.pipeline.storage.test_image_hosts import Answers
+from tests.support.serving import MODEL, scene_file, serving
+from tests.support.web import QuietHandler, VersionedFile, served
+
+QUICK: dict[str, Any] = {"download_seconds": 1.0, "stall_seconds": 0.5, "max_image_bytes": 1 << 20}
+
+
+def ask(address: str, *images: str) -> list[dict[str, Any]]:
+    """What the endpoint answers about each image."""
+    body = {"model": MODEL, "images": images}
+    answer = requests.post(f"{address}/v1/detections", json=body, timeout=30)
+    assert answer.status_code == 200, answer.text
+    data: list[dict[str, Any]] = answer.json()["data"]
+    return data
+
+
+def code_of(answer: dict[str, Any]) -> str:
+    return str(answer["error"]["code"])
+
+
+def allowing(*hosts: str, **options: Any) -> ApiSettings:
+    return ApiSettings(hosts=ImageHosts.of(hosts), **{**QUICK, **options})
+
+
+def test_an_image_of_an_allowed_host_is_that_of_a_data_address(engine: Engine) -> None:
+    from tests.support.serving import data_uri
+
+    file = scene_file()
+    with VersionedFile(file).served() as web, serving(allowing("127.0.0.1"), engine) as address:
+        by_web, by_data = ask(address, f"{web}/a%27b.jpg?x=%3A", data_uri(file))
+    assert by_web["status"] == "ok" and by_web["detections"] == by_data["detections"] != []
+
+
+@pytest.mark.parametrize(
+    "host",
+    "127.0.0.1 [::1] [::ffff:127.0.0.1] 0x7f000001 2130706433 127.1 0177.0.0.1 localhost "
+    "localhost. user:secret@127.0.0.1 127.0.0.1\\@8.8.8.8".split(),
+)
+def test_the_servers_own_machine_is_not_reached(endpoint: str, host: str) -> None:
+    asked: list[int] = []
+    with VersionedFile(scene_file(), before_body=lambda: asked.append(1)).served() as web:
+        (answer,) = ask(endpoint, f"http://{host}:{web.rpartition(':')[2]}/a.jpg")
+    assert answer["status"] == "failed" and not asked
+    assert "secret" not in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    "http://169.254.169.254/latest/meta-data/ http://10.0.0.1/ file:///etc/passwd /etc/passwd "
+    "s3://bucket/a.jpg gs://bucket/a.jpg ftp://example.com/a.jpg gopher://127.0.0.1/ http:// "
+    "hf://datasets/a/b.jpg zip://a.jpg::http://127.0.0.1/".split(),
+)
+def test_other_places_are_not_read(endpoint: str, address: str) -> None:
+    (answer,) = ask(endpoint, address)
+    assert code_of(answer) in ("address_not_allowed", "unreadable"), answer
+
+
+def test_a_name_that_leads_to_loopback_is_refused(engine: Engine) -> None:
+    asked: list[int] = []
+    file = VersionedFile(scene_file(), before_body=lambda: asked.append(1))
+    with (
+        file.served() as web,
+        serving(ApiSettings(**QUICK), engine, resolver=Answers("127.0.0.1")) as address,
+    ):
+        (answer,) = ask(address, f"http://images.example:{web.rpartition(':')[2]}/a.jpg")
+    assert code_of(answer) == "address_not_allowed" and not asked
+
+
+def test_a_name_that_changes_its_address_is_refused(engine: Engine) -> None:
+    asked: list[int] = []
+    file = VersionedFile(scene_file(), before_body=lambda: asked.append(1))
+    resolver = Answers("8.8.8.8", "127.0.0.1")
+    with file.served() as web, serving(ApiSettings(**QUICK), engine, resolver=resolver) as address:
+        url = f"http://images.example:{web.rpartition(':')[2]}/a.jpg"
+        codes = [code_of(answer) for answer in ask(address, url) + ask(address, url)]
+    assert set(codes) <= {"address_not_allowed", "unreadable", "timed_out"} and not asked
+
+
+class Redirect(QuietHandler):
+    """Leads to `target`, or in a circle."""
+
+    target = ""
+
+    def do_GET(self) -> None:
+        self.send_response_only(302)
+        self.send_header("Location", self.target or self.path + "x")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_redirects_are_followed_only_to_where_they_may_lead(engine: Engine) -> None:
+    asked: list[int] = []
+    inner = VersionedFile(scene_file(), before_body=lambda: asked.append(1))
+    with inner.served() as private, served(Redirect) as web:
+        with serving(allowing(web.removeprefix("http://")), engine) as address:
+            Redirect.target = f"{private}/a.jpg"
+            (refused,) = ask(address, f"{web}/a.jpg")
+            Redirect.target = "file:///etc/passwd"
+            (of_file,) = ask(address, f"{web}/a.jpg")
+            Redirect.target = ""
+            (circle,) = ask(address, f"{web}/a.jpg")
+        assert code_of(refused) == "address_not_allowed" and not asked
+        assert code_of(of_file) == "unreadable" and "passwd" not in str(of_file["detections"])
+        assert code_of(circle) == "unreadable"
+        with serving(allowing("127.0.0.1"), engine) as address:
+            Redirect.target = f"{private}/a.jpg"
+            (followed,) = ask(address, f"{web}/a.jpg")
+        assert followed["status"] == "ok"
+
+
+class Endless(QuietHandler):
+    """Sends a body without an end, as fast as it can or a byte at a time."""
+
+    pause = 0.0
+    piece = b"\xff" * 65536
+
+    def do_GET(self) -> None:
+        self.send_response_only(200)
+        self.end_headers()
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            self.wfile.write(self.piece)
+            time.sleep(self.pause)
+
+
+@pytest.mark.parametrize(
+    ("pause", "piece", "code"),
+    [(0.0, b"\xff" * 65536, "too_large"), (0.1, b"\xff", "timed_out"), (3.0, b"", "timed_out")],
+    ids=["endless", "dripping", "silent"],
+)
+def test_a_body_without_an_end_is_cut_off(
+    engine: Engine, pause: float, piece: bytes, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Endless, "pause", pause)
+    monkeypatch.setattr(Endless, "piece", piece)
+    with served(Endless) as web, serving(allowing("127.0.0.1"), engine) as address:
+        began = time.monotonic()
+        (answer,) = ask(address, f"{web}/a.jpg")
+        assert time.monotonic() - began < 2.5
+    assert code_of(answer) in (code, "unreadable") and answer["status"] == "failed"
+
+
+def test_an_image_that_is_announced_as_too_large_is_not_read(engine: Engine) -> None:
+    file = VersionedFile(b"x", {"Content-Length": str(1 << 40)}, length=False)
+    with file.served() as web, serving(allowing("127.0.0.1"), engine) as address:
+        (answer,) = ask(address, web)
+    assert code_of(answer) == "too_large"
+
+
+def test_a_compressed_bomb_is_not_unpacked(engine: Engine) -> None:
+    import gzip
+
+    bomb = gzip.compress(bytes(64 << 20))
+    file = VersionedFile(bomb, {"Content-Encoding": "gzip"})
+    with file.served() as web, serving(allowing("127.0.0.1"), engine) as address:
+        (answer,) = ask(address, web)
+    assert code_of(answer) == "undecodable"
+
+
+def test_an_image_of_too_many_pixels_is_refused(endpoint: str) -> None:
+    import io
+
+    from PIL import Image
+
+    from tests.support.serving import data_uri
+
+    file = io.BytesIO()
+    Image.new("1", (30000, 30000)).save(file, "PNG")
+    (answer,) = ask(endpoint, data_uri(file.getvalue(), "image/png"))
+    assert code_of(answer) == "too_many_pixels"
+    assert (answer["width"], answer["height"]) == (30000, 30000)
+
+
+def test_downloads_at_a_time_are_bounded(engine: Engine) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def count() -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+
+    with (
+        VersionedFile(scene_file(), before_body=count).served() as web,
+        serving(allowing("127.0.0.1", downloads=3, download_seconds=20.0), engine) as address,
+    ):
+        answers = ask(address, *(f"{web}/{n}.jpg" for n in range(12)))
+    assert [one["status"] for one in answers] == ["ok"] * 12
+    assert 1 <= most <= 3
+
+
+def test_a_missing_image_says_so_without_secrets(engine: Engine) -> None:
+    with (
+        VersionedFile(status=404).served() as web,
+        serving(allowing("127.0.0.1"), engine) as address,
+    ):
+        secret = web.replace("://", "://me:hunter2@")
+        (answer,) = ask(address, f"{secret}/a.jpg?X-Amz-Signature=0123456789abcdef")
+    assert code_of(answer) == "unreadable" and "404" in answer["error"]["message"]
+    assert "hunter2" not in str(answer) and "0123456789abcdef" not in str(answer)
+
+
+def test_images_of_an_allowed_bucket(engine: Engine, bucket: str) -> None:
+    fs, path = open_location(f"{bucket}/open/a.jpg", "the image")
+    fs.pipe_file(path, scene_file())
+    fs.pipe_file(path.replace("/open/", "/closed/"), scene_file())
+    with serving(allowing(f"{bucket}/open", download_seconds=10.0), engine) as address:
+        names = ("open/a.jpg", "open/missing.jpg", "closed/a.jpg", "open/../closed/a.jpg")
+        found = ask(address, *(f"{bucket}/{name}" for name in names))
+    assert found[0]["status"] == "ok" and found[0]["detections"]
+    codes = [code_of(one) for one in found[1:]]
+    assert codes == ["unreadable", "address_not_allowed", "address_not_allowed"]
