@@ -62,9 +62,9 @@ def image_of(entry: Entry, needed: Collection[str]) -> Image:
     if (width is None and "width" in needed) or (height is None and "height" in needed):
         size = f"{shown(entry.get('width'))} x {shown(entry.get('height'))}"
         raise WrongField("size", f"its size is {size}: give width and height in pixels")
-    row = entry.get("shard"), entry.get("image_id")
-    is_exported = isinstance(row[0], str) and isinstance(row[1], str)
-    return Image(key, name, width, height, row if is_exported else None)
+    shard, image_id = entry.get("shard"), entry.get("image_id")
+    row = (shard, image_id) if isinstance(shard, str) and isinstance(image_id, str) else None
+    return Image(key, name, width, height, row)
 
 
 def annotation_of(entry: Entry, number: int) -> Annotation:
