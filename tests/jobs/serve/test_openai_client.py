@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -12,6 +14,8 @@ from pydantic import BaseModel, create_model
 
 from pipeline.local import LocalDetector, load
 from tests.support.serving import MODEL, data_uri, scene_file
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +289,16 @@ def test_health_and_metrics(endpoint: str) -> None:
         if one.name.endswith("_total") and one.labels["route"] == "/health/ready"
     ]  # fmt: skip
     assert ready >= 1
+
+
+@pytest.mark.parametrize("document", ["README.md", "jobs/serve/README.md"])
+def test_the_example_of_the_documents_runs(
+    document: str, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "import OpenAI" in block]
+    address = re.search(r"https://example.com/\w+\.jpg", example)
+    assert address
+    script = example.replace(address[0], data_uri(scene_file()))
+    exec(script.replace("http://127.0.0.1:8000", endpoint), {"KEY": "none"})
+    assert '"status":"ok"' in capsys.readouterr().out.replace(" ", "")
