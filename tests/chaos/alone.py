@@ -115,9 +115,6 @@ class _NoChild:
     def start(self) -> None:
         pass
 
-    def close(self) -> None:
-        pass
-
 
 def _read_rows_here(
     child: Child,
@@ -134,5 +131,5 @@ def _read_rows_here(
 
 
 if __name__ == "__main__":
-    label_without_ray(children=False)
+    label_without_ray(children="--no-page" not in sys.argv)  # they read the pictures of a page
     sys.exit(jobs.cli.main())
