@@ -78,6 +78,7 @@ class InputWriter:
         )
         self._addresses: dict[str, str] = {}  # by the identities that tables have
         self._names: dict[str, str] = {}  # identities, by address
+        self._numbers: dict[str, int] = {}  # the last one of an identity that occurred again
         self._puts = self._stack.enter_context(ThreadPoolExecutor(PUT_AT_ONCE))
         self._pending: deque[Future[None]] = deque()
         self._images_url = store.url_of(f"{folder}/{IMAGES_FOLDER}")
@@ -121,8 +122,8 @@ class InputWriter:
         if address[:5].lower() == "data:":
             return self._uri_of_data(address)
         if address not in self._names:
-            check_address(address, self._settings)
-            self._names[address] = self._own_identity(address)
+            name = allowed_identity(address, self._settings)
+            self._names[address] = self._own_identity(address, name)
         return self._names[address]
 
     def _uri_of_data(self, address: str) -> str:
@@ -132,7 +133,7 @@ class InputWriter:
         name = hashlib.sha256(encoded).hexdigest()
         url = f"{self._images_url}/{name}"
         if url not in self._names:
-            self._names[url] = self._own_identity(url)
+            self._names[url] = self._own_identity(url, identity_of(url))
             self._put(f"{self._folder}/{IMAGES_FOLDER}/{name}", encoded)
         return self._names[url]
 
@@ -142,15 +143,17 @@ class InputWriter:
             self._pending.popleft().result()
         self._pending.append(self._puts.submit(self._store.write, name, encoded))
 
-    def _own_identity(self, address: str) -> str:
+    def _own_identity(self, address: str, name: str) -> str:
         """The name that OUTPUT will have for an address, which no other address of the list has.
+
+        `name` is its identity.
 
         Addresses may differ in secrets alone, which no identity holds. A fragment, which is not
         sent, then tells them apart.
         """
-        name, listed, number = identity_of(address), address, 1
+        listed, first = address, name
         while protocol_of(address) in WEB and name in self._addresses:
-            number += 1
+            number = self._numbers[first] = self._numbers.get(first, 1) + 1
             listed = f"{address}{'&' if '#' in address else '#'}~{number}"
             name = identity_of(listed)
         if name not in self._addresses:
@@ -169,8 +172,11 @@ class InputWriter:
             self._store.write(f"{self._folder}/{name}", table.close())
 
 
-def check_address(address: str, settings: ApiSettings) -> None:
-    """Raise ImageFailed for an address that may not be asked for, or that no list can hold."""
+def allowed_identity(address: str, settings: ApiSettings) -> str:
+    """The name of a listed object in OUTPUT.
+
+    Raises ImageFailed for an address that may not be asked for, or that no list can hold.
+    """
     if len(address) > LONGEST_ADDRESS:
         raise ImageFailed(BAD_ADDRESS, f"the address has more than {LONGEST_ADDRESS} characters")
     is_line = address == address.strip() and address.isprintable()
@@ -180,7 +186,7 @@ def check_address(address: str, settings: ApiSettings) -> None:
         )
     try:
         settings.hosts.check(address)
-        open_location(address, "the image")
+        return identity_of(address)
     except RefusedAddress as error:
         raise ImageFailed(NOT_ALLOWED, str(error)) from error
     except InputError as error:

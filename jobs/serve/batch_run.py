@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from pipeline.storage.urls import mask, printable
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 60.0  # for a run that shall end: what is staged stays, and its lock is released
+LEAVE_SECONDS = 4.0  # for a run whose server ends: Ray Serve kills the replica soon
 LONGEST_REASON = 1000  # characters
 TAIL_BYTES = 1 << 14  # of the log of a run
 # What Ray sets for its own actors, and a Ray of another process must not see.
@@ -89,7 +91,10 @@ class Process:
             self._process.wait()
 
     def leave(self) -> None:
-        self.stop()
+        """It cannot go on. If it ends in time, the next server need not wait for its lock."""
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LEAVE_SECONDS)
 
     def reason(self) -> str:
         size = self._log.seek(0, os.SEEK_END)

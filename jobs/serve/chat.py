@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.serve.answers import ImageAnswer, Usage
-from jobs.serve.detecting import check_model, detect, service_of, usage_of
+from jobs.serve.detecting import check_model, check_room, detect, service_of, usage_of
 from jobs.serve.detections import Address, Threshold
 from jobs.serve.error_handlers import parse_error
 from jobs.serve.errors import ApiError
@@ -142,11 +142,12 @@ async def create_chat_completion(request: Request) -> ChatCompletion:
     An image that cannot be had or decoded is an item with an `error`; if the chat has no other, the
     request fails.
     """
+    service = service_of(request)
+    check_room(service)
     try:
         asked = ChatRequest.model_validate_json(await request.body())
     except ValidationError as error:
         raise parse_error(error) from error
-    service = service_of(request)
     check_model(service, asked.model)
     check_format(asked.response_format)
     images = images_of(asked)

@@ -13,6 +13,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import DeploymentStatus
 
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement, placement_on
@@ -36,9 +37,9 @@ NAME = "detr-batch"  # of the application
 # which looks for a free replica in intervals of up to half a second (Ray 2.60).
 CALLS_AHEAD = 32
 CALLS_PER_DETECTOR = 4  # of a replica of Api: some are decoded while others are computed
-# Requests that a replica of Api reads or refuses, beside those whose images wait or are computed.
-# As many again wait in the proxy. It refuses what is more by itself, which costs half as much.
-REQUESTS_AHEAD = 64
+# Requests that a replica of Api reads, answers or refuses. The proxy refuses what is more, without
+# the form of OpenAI's errors.
+REQUESTS = 1024
 DECODERS_PER_DETECTOR = 4  # at most, on a cluster
 MOST_APIS = 8  # on a cluster
 CPUS_PER_API = 4  # of this machine; a replica answers 100 requests/s of one image each
@@ -47,6 +48,10 @@ CLOSE_SECONDS = 5.0  # for the calls that a replica still computes when it shall
 HEALTH_SECONDS = 5.0  # between two checks of a replica
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 START_ATTEMPTS = 3  # at a replica that cannot start
+
+# Detectors on CPUs take all cores. What reads, refuses and decodes goes before them.
+NICENESS = 5
+DETECTING: tuple[type[Detecting], tuple[Any, ...]] = Detecting, (NICENESS,)
 
 
 def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
@@ -63,8 +68,17 @@ def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
         )
         serve.run(app, name=NAME, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
-        raise CommandFailed(f"the endpoint does not start: {printable(mask(reason))}") from error
+        reason = printable(mask(_reason_of_failure(error)))
+        raise CommandFailed(f"the endpoint does not start: {reason}") from error
+
+
+def _reason_of_failure(error: Exception) -> str:
+    """The last line of what a deployment says that has failed, else of the error itself."""
+    application = serve.status().applications.get(NAME)
+    deployments = application.deployments.values() if application else ()
+    failed = [one.message for one in deployments if one.status == DeploymentStatus.DEPLOY_FAILED]
+    lines = [line for line in "\n".join([str(error), *failed]).splitlines() if line.strip()]
+    return lines[-1].strip()
 
 
 def app(arguments: dict[str, Any]) -> Application:
@@ -102,7 +116,7 @@ def application(
     options: ServeOptions,
     spec: EngineSpec,
     placement: Placement,
-    detecting: tuple[type, tuple[Any, ...]] = (Detecting, ()),
+    detecting: tuple[type, tuple[Any, ...]] = DETECTING,
 ) -> Application:
     """The application that serves a detector on these machines.
 
@@ -132,7 +146,7 @@ def application(
     apis = (1, MOST_APIS) if on_cluster else (max(1, cpus // CPUS_PER_API),) * 2
     api = serve.deployment(Api).options(
         **_replicas(*apis, REQUESTS_PER_API),
-        **_common(TASK_CPUS, options.max_queue + REQUESTS_AHEAD, REQUESTS_AHEAD),
+        **_common(TASK_CPUS, REQUESTS, REQUESTS),
     )
     computing = decoding.bind(spec.decoding), detectors.bind(spec, *arguments)
     return api.bind(options, served, *computing, _batching(options))

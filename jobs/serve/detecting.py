@@ -1,6 +1,7 @@
 """Detect in the images of a request, whichever route they came by."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,6 @@ from jobs.serve.limits import Counter, take
 from jobs.serve.metrics import Metrics
 from jobs.serve.settings import ApiSettings
 from pipeline.storage.urls import mask
-
-RETRY_SECONDS = 1  # after which an overloaded server is asked again
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,23 @@ def check_model(service: Service, model: str) -> None:
         )
 
 
+def check_room(service: Service) -> None:
+    """Raise ApiError if the detectors can take no image. Called before a body is read."""
+    try:
+        service.engine.check_room()
+    except Overloaded as error:
+        raise _busy(error) from error
+
+
+def _busy(error: Overloaded) -> ApiError:
+    return ApiError(
+        503,
+        "The detectors are busy: try again.",
+        "overloaded",
+        headers={"retry-after": str(math.ceil(error.seconds))},
+    )
+
+
 async def detect(
     request: Request, images: Sequence[str | bytes], threshold: float | None
 ) -> list[ImageAnswer]:
@@ -68,12 +84,7 @@ async def detect(
     try:
         labelled = iter(await service.engine.detect_all(usable) if usable else [])
     except Overloaded as error:
-        raise ApiError(
-            503,
-            "The detectors are busy: try again.",
-            "overloaded",
-            headers={"retry-after": str(RETRY_SECONDS)},
-        ) from error
+        raise _busy(error) from error
     found = [
         _failed(index, image.code, image.message)
         if isinstance(image, ImageFailed)

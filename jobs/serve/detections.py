@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.datastructures import FormData, UploadFile
 
 from jobs.serve.answers import Detections
-from jobs.serve.detecting import check_model, detect, service_of, usage_of
+from jobs.serve.detecting import check_model, check_room, detect, service_of, usage_of
 from jobs.serve.error_handlers import parse_error
 from jobs.serve.errors import ApiError
 
@@ -65,16 +65,17 @@ async def create_detections(request: Request) -> Detections:
 
     An image that cannot be had or decoded is an item with an `error`, and costs no other image.
     """
+    service = service_of(request)
+    check_room(service)
     images: list[str | bytes]
     if request.headers.get("content-type", "").lower().startswith(FORM):
-        most = service_of(request).settings.max_images
+        most = service.settings.max_images
         async with request.form(max_files=most, max_fields=most) as form:
             asked = _parsed_form(form)
             images = [await file.read() for file in _files(form)]
     else:
         asked = _parsed(await request.body())
         images = [*asked.images]
-    service = service_of(request)
     check_model(service, asked.model)
     found = await detect(request, images, asked.threshold)
     return Detections(

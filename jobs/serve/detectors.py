@@ -1,6 +1,7 @@
 """The stage that detects, with the calls of many requests at once."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,8 +19,13 @@ FIRST_SIDE = 64  # pixels of the image that a detector computes before it is rea
 class Detecting:
     """PREPARED -> DETECTED, with a detector that is ready: it has computed an image."""
 
-    def __init__(self, spec: EngineSpec):
-        """Raises CheckpointError for weights other than the command found."""
+    def __init__(self, spec: EngineSpec, niceness: int = 0):
+        """`niceness` is added to that of this process, if it detects on CPUs.
+
+        Raises CheckpointError for weights other than the command found.
+        """
+        if spec.detector.device == "cpu":
+            os.nice(niceness)
         self._detector = self._make_detector(spec)
         self._threads = ThreadPoolExecutor(spec.detector.calls, "detecting")
         self._failure: Exception | None = None

@@ -16,6 +16,11 @@ Box = tuple[float, float, float, float]
 class Overloaded(Exception):
     """As many images wait as may. The caller answers at once, and its client tries again later."""
 
+    def __init__(self, message: str, seconds: float = 1.0):
+        """`seconds` is the time after which it is worth trying again."""
+        super().__init__(message)
+        self.seconds = seconds
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -39,6 +44,10 @@ class Engine(Protocol):
 
     model: str  # the name that clients give
     labels: Sequence[str]  # class names by number; "" is a number that stands for no class
+
+    def check_room(self) -> None:
+        """Raise Overloaded if not one image more would be admitted."""
+        ...
 
     async def detect(self, encoded: bytes) -> Labelled:
         """Detect in one image file. Raises Overloaded."""

@@ -24,6 +24,10 @@ class InProcessEngine:
         self._decoding, self._detecting = Decoding(spec.decoding), detecting or Detecting(spec)
         self._admission = Admission(spec.served.max_queue)
 
+    def check_room(self) -> None:
+        """Raise Overloaded if not one image more would be admitted."""
+        self._admission.check(1)
+
     async def detect(self, encoded: bytes) -> Labelled:
         """Detect in one image file. Raises Overloaded."""
         (answer,) = await self.detect_all([encoded])

@@ -1,5 +1,6 @@
 """`detr-batch serve`: a detector behind HTTP, which clients of OpenAI speak, on Ray Serve."""
 
+import os
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from jobs.cluster.request import ClusterRequest
 from jobs.cluster.start import alive_nodes, check_machines, start_ray, wait_until_it_fits
 from jobs.serve.deploy import build, end, start
 from jobs.serve.keys import read_keys
+from jobs.serve.label_command import RAY_NICENESS
 from jobs.serve.options import ServeOptions
 from jobs.serve.store import Store
 from model.description import Description
@@ -50,6 +52,7 @@ def serve(options: ServeOptions) -> int:
         print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
     where = "the cluster" if options.address else "this machine"
     print(f"starting Ray and the model on {where}", file=sys.stderr)
+    os.environ.setdefault(RAY_NICENESS, "0")  # of a Ray that starts here
     try:
         with _signals(_interrupt):
             start_ray(options.address)

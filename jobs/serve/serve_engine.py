@@ -31,6 +31,10 @@ class ServeEngine:
         self._admission = Admission(served.max_queue)
         self._joiner = Joiner(self._call, served.calls)
 
+    def check_room(self) -> None:
+        """Raise Overloaded if not one image more would be admitted."""
+        self._admission.check(1)
+
     async def detect(self, encoded: bytes) -> Labelled:
         """Detect in one image file. Raises Overloaded."""
         (answer,) = await self.detect_all([encoded])

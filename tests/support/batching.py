@@ -22,7 +22,7 @@ from pipeline.storage.image_hosts import ImageHosts
 from tests.support.serving import MODEL, serving
 
 ENDED = ("completed", "failed", "expired", "cancelled")
-WAIT_SECONDS, LOOK_SECONDS = 120.0, 0.1
+WAIT_SECONDS, LOOK_SECONDS = 300.0, 0.1
 Request = dict[str, Any]
 
 

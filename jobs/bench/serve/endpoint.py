@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 import numpy as np
 import ray
@@ -20,8 +19,7 @@ from jobs.bench.serve.simulated import SimulatedDetecting
 from jobs.cluster.placement import placement_on
 from jobs.cluster.start import alive_nodes, start_ray
 from jobs.demo.scenes import render_scene
-from jobs.serve.deploy import application, end, start
-from jobs.serve.detectors import Detecting
+from jobs.serve.deploy import DETECTING, application, end, start
 from jobs.serve.options import ServeOptions
 from jobs.serve.serve import free_port
 from jobs.serve.spec import local_engine_spec
@@ -76,7 +74,7 @@ def running(
     options: ServeOptions, device_seconds: float | None, per_request: int
 ) -> Iterator[Endpoint]:
     """An endpoint on this machine. With `device_seconds` its devices are simulated."""
-    detecting: tuple[type[Detecting], tuple[Any, ...]] = (Detecting, ())
+    detecting = DETECTING
     if device_seconds is not None:
         detecting = SimulatedDetecting, (device_seconds,)
     start_ray(None)

@@ -28,6 +28,9 @@ class Standing:
     def __init__(self, answer: Labelled | Exception, seconds: float = 0.0):
         self.answer, self.seconds = answer, seconds
 
+    def check_room(self) -> None:
+        """There is room always."""
+
     async def detect(self, encoded: bytes) -> Labelled:
         (answer,) = await self.detect_all([encoded])
         return answer
