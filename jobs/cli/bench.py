@@ -161,7 +161,7 @@ def _pipeline(options: PipelineBenchOptions) -> int:
 
 
 def _serve(options: ServeBenchOptions) -> int:
-    from jobs.serve.packages import refuse_missing_packages
+    from jobs.serve.settings.packages import refuse_missing_packages
 
     refuse_missing_packages()
     from jobs.bench.serve.subject import serve

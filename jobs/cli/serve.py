@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.cli.options import add_command
-from jobs.serve.options import ServeOptions
+from jobs.serve.settings.options import ServeOptions
 
 
 def add(commands: Any) -> None:
@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
 
 
 def _serve(options: ServeOptions) -> int:
-    from jobs.serve.packages import refuse_missing_packages
+    from jobs.serve.settings.packages import refuse_missing_packages
 
     refuse_missing_packages()
     from jobs.serve.serve import serve

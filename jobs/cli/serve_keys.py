@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
 
 
 def _add(options: AddOptions) -> int:
-    from jobs.serve.keys import add_key
+    from jobs.serve.http.keys import add_key
 
     options.check()
     key, secret = add_key(
@@ -81,7 +81,7 @@ def _add(options: AddOptions) -> int:
 
 
 def _list(options: ListOptions) -> int:
-    from jobs.serve.keys import read_keys
+    from jobs.serve.http.keys import read_keys
 
     keys = read_keys(options.keys)
     if options.json:
@@ -105,7 +105,7 @@ def _list(options: ListOptions) -> int:
 
 
 def _revoke(options: RevokeOptions) -> int:
-    from jobs.serve.keys import revoke_key
+    from jobs.serve.http.keys import revoke_key
 
     key = revoke_key(options.keys, options.key)
     print(f"revoked {key.id} ({key.name}) of {mask(options.keys)}", file=sys.stderr)

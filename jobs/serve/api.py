@@ -5,11 +5,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from jobs.serve.app import make_app
-from jobs.serve.limits_actor import ActorCounter
-from jobs.serve.options import ServeOptions
-from jobs.serve.parts import ServedModel
-from jobs.serve.serve_engine import ServeEngine
-from jobs.serve.store import Store
+from jobs.serve.batches.store import Store
+from jobs.serve.engine.parts import ServedModel
+from jobs.serve.engine.serve_engine import ServeEngine
+from jobs.serve.http.limits_actor import ActorCounter
+from jobs.serve.settings.options import ServeOptions
 
 
 @serve.ingress()

@@ -8,27 +8,19 @@ from collections.abc import AsyncIterator
 from aiohttp.abc import AbstractResolver
 from fastapi import FastAPI
 
-from jobs.serve import (
-    batch_routes,
-    chat,
-    detections,
-    file_routes,
-    health,
-    models,
-    no_batches,
-    openapi,
-    page,
-)
-from jobs.serve.detecting import Service
-from jobs.serve.engine import Engine
-from jobs.serve.error_handlers import install
-from jobs.serve.images import ImageSource
-from jobs.serve.keys import KeyRing
-from jobs.serve.limits import Counter, LocalCounter
-from jobs.serve.metrics import Metrics
-from jobs.serve.middleware import Gate
-from jobs.serve.settings import ApiSettings
-from jobs.serve.store import Store
+from jobs.serve import openapi
+from jobs.serve.batches import file_routes, routes
+from jobs.serve.batches.store import Store
+from jobs.serve.engine.engine import Engine
+from jobs.serve.http import chat, detections, health, models, no_batches, page
+from jobs.serve.http.detecting import Service
+from jobs.serve.http.images import ImageSource
+from jobs.serve.http.keys import KeyRing
+from jobs.serve.http.limits import Counter, LocalCounter
+from jobs.serve.http.metrics import Metrics
+from jobs.serve.http.middleware import Gate
+from jobs.serve.protocol.error_handlers import install
+from jobs.serve.settings.settings import ApiSettings
 
 
 def make_app(
@@ -70,7 +62,7 @@ def make_app(
     app.state.probe = health.Probe(engine)
     app.state.store = batches
     routers = [detections.router, chat.router, models.router, health.router, page.router]
-    of_batches = [file_routes.router, batch_routes.router] if batches else [no_batches.router]
+    of_batches = [file_routes.router, routes.router] if batches else [no_batches.router]
     for router in [*routers, *of_batches]:
         app.include_router(router)
     install(app)

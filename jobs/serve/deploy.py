@@ -19,12 +19,12 @@ from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement, placement_on
 from jobs.cluster.start import alive_nodes
 from jobs.serve.api import Api
-from jobs.serve.batch_settings import batch_settings
-from jobs.serve.batching import Batching
-from jobs.serve.decoders import Decoding
-from jobs.serve.detectors import Detecting
-from jobs.serve.options import ServeOptions
-from jobs.serve.spec import EngineSpec, engine_spec
+from jobs.serve.batches.batching import Batching
+from jobs.serve.batches.settings import batch_settings
+from jobs.serve.engine.decoders import Decoding
+from jobs.serve.engine.detectors import Detecting
+from jobs.serve.engine.spec import EngineSpec, engine_spec
+from jobs.serve.settings.options import ServeOptions
 from model.description import Description
 from model.detectors import describe, settled
 from model.zoo import offered_precision

@@ -7,9 +7,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from jobs.serve.chat import ChatRequest
-from jobs.serve.detections import DetectionsRequest
-from jobs.serve.response_format import ChatAnswer
+from jobs.serve.http.chat import ChatRequest
+from jobs.serve.http.detections import DetectionsRequest
+from jobs.serve.protocol.response_format import ChatAnswer
 
 TITLE = "detr-batch serve"
 DESCRIPTION = (

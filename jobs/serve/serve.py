@@ -16,11 +16,11 @@ import ray
 from jobs.cluster.placement import Placement, placement_on
 from jobs.cluster.request import ClusterRequest
 from jobs.cluster.start import alive_nodes, check_machines, start_ray, wait_until_it_fits
+from jobs.serve.batches.label_command import RAY_NICENESS
+from jobs.serve.batches.store import Store
 from jobs.serve.deploy import build, end, start
-from jobs.serve.keys import read_keys
-from jobs.serve.label_command import RAY_NICENESS
-from jobs.serve.options import ServeOptions
-from jobs.serve.store import Store
+from jobs.serve.http.keys import read_keys
+from jobs.serve.settings.options import ServeOptions
 from model.description import Description
 from model.detectors import describe, settled
 from model.named import RANDOM

@@ -10,7 +10,7 @@ import yaml
 from jsonschema import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from jobs.serve.options import ServeOptions
+from jobs.serve.settings.options import ServeOptions
 from tests.infra.manifests import KUBERAY, Document, check, documents, only, render, settings
 from tests.infra.test_network_policy import NAMESPACE, Pod, kuberay_operator, leave, selects
 

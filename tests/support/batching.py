@@ -11,13 +11,13 @@ from openai import OpenAI
 from openai.types import Batch
 
 from jobs.label.options import LabelOptions
-from jobs.serve.batch_run import Process, Starter, environment, label_words
-from jobs.serve.batch_settings import BatchSettings, batch_settings
-from jobs.serve.batches import Batches
-from jobs.serve.engine import Engine
-from jobs.serve.options import ServeOptions
-from jobs.serve.settings import ApiSettings
-from jobs.serve.store import Store
+from jobs.serve.batches.batches import Batches
+from jobs.serve.batches.run import Process, Starter, environment, label_words
+from jobs.serve.batches.settings import BatchSettings, batch_settings
+from jobs.serve.batches.store import Store
+from jobs.serve.engine.engine import Engine
+from jobs.serve.settings.options import ServeOptions
+from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.image_hosts import ImageHosts
 from tests.support.serving import MODEL, serving
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from jobs.demo.scenes import scene
 from jobs.serve.app import make_app
-from jobs.serve.engine import Engine
-from jobs.serve.in_process_engine import InProcessEngine
-from jobs.serve.options import ServeOptions
-from jobs.serve.settings import ApiSettings
-from jobs.serve.spec import engine_spec
+from jobs.serve.engine.engine import Engine
+from jobs.serve.engine.in_process_engine import InProcessEngine
+from jobs.serve.engine.spec import engine_spec
+from jobs.serve.settings.options import ServeOptions
+from jobs.serve.settings.settings import ApiSettings
 from model.computation import computation_here
 from model.detectors import describe
 

@@ -8,9 +8,9 @@ from itertools import count
 from multiprocessing import get_context
 from typing import Any
 
-from jobs.serve.detectors import Detecting
-from jobs.serve.in_process_engine import InProcessEngine
-from jobs.serve.spec import EngineSpec
+from jobs.serve.engine.detectors import Detecting
+from jobs.serve.engine.in_process_engine import InProcessEngine
+from jobs.serve.engine.spec import EngineSpec
 
 AHEAD = 8  # images that each detector is given at a time
 

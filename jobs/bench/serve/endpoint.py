@@ -20,9 +20,9 @@ from jobs.cluster.placement import placement_on
 from jobs.cluster.start import alive_nodes, start_ray
 from jobs.demo.scenes import render_scene
 from jobs.serve.deploy import DETECTING, application, end, start
-from jobs.serve.options import ServeOptions
+from jobs.serve.engine.spec import local_engine_spec
 from jobs.serve.serve import free_port
-from jobs.serve.spec import local_engine_spec
+from jobs.serve.settings.options import ServeOptions
 from pipeline.storage.errors import CommandFailed
 
 SIZE = (400, 288)  # width and height of the images; shapes-tiny needs no resizing at this size

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from jobs.bench.simulated import SimulatedDetector
-from jobs.serve.detectors import Detecting
-from jobs.serve.spec import EngineSpec
+from jobs.serve.engine.detectors import Detecting
+from jobs.serve.engine.spec import EngineSpec
 
 
 class SimulatedDetecting(Detecting):

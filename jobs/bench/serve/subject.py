@@ -6,7 +6,7 @@ from dataclasses import asdict
 from jobs.bench.measure import RESULTS, append
 from jobs.bench.options import ServeBenchOptions
 from jobs.bench.serve.endpoint import as_text, bench_endpoint, measurement, running
-from jobs.serve.options import ServeOptions
+from jobs.serve.settings.options import ServeOptions
 from pipeline.storage.errors import InputError
 
 

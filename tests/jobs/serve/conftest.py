@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.serve.engine import Engine
-from jobs.serve.settings import ApiSettings
+from jobs.serve.engine.engine import Engine
+from jobs.serve.settings.settings import ApiSettings
 from tests.support.serving import serving, shapes_engine
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.serve.batch_input import LIST, WANTED, InputWriter
-from jobs.serve.batch_lines import InvalidInput, Line, Lines
-from jobs.serve.batch_records import BatchError
-from jobs.serve.settings import ApiSettings
-from jobs.serve.store import Store
+from jobs.serve.batches.input import LIST, WANTED, InputWriter
+from jobs.serve.batches.lines import InvalidInput, Line, Lines
+from jobs.serve.batches.records import BatchError
+from jobs.serve.batches.store import Store
+from jobs.serve.settings.settings import ApiSettings
 from pipeline.plan.lists import read_url_list
 from pipeline.storage.files import open_location
 from pipeline.storage.image_hosts import ImageHosts
@@ -99,11 +99,11 @@ def test_errors_hide_secrets(tmp_path: Path) -> None:
 def test_too_many_lines_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = read_lines([request("a", ["https://a.com/b"] * 4)])
     assert line.error is not None and line.error.code == "too_many_images"
-    monkeypatch.setattr("jobs.serve.batch_lines.MOST_LINES", 2)
+    monkeypatch.setattr("jobs.serve.batches.lines.MOST_LINES", 2)
     lines = [request(str(n), ["https://a.com/b"]) for n in range(3)]
     (error,) = errors_of(lines)
     assert (error.code, error.line) == ("too_many_lines", 3)
-    monkeypatch.setattr("jobs.serve.batch_lines.LONGEST_LINE", 20)
+    monkeypatch.setattr("jobs.serve.batches.lines.LONGEST_LINE", 20)
     (error,) = errors_of(lines)
     assert (error.code, error.line) == ("line_too_long", 1)
 

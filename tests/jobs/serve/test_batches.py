@@ -13,10 +13,10 @@ from openai.types import Batch
 
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
-from jobs.serve.batch_run import Process, environment
-from jobs.serve.engine import Engine
-from jobs.serve.keys import add_key
-from jobs.serve.settings import ApiSettings
+from jobs.serve.batches.run import Process, environment
+from jobs.serve.engine.engine import Engine
+from jobs.serve.http.keys import add_key
+from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.image_hosts import ImageHosts
 from tests.support.batching import (
     batching,
@@ -280,7 +280,7 @@ def test_cancelled_batches_end(tmp_path: Path, engine: Engine, images: list[str]
 def test_batches_expire(
     tmp_path: Path, engine: Engine, images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.serve.batch_routes.WINDOW_SECONDS", 2)
+    monkeypatch.setattr("jobs.serve.batches.routes.WINDOW_SECONDS", 2)
     with batching(str(tmp_path), engine, start=never) as address:
         client = client_of(address)
         batch = wait_for(client, create(client, [request("a", images[:1])]))

@@ -14,8 +14,8 @@ import pytest
 import requests
 from openai import OpenAI
 
-from jobs.serve.engine import Labelled, Overloaded
-from jobs.serve.settings import ApiSettings
+from jobs.serve.engine.engine import Labelled, Overloaded
+from jobs.serve.settings.settings import ApiSettings
 from tests.support.serving import MODEL, data_uri, serving
 
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from jobs.demo.scenes import render_scene
-from jobs.serve.engine import Engine, Labelled, Overloaded
-from jobs.serve.in_process_engine import InProcessEngine
-from jobs.serve.joining import MOST_IMAGES, Joiner
-from jobs.serve.options import ServeOptions
-from jobs.serve.spec import local_engine_spec
+from jobs.serve.engine.engine import Engine, Labelled, Overloaded
+from jobs.serve.engine.in_process_engine import InProcessEngine
+from jobs.serve.engine.joining import MOST_IMAGES, Joiner
+from jobs.serve.engine.spec import local_engine_spec
+from jobs.serve.settings.options import ServeOptions
 from pipeline import load
 from pipeline.schema import EMPTY_FILE, TOO_MANY_PIXELS, UNDECODABLE
 

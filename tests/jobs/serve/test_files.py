@@ -9,11 +9,11 @@ import pytest
 import requests
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
-from jobs.serve import files as serve_files
-from jobs.serve.engine import Engine
-from jobs.serve.keys import add_key
-from jobs.serve.settings import ApiSettings
-from jobs.serve.store import Store
+from jobs.serve.batches import files as serve_files
+from jobs.serve.batches.store import Store
+from jobs.serve.engine.engine import Engine
+from jobs.serve.http.keys import add_key
+from jobs.serve.settings.settings import ApiSettings
 from tests.support.batching import client_of
 from tests.support.serving import serving
 
@@ -80,7 +80,7 @@ def test_bad_uploads_are_refused(client: OpenAI, monkeypatch: pytest.MonkeyPatch
     answer = requests.post(f"{client.base_url}files", data={"purpose": "batch"})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "file"
     assert requests.post(f"{client.base_url}files", data=b"a").status_code == 400
-    monkeypatch.setattr("jobs.serve.file_routes.MOST_BYTES", 10)
+    monkeypatch.setattr("jobs.serve.batches.file_routes.MOST_BYTES", 10)
     with pytest.raises(APIStatusError, match="11 bytes") as caught:
         upload(client, content=b"a" * 11)
     assert caught.value.status_code == 413

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import requests
 
-from jobs.serve.engine import Engine
-from jobs.serve.settings import ApiSettings
+from jobs.serve.engine.engine import Engine
+from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.files import open_location
 from pipeline.storage.image_hosts import ImageHosts
 from tests.pipeline.storage.test_image_hosts import Answers

@@ -13,11 +13,11 @@ import pytest
 from openai import OpenAI
 
 from jobs.cli import main
-from jobs.serve import keys
-from jobs.serve.engine import Engine
-from jobs.serve.keys import KeyRing, add_key, digest_of, read_keys, revoke_key
-from jobs.serve.limits import WINDOW, Windows
-from jobs.serve.settings import ApiSettings
+from jobs.serve.engine.engine import Engine
+from jobs.serve.http import keys
+from jobs.serve.http.keys import KeyRing, add_key, digest_of, read_keys, revoke_key
+from jobs.serve.http.limits import WINDOW, Windows
+from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.errors import InputError, StorageUnavailable
 from pipeline.storage.urls import mask
 from tests.support.serving import MODEL, data_uri, scene_file, serving
@@ -195,7 +195,7 @@ def test_images_are_limited_by_the_minute(file: str, engine: Engine) -> None:
 def test_the_client_waits_as_long_as_it_is_told(
     file: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.serve.limits.WINDOW", 1.0)
+    monkeypatch.setattr("jobs.serve.http.limits.WINDOW", 1.0)
     _, secret = add_key(file, "limited", requests_per_minute=1)
     with serving(ApiSettings(keys=file), engine) as address:
         asking = client(address, secret, max_retries=2)

@@ -8,8 +8,8 @@ from openai import APIStatusError, BadRequestError, OpenAI
 from openai.types import Batch
 
 from jobs.output.views import connect
-from jobs.serve.engine import Engine
-from jobs.serve.settings import ApiSettings
+from jobs.serve.engine.engine import Engine
+from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.image_hosts import ImageHosts
 from tests.support.batching import batching, client_of, create, lines_of, request, wait_for
 from tests.support.labelling import put_images

@@ -114,7 +114,7 @@ def test_chat_is_parsed_into_the_clients_own_class(client: OpenAI, local: LocalD
 
 
 def test_the_published_class_is_parsed(client: OpenAI) -> None:
-    from jobs.serve.response_format import ChatAnswer
+    from jobs.serve.protocol.response_format import ChatAnswer
 
     completion = client.chat.completions.parse(
         model=MODEL, messages=user(data_uri(scene_file())), response_format=ChatAnswer

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from jobs.serve.settings import ApiSettings
+from jobs.serve.settings.settings import ApiSettings
 from tests.jobs.serve.test_bodies import CAT, Standing
 from tests.support.serving import MODEL, serving
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from jobs.serve.options import ServeOptions, is_loopback
 from jobs.serve.serve import free_port, greeting
+from jobs.serve.settings.options import ServeOptions, is_loopback
 from pipeline.storage.errors import InputError
 
 

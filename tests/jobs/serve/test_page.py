@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from jobs.serve.engine import Engine
-from jobs.serve.keys import add_key
-from jobs.serve.settings import ApiSettings
+from jobs.serve.engine.engine import Engine
+from jobs.serve.http.keys import add_key
+from jobs.serve.settings.settings import ApiSettings
 from tests.support.browsing import Scheme
 from tests.support.serving import MODEL, scene_file, serving
 

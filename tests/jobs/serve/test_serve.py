@@ -22,10 +22,10 @@ from jobs.cluster.placement import placement_on
 from jobs.cluster.start import alive_nodes
 from jobs.output.views import connect
 from jobs.serve.deploy import application, end, start
-from jobs.serve.detectors import Detecting
-from jobs.serve.options import ServeOptions
+from jobs.serve.engine.detectors import Detecting
+from jobs.serve.engine.spec import EngineSpec, local_engine_spec
 from jobs.serve.serve import free_port
-from jobs.serve.spec import EngineSpec, local_engine_spec
+from jobs.serve.settings.options import ServeOptions
 from pipeline.storage.errors import CommandFailed
 
 pytestmark = pytest.mark.slow

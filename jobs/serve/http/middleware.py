@@ -1,0 +1,207 @@
+"""What every request passes: its id, its key, its limits, and bounds on its body."""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.serve.http.keys import KeyRing
+from jobs.serve.http.limits import Counter, take
+from jobs.serve.http.metrics import Metrics
+from jobs.serve.protocol.callers import Caller
+from jobs.serve.protocol.error_handlers import response_of, unexpected_error
+from jobs.serve.protocol.errors import ApiError
+from jobs.serve.settings.settings import ApiSettings
+
+EVERYBODY = Caller("", "everybody")  # where no key is needed
+UPLOADS = "/v1/files"
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # of a client, which may go into logs
+
+
+class Gate:
+    """ASGI middleware around the app. It answers what it refuses itself."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ApiSettings,
+        keys: KeyRing | None,
+        counter: Counter,
+        metrics: Metrics,
+        sends_request_ids: bool = True,
+    ):
+        self._app, self._settings, self._keys = app, settings, keys
+        self._counter, self._metrics = counter, metrics
+        self._sends_request_ids = sends_request_ids
+        self._held = 0  # bytes of bodies and of downloads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+        state["headers"] = {}
+        if self._sends_request_ids:
+            state["headers"]["x-request-id"] = state["request_id"]
+        answer = _Answer(send, state["headers"])
+        with self._metrics.request(scope, answer):
+            try:
+                await self._admit(scope, headers, receive, answer)
+            except ApiError as error:
+                await self._refuse(error, scope, receive, answer)
+            except Exception as error:
+                if answer.status is not None:  # a part is sent: the connection breaks off
+                    raise
+                await self._refuse(unexpected_error(error), scope, receive, answer)
+
+    async def _admit(
+        self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
+    ) -> None:
+        state = scope["state"]
+        if scope["path"].startswith("/v1/"):
+            state["caller"] = self._caller(headers)
+            state["headers"] |= await take(self._counter, state["caller"], "requests", 1)
+        body = _Body(receive, self, is_upload=scope["path"] == UPLOADS)
+        body.check_announced(headers)
+        state["hold"] = body.hold
+        try:
+            await self._app(scope, body, answer)
+        finally:
+            body.release()
+
+    def _caller(self, headers: Headers) -> Caller:
+        """The holder of the key of a request. Raises ApiError with status 401."""
+        if self._keys is None:
+            return EVERYBODY
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
+            raise ApiError(
+                401,
+                "No key was given: send it in the header, as Authorization: Bearer KEY.",
+                "missing_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        caller = self._keys.caller(secret.strip())
+        if caller is None:
+            raise ApiError(
+                401,
+                "The key is wrong or revoked: ask the operator of this server for another.",
+                "invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        return caller
+
+    async def _refuse(
+        self, error: ApiError, scope: Scope, receive: Receive, answer: "_Answer"
+    ) -> None:
+        await response_of(error)(scope, receive, answer)
+
+    def hold(self, size: int) -> None:
+        """Count bytes that a request holds. Raises ApiError if all requests hold too many."""
+        if self._held + size > self._settings.held_bytes:
+            raise ApiError(
+                503,
+                "The server holds as many images as it can: try again.",
+                "overloaded",
+                headers={"retry-after": "1"},
+            )
+        self._held += size
+
+    def release(self, size: int) -> None:
+        """Count bytes of a body as gone."""
+        self._held -= size
+
+    def most_bytes(self, is_upload: bool) -> int:
+        """Bytes of one body."""
+        settings = self._settings
+        return settings.max_upload_bytes if is_upload else settings.max_body_bytes
+
+    @property
+    def body_seconds(self) -> float:
+        """Seconds in which a body must have come."""
+        return self._settings.body_seconds
+
+
+class _Body:
+    """The body of a request, which is counted while it comes."""
+
+    def __init__(self, receive: Receive, gate: Gate, is_upload: bool):
+        self._receive, self._gate, self._is_upload = receive, gate, is_upload
+        self._came = self._held = 0  # bytes
+        self._is_whole = False
+        self._until = time.monotonic() + gate.body_seconds
+
+    def check_announced(self, headers: Headers) -> None:
+        """Refuse a body whose announced length is too large, before anything is read."""
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._gate.most_bytes(self._is_upload):
+            raise self._too_large()
+
+    async def __call__(self) -> Message:
+        message = await self._next()
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            if self._came + size > self._gate.most_bytes(self._is_upload):
+                raise self._too_large()
+            self._came += size
+            if not self._is_upload:  # which a file on the disk takes
+                self.hold(size)
+            self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def _next(self) -> Message:
+        if self._is_upload or self._is_whole:  # then it waits until the client is gone
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._until - time.monotonic()):
+                return await self._receive()
+        except TimeoutError as error:
+            seconds = self._gate.body_seconds
+            raise ApiError(
+                408, f"The body did not come within {seconds:g} s.", "request_timeout",
+                headers={"connection": "close"},
+            ) from error  # fmt: skip
+
+    def hold(self, size: int) -> None:
+        """Count bytes that the request holds until it is answered, also those of downloads."""
+        self._gate.hold(size)
+        self._held += size
+
+    def release(self) -> None:
+        """Say that nothing is held any more."""
+        self._gate.release(self._held)
+        self._held = 0
+
+    def _too_large(self) -> ApiError:
+        most = self._gate.most_bytes(self._is_upload)
+        return ApiError(
+            413,
+            f"The body has more than {most} bytes: send fewer images at a time, or addresses.",
+            "request_too_large",
+            headers={"connection": "close"},
+        )
+
+
+class _Answer:
+    """Sends an answer, with the headers that all answers have."""
+
+    def __init__(self, send: Send, headers: dict[str, str]):
+        self._send, self._headers = send, headers
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers.setdefault("x-content-type-options", "nosniff")
+            for name, value in self._headers.items():
+                headers[name] = value
+        await self._send(message)

@@ -1,0 +1,171 @@
+"""The options of `detr-batch serve`, and the check of their values."""
+
+import ipaddress
+import math
+from dataclasses import dataclass, field
+
+from jobs.cluster.request import ClusterRequest, cluster_request
+from jobs.label.options import DEFAULT_MODEL
+from jobs.serve.settings.settings import ApiSettings
+from pipeline.stages.prepare import MAX_PIXELS
+from pipeline.storage.errors import InputError
+from pipeline.storage.image_hosts import ImageHosts
+
+PORT = 8000
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The options of the command line. `check` validates them."""
+
+    model: str = field(
+        default=DEFAULT_MODEL,
+        metadata={
+            "help": "a name of `detr-batch models`, hf:FOLDER_OR_ID of transformers, or "
+            "python:package.module:function of your own; clients give the same name"
+        },
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "file, URL (with #sha256=... checked), hub id, name of a model, 'packaged' or "
+            "'random'"
+        },
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "address to listen at; others than loopback want --keys"},
+    )
+    port: int = field(default=PORT, metadata={"help": "port to listen at; 0: any free one"})
+    keys: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE_OR_URL",
+            "help": "the keys that clients need, from `detr-batch serve-keys` (default: no key is "
+            "needed)",
+        },
+    )
+    batches: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "URL",
+            "help": "folder or s3:// prefix for files and batches (default: neither is offered)",
+        },
+    )
+    score_threshold: float = field(
+        default=0.3, metadata={"help": "least score of a detection where a request names none"}
+    )
+    usd_per_1000_images: float | None = field(
+        default=None, metadata={"help": "price that `usage` of answers is computed from"}
+    )
+    allow_image_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "parse": str,
+            "metavar": "HOST",
+            "help": "a private host, or s3://bucket, from which requests may name images; may be "
+            "repeated (default: public hosts alone)",
+        },
+    )
+    allow_batch_outputs: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "parse": str,
+            "metavar": "URL",
+            "help": "s3://bucket/prefix below which batches may label whole lakes into an OUTPUT; "
+            "may be repeated (default: none)",
+        },
+    )
+    max_images: int = field(default=64, metadata={"help": "most images of a request"})
+    max_image_bytes: int = field(default=20 << 20, metadata={"help": "most bytes of an image"})
+    max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "most pixels of an image"})
+    max_queue: int = field(
+        default=256,
+        metadata={"help": "most images that wait or are computed; what is more is answered 503"},
+    )
+    precision: str = field(
+        default="auto",
+        metadata={
+            "choices": ("auto", "fp32", "bf16", "fp16", "mixed", "int8"),
+            "help": "what detectors compute in, as in `label`",
+        },
+    )
+    device: str = field(
+        default="auto",
+        metadata={
+            "choices": ("auto", "cpu", "cuda"),
+            "help": "what detectors run on; auto: GPUs where there are any",
+        },
+    )
+    num_gpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "detectors on GPUs, or on a cluster a range like 1-8, by demand (default: 1, "
+            "where there are any)"
+        },
+    )
+    address: str | None = field(
+        default=None,
+        metadata={
+            "environment": "RAY_ADDRESS",
+            "help": "a Ray cluster (default: $RAY_ADDRESS, else a local one for this command "
+            "alone)",
+        },
+    )
+    detach: bool = field(
+        default=False, metadata={"help": "leave the endpoint on the cluster, and return"}
+    )
+
+    def check(self) -> None:
+        """Raise InputError for values that are wrong on every machine."""
+        from model.detectors import refuse_unknown  # torch would delay the help
+
+        refuse_unknown(self.model)
+        if not 0 <= self.score_threshold < 1:
+            raise InputError(f"--score-threshold {self.score_threshold}: give 0 to below 1")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"--port {self.port}: give 0 to 65535")
+        price = self.usd_per_1000_images
+        if price is not None and not 0 <= price < math.inf:
+            raise InputError(f"--usd-per-1000-images {price:g}: give a price of 0 or more")
+        for name in ("max_images", "max_image_bytes", "max_pixels", "max_queue"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.max_queue < self.max_images:
+            raise InputError(
+                f"--max-queue {self.max_queue} would refuse every request of --max-images "
+                f"{self.max_images}: give at least as many"
+            )
+        if self.keys is None and not is_loopback(self.host):
+            raise InputError(
+                f"--host {self.host} can be reached from other machines, and nobody would need a "
+                "key: give --keys FILE_OR_URL (`detr-batch serve-keys add` makes it)"
+            )
+        if self.detach and not self.address:
+            raise InputError("--detach is for a cluster: give --address, or leave it out")
+        self.api_settings()
+        self.machines()
+
+    def api_settings(self) -> ApiSettings:
+        """The settings of the HTTP side. Raises InputError for hosts that are none."""
+        return ApiSettings(
+            self.score_threshold,
+            self.usd_per_1000_images,
+            self.keys,
+            ImageHosts.of(self.allow_image_hosts),
+            self.max_images,
+            self.max_image_bytes,
+            batch_outputs=ImageHosts.of(self.allow_batch_outputs).entries,
+        )
+
+    def machines(self) -> ClusterRequest:
+        """The machines that the endpoint requests. Raises InputError for wrong values."""
+        return cluster_request(self.device, self.num_gpus, self.model, self.address)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens at `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
