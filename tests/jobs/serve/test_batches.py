@@ -1,6 +1,5 @@
 """`/v1/batches` with OpenAI's client: what comes out of a batch, and its states."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from tests.support.batching import (
     request,
     wait_for,
 )
+from tests.support.coroutines import run_coroutine
 from tests.support.serving import MODEL, data_uri, scene_file
 
 LINES, IMAGES = 200, 20  # lines of the large batch, and distinct images in them
@@ -356,4 +356,4 @@ def test_the_asynchronous_client(client: OpenAI, completed: Batch) -> None:
             content = await other.files.content(str(found.output_file_id))
             assert len(content.text.splitlines()) == LINES - 5
 
-    asyncio.run(use())
+    run_coroutine(use())

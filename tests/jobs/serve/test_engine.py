@@ -17,6 +17,7 @@ from jobs.serve.engine.spec import local_engine_spec
 from jobs.serve.settings.options import ServeOptions
 from pipeline import load
 from pipeline.schema import EMPTY_FILE, TOO_MANY_PIXELS, UNDECODABLE
+from tests.support.coroutines import run_coroutine
 
 OPTIONS = ServeOptions(
     model="shapes-tiny",
@@ -42,7 +43,7 @@ def engine() -> InProcessEngine:
 
 def test_boxes_are_those_of_the_detector(engine: Engine) -> None:
     images = [scene(seed) for seed in range(3)]
-    found = asyncio.run(engine.detect_all(images))
+    found = run_coroutine(engine.detect_all(images))
     detector = load("shapes-tiny", device="cpu", precision="fp32", threshold=0.0)
     expected = detector([Image.open(io.BytesIO(image)) for image in images])
     for ours, theirs in zip(found, expected, strict=True):
@@ -57,7 +58,7 @@ def test_bad_images_cost_no_others(engine: Engine) -> None:
     large = io.BytesIO()
     Image.new("RGB", (500, 400)).save(large, "PNG")
     images = [b"no image", scene(1), b"", large.getvalue()]
-    found = asyncio.run(engine.detect_all(images))
+    found = run_coroutine(engine.detect_all(images))
     statuses = [one.status for one in found]
     assert statuses == [UNDECODABLE, "ok", EMPTY_FILE, TOO_MANY_PIXELS]
     assert all(one.error for one in found if not one.is_ok)
@@ -70,11 +71,11 @@ def test_too_many_images_are_refused_at_once(engine: Engine) -> None:
             *(engine.detect(scene(seed)) for seed in range(12)), return_exceptions=True
         )
 
-    found = asyncio.run(ask())
+    found = run_coroutine(ask())
     assert [isinstance(one, Overloaded) for one in found] == [False] * 8 + [True] * 4
     with pytest.raises(Overloaded):
-        asyncio.run(engine.detect_all([b""] * 9))
-    assert asyncio.run(engine.detect(scene(1))).is_ok, "what was refused holds no place"
+        run_coroutine(engine.detect_all([b""] * 9))
+    assert run_coroutine(engine.detect(scene(1))).is_ok, "what was refused holds no place"
 
 
 class Calls:
@@ -106,7 +107,7 @@ def test_images_go_alone_while_calls_are_free_and_together_afterwards() -> None:
         found = await asyncio.gather(*(joiner.detect([text.encode()]) for text in texts))
         assert [one.error for (one,) in found] == texts
 
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert calls.sizes[:5] == [1] * 5
     assert max(calls.sizes) == MOST_IMAGES
     assert sum(calls.sizes) == 101
@@ -121,7 +122,7 @@ def test_images_of_one_request_are_shared_among_calls() -> None:
         await joiner.detect([b"first"])
         await joiner.detect([b"one"] * 8)
 
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert calls.sizes == [1, 2, 2, 1, 1, 1, 1]
 
 
@@ -132,7 +133,7 @@ def test_slow_images_do_not_wait_for_one_another() -> None:
         joiner = Joiner(calls, 2)
         await asyncio.gather(*(joiner.detect([b"one"]) for _ in range(20)))
 
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert set(calls.sizes) == {1}
 
 
@@ -142,7 +143,7 @@ def test_error_of_a_call_reaches_its_images_alone() -> None:
         asked = [joiner.detect([text]) for text in (b"good", b"end", b"fine")]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    good, ended, fine = asyncio.run(ask())
+    good, ended, fine = run_coroutine(ask())
     assert isinstance(ended, RuntimeError)
     assert isinstance(good, list) and isinstance(fine, list)
 
@@ -159,5 +160,5 @@ def test_images_of_a_client_that_is_gone_are_not_computed() -> None:
         await first
         await joiner.detect([b"last"])
 
-    asyncio.run(ask())
+    run_coroutine(ask())
     assert sum(calls.sizes) == 2

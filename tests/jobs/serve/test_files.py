@@ -15,6 +15,7 @@ from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
 from tests.support.batching import client_of
+from tests.support.coroutines import run_coroutine
 from tests.support.serving import serving
 
 CONTENT = b'{"custom_id": "a"}\n' * 100
@@ -125,7 +126,7 @@ def test_the_asynchronous_client(client: OpenAI) -> None:
             content = await other.files.content(made.pop())
             assert content.content == CONTENT
 
-    asyncio.run(use())
+    run_coroutine(use())
 
 
 @pytest.mark.parametrize(

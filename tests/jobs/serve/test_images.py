@@ -184,6 +184,7 @@ def test_an_image_of_too_many_pixels_is_refused(endpoint: str) -> None:
     assert (answer["width"], answer["height"]) == (30000, 30000)
 
 
+@pytest.mark.slow
 def test_downloads_at_a_time_are_bounded(engine: Engine) -> None:
     lock, now, most = threading.Lock(), 0, 0
 

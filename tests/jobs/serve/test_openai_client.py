@@ -13,6 +13,7 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, create_model
 
 from pipeline.local import LocalDetector, load
+from tests.support.coroutines import run_coroutine
 from tests.support.serving import MODEL, data_uri, scene_file
 
 ROOT = Path(__file__).parents[3]
@@ -270,7 +271,7 @@ def test_many_requests_of_the_async_client(endpoint: str, local: LocalDetector) 
             ]
             return await asyncio.gather(*calls)
 
-    answers = asyncio.run(ask())
+    answers = run_coroutine(ask())
     for answer, file in zip(answers, files * 3, strict=True):
         content = json.loads(answer.choices[0].message.content)
         assert_same(content["images"][0]["detections"], expected(local, file))

@@ -12,6 +12,7 @@ from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
 from tests.support.browsing import Scheme
+from tests.support.parameters import others_slow
 from tests.support.serving import MODEL, scene_file, serving
 
 WAIT = 15_000  # milliseconds
@@ -44,7 +45,7 @@ def opened(
     return page, trouble
 
 
-@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize("width", others_slow([390, 1100]))
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_an_image_gets_its_boxes(
     browser: Browser, endpoint: str, photo: Path, width: int, scheme: Scheme
@@ -79,6 +80,7 @@ def test_boxes_lie_where_the_objects_are(browser: Browser, endpoint: str, photo:
     page.context.close()
 
 
+@pytest.mark.slow
 def test_an_image_may_be_dropped(browser: Browser, endpoint: str, photo: Path) -> None:
     page, trouble = opened(browser, endpoint)
     transfer = page.evaluate_handle(
@@ -93,6 +95,7 @@ def test_an_image_may_be_dropped(browser: Browser, endpoint: str, photo: Path) -
     page.context.close()
 
 
+@pytest.mark.slow
 def test_the_threshold_asks_again(browser: Browser, endpoint: str, photo: Path) -> None:
     page, _ = opened(browser, endpoint)
     page.set_input_files("#file", photo)
@@ -135,6 +138,7 @@ def test_a_key_is_asked_for_where_one_is_needed(
     page.context.close()
 
 
+@pytest.mark.slow
 def test_the_lines_for_programs_work(endpoint: str, browser: Browser, photo: Path) -> None:
     import subprocess
     import sys

@@ -27,6 +27,7 @@ from jobs.serve.engine.spec import EngineSpec, local_engine_spec
 from jobs.serve.serve import free_port
 from jobs.serve.settings.options import ServeOptions
 from pipeline.storage.errors import CommandFailed
+from tests.support.coroutines import run_coroutine
 
 pytestmark = pytest.mark.slow
 SECONDS_TO_START, SECONDS_TO_END = 180.0, 20.0
@@ -150,7 +151,7 @@ def test_overload_is_refused_at_once(url: str, photos: list[Path]) -> None:
             return time.monotonic() - began, error
         return time.monotonic() - began, None
 
-    found = asyncio.run(ask_all())
+    found = run_coroutine(ask_all())
     refused = [(seconds, error) for seconds, error in found if error is not None]
     assert len(found) - len(refused) >= QUEUE
     assert len(refused) > 8

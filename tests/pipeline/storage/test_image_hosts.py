@@ -1,6 +1,5 @@
 """Addresses that strangers name never lead to this machine or to its network."""
 
-import asyncio
 import socket
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pipeline.storage.image_hosts import (
     is_public,
 )
 from pipeline.storage.web import WebFileSystem
+from tests.support.coroutines import run_coroutine
 from tests.support.web import QuietHandler, VersionedFile, served
 
 PRIVATE = """127.0.0.1 127.8.9.1 0.0.0.0 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1
@@ -80,7 +80,7 @@ def test_no_spelling_of_loopback_is_connected_to(host: str) -> None:
     with file.served() as address:
         port = address.rpartition(":")[2]
         with pytest.raises((RefusedAddress, ClientError, ValueError)):
-            asyncio.run(get(f"http://{host}:{port}/", ImageHosts()))
+            run_coroutine(get(f"http://{host}:{port}/", ImageHosts()))
     assert not asked
 
 
@@ -89,9 +89,9 @@ def test_a_name_that_resolves_to_loopback_is_not_connected_to() -> None:
         port = address.rpartition(":")[2]
         url = f"http://images.example:{port}/"
         with pytest.raises(RefusedAddress, match=r"images\.example is no host of the public"):
-            asyncio.run(get(url, ImageHosts(), "127.0.0.1"))
+            run_coroutine(get(url, ImageHosts(), "127.0.0.1"))
         allowed = ImageHosts.of([f"images.example:{port}"])
-        assert asyncio.run(get(url, allowed, "127.0.0.1")) == b"secret"
+        assert run_coroutine(get(url, allowed, "127.0.0.1")) == b"secret"
 
 
 def test_the_checked_address_is_the_one_that_is_connected_to() -> None:
@@ -101,7 +101,7 @@ def test_the_checked_address_is_the_one_that_is_connected_to() -> None:
     with file.served() as address:
         url = f"http://rebinding.example:{address.rpartition(':')[2]}/"
         with pytest.raises((OSError, ClientError, TimeoutError)):
-            asyncio.run(get(url, ImageHosts(), "8.8.8.8", "127.0.0.1"))
+            run_coroutine(get(url, ImageHosts(), "8.8.8.8", "127.0.0.1"))
     assert not asked
 
 
@@ -119,7 +119,7 @@ def test_a_redirect_to_an_address_that_is_not_allowed_is_not_followed() -> None:
             port = outer.rpartition(":")[2]
             hosts = ImageHosts.of([f"127.0.0.1:{port}"])
             with pytest.raises(RefusedAddress, match=r"127\.0\.0\.1 is no host"):
-                asyncio.run(get(outer, hosts))
+                run_coroutine(get(outer, hosts))
 
 
 def test_entries_name_hosts_ports_suffixes_and_buckets() -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from jobs.bench.serve.clients import bodies_of, run_clients
 from jobs.cli import main
+from tests.support.coroutines import run_coroutine
 
 IMAGES = [b"one", b"two", b"three"]
 
@@ -53,7 +54,7 @@ def test_clients_count_answers_and_refusals() -> None:
         assert min(load.took) >= 0.02
         assert load.images_per_second < 2 * 2 / 0.02
 
-    asyncio.run(measure())
+    run_coroutine(measure())
 
 
 @pytest.mark.parametrize(
