@@ -24,6 +24,7 @@ from jobs.serve.batches.settings import batch_settings
 from jobs.serve.engine.decoders import Decoding
 from jobs.serve.engine.detectors import Detecting
 from jobs.serve.engine.spec import EngineSpec, engine_spec
+from jobs.serve.http.limits_actor import ActorCounter
 from jobs.serve.settings.options import ServeOptions
 from model.description import Description
 from model.detectors import describe, settled
@@ -110,6 +111,7 @@ def build(options: ServeOptions, detector: Description, placement: Placement) ->
 def end() -> None:
     """End the application. Requests under way have CLOSE_SECONDS."""
     serve.delete(NAME)
+    ActorCounter.end()
 
 
 def application(

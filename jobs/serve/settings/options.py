@@ -3,13 +3,14 @@
 import ipaddress
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.options import DEFAULT_MODEL
-from jobs.serve.settings.settings import ApiSettings
-from pipeline.stages.prepare import MAX_PIXELS
 from pipeline.storage.errors import InputError
-from pipeline.storage.image_hosts import ImageHosts
+
+if TYPE_CHECKING:  # they import large packages, which would delay the help
+    from jobs.serve.settings.settings import ApiSettings
 
 PORT = 8000
 
@@ -78,7 +79,7 @@ class ServeOptions:
     )
     max_images: int = field(default=64, metadata={"help": "most images of a request"})
     max_image_bytes: int = field(default=20 << 20, metadata={"help": "most bytes of an image"})
-    max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "most pixels of an image"})
+    max_pixels: int = field(default=100_000_000, metadata={"help": "most pixels of an image"})
     max_queue: int = field(
         default=256,
         metadata={"help": "most images that wait or are computed; what is more is answered 503"},
@@ -146,8 +147,11 @@ class ServeOptions:
         self.api_settings()
         self.machines()
 
-    def api_settings(self) -> ApiSettings:
+    def api_settings(self) -> "ApiSettings":
         """The settings of the HTTP side. Raises InputError for hosts that are none."""
+        from jobs.serve.settings.settings import ApiSettings
+        from pipeline.storage.image_hosts import ImageHosts
+
         return ApiSettings(
             self.score_threshold,
             self.usd_per_1000_images,

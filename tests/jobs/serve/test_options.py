@@ -8,6 +8,7 @@ import pytest
 from jobs.cli import main
 from jobs.serve.serve import free_port, greeting
 from jobs.serve.settings.options import ServeOptions, is_loopback
+from pipeline.stages.prepare import MAX_PIXELS
 from pipeline.storage.errors import InputError
 
 
@@ -75,3 +76,7 @@ def test_host_of_another_machine_is_refused() -> None:
 def test_greeting_has_a_line_that_asks() -> None:
     told = greeting(ServeOptions(host="::1", port=8001, keys="keys.json"))
     assert "curl http://[::1]:8001/v1/models -H" in told
+
+
+def test_images_may_have_as_many_pixels_as_those_of_label() -> None:
+    assert ServeOptions().max_pixels == MAX_PIXELS
