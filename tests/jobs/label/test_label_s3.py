@@ -22,6 +22,7 @@ from tests.support.s3_server import ADMIN, SECRET
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_from_its_staging_and_then_only_new_images_are_labelled(
     bucket: str, weights: str
 ) -> None:

@@ -22,6 +22,7 @@ from tests.conftest import TESTDATA
 from tests.support.browsing import Scheme, open_page
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 WIDTHS, SCHEMES = (390, 1600), ("light", "dark")
 HEADINGS = ["Sample images", "Detections", "Failures", "Throughput", "Where the time went"]
@@ -190,7 +191,6 @@ def test_pages_of_old_reports_and_lost_images_have_no_empty_sections(
     assert "not known: give label" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent: this test needs its photos"
 )

@@ -29,7 +29,7 @@ from tests.support.batching import (
 from tests.support.coroutines import run_coroutine
 from tests.support.serving import MODEL, data_uri, scene_file
 
-LINES, IMAGES = 200, 20  # lines of the large batch, and distinct images in them
+LINES, IMAGES = 200, 6  # lines of the large batch, and distinct images in them
 BROKEN = data_uri(b"no image")
 
 
