@@ -79,7 +79,7 @@ async def detect(
     headers = await take(service.counter, caller_of(request), "images", len(images))
     request.state.headers |= headers
     least = service.settings.score_threshold if threshold is None else threshold
-    fetched = await asyncio.gather(*(_fetch(request, image) for image in images))
+    fetched = await _fetch_all(request, images)
     usable = [image for image in fetched if isinstance(image, bytes)]
     try:
         labelled = iter(await service.engine.detect_all(usable) if usable else [])
@@ -94,6 +94,16 @@ async def detect(
     for one in found:
         service.metrics.images.labels(one.error.code if one.error else "ok").inc()
     return found
+
+
+async def _fetch_all(request: Request, images: Sequence[str | bytes]) -> list[bytes | ImageFailed]:
+    """The bytes of images. Raises ApiError if the server holds too many."""
+    tasks = [asyncio.create_task(_fetch(request, image)) for image in images]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:  # what still comes for a request that has ended would be held for ever
+        for task in tasks:
+            task.cancel()
 
 
 async def _fetch(request: Request, image: str | bytes) -> bytes | ImageFailed:

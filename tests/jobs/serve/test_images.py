@@ -1,5 +1,6 @@
 """Images by address: only from where they may be, and never without an end."""
 
+import random
 import threading
 import time
 from typing import Any
@@ -204,6 +205,21 @@ def test_downloads_at_a_time_are_bounded(engine: Engine) -> None:
         answers = ask(address, *(f"{web}/{n}.jpg" for n in range(12)))
     assert [one["status"] for one in answers] == ["ok"] * 12
     assert 1 <= most <= 3
+
+
+def test_downloads_of_a_request_that_was_refused_hold_nothing(engine: Engine) -> None:
+    """One image is too much for what the server may hold while others still come."""
+    file = scene_file()
+    slowly = VersionedFile(file, before_body=lambda: time.sleep(random.uniform(0, 0.2)))
+    settings = allowing("127.0.0.1", held_bytes=3 * len(file), download_seconds=20.0)
+    with slowly.served() as web, serving(settings, engine) as address:
+        images = [f"{web}/{number}.jpg" for number in range(16)]
+        for _ in range(3):
+            body = {"model": MODEL, "images": images}
+            answer = requests.post(f"{address}/v1/detections", json=body, timeout=30)
+            assert answer.status_code == 503
+        time.sleep(0.5)
+        assert [one["status"] for one in ask(address, images[0])] == ["ok"]
 
 
 def test_a_missing_image_says_so_without_secrets(engine: Engine) -> None:
