@@ -7,21 +7,20 @@ kept. What is accepted stands in `fields`; anything else is one InputError that 
 entry, its ids and the field.
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.coco.document import Document
 from jobs.coco.fields import Entry, WrongField, annotation_of, category_of, image_of, result_of
 from jobs.coco.records import Annotation, Annotations, Category, Image, Result, Unlisted
-from pipeline.storage.files import InputError, explain_errors, local_copy, open_location
+from pipeline.storage.files import InputError, copy_to_file, explain_errors, open_location
 from pipeline.storage.urls import mask
 
 MOST_LABELS = 100_000
@@ -32,13 +31,15 @@ T = TypeVar("T")
 def local_file(url: str, what: str) -> Iterator[Path]:
     """The file at a path or URL as a local one; a copy of a remote file is deleted afterwards."""
     fs, path = open_location(url, what)
+    if isinstance(fs, LocalFileSystem):
+        with explain_errors(what, url):
+            open(path, "rb").close()
+        yield Path(path)
+        return
     with tempfile.NamedTemporaryFile(prefix="detr-batch-") as copy:
-        with explain_errors(what, url), local_copy(fs, path) as file:
-            is_local = isinstance(fs, LocalFileSystem)
-            if not is_local:
-                shutil.copyfileobj(file, copy)
-                copy.flush()
-        yield Path(path if is_local else copy.name)
+        with explain_errors(what, url):
+            copy_to_file(fs, path, cast(BinaryIO, copy))
+        yield Path(copy.name)
 
 
 def read_annotations(location: str, needed: Collection[str] = ()) -> Annotations:

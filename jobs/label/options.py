@@ -11,6 +11,28 @@ from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
 DEFAULT_MODEL = "deformable-detr"  # of an OUTPUT without labels
+# What several commands say of the same options.
+MODEL = (
+    "a name of `detr-batch models`, hf:FOLDER_OR_ID of transformers, or "
+    "python:package.module:function of your own"
+)
+WEIGHTS = {
+    "help": "file, URL (with #sha256=... checked), hub id, name of a model, 'packaged' or 'random'"
+}
+PRECISION = {
+    "choices": ("auto", "fp32", "bf16", "fp16", "mixed", "int8"),
+    "help": "what detectors compute in; auto: bf16 where the hardware multiplies it; mixed: the "
+    "trunk in bf16, encoder and decoder in fp16, or bf16 where fp16 overflows; int8, on GPUs: "
+    "bf16, but the encoder's feed-forward networks in int8",
+}
+DEVICE = {
+    "choices": ("auto", "cpu", "cuda"),
+    "help": "what detectors run on; auto: GPUs where there are any",
+}
+ADDRESS = {
+    "environment": "RAY_ADDRESS",
+    "help": "a Ray cluster (default: $RAY_ADDRESS, else a local one for this command alone)",
+}
 
 
 @dataclass(frozen=True)
@@ -24,29 +46,12 @@ class LabelOptions:
         }
     )
     output: str = field(metadata={"positional": True, "help": "folder for the tables"})
-    address: str | None = field(
-        default=None,
-        metadata={
-            "environment": "RAY_ADDRESS",
-            "help": "a Ray cluster (default: $RAY_ADDRESS, else a local one for this command "
-            "alone)",
-        },
-    )
+    address: str | None = field(default=None, metadata=ADDRESS)
     model: str | None = field(
         default=None,
-        metadata={
-            "help": "a name of `detr-batch models`, hf:FOLDER_OR_ID of transformers, or "
-            "python:package.module:function of your own (default: that of the labels in OUTPUT, "
-            f"else {DEFAULT_MODEL})"
-        },
+        metadata={"help": f"{MODEL} (default: that of the labels in OUTPUT, else {DEFAULT_MODEL})"},
     )
-    weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "file, URL (with #sha256=... checked), hub id, name of a model, 'packaged' or "
-            "'random'"
-        },
-    )
+    weights: str | None = field(default=None, metadata=WEIGHTS)
     score_threshold: float = field(
         default=0.3, metadata={"help": "least score of a detection; 0 keeps the best 100"}
     )
@@ -88,22 +93,8 @@ class LabelOptions:
             "help": "images in one forward pass of a GPU (default: 8); on CPUs images go one by one"
         },
     )
-    precision: str = field(
-        default="auto",
-        metadata={
-            "choices": ("auto", "fp32", "bf16", "fp16", "mixed", "int8"),
-            "help": "what detectors compute in; auto: bf16 where the hardware multiplies it; "
-            "mixed: the trunk in bf16, encoder and decoder in fp16, or bf16 where fp16 overflows; "
-            "int8, on GPUs: bf16, but the encoder's feed-forward networks in int8",
-        },
-    )
-    device: str = field(
-        default="auto",
-        metadata={
-            "choices": ("auto", "cpu", "cuda"),
-            "help": "what detectors run on; auto: GPUs where there are any",
-        },
-    )
+    precision: str = field(default="auto", metadata=PRECISION)
+    device: str = field(default="auto", metadata=DEVICE)
     num_gpus: str | None = field(
         default=None,
         metadata={

@@ -165,13 +165,19 @@ def local_copy(fs: AbstractFileSystem, path: str) -> BinaryIO:
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
     file = cast(BinaryIO, tempfile.TemporaryFile(prefix="detr-batch-"))  # noqa: SIM115
+    copy_to_file(fs, path, file)
+    file.seek(0)
+    return file
+
+
+def copy_to_file(fs: AbstractFileSystem, path: str, file: BinaryIO) -> None:
+    """Copy a remote object into an empty file."""
     if "http" in fs.protocol:
         retry(fs.copy_to, path, file)
     else:
         with io.BufferedReader(_Ranges(fs, path), READ_AHEAD) as source:
             shutil.copyfileobj(source, file, READ_AHEAD)
-    file.seek(0)
-    return file
+    file.flush()
 
 
 class _Ranges(io.RawIOBase):

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from jobs.cli import main
 from pipeline.storage import lock, retries
-from tests.chaos.alone import label_without_ray
 from tests.chaos.injected import INJECTED
+from tests.support.alone import label_without_ray
 
 LOOK_SECONDS = 0.02
 # How a command runs: forked, without Ray; so, but with the processes that decode; as users run it.

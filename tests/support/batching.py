@@ -28,7 +28,7 @@ Request = dict[str, Any]
 
 def label_alone(options: LabelOptions, hosts: ImageHosts) -> Process:
     """Start `label` without Ray."""
-    words = ["tests.chaos.alone", "label", *label_words(options)]
+    words = ["tests.support.alone", "label", *label_words(options)]
     return Process(words, environment(hosts, None))
 
 

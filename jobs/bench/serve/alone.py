@@ -62,7 +62,7 @@ async def _rate(images: Sequence[bytes], seconds: float) -> float:
     async def ask() -> None:
         nonlocal done
         while time.perf_counter() < began + seconds:
-            await _engine.detect(images[next(number) % len(images)])
+            await _engine.detect_all([images[next(number) % len(images)]])
             done += 1
 
     await asyncio.gather(*(ask() for _ in range(AHEAD)))

@@ -49,10 +49,6 @@ class Engine(Protocol):
         """Raise Overloaded if not one image more would be admitted."""
         ...
 
-    async def detect(self, encoded: bytes) -> Labelled:
-        """Detect in one image file. Raises Overloaded."""
-        ...
-
     async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
         """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""
         ...

@@ -35,11 +35,6 @@ class ServeEngine:
         """Raise Overloaded if not one image more would be admitted."""
         self._admission.check(1)
 
-    async def detect(self, encoded: bytes) -> Labelled:
-        """Detect in one image file. Raises Overloaded."""
-        (answer,) = await self.detect_all([encoded])
-        return answer
-
     async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
         """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""
         with self._admission.admit(len(images)):

@@ -49,7 +49,7 @@ class Probe:
     async def _ask(self) -> str | None:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                found = await self._engine.detect(PROBE)
+                (found,) = await self._engine.detect_all([PROBE])
         except Overloaded:
             return None
         except Exception as error:  # whatever it is, the server is not ready

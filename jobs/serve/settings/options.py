@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobs.cluster.request import ClusterRequest, cluster_request
-from jobs.label.options import DEFAULT_MODEL
+from jobs.label.options import ADDRESS, DEFAULT_MODEL, DEVICE, MODEL, PRECISION, WEIGHTS
 from pipeline.storage.errors import InputError
 
 if TYPE_CHECKING:  # they import large packages, which would delay the help
@@ -21,18 +21,9 @@ class ServeOptions:
 
     model: str = field(
         default=DEFAULT_MODEL,
-        metadata={
-            "help": "a name of `detr-batch models`, hf:FOLDER_OR_ID of transformers, or "
-            "python:package.module:function of your own; clients give the same name"
-        },
+        metadata={"help": f"{MODEL}; clients give the same name"},
     )
-    weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "file, URL (with #sha256=... checked), hub id, name of a model, 'packaged' or "
-            "'random'"
-        },
-    )
+    weights: str | None = field(default=None, metadata=WEIGHTS)
     host: str = field(
         default="127.0.0.1",
         metadata={"help": "address to listen at; others than loopback want --keys"},
@@ -84,20 +75,8 @@ class ServeOptions:
         default=256,
         metadata={"help": "most images that wait or are computed; what is more is answered 503"},
     )
-    precision: str = field(
-        default="auto",
-        metadata={
-            "choices": ("auto", "fp32", "bf16", "fp16", "mixed", "int8"),
-            "help": "what detectors compute in, as in `label`",
-        },
-    )
-    device: str = field(
-        default="auto",
-        metadata={
-            "choices": ("auto", "cpu", "cuda"),
-            "help": "what detectors run on; auto: GPUs where there are any",
-        },
-    )
+    precision: str = field(default="auto", metadata=PRECISION)
+    device: str = field(default="auto", metadata=DEVICE)
     num_gpus: str | None = field(
         default=None,
         metadata={
@@ -105,14 +84,7 @@ class ServeOptions:
             "where there are any)"
         },
     )
-    address: str | None = field(
-        default=None,
-        metadata={
-            "environment": "RAY_ADDRESS",
-            "help": "a Ray cluster (default: $RAY_ADDRESS, else a local one for this command "
-            "alone)",
-        },
-    )
+    address: str | None = field(default=None, metadata=ADDRESS)
     detach: bool = field(
         default=False, metadata={"help": "leave the endpoint on the cluster, and return"}
     )

@@ -39,7 +39,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lake" / "empty.png").touch()
     given = ["label", "lake", "out", "--model", "shapes-tiny", "--usd-per-hour", "0.8"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.chaos.alone", *given]
+    command = [sys.executable, "-m", "tests.support.alone", *given]
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     return folder / "out"
 

@@ -68,14 +68,15 @@ def test_bad_images_cost_no_others(engine: Engine) -> None:
 def test_too_many_images_are_refused_at_once(engine: Engine) -> None:
     async def ask() -> list[Labelled | BaseException]:
         return await asyncio.gather(
-            *(engine.detect(scene(seed)) for seed in range(12)), return_exceptions=True
+            *(engine.detect_all([scene(seed)]) for seed in range(12)), return_exceptions=True
         )
 
     found = run_coroutine(ask())
     assert [isinstance(one, Overloaded) for one in found] == [False] * 8 + [True] * 4
     with pytest.raises(Overloaded):
         run_coroutine(engine.detect_all([b""] * 9))
-    assert run_coroutine(engine.detect(scene(1))).is_ok, "what was refused holds no place"
+    (again,) = run_coroutine(engine.detect_all([scene(1)]))
+    assert again.is_ok, "what was refused holds no place"
 
 
 class Calls:

@@ -1,7 +1,7 @@
 """`detr-batch label` in one process, without Ray: planning, reading, preparing, detecting, staging,
 publishing and committing are the real functions, which are called one after the other.
 
-`python -m tests.chaos.alone label INPUT OUTPUT ...` is the command, without Ray.
+`python -m tests.support.alone label INPUT OUTPUT ...` is the command, without Ray.
 """
 
 import pkgutil
