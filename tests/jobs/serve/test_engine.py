@@ -66,7 +66,7 @@ def test_bad_images_cost_no_others(engine: Engine) -> None:
 
 
 def test_too_many_images_are_refused_at_once(engine: Engine) -> None:
-    async def ask() -> list[Labelled | BaseException]:
+    async def ask() -> list[list[Labelled] | BaseException]:
         return await asyncio.gather(
             *(engine.detect_all([scene(seed)]) for seed in range(12)), return_exceptions=True
         )
