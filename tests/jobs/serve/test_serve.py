@@ -133,7 +133,7 @@ def test_boxes_are_those_of_label_bit_for_bit(url: str, photos: list[Path], tmp_
         assert found == expected, photo.name
 
 
-def test_overload_is_refused_at_once(url: str, photos: list[Path]) -> None:
+def test_overload_is_refused_sooner_than_others_are_answered(url: str, photos: list[Path]) -> None:
     """More images than may wait: what is too much gets 503, and is told when to come again."""
 
     async def ask_all() -> list[Any]:
