@@ -112,8 +112,9 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
 
 
 def options_of(kind: type) -> list[Field[Any]]:
-    """The fields of a dataclass that are options."""
-    return [field for field in fields(kind) if "help" in field.metadata]
+    """The fields of a dataclass that are options; those of keyword-only groups come last."""
+    found = [field for field in fields(kind) if "help" in field.metadata]
+    return sorted(found, key=lambda field: field.kw_only)
 
 
 def words_of(options: Any, kind: type) -> list[str]:

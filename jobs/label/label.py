@@ -2,14 +2,11 @@
 
 import secrets
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
 import ray
 
-from jobs.accounting.counted import counted
 from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
@@ -28,19 +25,18 @@ from jobs.label.execution import explained_failures, label_images
 from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
+from jobs.label.notices import print_other_computations, print_plan_notices
 from jobs.label.options import LabelOptions
 from jobs.label.outcome import EXIT_OK, print_outcome, print_way_to_failures
 from jobs.label.places import check_places
 from jobs.label.planning import (
     PlanRequest,
     Run,
-    image_columns_as_lines,
     make_run,
     plan_as_text,
     plan_images,
     plan_request,
     plan_url,
-    unversioned_as_lines,
 )
 from jobs.label.publication import Meters, Published, publish_run
 from jobs.label.run_record import write_run_record
@@ -48,13 +44,11 @@ from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lin
 from jobs.output.catalog import read_catalog
 from jobs.output.gone import record_gone_objects
 from jobs.output.known import LabelRequest, known_objects
-from jobs.output.manifest import Manifest
 from jobs.output.output_writer import (
     OutputWriter,
     check_keep_replaced,
     check_output_without_writing,
 )
-from jobs.output.run_documents import computations
 from jobs.report.report import past_reports
 from model.computation import Computation
 from model.description import Description
@@ -72,9 +66,7 @@ from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
 from pipeline.storage.files import canonical_url
-from pipeline.storage.urls import mask, printable
-
-GONE_SHOWN = 3
+from pipeline.storage.urls import mask
 
 
 @dataclass(frozen=True)
@@ -212,17 +204,7 @@ def _label_what_is_new(
         startup.end(CATALOGUE)
     found = _plan(command, known)
     del known
-    _print_gone_objects(command.output, found.gone, options.relabel)
-    for line in [*image_columns_as_lines(found), *unversioned_as_lines(found)]:
-        print(line, file=sys.stderr)
-    if found.known and (options.image_column or options.id_column):
-        print(
-            "--image-column and --id-column are for new objects: the labels of those that "
-            f"{mask(command.output)} holds already stay (--relabel makes them again)",
-            file=sys.stderr,
-        )
-    if found.again and not options.relabel:
-        print(f"tried again: {counted(found.again, 'object')} that failed", file=sys.stderr)
+    print_plan_notices(options, found)
     run = make_run(command.output, found)
     startup.end(LISTING)
     known_runs = writer.catalog.labelling_runs()
@@ -231,7 +213,10 @@ def _label_what_is_new(
     if run.shards:
         writer.begin_writing()
         placed = _start_ray(command, run, startup)
-        _print_other_computations(command, placed.computation, known_runs)
+        if not options.relabel:
+            print_other_computations(
+                command.output, command.labels.fingerprint, placed.computation, known_runs
+            )
         write_run_record(
             command.output,
             run,
@@ -338,32 +323,3 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         (spec,),
         placed.placement.layout,
     )
-
-
-def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
-    """Print which objects left INPUT. Their labels stay unless --relabel replaces them."""
-    if len(gone):
-        first = ", ".join(gone[:GONE_SHOWN].to_pylist())
-        more = ", ..." if len(gone) > GONE_SHOWN else ""
-        fate = "go, as --relabel replaces their runs" if relabel else "stay"
-        print(
-            f"gone from INPUT: {counted(len(gone), 'object')} that {mask(output)} holds labels of; "
-            f"these labels {fate}: {printable(first)}{more}",
-            file=sys.stderr,
-        )
-
-
-def _print_other_computations(
-    command: Command, computation: Computation, runs: Sequence[Manifest]
-) -> None:
-    """Print that the newest of the `runs` computed otherwise, if it did."""
-    same_model = [r for r in runs if r["model_fingerprint"] == command.labels.fingerprint]
-    if command.labels.relabel or not same_model:
-        return
-    before = computations(command.output, same_model[-1]["run_id"])
-    if before and computation.as_text() not in before:
-        print(
-            f"{mask(command.output)} holds labels that were computed in {', '.join(before)}; these "
-            f"are in {computation.as_text()}: the last digits of scores and boxes may differ",
-            file=sys.stderr,
-        )

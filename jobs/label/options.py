@@ -35,8 +35,46 @@ ADDRESS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class PriceOptions:
+    """What the machines of a run cost."""
+
+    instance_type: str | None = field(
+        default=None,
+        metadata={"help": "machines this runs on, for the report: see detr-batch prices"},
+    )
+    cpu_instance_type: str | None = field(
+        default=None, metadata={"help": "those without a GPU, where a cluster has both"}
+    )
+    spot: bool = field(default=False, metadata={"help": "they cost the spot price"})
+    usd_per_hour: float | None = field(
+        default=None, metadata={"help": "price of all that runs this, instead"}
+    )
+
+    def check_prices(self) -> None:
+        """Raise InputError for prices that are wrong or contradict one another."""
+        if self.usd_per_hour is not None and self.instance_type:
+            raise InputError("--usd-per-hour and --instance-type both name a price: give one")
+        if self.cpu_instance_type and not self.instance_type:
+            raise InputError("--cpu-instance-type names the nodes beside those of --instance-type")
+        if self.usd_per_hour is not None and not 0 <= self.usd_per_hour < math.inf:
+            raise InputError(f"--usd-per-hour {self.usd_per_hour:g}: give a price of 0 or more")
+        self.rates()
+
+    def rates(self) -> Rates:
+        """The prices for an hour. Raises InputError for a machine that has no price."""
+        return Rates(
+            self.usd_per_hour,
+            machine(self.instance_type) if self.instance_type else None,
+            machine(self.cpu_instance_type, "--cpu-instance-type")
+            if self.cpu_instance_type
+            else None,
+            self.spot,
+        )
+
+
 @dataclass(frozen=True)
-class LabelOptions:
+class LabelOptions(PriceOptions):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -119,17 +157,6 @@ class LabelOptions:
             "help": "a larger share of failed images is exit code 3, and so are all (default: 1)"
         },
     )
-    instance_type: str | None = field(
-        default=None,
-        metadata={"help": "machines this runs on, for the report: see detr-batch prices"},
-    )
-    cpu_instance_type: str | None = field(
-        default=None, metadata={"help": "those without a GPU, where a cluster has both"}
-    )
-    spot: bool = field(default=False, metadata={"help": "they cost the spot price"})
-    usd_per_hour: float | None = field(
-        default=None, metadata={"help": "price of all that runs this, instead"}
-    )
     page: bool = field(default=True, metadata={"help": "leave report.html out: 3 s of a CPU"})
     single_writer: bool = field(
         default=False,
@@ -170,13 +197,7 @@ class LabelOptions:
             raise InputError(f"--max-failed-fraction {self.max_failed_fraction}: give 0 to 1")
         if self.relabel and self.limit is not None:
             raise InputError("--relabel with --limit would drop the labels of all other images")
-        if self.usd_per_hour is not None and self.instance_type:
-            raise InputError("--usd-per-hour and --instance-type both name a price: give one")
-        if self.cpu_instance_type and not self.instance_type:
-            raise InputError("--cpu-instance-type names the nodes beside those of --instance-type")
-        if self.usd_per_hour is not None and not 0 <= self.usd_per_hour < math.inf:
-            raise InputError(f"--usd-per-hour {self.usd_per_hour:g}: give a price of 0 or more")
-        self.rates()
+        self.check_prices()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -192,17 +213,6 @@ class LabelOptions:
             self.address,
             self.detect_on,
             self.prepare_on,
-        )
-
-    def rates(self) -> Rates:
-        """The prices for an hour. Raises InputError for a machine that has no price."""
-        return Rates(
-            self.usd_per_hour,
-            machine(self.instance_type) if self.instance_type else None,
-            machine(self.cpu_instance_type, "--cpu-instance-type")
-            if self.cpu_instance_type
-            else None,
-            self.spot,
         )
 
     def without_secrets(self, source: str) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What `label` prints of its plan before it labels."""
+
+import sys
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from jobs.accounting.counted import counted
+from jobs.label.options import LabelOptions
+from jobs.label.planning import image_columns_as_lines, unversioned_as_lines
+from jobs.output.manifest import Manifest
+from jobs.output.run_documents import computations
+from model.computation import Computation
+from pipeline.plan.plan import Plan
+from pipeline.storage.urls import mask, printable
+
+GONE_SHOWN = 3
+
+
+def print_plan_notices(options: LabelOptions, found: Plan) -> None:
+    """Print what the user of the command should know of a plan."""
+    _print_gone_objects(options.output, found.gone, options.relabel)
+    for line in [*image_columns_as_lines(found), *unversioned_as_lines(found)]:
+        print(line, file=sys.stderr)
+    if found.known and (options.image_column or options.id_column):
+        print(
+            "--image-column and --id-column are for new objects: the labels of those that "
+            f"{mask(options.output)} holds already stay (--relabel makes them again)",
+            file=sys.stderr,
+        )
+    if found.again and not options.relabel:
+        print(f"tried again: {counted(found.again, 'object')} that failed", file=sys.stderr)
+
+
+def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
+    """Print which objects left INPUT. Their labels stay unless --relabel replaces them."""
+    if len(gone):
+        first = ", ".join(gone[:GONE_SHOWN].to_pylist())
+        more = ", ..." if len(gone) > GONE_SHOWN else ""
+        fate = "go, as --relabel replaces their runs" if relabel else "stay"
+        print(
+            f"gone from INPUT: {counted(len(gone), 'object')} that {mask(output)} holds labels of; "
+            f"these labels {fate}: {printable(first)}{more}",
+            file=sys.stderr,
+        )
+
+
+def print_other_computations(
+    output: str, fingerprint: str, computation: Computation, runs: Sequence[Manifest]
+) -> None:
+    """Print that the newest of the `runs` with this fingerprint computed otherwise, if it did."""
+    same_model = [r for r in runs if r["model_fingerprint"] == fingerprint]
+    if not same_model:
+        return
+    before = computations(output, same_model[-1]["run_id"])
+    if before and computation.as_text() not in before:
+        print(
+            f"{mask(output)} holds labels that were computed in {', '.join(before)}; these "
+            f"are in {computation.as_text()}: the last digits of scores and boxes may differ",
+            file=sys.stderr,
+        )
