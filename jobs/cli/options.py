@@ -114,7 +114,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
 def options_of(kind: type) -> list[Field[Any]]:
     """The fields of a dataclass that are options; those of keyword-only groups come last."""
     found = [field for field in fields(kind) if "help" in field.metadata]
-    return sorted(found, key=lambda field: field.kw_only)
+    return sorted(found, key=lambda field: field.kw_only is True)
 
 
 def words_of(options: Any, kind: type) -> list[str]:
