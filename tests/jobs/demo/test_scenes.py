@@ -9,7 +9,7 @@ from jobs.demo.scenes import SHAPES, random_size, render_scene, scene
 
 @pytest.fixture(scope="module")
 def many_scenes() -> list[scenes.Scene]:
-    return [scene(7, index, (320, 240)) for index in range(120)]
+    return [scene(7, index, (320, 240)) for index in range(60)]
 
 
 def test_same_seed_and_index_give_the_same_scene() -> None:
@@ -88,7 +88,7 @@ def test_crowded_objects_stay_visible(monkeypatch: pytest.MonkeyPatch) -> None:
         return place(rng, cutout, ids, areas)
 
     monkeypatch.setattr(scenes, "_place", measure_and_place)
-    for index in range(60):
+    for index in range(40):
         scene(4, index, (300, 220))
     assert min(lowest) >= 0.6
     assert np.mean(np.array(lowest) < 0.97) > 0.2
@@ -99,7 +99,7 @@ def test_shapes_differ_when_turned_and_stretched() -> None:
     silhouettes: dict[str, list[np.ndarray]] = {name: [] for name in SHAPES[1:]}
     rng = np.random.default_rng(0)
     for name, masks in silhouettes.items():
-        for _ in range(40):
+        for _ in range(24):
             mask = scenes._cut(rng, scenes._CONTOURS[name], 48).mask
             canvas = np.zeros((52, 52), bool)
             top, left = (52 - mask.shape[0]) // 2, (52 - mask.shape[1]) // 2
