@@ -15,9 +15,13 @@ metadata may have further keys, all optional:
     one_of       the name of a group; the user may give only one option of a group
     flag         the option, if it differs from the name of the field
     parse        makes one value from one argument; the field is a tuple, the option may be repeated
+
+A keyword-only dataclass from which that of a command inherits is a group of options: the help shows
+them together, below the first line of that class's docstring.
 """
 
 import argparse
+import inspect
 import math
 import os
 import re
@@ -107,8 +111,19 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
             if name not in groups:
                 groups[name] = parser.add_mutually_exclusive_group()
             target = groups[name]
+        elif field.kw_only is True and (title := _title(kind, field.name)):
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            target = groups[title]
         names, keywords = _argument(field, hints[field.name])
         target.add_argument(*names, **keywords)
+
+
+def _title(kind: type, name: str) -> str:
+    """The title of the group that has a field, from its class's docstring. "" if `kind` has it."""
+    group = next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
+    first = (group.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    return "" if group is kind else first[:1].lower() + first[1:]
 
 
 def options_of(kind: type) -> list[Field[Any]]:

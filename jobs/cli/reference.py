@@ -130,13 +130,21 @@ def _section(command: argparse.ArgumentParser, name: str, short: str) -> str:
     lines = [f"## `{shown}`"]
     described = command.description or short[:1].upper() + short[1:] + "."
     lines += ["", *textwrap.wrap(described, 110, break_long_words=False, break_on_hyphens=False)]
-    rows = [_row(command, action) for action in [*arguments, *options] if action.dest != "help"]
-    if rows := [row for row in rows if row]:
-        lines += ["", "| | values | meaning |", "|---|---|---|", *rows]
+    groups = command._action_groups[2:]  # the first two are those of argparse
+    grouped = {id(action) for group in groups for action in group._group_actions}
+    lines += _table(command, [a for a in [*arguments, *options] if id(a) not in grouped])
+    for group in groups:
+        lines += ["", f"### `{name}`: {group.title}", *_table(command, group._group_actions)]
     for group in command._mutually_exclusive_groups:
         members = ", ".join(f"`{one.option_strings[0]}`" for one in group._group_actions)
         lines += ["", f"Give only one of these: {members}."]
     return "\n".join(lines)
+
+
+def _table(command: argparse.ArgumentParser, actions: list[argparse.Action]) -> list[str]:
+    rows = [_row(command, action) for action in actions if action.dest != "help"]
+    shown = [row for row in rows if row]
+    return ["", "| | values | meaning |", "|---|---|---|", *shown] if shown else []
 
 
 def _argument(action: argparse.Action) -> str:

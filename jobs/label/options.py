@@ -37,7 +37,7 @@ ADDRESS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PriceOptions:
-    """What the machines of a run cost."""
+    """Prices of the machines."""
 
     instance_type: str | None = field(
         default=None,

@@ -154,3 +154,28 @@ def test_no_argument_of_any_command_may_be_empty(
             parser().parse_args([*command, *given])
         assert end.value.code == 2
         assert "it is empty: give a value" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trip:
+    """Costs of the way.
+
+    They are in kilometres.
+    """
+
+    way: int = field(default=1, metadata={"help": "how far"})
+
+
+@dataclass(frozen=True)
+class Journey(Trip):
+    start: str = field(metadata={"positional": True, "help": "from where"})
+
+
+def test_an_inherited_group_of_options_is_shown_together_after_the_others() -> None:
+    journey_parser = Parser(prog="journey")
+    add_options(journey_parser, Journey)
+    *_, last = journey_parser.format_help().split("\n\n")
+    assert last.split() == "costs of the way: --way WAY how far (default: 1)".split()
+    found = options_from(Journey, vars(journey_parser.parse_args(["--way", "3", "home"])))
+    assert found == Journey("home", way=3)
+    assert words_of(found, Journey) == ["home", "--way", "3"]
