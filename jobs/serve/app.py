@@ -58,7 +58,8 @@ def make_app(
 
     # The pages that FastAPI has of its own fetch scripts from elsewhere.
     app = FastAPI(title=openapi.TITLE, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.service = Service(settings, engine, images, counter, metrics, int(time.time()))
+    service = Service(settings, engine, images, counter, metrics, int(time.time()))
+    app.state.service = service
     app.state.probe = health.Probe(engine)
     app.state.store = batches
     routers = [detections.router, chat.router, models.router, health.router, page.router]
@@ -68,10 +69,8 @@ def make_app(
     install(app)
     app.add_middleware(
         Gate,
-        settings=settings,
+        service=service,
         keys=keys,
-        counter=counter,
-        metrics=metrics,
         sends_request_ids=sends_request_ids,
     )
     described = openapi.describe(app, with_keys=keys is not None)

@@ -1,6 +1,7 @@
 """The endpoint as an application of Ray Serve: which replicas there are, and what they may hold.
 
-    client -> proxy -> Api -> Decoding -> Detecting
+    one machine: client -> ListeningApi -> Decoding -> Detecting
+    a cluster:   client -> proxy -> Api -> Decoding -> Detecting
 
 `detr-batch serve` deploys it. On Kubernetes a RayService imports `app` of this module.
 """
@@ -18,7 +19,7 @@ from ray.serve.schema import DeploymentStatus
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement, placement_on
 from jobs.cluster.start import alive_nodes
-from jobs.serve.api import Api
+from jobs.serve.api import Api, ListeningApi
 from jobs.serve.batches.batching import Batching
 from jobs.serve.batches.settings import batch_settings
 from jobs.serve.engine.decoders import Decoding
@@ -58,12 +59,13 @@ DETECTING: tuple[type[Detecting], tuple[Any, ...]] = Detecting, (NICENESS,)
 def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
     """Start the replicas of the application, and wait until all of them can answer.
 
-    Ray has been started. Raises CommandFailed if a replica cannot start.
+    Ray has been started. On a cluster its proxies listen at `host` and `port`, and on one machine
+    the application does. Raises CommandFailed if a replica cannot start.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
-            proxy_location="EveryNode" if on_cluster else "HeadOnly",
+            proxy_location="EveryNode" if on_cluster else "Disabled",
             http_options={"host": host, "port": port},
             logging_config=LOGGING,
         )
@@ -146,7 +148,7 @@ def application(
     )
     cpus = int(ray.cluster_resources().get("CPU", 1))
     apis = (1, MOST_APIS) if on_cluster else (max(1, cpus // CPUS_PER_API),) * 2
-    api = serve.deployment(Api).options(
+    api = serve.deployment(Api if on_cluster else ListeningApi).options(
         **_replicas(*apis, REQUESTS_PER_API),
         **_common(TASK_CPUS, REQUESTS, REQUESTS),
     )

@@ -61,15 +61,16 @@ async def run_clients(
                 headers = {"content-type": "application/json"}
                 async with session.post(url, data=body, headers=headers) as answer:
                     await answer.read()
-                took = time.perf_counter() - asked
+                load.seconds = time.perf_counter() - began
+                took = load.seconds - (asked - began)
                 load.statuses[answer.status] += 1
                 if answer.status == 200:
                     load.took.append(took)
                     load.images += per_request
                 elif answer.status in REFUSALS:
                     load.refused.append(took)
-                    await asyncio.sleep(float(answer.headers.get("retry-after", "1")))
+                    wait = float(answer.headers.get("retry-after", "1"))
+                    await asyncio.sleep(max(0.0, min(wait, until - time.perf_counter())))
 
         await asyncio.gather(*(ask() for _ in range(clients)))
-    load.seconds = time.perf_counter() - began
     return load

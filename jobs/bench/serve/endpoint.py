@@ -5,7 +5,7 @@ import io
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import numpy as np
@@ -81,11 +81,13 @@ def running(
     try:
         nodes = list(alive_nodes().values())
         placement = placement_on(options.machines(), nodes, cluster=False)
-        spec, port = local_engine_spec(options), free_port(options.host, 0)
-        start(application(options, spec, placement, detecting), options.host, port, False)
+        options = replace(options, port=free_port(options.host, 0))
+        spec = local_engine_spec(options)
+        app = application(options, spec, placement, detecting)
+        start(app, options.host, options.port, on_cluster=False)
         images = scenes()
         alone = Alone(spec, placement.layout.detectors.most, images, *detecting)
-        url = f"http://{options.host}:{port}/v1/detections"
+        url = f"http://{options.host}:{options.port}/v1/detections"
         try:
             bodies = bodies_of(options.model, images, per_request)
             precision = spec.detector.precision if device_seconds is None else "simulated"

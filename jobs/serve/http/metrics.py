@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from jobs.serve.protocol.answers import PATHS
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 NO_ROUTE = "none"  # requests for paths that do not exist, which would have a label each
@@ -61,7 +63,7 @@ class Metrics:
             try:
                 yield
             finally:
-                route = getattr(scope.get("route"), "path", NO_ROUTE)
+                route = getattr(scope.get("route"), "path", _refused_at(scope["path"]))
                 status = str(answer.status or "none")
                 self._requests.labels(route, scope["method"], status).inc()
                 self._seconds.labels(route).observe(time.perf_counter() - began)
@@ -69,3 +71,8 @@ class Metrics:
     def as_text(self) -> bytes:
         """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+
+def _refused_at(path: str) -> str:
+    """The route of a request that was refused before its route was looked for."""
+    return path if path in PATHS else NO_ROUTE
