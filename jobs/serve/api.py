@@ -12,7 +12,7 @@ from jobs.serve.app import make_app
 from jobs.serve.batches.store import Store
 from jobs.serve.engine.parts import ServedModel
 from jobs.serve.engine.serve_engine import ServeEngine
-from jobs.serve.http.limits_actor import ActorCounter
+from jobs.serve.http.shared_actors import ActorCounter, ActorTotals
 from jobs.serve.settings.options import ServeOptions
 
 # Connections of a replica that listens itself, and requests in its hands. What is more is answered
@@ -109,5 +109,6 @@ def _app(options: ServeOptions, engine: ServeEngine, sends_request_ids: bool) ->
         engine,
         None if batches is None else Store(batches),
         counter=ActorCounter(),
+        totals=ActorTotals(),
         sends_request_ids=sends_request_ids,
     )

@@ -25,8 +25,8 @@ from jobs.serve.batches.settings import batch_settings
 from jobs.serve.engine.decoders import Decoding
 from jobs.serve.engine.detectors import Detecting
 from jobs.serve.engine.spec import EngineSpec, engine_spec
-from jobs.serve.http.limits_actor import ActorCounter
-from jobs.serve.settings.options import ServeOptions
+from jobs.serve.http.shared_actors import end_actors
+from jobs.serve.settings.options import ActionOptions, ServeOptions
 from model.description import Description
 from model.detectors import describe, settled
 from model.zoo import offered_precision
@@ -89,7 +89,8 @@ def app(arguments: dict[str, Any]) -> Application:
 
     It runs on the cluster that it will serve on. Raises InputError for wrong options.
     """
-    known = {field.name for field in fields(ServeOptions)} - {"address", "detach", "host", "port"}
+    of_command = {one.name for one in fields(ActionOptions)} | {"address", "host", "port"}
+    known = {field.name for field in fields(ServeOptions)} - of_command
     if unknown := sorted(arguments.keys() - known):
         raise InputError(f"args: {', '.join(unknown)} cannot be given; there are {sorted(known)}")
     given: dict[str, Any] = {
@@ -110,10 +111,16 @@ def build(options: ServeOptions, detector: Description, placement: Placement) ->
     return application(options, engine_spec(options, detector, computation), placement)
 
 
-def end() -> None:
-    """End the application. Requests under way have CLOSE_SECONDS."""
+def end(on_cluster: bool = False) -> None:
+    """End the application. Requests under way have CLOSE_SECONDS.
+
+    On a cluster end Ray Serve too, unless it has other applications: its proxies would go on to
+    listen at this host and port.
+    """
     serve.delete(NAME)
-    ActorCounter.end()
+    end_actors()
+    if on_cluster and not serve.status().applications:
+        serve.shutdown()
 
 
 def application(
