@@ -62,7 +62,7 @@ def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
     Ray has been started. On a cluster its proxies listen at `host` and `port`, and on one machine
     the application does. Raises CommandFailed if a replica cannot start.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _hush_serve()
     try:
         serve.start(
             proxy_location="EveryNode" if on_cluster else "Disabled",
@@ -73,6 +73,10 @@ def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
     except (RuntimeError, TimeoutError) as error:
         reason = printable(mask(_reason_of_failure(error)))
         raise CommandFailed(f"the endpoint does not start: {reason}") from error
+
+
+def _hush_serve() -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _reason_of_failure(error: Exception) -> str:
@@ -117,6 +121,7 @@ def end(on_cluster: bool = False) -> None:
     On a cluster end Ray Serve too, unless it has other applications: its proxies would go on to
     listen at this host and port.
     """
+    _hush_serve()
     serve.delete(NAME)
     end_actors()
     if on_cluster and not serve.status().applications:

@@ -23,6 +23,7 @@ class Load:
     images: int = 0  # that were answered
     took: list[float] = field(default_factory=list)  # seconds of each answered request
     refused: list[float] = field(default_factory=list)  # seconds of each refusal
+    cpu_seconds: float = 0.0  # of the process of the clients
     statuses: Counter[int] = field(default_factory=Counter)  # of all answers
 
     @property
@@ -48,7 +49,7 @@ async def run_clients(
     A client that is refused asks again after the time that the server names.
     """
     load, number = Load(), count()
-    began = time.perf_counter()
+    began, cpu_before = time.perf_counter(), time.process_time()
     until = began + seconds
     limits = aiohttp.ClientTimeout(ANSWER_SECONDS)
     connector = aiohttp.TCPConnector(limit=0)
@@ -73,4 +74,5 @@ async def run_clients(
                     await asyncio.sleep(max(0.0, min(wait, until - time.perf_counter())))
 
         await asyncio.gather(*(ask() for _ in range(clients)))
+    load.cpu_seconds = time.process_time() - cpu_before
     return load

@@ -75,6 +75,6 @@ class Summed(Collector):
             found[family].append((name, dict(labels), value))
         for one in self._families:
             summed = Metric(one.name, one.documentation, one.type)
-            for name, labels, value in found[one.name]:
-                summed.add_sample(name, labels, value)
+            for sample in found[one.name]:
+                summed.add_sample(*sample)
             yield summed

@@ -18,7 +18,7 @@ from tests.support.s3_server import free_ports
 from tests.support.serving import MODEL, data_uri, scene_file
 
 pytestmark = pytest.mark.slow
-START_SECONDS, COMMAND_SECONDS = 90.0, 240.0
+START_SECONDS, COMMAND_SECONDS = 90.0, 400.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -31,20 +31,22 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += ["--include-dashboard=true", "--dashboard-port", str(dashboard)]
     command += ["--dashboard-agent-listen-port", str(agent)]
     log = tmp_path_factory.mktemp("head") / "head.txt"
-    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+        # Jobs run `python`, which is that of the image on a real cluster.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
     with log.open("w") as output:
-        head = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": path},
-        )
+        head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
         until = time.monotonic() + START_SECONDS
         while any(socket.socket().connect_ex((LOOPBACK, one)) for one in (port, dashboard)):
             assert head.poll() is None and time.monotonic() < until, log.read_text()
             time.sleep(0.5)
         yield f"{LOOPBACK}:{port}"
+        assert head.poll() is None, log.read_text()
     finally:
         nodes = psutil.Process(head.pid).children(recursive=True)
         head.terminate()
