@@ -2,9 +2,9 @@
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatusOverview
 
+from jobs.cluster.ray_internals import serve_address
 from jobs.cluster.start import check_machines, start_ray
 from jobs.serve.deploy import NAME, end
 from jobs.serve.settings.options import ServeOptions
@@ -35,7 +35,7 @@ def running_endpoint() -> ApplicationStatusOverview | None:
 
 def lines_of(found: ApplicationStatusOverview) -> list[str]:
     """The state of an endpoint, with a line for each kind of replica."""
-    host, port = _listening() or ("", 0)
+    host, port = serve_address() or ("", 0)
     lines = [f"{NAME}: {found.status.value}, port {port} of each node with replicas ({host})"]
     for name, deployment in found.deployments.items():
         replicas = ", ".join(
@@ -54,16 +54,10 @@ def refuse_second_endpoint(options: ServeOptions) -> None:
             f"--address {options.address}: an endpoint runs on this cluster already; `detr-batch "
             "serve --stop` ends it"
         )
-    listening = _listening()
+    listening = serve_address()
     if listening not in (None, (options.host, options.port)):
         host, port = listening
         raise InputError(
             f"--host {options.host} --port {options.port}: Ray Serve listens at {host} port {port} "
             "of this cluster, for other applications; give these"
         )
-
-
-def _listening() -> tuple[str, int] | None:
-    """Where the proxies of Ray Serve (2.60) listen; None if it does not run on the cluster."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return None if client is None else (client.http_config.host, client.http_config.port)
