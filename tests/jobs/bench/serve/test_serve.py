@@ -92,3 +92,12 @@ def test_endpoint_is_measured_beside_its_detectors(
     assert 100 <= one["p20_ms"] <= one["p50_ms"] <= one["details"]["p99_ms"]
     assert 0.5 < many["details"]["of_alone"] < 1.2
     assert 0 < many["details"]["client_cores"] < 1
+
+
+@pytest.mark.slow
+def test_real_detectors_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--clients", "2", "--seconds", "1", "--results", str(tmp_path / "results.csv")]
+    assert main(["bench", "serve", *words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["case"] == "2 clients, shapes-tiny" and row["precision"] != "simulated"
+    assert row["images_per_second"] > 0 and row["details"]["refused"] == 0
