@@ -139,3 +139,11 @@ def problem_of_selector(labels: Mapping[str, str]) -> str | None:
 
     problem: str | None = validate_label_selector(dict(labels))
     return problem
+
+
+def serve_address() -> tuple[str, int] | None:
+    """Where the proxies of Ray Serve listen; None if it does not run on the cluster."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (client.http_config.host, client.http_config.port)

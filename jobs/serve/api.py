@@ -1,5 +1,9 @@
-"""The ingress of the endpoint: the HTTP side, and the engine that it asks."""
+"""The HTTP side of the endpoint as replicas: behind the proxies of a cluster, or without one."""
 
+import asyncio
+import socket
+
+import uvicorn
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -8,13 +12,21 @@ from jobs.serve.app import make_app
 from jobs.serve.batches.store import Store
 from jobs.serve.engine.parts import ServedModel
 from jobs.serve.engine.serve_engine import ServeEngine
-from jobs.serve.http.limits_actor import ActorCounter
+from jobs.serve.http.shared_actors import ActorCounter, ActorTotals
 from jobs.serve.settings.options import ServeOptions
+
+# Connections of a replica that listens itself, and requests in its hands. What is more is answered
+# 503 at its head, without the form of OpenAI's errors.
+CONNECTIONS = 1024
+BACKLOG = 2048  # connections that the system holds until a replica takes them
+KEEP_ALIVE_SECONDS = 75  # that a connection without a request stays open
+CLOSE_SECONDS = 4  # for requests under way when a replica shall end; Ray Serve gives it 5
+LOOK_SECONDS = 0.01  # between two looks whether it listens
 
 
 @serve.ingress()
 class Api:
-    """A replica of the HTTP side. Ray Serve mounts the app that it builds."""
+    """A replica behind the proxies of Ray Serve, which mounts the app that it builds."""
 
     def __init__(
         self,
@@ -25,16 +37,78 @@ class Api:
         batching: DeploymentHandle | None,
     ):
         """`batching` is not asked: it is named here to be a part of the application."""
-        self._options, self._served = options, served
-        self._decoding, self._detecting = decoding, detecting
+        self._options = options
+        self._engine = ServeEngine(served, decoding, detecting)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        engine = ServeEngine(self._served, self._decoding, self._detecting)
-        batches = self._options.batches
-        return make_app(
-            self._options.api_settings(),
-            engine,
-            None if batches is None else Store(batches),
-            counter=ActorCounter(),
-            sends_request_ids=False,  # the proxy of Ray Serve (2.60) sends them
+        # The proxies of Ray Serve (2.60) send request ids.
+        return _app(self._options, self._engine, sends_request_ids=False)
+
+
+class ListeningApi:
+    """A replica that listens itself, on one machine. A proxy would cost a request 5 ms of a core.
+
+    Several replicas share the port, and the system gives each new connection to one of them.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self,
+        options: ServeOptions,
+        served: ServedModel,
+        decoding: DeploymentHandle,
+        detecting: DeploymentHandle,
+        batching: DeploymentHandle | None,
+    ) -> None:
+        """`batching` is not asked: it is named here to be a part of the application.
+
+        Raises OSError if nothing can listen at the host and port of the options.
+        """
+        app = _app(options, ServeEngine(served, decoding, detecting), sends_request_ids=True)
+        config = uvicorn.Config(
+            app,
+            backlog=BACKLOG,
+            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+            log_config=None,
+            access_log=False,
+            server_header=False,
         )
+        self._server = uvicorn.Server(config)
+        sockets = [shared_socket(options.host, options.port)]
+        self._serving = asyncio.create_task(self._server.serve(sockets))
+        while not self._server.started:
+            self.check_health()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def check_health(self) -> None:
+        """Raise if it listens no more: Ray Serve then replaces this replica."""
+        if self._serving.done():
+            raise RuntimeError("the HTTP server has ended")
+
+    async def __del__(self) -> None:
+        """End the server. Ray Serve calls and awaits this before it ends the replica."""
+        self._server.should_exit = True
+        await self._serving
+
+
+def shared_socket(host: str, port: int) -> socket.socket:
+    """A socket at a host and port that other processes of this user may share. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    found = socket.socket(family, kind, protocol)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind(address)
+    return found
+
+
+def _app(options: ServeOptions, engine: ServeEngine, sends_request_ids: bool) -> FastAPI:
+    batches = options.batches
+    return make_app(
+        options.api_settings(),
+        engine,
+        None if batches is None else Store(batches),
+        counter=ActorCounter(),
+        totals=ActorTotals(),
+        sends_request_ids=sends_request_ids,
+    )

@@ -19,6 +19,7 @@ from jobs.serve.http.keys import KeyRing
 from jobs.serve.http.limits import Counter, LocalCounter
 from jobs.serve.http.metrics import Metrics
 from jobs.serve.http.middleware import Gate
+from jobs.serve.http.totals import OwnTotals, Totals
 from jobs.serve.protocol.error_handlers import install
 from jobs.serve.settings.settings import ApiSettings
 
@@ -28,6 +29,7 @@ def make_app(
     engine: Engine,
     batches: Store | None = None,
     counter: Counter | None = None,
+    totals: Totals | None = None,
     resolver: AbstractResolver | None = None,
     sends_request_ids: bool = True,
 ) -> FastAPI:
@@ -38,27 +40,31 @@ def make_app(
         engine: detects in images.
         batches: the store of files and batches; None: neither is offered.
         counter: counts what keys use; None: in this process, for a server of one replica.
+        totals: adds up the metrics of replicas; None: for a server of one replica.
         resolver: resolves names of hosts; None: as the system does.
         sends_request_ids: False where the server adds `x-request-id` to answers by itself.
 
     Raises as `KeyRing` if keys are needed and cannot be read.
     """
     keys = KeyRing(settings.keys) if settings.keys else None
-    metrics = Metrics()
+    metrics = Metrics(totals or OwnTotals())
     counter = counter or LocalCounter()
     images = ImageSource(settings, metrics, resolver)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        reporting = asyncio.create_task(metrics.keep_reporting())
         reading = asyncio.create_task(keys.keep_reading()) if keys else None
         yield
+        reporting.cancel()
         if reading is not None:
             reading.cancel()
         await images.close()
 
     # The pages that FastAPI has of its own fetch scripts from elsewhere.
     app = FastAPI(title=openapi.TITLE, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.service = Service(settings, engine, images, counter, metrics, int(time.time()))
+    service = Service(settings, engine, images, counter, metrics, int(time.time()))
+    app.state.service = service
     app.state.probe = health.Probe(engine)
     app.state.store = batches
     routers = [detections.router, chat.router, models.router, health.router, page.router]
@@ -68,10 +74,8 @@ def make_app(
     install(app)
     app.add_middleware(
         Gate,
-        settings=settings,
+        service=service,
         keys=keys,
-        counter=counter,
-        metrics=metrics,
         sends_request_ids=sends_request_ids,
     )
     described = openapi.describe(app, with_keys=keys is not None)

@@ -1,6 +1,7 @@
 """The endpoint as an application of Ray Serve: which replicas there are, and what they may hold.
 
-    client -> proxy -> Api -> Decoding -> Detecting
+    one machine: client -> ListeningApi -> Decoding -> Detecting
+    a cluster:   client -> proxy -> Api -> Decoding -> Detecting
 
 `detr-batch serve` deploys it. On Kubernetes a RayService imports `app` of this module.
 """
@@ -18,14 +19,14 @@ from ray.serve.schema import DeploymentStatus
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement, placement_on
 from jobs.cluster.start import alive_nodes
-from jobs.serve.api import Api
+from jobs.serve.api import Api, ListeningApi
 from jobs.serve.batches.batching import Batching
 from jobs.serve.batches.settings import batch_settings
 from jobs.serve.engine.decoders import Decoding
 from jobs.serve.engine.detectors import Detecting
 from jobs.serve.engine.spec import EngineSpec, engine_spec
-from jobs.serve.http.limits_actor import ActorCounter
-from jobs.serve.settings.options import ServeOptions
+from jobs.serve.http.shared_actors import end_actors
+from jobs.serve.settings.options import ActionOptions, ServeOptions
 from model.description import Description
 from model.detectors import describe, settled
 from model.zoo import offered_precision
@@ -58,12 +59,13 @@ DETECTING: tuple[type[Detecting], tuple[Any, ...]] = Detecting, (NICENESS,)
 def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
     """Start the replicas of the application, and wait until all of them can answer.
 
-    Ray has been started. Raises CommandFailed if a replica cannot start.
+    Ray has been started. On a cluster its proxies listen at `host` and `port`, and on one machine
+    the application does. Raises CommandFailed if a replica cannot start.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _hush_serve()
     try:
         serve.start(
-            proxy_location="EveryNode" if on_cluster else "HeadOnly",
+            proxy_location="EveryNode" if on_cluster else "Disabled",
             http_options={"host": host, "port": port},
             logging_config=LOGGING,
         )
@@ -71,6 +73,10 @@ def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
     except (RuntimeError, TimeoutError) as error:
         reason = printable(mask(_reason_of_failure(error)))
         raise CommandFailed(f"the endpoint does not start: {reason}") from error
+
+
+def _hush_serve() -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _reason_of_failure(error: Exception) -> str:
@@ -87,7 +93,8 @@ def app(arguments: dict[str, Any]) -> Application:
 
     It runs on the cluster that it will serve on. Raises InputError for wrong options.
     """
-    known = {field.name for field in fields(ServeOptions)} - {"address", "detach", "host", "port"}
+    of_command = {one.name for one in fields(ActionOptions)} | {"address", "host", "port"}
+    known = {field.name for field in fields(ServeOptions)} - of_command
     if unknown := sorted(arguments.keys() - known):
         raise InputError(f"args: {', '.join(unknown)} cannot be given; there are {sorted(known)}")
     given: dict[str, Any] = {
@@ -108,10 +115,17 @@ def build(options: ServeOptions, detector: Description, placement: Placement) ->
     return application(options, engine_spec(options, detector, computation), placement)
 
 
-def end() -> None:
-    """End the application. Requests under way have CLOSE_SECONDS."""
+def end(on_cluster: bool = False) -> None:
+    """End the application. Requests under way have CLOSE_SECONDS.
+
+    On a cluster end Ray Serve too, unless it has other applications: its proxies would go on to
+    listen at this host and port.
+    """
+    _hush_serve()
     serve.delete(NAME)
-    ActorCounter.end()
+    end_actors()
+    if on_cluster and not serve.status().applications:
+        serve.shutdown()
 
 
 def application(
@@ -146,7 +160,7 @@ def application(
     )
     cpus = int(ray.cluster_resources().get("CPU", 1))
     apis = (1, MOST_APIS) if on_cluster else (max(1, cpus // CPUS_PER_API),) * 2
-    api = serve.deployment(Api).options(
+    api = serve.deployment(Api if on_cluster else ListeningApi).options(
         **_replicas(*apis, REQUESTS_PER_API),
         **_common(TASK_CPUS, REQUESTS, REQUESTS),
     )

@@ -20,6 +20,7 @@ from jobs.serve.batches.label_command import RAY_NICENESS
 from jobs.serve.batches.store import Store
 from jobs.serve.deploy import build, end, start
 from jobs.serve.http.keys import read_keys
+from jobs.serve.running import refuse_second_endpoint, report_or_stop
 from jobs.serve.settings.options import ServeOptions
 from model.description import Description
 from model.detectors import describe, settled
@@ -38,6 +39,9 @@ def serve(options: ServeOptions) -> int:
     Raises InputError before anything starts, and CommandFailed if the endpoint does not start.
     """
     options.check()
+    if options.status or options.stop:
+        report_or_stop(options)
+        return EXIT_OK
     check_machines(options.machines())
     if not options.address:
         options = replace(options, port=free_port(options.host, options.port))
@@ -53,20 +57,24 @@ def serve(options: ServeOptions) -> int:
     where = "the cluster" if options.address else "this machine"
     print(f"starting Ray and the model on {where}", file=sys.stderr)
     os.environ.setdefault(RAY_NICENESS, "0")  # of a Ray that starts here
+    is_ours = False  # whether the endpoint is to end with this command
     try:
         with _signals(_interrupt):
             start_ray(options.address)
         with _signals(_interrupt):  # Ray has set handlers of its own
+            if options.address:
+                refuse_second_endpoint(options)
+            is_ours = True
             _deploy(options, detector)
             print(greeting(options), flush=True)
             if options.detach:
+                is_ours = False
                 return EXIT_OK
             signal.pause()
     except KeyboardInterrupt:
         print("ending: requests under way have a few seconds", file=sys.stderr)
     finally:
-        if not options.detach:
-            _end()
+        _end(is_ours, bool(options.address))
     return EXIT_OK
 
 
@@ -111,11 +119,12 @@ def _place(request: ClusterRequest) -> Placement:
     return placement
 
 
-def _end() -> None:
-    """End the endpoint, and the Ray that was started for it."""
+def _end(is_ours: bool, on_cluster: bool) -> None:
+    """End the endpoint if it is that of this command, and the Ray that was started for it."""
     with _signals(signal.SIG_DFL):  # a second signal ends this process at once
         if ray.is_initialized():
-            end()
+            if is_ours:
+                end(on_cluster)
             ray.shutdown()
 
 

@@ -1,8 +1,12 @@
-"""How many images an engine holds: what is too much is refused at once, and never waits."""
+"""How many images an engine holds: what is too much is refused at once, and never waits.
+
+A request is refused at its head, before its body is read. So one whose body still comes has a place
+too, and of a thousand clients that come at once only `most` send their images.
+"""
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from jobs.serve.engine.engine import Overloaded
@@ -12,12 +16,33 @@ NEWEST = 0.2  # weight of the newest answer in the mean time of answers
 
 
 class Admission:
-    """Counts images that wait or are computed. One event loop may use it."""
+    """Counts images that wait or are computed, and requests whose images are not known yet.
+
+    There are at most `most` of each. One event loop may use it.
+    """
 
     def __init__(self, most: int):
         self.most = most
-        self.held = 0
+        self.held = self.expected = 0
         self._seconds = 0.0  # from an admission to its answer, a moving mean
+
+    def expect(self) -> Callable[[], None]:
+        """Take a place for a request whose images are not known yet. Raises Overloaded.
+
+        What is returned gives the place back; it may be called again.
+        """
+        self.check(1)
+        if self.expected >= self.most:
+            raise self._overloaded(f"{self.expected} requests come in, of at most {self.most}")
+        self.expected += 1
+        taken = True
+
+        def leave() -> None:
+            nonlocal taken
+            self.expected -= taken
+            taken = False
+
+        return leave
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
@@ -32,12 +57,14 @@ class Admission:
             self._seconds += NEWEST * (time.monotonic() - began - self._seconds)
 
     def check(self, images: int) -> None:
-        """Raise Overloaded if these images would be too many now.
+        """Raise Overloaded if these images would be too many now."""
+        if self.held + images > self.most:
+            text = f"{self.held} images wait or are computed, of at most {self.most}"
+            raise self._overloaded(text)
 
-        Clients are to come again when what waits now is answered, and not all at once, because
+    def _overloaded(self, message: str) -> Overloaded:
+        """Clients are to come again when what waits now is answered, and not all at once, because
         refusals take the cores on which images are decoded.
         """
-        if self.held + images > self.most:
-            seconds = random.uniform(1, 2) * min(LONGEST, max(SHORTEST, self._seconds))
-            message = f"{self.held} images wait or are computed, of at most {self.most}"
-            raise Overloaded(message, seconds)
+        seconds = random.uniform(1, 2) * min(LONGEST, max(SHORTEST, self._seconds))
+        return Overloaded(message, seconds)

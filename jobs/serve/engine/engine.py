@@ -4,7 +4,7 @@
 has `ServeEngine` (serve_engine.py), which asks replicas of Ray Serve.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,8 +45,11 @@ class Engine(Protocol):
     model: str  # the name that clients give
     labels: Sequence[str]  # class names by number; "" is a number that stands for no class
 
-    def check_room(self) -> None:
-        """Raise Overloaded if not one image more would be admitted."""
+    def expect(self) -> Callable[[], None]:
+        """Take a place for a request whose images are not known yet. Raises Overloaded.
+
+        What is returned gives the place back; it may be called again.
+        """
         ...
 
     async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jobs.serve.engine.admission import Admission
 from jobs.serve.engine.decoders import Decoding
@@ -24,9 +24,9 @@ class InProcessEngine:
         self._decoding, self._detecting = Decoding(spec.decoding), detecting or Detecting(spec)
         self._admission = Admission(spec.served.max_queue)
 
-    def check_room(self) -> None:
-        """Raise Overloaded if not one image more would be admitted."""
-        self._admission.check(1)
+    def expect(self) -> Callable[[], None]:
+        """Take a place for a request whose images are not known yet. See `Engine`."""
+        return self._admission.expect()
 
     async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
         """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import ray.exceptions
@@ -31,9 +31,9 @@ class ServeEngine:
         self._admission = Admission(served.max_queue)
         self._joiner = Joiner(self._call, served.calls)
 
-    def check_room(self) -> None:
-        """Raise Overloaded if not one image more would be admitted."""
-        self._admission.check(1)
+    def expect(self) -> Callable[[], None]:
+        """Take a place for a request whose images are not known yet. See `Engine`."""
+        return self._admission.expect()
 
     async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
         """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""

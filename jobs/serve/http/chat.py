@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.serve.http.detecting import check_model, check_room, detect, service_of, usage_of
+from jobs.serve.http.detecting import check_model, detect, service_of, usage_of
 from jobs.serve.http.detections import Address, Threshold
 from jobs.serve.protocol.answers import ImageAnswer, Usage
 from jobs.serve.protocol.error_handlers import parse_error
@@ -143,7 +143,6 @@ async def create_chat_completion(request: Request) -> ChatCompletion:
     request fails.
     """
     service = service_of(request)
-    check_room(service)
     try:
         asked = ChatRequest.model_validate_json(await request.body())
     except ValidationError as error:

@@ -20,7 +20,7 @@ from pipeline.storage.urls import mask
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes need: `request.app.state.service`."""
+    """What the routes and the middleware need: `request.app.state.service`."""
 
     settings: ApiSettings
     engine: Engine
@@ -47,10 +47,13 @@ def check_model(service: Service, model: str) -> None:
         )
 
 
-def check_room(service: Service) -> None:
-    """Raise ApiError if the detectors can take no image. Called before a body is read."""
+def expect(service: Service) -> Callable[[], None]:
+    """Take a place for a request before its body is read; return what gives the place back.
+
+    Raises ApiError if the server is busy.
+    """
     try:
-        service.engine.check_room()
+        return service.engine.expect()
     except Overloaded as error:
         raise _busy(error) from error
 
@@ -81,6 +84,7 @@ async def detect(
     least = service.settings.score_threshold if threshold is None else threshold
     fetched = await _fetch_all(request, images)
     usable = [image for image in fetched if isinstance(image, bytes)]
+    request.state.leave()  # from here on, its images count
     try:
         labelled = iter(await service.engine.detect_all(usable) if usable else [])
     except Overloaded as error:

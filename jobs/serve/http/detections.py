@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from jobs.serve.http.detecting import check_model, check_room, detect, service_of, usage_of
+from jobs.serve.http.detecting import check_model, detect, service_of, usage_of
 from jobs.serve.protocol.answers import Detections
 from jobs.serve.protocol.error_handlers import parse_error
 from jobs.serve.protocol.errors import ApiError
@@ -66,7 +66,6 @@ async def create_detections(request: Request) -> Detections:
     An image that cannot be had or decoded is an item with an `error`, and costs no other image.
     """
     service = service_of(request)
-    check_room(service)
     images: list[str | bytes]
     if request.headers.get("content-type", "").lower().startswith(FORM):
         most = service.settings.max_images

@@ -75,5 +75,5 @@ async def ready(request: Request) -> Health:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Counts and times of this process, for Prometheus."""
-    return Response(service_of(request).metrics.as_text(), media_type=CONTENT_TYPE)
+    """Counts and times of all replicas, for Prometheus."""
+    return Response(await service_of(request).metrics.as_text(), media_type=CONTENT_TYPE)

@@ -10,13 +10,13 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.serve.http.detecting import Service, expect
 from jobs.serve.http.keys import KeyRing
-from jobs.serve.http.limits import Counter, take
-from jobs.serve.http.metrics import Metrics
+from jobs.serve.http.limits import take
+from jobs.serve.protocol.answers import PATHS
 from jobs.serve.protocol.callers import Caller
 from jobs.serve.protocol.error_handlers import response_of, unexpected_error
 from jobs.serve.protocol.errors import ApiError
-from jobs.serve.settings.settings import ApiSettings
 
 EVERYBODY = Caller("", "everybody")  # where no key is needed
 UPLOADS = "/v1/files"
@@ -29,14 +29,12 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
-        settings: ApiSettings,
+        service: Service,
         keys: KeyRing | None,
-        counter: Counter,
-        metrics: Metrics,
         sends_request_ids: bool = True,
     ):
-        self._app, self._settings, self._keys = app, settings, keys
-        self._counter, self._metrics = counter, metrics
+        self._app, self._service, self._keys = app, service, keys
+        self._settings = service.settings
         self._sends_request_ids = sends_request_ids
         self._held = 0  # bytes of bodies and of downloads
 
@@ -52,7 +50,7 @@ class Gate:
         if self._sends_request_ids:
             state["headers"]["x-request-id"] = state["request_id"]
         answer = _Answer(send, state["headers"])
-        with self._metrics.request(scope, answer):
+        with self._service.metrics.request(scope, answer):
             try:
                 await self._admit(scope, headers, receive, answer)
             except ApiError as error:
@@ -65,11 +63,26 @@ class Gate:
     async def _admit(
         self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
     ) -> None:
-        state = scope["state"]
-        if scope["path"].startswith("/v1/"):
+        state, path = scope["state"], scope["path"]
+        if path.startswith("/v1/"):
             state["caller"] = self._caller(headers)
-            state["headers"] |= await take(self._counter, state["caller"], "requests", 1)
-        body = _Body(receive, self, is_upload=scope["path"] == UPLOADS)
+        if path not in PATHS or scope["method"] != "POST":
+            await self._answer(scope, headers, receive, answer)
+            return
+        state["leave"] = expect(self._service)  # what is refused uses up no limit of its key
+        try:
+            await self._answer(scope, headers, receive, answer)
+        finally:
+            state["leave"]()
+
+    async def _answer(
+        self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
+    ) -> None:
+        state, path = scope["state"], scope["path"]
+        if path.startswith("/v1/"):
+            counter = self._service.counter
+            state["headers"] |= await take(counter, state["caller"], "requests", 1)
+        body = _Body(receive, self, is_upload=path == UPLOADS)
         body.check_announced(headers)
         state["hold"] = body.hold
         try:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+PATHS = ("/v1/detections", "/v1/chat/completions")  # to which images are posted
 Box = tuple[float, float, float, float]
 
 

@@ -2,7 +2,7 @@
 
 import ipaddress
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from jobs.cluster.request import ClusterRequest, cluster_request
@@ -15,8 +15,26 @@ if TYPE_CHECKING:  # they import large packages, which would delay the help
 PORT = 8000
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActionOptions:
+    """What is done with an endpoint on a cluster. By default it runs as long as the command."""
+
+    detach: bool = field(
+        default=False,
+        metadata={"one_of": "action", "help": "leave the endpoint on the cluster, and return"},
+    )
+    status: bool = field(
+        default=False,
+        metadata={"one_of": "action", "help": "of the endpoint that runs on the cluster"},
+    )
+    stop: bool = field(
+        default=False,
+        metadata={"one_of": "action", "help": "end the endpoint that runs on the cluster"},
+    )
+
+
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(ActionOptions):
     """The options of the command line. `check` validates them."""
 
     model: str = field(
@@ -85,9 +103,6 @@ class ServeOptions:
         },
     )
     address: str | None = field(default=None, metadata=ADDRESS)
-    detach: bool = field(
-        default=False, metadata={"help": "leave the endpoint on the cluster, and return"}
-    )
 
     def check(self) -> None:
         """Raise InputError for values that are wrong on every machine."""
@@ -114,8 +129,9 @@ class ServeOptions:
                 f"--host {self.host} can be reached from other machines, and nobody would need a "
                 "key: give --keys FILE_OR_URL (`detr-batch serve-keys add` makes it)"
             )
-        if self.detach and not self.address:
-            raise InputError("--detach is for a cluster: give --address, or leave it out")
+        for name in (one.name for one in fields(ActionOptions)):
+            if getattr(self, name) and not self.address:
+                raise InputError(f"--{name} is for a cluster: give --address, or leave it out")
         self.api_settings()
         self.machines()
 

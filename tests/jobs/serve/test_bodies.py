@@ -5,8 +5,9 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ import pytest
 import requests
 from openai import OpenAI
 
+from jobs.serve.engine.admission import Admission
 from jobs.serve.engine.engine import Labelled, Overloaded
 from jobs.serve.protocol import error_handlers
 from jobs.serve.settings.settings import ApiSettings
@@ -29,9 +31,10 @@ class Standing:
 
     def __init__(self, answer: Labelled | Exception, seconds: float = 0.0):
         self.answer, self.seconds = answer, seconds
+        self.admission = Admission(4)
 
-    def check_room(self) -> None:
-        """There is room always."""
+    def expect(self) -> Callable[[], None]:
+        return self.admission.expect()
 
     async def detect(self, encoded: bytes) -> Labelled:
         (answer,) = await self.detect_all([encoded])
@@ -41,6 +44,7 @@ class Standing:
         await asyncio.sleep(self.seconds)
         if isinstance(self.answer, Exception):
             raise self.answer
+        assert self.admission.expected == 0, "a request whose images are known has left its place"
         return [self.answer] * len(images)
 
 
@@ -112,6 +116,29 @@ def test_what_all_requests_hold_is_bounded_and_given_back() -> None:
         assert refused.headers["retry-after"] == "1"
         assert refused.json()["error"]["code"] == "overloaded"
         assert post(address, json=body_of(image)).status_code == 200
+
+
+def test_a_busy_server_answers_at_the_head() -> None:
+    """Each request whose body still comes has a place, until its client leaves."""
+    head, busy = HEAD + b"Content-Length: 100\r\n\r\n", b"HTTP/1.1 503"
+    with serving(ApiSettings(), Standing(CAT)) as address:
+        host = urlsplit(address)
+        with ExitStack() as stack:
+            for _ in range(4):
+                target = (host.hostname, host.port)
+                connection = stack.enter_context(socket.create_connection(target))
+                connection.sendall(head)
+            began = time.monotonic()
+            answer = exchange(address, head)
+            assert answer.startswith(busy) and b'"overloaded"' in answer
+            assert b"retry-after" in answer and time.monotonic() - began < 1
+            assert requests.get(f"{address}/v1/models").status_code == 200
+        until = time.monotonic() + 10
+        while (status := post(address, json=body_of()).status_code) == 503:
+            assert time.monotonic() < until
+        assert status == 200
+        metrics = requests.get(f"{address}/metrics").text
+    assert 'route="/v1/detections",status="503"' in metrics
 
 
 def test_a_busy_engine_is_503_at_once() -> None:

@@ -25,6 +25,8 @@ from pipeline.storage.errors import InputError
         ({"host": "192.168.1.4"}, "give --keys"),
         ({"host": "gpu.example"}, "give --keys"),
         ({"detach": True}, "--detach is for a cluster"),
+        ({"status": True}, "--status is for a cluster"),
+        ({"stop": True}, "--stop is for a cluster"),
         ({"num_gpus": "0"}, "--num-gpus 0"),
         ({"allow_image_hosts": ("http://x/",)}, "give a host"),
     ],

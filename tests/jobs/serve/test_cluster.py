@@ -1,0 +1,105 @@
+"""The endpoint on a cluster: a Ray head of the test's own on loopback, with its job server."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from openai import OpenAI
+
+from tests.support.batching import client_of, create, lines_of, request, wait_for
+from tests.support.s3_server import free_ports
+from tests.support.serving import MODEL, data_uri, scene_file
+
+pytestmark = pytest.mark.slow
+START_SECONDS, COMMAND_SECONDS = 90.0, 400.0
+LOOPBACK = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a head with two CPUs."""
+    port, dashboard, agent = free_ports(3)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    command += ["--port", str(port), "--num-cpus", "3", "--node-ip-address", LOOPBACK]
+    command += ["--include-dashboard=true", "--dashboard-port", str(dashboard)]
+    command += ["--dashboard-agent-listen-port", str(agent)]
+    log = tmp_path_factory.mktemp("head") / "head.txt"
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+        # Jobs run `python`, which is that of the image on a real cluster.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    with log.open("w") as output:
+        head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        until = time.monotonic() + START_SECONDS
+        while any(socket.socket().connect_ex((LOOPBACK, one)) for one in (port, dashboard)):
+            assert head.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        yield f"{LOOPBACK}:{port}"
+        assert head.poll() is None, log.read_text()
+    finally:
+        nodes = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(60)
+        for left in psutil.wait_procs(nodes, timeout=10)[1]:
+            left.kill()
+
+
+def serve(address: str, *words: str, code: int = 0) -> str:
+    """Run the command against the cluster; what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "serve", "--address", address, *words],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_detached_endpoint_answers_and_ends(address: str, tmp_path: Path) -> None:
+    assert "no endpoint runs" in serve(address, "--status", code=2)
+    (port,) = free_ports(1)
+    options = ["--model", MODEL, "--port", str(port), "--batches", str(tmp_path / "batches")]
+    said = serve(address, *options, "--device", "cpu", "--precision", "fp32", "--detach")
+    assert f"listening on http://{LOOPBACK}:{port}" in said
+    client = client_of(f"http://{LOOPBACK}:{port}")
+    (found,) = boxes(client)
+    assert found["status"] == "ok" and found["detections"]
+
+    status = serve(address, "--status")
+    assert "detr-batch: RUNNING" in status and "Batching: HEALTHY, 1 RUNNING" in status
+    assert "runs on this cluster already" in serve(address, *options, "--detach", code=2)
+    assert boxes(client) == [found], "who was refused has ended nothing"
+
+    lines = [request(str(n), [data_uri(scene_file(n))]) for n in range(3)]
+    batch = wait_for(client, create(client, lines))
+    assert batch.status == "completed", batch
+    answers = lines_of(client, batch.output_file_id)
+    (first,) = answers["0"]["response"]["body"]["data"]
+    assert first["detections"] == found["detections"], "a batch has the boxes of a request"
+
+    assert "has ended" in serve(address, "--stop")
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://{LOOPBACK}:{port}/health/live", timeout=5)
+    assert "no endpoint runs" in serve(address, "--stop", code=2)
+
+
+def boxes(client: OpenAI) -> list[dict[str, object]]:
+    """The answer to a request with one image."""
+    body = {"model": MODEL, "images": [data_uri(scene_file())]}
+    found = client.post("/detections", body=body, cast_to=object)
+    assert isinstance(found, dict)
+    return list(found["data"])
