@@ -38,7 +38,7 @@ def load(model: str, wanted: Load) -> ImageDetector:
 
 def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
     """What the function returns for a device and, if they are given, a file of weights."""
-    _, function = _module_and_name(model)
+    _, function = module_and_name(model)
     make = getattr(_module(model), function, None)
     if not callable(make):
         raise UnknownName(f"{model}: its module has no function {function!r}")
@@ -63,7 +63,8 @@ def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
     return made
 
 
-def _module_and_name(model: str) -> tuple[str, str]:
+def module_and_name(model: str) -> tuple[str, str]:
+    """The module and the function that a model names. UnknownName for another form."""
     module, separator, function = model.removeprefix(PREFIX).partition(":")
     if not module or not separator or not function.isidentifier():
         raise UnknownName(f"{model}: give {PREFIX}package.module:function")
@@ -72,7 +73,7 @@ def _module_and_name(model: str) -> tuple[str, str]:
 
 def _module(model: str) -> ModuleType:
     """The module, which may lie in the folder where the command runs."""
-    name, _ = _module_and_name(model)
+    name, _ = module_and_name(model)
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)
