@@ -8,9 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from model.description import Description, Load
 from model.errors import CheckpointError, UnknownName
-from model.image_detector import ImageDetector
+from model.image_detector import ImageDetector, weight_bytes
 from model.named import RANDOM
 from model.resize import AS_DISPLAYED, ResizeRule
 from model.weights import file_sha256, find_weights
@@ -25,7 +27,8 @@ def describe(model: str, weights: str | None) -> Description:
     detector = _made(model, "cpu", path)
     labels, resize = tuple(detector.labels), getattr(detector, "resize", AS_DISPLAYED)
     identity = {"library": "python", "model": model, "labels": labels, "resize": repr(resize)}
-    return Description(labels, resize, PRECISIONS, identity, digest, True)
+    size = _weight_bytes(detector)
+    return Description(labels, resize, PRECISIONS, identity, digest, True, weight_bytes=size)
 
 
 def load(model: str, wanted: Load) -> ImageDetector:
@@ -61,6 +64,12 @@ def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
         raise CheckpointError(f"{model}: `resize` must be a ResizeRule of model/resize.py")
     made: ImageDetector = detector
     return made
+
+
+def _weight_bytes(detector: ImageDetector) -> int:
+    """The bytes of the networks of torch that a detector has as its attributes; 0 of others."""
+    networks = [detector, *getattr(detector, "__dict__", {}).values()]
+    return sum(weight_bytes(one) for one in networks if isinstance(one, nn.Module))
 
 
 def module_and_name(model: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
 from jobs.cluster.ray_internals import ray_data_without_helpers
-from jobs.cluster.request import ClusterRequest
+from jobs.cluster.request import ClusterRequest, memory_of_detector
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,
@@ -89,7 +89,8 @@ class Command:
 
     def machines(self, shards: Shards) -> ClusterRequest:
         """The machines that label `shards`."""
-        return replace(self.options.machines(), images=shards.images)
+        memory = memory_of_detector(self.options.model, self.detector.weight_bytes)
+        return replace(self.options.machines(), images=shards.images, memory=memory)
 
     def estimate(self, shards: Shards) -> Estimate | None:
         """The estimated time and cost of `shards`, from earlier runs of the same model."""
