@@ -19,6 +19,7 @@ class Description:
     weights: str  # digest of the weights, or "random"
     is_alone: bool = False  # whether each image goes alone on a GPU, too
     place: str | None = None  # of the weights, as workers shall find them; None: their own
+    weight_bytes: int = 0  # in memory, of a detector of others, as far as that is known
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from model.predictions import MLP, DetectorOutput, Predictions
 from model.set_detector import Padding, SetDetector
 from model.stem import canvas_of
 
+CELLS_OF_TABLES = 64  # tables of positions have a multiple of so many rows: 2 MB each in bf16
 CELL_END = 1.0  # the place of a cell whose position DETR encodes, see `sine_position_encoding`
 
 
@@ -172,21 +173,48 @@ class Detr(SetDetector):
         invariant = valid is None or self.padding == "invariant"
         x = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         x = self.backbone[0](x, valid if invariant else None)[-1]
-        cells = None if valid is None else self._valid_cells(valid, pixel_values, x)
         memory = self.input_proj(x).flatten(2).transpose(1, 2).to(self.transformer_dtype)
-        if cells is None:
+        if valid is None:
             whole = x.new_ones((1, *x.shape[2:]), dtype=torch.bool)
             if not self.prepared:
                 return memory, self._position(whole), None
             return memory, self._kept_position(x.shape[2:], lambda: self._position(whole)), None
-        return memory, self._position(cells), cells.flatten(1)[:, None, None]
-
-    def _valid_cells(self, valid: Tensor, pixel_values: Tensor, x: Tensor) -> Tensor:
-        """Which cells of `x` (B, C, H, W) have an image: (B, H, W) bool."""
         if self.padding == "published":
             pixels = valid_mask(valid, pixel_values)
-            return F.interpolate(pixels[None].float(), size=x.shape[-2:])[0].bool()
-        return valid_mask(valid_at(valid, canvas_of(pixel_values), x.shape[2:]), x)
+            cells = F.interpolate(pixels[None].float(), size=x.shape[-2:])[0].bool()
+            return memory, self._position(cells), cells.flatten(1)[:, None, None]
+        area = valid_at(valid, canvas_of(pixel_values), x.shape[2:])
+        cells = valid_mask(area, x)
+        position = self._looked_up(area, cells) if self.prepared else self._position(cells)
+        return memory, position, cells.flatten(1)[:, None, None]
+
+    def _looked_up(self, area: Tensor, cells: Tensor) -> Tensor:
+        """As `_position` of the cells within the `area` (B, 2) of each image, from kept tables.
+
+        The host does not know the area, which is data of the device; so it is an index there. What
+        is beyond the area differs, and nothing reads it.
+        """
+        height, width = cells.shape[1:]
+        rows, columns = self._tables(max(height, width), area.device)
+        y = rows[area[:, 0] - 1, :height]  # (B, H, C / 2)
+        x = columns[area[:, 1] - 1, :width]
+        sides = torch.broadcast_tensors(y[:, :, None], x[:, None])
+        return torch.cat(sides, -1).flatten(1, 2)
+
+    def _tables(self, most: int, device: torch.device) -> Tensor:
+        """Encodings of rows and of columns, each (N, N, C / 2): of `n` valid ones, and of a place.
+
+        N is at least `most`, and the same for many canvases. Entry n - 1 is of `n` valid ones.
+        """
+        size = -(-most // CELLS_OF_TABLES) * CELLS_OF_TABLES
+
+        def make() -> Tensor:
+            valid = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+            y, _ = self._position(valid[:, :, None]).chunk(2, -1)
+            _, x = self._position(valid[:, None]).chunk(2, -1)
+            return torch.stack((y, x))
+
+        return self._kept_position(size, make)
 
     def _position(self, cells: Tensor) -> Tensor:
         """Positions (B, S, C) of the cells (B, H, W) bool."""

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from model.description import Description, Load
 from model.errors import CheckpointError, CheckpointUnavailable, UnknownName
-from model.image_detector import Found, NotFinite
+from model.image_detector import Found, NotFinite, weight_bytes
 from model.resize import AS_DISPLAYED
 from model.weights import file_sha256, is_hub_resolvable
 
@@ -133,6 +133,7 @@ def describe(model: str, weights: str | None) -> Description:
         identity,
         _digest(folder),
         is_alone=True,
+        weight_bytes=weight_bytes(detector.net),
         place=folder.name if folder.parent.name == SNAPSHOTS else None,
     )
 

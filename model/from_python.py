@@ -8,9 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from model.description import Description, Load
 from model.errors import CheckpointError, UnknownName
-from model.image_detector import ImageDetector
+from model.image_detector import ImageDetector, weight_bytes
 from model.named import RANDOM
 from model.resize import AS_DISPLAYED, ResizeRule
 from model.weights import file_sha256, find_weights
@@ -25,7 +27,8 @@ def describe(model: str, weights: str | None) -> Description:
     detector = _made(model, "cpu", path)
     labels, resize = tuple(detector.labels), getattr(detector, "resize", AS_DISPLAYED)
     identity = {"library": "python", "model": model, "labels": labels, "resize": repr(resize)}
-    return Description(labels, resize, PRECISIONS, identity, digest, True)
+    size = _weight_bytes(detector)
+    return Description(labels, resize, PRECISIONS, identity, digest, True, weight_bytes=size)
 
 
 def load(model: str, wanted: Load) -> ImageDetector:
@@ -38,7 +41,7 @@ def load(model: str, wanted: Load) -> ImageDetector:
 
 def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
     """What the function returns for a device and, if they are given, a file of weights."""
-    _, function = _module_and_name(model)
+    _, function = module_and_name(model)
     make = getattr(_module(model), function, None)
     if not callable(make):
         raise UnknownName(f"{model}: its module has no function {function!r}")
@@ -63,7 +66,14 @@ def _made(model: str, device: str, weights: Path | None) -> ImageDetector:
     return made
 
 
-def _module_and_name(model: str) -> tuple[str, str]:
+def _weight_bytes(detector: ImageDetector) -> int:
+    """The bytes of the networks of torch that a detector has as its attributes; 0 of others."""
+    networks = [detector, *getattr(detector, "__dict__", {}).values()]
+    return sum(weight_bytes(one) for one in networks if isinstance(one, nn.Module))
+
+
+def module_and_name(model: str) -> tuple[str, str]:
+    """The module and the function that a model names. UnknownName for another form."""
     module, separator, function = model.removeprefix(PREFIX).partition(":")
     if not module or not separator or not function.isidentifier():
         raise UnknownName(f"{model}: give {PREFIX}package.module:function")
@@ -72,7 +82,7 @@ def _module_and_name(model: str) -> tuple[str, str]:
 
 def _module(model: str) -> ModuleType:
     """The module, which may lie in the folder where the command runs."""
-    name, _ = _module_and_name(model)
+    name, _ = module_and_name(model)
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)

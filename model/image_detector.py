@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from model.detector import Detections, Size
 from model.resize import AS_DISPLAYED, ResizeRule
@@ -116,6 +117,12 @@ class OneByOne:
 
     def give_memory_back(self) -> None:
         """Nothing is kept to save time."""
+
+
+def weight_bytes(net: nn.Module) -> int:
+    """The bytes of a network's parameters and buffers, as far as they exist already."""
+    tensors = [*net.parameters(), *net.buffers()]
+    return sum(tensor.nbytes for tensor in tensors if not is_lazy(tensor))
 
 
 def checked(

@@ -11,10 +11,10 @@ from model.checkpoint import State, load_state, read_weights
 from model.config import DetrConfig, SetConfig
 from model.deformable_detr import DeformableDetr
 from model.detr import Detr
-from model.errors import UnknownName
+from model.errors import CheckpointError, UnknownName
 from model.fallback import prepare_with_fallback
 from model.inference import prepare_detr, prepare_for_inference, prepare_in_int8
-from model.named import RANDOM, set_config, weights_of
+from model.named import MODELS, RANDOM, set_config, weights_of
 from model.ops import lacking_for_triton
 from model.ops.undocumented import multiplies_bf16
 from model.set_detector import Padding, SetDetector
@@ -136,7 +136,16 @@ def create_model(
         torch.manual_seed(seed)
         net = build(config, padding)
         if state is not None:
-            load_state(net, state, weights or name)
+            try:
+                load_state(net, state, weights or name)
+            except CheckpointError as error:
+                trained_as = metadata.get("model")
+                if trained_as not in MODELS or trained_as == name:
+                    raise
+                raise CheckpointError(
+                    f"{weights} is of a training of {trained_as}, and does not fit {name}: give "
+                    f"--model {trained_as}"
+                ) from error
         if labels is not None and tuple(labels) != config.labels:
             net.replace_heads(tuple(labels))
         net = net.eval().to(device)

@@ -52,11 +52,11 @@ def add(commands: Any) -> None:
 
 
 def _train(command: TrainCommand) -> int:
-    from jobs.train.train import train
+    from jobs.train.train import describe_end, train
 
     recipe = TrainOptions(
         **{field.name: getattr(command, field.name) for field in fields(TrainOptions)}
     )
     score = train(recipe, command.resume)
-    print(f"AP {score['AP']:.4f} on the validation set")
+    print(describe_end(recipe, score["AP"]))
     return 0

@@ -10,9 +10,12 @@ from pipeline.storage.errors import InputError
 # on a CPU (2026-11-27), some of it shared with others: the code of torch. A detector on a GPU takes
 # as much of the host's memory while it loads.
 MEMORY, TINY_MEMORY = 3 << 29, 512 << 20
-# Of detectors that get images as displayed, and resize them themselves: of 40 megapixels,
-# torchvision's needs 2.5 GB.
+# Of detectors that get images as displayed, and resize them themselves. How large the largest image
+# is, nobody knows before it is decoded: of 40 megapixels torchvision's needs 2.5 GB, and a detector
+# of transformers 0.8 GB, its weights once, and 0.4 GB (2026-11-28: 1.2, 1.6 and 2.2 GB with weights
+# of 1, 375 and 1079 MB in fp32).
 LARGE_MEMORY = 3 << 30
+WEIGHTS_INCLUDED = 500 << 20  # bytes of weights for which that has room
 RESIZE_THEMSELVES = ("faster-rcnn", "hf:", "python:")  # how the names of these models begin
 
 
@@ -59,9 +62,23 @@ def cluster_request(
         )
     if num_gpus is not None:
         device = "cuda"
-    memory = TINY_MEMORY if model == "shapes-tiny" else MEMORY
-    if model is not None and model.startswith(RESIZE_THEMSELVES):
-        memory = LARGE_MEMORY
     return ClusterRequest(
-        device, fewest, most, memory, address, selector(detect_on), selector(prepare_on), option
+        device,
+        fewest,
+        most,
+        memory_of_detector(model),
+        address,
+        selector(detect_on),
+        selector(prepare_on),
+        option,
     )
+
+
+def memory_of_detector(model: str | None, weight_bytes: int = 0) -> int:
+    """The bytes of a node's logical memory for a detector.
+
+    `weight_bytes` are those of the weights of a detector of others, as far as they are known.
+    """
+    if model is not None and model.startswith(RESIZE_THEMSELVES):
+        return LARGE_MEMORY + max(0, weight_bytes - WEIGHTS_INCLUDED)
+    return TINY_MEMORY if model == "shapes-tiny" else MEMORY

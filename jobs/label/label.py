@@ -1,7 +1,6 @@
 """`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
 import secrets
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
 from jobs.cluster.ray_internals import ray_data_without_helpers
-from jobs.cluster.request import ClusterRequest
+from jobs.cluster.request import ClusterRequest, memory_of_detector
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,
@@ -23,6 +22,7 @@ from jobs.cluster.start import (
 )
 from jobs.label.execution import explained_failures, label_images
 from jobs.label.fingerprint import fingerprint
+from jobs.label.lines import print_line, print_start
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
 from jobs.label.notices import print_other_computations, print_plan_notices
@@ -89,7 +89,8 @@ class Command:
 
     def machines(self, shards: Shards) -> ClusterRequest:
         """The machines that label `shards`."""
-        return replace(self.options.machines(), images=shards.images)
+        memory = memory_of_detector(self.options.model, self.detector.weight_bytes)
+        return replace(self.options.machines(), images=shards.images, memory=memory)
 
     def estimate(self, shards: Shards) -> Estimate | None:
         """The estimated time and cost of `shards`, from earlier runs of the same model."""
@@ -104,6 +105,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     """
     startup = startup or Startup()
     options.check()
+    print_start(options)
     check_keep_replaced(options.keep_replaced)
     check_machines(options.machines())
     retries.person_waits = True
@@ -123,7 +125,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
             print_way_to_failures(options.output)
     code = print_outcome(options.output, published, options.max_failed_fraction)
     if left_out:
-        print(f"left out of {mask(options.input)}: {left_out}", file=sys.stderr)
+        print_line(f"left out of {mask(options.input)}: {left_out}")
     return code
 
 
@@ -190,6 +192,7 @@ def _label_what_is_new(
     unfinished = take_up_unfinished_run(writer, command.wanted, command.labels)
     startup.end(CATALOGUE)
     if unfinished and unfinished.shards:
+        print_line(f"run {unfinished.run_id} of a command that was cut off is finished first")
         del known  # it takes a third of a gigabyte for ten million objects
         placed = _start_ray(command, unfinished, startup)
         published += execute_run(command, unfinished, placed, writer, startup)
@@ -243,7 +246,7 @@ class Placed:
 def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     """Start or join Ray, and place the run on it. Raises InputError if it does not fit there."""
     if missing := sandbox.why_absent():  # before Ray starts threads; workers log their own
-        print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
+        print_line(f"images are decoded without a sandbox on this machine: {missing}")
     request = command.machines(run.shards)
     precision = offered_precision(
         command.labels.model,
@@ -261,13 +264,13 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
             ) from error
     first, access = run.shards.first_member(), command.options.input_access
     where = "the cluster" if request.address else "this machine"
-    print(f"starting Ray and the model on {where}", file=sys.stderr)
+    print_line(f"starting Ray and the model on {where}")
     placement = start_or_join_ray(request, command.output, first, access)
     count = command.options.batch_size or run.count
     if command.options.batch_size and command.detector.is_alone:
-        print(f"--batch-size: images of {command.labels.model} go one by one", file=sys.stderr)
+        print_line(f"--batch-size: images of {command.labels.model} go one by one")
     elif command.options.batch_size and placement.device == "cpu":
-        print("--batch-size is for GPUs: on CPUs images go one by one", file=sys.stderr)
+        print_line("--batch-size is for GPUs: on CPUs images go one by one")
     count = 1 if command.detector.is_alone else count
     computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
@@ -286,9 +289,9 @@ def execute_run(
         run.run_id, command.labels.model, command.labels.fingerprint, command.detector.labels
     )
     settings = _flow_settings(command, run, target.staging, placed)
-    print(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}", file=sys.stderr)
+    print_line(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}")
     if command.sha256 is None:
-        print("the weights are random: the boxes will mean nothing", file=sys.stderr)
+        print_line("the weights are random: the boxes will mean nothing")
     with writer.explain_takeover(), explained_failures():
         rates, most = options.rates(), layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)

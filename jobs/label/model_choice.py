@@ -1,8 +1,8 @@
 """The model of a `label` command that names none: the model that OUTPUT has labels of."""
 
-import sys
 from dataclasses import replace
 
+from jobs.label.lines import print_line
 from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.run_record import read_run_record
 from jobs.output import paths
@@ -29,10 +29,7 @@ def choose_model(options: LabelOptions) -> LabelOptions:
             "one or another"
         )
     if known is not None:
-        print(
-            f"--model {known}, as in the last run of {mask(options.output)}",
-            file=sys.stderr,
-        )
+        print_line(f"--model {known}, as in the last run of {mask(options.output)}")
     return replace(options, model=known or DEFAULT_MODEL)
 
 

@@ -1,11 +1,12 @@
 """What `label` prints of its plan before it labels."""
 
-import sys
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.accounting.counted import counted
+from jobs.label.lines import print_line
 from jobs.label.options import LabelOptions
 from jobs.label.planning import image_columns_as_lines, unversioned_as_lines
 from jobs.output.manifest import Manifest
@@ -19,17 +20,29 @@ GONE_SHOWN = 3
 
 def print_plan_notices(options: LabelOptions, found: Plan) -> None:
     """Print what the user of the command should know of a plan."""
+    if found.shards:
+        print_line(planned_as_text(found))
     _print_gone_objects(options.output, found.gone, options.relabel)
     for line in [*image_columns_as_lines(found), *unversioned_as_lines(found)]:
-        print(line, file=sys.stderr)
+        print_line(line)
     if found.known and (options.image_column or options.id_column):
-        print(
+        print_line(
             "--image-column and --id-column are for new objects: the labels of those that "
-            f"{mask(options.output)} holds already stay (--relabel makes them again)",
-            file=sys.stderr,
+            f"{mask(options.output)} holds already stay (--relabel makes them again)"
         )
     if found.again and not options.relabel:
-        print(f"tried again: {counted(found.again, 'object')} that failed", file=sys.stderr)
+        print_line(f"tried again: {counted(found.again, 'object')} that failed")
+
+
+def planned_as_text(found: Plan) -> str:
+    """How much is to be labelled, and how much is labelled already."""
+    objects = pc.sum(found.shards.outline["objects"]).as_py() or 0
+    text = f"to label: {counted(objects, 'object')}, {found.shards.size / 1e6:.1f} MB"
+    if found.changed:
+        text += f", {found.changed} changed since the last run"
+    if found.known:
+        text += f"; labelled already: {found.known}"
+    return text
 
 
 def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
@@ -38,10 +51,9 @@ def _print_gone_objects(output: str, gone: pa.Array, relabel: bool) -> None:
         first = ", ".join(gone[:GONE_SHOWN].to_pylist())
         more = ", ..." if len(gone) > GONE_SHOWN else ""
         fate = "go, as --relabel replaces their runs" if relabel else "stay"
-        print(
+        print_line(
             f"gone from INPUT: {counted(len(gone), 'object')} that {mask(output)} holds labels of; "
-            f"these labels {fate}: {printable(first)}{more}",
-            file=sys.stderr,
+            f"these labels {fate}: {printable(first)}{more}"
         )
 
 
@@ -54,8 +66,7 @@ def print_other_computations(
         return
     before = computations(output, same_model[-1]["run_id"])
     if before and computation.as_text() not in before:
-        print(
+        print_line(
             f"{mask(output)} holds labels that were computed in {', '.join(before)}; these "
-            f"are in {computation.as_text()}: the last digits of scores and boxes may differ",
-            file=sys.stderr,
+            f"are in {computation.as_text()}: the last digits of scores and boxes may differ"
         )

@@ -1,9 +1,9 @@
 """What `label` prints at its end, and its exit code."""
 
 import shlex
-import sys
 
 from jobs.accounting.counted import counted
+from jobs.label.lines import print_line
 from jobs.label.publication import Published
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
@@ -14,7 +14,7 @@ EXIT_OK, EXIT_TOO_MANY_FAILURES = 0, 3
 def print_way_to_failures(output: str) -> None:
     """Print the query for the images that failed."""
     sql = "SELECT image_id, status, error FROM latest_images WHERE status <> 'ok'"
-    print(f'what failed: detr-batch query {shlex.quote(mask(output))} "{sql}"', file=sys.stderr)
+    print_line(f'what failed: detr-batch query {shlex.quote(mask(output))} "{sql}"')
 
 
 def print_outcome(output: str, published: Published, max_failed_fraction: float) -> int:
@@ -23,33 +23,29 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
     failed = images - published.images[OK]
     if images:
         output = mask(output)
-        print(
+        print_line(
             f"{counted(images - failed, 'image')} labelled with {counted(published.boxes, 'box')}, "
             f"{failed} failed; "
             f"tables in {output}, and `detr-batch report {shlex.quote(output)}` says how fast and "
-            "at what cost",
-            file=sys.stderr,
+            "at what cost"
         )
     if failed:
         print_way_to_failures(output)
     if failed < images and not published.boxes:
-        print(
+        print_line(
             "no box reached the threshold: look at some images, lower --score-threshold (with "
-            "--relabel), or train the weights for longer if they are your own",
-            file=sys.stderr,
+            "--relabel), or train the weights for longer if they are your own"
         )
     if images and failed == images:
-        print(
+        print_line(
             f"{failed} of {counted(images, 'image')} failed: nothing was labelled; the rows in "
-            f"{mask(output)}/images say why",
-            file=sys.stderr,
+            f"{mask(output)}/images say why"
         )
         return EXIT_TOO_MANY_FAILURES
     if failed > max_failed_fraction * images:
-        print(
+        print_line(
             f"{failed} of {counted(images, 'image')} failed, more than --max-failed-fraction "
-            f"{max_failed_fraction} allows; their rows in {mask(output)}/images say why",
-            file=sys.stderr,
+            f"{max_failed_fraction} allows; their rows in {mask(output)}/images say why"
         )
         return EXIT_TOO_MANY_FAILURES
     return EXIT_OK

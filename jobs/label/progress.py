@@ -1,18 +1,23 @@
-"""Progress of a run on stderr: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a run on stderr: a live line on a terminal, lines with the time elsewhere."""
 
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from jobs.accounting.counted import counted
 from jobs.accounting.tally import Tally
+from jobs.label.lines import print_line
 from pipeline.schema import Receipt
 from pipeline.storage.clock import steady_time
 
-LOG_SECONDS = 10.0  # between two plain lines
+# Between two lines of a log: a twentieth of the time so far, within these bounds. A run of eight
+# hours has about 150 lines.
+SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
 
 
 def describe(tally: Tally, already: int, encoded_bytes: int) -> str:
@@ -45,31 +50,36 @@ def show_progress(
     `already` images were done before. The others have about `encoded_bytes`, from which the time
     left is computed (0: not known).
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        last_line = time.monotonic()
+    if not sys.stderr.isatty():
+        started = last_line = time.monotonic()
         for receipt in receipts:
-            _add(receipt, tally, console)
-            if time.monotonic() - last_line > LOG_SECONDS:
-                last_line = time.monotonic()
-                console.print(describe(tally, already, encoded_bytes), highlight=False)
-        console.print(describe_end(tally, already), highlight=False)
+            _add(receipt, tally, print_line)
+            now = time.monotonic()
+            if now - last_line > pause_between_lines(now - started):
+                last_line = now
+                print_line(describe(tally, already, encoded_bytes))
+        print_line(describe_end(tally, already))
         return
+    console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("starting Ray's workers", total=None)
         for receipt in receipts:
-            _add(receipt, tally, console)
+            _add(receipt, tally, partial(console.print, highlight=False))
             bar.update(task, description=describe(tally, already, encoded_bytes))
         bar.update(task, description=describe_end(tally, already))
 
 
-def _add(receipt: Receipt, tally: Tally, console: Console) -> None:
-    """Add one receipt. Print a line if its detector computes otherwise than those before."""
+def pause_between_lines(seconds: float) -> float:
+    """The seconds from a line of a log to the next, where a run has taken `seconds` so far."""
+    return min(max(seconds / 20, SHORTEST_PAUSE), LONGEST_PAUSE)
+
+
+def _add(receipt: Receipt, tally: Tally, show: Callable[[str], None]) -> None:
+    """Add one receipt. Show a line if its detector computes otherwise than those before."""
     before = list(tally.computations)
     tally.add(receipt)
     if before and receipt.computation not in (None, *before):
-        console.print(
+        show(
             f"some images are computed in {receipt.computation}, others in {', '.join(before)}: "
-            "their last digits may differ",
-            highlight=False,
+            "their last digits may differ"
         )

@@ -1,6 +1,5 @@
 """The publication of a run: reconcile it, write its tables, report and page, and commit it."""
 
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Report, Tally, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.execution import reason_of
+from jobs.label.lines import print_line
 from jobs.label.planning import Run
 from jobs.output import paths
 from jobs.output.commit import FinishedRun, commit_run
@@ -126,14 +126,13 @@ def _write_page(done: FinishedRun, contents: "Contents") -> None:
 
         write_text(output, run_id, "report.html", render_page(contents, done.report))
         place = join(output, paths.document(run_id, "report.html"))
-        print(f"the page of this run: {mask(place)}", file=sys.stderr)
+        print_line(f"the page of this run: {mask(place)}")
     except Exception as error:  # drawing and storage raise many types
         _print_missing_page(output, error)
 
 
 def _print_missing_page(output: str, error: Exception) -> None:
-    print(
+    print_line(
         f"there is no report.html ({reason_of(error)}): `detr-batch report {mask(output)} --html "
-        "FILE` makes one",
-        file=sys.stderr,
+        "FILE` makes one"
     )

@@ -1,10 +1,10 @@
 """Unfinished runs of killed commands. The same command resumes them, --relabel drops them."""
 
-import sys
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
+from jobs.label.lines import print_line
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.label.run_record import (
     is_numbered_otherwise,
@@ -56,10 +56,9 @@ def take_up_unfinished_run(
             continue
         shards = _read_planned_shards(wanted, run_id)
         if is_numbered_otherwise(record, shards):
-            print(
+            print_line(
                 f"the unfinished run {run_id} is of a version that read archives otherwise: "
-                "its images are planned and labelled anew",
-                file=sys.stderr,
+                "its images are planned and labelled anew"
             )
             writer.drop_staging(run_id)
             continue

@@ -5,6 +5,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
+from jobs.accounting.counted import counted
 from jobs.accounting.estimate import accuracy
 from jobs.output import paths
 from jobs.output.catalog import committed_runs, read_catalog
@@ -173,7 +174,10 @@ def as_text(report: dict[str, Any]) -> str:
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
         *stages,
         f"retries        {report['storage_retries']} requests to stores were repeated",
-        *(f"computed in    {one}: {n} images" for one, n in report.get("computations", {}).items()),
+        *(
+            f"computed in    {one}: {counted(n, 'image')}"
+            for one, n in report.get("computations", {}).items()
+        ),
         f"device use     {report['device_use']:.0%} of the wall time",
         *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
         *_describe_cost(report),

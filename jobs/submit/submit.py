@@ -18,6 +18,12 @@ from jobs.label.options import LabelOptions
 from jobs.submit import job_server
 from jobs.submit.job_server import Client, connect, follow, jobs_named, number
 from jobs.submit.shipped import ship
+from jobs.submit.shipped_module import (
+    LocalModule,
+    modules_of_model,
+    print_shipped,
+    ship_modules,
+)
 from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError, canonical_url
 from pipeline.storage.secret_names import is_secret_variable
@@ -65,6 +71,7 @@ class Submission:
                     f"{name.upper()} {url} is a path of this machine: give a bucket, or an "
                     "absolute path that all nodes of the cluster share"
                 )
+        self.modules()
         weights = self.options.weights
         if weights and not Path(weights).is_absolute() and Path(weights).exists():
             raise InputError(
@@ -82,6 +89,10 @@ class Submission:
                 f"--env {name} {kind}, and the cluster would show it to all who see its jobs: give "
                 "its nodes a role, or set the variable in their image or pods, which jobs inherit"
             )
+
+    def modules(self) -> list[LocalModule]:
+        """The user's own modules that the job needs. InputError if they are too large."""
+        return modules_of_model(self.options.model)
 
     def command(self) -> str:
         """The command that runs on the cluster."""
@@ -101,6 +112,7 @@ def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
     """
     given.check()
     client = connect(given.server)
+    print_shipped(given.options.model, given.modules())
     job_id = start_job(client, given, join)
     print(f"job {job_id} on {mask(given.server)}", file=sys.stderr)
     return follow(client, job_id) if wait else 0
@@ -123,6 +135,7 @@ def start_job(client: Client, given: Submission, join: bool) -> str:
             return job_id
     with TemporaryDirectory() as folder:
         ship(Path(folder))
+        ship_modules(given.modules(), Path(folder))
         try:
             return _submit_job(client, given, job_id, folder)
         except job_server.TROUBLES as error:

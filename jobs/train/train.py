@@ -1,6 +1,7 @@
 """Train a model from scratch on rendered scenes, or fine-tune one on a dataset in COCO's format."""
 
 import math
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from jobs.accounting.counted import counted
 from jobs.evaluate.average_precision import Found, average_precision
-from jobs.train.checkpoints import Checkpoints, locked, refuse_other_training
+from jobs.train.checkpoints import WEIGHTS, Checkpoints, locked, refuse_other_training
 from jobs.train.data import Sample, ScenesForTraining
 from jobs.train.datasets import Training, Validation, datasets, describe_start, print_notes
 from jobs.train.image_files import Unreadable
@@ -31,6 +32,8 @@ from pipeline.storage.errors import CommandFailed, InputError
 
 TOP = 100  # detections of an image that count, as published
 SAVE_SECONDS = 600.0  # longest time between two checkpoints
+NEXT_TO_NOTHING = 0.01  # AP of a model whose boxes mean little yet
+NO_AP = "no AP: no image of the validation set that can be decoded has a box"
 SAY_SECONDS = 30.0  # time between lines of progress where there is no terminal
 
 
@@ -170,7 +173,9 @@ def _train(
 
     def evaluate_and_save(step: int, loss: str) -> dict[str, float]:
         score = evaluate(net, validation, options.device, left_out)
-        print(f"step {step}: {loss}AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}", flush=True)
+        known = score["AP"] >= 0  # COCO's value is -1 where there is no object to find
+        aps = f"AP {score['AP']:.4f}, AP50 {score['AP50']:.4f}" if known else NO_AP
+        print(f"step {step}: {loss}{aps}", flush=True)
         checkpoints.save(step)
         checkpoints.save_weights({"AP": f"{score['AP']:.4f}", "step": str(step), **recipe})
         return score
@@ -203,6 +208,21 @@ def _train(
         count = len(left_out.reasons)
         print_notes("", [f"left out: {counted(count, 'image')} that could not be decoded"])
     return score
+
+
+def describe_end(options: TrainOptions, ap: float) -> str:
+    """The last lines of a training: its AP, what to do if that is next to nothing, how to label."""
+    lines = [f"AP {ap:.4f} on the validation set" if ap >= 0 else NO_AP]
+    if 0 <= ap < NEXT_TO_NOTHING:
+        lines.append(
+            f"the model finds next to nothing after {counted(options.steps, 'step')}: train it for "
+            "longer, as by --resume with a larger --steps, before you label with it"
+        )
+    weights = shlex.quote(str(options.output / WEIGHTS))
+    lines.append(
+        f"to use it: detr-batch label INPUT OUTPUT --model {options.model} --weights {weights}"
+    )
+    return "\n".join(lines)
 
 
 def refuse_device(device: str) -> None:

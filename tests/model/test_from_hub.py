@@ -118,6 +118,8 @@ def test_a_description_names_classes_and_changes_with_the_files(tmp_path: Path) 
     first = describe(f"hf:{folder}", None)
     assert first.labels == ("", "cat", "dog")
     assert first == describe(f"hf:{folder}", None)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert 0.9 * stored < first.weight_bytes <= stored  # the file is in fp32, and has a header
     settings = folder / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace("96", "128"))
     assert describe(f"hf:{folder}", None).weights != first.weights

@@ -142,3 +142,18 @@ def test_labels_must_be_names(folder: Path, labels: str) -> None:
     (folder / f"{module}.py").write_text(source)
     with pytest.raises(CheckpointError, match=r"must be a list of class names|not iterable"):
         describe(f"python:{module}:make", None)
+
+
+def test_the_networks_of_a_detector_are_counted(folder: Path) -> None:
+    (folder / "counted_net.py").write_text(
+        "import torch\n"
+        f"{FIXED}\n"
+        "class Own(Fixed, torch.nn.Linear):\n    pass\n"
+        "def attribute(device):\n"
+        "    found = Fixed()\n"
+        "    found.net, found.lazy = torch.nn.Linear(9, 10), torch.nn.LazyLinear(5)\n"
+        "    return found\n"
+        "def itself(device):\n    return Own(9, 10)\n"
+    )
+    for function, size in (("attribute", 400), ("itself", 400), ("make", 0)):
+        assert describe(f"python:counted_net:{function}", None).weight_bytes == size

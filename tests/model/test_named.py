@@ -87,3 +87,15 @@ def test_workers_take_the_file_that_the_command_found(
     source = testdata / "coco" / "images"
     options = LabelOptions(str(source), str(tmp_path / "out"), model="shapes-tiny", limit=3)
     assert label(options) == 0
+
+
+def test_weights_of_another_model_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    notes = {"model": "shapes-tiny"}  # as `train` writes it
+    save_weights(create_model("shapes-tiny", training=True), path, notes)
+    for name in ("deformable-detr-single-scale", "detr"):
+        with pytest.raises(CheckpointError, match=f"not fit {name}: give --model shapes-tiny"):
+            create_model(name, str(path))
+    save_weights(create_model("shapes-tiny", training=True), path, {"model": "../other"})
+    with pytest.raises(CheckpointError, match="give other weights"):
+        create_model("detr", str(path))

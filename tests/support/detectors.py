@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from model.config import faster_rcnn
+from model.config import faster_rcnn, faster_rcnn_v2
 from model.faster_rcnn import build
 
 OWN = '''
@@ -38,8 +38,9 @@ class Brightest:
         return boxes, scores, labels
 '''
 OWN_MODEL = "python:brightest:Brightest"  # in the folder of `save_own`
+FASTER_RCNNS = {"faster-rcnn": faster_rcnn, "faster-rcnn-v2": faster_rcnn_v2}
 NAMES = {0: "N/A", 1: "cat", 2: "dog"}  # "N/A" is no class
-KINDS = ("detr", "faster-rcnn", "hf", "python")
+KINDS = ("shapes-tiny", "detr", "detr-dc5", "faster-rcnn", "faster-rcnn-v2", "hf", "python")
 
 
 def save_own(folder: Path) -> str:
@@ -94,9 +95,8 @@ def model_of_kind(kind: str, folder: Path) -> tuple[str, str | None]:
         return f"hf:{folder / 'yolos'}", None
     if kind == "python":
         return save_own(folder), None
-    if kind == "faster-rcnn":
-        torch.save(
-            randomized(lambda: build(faster_rcnn())).state_dict(), folder / "faster-rcnn.pth"
-        )
-        return kind, str(folder / "faster-rcnn.pth")
-    return kind, "random"
+    if kind in FASTER_RCNNS:
+        file, config = folder / f"{kind}.pth", FASTER_RCNNS[kind]()
+        torch.save(randomized(lambda: build(config)).state_dict(), file)
+        return kind, str(file)
+    return kind, None if kind == "shapes-tiny" else "random"

@@ -9,7 +9,7 @@ import torch
 from jobs.cli import main
 from jobs.cluster.node_labels import matches, selector
 from jobs.cluster.placement import Node, placement_on
-from jobs.cluster.request import ClusterRequest
+from jobs.cluster.request import ClusterRequest, cluster_request, memory_of_detector
 from jobs.label.options import LabelOptions
 from pipeline.dataflow import Pool, block_bytes
 from pipeline.storage.files import InputError
@@ -160,3 +160,12 @@ def test_gpus_of_a_machine_that_has_none_are_refused(
 ) -> None:
     assert main(["label", "in", "out", "--model", "shapes-tiny", *given.split()]) == 2
     assert f"{given}: this machine has no GPU that torch can use" in capsys.readouterr().err
+
+
+def test_large_weights_of_other_detectors_get_more_memory() -> None:
+    for model in ("hf:a/b", "python:a:b", "faster-rcnn"):
+        assert cluster_request("auto", None, model).memory == 3 * GIB
+        assert memory_of_detector(model, 400 << 20) == 3 * GIB
+        assert memory_of_detector(model, (500 << 20) + GIB) == 4 * GIB
+    assert memory_of_detector("detr", 9 * GIB) == memory_of_detector(None) == 3 * GIB // 2
+    assert memory_of_detector("shapes-tiny") == GIB // 2

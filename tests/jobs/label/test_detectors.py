@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,67 @@ def test_a_module_in_the_folder_of_the_command_labels(tmp_path: Path, testdata: 
         errors = database.sql("SELECT DISTINCT status, error FROM images").fetchall()
     assert {status for status, _ in errors} == {"detector_error"}
     assert all("python:outside:Brightest: it returned a box outside" in text for _, text in errors)
+
+
+def label_alone(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start `label` without Ray in a folder. Nobody waits for the lock of a killed one."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DETR_BATCH_LEASE_SECONDS": "2"}
+    command = [sys.executable, "-m", "tests.support.alone", "label", *words, "--no-page"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def packed(kind: str, photos: list[Path], folder: Path) -> str:
+    """Photos as one of three kinds of INPUT; its name in the folder."""
+    if kind == "tar":
+        with tarfile.open(folder / "lake.tar", "w") as archive:
+            for photo in photos:
+                archive.add(photo, photo.name)
+        return "lake.tar"
+    if kind == "parquet":
+        table = {"id": [p.stem for p in photos], "image": [p.read_bytes() for p in photos]}
+        pq.write_table(pa.table(table), folder / "lake.parquet", row_group_size=4)
+        return "lake.parquet"
+    (folder / "lake").mkdir()
+    for photo in photos:
+        (folder / "lake" / photo.name).write_bytes(photo.read_bytes())
+    return "lake"
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "parquet"])
+@pytest.mark.parametrize("kind", ["python", "hf"])
+def test_a_killed_run_of_another_detector_is_taken_up(
+    kind: str, form: str, tmp_path: Path, testdata: Path
+) -> None:
+    model, _ = model_of_kind(kind, tmp_path)
+    if kind == "python":  # it would be done before anybody could kill it
+        own = tmp_path / "brightest.py"
+        own.write_text(
+            own.read_text().replace("        boxes,", "        time.sleep(0.2)\n        boxes,")
+        )
+        own.write_text("import time\n" + own.read_text())
+    photos = sorted((testdata / "coco" / "images").rglob("*.jpg"))[:20]
+    words = [packed(form, photos, tmp_path), "--model", model, "--score-threshold", "0"]
+    whole = label_alone(tmp_path, words[0], "whole", *words[1:])
+    said, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, said
+    expected = rows(tmp_path / "whole")
+    assert len(expected) == 20 and sum(bool(boxes) for _, boxes in expected.values()) > 10
+
+    killed = label_alone(tmp_path, words[0], "killed", *words[1:])
+    until = time.monotonic() + 90
+    while len(list((tmp_path / "killed").glob("_staging/*/blocks/*.parquet"))) < 3:
+        assert killed.poll() is None and time.monotonic() < until, "it was not to be killed"
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert len(list((tmp_path / "killed").glob("_staging/*/blocks/*.parquet"))) < 10
+    again = label_alone(tmp_path, words[0], "killed", *words[1:])
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and "of a command that was cut off is finished first" in said
+    assert rows(tmp_path / "killed") == expected
 
 
 @pytest.mark.usefixtures("local_ray")

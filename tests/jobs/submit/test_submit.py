@@ -23,6 +23,7 @@ from jobs.label.options import LabelOptions
 from jobs.output.views import connect
 from jobs.submit.submit import Submission
 from pipeline.storage.files import InputError, open_location
+from tests.support.detectors import OWN
 from tests.support.s3_server import READER, free_ports
 
 ACCELERATOR = {"ray.io/accelerator-type": "A10G"}
@@ -48,13 +49,16 @@ class SubmitCluster:
     def add_accelerator(self) -> Any:
         return self.ray.add_node(num_cpus=1, labels=ACCELERATOR)
 
-    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `detr-batch submit` as a user without credentials for the bucket."""
+    def submit(
+        self, *arguments: str, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `detr-batch submit` in a folder, as a user without credentials for the bucket."""
         command = [sys.executable, "-m", "jobs.cli", "submit", *arguments, "--address", self.server]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=180, env=environment, check=False
-        )
+            command, capture_output=True, text=True, timeout=180, env=environment, check=False,
+            cwd=folder,
+        )  # fmt: skip
 
     def status(self, source: str, output: str) -> dict[str, Any]:
         done = self.submit(source, output, "--status", "--json")
@@ -109,6 +113,26 @@ def test_a_job_labels_a_bucket_on_the_chosen_nodes(cluster: SubmitCluster, bucke
     status = cluster.status(source, output)
     assert status["status"] == "SUCCEEDED"
     assert status["job"].endswith("-2")
+
+
+@pytest.mark.slow
+def test_a_job_has_the_module_of_a_user(
+    cluster: SubmitCluster, bucket: str, tmp_path: Path
+) -> None:
+    source, output = f"{bucket}/in", f"{bucket}/out"
+    fill_bucket(source, 3)
+    (tmp_path / "detectors").mkdir()
+    (tmp_path / "detectors" / "mine.py").write_text("from brightest_of_all import Brightest\n")
+    (tmp_path / "brightest_of_all.py").write_text(OWN)
+    model = ["--model", "python:detectors.mine:Brightest", "--device", "cpu", "--no-page"]
+    done = cluster.submit(source, output, *model, folder=tmp_path)
+    assert done.returncode == 0, done
+    assert "sent with the job for --model" in done.stderr
+    assert count_images_by_status(output) == [("ok", 3)]
+    absent = cluster.submit(source, f"{bucket}/other", *model)
+    assert absent.returncode == 2, absent
+    assert "no module of this folder: the nodes must have it installed" in absent.stderr
+    assert "there is no module 'detectors.mine'" in absent.stdout
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Training is resumed where it was stopped, and takes datasets with other classes."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import Sample, ScenesForTraining
 from jobs.train.datasets import datasets
 from jobs.train.options import TrainOptions
-from jobs.train.train import steps, train
+from jobs.train.train import describe_end, steps, train
 from model.checkpoint import read_weights
 from model.named import PACKAGED
 from model.resize import ResizeRule
@@ -203,3 +204,14 @@ def test_scenes_of_a_batch_share_a_size_and_are_repeatable() -> None:
     assert all(side % 32 == 0 for i in (0, 4) for side in scenes[i].image.shape[:2])
     assert scenes[5].image.equal(scenes[5].image)
     assert not scenes[5].image.equal(scenes[4].image)
+
+
+def test_the_last_lines_say_what_a_training_is_worth(tmp_path: Path) -> None:
+    options = TrainOptions(tmp_path / "my weights", model="detr", steps=3)
+    good, use = describe_end(options, 0.4321).splitlines()
+    assert good == "AP 0.4321 on the validation set"
+    assert use.endswith(f"--model detr --weights '{tmp_path / 'my weights' / 'model.safetensors'}'")
+    assert shlex.split(use.partition(": ")[2])[-1] == str(options.output / "model.safetensors")
+    _, short, _ = describe_end(options, 0.0001).splitlines()
+    assert "next to nothing after 3 steps: train it for longer, as by --resume" in short
+    assert describe_end(options, -1.0).startswith("no AP: no image of the validation set")

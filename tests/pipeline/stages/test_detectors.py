@@ -11,7 +11,7 @@ import pytest
 from model.description import Load
 from model.detectors import describe, load
 from model.errors import CheckpointError, UnknownName
-from model.zoo import offered_precision
+from model.zoo import DTYPES, offered_precision
 from pipeline.schema import PREPARED
 from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
 from tests.support.detectors import KINDS, model_of_kind
@@ -45,16 +45,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make_detector(kind: str, folder: Path) -> Detector:
+def make_detector(kind: str, folder: Path, precision: str = "fp32") -> Detector:
     model, weights = model_of_kind(kind, folder)
     described = describe(model, weights)
     sha256 = None if described.weights == "random" else described.weights
-    spec = DetectorSpec(model, weights, "cpu", "fp32", 0.0, None, "kinds", sha256, CPU_THREADS)
+    spec = DetectorSpec(model, weights, "cpu", precision, 0.0, None, "kinds", sha256, CPU_THREADS)
     return Detector(spec)
 
 
+SLOW = ("detr-dc5", "faster-rcnn", "faster-rcnn-v2")
+
+
 @pytest.mark.parametrize(
-    "kind", ["detr", "hf", "python", pytest.param("faster-rcnn", marks=pytest.mark.slow)]
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in KINDS],
 )
 def test_an_image_has_a_row_and_equal_bits_in_any_company(kind: str, folder: Path) -> None:
     detector = make_detector(kind, folder)
@@ -78,18 +82,31 @@ def test_an_image_has_a_row_and_equal_bits_in_any_company(kind: str, folder: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_precisions_are_offered_or_refused(kind: str, folder: Path) -> None:
+def test_a_precision_is_refused_or_gives_equal_bits_in_any_company(
+    kind: str, precision: str, folder: Path
+) -> None:
     model, weights = model_of_kind(kind, folder)
     offered = describe(model, weights).precisions
     assert "fp32" in offered
-    for precision in ("mixed", "int8", "bf16", "fp16"):
-        if precision in offered:
-            load(model, Load(weights, None, "cpu", precision))
-        else:
-            with pytest.raises(UnknownName, match=f"has no precision '{precision}'"):
-                offered_precision(model, offered, precision)
     assert offered_precision(model, offered, "auto") == ("auto" if "bf16" in offered else "fp32")
+    if precision not in offered:
+        with pytest.raises(UnknownName, match=f"has no precision '{precision}'"):
+            offered_precision(model, offered, precision)
+        return
+    if precision == "int8":
+        with pytest.raises(UnknownName, match="precision 'int8' is for GPUs"):
+            load(model, Load(weights, None, "cpu", precision))
+        return
+    detector = make_detector(kind, folder, precision)
+    numbers = [3, 4, 5, 6]
+    alone = [detector(prepared([number])).to_pylist()[0] for number in numbers]
+    together = detector(prepared([4, 6, 3, 5])).to_pylist()[:4]
+    assert {row["status"] for row in alone} == {"ok"}, [row["error"] for row in alone]
+    assert all(row["boxes"] for row in alone)
+    found = {row["image_id"]: row["boxes"] for row in together}
+    assert found == {row["image_id"]: row["boxes"] for row in alone}
 
 
 @pytest.mark.parametrize("kind", others_slow(["python", "hf"]))
