@@ -26,10 +26,11 @@ def add(commands: Any) -> None:
 
 
 def _label(options: LabelOptions) -> int:
-    from jobs.label.label import label
     from jobs.label.notify.notifier import Notifier
 
     notifier = Notifier(options, options.input, options.output, options.page)
+    from jobs.label.label import label  # slow to import: wrong receivers are refused before
+
     if options.dry_run or not notifier.has_receivers:
         return label(options, begin_startup())
     exit_at_sigterm()
