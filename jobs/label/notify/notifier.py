@@ -14,14 +14,14 @@ from typing import Any
 
 from jobs.label.notify.lineage import run_event
 from jobs.label.notify.messages import report_message, slack_message
-from jobs.label.notify.options import SLACK, NotifyOptions
+from jobs.label.notify.options import FILE, SLACK, NotifyOptions
 from jobs.label.notify.outbox import Outbox
 from jobs.label.notify.post import NotDelivered, post
-from jobs.label.notify.receiver import Receiver
+from jobs.label.notify.receiver import Receiver, is_web
 from jobs.label.notify.signature import signed_headers
 from jobs.label.notify.told import Ending, ToldCommand, ToldRun
 from pipeline.storage.files import canonical_url, create_whole, describe_error, join, open_location
-from pipeline.storage.protocols import WEB, is_local, protocol_of
+from pipeline.storage.protocols import is_local
 from pipeline.storage.urls import mask, printable
 
 # Seconds for which the end of a command waits for its receivers. One that is told to end has few:
@@ -116,11 +116,12 @@ def _post_signed(receiver: Receiver, key: bytes | None, message: dict[str, Any])
 
 def _lineage(place: str, output: str) -> tuple[str, Deliver]:
     """The name of the receiver of events, and how an event is delivered to it."""
-    if protocol_of(place) in WEB:
+    if is_web(place):
         receiver = Receiver("--lineage", place)
         return str(receiver), partial(_post_event, receiver)
     from jobs.output.outside import refuse_within_output  # slow to import
 
+    open_location(place, "--lineage")  # InputError for a protocol or a package that is not there
     refuse_within_output(output, place, "--lineage")
     deliver = _append_event if is_local(place) else _create_event
     return f"--lineage {mask(place)}", partial(deliver, place)
@@ -136,7 +137,7 @@ def _append_event(place: str, event: dict[str, Any]) -> None:
     """Append one line to a file, in one write, so that lines of several commands stay whole."""
     line = f"{json.dumps(event)}\n".encode()
     try:
-        with Path(place.removeprefix("file://")).open("ab", buffering=0) as file:
+        with Path(place.removeprefix(FILE)).open("ab", buffering=0) as file:
             file.write(line)
     except OSError as error:
         raise NotDelivered(str(error.strerror)) from error

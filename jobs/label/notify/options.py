@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.label.notify.receiver import OF_VARIABLE, Receiver, shown, value_of
+from jobs.label.notify.receiver import OF_VARIABLE, Receiver, is_web, shown, value_of
 from jobs.label.notify.signature import VARIABLE, signing_key
 from pipeline.storage.errors import InputError
-from pipeline.storage.protocols import WEB, is_local, protocol_of
 from pipeline.storage.urls import holds_secret, identity, mask
 
 JSON, SLACK = "json", "slack"
+FILE = "file://"
 SLACK_HOST = "hooks.slack.com"
 LINEAGE_PATH = "/api/v1/lineage"  # where receivers of OpenLineage listen
 
@@ -61,13 +61,13 @@ class NotifyOptions:
         if self.lineage is None:
             return None
         place = value_of("--lineage", self.lineage)
-        if protocol_of(place) in WEB:
+        if is_web(place):
             receiver = Receiver("--lineage", place)
             receiver.check()
             host_alone = place.partition("://")[2].rstrip("/").count("/") == 0
             return place.rstrip("/") + LINEAGE_PATH if host_alone and "?" not in place else place
-        if is_local(place):
-            _check_file(Path(place.removeprefix("file://")))
+        if "://" not in place or place.startswith(FILE):
+            _check_file(Path(place.removeprefix(FILE)))
         return place
 
     def check_notify_for_job(self) -> None:
@@ -86,7 +86,7 @@ class NotifyOptions:
                 f"--lineage {shown(place)} carries a secret, which the cluster would show to all "
                 "who see its jobs: set it as a variable of its nodes, and give --lineage env:NAME"
             )
-        if protocol_of(place) is None and not Path(place).is_absolute():
+        if "://" not in place and not Path(place).is_absolute():
             raise InputError(
                 f"--lineage {place} is a path of this machine: give a bucket, an address, or an "
                 "absolute path that all nodes of the cluster share"
@@ -94,10 +94,10 @@ class NotifyOptions:
 
     def shown_receivers(self) -> dict[str, str | None]:
         """The options for run.json, without secrets."""
-        web = self.lineage is not None and protocol_of(self.lineage) in WEB
+        lineage = self.lineage
         return {
             "notify": self.notify and shown(self.notify),
-            "lineage": shown(self.lineage or "") if web else self.lineage and mask(self.lineage),
+            "lineage": shown(lineage) if lineage and is_web(lineage) else lineage and mask(lineage),
         }
 
 

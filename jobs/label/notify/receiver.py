@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pipeline.storage.errors import InputError
-from pipeline.storage.protocols import WEB, protocol_of
 from pipeline.storage.urls import HIDDEN
 
+WEB = ("http", "https")
 OF_VARIABLE = "env:"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -34,11 +34,17 @@ class Receiver:
             valid = bool(parts.hostname) and parts.port != 0  # a wrong port raises ValueError
         except ValueError:
             valid = False
-        if not valid or protocol_of(self.url) not in WEB or re.search(r"\s", self.url):
+        if not valid or not is_web(self.url) or re.search(r"\s", self.url):
             raise InputError(
                 f"{self} is no address of the web: give https://..., or env:NAME for one in an "
                 "environment variable"
             )
+
+
+def is_web(address: str) -> bool:
+    """Whether this is an address of the web. (protocols.py would be slow to import here.)"""
+    protocol, separator, _ = address.partition("://")
+    return bool(separator) and protocol.lower() in WEB
 
 
 def shown(given: str) -> str:

@@ -50,7 +50,7 @@ def tell(options: NotifyOptions, output: Path | str, error: BaseException | None
         if error is not None:
             raise error
         run_published(told)
-    notifier.end(Ending(0 if error is None else 1, error and str(error)))
+    notifier.end(Ending(0) if error is None else Ending(1, str(error)))
 
 
 def test_a_message_is_sent_once_and_repeated_under_its_id(tmp_path: Path) -> None:

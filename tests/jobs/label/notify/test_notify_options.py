@@ -35,6 +35,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--notify", "env:HOOK"], "--notify hooks.slack.com takes no JSON report"),
         (["--notify", SLACK, "--notify-form", "text"], "invalid choice: 'text'"),
         (["--lineage", "gone/events.jsonl"], "its folder does not exist; make it first"),
+        (["--lineage", "ftp://h/events"], "--lineage ftp://h/events cannot be opened: ftp:// is"),
         (["--lineage", "."], "--lineage . is a folder: give a file"),
         (["--lineage", "env:MISSING"], "the environment variable MISSING is not set"),
         (["--lineage", "labels/images/events.jsonl"], "its folder does not exist"),

@@ -24,7 +24,11 @@ def test_a_receiver_that_never_answers_is_waited_for_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     never = threading.Event()
-    outbox = Outbox("--lineage", lambda message: bool(never.wait()) and None)
+
+    def wait(_: dict[str, Any]) -> None:
+        never.wait()
+
+    outbox = Outbox("--lineage", wait)
     began = time.monotonic()
     outbox.put({})
     outbox.put({})
