@@ -5,6 +5,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
+from jobs.accounting.counted import counted
 from jobs.accounting.estimate import accuracy
 from jobs.output import paths
 from jobs.output.catalog import committed_runs, read_catalog
@@ -166,14 +167,17 @@ def as_text(report: dict[str, Any]) -> str:
         f"images         {report['images']} ({report['ok']} labelled)",
         *([f"  before       {before} by a run that was killed"] if before else []),
         *(f"  failed       {count} {reason}" for reason, count in sorted(report["failed"].items())),
-        *(f"left out       {n} {reason}" for reason, n in report.get("left_out", {}).items()),
+        *(f"left out       {reason}: {n}" for reason, n in report.get("left_out", {}).items()),
         f"detections     {report['detections']}",
         f"wall time      {report['wall_seconds']:.1f} s",
         f"throughput     {report['images_per_second']:.2f} images/s, start-up included",
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
         *stages,
-        f"retries        {report['storage_retries']} requests to stores were repeated",
-        *(f"computed in    {one}: {n} images" for one, n in report.get("computations", {}).items()),
+        f"retries        {counted(report['storage_retries'], 'repeated request')} to stores",
+        *(
+            f"computed in    {one}: {counted(n, 'image')}"
+            for one, n in report.get("computations", {}).items()
+        ),
         f"device use     {report['device_use']:.0%} of the wall time",
         *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
         *_describe_cost(report),
