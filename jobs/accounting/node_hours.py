@@ -120,6 +120,17 @@ class NodeMeter:
         self._add()
         return dict(self._hours), (self._last - self._started) / 3600
 
+    def so_far(self) -> tuple[dict[str, float], float]:
+        """As `read`, with the nodes of the last sample. For a cluster that may not answer."""
+        with self._lock:
+            now = steady_time()
+            unsampled = max(0.0, now - self._last) / 3600
+            hours = {
+                kind: spent + self._alive.get(kind, 0) * unsampled
+                for kind, spent in self._hours.items()
+            }
+        return hours, max(0.0, now - self._started) / 3600
+
     def _watch(self) -> None:
         while not self._stop.wait(self._sample_seconds):
             self._add()

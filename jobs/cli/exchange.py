@@ -9,13 +9,25 @@ from jobs.imports.options import ImportOptions
 from pipeline.storage.errors import InputError
 
 FORMATS = ("coco", "yolo", "labelstudio", "voc", "csv")
+# What other tools call these formats, in small letters and digits alone.
+OTHER_NAMES = {
+    **dict.fromkeys(("mscoco", "cocojson", "json", "cocodetection"), "coco"),
+    **dict.fromkeys(
+        ("ultralytics", "darknet", "yolotxt", *(f"yolov{n}" for n in range(3, 13)), "yolo11",
+         "yolo12", "yolo26"),
+        "yolo",
+    ),
+    **dict.fromkeys(("labelstudio", "labelstudiojson", "ls"), "labelstudio"),
+    **dict.fromkeys(("voc2007", "voc2012", "pascal", "pascalvoc", "pascalvocxml", "xml"), "voc"),
+    **dict.fromkeys(("csvsink", "supervision"), "csv"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     output: str = field(metadata={"positional": True, "help": "folder of the tables"})
     file: str = field(metadata={"positional": True, "help": "what to write"})
-    to: str = field(metadata={"choices": FORMATS, "help": "the format"})
+    to: str = field(metadata={"choices": FORMATS, "other_names": OTHER_NAMES, "help": "the format"})
     min_score: float = field(default=0.0, metadata={"help": "leave out boxes below"})
     labels: str | None = field(
         default=None, metadata={"metavar": "A,B", "help": "only boxes of these (default: all)"}

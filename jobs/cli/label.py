@@ -1,10 +1,14 @@
 """`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli.options import add_command
-from jobs.cli.process import begin_startup
+from jobs.cli.process import begin_startup, exit_at_sigterm
 from jobs.label.options import LabelOptions
+
+if TYPE_CHECKING:
+    from jobs.label.notify.notifier import Notifier
 
 
 def add(commands: Any) -> None:
@@ -22,6 +26,30 @@ def add(commands: Any) -> None:
 
 
 def _label(options: LabelOptions) -> int:
-    from jobs.label.label import label
+    from jobs.label.notify.notifier import Notifier
 
-    return label(options, begin_startup())
+    notifier = Notifier(options, options.input, options.output, options.page)
+    from jobs.label.label import label  # slow to import: wrong receivers are refused before
+
+    if options.dry_run or not notifier.has_receivers:
+        return label(options, begin_startup())
+    exit_at_sigterm()
+    return _tell_end(notifier, lambda: label(options, begin_startup(), notifier))
+
+
+def _tell_end(notifier: "Notifier", command: Callable[[], int]) -> int:
+    """Run the command, and tell its receivers how it ended, in the words that its user sees."""
+    from jobs.cli import EXIT_FAILED, exit_code_of, message_of
+    from jobs.label.notify.notifier import one_line
+    from jobs.label.notify.told import Ending
+
+    try:
+        code = command()
+    except Exception as error:
+        notifier.end(Ending(exit_code_of(error), one_line(message_of(error))))
+        raise
+    except BaseException:  # Ctrl-C and SIGTERM
+        notifier.end(Ending(EXIT_FAILED, "interrupted", interrupted=True))
+        raise
+    notifier.end(Ending(code))
+    return code

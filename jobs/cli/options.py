@@ -15,6 +15,7 @@ metadata may have further keys, all optional:
     one_of       the name of a group; the user may give only one option of a group
     flag         the option, if it differs from the name of the field
     parse        makes one value from one argument; the field is a tuple, the option may be repeated
+    other_names  what other tools call a choice, in letters and digits; the error names ours
 
 A keyword-only dataclass from which that of a command inherits is a group of options: the help shows
 them together, below the first line of that class's docstring.
@@ -176,7 +177,8 @@ def _argument(field: Field[Any], hint: Any) -> tuple[Sequence[str], dict[str, An
         return [_flag(field)], {
             **keywords, "action": "append", "type": _value(metadata["parse"]), "default": []
         }  # fmt: skip
-    keywords["type"] = _type(hint)
+    others = metadata.get("other_names")
+    keywords["type"] = _choice(others) if others else _type(hint)
     if field.default is MISSING:
         keywords["required"] = True
     else:
@@ -191,6 +193,18 @@ def _type(hint: Any) -> Callable[[str], Any]:
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     assert len(kinds) == 1 and kinds[0] in (str, int, float, Path), hint
     return _value(kinds[0])
+
+
+def _choice(other_names: Mapping[str, str]) -> Callable[[str], str]:
+    """The conversion of a choice, which refuses the names of other tools and says ours."""
+
+    def convert(text: str) -> str:
+        ours = other_names.get(re.sub(r"[\W_]", "", text).lower())
+        if ours is not None and text != ours:
+            raise argparse.ArgumentTypeError(f"invalid choice: '{text}': did you mean {ours}?")
+        return str(_value(str)(text))
+
+    return convert
 
 
 def _value(kind: Callable[[str], Any]) -> Callable[[str], Any]:

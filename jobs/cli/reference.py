@@ -72,6 +72,13 @@ VARIABLES = (
         "(`s3://photos/2026`). `public` stands for every public address of the web. Not set: all.",
     ),
     Variable(
+        "DETR_BATCH_NOTIFY_SECRET",
+        "",
+        "jobs/label/notify/signature.py",
+        "The key that signs what `label --notify` sends: 24 to 64 random bytes in base64, with or "
+        "without `whsec_` before them. The receiver has it too.",
+    ),
+    Variable(
         "DETR_BATCH_FUZZ_CASES",
         "40",
         "tests/chaos/test_fuzz.py",
@@ -94,6 +101,8 @@ VARIABLES = (
 OTHERS = (
     ("RAY_ADDRESS", "The default of `label --address`."),
     ("RAY_API_SERVER_ADDRESS", "The default of `submit --address`."),
+    ("OPENLINEAGE_API_KEY", "Sent as a bearer token with the events of `label --lineage`."),
+    ("OPENLINEAGE_NAMESPACE", "The namespace of the job in these events, else `detr-batch`."),
     ("AWS_ENDPOINT_URL", "An S3 store that is not Amazon's."),
     ("XDG_CACHE_HOME", "Its folder `detr-batch` keeps weights that came from a URL."),
 )

@@ -14,7 +14,7 @@ All else is a WrongField.
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jobs.coco.records import Annotation, Box, Category, Image, Result
@@ -81,13 +81,18 @@ def annotation_of(entry: Entry, number: int) -> Annotation:
     return Annotation(image_id, category_id, bbox, size, is_crowd, has_area, number, own_id)
 
 
-def result_of(entry: Entry, category_ids: Collection[int]) -> Result:
+def result_of(
+    entry: Entry, category_ids: Collection[int], category_names: Mapping[str, int]
+) -> Result:
+    """`category_names` has the ids of categories by their names, which some detectors write."""
     bbox = _bbox(entry)
     value = _present(entry, "score")
     score = _number(value)
     if score is None or not 0 <= score <= 1:
         raise WrongField("score", f"score {shown(value)} is not between 0 and 1")
-    category_id = _category_id(entry, "category_id")
+    category_id = category_names.get(str(entry.get("category_id")))
+    if category_id is None:
+        category_id = _category_id(entry, "category_id", ", nor the name of a category")
     if category_id not in category_ids:
         reason = f"category_id {category_id} is of no category in --annotations"
         raise WrongField("category_id", reason)
@@ -117,11 +122,12 @@ def _id_text(entry: Entry, field: str) -> str:
     return str(value)
 
 
-def _category_id(entry: Entry, field: str) -> int:
+def _category_id(entry: Entry, field: str, other: str = "") -> int:
+    """`other` is what the value is not either, for the error."""
     value = _present(entry, field)
     number = _whole_number(value)
     if number is None or abs(number) > LARGEST_ID:
-        raise WrongField(field, f"{field} {shown(value)} is not a whole number of 64 bits")
+        raise WrongField(field, f"{field} {shown(value)} is not a whole number of 64 bits{other}")
     return number
 
 
@@ -157,6 +163,11 @@ def _whole_number(value: object) -> int | None:
     if number is None or not number.is_integer():
         return None
     return value if isinstance(value, int) else int(number)  # a float holds 53 bits
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is read as a number where a number is expected."""
+    return _number(text) is not None
 
 
 def _number(value: object) -> float | None:

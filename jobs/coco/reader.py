@@ -147,8 +147,15 @@ class AnnotationFile:
             raise InputError(f"{self.name} has no {list_name}: its list `{list_name}` is empty")
 
 
-def read_results(path: Path, name: str, category_ids: Collection[int]) -> Iterator[Result]:
+def read_results(
+    path: Path,
+    name: str,
+    category_ids: Collection[int],
+    category_names: Mapping[str, int] | None = None,
+) -> Iterator[Result]:
     """The detections of a local results file, which errors call `name`.
+
+    An entry may give the name of its category in place of the id; `category_names` has the ids.
 
     InputError for the first that is wrong, or of none of the categories.
     """
@@ -161,4 +168,6 @@ def read_results(path: Path, name: str, category_ids: Collection[int]) -> Iterat
             '[{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], "score": ...}, '
             f"...]{hint if start == b'{' else ''}"
         )
-    return document.records("item", partial(result_of, category_ids=category_ids))
+    names = category_names or {}
+    parse = partial(result_of, category_ids=category_ids, category_names=names)
+    return document.records("item", parse)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jobs.accounting.counted import counted
 from jobs.evaluate.annotated import RULES
 from jobs.evaluate.average_precision import UNKNOWN
 from jobs.report.text import list_examples
@@ -75,14 +76,15 @@ def _object_lines(result: dict[str, Any]) -> list[str]:
     """Lines on annotated objects that are left out, or that lack what COCO's numbers need."""
     lines = []
     if result["objects_left_out"]:
+        left_out = counted(result["objects_left_out"], "object")
         lines.append(
-            f"  left out     {result['objects_left_out']} objects of images or categories that the "
+            f"  left out     {left_out} of images or categories that the "
             f"annotations do not list; the first is {result['first_left_out']}"
         )
     if result["objects_without_area"]:
         lines.append(
-            f"  areas        {result['objects_without_area']} objects have none: those of their "
-            "boxes say which are small, medium and large"
+            f"  areas        {counted(result['objects_without_area'], 'object')} without one: the "
+            "sizes of their boxes say which are small, medium and large"
         )
     return ["objects", *lines] if lines else []
 

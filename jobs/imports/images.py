@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import PureWindowsPath
 from typing import Any
 
 from jobs.coco.records import Image
@@ -13,7 +14,9 @@ NEEDED = ("file_name", "width", "height")  # fields that each image must have
 
 
 def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, Any]]:
-    """Yield number (from 0), id, image_id, width and height of each image.
+    """Yield number (from 0), id, file_name, stem, image_id, width and height of each image.
+
+    `stem` is the last part of the file_name, without its extension.
 
     `image_id` is the image's file_name; an address loses its secrets. With `base` it is the URL of
     the file below `base`, as `label` names files.
@@ -26,7 +29,12 @@ def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, 
         else:
             image_id = _below(root, image.file_name, f"image {number + 1}")
         size = {"width": image.width, "height": image.height}
-        yield {"number": number, "id": image.id, "image_id": image_id, **size}
+        names = {"file_name": image.file_name, "stem": _stem(image.file_name)}
+        yield {"number": number, "id": image.id, **names, "image_id": image_id, **size}
+
+
+def _stem(name: str) -> str:
+    return PureWindowsPath(name).stem  # which splits at both kinds of slashes
 
 
 def _below(root: str, name: str, entry: str) -> str:

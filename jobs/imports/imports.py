@@ -5,6 +5,8 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally, report
+from jobs.coco.fields import is_number
 from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
 from jobs.imports.images import NEEDED, image_rows
 from jobs.imports.options import ImportOptions
-from jobs.imports.results import CocoResults
+from jobs.imports.results import BY_ID, CocoResults
 from jobs.output.commit import FinishedRun, commit_run
 from jobs.output.known import read_plan
 from jobs.output.output_writer import OutputWriter
@@ -63,7 +66,7 @@ def import_results(options: ImportOptions, startup: Startup | None = None) -> No
                 return
             images = image_rows(file.images(NEEDED), options.images)
             named = {label_id for label_id, name in enumerate(labels) if name}
-            entries = read_results(detections, "DETECTIONS", named)
+            entries = read_results(detections, "DETECTIONS", named, ids_of_names(labels))
             with CocoResults(images, entries, labels, Path(scratch)) as results:
                 writer.begin_writing()
                 _publish(options, source, results, tally, writer)
@@ -72,9 +75,21 @@ def import_results(options: ImportOptions, startup: Startup | None = None) -> No
             f"by {options.model_name()}, in {mask(options.output)}",
             file=sys.stderr,
         )
+        if results.matched_by != BY_ID:
+            print(f"images are matched by {results.matched_by}, not by id", file=sys.stderr)
         if results.beyond:
             beyond = counted(results.beyond, "box")
             print(f"kept as they are: {beyond} beyond the border of the image", file=sys.stderr)
+
+
+def ids_of_names(labels: Sequence[str]) -> dict[str, int]:
+    """The ids of categories by their names. Names that several have, and numbers, are left out."""
+    times = Counter(labels)
+    return {
+        name: label_id
+        for label_id, name in enumerate(labels)
+        if name and times[name] == 1 and not is_number(name)
+    }
 
 
 def fingerprint(model: str, labels: tuple[str, ...]) -> str:

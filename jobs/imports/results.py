@@ -22,6 +22,8 @@ _IMAGES = pa.schema(
     [
         pa.field("number", pa.int64()),
         pa.field("id", pa.string()),
+        pa.field("file_name", pa.string()),
+        pa.field("stem", pa.string()),
         pa.field("image_id", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
@@ -36,15 +38,26 @@ _ENTRIES = pa.schema(
         *(pa.field(side, pa.float64()) for side in ("x", "y", "w", "h")),
     ]
 )
+# What an entry's image_id may be of an image, by the column of it: the id by COCO's format. Some
+# detectors write a name. All entries of a file mean the same, because an id may look like a name.
+BY_ID = "id"
+MATCHES = {"id": BY_ID, "file_name": "file_name", "stem": "file_name without folder and extension"}
 _UNKNOWN_IMAGE = """
-SELECT entry, id, count(*) OVER () FROM entries ANTI JOIN images USING (id) ORDER BY entry LIMIT 1
+SELECT entry, entries.id, count(*) OVER ()
+FROM entries ANTI JOIN images ON entries.id = images.{column} ORDER BY entry LIMIT 1
+"""
+_IS_AMBIGUOUS = """
+SELECT count(*) FROM (
+    SELECT {column} FROM images SEMI JOIN entries ON entries.id = images.{column}
+    GROUP BY 1 HAVING count(*) > 1
+)
 """
 _BOXES = """
 CREATE TABLE boxes AS
 SELECT number, entry, category_id AS label_id, score::FLOAT AS score,
     x::FLOAT AS x_min, y::FLOAT AS y_min, (x + w)::FLOAT AS x_max, (y + h)::FLOAT AS y_max,
     least(x, y, width - x - w, height - y - h) < 0 AS beyond
-FROM entries JOIN images USING (id)
+FROM entries JOIN images ON entries.id = images.{column}
 ORDER BY number, score DESC, entry
 """
 _BLOCK = """
@@ -60,7 +73,8 @@ GROUP BY number, image_id, width, height ORDER BY number
 class CocoResults:
     """All images of an annotation file, with their boxes from a results file.
 
-    `labels` are names by category id. `images` and `boxes` are numbers of rows. `beyond` is the
+    `labels` are names by category id. `images` and `boxes` are numbers of rows. `matched_by` says
+    what the entries call their images by, of MATCHES. `beyond` is the
     number of boxes that reach beyond their image. Such boxes are not clipped, so metrics computed
     from them stay the same.
     """
@@ -81,8 +95,9 @@ class CocoResults:
         limit_memory(self._database, MEMORY, str(scratch))
         self.labels = tuple(labels)
         self.images = self._take_images(images)
-        self._take_results(results)
-        self._database.execute(_BOXES)
+        column = self._take_results(results)
+        self.matched_by = MATCHES[column]
+        self._database.execute(_BOXES.format(column=column))
         self._database.execute("DROP TABLE entries")
         counts = self._database.sql(
             "SELECT count(*), count(*) FILTER (beyond) FROM boxes"
@@ -106,16 +121,32 @@ class CocoResults:
                 raise InputError(f"--annotations: two images have the {word} {again[0]}")
         return count
 
-    def _take_results(self, results: Iterator[Result]) -> None:
+    def _take_results(self, results: Iterator[Result]) -> str:
+        """Store the entries, and return the column of `images` that all of them name."""
         self._store("entries", _ENTRIES, _result_rows(results))
-        found = self._database.execute(_UNKNOWN_IMAGE).fetchone()
-        if found:
-            entry, image_id, count = found
-            more = f" (one of {count} such entries)" if count > 1 else ""
-            raise InputError(
-                f"DETECTIONS: entry {entry}: image_id {image_id} is of no image in --annotations"
-                f"{more}"
-            )
+        first = self._first_unknown("id")
+        if first is None:
+            return "id"
+        for column in ("file_name", "stem"):
+            if self._first_unknown(column) is None and not self._is_ambiguous(column):
+                return column
+        entry, image_id, count = first
+        more = f" (one of {count} such entries)" if count > 1 else ""
+        raise InputError(
+            f"DETECTIONS: entry {entry}: image_id {image_id} is of no image in --annotations"
+            f"{more}: all entries give the id of their image, or all its file_name"
+        )
+
+    def _first_unknown(self, column: str) -> tuple[int, str, int] | None:
+        """The first entry that names no image: its number, its id, and how many there are."""
+        sql = _UNKNOWN_IMAGE.format(column=column)
+        found: tuple[int, str, int] | None = self._database.execute(sql).fetchone()
+        return found
+
+    def _is_ambiguous(self, column: str) -> bool:
+        """Whether an entry names two images."""
+        ((count,),) = self._database.execute(_IS_AMBIGUOUS.format(column=column)).fetchall()
+        return bool(count)
 
     def _store(self, table: str, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> int:
         """Create a table of `rows`, and return their number."""

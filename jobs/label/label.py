@@ -4,6 +4,7 @@ import secrets
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+import pyarrow.compute as pc
 import ray
 
 from jobs.accounting.estimate import RUNS, Estimate, estimate
@@ -26,6 +27,8 @@ from jobs.label.lines import print_line, print_start
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
 from jobs.label.notices import print_other_computations, print_plan_notices
+from jobs.label.notify.notifier import Notifier
+from jobs.label.notify.told import ToldRun, figures_so_far
 from jobs.label.options import LabelOptions
 from jobs.label.outcome import EXIT_OK, print_outcome, print_way_to_failures
 from jobs.label.places import check_places
@@ -71,9 +74,10 @@ from pipeline.storage.urls import mask
 
 @dataclass(frozen=True)
 class Command:
-    """One `label` command: its options, and the requests made from them."""
+    """One `label` command: its options, who is told of it, and the requests made from them."""
 
     options: LabelOptions
+    notifier: Notifier
     detector: Description
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
@@ -98,12 +102,16 @@ class Command:
         return estimate(reports, shards.size, self.options.rates())
 
 
-def label(options: LabelOptions, startup: Startup | None = None) -> int:
+def label(
+    options: LabelOptions, startup: Startup | None = None, notifier: Notifier | None = None
+) -> int:
     """Run the command and return its exit code. InputError is raised before anything is written.
 
-    `startup` has the time that this process took before; None means that it is not known.
+    `startup` has the time that this process took before; None means that it is not known. The
+    `notifier` is told of each run; the caller tells it how the command ended.
     """
     startup = startup or Startup()
+    notifier = notifier or Notifier(None, options.input, options.output)
     options.check()
     print_start(options)
     check_keep_replaced(options.keep_replaced)
@@ -111,7 +119,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     retries.person_waits = True
     use_input_access(options.input_access, options.output)
     check_places(options.input, options.output)
-    command = _read_model(choose_model(options))
+    command = _read_model(choose_model(options), notifier)
     startup.end(WEIGHTS)
     if options.dry_run:
         print(_describe_plan(command))
@@ -129,7 +137,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     return code
 
 
-def _read_model(options: LabelOptions) -> Command:
+def _read_model(options: LabelOptions, notifier: Notifier) -> Command:
     """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
     assert options.model is not None
     detector = describe(options.model, options.weights)
@@ -137,6 +145,7 @@ def _read_model(options: LabelOptions) -> Command:
     mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
     return Command(
         options,
+        notifier,
         detector,
         plan_request(options),
         LabelRequest(
@@ -253,7 +262,7 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
         command.detector.precisions,
         command.options.precision if run.precision == "auto" else run.precision,
     )
-    if run.device != "auto":  # a resumed run
+    if run.is_resumed:
         request = replace(request, device=run.device)
         try:
             check_machines(request)
@@ -292,15 +301,32 @@ def execute_run(
     print_line(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}")
     if command.sha256 is None:
         print_line("the weights are random: the boxes will mean nothing")
-    with writer.explain_takeover(), explained_failures():
+    told = _told_run(command, run, placed)
+    with command.notifier.run(told), writer.explain_takeover(), explained_failures():
         rates, most = options.rates(), layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)
+        told.so_far = lambda: figures_so_far(tally, nodes, rates)
         alone = nullcontext() if options.machines().address else ray_data_without_helpers()
         with alone, nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
             label_images(run.shards, settings, tally)
             meters = Meters(tally, nodes, rates)
-            return publish_run(run, target, command.labels, layout, meters, writer, options.page)
+            done = publish_run(run, target, command.labels, layout, meters, writer, options.page)
+            told.publish(done.reports[0], done.files)
+            return done
+
+
+def _told_run(command: Command, run: Run, placed: Placed) -> ToldRun:
+    """What is told of a run that begins."""
+    return ToldRun(
+        run.run_id,
+        command.labels.model,
+        command.labels.fingerprint,
+        placed.computation.as_text(),
+        run.is_resumed,
+        int(pc.sum(run.shards.outline["objects"]).as_py() or 0),
+        run.shards.size,
+    )
 
 
 def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> FlowSettings:

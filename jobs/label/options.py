@@ -7,6 +7,7 @@ from typing import Any
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.prices import machine
 from jobs.cluster.request import ClusterRequest, cluster_request
+from jobs.label.notify.options import NotifyOptions
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
@@ -74,7 +75,7 @@ class PriceOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions(PriceOptions):
+class LabelOptions(PriceOptions, NotifyOptions):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -220,4 +221,4 @@ class LabelOptions(PriceOptions):
         given = asdict(self)
         for name in ("output", "weights", "address"):
             given[name] = given[name] and mask(given[name])
-        return {**given, "input": source}
+        return {**given, **self.shown_receivers(), "input": source}

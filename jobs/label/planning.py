@@ -64,6 +64,10 @@ class Run:
     # Number of its Parquet files by the columns that their images are read from.
     image_columns: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def is_resumed(self) -> bool:
+        return self.device != "auto"
+
 
 def plan_url(output: str, run_id: str) -> str:
     """The URL of the plan of an unfinished run. A finished run has a plan beside its manifest."""

@@ -19,6 +19,7 @@ from jobs.output.run_documents import read_document, write_text
 from jobs.report.pictures import PictureReader, plan_of_shards
 from pipeline.dataflow import Layout, publish_parts, read_back_staging
 from pipeline.stages.publish import (
+    PartFile,
     PublishTarget,
     group_into_parts,
     images_per_file,
@@ -46,9 +47,16 @@ class Published:
 
     images: Counter[str] = field(default_factory=Counter)  # number by status
     boxes: int = 0
+    reports: tuple[Report, ...] = ()  # of each run
+    files: tuple[PartFile, ...] = ()  # of the tables
 
     def __add__(self, other: "Published") -> "Published":
-        return Published(self.images + other.images, self.boxes + other.boxes)
+        return Published(
+            self.images + other.images,
+            self.boxes + other.boxes,
+            self.reports + other.reports,
+            self.files + other.files,
+        )
 
 
 def publish_run(
@@ -83,7 +91,7 @@ def publish_run(
     if contents is not None:
         _write_page(done, contents)
     commit_run(done, writer)
-    return Published(Counter(counts), boxes)
+    return Published(Counter(counts), boxes, (summary,), tuple(files))
 
 
 def _report(

@@ -167,13 +167,13 @@ def as_text(report: dict[str, Any]) -> str:
         f"images         {report['images']} ({report['ok']} labelled)",
         *([f"  before       {before} by a run that was killed"] if before else []),
         *(f"  failed       {count} {reason}" for reason, count in sorted(report["failed"].items())),
-        *(f"left out       {n} {reason}" for reason, n in report.get("left_out", {}).items()),
+        *(f"left out       {reason}: {n}" for reason, n in report.get("left_out", {}).items()),
         f"detections     {report['detections']}",
         f"wall time      {report['wall_seconds']:.1f} s",
         f"throughput     {report['images_per_second']:.2f} images/s, start-up included",
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
         *stages,
-        f"retries        {report['storage_retries']} requests to stores were repeated",
+        f"retries        {counted(report['storage_retries'], 'repeated request')} to stores",
         *(
             f"computed in    {one}: {counted(n, 'image')}"
             for one, n in report.get("computations", {}).items()

@@ -57,6 +57,7 @@ class Submission:
                 "http://head:8265; `label --address` joins a cluster from within"
             )
         self.options.check()
+        self.options.check_notify_for_job()
         for name in ("input", "output", "weights"):
             url = getattr(self.options, name)
             if url and identity(url) != url:

@@ -35,11 +35,13 @@ AMBIGUOUS = PASSWORDS | frozenset(
     "auth bearer cookie credential credentials sas secret token".split()
 )
 # Tokens that are known by their form: JSON web tokens, and those of AWS, GitHub, Hugging Face,
-# GitLab, Google and Slack.
+# GitLab, Google and Slack, and the paths of webhooks of Slack and Discord.
 TOKEN = re.compile(
     r"(?<![A-Za-z0-9_-])(?:eyJ[\w-]{8,}+\.[\w-]{8,}+(?:\.[\w-]*+)?|gh[opsur]_\w{30,}+"
     r"|github_pat_\w{20,}+|hf_[A-Za-z0-9]{30,}+|glpat-[\w-]{20,}+|AIza[\w-]{35}|xox[a-z]-[\w-]{10,}+"
     r"|sk-detr-[\w-]{20,}+"
+    r"|(?<=hooks\.slack\.com/)(?:services|triggers|workflows)/[\w/-]++"
+    r"|(?<=discord\.com/api/webhooks/)\d++/[\w-]++"
     r")|(?<![A-Z0-9])A(?:KI|SI)A[A-Z0-9]{16}(?![A-Z0-9])",
     re.ASCII,
 )

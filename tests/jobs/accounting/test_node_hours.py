@@ -48,3 +48,18 @@ def test_nodes_that_come_and_go_are_counted_while_they_live() -> None:
     assert found["cpu"] == pytest.approx(hours)
     assert hours == pytest.approx(1 + 1 / 3600, rel=1e-3)
     assert 0.3 < found["gpu"] * 3600 < 0.7
+
+
+def test_a_cluster_that_does_not_answer_is_counted_by_its_last_sample() -> None:
+    def nodes() -> list[dict[str, Any]]:
+        assert len(samples) < 2, "the cluster is gone"
+        samples.append(1)
+        return [{"Alive": True, "Resources": {"CPU": 2}}]
+
+    samples: list[int] = []
+    with NodeMeter(nodes, time.time() - 3600, sample_seconds=60) as meter:
+        meter.read()
+        time.sleep(0.2)
+        found, hours = meter.so_far()
+    assert hours == pytest.approx(1 + 0.2 / 3600, rel=1e-4)
+    assert found["cpu"] == pytest.approx(hours, rel=1e-6)

@@ -158,6 +158,13 @@ def test_the_command_line_imports_no_large_package() -> None:
         ("label a b --treshold=0.4", "did you mean --score-threshold?"),
         ("label a b c", "label: unrecognized arguments: c (see detr-batch label --help)"),
         ("lable a b", "did you mean label?"),
+        ("export a b --to pascal", "export: argument --to: invalid choice: 'pascal': did you mean"),
+        ("export a b --to VOC2007", "did you mean voc?"),
+        ("export a b --to label-studio", "did you mean labelstudio?"),
+        ("export a b --to ultralytics", "did you mean yolo?"),
+        ("export a b --to yolov8", "did you mean yolo?"),
+        ("export a b --to COCO_JSON", "did you mean coco?"),
+        ("export a b --to tiff", "invalid choice: 'tiff' (choose from"),
     ],
 )
 def test_a_misspelt_word_names_the_nearest(

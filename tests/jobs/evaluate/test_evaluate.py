@@ -191,7 +191,7 @@ def test_objects_without_an_area_have_that_of_their_box(tmp_path: Path) -> None:
     one["iscrowd"] = None
     result = evaluate(output, write_truth(tmp_path, annotations))
     assert result["objects_without_area"] == 1
-    assert "areas        1 objects have none" in as_text(result)
+    assert "areas        1 object without one: the sizes" in as_text(result)
 
 
 def test_the_newest_labels_count(tmp_path: Path) -> None:
@@ -236,7 +236,9 @@ def test_objects_of_unlisted_images_are_left_out_and_counted(tmp_path: Path) -> 
     truth = annotate_cats("a.jpg", "b.jpg")
     del truth["images"][1]
     output = write_run(tmp_path / "out", [Labelled("a.jpg", [CAT])], LABELS)
-    assert "left out     1 objects" in as_text(evaluate(output, write_truth(tmp_path, truth)))
+    assert "left out     1 object of images" in as_text(
+        evaluate(output, write_truth(tmp_path, truth))
+    )
 
 
 def test_the_command_line_prints_text_or_json(

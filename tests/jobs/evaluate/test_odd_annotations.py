@@ -11,6 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from jobs.accounting.counted import counted
 from jobs.cli import main
 from jobs.evaluate.classes import ALIKE, NAMES, NUMBERS, Label, matched_classes
 from jobs.evaluate.evaluate import evaluate
@@ -119,7 +120,7 @@ def test_missing_areas_are_those_of_the_boxes_and_are_said(testdata: Path, tmp_p
     result = evaluate(output, write_truth(tmp_path, truth))
     assert list(result["metrics"].values()) == pytest.approx(expected, abs=5e-5)
     count = len(truth["annotations"])
-    assert f"areas        {count} objects have none: those of their boxes say" in as_text(result)
+    assert f"areas        {counted(count, 'object')} without one: the sizes of" in as_text(result)
 
 
 NOTHING: dict[str, tuple[Document, str]] = {

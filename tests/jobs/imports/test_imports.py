@@ -176,6 +176,8 @@ def entry(**changes: Any) -> list[dict[str, Any]]:
     [
         (entry(score=1.25), "DETECTIONS: entry 2 (image_id '10'): score 1.25 is not between 0"),
         (entry(category_id=2), "category_id 2 is of no category in --annotations"),
+        (entry(category_id="ox"), "'ox' is not a whole number of 64 bits, nor the name of a cate"),
+        (entry(image_id="b.jpg"), "image_id b.jpg is of no image in --annotations: all entries"),
         (entry(image_id=12), "entry 2: image_id 12 is of no image in --annotations"),
         (
             [{**ENTRIES[0], "image_id": 12}] * 3,
@@ -196,6 +198,48 @@ def test_detections_that_cannot_be_used(
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("b.jpg", "album/a.jpg"), "images are matched by file_name, not by id"),
+        (("b", "a"), "images are matched by file_name without folder and extension, not by id"),
+    ],
+)
+def test_names_stand_for_images_and_categories(
+    names: tuple[str, str],
+    said: str,
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bring(files, tmp_path / "by id") == 0
+    assert "matched by" not in capsys.readouterr().err
+    image_names, category_names = {11: names[0], "10": names[1]}, {3: "cat", 1: "dog"}
+    named = [
+        {
+            **one,
+            "image_id": image_names[one["image_id"]],
+            "category_id": category_names[one["category_id"]],
+        }
+        for one in ENTRIES
+    ]
+    results = write(tmp_path, "named.json", named)
+    assert bring((results, files[1]), tmp_path / "by name") == 0
+    assert said in capsys.readouterr().err
+    found = [rows(str(tmp_path / how), f"{BOXES} ORDER BY ALL") for how in ("by id", "by name")]
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+def test_a_name_without_folder_that_two_images_have_is_refused(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [*IMAGES, {"id": 12, "file_name": "a.png", "width": 9, "height": 9}]
+    truth = write(tmp_path, "two.json", document(images=images))
+    results = write(tmp_path, "named.json", [{**ENTRIES[0], "image_id": "a"}])
+    assert bring((results, truth), tmp_path / "out") == 2
+    assert "image_id a is of no image" in capsys.readouterr().err
 
 
 def image(**changes: Any) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_a_second_run_labels_only_new_images(
         computations(str(output), run["run_id"]) for run in committed_runs(str(output))
     )
     assert [first[:11], second[:11]] == ["fp32 on cpu", "bf16 on cpu"]
-    assert f"computed in    {second}: 1 images" in as_text(report_of(str(output)))
+    assert f"computed in    {second}: 1 image\n" in as_text(report_of(str(output)))
     assert rows(output, "SELECT count(*), count(DISTINCT image_id) FROM images") == [(8, 8)]
     assert not list((output / "_staging").iterdir())
     with pytest.raises(InputError, match="--relabel"):

@@ -103,11 +103,16 @@ def test_a_run_is_chosen_by_name_and_unknown_names_are_refused(
 
 def test_text_names_the_limiting_stage_and_older_reports_are_still_read(tmp_path: Path) -> None:
     use = {"stage_use": {"detect": 0.97}, "limiting_stage": "detect", "cpu_use": 0.9, "cpus": 4}
-    write_run(tmp_path, "1", 10.0, 0.0235, **use)
+    left_out = {"files with hidden names or in hidden folders": 1}
+    counts = {"left_out": left_out, "storage_retries": 1, "computations": {"fp32 on cpu": 1}}
+    write_run(tmp_path, "1", 10.0, 0.0235, **use, **counts)
     report = json.loads((tmp_path / "_runs/1/report.json").read_text())
     text = as_text({"run_id": "1", **report})
     assert "detect       5.0 s of workers' time, 97% busy: the limit" in text
     assert "CPU use        90% of 4 CPUs" in text
+    assert "left out       files with hidden names or in hidden folders: 1\n" in text
+    assert "retries        1 repeated request to stores\n" in text
+    assert "computed in    fp32 on cpu: 1 image\n" in text
     assert "50 % below the reference price of 0.047 USD" in text
     old = {name: value for name, value in report.items() if name not in use}
     assert "CPU use" not in as_text({"run_id": "1", **old})

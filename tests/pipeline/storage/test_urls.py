@@ -74,6 +74,8 @@ SIGNED = [
         ("AccountName=a;AccountKey=b==", "AccountName=a;AccountKey=***"),
         ("PGPASSWORD=a psql host=h password=b", "PGPASSWORD=*** psql host=h password=***"),
         ("the key AKIAIOSFODNN7EXAMPLE, which", "the key ***, which"),
+        ("to https://hooks.slack.com/services/T0/B0/x1: no", "to https://hooks.slack.com/***: no"),
+        ("https://discord.com/api/webhooks/12/x-1_y", "https://discord.com/api/webhooks/***"),
     ],
 )
 def test_mask(text: str, shown: str) -> None:
