@@ -73,6 +73,13 @@ class Rates:
             basis=self._basis(node_hours),
         )
 
+    def least_usd_per_hour(self) -> float:
+        """The price of an hour of a single node of the cheaper kind; 0 without a price."""
+        if self.usd_per_hour is not None:
+            return self.usd_per_hour
+        machines = [one for one in (self.gpu, self.cpu) if one is not None]
+        return min((one.spot if self.spot else one.on_demand for one in machines), default=0.0)
+
     def _basis(self, node_hours: Mapping[str, float]) -> str:
         assert self.gpu is not None
         used = [self.gpu] if node_hours.get(GPU) or not self.cpu else []
@@ -102,12 +109,15 @@ class NodeMeter:
         self._started = self._last = started
         self._alive: dict[str, int] = {}
         self._hours: dict[str, float] = {GPU: 0.0, CPU: 0.0}
+        # Node-hours, living nodes and Unix time of the last sample, as they belong together.
+        self._sample = dict(self._hours), dict.fromkeys(self._hours, 0), started
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="nodes")
 
     def __enter__(self) -> "NodeMeter":
         self._alive = self._count()
+        self._sample = dict(self._hours), self._alive, self._last
         self._thread.start()
         return self
 
@@ -120,6 +130,18 @@ class NodeMeter:
         self._add()
         return dict(self._hours), (self._last - self._started) / 3600
 
+    def usd(self, rates: Rates) -> tuple[float, float]:
+        """The cost of the run until now, and of an hour of its nodes, in USD; 0 without a price.
+
+        It asks no node, and never waits: what changed since the last sample is not known.
+        """
+        hours, alive, last = self._sample
+        seconds = steady_time() - last
+        now = {kind: spent + alive[kind] * seconds / 3600 for kind, spent in hours.items()}
+        cost = rates.bill(now, (last + seconds - self._started) / 3600)
+        hourly = rates.bill({kind: float(count) for kind, count in alive.items()}, 1.0)
+        return (cost["usd"], hourly["usd"]) if cost and hourly else (0.0, 0.0)
+
     def _watch(self) -> None:
         while not self._stop.wait(self._sample_seconds):
             self._add()
@@ -131,6 +153,7 @@ class NodeMeter:
                 self._hours[kind] += count * max(0.0, now - self._last) / 3600
             self._last = now
             self._alive = self._count()
+            self._sample = dict(self._hours), self._alive, now
 
     def _count(self) -> dict[str, int]:
         alive = [node for node in self._nodes() if node["Alive"]]

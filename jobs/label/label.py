@@ -4,9 +4,11 @@ import secrets
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 
+from jobs.accounting.budget import Budget
 from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
@@ -21,6 +23,7 @@ from jobs.cluster.start import (
     placement_without_starting,
     start_or_join_ray,
 )
+from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
 from jobs.label.execution import explained_failures, label_images
 from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
@@ -77,6 +80,7 @@ class Command:
     detector: Description
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
+    budget: Budget
 
     @property
     def output(self) -> str:
@@ -93,8 +97,11 @@ class Command:
 
     def estimate(self, shards: Shards) -> Estimate | None:
         """The estimated time and cost of `shards`, from earlier runs of the same model."""
-        reports = past_reports(self.output, self.labels.fingerprint, RUNS)
-        return estimate(reports, shards.size, self.options.rates())
+        return estimate(self.past_reports(), shards.size, self.options.rates())
+
+    def past_reports(self) -> list[dict[str, Any]]:
+        """The reports of the newest runs of the same model, oldest first."""
+        return past_reports(self.output, self.labels.fingerprint, RUNS)
 
 
 def label(options: LabelOptions, startup: Startup | None = None) -> int:
@@ -109,25 +116,30 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     retries.person_waits = True
     use_input_access(options.input_access, options.output)
     check_places(options.input, options.output)
-    command = _read_model(choose_model(options))
+    budget = options.budget(startup.began, options.rates())
+    command = _read_model(choose_model(options), budget)
     startup.end(WEIGHTS)
+    for line in options.limits_as_lines():
+        print(line, file=sys.stderr)
     if options.dry_run:
         print(_describe_plan(command))
         return EXIT_OK
     with OutputWriter(options.output, options.single_writer, options.keep_replaced) as writer:
         published, left_out = _label_what_is_new(command, writer, startup)
         runs = writer.catalog.committed_runs()
-    if not published.images:
+    if not published.images and published.ended is None:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
         if any(run["images"].keys() - {OK} for run in runs):
             print_way_to_failures(options.output)
-    code = print_outcome(options.output, published, options.max_failed_fraction)
+    code = print_outcome(
+        options.output, published, options.max_failed_fraction, options.budget_exit_code
+    )
     if left_out:
         print(f"left out of {mask(options.input)}: {left_out}", file=sys.stderr)
     return code
 
 
-def _read_model(options: LabelOptions) -> Command:
+def _read_model(options: LabelOptions, budget: Budget) -> Command:
     """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
     assert options.model is not None
     detector = describe(options.model, options.weights)
@@ -146,6 +158,7 @@ def _read_model(options: LabelOptions) -> Command:
             options.retry_failed,
             (options.format, options.image_column, options.id_column),
         ),
+        budget,
     )
 
 
@@ -193,7 +206,10 @@ def _label_what_is_new(
         del known  # it takes a third of a gigabyte for ten million objects
         placed = _start_ray(command, unfinished, startup)
         published += execute_run(command, unfinished, placed, writer, startup)
+        refuse_without_progress(published, writer, unfinished.run_id)
         startup = Startup()  # for the run that may follow
+    if published.ended is not None:
+        return published, left_out_as_text(unfinished.left_out if unfinished else {})
     if unfinished and (options.limit is not None or options.relabel):
         return published, left_out_as_text(unfinished.left_out)
     if unfinished:
@@ -211,6 +227,8 @@ def _label_what_is_new(
     if not run.shards:
         record_gone_objects(command.output, known_runs, command.labels.source, found.gone)
     if run.shards:
+        if spent := spent_before(command.budget, published.images, run.shards.objects):
+            return published + spent, left_out_as_text(found.left_out, found.first_left_out)
         writer.begin_writing()
         placed = _start_ray(command, run, startup)
         if not options.relabel:
@@ -229,6 +247,7 @@ def _label_what_is_new(
         )
         startup.end(LISTING)
         published += execute_run(command, run, placed, writer, startup)
+        refuse_without_progress(published, writer, run.run_id)
     return published, left_out_as_text(found.left_out, found.first_left_out)
 
 
@@ -295,9 +314,16 @@ def execute_run(
         nodes = NodeMeter(ray.nodes, startup.began)
         alone = nullcontext() if options.machines().address else ray_data_without_helpers()
         with alone, nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
-            label_images(run.shards, settings, tally)
-            meters = Meters(tally, nodes, rates)
-            return publish_run(run, target, command.labels, layout, meters, writer, options.page)
+            clock = RunClock(command.budget, nodes, tally, command.past_reports())
+            all_done = label_images(run.shards, settings, tally, clock.seconds_left)
+            meters, ended = Meters(tally, nodes, rates), None if all_done else clock.reason()
+            published = publish_run(
+                run, target, command.labels, layout, meters, writer, options.page, ended
+            )
+            command.budget.end_run()
+    if published.ended is not None and not published.images and not tally.images:
+        return replace(published, is_stuck=True)
+    return published
 
 
 def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> FlowSettings:

@@ -4,6 +4,7 @@ import shlex
 import sys
 
 from jobs.accounting.counted import counted
+from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.publication import Published
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
@@ -17,8 +18,13 @@ def print_way_to_failures(output: str) -> None:
     print(f'what failed: detr-batch query {shlex.quote(mask(output))} "{sql}"', file=sys.stderr)
 
 
-def print_outcome(output: str, published: Published, max_failed_fraction: float) -> int:
-    """Print the result. Returns the exit code, which depends on the share of failed images."""
+def print_outcome(
+    output: str, published: Published, max_failed_fraction: float, budget_exit_code: int = EXIT_ENDED
+) -> int:
+    """Print the result. Returns the exit code, which depends on the share of failed images.
+
+    It is `budget_exit_code` if a budget ended the run.
+    """
     images = published.images.total()
     failed = images - published.images[OK]
     if images:
@@ -30,6 +36,8 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
             "at what cost",
             file=sys.stderr,
         )
+    if published.ended is not None:
+        _print_rest(published)
     if failed:
         print_way_to_failures(output)
     if failed < images and not published.boxes:
@@ -52,4 +60,20 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
             file=sys.stderr,
         )
         return EXIT_TOO_MANY_FAILURES
-    return EXIT_OK
+    return EXIT_OK if published.ended is None else budget_exit_code
+
+
+def _print_rest(published: Published) -> None:
+    """Print what a budget left for the next run."""
+    kept = ""
+    if published.kept:
+        kept = (
+            f"; {counted(published.kept, 'image')} of archives among them are labelled already, "
+            "and are published with the rest of these"
+        )
+    print(
+        f"ended by {published.ended}: {counted(published.left, 'object')} of INPUT "
+        f"{'is' if published.left == 1 else 'are'} left{kept}. "
+        "The same command goes on",
+        file=sys.stderr,
+    )

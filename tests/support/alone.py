@@ -39,10 +39,13 @@ IMAGES_PER_BLOCK = 2
 MACHINE = {"CPU": 2.0, "memory": float(8 << 30)}
 
 
-def label_without_ray(children: bool) -> None:
+def label_without_ray(
+    children: bool, replace: Callable[[object, str, object], None] = setattr
+) -> None:
     """Replace Ray in this process: one call after the other does its work.
 
-    `children`: images are opened in child processes nevertheless, as they may do harm.
+    `children`: images are opened in child processes nevertheless, as they may do harm. `replace`
+    sets an attribute of a module, such as `MonkeyPatch.setattr`, which can undo it.
     """
     nodes = [{"NodeID": "here", "Alive": True, "Resources": MACHINE, "Labels": {}}]
     cluster = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: MACHINE)
@@ -65,7 +68,7 @@ def label_without_ray(children: bool) -> None:
     for module, changed in patches.items():
         for name, value in changed.items():
             assert hasattr(module, name), f"{module.__name__} has no {name} any more"
-            setattr(module, name, value)
+            replace(module, name, value)
 
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
