@@ -17,9 +17,8 @@ from airflow.sdk.exceptions import AirflowFailException
 # What trying again does not mend: bad arguments, and more failed images than were allowed. The run
 # of the latter is published: a second one would find nothing to do, and succeed.
 LASTING = {2: "refused: see the log", 3: "too many images failed: their rows say why"}
-
-# No failure: --max-usd, --max-hours or --until ended the run. What it labelled is published, and the
-# next night goes on.
+# No failure: --max-usd, --max-hours or --until ended the run. What it labelled is published, and
+# the next night goes on.
 ENDED_BY_BUDGET = 4
 
 

@@ -8,6 +8,7 @@ from jobs.accounting.budget import Budget
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.tally import Tally
 from jobs.label.publication import Published
+from jobs.output import paths
 from jobs.output.output_writer import OutputWriter
 from pipeline.storage.errors import CommandFailed, InputError
 
@@ -78,6 +79,7 @@ def refuse_without_progress(published: Published, writer: OutputWriter, run_id: 
             "earlier runs labelled is kept"
         )
     writer.drop_staging(run_id)
+    writer.store.remove(writer.store.names(paths.run_folder(run_id)))
     raise InputError(
         f"{published.ended} is spent before the first block was done: give more. Nothing was "
         "published"

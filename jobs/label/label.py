@@ -1,22 +1,16 @@
 """`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
-import secrets
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import ray
 
-from jobs.accounting.budget import Budget
-from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
-from jobs.cluster.placement import Placement
 from jobs.cluster.ray_internals import ray_data_without_helpers
-from jobs.cluster.request import ClusterRequest
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,
@@ -24,8 +18,8 @@ from jobs.cluster.start import (
     start_or_join_ray,
 )
 from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
+from jobs.label.command import Command, Placed, flow_settings, read_command
 from jobs.label.execution import explained_failures, label_images
-from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
 from jobs.label.notices import print_other_computations, print_plan_notices
@@ -33,75 +27,33 @@ from jobs.label.options import LabelOptions
 from jobs.label.outcome import EXIT_OK, print_outcome, print_way_to_failures
 from jobs.label.places import check_places
 from jobs.label.planning import (
-    PlanRequest,
     Run,
     make_run,
     plan_as_text,
     plan_images,
-    plan_request,
     plan_url,
 )
+from jobs.label.probe import estimate_of_dry_run
 from jobs.label.publication import Meters, Published, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output.catalog import read_catalog
 from jobs.output.gone import record_gone_objects
-from jobs.output.known import LabelRequest, known_objects
+from jobs.output.known import known_objects
 from jobs.output.output_writer import (
     OutputWriter,
     check_keep_replaced,
     check_output_without_writing,
 )
-from jobs.report.report import past_reports
-from model.computation import Computation
-from model.description import Description
-from model.detectors import describe
-from model.named import RANDOM
 from model.zoo import offered_precision
-from pipeline.dataflow import FlowSettings
 from pipeline.isolation import sandbox
 from pipeline.plan.digests import Known
 from pipeline.plan.plan import Plan, left_out_as_text
-from pipeline.plan.shards import Shards
 from pipeline.schema import OK
-from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
 from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
-from pipeline.storage.files import canonical_url
 from pipeline.storage.urls import mask
-
-
-@dataclass(frozen=True)
-class Command:
-    """One `label` command: its options, and the requests made from them."""
-
-    options: LabelOptions
-    detector: Description
-    wanted: PlanRequest  # the images to label
-    labels: LabelRequest  # the model that labels them
-    budget: Budget
-
-    @property
-    def output(self) -> str:
-        return self.options.output
-
-    @property
-    def sha256(self) -> str | None:
-        """The digest of the weights; None if they are random."""
-        return None if self.detector.weights == RANDOM else self.detector.weights
-
-    def machines(self, shards: Shards) -> ClusterRequest:
-        """The machines that label `shards`."""
-        return replace(self.options.machines(), images=shards.images)
-
-    def estimate(self, shards: Shards) -> Estimate | None:
-        """The estimated time and cost of `shards`, from earlier runs of the same model."""
-        return estimate(self.past_reports(), shards.size, self.options.rates())
-
-    def past_reports(self) -> list[dict[str, Any]]:
-        """The reports of the newest runs of the same model, oldest first."""
-        return past_reports(self.output, self.labels.fingerprint, RUNS)
 
 
 def label(options: LabelOptions, startup: Startup | None = None) -> int:
@@ -117,12 +69,12 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     use_input_access(options.input_access, options.output)
     check_places(options.input, options.output)
     budget = options.budget(startup.began, options.rates())
-    command = _read_model(choose_model(options), budget)
+    command = read_command(choose_model(options), budget)
     startup.end(WEIGHTS)
     for line in options.limits_as_lines():
         print(line, file=sys.stderr)
     if options.dry_run:
-        print(_describe_plan(command))
+        print(_describe_plan(command, startup))
         return EXIT_OK
     with OutputWriter(options.output, options.single_writer, options.keep_replaced) as writer:
         published, left_out = _label_what_is_new(command, writer, startup)
@@ -139,30 +91,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     return code
 
 
-def _read_model(options: LabelOptions, budget: Budget) -> Command:
-    """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
-    assert options.model is not None
-    detector = describe(options.model, options.weights)
-    offered_precision(options.model, detector.precisions, options.precision)
-    mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
-    return Command(
-        options,
-        detector,
-        plan_request(options),
-        LabelRequest(
-            canonical_url(options.input),
-            options.model,
-            options.score_threshold,
-            mark,
-            options.relabel,
-            options.retry_failed,
-            (options.format, options.image_column, options.id_column),
-        ),
-        budget,
-    )
-
-
-def _describe_plan(command: Command) -> str:
+def _describe_plan(command: Command, startup: Startup) -> str:
     """The text that --dry-run prints. Raises the errors that the run would raise so far."""
     check_output_without_writing(command.output)
     catalog = read_catalog(command.output)
@@ -170,7 +99,8 @@ def _describe_plan(command: Command) -> str:
     unfinished = unfinished_runs_as_lines(catalog, command.wanted, command.labels)
     found = _plan(command, known)
     placement = placement_without_starting(command.machines(found.shards))
-    text = plan_as_text(found, command.estimate(found.shards), placement.as_text())
+    found_estimate = estimate_of_dry_run(command, found.shards, startup)
+    text = plan_as_text(found, found_estimate, placement.as_text())
     return "\n".join([*unfinished, text])
 
 
@@ -251,14 +181,6 @@ def _label_what_is_new(
     return published, left_out_as_text(found.left_out, found.first_left_out)
 
 
-@dataclass(frozen=True)
-class Placed:
-    """Where a run computes, and with what."""
-
-    placement: Placement
-    computation: Computation
-
-
 def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     """Start or join Ray, and place the run on it. Raises InputError if it does not fit there."""
     if missing := sandbox.why_absent():  # before Ray starts threads; workers log their own
@@ -304,7 +226,8 @@ def execute_run(
     target = writer.publish_target(
         run.run_id, command.labels.model, command.labels.fingerprint, command.detector.labels
     )
-    settings = _flow_settings(command, run, target.staging, placed)
+    plan = plan_url(options.output, run.run_id)
+    settings = flow_settings(command, plan, target.staging, placed)
     print(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}", file=sys.stderr)
     if command.sha256 is None:
         print("the weights are random: the boxes will mean nothing", file=sys.stderr)
@@ -324,28 +247,3 @@ def execute_run(
     if published.ended is not None and not published.images and not tally.images:
         return replace(published, is_stuck=True)
     return published
-
-
-def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> FlowSettings:
-    """The settings of the dataflow for a run."""
-    options = command.options
-    spec = DetectorSpec(
-        command.labels.model,
-        command.detector.place or options.weights,
-        placed.computation.device,
-        placed.computation.precision,
-        options.score_threshold,
-        placed.computation.count,
-        session=secrets.token_hex(8),
-        sha256=command.sha256,
-        threads=CPU_THREADS,
-        calls=placed.placement.layout.detectors.calls,
-    )
-    return FlowSettings(
-        plan_url(options.output, run.run_id),
-        staging,
-        command.detector.resize,
-        Detector,
-        (spec,),
-        placed.placement.layout,
-    )

@@ -19,7 +19,10 @@ def print_way_to_failures(output: str) -> None:
 
 
 def print_outcome(
-    output: str, published: Published, max_failed_fraction: float, budget_exit_code: int = EXIT_ENDED
+    output: str,
+    published: Published,
+    max_failed_fraction: float,
+    budget_exit_code: int = EXIT_ENDED,
 ) -> int:
     """Print the result. Returns the exit code, which depends on the share of failed images.
 

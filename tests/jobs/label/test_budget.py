@@ -19,9 +19,9 @@ from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.label import label
 from jobs.label.outcome import EXIT_OK, EXIT_TOO_MANY_FAILURES
 from jobs.output.catalog import committed_runs
-from jobs.output.commit import FinishedRun
 from jobs.output.output_writer import OutputWriter
 from jobs.report.report import as_text, read_report
+from pipeline.plan.remaining import Staged
 from pipeline.plan.shards import Shards
 from pipeline.stages.tasks import stage_block
 from tests.chaos.compare import difference, read_tables
@@ -115,24 +115,27 @@ def test_runs_that_budgets_end_leave_the_tables_of_one_run(
     assert not list(Path(output, "_staging").iterdir())
     capsys.readouterr()
     assert label(tiny_options(lake, output, weights)) == EXIT_OK
-    assert "nothing new" in capsys.readouterr().err
+    assert "nothing new" in capsys.readouterr().out
 
 
 class Killed(BaseException):
     """The command is killed here."""
 
 
-def before_the_commit(*_: object) -> None:
+commit = OutputWriter.commit
+
+
+def before_the_commit(*_: Any) -> None:
     raise Killed
 
 
-def behind_the_commit(run: FinishedRun, writer: OutputWriter) -> None:
-    writer.commit(run.manifest(writer.token), run.replaces)
+def behind_the_commit(*arguments: Any) -> None:
+    commit(*arguments)
     raise Killed
 
 
-def while_the_rest_is_written(run_id: str, begun: Shards, *others: Any) -> str:
-    rest.stage_rest(run_id, begun, *others)
+def before_the_tables(run_id: str, begun: Shards, staged: Staged, writer: OutputWriter) -> None:
+    rest.stage_rest(run_id, begun, staged, writer)
     raise Killed
 
 
@@ -140,9 +143,9 @@ def while_the_rest_is_written(run_id: str, begun: Shards, *others: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "kill"),
     [
-        ("commit_run", before_the_commit),
-        ("commit_run", behind_the_commit),
-        ("stage_rest", while_the_rest_is_written),
+        ("jobs.label.publication.stage_rest", before_the_tables),
+        ("jobs.output.output_writer.OutputWriter.commit", before_the_commit),
+        ("jobs.output.output_writer.OutputWriter.commit", behind_the_commit),
     ],
 )
 def test_nothing_is_lost_or_done_twice_if_it_is_killed_while_it_publishes_a_part(
@@ -163,9 +166,9 @@ def test_nothing_is_lost_or_done_twice_if_it_is_killed_while_it_publishes_a_part
         return stage_block(block, staging)
 
     monkeypatch.setattr(alone, "stage_block", stage_and_count)
-    end_after(6)  # all loose files are labelled then, and an archive in part
+    end_after(5)  # one archive is labelled then, and another one in part
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"jobs.label.publication.{name}", kill)
+        patch.setattr(name, kill)
         label(tiny_options(lake, output, weights, max_hours=1.0))
     assert label(tiny_options(lake, output, weights)) == EXIT_OK
     assert not difference(read_tables(output), read_tables(str(calm)))
@@ -219,13 +222,13 @@ def test_the_report_of_a_part_says_what_is_left(
     lake: Path, tmp_path: Path, weights: str, end_after: Callable[[int], None]
 ) -> None:
     output = str(tmp_path / "out")
-    end_after(5)  # five tables of two images: the rest of the shard of files, and a tar begun
+    end_after(5)  # one archive is labelled then, and another one in part
     given = {"until": "2999-01-01T06:00Z", "instance_type": "m5d.2xlarge"}
     assert label(tiny_options(lake, output, weights, **given)) == EXIT_ENDED
     (run,) = committed_runs(output)
     report = read_report(output, run["run_id"])
     text = as_text(report)
     assert "ended by       --until 2999-01-01T06:00Z" in text
-    assert report["left"] == 3 and report["labelled_before"] == 0
+    assert (report["left"], report["kept"], report["labelled_before"]) == (9, 4, 0)
     published = rows(Path(output), "SELECT shard, index_in_shard FROM images ORDER BY ALL")
-    assert [index for _, index in published] == list(range(len(published)))
+    assert [index for _, index in published] == list(range(5))
