@@ -40,6 +40,7 @@ class Rates:
     gpu: Machine | None = None
     cpu: Machine | None = None
     spot: bool = False
+    note: str = ""  # how the machines of the run differ from those that are priced
 
     def bill(self, node_hours: Mapping[str, float], hours: float) -> Cost | None:
         """The cost of a run of `hours`, with `node_hours` by kind of node. None without a price."""
@@ -87,6 +88,8 @@ class Rates:
         market = "spot" if self.spot else "on demand"
         names = " and ".join(machine.instance_type for machine in used)
         where = f"{names} {market} in {used[0].region}, read on {used[0].read_on}"
+        if self.note:
+            return f"{where}; another machine: {self.note}"
         if node_hours.get(GPU) and node_hours.get(CPU) and self.cpu is None:
             return f"{where}; nodes without a GPU are priced as such: give --cpu-instance-type"
         return where

@@ -88,6 +88,7 @@ class Placed:
 
     placement: Placement
     computation: Computation
+    price_note: str = ""  # how the machines differ from those that are priced
 
 
 def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> FlowSettings:

@@ -5,17 +5,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import ray
+import torch
 
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
+from jobs.cluster.placement import Node
 from jobs.cluster.ray_internals import ray_data_without_helpers
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,
     placement_without_starting,
     start_or_join_ray,
+    this_machine,
 )
 from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
 from jobs.label.command import Command, Placed, flow_settings, read_command
@@ -33,6 +36,7 @@ from jobs.label.planning import (
     plan_images,
     plan_url,
 )
+from jobs.label.price_notice import price_notice
 from jobs.label.probe import estimate_of_dry_run
 from jobs.label.publication import Meters, Published, publish_run
 from jobs.label.run_record import write_run_record
@@ -100,6 +104,7 @@ def _describe_plan(command: Command, startup: Startup) -> str:
     found = _plan(command, known)
     placement = placement_without_starting(command.machines(found.shards))
     found_estimate = estimate_of_dry_run(command, found.shards, startup)
+    _print_price_note(command, placement.device)
     text = plan_as_text(found, found_estimate, placement.as_text())
     return "\n".join([*unfinished, text])
 
@@ -212,7 +217,27 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     count = 1 if command.detector.is_alone else count
     computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
-    return Placed(placement, computation)
+    note = _print_price_note(command, placement.device)
+    return Placed(placement, computation, note)
+
+
+def _print_price_note(command: Command, device: str) -> str:
+    """Print how the machines of the run differ from those that are priced, and return it.
+
+    It is "" if they do not.
+    """
+    local = not command.options.address
+    gpus = torch.cuda.device_count() if local else 0
+    if local and command.options.dry_run:  # no Ray runs
+        here = this_machine()
+        nodes = [replace(here, resources={**here.resources, "GPU": gpus})]
+    else:
+        nodes = [Node(n["Resources"], n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]]
+    name = torch.cuda.get_device_name() if gpus else ""
+    note = price_notice(command.options.rates(), nodes, device, name)
+    if note:
+        print(f"the prices are of another machine: {note}", file=sys.stderr)
+    return note
 
 
 def execute_run(
@@ -232,7 +257,8 @@ def execute_run(
     if command.sha256 is None:
         print("the weights are random: the boxes will mean nothing", file=sys.stderr)
     with writer.explain_takeover(), explained_failures():
-        rates, most = options.rates(), layout.detectors.most
+        rates = replace(options.rates(), note=placed.price_note)
+        most = layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)
         alone = nullcontext() if options.machines().address else ray_data_without_helpers()
