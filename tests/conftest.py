@@ -108,6 +108,7 @@ INTEGRATION = (
     "jobs/exports/test_addresses.py",
     "jobs/exports/test_pictures.py",
     "jobs/imports/",
+    "jobs/label/test_budget.py",
     "jobs/label/test_parquet_columns.py",
     "jobs/label/test_planning.py",
     "jobs/label/test_relabel.py",

@@ -87,7 +87,7 @@ def end_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", [1, 3, 5])
+@pytest.mark.parametrize("blocks", [2, 5])
 def test_runs_that_budgets_end_leave_the_tables_of_one_run(
     lake: Path,
     tmp_path: Path,
@@ -177,7 +177,6 @@ def test_nothing_is_lost_or_done_twice_if_it_is_killed_while_it_publishes_a_part
     assert not list(Path(output, "_staging").iterdir())
 
 
-@pytest.mark.slow
 def test_an_archive_that_takes_longer_than_a_budget_is_labelled_in_several_runs(
     lake: Path,
     tmp_path: Path,
