@@ -12,18 +12,21 @@ from ray.util.annotations import RayDeprecationWarning
 
 from model.resize import ResizeRule
 from pipeline.plan.remaining import Staged, merge_ranges
-from pipeline.schema import Receipt, Work
+from pipeline.plan.shards import table_of_shards
+from pipeline.schema import Receipt, Shard, Work
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.publish import Part, PartFile, PublishTarget
 from pipeline.stages.staged import list_staged_files, ranges_of_files, remove_damaged_blocks
 from pipeline.stages.tasks import (
     part_files_of_table,
+    read_planned_shards,
     read_ranges,
     read_work,
     receipts_of_table,
     stage_block,
     table_of_files,
     table_of_part,
+    table_of_receipt,
     table_of_work,
     write_parts,
 )
@@ -107,6 +110,28 @@ def _set_context(block: int = CPU_BLOCK_BYTES) -> None:
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
     """Label the shards in `work`. Yields one receipt per staged block."""
+    tables = [table_of_work(one) for one in work]
+    read, last = (read_work, settings.plan), (stage_block, settings.staging)
+    yield from _receipts(tables, read, last, settings)
+
+
+def probe_shards(shards: list[Shard], settings: FlowSettings) -> Iterator[Receipt]:
+    """Label shards, and write nothing. Yields one receipt per block."""
+    tables = [table_of_shards([shard]) for shard in shards]
+    yield from _receipts(tables, (read_planned_shards,), (table_of_receipt,), settings)
+
+
+def _receipts(
+    tables: list[pa.Table],
+    read: tuple[Any, ...],
+    last: tuple[Any, ...],
+    settings: FlowSettings,
+) -> Iterator[Receipt]:
+    """Run the dataflow over `tables`, one for each task that reads.
+
+    `read` and `last` are the functions of the first and the last stage, with their arguments behind
+    the table.
+    """
     layout, detectors = settings.layout, settings.layout.detectors
     _set_context(block_bytes(detectors))
     nodes = layout.nodes or None
@@ -114,10 +139,10 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
         # Ray 2.60 deprecates `scheduling_strategy`. pyproject.toml requires a version below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         flow = (
-            ray.data.from_arrow([table_of_work(one) for one in work])
+            ray.data.from_arrow(tables)
             .map_batches(
-                read_work,
-                fn_args=(settings.plan,),
+                read[0],
+                fn_args=read[1:],
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=TASK_CPUS,
@@ -157,8 +182,8 @@ def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
                 ),
             )
             .map_batches(
-                stage_block,
-                fn_args=(settings.staging,),
+                last[0],
+                fn_args=last[1:],
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=TASK_CPUS,

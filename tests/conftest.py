@@ -113,6 +113,7 @@ INTEGRATION = (
     "jobs/label/notify/test_label_tells.py",
     "jobs/label/notify/test_notifier.py",
     "jobs/label/notify/test_post.py",
+    "jobs/label/test_budget.py",
     "jobs/label/test_parquet_columns.py",
     "jobs/label/test_planning.py",
     "jobs/label/test_relabel.py",

@@ -17,6 +17,9 @@ from airflow.sdk.exceptions import AirflowFailException
 # What trying again does not mend: bad arguments, and more failed images than were allowed. The run
 # of the latter is published: a second one would find nothing to do, and succeed.
 LASTING = {2: "refused: see the log", 3: "too many images failed: their rows say why"}
+# No failure: --max-usd, --max-hours or --until ended the run. What it labelled is published, and
+# the next night goes on.
+ENDED_BY_BUDGET = 4
 
 
 @dag(
@@ -53,6 +56,9 @@ def detr_batch_nightly() -> None:
         # A try that was given up may have left its job running: the next one follows that.
         command += ["--address", params["address"], "--follow", *params["options"]]
         code = subprocess.run(command, check=False).returncode
+        if code == ENDED_BY_BUDGET:
+            print("a budget ended the night: the next one goes on")
+            return
         if code in LASTING:
             raise AirflowFailException(f"{LASTING[code]} (exit code {code})")
         if code:

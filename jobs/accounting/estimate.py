@@ -1,10 +1,12 @@
-"""The estimated time and cost of a run, from earlier runs, and the error of that estimate."""
+"""The estimated time and cost of a run, from earlier runs or a probe, and the error of it."""
 
+from collections.abc import Mapping
 from statistics import median
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import CPU, GPU, Rates
+from jobs.report.text import format_duration, format_figure
 
 RUNS = 5  # the estimate takes medians over this many of the newest runs
 
@@ -15,14 +17,21 @@ class Estimate(TypedDict):
     images: int
     seconds: float  # start-up included
     usd: float | None  # None without a price
-    runs: int  # number of runs that the estimate was made from
+    runs: int  # number of runs that the estimate was made from; 0 if a probe measured it
+    # The time at least and at most; absent where nothing says it. Of runs it is that of the fastest
+    # and of the slowest of them, of a probe the 95 % interval.
+    least_seconds: NotRequired[float]
+    most_seconds: NotRequired[float]
+    probed: NotRequired[int]  # number of images of the probe
 
 
-def estimate(reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates) -> Estimate | None:
+def estimate(
+    reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates, images: int | None = None
+) -> Estimate | None:
     """Estimate a run from reports of earlier runs, oldest first. None if no report has enough data.
 
     The time is the start-up time plus a time for each byte. Bytes are used because the number of
-    images in an archive is not known before it is read.
+    images in an archive is not known before it is read; `images` is their number where it is known.
     """
     known = [
         report
@@ -31,36 +40,64 @@ def estimate(reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates) ->
     ][-RUNS:]
     if not known:
         return None
-    startup = median(report["startup_seconds"] for report in known)
-    per_byte = median(
+    startups = [report["startup_seconds"] for report in known]
+    per_byte = [
         max(0.0, report["wall_seconds"] - report["startup_seconds"]) / report["encoded_bytes"]
         for report in known
-    )
-    labelled = [report["images"] - report["labelled_before"] for report in known]
+    ]
+    labelled = [
+        report["images"] - report["labelled_before"] + report.get("kept", 0) for report in known
+    ]
     density = median(
         images / report["encoded_bytes"] for images, report in zip(labelled, known, strict=True)
     )
-    seconds = startup + encoded_bytes * per_byte
-    hours = seconds / 3600
+    seconds = median(startups) + encoded_bytes * median(per_byte)
     last = known[-1]
     wall = last["wall_seconds"] / 3600
-    nodes = {kind: last["node_hours"].get(kind, 0.0) / wall * hours for kind in (GPU, CPU)}
-    cost = rates.bill(nodes, hours)
-    return Estimate(
-        images=round(encoded_bytes * density),
+    nodes = {kind: last["node_hours"].get(kind, 0.0) / wall for kind in (GPU, CPU)}
+    found = Estimate(
+        images=max(1, round(encoded_bytes * density)) if images is None else images,
         seconds=seconds,
-        usd=None if cost is None else cost["usd"],
+        usd=usd_of(seconds, nodes, rates),
         runs=len(known),
     )
+    if len(known) > 1:
+        found["least_seconds"] = min(startups) + encoded_bytes * min(per_byte)
+        found["most_seconds"] = max(startups) + encoded_bytes * max(per_byte)
+    return found
+
+
+def usd_of(seconds: float, nodes: Mapping[str, float], rates: Rates) -> float | None:
+    """The cost of a run with so many nodes of each kind. None without a price."""
+    hours = seconds / 3600
+    cost = rates.bill({kind: count * hours for kind, count in nodes.items()}, hours)
+    return None if cost is None else cost["usd"]
 
 
 def as_text(found: Estimate | None) -> str:
     """The text that --dry-run prints."""
     if found is None:
-        return "not known before a first run over like images; --limit 100 makes a small one"
-    usd = "no price was given" if found["usd"] is None else f"{found['usd']:.4f} USD"
-    runs = "the last run" if found["runs"] == 1 else f"the last {found['runs']} runs"
-    return f"about {counted(found['images'], 'image')}, {found['seconds']:.0f} s, {usd} (by {runs})"
+        return "not known before a first run over like images; --probe 200 measures it"
+    cost = "no price was given" if found["usd"] is None else f"{format_figure(found['usd'])} USD"
+    time = format_duration(found["seconds"])
+    if "probed" in found:
+        source = f"a probe of {counted(found['probed'], 'image')}"
+    else:
+        source = "the last run" if found["runs"] == 1 else f"the last {found['runs']} runs"
+    text = f"about {counted(found['images'], 'image')}, {time}, {cost} (by {source})"
+    if "least_seconds" not in found:
+        return text
+    return f"{text}\n{'':<14} {_interval_as_text(found)}"
+
+
+def _interval_as_text(found: Estimate) -> str:
+    """The least and the most that an estimated run takes, in time and money."""
+    least, most = found["least_seconds"], found["most_seconds"]
+    text = f"{format_duration(least)} to {format_duration(most)}"
+    if found["usd"] is not None:
+        usd = [format_figure(found["usd"] * one / found["seconds"]) for one in (least, most)]
+        text += f", {usd[0]} to {usd[1]} USD"
+    return f"{text} ({'95 %' if 'probed' in found else 'by the fastest and the slowest of them'})"
 
 
 def accuracy(report: dict[str, Any]) -> str | None:

@@ -40,6 +40,7 @@ class Rates:
     gpu: Machine | None = None
     cpu: Machine | None = None
     spot: bool = False
+    note: str = ""  # how the machines of the run differ from those that are priced
 
     def bill(self, node_hours: Mapping[str, float], hours: float) -> Cost | None:
         """The cost of a run of `hours`, with `node_hours` by kind of node. None without a price."""
@@ -73,6 +74,13 @@ class Rates:
             basis=self._basis(node_hours),
         )
 
+    def least_usd_per_hour(self) -> float:
+        """The price of an hour of a single node of the cheaper kind; 0 without a price."""
+        if self.usd_per_hour is not None:
+            return self.usd_per_hour
+        machines = [one for one in (self.gpu, self.cpu) if one is not None]
+        return min((one.spot if self.spot else one.on_demand for one in machines), default=0.0)
+
     def _basis(self, node_hours: Mapping[str, float]) -> str:
         assert self.gpu is not None
         used = [self.gpu] if node_hours.get(GPU) or not self.cpu else []
@@ -80,6 +88,8 @@ class Rates:
         market = "spot" if self.spot else "on demand"
         names = " and ".join(machine.instance_type for machine in used)
         where = f"{names} {market} in {used[0].region}, read on {used[0].read_on}"
+        if self.note:
+            return f"{where}; another machine: {self.note}"
         if node_hours.get(GPU) and node_hours.get(CPU) and self.cpu is None:
             return f"{where}; nodes without a GPU are priced as such: give --cpu-instance-type"
         return where
@@ -102,12 +112,15 @@ class NodeMeter:
         self._started = self._last = started
         self._alive: dict[str, int] = {}
         self._hours: dict[str, float] = {GPU: 0.0, CPU: 0.0}
+        # Node-hours, living nodes and Unix time of the last sample, as they belong together.
+        self._sample = dict(self._hours), dict.fromkeys(self._hours, 0), started
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="nodes")
 
     def __enter__(self) -> "NodeMeter":
         self._alive = self._count()
+        self._sample = dict(self._hours), self._alive, self._last
         self._thread.start()
         return self
 
@@ -121,15 +134,20 @@ class NodeMeter:
         return dict(self._hours), (self._last - self._started) / 3600
 
     def so_far(self) -> tuple[dict[str, float], float]:
-        """As `read`, with the nodes of the last sample. For a cluster that may not answer."""
-        with self._lock:
-            now = steady_time()
-            unsampled = max(0.0, now - self._last) / 3600
-            hours = {
-                kind: spent + self._alive.get(kind, 0) * unsampled
-                for kind, spent in self._hours.items()
-            }
-        return hours, max(0.0, now - self._started) / 3600
+        """As `read`, with the nodes of the last sample: it asks no node, and never waits."""
+        hours, alive, last = self._sample
+        seconds = max(0.0, steady_time() - last)
+        now = {kind: spent + alive.get(kind, 0) * seconds / 3600 for kind, spent in hours.items()}
+        return now, (last + seconds - self._started) / 3600
+
+    def usd(self, rates: Rates) -> tuple[float, float]:
+        """The cost of the run until now, and of an hour of its nodes, in USD; 0 without a price.
+
+        What changed since the last sample is not known.
+        """
+        cost = rates.bill(*self.so_far())
+        hourly = rates.bill({kind: float(count) for kind, count in self._sample[1].items()}, 1.0)
+        return (cost["usd"], hourly["usd"]) if cost and hourly else (0.0, 0.0)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._sample_seconds):
@@ -142,6 +160,7 @@ class NodeMeter:
                 self._hours[kind] += count * max(0.0, now - self._last) / 3600
             self._last = now
             self._alive = self._count()
+            self._sample = dict(self._hours), self._alive, now
 
     def _count(self) -> dict[str, int]:
         alive = [node for node in self._nodes() if node["Alive"]]

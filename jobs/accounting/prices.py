@@ -5,6 +5,7 @@ source was read. The spot price is the median over the zones of the region. Add 
 machines to the table, or give a price with --usd-per-hour.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,12 +20,19 @@ class Machine:
     """An entry of the table. Prices are in USD an hour."""
 
     instance_type: str
-    devices: str
+    cpus: int
+    devices: str  # "1 x L4", or "none (8 CPUs)"
     region: str
     on_demand: float
     spot: float
     read_on: str
     source: str
+
+    @property
+    def accelerators(self) -> tuple[int, str]:
+        """Number and kind of the accelerators; (0, "") for a machine without any."""
+        found = re.fullmatch(r"(\d+) x (.+)", self.devices)
+        return (int(found[1]), found[2]) if found else (0, "")
 
 
 @cache
@@ -38,6 +46,7 @@ def machines() -> dict[str, Machine]:
     return {
         name: Machine(
             instance_type=name,
+            cpus=prices["cpus"],
             devices=prices["devices"],
             region=reading["region"],
             on_demand=prices["on_demand"],

@@ -29,7 +29,12 @@ class Report(TypedDict):
     images: int
     ok: int
     failed: dict[str, int]  # number of images by reason, see pipeline/schema.py
-    labelled_before: int  # images that killed commands had labelled
+    labelled_before: int  # images that earlier commands, killed or ended by a budget, had labelled
+    # Only of a run that a budget ended: the limit, the number of objects that it left, and that of
+    # images of archives among them that it labelled already, which the next run has.
+    ended_by: NotRequired[str]
+    left: NotRequired[int]
+    kept: NotRequired[int]
     detections: int
     # From the creation of the process that ran the command until this report was made. The tables
     # and the images of the page are written and read by then. What follows is not in it: the page

@@ -24,8 +24,12 @@ def add(commands: Any) -> None:
 
 
 def words_on_the_cluster(options: LabelOptions) -> list[str]:
-    """The arguments of `label` in a job. There it joins the cluster on which the job runs."""
-    return words_of(replace(options, address="auto"), LabelOptions)
+    """The arguments of `label` in a job. There it joins the cluster on which the job runs.
+
+    `--until 06:00` is of the clock of this machine, which may be in another zone.
+    """
+    until = options.until_with_zone()
+    return words_of(replace(options, address="auto", until=until), LabelOptions)
 
 
 def _submit(options: SubmitOptions) -> int:

@@ -139,6 +139,20 @@ def placement_without_starting(request: ClusterRequest) -> Placement:
     return placement_on(request, list(alive_nodes().values()), cluster=True)
 
 
+def place_for_probe(request: ClusterRequest) -> Placement:
+    """Start or join Ray, and place a run of which a sample is labelled, for --dry-run.
+
+    Nothing is written: whether workers can write OUTPUT is not tried. Raises InputError if the run
+    does not fit on the nodes that there are.
+    """
+    start_ray(request.address)
+    nodes = list(alive_nodes().values())
+    placement = placement_on(request, nodes, cluster=bool(request.address))
+    if lacks := placement.lacks(nodes):
+        raise InputError(f"a probe does not fit now: {lacks}. --probe 0 leaves it out")
+    return placement
+
+
 def start_or_join_ray(
     request: ClusterRequest, output: str, first: Member, access: str | None = None
 ) -> Placement:

@@ -1,7 +1,7 @@
 """The execution of a planned run on Ray: label its images and stage the labels."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -12,19 +12,54 @@ from pipeline.dataflow import FlowSettings, label_shards, read_back_staging
 from pipeline.isolation.watchdog import end_when_stalled
 from pipeline.plan.remaining import remaining_work
 from pipeline.plan.shards import Shards
+from pipeline.schema import Receipt
 from pipeline.stages.publish import ReconcileError
 from pipeline.storage.errors import CommandFailed, OutputError
 from pipeline.storage.limits import reached_limit
 from pipeline.storage.urls import mask
 
 
-def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
-    """Label and stage the images that are not staged yet. Show progress, and add up in `tally`."""
+def label_images(
+    shards: Shards, settings: FlowSettings, tally: Tally, left: Callable[[], float] | None = None
+) -> bool:
+    """Label and stage the images that are not staged yet. Show progress, and add up in `tally`.
+
+    `left` says how many seconds remain. Returns whether they were enough: if not, some images are
+    not staged.
+    """
     before = read_back_staging(settings.staging, settings.layout.nodes)
     work, size = remaining_work(shards, before)
-    if work:
-        receipts = end_when_stalled(label_shards(work, settings))
-        show_progress(receipts, tally, already=before.images, encoded_bytes=size)
+    if not work:
+        return True
+    receipts = Receipts(label_shards(work, settings))
+    show_progress(
+        end_when_stalled(receipts, left=left), tally, already=before.images, encoded_bytes=size
+    )
+    return receipts.ended
+
+
+class Receipts:
+    """The receipts of a flow, and whether it came to its end."""
+
+    def __init__(self, receipts: Iterator[Receipt]):
+        self._receipts = receipts
+        self.ended = False
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return self
+
+    def __next__(self) -> Receipt:
+        try:
+            return next(self._receipts)
+        except StopIteration:
+            self.ended = True
+            raise
+
+    def close(self) -> None:
+        """End the flow. A generator of receipts ends its execution on Ray."""
+        close = getattr(self._receipts, "close", None)
+        if close is not None:
+            close()
 
 
 @contextmanager

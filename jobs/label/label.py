@@ -1,28 +1,28 @@
 """`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
-import secrets
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow.compute as pc
 import ray
+import torch
 
-from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
 from jobs.cluster.computation import computation_of_detectors
-from jobs.cluster.placement import Placement
+from jobs.cluster.placement import Node
 from jobs.cluster.ray_internals import ray_data_without_helpers
-from jobs.cluster.request import ClusterRequest, memory_of_detector
 from jobs.cluster.start import (
     check_machines,
     measured_cpus,
     placement_without_starting,
     start_or_join_ray,
+    this_machine,
 )
+from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
+from jobs.label.command import Command, Placed, flow_settings, read_command
 from jobs.label.execution import explained_failures, label_images
-from jobs.label.fingerprint import fingerprint
 from jobs.label.lines import print_line, print_start
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
@@ -33,73 +33,34 @@ from jobs.label.options import LabelOptions
 from jobs.label.outcome import EXIT_OK, print_outcome, print_way_to_failures
 from jobs.label.places import check_places
 from jobs.label.planning import (
-    PlanRequest,
     Run,
     make_run,
     plan_as_text,
     plan_images,
-    plan_request,
     plan_url,
 )
+from jobs.label.price_notice import price_notice
+from jobs.label.probe import estimate_of_dry_run
 from jobs.label.publication import Meters, Published, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output.catalog import read_catalog
 from jobs.output.gone import record_gone_objects
-from jobs.output.known import LabelRequest, known_objects
+from jobs.output.known import known_objects
 from jobs.output.output_writer import (
     OutputWriter,
     check_keep_replaced,
     check_output_without_writing,
 )
-from jobs.report.report import past_reports
-from model.computation import Computation
-from model.description import Description
-from model.detectors import describe
-from model.named import RANDOM
 from model.zoo import offered_precision
-from pipeline.dataflow import FlowSettings
 from pipeline.isolation import sandbox
 from pipeline.plan.digests import Known
 from pipeline.plan.plan import Plan, left_out_as_text
-from pipeline.plan.shards import Shards
 from pipeline.schema import OK
-from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
 from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
-from pipeline.storage.files import canonical_url
 from pipeline.storage.urls import mask
-
-
-@dataclass(frozen=True)
-class Command:
-    """One `label` command: its options, who is told of it, and the requests made from them."""
-
-    options: LabelOptions
-    notifier: Notifier
-    detector: Description
-    wanted: PlanRequest  # the images to label
-    labels: LabelRequest  # the model that labels them
-
-    @property
-    def output(self) -> str:
-        return self.options.output
-
-    @property
-    def sha256(self) -> str | None:
-        """The digest of the weights; None if they are random."""
-        return None if self.detector.weights == RANDOM else self.detector.weights
-
-    def machines(self, shards: Shards) -> ClusterRequest:
-        """The machines that label `shards`."""
-        memory = memory_of_detector(self.options.model, self.detector.weight_bytes)
-        return replace(self.options.machines(), images=shards.images, memory=memory)
-
-    def estimate(self, shards: Shards) -> Estimate | None:
-        """The estimated time and cost of `shards`, from earlier runs of the same model."""
-        reports = past_reports(self.output, self.labels.fingerprint, RUNS)
-        return estimate(reports, shards.size, self.options.rates())
 
 
 def label(
@@ -119,48 +80,30 @@ def label(
     retries.person_waits = True
     use_input_access(options.input_access, options.output)
     check_places(options.input, options.output)
-    command = _read_model(choose_model(options), notifier)
+    budget = options.budget(startup.began, options.rates())
+    command = read_command(choose_model(options), notifier, budget)
     startup.end(WEIGHTS)
+    for line in options.limits_as_lines():
+        print_line(line)
     if options.dry_run:
-        print(_describe_plan(command))
+        print(_describe_plan(command, startup))
         return EXIT_OK
     with OutputWriter(options.output, options.single_writer, options.keep_replaced) as writer:
         published, left_out = _label_what_is_new(command, writer, startup)
         runs = writer.catalog.committed_runs()
-    if not published.images:
+    if not published.images and published.ended is None:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
         if any(run["images"].keys() - {OK} for run in runs):
             print_way_to_failures(options.output)
-    code = print_outcome(options.output, published, options.max_failed_fraction)
+    code = print_outcome(
+        options.output, published, options.max_failed_fraction, options.budget_exit_code
+    )
     if left_out:
         print_line(f"left out of {mask(options.input)}: {left_out}")
     return code
 
 
-def _read_model(options: LabelOptions, notifier: Notifier) -> Command:
-    """Read the command's model. Raises CheckpointError if weights are missing or do not fit."""
-    assert options.model is not None
-    detector = describe(options.model, options.weights)
-    offered_precision(options.model, detector.precisions, options.precision)
-    mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
-    return Command(
-        options,
-        notifier,
-        detector,
-        plan_request(options),
-        LabelRequest(
-            canonical_url(options.input),
-            options.model,
-            options.score_threshold,
-            mark,
-            options.relabel,
-            options.retry_failed,
-            (options.format, options.image_column, options.id_column),
-        ),
-    )
-
-
-def _describe_plan(command: Command) -> str:
+def _describe_plan(command: Command, startup: Startup) -> str:
     """The text that --dry-run prints. Raises the errors that the run would raise so far."""
     check_output_without_writing(command.output)
     catalog = read_catalog(command.output)
@@ -168,7 +111,9 @@ def _describe_plan(command: Command) -> str:
     unfinished = unfinished_runs_as_lines(catalog, command.wanted, command.labels)
     found = _plan(command, known)
     placement = placement_without_starting(command.machines(found.shards))
-    text = plan_as_text(found, command.estimate(found.shards), placement.as_text())
+    found_estimate = estimate_of_dry_run(command, found.shards, startup)
+    _print_price_note(command, placement.device)
+    text = plan_as_text(found, found_estimate, placement.as_text())
     return "\n".join([*unfinished, text])
 
 
@@ -205,7 +150,10 @@ def _label_what_is_new(
         del known  # it takes a third of a gigabyte for ten million objects
         placed = _start_ray(command, unfinished, startup)
         published += execute_run(command, unfinished, placed, writer, startup)
+        refuse_without_progress(published, writer, unfinished.run_id)
         startup = Startup()  # for the run that may follow
+    if published.ended is not None:
+        return published, left_out_as_text(unfinished.left_out if unfinished else {})
     if unfinished and (options.limit is not None or options.relabel):
         return published, left_out_as_text(unfinished.left_out)
     if unfinished:
@@ -223,6 +171,8 @@ def _label_what_is_new(
     if not run.shards:
         record_gone_objects(command.output, known_runs, command.labels.source, found.gone)
     if run.shards:
+        if spent := spent_before(command.budget, published.images, run.shards.objects):
+            return published + spent, left_out_as_text(found.left_out, found.first_left_out)
         writer.begin_writing()
         placed = _start_ray(command, run, startup)
         if not options.relabel:
@@ -241,15 +191,8 @@ def _label_what_is_new(
         )
         startup.end(LISTING)
         published += execute_run(command, run, placed, writer, startup)
+        refuse_without_progress(published, writer, run.run_id)
     return published, left_out_as_text(found.left_out, found.first_left_out)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Where a run computes, and with what."""
-
-    placement: Placement
-    computation: Computation
 
 
 def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
@@ -283,7 +226,27 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     count = 1 if command.detector.is_alone else count
     computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
-    return Placed(placement, computation)
+    note = _print_price_note(command, placement.device)
+    return Placed(placement, computation, note)
+
+
+def _print_price_note(command: Command, device: str) -> str:
+    """Print how the machines of the run differ from those that are priced, and return it.
+
+    It is "" if they do not.
+    """
+    local = not command.options.address
+    gpus = torch.cuda.device_count() if local else 0
+    if local and command.options.dry_run:  # no Ray runs
+        here = this_machine()
+        nodes = [replace(here, resources={**here.resources, "GPU": gpus})]
+    else:
+        nodes = [Node(n["Resources"], n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]]
+    name = torch.cuda.get_device_name() if gpus else ""
+    note = price_notice(command.options.rates(), nodes, device, name)
+    if note:
+        print_line(f"the prices are of another machine: {note}")
+    return note
 
 
 def execute_run(
@@ -297,23 +260,32 @@ def execute_run(
     target = writer.publish_target(
         run.run_id, command.labels.model, command.labels.fingerprint, command.detector.labels
     )
-    settings = _flow_settings(command, run, target.staging, placed)
+    plan = plan_url(options.output, run.run_id)
+    settings = flow_settings(command, plan, target.staging, placed)
     print_line(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}")
     if command.sha256 is None:
         print_line("the weights are random: the boxes will mean nothing")
     told = _told_run(command, run, placed)
     with command.notifier.run(told), writer.explain_takeover(), explained_failures():
-        rates, most = options.rates(), layout.detectors.most
+        rates = replace(options.rates(), note=placed.price_note)
+        most = layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)
         told.so_far = lambda: figures_so_far(tally, nodes, rates)
         alone = nullcontext() if options.machines().address else ray_data_without_helpers()
         with alone, nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
-            label_images(run.shards, settings, tally)
-            meters = Meters(tally, nodes, rates)
-            done = publish_run(run, target, command.labels, layout, meters, writer, options.page)
-            told.publish(done.reports[0], done.files)
-            return done
+            clock = RunClock(command.budget, nodes, tally, command.past_reports())
+            all_done = label_images(run.shards, settings, tally, clock.seconds_left)
+            meters, ended = Meters(tally, nodes, rates), None if all_done else clock.reason()
+            published = publish_run(
+                run, target, command.labels, layout, meters, writer, options.page, ended
+            )
+            command.budget.end_run()
+            if published.reports:
+                told.publish(published.reports[0], published.files)
+    if published.ended is not None and not published.images and not tally.images:
+        return replace(published, is_stuck=True)
+    return published
 
 
 def _told_run(command: Command, run: Run, placed: Placed) -> ToldRun:
@@ -326,29 +298,4 @@ def _told_run(command: Command, run: Run, placed: Placed) -> ToldRun:
         run.is_resumed,
         int(pc.sum(run.shards.outline["objects"]).as_py() or 0),
         run.shards.size,
-    )
-
-
-def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> FlowSettings:
-    """The settings of the dataflow for a run."""
-    options = command.options
-    spec = DetectorSpec(
-        command.labels.model,
-        command.detector.place or options.weights,
-        placed.computation.device,
-        placed.computation.precision,
-        options.score_threshold,
-        placed.computation.count,
-        session=secrets.token_hex(8),
-        sha256=command.sha256,
-        threads=CPU_THREADS,
-        calls=placed.placement.layout.detectors.calls,
-    )
-    return FlowSettings(
-        plan_url(options.output, run.run_id),
-        staging,
-        command.detector.resize,
-        Detector,
-        (spec,),
-        placed.placement.layout,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.prices import machine
 from jobs.cluster.request import ClusterRequest, cluster_request
+from jobs.label.budget_options import BudgetOptions
 from jobs.label.notify.options import NotifyOptions
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
@@ -75,7 +76,7 @@ class PriceOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions(PriceOptions, NotifyOptions):
+class LabelOptions(PriceOptions, BudgetOptions, NotifyOptions):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -199,6 +200,8 @@ class LabelOptions(PriceOptions, NotifyOptions):
         if self.relabel and self.limit is not None:
             raise InputError("--relabel with --limit would drop the labels of all other images")
         self.check_prices()
+        has_price = self.instance_type is not None or self.usd_per_hour is not None
+        self.check_budget(has_price, self.relabel, self.dry_run)
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

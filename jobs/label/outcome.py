@@ -3,6 +3,7 @@
 import shlex
 
 from jobs.accounting.counted import counted
+from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.lines import print_line
 from jobs.label.publication import Published
 from pipeline.schema import OK
@@ -17,8 +18,16 @@ def print_way_to_failures(output: str) -> None:
     print_line(f'what failed: detr-batch query {shlex.quote(mask(output))} "{sql}"')
 
 
-def print_outcome(output: str, published: Published, max_failed_fraction: float) -> int:
-    """Print the result. Returns the exit code, which depends on the share of failed images."""
+def print_outcome(
+    output: str,
+    published: Published,
+    max_failed_fraction: float,
+    budget_exit_code: int = EXIT_ENDED,
+) -> int:
+    """Print the result. Returns the exit code, which depends on the share of failed images.
+
+    It is `budget_exit_code` if a budget ended the run.
+    """
     images = published.images.total()
     failed = images - published.images[OK]
     if images:
@@ -29,6 +38,8 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
             f"tables in {output}, and `detr-batch report {shlex.quote(output)}` says how fast and "
             "at what cost"
         )
+    if published.ended is not None:
+        _print_rest(published)
     if failed:
         print_way_to_failures(output)
     if failed < images and not published.boxes:
@@ -48,4 +59,19 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
             f"{max_failed_fraction} allows; their rows in {mask(output)}/images say why"
         )
         return EXIT_TOO_MANY_FAILURES
-    return EXIT_OK
+    return EXIT_OK if published.ended is None else budget_exit_code
+
+
+def _print_rest(published: Published) -> None:
+    """Print what a budget left for the next run."""
+    kept = ""
+    if published.kept:
+        kept = (
+            f"; {counted(published.kept, 'image')} of archives among them are labelled already, "
+            "and are published with the rest of these"
+        )
+    print_line(
+        f"ended by {published.ended}: {counted(published.left, 'object')} of INPUT "
+        f"{'is' if published.left == 1 else 'are'} left{kept}. "
+        "The same command goes on"
+    )

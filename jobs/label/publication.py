@@ -11,6 +11,7 @@ from jobs.cluster.start import stage_workers
 from jobs.label.execution import reason_of
 from jobs.label.lines import print_line
 from jobs.label.planning import Run
+from jobs.label.rest import stage_rest
 from jobs.output import paths
 from jobs.output.commit import FinishedRun, commit_run
 from jobs.output.known import LabelRequest
@@ -18,6 +19,9 @@ from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document, write_text
 from jobs.report.pictures import PictureReader, plan_of_shards
 from pipeline.dataflow import Layout, publish_parts, read_back_staging
+from pipeline.plan.finished import split_plan
+from pipeline.plan.remaining import Staged
+from pipeline.plan.shards import Shards
 from pipeline.stages.publish import (
     PartFile,
     PublishTarget,
@@ -49,13 +53,18 @@ class Published:
     boxes: int = 0
     reports: tuple[Report, ...] = ()  # of each run
     files: tuple[PartFile, ...] = ()  # of the tables
+    ended: str | None = None  # the limit by which the last run ended, as the user gave it
+    left: int = 0  # number of objects that it left
+    kept: int = 0  # number of images of archives that it labelled in part: the next run has them
+    is_stuck: bool = False  # whether it ended before it labelled anything
 
     def __add__(self, other: "Published") -> "Published":
-        return Published(
-            self.images + other.images,
-            self.boxes + other.boxes,
-            self.reports + other.reports,
-            self.files + other.files,
+        return replace(
+            other,
+            images=self.images + other.images,
+            boxes=self.boxes + other.boxes,
+            reports=self.reports + other.reports,
+            files=self.files + other.files,
         )
 
 
@@ -67,15 +76,21 @@ def publish_run(
     meters: Meters,
     writer: OutputWriter,
     page: bool,
+    ended: str | None = None,
 ) -> Published:
     """Reconcile the run, write its tables and its report, and only then commit it.
 
-    `page` says whether to write report.html too.
+    `page` says whether to write report.html too. `ended` is the limit that ended the run before all
+    of it was labelled: then what is finished is published, if anything is, and the rest is kept.
     """
     began = time.monotonic()
-    planned = run.shards.names()
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
+    part = _part_to_publish(run, staged, ended, writer)
+    if not len(part.shards):
+        return part.published
+    run, staged = replace(run, shards=part.shards), part.staged
+    planned = run.shards.names()
     reconcile(planned, staged)
     grouped = group_into_parts(planned, staged, images_per_file(labels.score_threshold))
     pictures = PictureReader() if page else None  # it starts while the tables are written
@@ -86,12 +101,41 @@ def publish_run(
     done = FinishedRun(target, labels.source, run.shards, files, counts, {}, replaced)
     contents = None if pictures is None else _gather_page(done, writer.token, pictures)
     boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
-    summary = _report(run, target.output, meters, layout, counts, boxes)  # the end of what it times
+    # This is the end of what the report times.
+    summary = _report(run, target.output, meters, layout, counts, boxes, part.published)
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)
     commit_run(done, writer)
-    return Published(Counter(counts), boxes, (summary,), tuple(files))
+    return replace(
+        part.published,
+        images=Counter(counts),
+        boxes=boxes,
+        reports=(summary,),
+        files=tuple(files),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a run that is published: all of it, unless a budget ended the run."""
+
+    shards: Shards  # none if nothing can be published yet
+    staged: Staged
+    published: Published  # without images and boxes
+
+
+def _part_to_publish(run: Run, staged: Staged, ended: str | None, writer: OutputWriter) -> _Part:
+    """Split a run that a budget ended, and stage its rest as a run of its own."""
+    if ended is None:
+        return _Part(run.shards, staged, Published())
+    split = split_plan(run.shards, staged)
+    if not split.left:  # the last image was labelled just in time
+        return _Part(run.shards, staged, Published())
+    if len(split.finished) and len(split.begun):
+        stage_rest(run.run_id, split.begun, staged, writer)
+    told = Published(ended=ended, left=split.left, kept=split.begun_images)
+    return _Part(split.finished, split.staged, told)
 
 
 def _report(
@@ -101,14 +145,19 @@ def _report(
     layout: Layout,
     counts: dict[str, int],
     boxes: int,
+    part: Published,
 ) -> Report:
-    """The content of report.json."""
+    """The content of report.json. `part` says what a budget left."""
     node_hours, hours = meters.nodes.read()
     workers = stage_workers(layout)
     summary = report(meters.tally, counts, boxes, workers, node_hours, hours, meters.rates)
     summary["left_out"] = run.left_out
     summary["reconciliation"] = {"planned": sum(counts.values()), **counts}
-    if not summary["labelled_before"]:  # an estimate is for a whole run
+    if part.ended is not None:
+        before = max(0, summary["labelled_before"] + part.kept)
+        summary["labelled_before"] = before
+        summary |= {"ended_by": part.ended, "left": part.left, "kept": part.kept}
+    elif not summary["labelled_before"]:  # an estimate is for a whole run
         summary["estimate"] = read_document(output, run.run_id, "run.json").get("estimate")
     return summary
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.label.lines import print_line
 from jobs.label.planning import PlanRequest, Run, plan_url
+from jobs.label.rest import CONTINUES
 from jobs.label.run_record import (
     is_numbered_otherwise,
     is_same_work,
@@ -34,6 +35,9 @@ class Fate(Enum):
     OVERLOOKED = auto()  # another run has done its work: its staging is deleted
     RESUMED = auto()  # the same command finishes it
     DROPPED = auto()  # --relabel deletes its staging
+    # It continues a run that was not committed, and that holds all of its work: its staging is
+    # deleted.
+    PREMATURE = auto()
 
 
 def take_up_unfinished_run(
@@ -45,6 +49,7 @@ def take_up_unfinished_run(
     committed already. Staging of committed runs is deleted. An unfinished run of another command
     is dropped with --relabel; without --relabel it raises InputError.
     """
+    _drop_premature_runs(writer)
     for run_id in writer.staged:
         record = read_run_record(writer.output, run_id)
         fate = _fate(writer.catalog, run_id, record, wanted, labels)
@@ -76,6 +81,21 @@ def take_up_unfinished_run(
     return None
 
 
+def _drop_premature_runs(writer: OutputWriter) -> None:
+    """Delete the staging of runs that continue a run which is unfinished itself.
+
+    That run is resumed first, and may end with another rest.
+    """
+    for run_id in list(writer.staged):
+        if _is_premature(writer.catalog, read_run_record(writer.output, run_id)):
+            writer.drop_staging(run_id)
+            writer.staged.remove(run_id)
+
+
+def _is_premature(catalog: Catalog, record: Mapping[str, Any]) -> bool:
+    return record.get(CONTINUES) is not None and not catalog.knows(record[CONTINUES])
+
+
 def unfinished_runs_as_lines(
     catalog: Catalog, wanted: PlanRequest, labels: LabelRequest
 ) -> list[str]:
@@ -101,6 +121,8 @@ def _fate(
 ) -> Fate:
     """What becomes of a staged run. Raises InputError for one of another command."""
     same = is_same_work(record, wanted, labels)
+    if _is_premature(catalog, record):
+        return Fate.PREMATURE
     if catalog.knows(run_id):  # the command was killed after the commit
         once = labels.relabel or wanted.limit is not None or _retries_failed(record)
         return Fate.FINISHED if same and once else Fate.COMMITTED
@@ -127,9 +149,10 @@ def _was_overlooked(catalog: Catalog, run_id: str, record: Mapping[str, Any]) ->
     committed = list(catalog.state.runs)  # in the order of their commits
     before = record.get("committed_before")  # versions before 0.2 did not record it
     later = committed[before:] if before is not None else [one for one in committed if one > run_id]
-    source = record["options"]["input"]
+    source, own = record["options"]["input"], record.get(CONTINUES)
     return any(
-        run["run_id"] in later and run["input"] == source for run in catalog.labelling_runs()
+        run["run_id"] in later and run["run_id"] != own and run["input"] == source
+        for run in catalog.labelling_runs()
     )
 
 

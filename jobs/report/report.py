@@ -165,8 +165,9 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [
         f"run            {report['run_id']}",
         f"images         {report['images']} ({report['ok']} labelled)",
-        *([f"  before       {before} by a run that was killed"] if before else []),
+        *([f"  before       {before} by a run that was killed or ended"] if before else []),
         *(f"  failed       {count} {reason}" for reason, count in sorted(report["failed"].items())),
+        *_describe_rest(report),
         *(f"left out       {reason}: {n}" for reason, n in report.get("left_out", {}).items()),
         f"detections     {report['detections']}",
         f"wall time      {report['wall_seconds']:.1f} s",
@@ -188,6 +189,14 @@ def as_text(report: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _describe_rest(report: dict[str, Any]) -> list[str]:
+    """Describe what a budget left for the next run."""
+    if "ended_by" not in report:
+        return []
+    kept = f", of which {report['kept']} images are labelled already" if report["kept"] else ""
+    return [f"ended by       {report['ended_by']}: {report['left']} objects are left{kept}"]
 
 
 def _describe_import(report: dict[str, Any]) -> str:

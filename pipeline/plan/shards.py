@@ -88,11 +88,16 @@ class Shards:
         return pc.sum(self.outline["size"]).as_py() or 0
 
     @property
+    def objects(self) -> int:
+        """The number of all objects: loose files and archives."""
+        return pc.sum(self.outline["objects"]).as_py() or 0
+
+    @property
     def images(self) -> int | None:
         """The number of images. None if archives are among the shards: these are not opened yet."""
         if len(self.outline.filter(pc.not_equal(self.outline["kind"], "files"))):
             return None
-        return pc.sum(self.outline["objects"]).as_py() or 0
+        return self.objects
 
     def first_member(self) -> Member:
         """The first object that the listing could look at; the very first if there is none."""

@@ -132,7 +132,7 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
     rows = pa.concat_tables(blocks).sort_by(
         [("shard", "ascending"), ("index_in_shard", "ascending")]
     )
-    rows = _drop_repeated_images(rows)
+    rows = _number_images(_drop_repeated_images(rows))
     tables = {
         "images": images_table(rows, target),
         "detections": detections_table(rows, target),
@@ -162,6 +162,22 @@ def _drop_repeated_images(rows: pa.Table) -> pa.Table:
     shard, index = rows["shard"].combine_chunks(), rows["index_in_shard"].combine_chunks()
     repeats = pc.and_(pc.equal(shard[1:], shard[:-1]), pc.equal(index[1:], index[:-1]))
     return rows.filter(pa.concat_arrays([pa.array([True]), pc.invert(repeats)]))
+
+
+def _number_images(rows: pa.Table) -> pa.Table:
+    """Number the images of each shard from 0 on, as its members in the published plan.
+
+    Rows are sorted by shard and position. Only the shards of loose files of a run that ended before
+    it had labelled all of them have gaps.
+    """
+    if not len(rows):
+        return rows
+    shard = rows["shard"].combine_chunks()
+    first = np.append(True, pc.not_equal(shard[1:], shard[:-1]).to_numpy(zero_copy_only=False))
+    place = np.arange(len(rows))
+    numbers = place - np.maximum.accumulate(np.where(first, place, 0))
+    column = rows.column_names.index("index_in_shard")
+    return rows.set_column(column, rows.schema.field(column), pa.array(numbers, pa.int64()))
 
 
 def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:

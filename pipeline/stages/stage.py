@@ -8,6 +8,7 @@ import hashlib
 import io
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,6 +45,13 @@ def stage(table: pa.Table, staging: str) -> Receipt:
     write_parquet(buffer, DETECTED, [table])
     fs, path = open_location(join(staging, name), "staging")
     write_whole(fs, path, buffer.getvalue())
+    receipt = receipt_of(table, name)
+    repeated = receipt.retries + retries.repeated - before
+    return replace(receipt, retries=repeated, stage_seconds=time.perf_counter() - began)
+
+
+def receipt_of(table: pa.Table, name: str = "") -> Receipt:
+    """The receipt of a DETECTED block, whether it is written as the file `name` or not."""
     statuses = Counter(table["status"].to_pylist())
     images = statuses.total()
     statuses.pop(OK, None)
@@ -57,9 +65,8 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         read_seconds=pc.sum(table["read_seconds"]).as_py() or 0.0,
         prepare_seconds=pc.sum(table["prepare_seconds"]).as_py() or 0.0,
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
-        retries=(pc.sum(table["retries"]).as_py() or 0) + retries.repeated - before,
+        retries=pc.sum(table["retries"]).as_py() or 0,
         computation=pc.max(table["computation"]).as_py(),
-        stage_seconds=time.perf_counter() - began,
         finished_at=time.time(),
     )
 

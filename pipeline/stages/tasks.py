@@ -11,7 +11,7 @@ from itertools import chain
 
 import pyarrow as pa
 
-from pipeline.plan.shards import read_shards_of_group
+from pipeline.plan.shards import read_shards_of_group, shards_of_table
 from pipeline.schema import (
     PART,
     PART_FILE,
@@ -24,7 +24,7 @@ from pipeline.schema import (
 )
 from pipeline.stages.publish import Part, PartFile, PublishTarget, publish_part
 from pipeline.stages.read import read_shard
-from pipeline.stages.stage import stage
+from pipeline.stages.stage import receipt_of, stage
 from pipeline.stages.staged import ranges_of_files
 
 
@@ -45,6 +45,12 @@ def read_work(work: pa.Table, plan: str) -> Iterator[pa.Table]:
         yield from read_shard(shard, Done(tuple(positions), ended))
 
 
+def read_planned_shards(plan: pa.Table) -> Iterator[pa.Table]:
+    """Read the shards of a table of schema PLAN as ENCODED tables."""
+    for shard in shards_of_table(plan):
+        yield from read_shard(shard)
+
+
 def table_of_files(files: Sequence[str]) -> pa.Table:
     """The STAGED_FILE table of one task."""
     return pa.table([files], schema=STAGED_FILE)
@@ -58,6 +64,11 @@ def read_ranges(files: pa.Table, staging: str) -> pa.Table:
 def stage_block(detected: pa.Table, staging: str) -> pa.Table:
     """Stage a DETECTED block under the URL `staging`, and return its RECEIPT table of one row."""
     return pa.Table.from_pylist([asdict(stage(detected, staging))], schema=RECEIPT)
+
+
+def table_of_receipt(detected: pa.Table) -> pa.Table:
+    """The RECEIPT table of a DETECTED block that is not staged. It has one row."""
+    return pa.Table.from_pylist([asdict(receipt_of(detected))], schema=RECEIPT)
 
 
 def receipts_of_table(table: pa.Table) -> Iterator[Receipt]:

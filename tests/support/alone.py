@@ -7,13 +7,17 @@ publishing and committing are the real functions, which are called one after the
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
+
+import pyarrow as pa
 
 import jobs.cli
 import jobs.cluster.start
 import jobs.label.execution
 import jobs.label.label
+import jobs.label.probe
 import jobs.label.publication
 import model.ops.cpu_kernels  # noqa: F401 - so that processes that are forked need not import it
 import pipeline.stages.prepare
@@ -22,15 +26,18 @@ from jobs.cluster.placement import Node, Placement, placement_on
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import FlowSettings, Labels
 from pipeline.isolation.child import Answers, Child, ChildFailed, Row
-from pipeline.schema import Member, Receipt, Work
+from pipeline.plan.shards import table_of_shards
+from pipeline.schema import Member, Receipt, Shard, Work
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.publish import Part, PartFile, PublishTarget
 from pipeline.stages.tasks import (
     part_files_of_table,
+    read_planned_shards,
     read_work,
     receipts_of_table,
     stage_block,
     table_of_part,
+    table_of_receipt,
     table_of_work,
     write_parts,
 )
@@ -39,10 +46,13 @@ IMAGES_PER_BLOCK = 2
 MACHINE = {"CPU": 2.0, "memory": float(8 << 30)}
 
 
-def label_without_ray(children: bool) -> None:
+def label_without_ray(
+    children: bool, replace: Callable[[object, str, object], None] = setattr
+) -> None:
     """Replace Ray in this process: one call after the other does its work.
 
-    `children`: images are opened in child processes nevertheless, as they may do harm.
+    `children`: images are opened in child processes nevertheless, as they may do harm. `replace`
+    sets an attribute of a module, such as `MonkeyPatch.setattr`, which can undo it.
     """
     nodes = [{"NodeID": "here", "Alive": True, "Resources": MACHINE, "Labels": {}}]
     cluster = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: MACHINE)
@@ -54,6 +64,11 @@ def label_without_ray(children: bool) -> None:
             "RunMetrics": _NoMetrics,
         },
         jobs.label.execution: {"label_shards": label_shards},
+        jobs.label.probe: {
+            "place_for_probe": _place_for_probe,
+            "probe_shards": probe_shards,
+            "ray": cluster,
+        },
         jobs.label.publication: {"publish_parts": publish_parts},
     }
     if not children:
@@ -65,18 +80,30 @@ def label_without_ray(children: bool) -> None:
     for module, changed in patches.items():
         for name, value in changed.items():
             assert hasattr(module, name), f"{module.__name__} has no {name} any more"
-            setattr(module, name, value)
+            replace(module, name, value)
 
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
     """As dataflow.py: label the shards in `work`, and yield a receipt for each staged block."""
+    encoded = chain.from_iterable(read_work(table_of_work(one), settings.plan) for one in work)
+    for block in _detect(encoded, settings):
+        yield from receipts_of_table(stage_block(block, settings.staging))
+
+
+def probe_shards(shards: list[Shard], settings: FlowSettings) -> Iterator[Receipt]:
+    """As dataflow.py: label shards, write nothing, and yield a receipt for each block."""
+    encoded = chain.from_iterable(read_planned_shards(table_of_shards([one])) for one in shards)
+    for block in _detect(encoded, settings):
+        yield from receipts_of_table(table_of_receipt(block))
+
+
+def _detect(tables: Iterator[pa.Table], settings: FlowSettings) -> Iterator[pa.Table]:
+    """The DETECTED blocks of ENCODED tables."""
     prepare, detect = Preparer(settings.resize), settings.detector(*settings.arguments)
-    for one in work:
-        for encoded in read_work(table_of_work(one), settings.plan):
-            for prepared in prepare(encoded):
-                for start in range(0, len(prepared), IMAGES_PER_BLOCK):
-                    block = detect(prepared.slice(start, IMAGES_PER_BLOCK))
-                    yield from receipts_of_table(stage_block(block, settings.staging))
+    for encoded in tables:
+        for prepared in prepare(encoded):
+            for start in range(0, len(prepared), IMAGES_PER_BLOCK):
+                yield detect(prepared.slice(start, IMAGES_PER_BLOCK))
 
 
 def publish_parts(
@@ -88,6 +115,10 @@ def publish_parts(
 
 
 def _place(request: ClusterRequest, output: str, first: Member, access: str | None) -> Placement:
+    return placement_on(request, [Node(MACHINE, {})], cluster=False)
+
+
+def _place_for_probe(request: ClusterRequest) -> Placement:
     return placement_on(request, [Node(MACHINE, {})], cluster=False)
 
 

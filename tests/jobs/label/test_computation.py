@@ -6,6 +6,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.label import label as command
+from jobs.label.command import Placed
 from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import read_document
 from model.checkpoint import save_weights
@@ -35,7 +36,7 @@ def test_weights_that_are_replaced_after_the_driver_read_them_end_the_run(
     save_weights(create_model("shapes-tiny", "random", training=True), weights, {})
     start = command._start_ray
 
-    def replace_weights(*arguments: object) -> command.Placed:
+    def replace_weights(*arguments: object) -> Placed:
         other = create_model("shapes-tiny", "random", seed=1, training=True)
         save_weights(other, weights, {})
         return start(*arguments)  # type: ignore[arg-type]

@@ -170,6 +170,7 @@ def plan_and_measure(
     """Run `label --dry-run`; return its text, CPU seconds, and the peak MiB of children so far."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "jobs.cli", "label", source, str(output), "--dry-run"]
+    command += ["--probe", "0"]
     done = subprocess.run(
         [*command, "--model", "shapes-tiny"],
         env=os.environ | environment,

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -330,7 +331,10 @@ def test_dry_run_writes_nothing(
 ) -> None:
     (photos / "notes.md").write_text("not an image")
     assert label(tiny_options(photos, tmp_path / "out", weights, dry_run=True)) == 0
-    printed = capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "labelling a probe of 7 images" in told.err and "--probe 0 leaves it out" in told.err
+    printed = told.out
+    assert re.search(r"estimate +about 7 images, .* \(by a probe of 7 images\)", printed), printed
     assert "image files    7 in 1 shard, " in printed
     assert "ignored        files that are no images (1: notes.md)\n" in printed
     assert not (tmp_path / "out").exists()

@@ -57,3 +57,34 @@ def test_it_ends_where_interrupts_are_ignored() -> None:
             list(end_when_stalled(slowly([60]), 0.3))
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_items_end_when_no_time_is_left_also_while_one_is_waited_for() -> None:
+    until = time.monotonic() + 0.7
+    began = time.monotonic()
+    found = list(end_when_stalled(slowly([0.2, 0.2, 60]), 600, lambda: until - time.monotonic()))
+    assert found == [0, 1] and 0.6 < time.monotonic() - began < 10
+
+
+def test_time_that_is_left_may_grow_meanwhile() -> None:
+    looks = iter([0.1, 0.1, 5.0, 5.0, 5.0, 0.0])
+    assert list(end_when_stalled(slowly([0.5, 0.1, 0.1]), 600, lambda: next(looks))) == [0, 1, 2]
+
+
+def test_what_stands_still_ends_with_time_left() -> None:
+    with pytest.raises(Stalled):
+        list(end_when_stalled(slowly([60]), 0.3, lambda: 1000.0))
+
+
+def test_the_items_are_closed_when_no_time_is_left() -> None:
+    closed = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(10)
+        finally:
+            closed.append(True)
+
+    looks = iter([9.0, 9.0, 0.0])
+    assert list(end_when_stalled(items(), 600, lambda: next(looks))) == [0, 1]
+    assert closed

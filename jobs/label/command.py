@@ -1,0 +1,120 @@
+"""One `label` command: its options, and the requests made from them."""
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs.accounting.budget import Budget
+from jobs.accounting.estimate import RUNS, Estimate, estimate
+from jobs.cluster.placement import Placement
+from jobs.cluster.request import ClusterRequest, memory_of_detector
+from jobs.label.fingerprint import fingerprint
+from jobs.label.notify.notifier import Notifier
+from jobs.label.options import LabelOptions
+from jobs.label.planning import PlanRequest, plan_request
+from jobs.output.known import LabelRequest
+from jobs.report.report import past_reports
+from model.computation import Computation
+from model.description import Description
+from model.detectors import describe
+from model.named import RANDOM
+from model.zoo import offered_precision
+from pipeline.dataflow import FlowSettings
+from pipeline.plan.shards import Shards
+from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
+from pipeline.storage.files import canonical_url
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `label` command: its options, who is told of it, and the requests made from them."""
+
+    options: LabelOptions
+    notifier: Notifier
+    detector: Description
+    wanted: PlanRequest  # the images to label
+    labels: LabelRequest  # the model that labels them
+    budget: Budget
+
+    @property
+    def output(self) -> str:
+        return self.options.output
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest of the weights; None if they are random."""
+        return None if self.detector.weights == RANDOM else self.detector.weights
+
+    def machines(self, shards: Shards) -> ClusterRequest:
+        """The machines that label `shards`."""
+        memory = memory_of_detector(self.options.model, self.detector.weight_bytes)
+        return replace(self.options.machines(), images=shards.images, memory=memory)
+
+    def estimate(self, shards: Shards) -> Estimate | None:
+        """The estimated time and cost of `shards`, from earlier runs of the same model."""
+        return estimate(self.past_reports(), shards.size, self.options.rates(), shards.images)
+
+    def past_reports(self) -> list[dict[str, Any]]:
+        """The reports of the newest runs of the same model, oldest first."""
+        return past_reports(self.output, self.labels.fingerprint, RUNS)
+
+
+def read_command(options: LabelOptions, notifier: Notifier, budget: Budget) -> Command:
+    """Make the command, and read its model.
+
+    Raises CheckpointError if weights are missing or do not fit.
+    """
+    assert options.model is not None
+    detector = describe(options.model, options.weights)
+    offered_precision(options.model, detector.precisions, options.precision)
+    mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
+    return Command(
+        options,
+        notifier,
+        detector,
+        plan_request(options),
+        LabelRequest(
+            canonical_url(options.input),
+            options.model,
+            options.score_threshold,
+            mark,
+            options.relabel,
+            options.retry_failed,
+            (options.format, options.image_column, options.id_column),
+        ),
+        budget,
+    )
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a run computes, and with what."""
+
+    placement: Placement
+    computation: Computation
+    price_note: str = ""  # how the machines differ from those that are priced
+
+
+def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> FlowSettings:
+    """The settings of the dataflow, with the URLs of the plan and of the staging folder."""
+    options = command.options
+    spec = DetectorSpec(
+        command.labels.model,
+        command.detector.place or options.weights,
+        placed.computation.device,
+        placed.computation.precision,
+        options.score_threshold,
+        placed.computation.count,
+        session=secrets.token_hex(8),
+        sha256=command.sha256,
+        threads=CPU_THREADS,
+        calls=placed.placement.layout.detectors.calls,
+    )
+    return FlowSettings(
+        plan,
+        staging,
+        command.detector.resize,
+        Detector,
+        (spec,),
+        placed.placement.layout,
+    )
