@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from jobs.boxes.pairs import read_files
 from jobs.cli.answers import show
 from jobs.cli.options import add_command, words_of
 from jobs.label.options import LabelOptions
@@ -24,8 +25,11 @@ def add(commands: Any) -> None:
 
 
 def words_on_the_cluster(options: LabelOptions) -> list[str]:
-    """The arguments of `label` in a job. There it joins the cluster on which the job runs."""
-    return words_of(replace(options, address="auto"), LabelOptions)
+    """The arguments of `label` in a job. There it joins the cluster on which the job runs.
+
+    The files of --thresholds and --rename are of this machine: the job gets what they hold.
+    """
+    return words_of(replace(read_files(options), address="auto"), LabelOptions)
 
 
 def _submit(options: SubmitOptions) -> int:

@@ -3,7 +3,7 @@
 import secrets
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import ray
 
@@ -11,6 +11,9 @@ from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
+from jobs.boxes.choice import BoxChoice, choose_boxes, named_classes
+from jobs.boxes.options import box_words
+from jobs.boxes.pairs import read_files, recorded_thresholds
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Placement
 from jobs.cluster.ray_internals import ray_data_without_helpers
@@ -75,6 +78,7 @@ class Command:
 
     options: LabelOptions
     detector: Description
+    boxes: BoxChoice  # which boxes of the detector are kept, and of which classes
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
 
@@ -104,6 +108,7 @@ def label(options: LabelOptions, startup: Startup | None = None) -> int:
     """
     startup = startup or Startup()
     options.check()
+    options = read_files(options)
     check_keep_replaced(options.keep_replaced)
     check_machines(options.machines())
     retries.person_waits = True
@@ -132,19 +137,29 @@ def _read_model(options: LabelOptions) -> Command:
     assert options.model is not None
     detector = describe(options.model, options.weights)
     offered_precision(options.model, detector.precisions, options.precision)
-    mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
+    boxes = choose_boxes(options, named_classes(detector.labels), options.score_threshold)
+    decided = boxes.as_document()
+    mark = fingerprint(
+        detector.identity,
+        detector.weights,
+        options.score_threshold,
+        {"boxes": decided} if decided else None,
+    )
+    given = asdict(options)
     return Command(
         options,
         detector,
+        boxes,
         plan_request(options),
         LabelRequest(
             canonical_url(options.input),
             options.model,
-            options.score_threshold,
+            min([options.score_threshold, *recorded_thresholds(given)]),
             mark,
             options.relabel,
             options.retry_failed,
             (options.format, options.image_column, options.id_column),
+            " ".join(box_words(given)),
         ),
     )
 
@@ -283,7 +298,10 @@ def execute_run(
     """
     options, layout = command.options, placed.placement.layout
     target = writer.publish_target(
-        run.run_id, command.labels.model, command.labels.fingerprint, command.detector.labels
+        run.run_id,
+        command.labels.model,
+        command.labels.fingerprint,
+        command.boxes.labels(len(command.detector.labels)),
     )
     settings = _flow_settings(command, run, target.staging, placed)
     print(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}", file=sys.stderr)
@@ -314,6 +332,7 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         sha256=command.sha256,
         threads=CPU_THREADS,
         calls=placed.placement.layout.detectors.calls,
+        rules=command.boxes.rules,
     )
     return FlowSettings(
         plan_url(options.output, run.run_id),
