@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jobs.accounting.node_hours import NodeMeter, Rates
-from jobs.accounting.tally import Report, Tally, report, sorted_counts
+from jobs.accounting.tally import Report, Tally, near_pairs_of, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.execution import reason_of
 from jobs.label.planning import Run
@@ -79,6 +79,7 @@ def publish_run(
     contents = None if pictures is None else _gather_page(done, writer.token, pictures)
     boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
     summary = _report(run, target.output, meters, layout, counts, boxes)  # the end of what it times
+    summary["near_duplicates"] = near_pairs_of(files)
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)

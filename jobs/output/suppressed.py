@@ -12,7 +12,7 @@ from jobs.output.views import limit_memory
 from pipeline.schema import DETECTIONS
 from pipeline.stages.box_rules import BoxRules, suppressed_boxes
 
-MEMORY = "512MB"  # memory limit of the sort by image, which spills to disk beyond it
+MEMORY = "256MB"  # memory limit of the sort by image, which spills to disk beyond it
 ROWS_AT_ONCE = 1 << 16
 _IMAGE = ["run", "shard", "image_id"]  # columns that name an image
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
