@@ -135,9 +135,7 @@ def _thresholds(known: _Classes, given: str | None) -> dict[int, float]:
         least = score_of(word, value)
         for number in known.numbers(word, "--thresholds"):
             if number in found:
-                raise InputError(
-                    f"--thresholds: {printable(word)} stands there twice: give it once"
-                )
+                raise InputError(f"--thresholds: the class {printable(word)} stands there twice")
             found[number] = least
     return found
 

@@ -128,7 +128,7 @@ def _parse_lines(text: str, where: str) -> Pairs:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-            cells: list[str] = next(csv.reader([line], skipinitialspace=True))
+        cells: list[str] = next(csv.reader([line], skipinitialspace=True))
         values = [cell.strip() for cell in cells]
         if len(values) != 2 or not all(values):
             raise InputError(f"{where}, line {number}: it is no pair: give CLASS,VALUE")

@@ -53,7 +53,8 @@ def near_pairs(
         The positions of both boxes of each pair, (P,) and (P,), the earlier box first.
     """
     x_min, y_min, x_max, y_max = np.ascontiguousarray(boxes.T)
-    area = (x_max - x_min) * (y_max - y_min)
+    with np.errstate(invalid="ignore", over="ignore"):  # of corners that are not finite
+        area = (x_max - x_min) * (y_max - y_min)
     ends = np.repeat(np.cumsum(lengths), lengths)
     partners = ends - np.arange(len(boxes)) - 1  # of each box: those behind it in its image
     before = np.append(0, np.cumsum(partners))
@@ -71,7 +72,8 @@ def near_pairs(
         meets = np.flatnonzero(width > 0)
         left, right, width = left[meets], right[meets], width[meets]
         height = np.minimum(y_max[left], y_max[right]) - np.maximum(y_min[left], y_min[right])
-        both = width * np.maximum(height, 0)
-        near = np.flatnonzero(both > iou * (area[left] + area[right] - both))
+        with np.errstate(invalid="ignore", over="ignore"):
+            both = width * np.maximum(height, 0)
+            near = np.flatnonzero(both > iou * (area[left] + area[right] - both))
         if len(near):
             yield left[near], right[near]
