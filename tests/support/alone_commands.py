@@ -15,7 +15,7 @@ INTERRUPTED = "interrupted"
 def run_commands(folder: Path, *commands: Sequence[str]) -> list[tuple[int, str]]:
     """Run commands one after the other in a folder; return exit code and stderr of each."""
     words = [sys.executable, "-m", "tests.support.alone_commands", json.dumps(commands)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DETR_BATCH_LEASE_SECONDS": "2"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         words, cwd=folder, env=environment, check=False, capture_output=True, text=True
     )

@@ -50,20 +50,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label("nms", *NMS, threshold="0"),
         [INTERRUPTED, *label("resumed", *RULES)],
     )
-    assert [code for code, _ in done[:3]] == [0, 0, 0], done
+    assert all(code == 0 for code, _ in done[:3]), "\n".join(said for _, said in done)
     blocks = sorted((folder / "resumed").glob("_staging/*/blocks/*"))
     assert len(blocks) == SCENES // 2
     blocks[0].unlink()
     others = json.dumps({**NAMES, "heart": "hate"})
     (folder / "others.json").write_text(others)
-    refused, resumed = run_commands(
+    refused, resumed, without = run_commands(
         folder,
         label("resumed", *RULES[:-1], "others.json"),
         label("resumed", *RULES),
+        label("resumed"),
     )
     assert refused[0] == 2 and "holds an unfinished run" in refused[1], refused
     assert '--rename \'{"circle": "round"' in refused[1]  # the file may have changed
     assert resumed[0] == 0, resumed
+    assert without[0] == 2 and "weights and threshold, and --nms 0.5" in without[1], without
     return folder
 
 
