@@ -92,7 +92,10 @@ def value_of_record(
 
 
 def score_threshold(output: str, run_id: str) -> float:
-    """The score below which a run kept no box. 0 if run.json is missing or names no threshold."""
+    """The score below which a run kept no box. 0 if run.json is missing or names no threshold.
+
+    It is the lowest threshold of a run in which classes have their own.
+    """
 
     def convert(record: dict[str, Any]) -> float:
         options = record.get("options", {})
