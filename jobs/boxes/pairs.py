@@ -48,6 +48,11 @@ def parse_pairs(given: str, option: str) -> Pairs:
     """
     if _is_inline(given):
         return parse_words(given, option)
+    if "://" not in given and not Path(given).exists():
+        hint = "; --score-threshold is that of all classes" if option == "--thresholds" else ""
+        raise InputError(
+            f"{option} {printable(given)}: there is no such file, and it is no CLASS=VALUE{hint}"
+        )
     where, text = f"{option} {mask(given)}", _read_text(given, option)
     is_json = text.lstrip().startswith("{")
     return _checked(_parse_json(text, where) if is_json else _parse_lines(text, where), where)

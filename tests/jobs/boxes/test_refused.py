@@ -20,7 +20,7 @@ def output(tmp_path: Path) -> str:
         (["--nms", "1.5"], "--nms 1.5: give an IoU of 0 to below 1"),
         (["--classes", "cirle"], "--classes: there is no class cirle: did you mean circle?"),
         (["--thresholds", "star=2"], "--thresholds star=2: give a score of 0 to below 1"),
-        (["--thresholds", "none.json"], "--thresholds none.json does not exist"),
+        (["--thresholds", "none.json"], "--thresholds none.json: there is no such file"),
         (["--rename", "circle=star,star=sun"], "give each class its last name"),
         (["--min-size", "-3"], "--min-size -3: give 0 pixels or more"),
         (["--labels", "star", "--classes", "star"], "both choose classes: give one"),
