@@ -313,6 +313,8 @@ PART_FILE = pa.schema(
         pa.field("rows", pa.int64()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
+        pa.field("near_of_class", pa.int64()),
+        pa.field("near_of_any", pa.int64()),
     ]
 )
 

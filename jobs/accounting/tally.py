@@ -1,7 +1,7 @@
 """Sums over the receipts of a run, and report.json made from them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NotRequired, TypedDict
 
@@ -10,12 +10,31 @@ from jobs.accounting.node_hours import Cost, Rates
 from jobs.accounting.startup import FIRST_BLOCK, Startup
 from jobs.accounting.timeline import Point, Timeline
 from pipeline.schema import OK, Receipt
+from pipeline.stages.box_overlaps import NEAR
+from pipeline.stages.publish import PartFile
 from pipeline.storage import retries
 from pipeline.storage.clock import steady_time
 
 STEADY_SHARE = 0.1  # least share of the time so far that a steady rate needs behind the first block
 STAGES = ("read", "prepare", "detect", "stage")  # of the dataflow; their workers run in parallel
 ALL_STAGES = (*STAGES, "publish")
+
+
+class NearPairs(TypedDict):
+    """Pairs of boxes that probably show one object."""
+
+    iou: float
+    same_class: int
+    any_class: int  # those of one class, too
+
+
+def near_pairs_of(files: Sequence[PartFile]) -> NearPairs:
+    """The near-duplicates of a run, from its published files."""
+    return {
+        "iou": NEAR,
+        "same_class": sum(file.near_of_class for file in files),
+        "any_class": sum(file.near_of_any for file in files),
+    }
 
 
 class Report(TypedDict):
@@ -36,6 +55,8 @@ class Report(TypedDict):
     left: NotRequired[int]
     kept: NotRequired[int]
     detections: int
+    # Pairs of boxes of one image whose IoU is greater than `iou`, if the version counted them.
+    near_duplicates: NotRequired[NearPairs]
     # From the creation of the process that ran the command until this report was made. The tables
     # and the images of the page are written and read by then. What follows is not in it: the page
     # is written, the run is committed, and Ray ends (3 s for a Ray of this machine, 2026-11-27).

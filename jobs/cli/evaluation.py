@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.boxes.options import SuppressionOptions
 from jobs.cli.answers import check_page, show, write_page
 from jobs.cli.options import add_command
 from jobs.compare.options import Comparison
@@ -11,7 +12,7 @@ from pipeline.storage.errors import InputError
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(SuppressionOptions):
     output: str = field(metadata={"positional": True, "help": "folder of the tables"})
     annotations: str = field(
         metadata={"positional": True, "help": "instances.json, a path or a URL"}
@@ -72,6 +73,7 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(options: EvaluateOptions) -> int:
+    from jobs.boxes.choice import suppression_rules
     from jobs.evaluate.classes import ALIKE, NUMBERS
     from jobs.evaluate.evaluate import evaluate
     from jobs.evaluate.text import as_text
@@ -79,7 +81,8 @@ def _evaluate(options: EvaluateOptions) -> int:
     if options.by_name and options.match == NUMBERS:
         raise InputError("--by-name and --match numbers contradict one another: give only one")
     match = ALIKE if options.by_name else options.match
-    result = evaluate(options.output, options.annotations, options.only_labelled, match)
+    rules = suppression_rules(options)
+    result = evaluate(options.output, options.annotations, options.only_labelled, match, rules)
     show(result, as_text, options.json)
     return 0
 

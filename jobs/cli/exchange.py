@@ -1,8 +1,9 @@
 """`detr-batch export` and `import`: write labels for other tools, and read their labels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from jobs.boxes.options import BoxOptions
 from jobs.cli.options import add_command
 from jobs.cli.process import begin_startup
 from jobs.imports.options import ImportOptions
@@ -24,7 +25,7 @@ OTHER_NAMES = {
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(BoxOptions):
     output: str = field(metadata={"positional": True, "help": "folder of the tables"})
     file: str = field(metadata={"positional": True, "help": "what to write"})
     to: str = field(metadata={"choices": FORMATS, "other_names": OTHER_NAMES, "help": "the format"})
@@ -88,7 +89,8 @@ def _export(options: ExportOptions) -> int:
     labels = tuple(label.strip() for label in (given or "").split(",") if label.strip())
     if given is not None and not labels:
         raise InputError(f"--labels {given} names no label: give some with commas between")
-    choice = Choice(options.min_score, labels)
+    boxes = BoxOptions(**{one.name: getattr(options, one.name) for one in fields(BoxOptions)})
+    choice = Choice(options.min_score, labels, boxes)
     images = ImageOptions(options.with_images, options.link_images, options.image_prefix or "")
     export(
         options.output,

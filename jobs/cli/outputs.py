@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.boxes.options import SuppressionOptions
 from jobs.cli.answers import check_page, show, write_page
 from jobs.cli.options import add_command
 from pipeline.storage.errors import InputError
@@ -35,7 +36,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class QueryOptions:
+class QueryOptions(SuppressionOptions):
     output: str | None = field(
         default=None, metadata={"positional": True, "help": "folder of the tables"}
     )
@@ -104,6 +105,7 @@ def _report(options: ReportOptions) -> int:
 
 def _query(options: QueryOptions) -> int:
     from jobs import query
+    from jobs.boxes.choice import suppression_rules
 
     if options.examples:
         print(query.examples())
@@ -122,6 +124,7 @@ def _query(options: QueryOptions) -> int:
         options.out,
         options.overwrite,
         options.present_only,
+        suppression_rules(options),
     )
     return 0
 

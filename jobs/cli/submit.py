@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from jobs.boxes.pairs import read_files
 from jobs.cli.answers import show
 from jobs.cli.options import add_command, words_of
 from jobs.label.options import LabelOptions
@@ -26,10 +27,11 @@ def add(commands: Any) -> None:
 def words_on_the_cluster(options: LabelOptions) -> list[str]:
     """The arguments of `label` in a job. There it joins the cluster on which the job runs.
 
-    `--until 06:00` is of the clock of this machine, which may be in another zone.
+    `--until 06:00` is of the clock of this machine, which may be in another zone. The files of
+    --thresholds and --rename are of this machine too: the job gets what they hold.
     """
     until = options.until_with_zone()
-    return words_of(replace(options, address="auto", until=until), LabelOptions)
+    return words_of(replace(read_files(options), address="auto", until=until), LabelOptions)
 
 
 def _submit(options: SubmitOptions) -> int:

@@ -1,6 +1,6 @@
 """`detr-batch evaluate`: COCO's numbers of an OUTPUT's newest labels, without the model."""
 
-from functools import partial
+import tempfile
 from typing import Any
 
 import duckdb
@@ -13,9 +13,11 @@ from jobs.evaluate.annotated import MatchedImages, matched_images
 from jobs.evaluate.average_precision import Found, Score, average_precision
 from jobs.evaluate.classes import ALIKE, NAMES, Label, MatchedClasses, matched_classes
 from jobs.output.run_documents import score_threshold
+from jobs.output.suppressed import hide_suppressed_boxes
 from jobs.output.views import finished_runs
 from jobs.query import answer_query
 from pipeline.schema import OK
+from pipeline.stages.box_rules import KEEP_ALL, BoxRules
 from pipeline.storage.errors import InputError
 
 NAMED = 5  # example names of missing images
@@ -42,18 +44,31 @@ _LABELS = "SELECT DISTINCT label_id, coalesce(label, '') FROM latest ORDER BY AL
 
 
 def evaluate(
-    output: str, location: str, only_labelled: bool = False, match: str = NAMES
+    output: str,
+    location: str,
+    only_labelled: bool = False,
+    match: str = NAMES,
+    rules: BoxRules = KEEP_ALL,
 ) -> dict[str, Any]:
     """Score OUTPUT against the annotation file at `location`; return the score and its basis.
 
     An annotated image that failed or was not labelled counts as one without detections, unless
-    `only_labelled` is set. `match` says how classes are matched: NAMES, ALIKE or NUMBERS.
+    `only_labelled` is set. `match` says how classes are matched: NAMES, ALIKE or NUMBERS. Boxes
+    that others suppress by `rules` are left out.
 
     Raises InputError if the two have no images or no classes in common, or if there is no object to
     find.
     """
     truth = read_annotations(location)
-    return answer_query(output, partial(_evaluate_output, output, truth, only_labelled, match))
+
+    def score(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="detr-batch-") as scratch:
+            hidden = hide_suppressed_boxes(connection, rules, scratch) if rules.suppress else 0
+            result = _evaluate_output(output, truth, only_labelled, match, connection)
+        result["boxes"]["suppressed"] = hidden
+        return result
+
+    return answer_query(output, score)
 
 
 def _evaluate_output(

@@ -62,6 +62,7 @@ def _box_lines(boxes: dict[str, int], by_number: bool) -> list[str]:
     """Lines on boxes that are not evaluated, or that have no name to be known by."""
     nameless = "and are taken by their numbers" if by_number else "and are left out"
     kinds = {
+        "suppressed": "in all of OUTPUT, are suppressed by others, and are left out",
         "not_annotated": "are of classes that are not annotated, and are left out",
         "without_name": f"have no class name, {nameless}",
         "not_usable": "have corners or scores that are no finite numbers, or end before they "

@@ -1,14 +1,17 @@
 """The source of every export format: a stream of the newest labels, image by image."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 
+from jobs.boxes.choice import choose_boxes
+from jobs.boxes.options import BoxOptions
 from jobs.exports.classes import model_classes
 from jobs.exports.names import PLAIN, NameRules, SafeNames
 from jobs.output.manifest import Manifest
@@ -27,11 +30,15 @@ class Choice:
 
     min_score: float = 0.0
     labels: tuple[str, ...] = ()  # empty: all labels
+    boxes: BoxOptions = field(default_factory=BoxOptions)  # further rules
 
     def check(self) -> None:
-        """InputError for values that make no sense."""
+        """InputError for values that make no sense, or contradict one another."""
         if not 0 <= self.min_score <= 1:
             raise InputError(f"--min-score {self.min_score}: give 0 to 1")
+        if self.labels and self.boxes.classes is not None:
+            raise InputError("--labels and --classes both choose classes: give one")
+        self.boxes.check_boxes()
 
 
 class Box(NamedTuple):
@@ -101,11 +108,12 @@ WHERE score >= $min_score::FLOAT AND list_contains($label_ids, label_id) IS NOT 
 class Labels:
     """The selected labels of an OUTPUT. `images` can be called once.
 
-    `classes` maps the label ids of all classes of the model to their names, in order of ids, and
-    `chosen` those of the classes whose boxes are exported. `unnamed` is the number of boxes that
-    are left out because their label id has no name. `remarks` are lines for the user.
+    `classes` maps the label ids of all classes to their names, in order of ids, and `chosen` those
+    of the classes whose boxes are exported. Both are those that `choice` renames the classes of the
+    model to. `unnamed` is the number of boxes that are left out because their label id has no name.
+    `remarks` are lines for the user.
 
-    InputError if `choice` names a label that OUTPUT's model does not know.
+    InputError if `choice` names a label that OUTPUT's model does not know, or contradicts itself.
     """
 
     def __init__(
@@ -117,29 +125,38 @@ class Labels:
         self._choice = choice
         self.output = output
         self.runs = {run["run_id"]: run for run in finished_runs(output)}
-        self.classes, self.remarks = model_classes(connection, list(self.runs.values()))
-        self.chosen = self._select_labels()
+        own, self.remarks = model_classes(connection, list(self.runs.values()))
+        self._of_model = self._select_labels(own)
+        self._rules = choose_boxes(choice.boxes, own, choice.min_score)
+        self.classes = dict(self._rules.names)
+        self.chosen = self._rules.kept_of(self._of_model)
         self.failed = self._count("SELECT count(*) FROM latest_images WHERE status <> $ok", ok=OK)
-        self.unnamed = self._count(_UNNAMED, **self._selection(self.classes))
+        self.unnamed = self._count(_UNNAMED, **self._selection(own))
         self._folder_of_run = cache(lambda run: image_folder(output, self._manifest(run)))
         # Takes the images and yields those that are exported.
         self.select: Callable[[Iterator[LabelledImage]], Iterator[LabelledImage]] = iter
         self.written = self.boxes = 0
 
-    def _select_labels(self) -> dict[int, str]:
+    def _select_labels(self, own: dict[int, str]) -> dict[int, str]:
+        """The classes of the model whose boxes are read."""
         wanted = self._choice.labels
-        unknown = [label for label in wanted if label not in self.classes.values()]
+        unknown = [label for label in wanted if label not in own.values()]
         if unknown:
-            names = ", ".join(dict.fromkeys(self.classes.values())) or "none"
+            names = ", ".join(dict.fromkeys(own.values())) or "none"
             raise InputError(f"--labels {','.join(unknown)}: the labels are {names}")
-        return {k: name for k, name in self.classes.items() if not wanted or name in wanted}
+        return {k: name for k, name in own.items() if not wanted or name in wanted}
 
     def _count(self, sql: str, **parameters: Any) -> int:
         (count,) = self._connection.execute(sql, parameters).fetchall()[0]
         return int(count)
 
     def _selection(self, classes: dict[int, str]) -> dict[str, Any]:
-        return {"min_score": self._choice.min_score, "label_ids": list(classes)}
+        """The boxes that are read. The rules choose from them."""
+        own_thresholds = [score for _, score in self._rules.rules.thresholds]
+        return {
+            "min_score": min([self._choice.min_score, *own_thresholds]),
+            "label_ids": list(classes),
+        }
 
     def images(self, rules: NameRules = PLAIN) -> Iterator[LabelledImage]:
         """Yield every labelled image, by run, shard and position, named by `rules`."""
@@ -157,15 +174,24 @@ class Labels:
             rows = groupby(self._fetch_rows(), key=itemgetter(*range(_IMAGE_COLUMNS)))
             for number, (key, boxes_of_image) in enumerate(rows, 1):
                 run, shard, index, image_id, uri, etag, model, width, height = key
-                found = (row[_IMAGE_COLUMNS:] for row in boxes_of_image)
-                boxes = tuple(
-                    Box(label_id, self.classes[label_id], *values)
-                    for label_id, *values in found
-                    if label_id is not None
-                )
+                found = [row[_IMAGE_COLUMNS:] for row in boxes_of_image]
+                boxes = self._select_boxes([row for row in found if row[0] is not None])
                 paths = names.name(image_id, shard, self._folder_of_run(run))
                 place = (run, shard, index, uri, etag)
                 yield LabelledImage(number, *paths, image_id, *place, model, width, height, boxes)
+
+    def _select_boxes(self, rows: list[tuple[Any, ...]]) -> tuple[Box, ...]:
+        """The boxes of one image that are exported, from rows (label_id, score, x_min, ...)."""
+        if not rows or self._rules.is_default:
+            return tuple(Box(row[0], self.classes[row[0]], *row[1:]) for row in rows)
+        labels = np.array([row[0] for row in rows], np.int64)
+        values = np.array([row[1:] for row in rows], np.float32)  # as the tables have them
+        scores, boxes = values[:, 0], values[:, 1:]
+        kept, new = self._rules.rules.select(scores, labels, boxes, self._choice.min_score)
+        return tuple(
+            Box(label_id, self.classes[label_id], *rows[at][1:])
+            for at, label_id in zip(kept.tolist(), new.tolist(), strict=True)
+        )
 
     def _manifest(self, run: str) -> Manifest:
         """Return the manifest of a run.
@@ -178,7 +204,7 @@ class Labels:
         return self.runs[run]
 
     def _fetch_rows(self) -> Iterator[tuple[Any, ...]]:
-        cursor = self._connection.execute(_ROWS, {"ok": OK, **self._selection(self.chosen)})
+        cursor = self._connection.execute(_ROWS, {"ok": OK, **self._selection(self._of_model)})
         while rows := cursor.fetchmany(ROWS_AT_ONCE):
             yield from rows
 

@@ -1,11 +1,14 @@
 """One `label` command: its options, and the requests made from them."""
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs.accounting.budget import Budget
 from jobs.accounting.estimate import RUNS, Estimate, estimate
+from jobs.boxes.choice import BoxChoice, choose_boxes, named_classes
+from jobs.boxes.options import box_words
+from jobs.boxes.pairs import recorded_thresholds
 from jobs.cluster.placement import Placement
 from jobs.cluster.request import ClusterRequest, memory_of_detector
 from jobs.label.fingerprint import fingerprint
@@ -32,6 +35,7 @@ class Command:
     options: LabelOptions
     notifier: Notifier
     detector: Description
+    boxes: BoxChoice  # which boxes of the detector are kept, and of which classes
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
     budget: Budget
@@ -67,20 +71,30 @@ def read_command(options: LabelOptions, notifier: Notifier, budget: Budget) -> C
     assert options.model is not None
     detector = describe(options.model, options.weights)
     offered_precision(options.model, detector.precisions, options.precision)
-    mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
+    boxes = choose_boxes(options, named_classes(detector.labels), options.score_threshold)
+    decided = boxes.as_document()
+    mark = fingerprint(
+        detector.identity,
+        detector.weights,
+        options.score_threshold,
+        {"boxes": decided} if decided else None,
+    )
+    given = asdict(options)
     return Command(
         options,
         notifier,
         detector,
+        boxes,
         plan_request(options),
         LabelRequest(
             canonical_url(options.input),
             options.model,
-            options.score_threshold,
+            min([options.score_threshold, *recorded_thresholds(given)]),
             mark,
             options.relabel,
             options.retry_failed,
             (options.format, options.image_column, options.id_column),
+            " ".join(box_words(given)),
         ),
         budget,
     )
@@ -109,6 +123,7 @@ def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> 
         sha256=command.sha256,
         threads=CPU_THREADS,
         calls=placed.placement.layout.detectors.calls,
+        rules=command.boxes.rules,
     )
     return FlowSettings(
         plan,

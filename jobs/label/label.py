@@ -10,6 +10,7 @@ import torch
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
+from jobs.boxes.pairs import read_files
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.placement import Node
 from jobs.cluster.ray_internals import ray_data_without_helpers
@@ -75,6 +76,7 @@ def label(
     notifier = notifier or Notifier(None, options.input, options.output)
     options.check()
     print_start(options)
+    options = read_files(options)
     check_keep_replaced(options.keep_replaced)
     check_machines(options.machines())
     retries.person_waits = True
@@ -258,7 +260,10 @@ def execute_run(
     """
     options, layout = command.options, placed.placement.layout
     target = writer.publish_target(
-        run.run_id, command.labels.model, command.labels.fingerprint, command.detector.labels
+        run.run_id,
+        command.labels.model,
+        command.labels.fingerprint,
+        command.boxes.labels(len(command.detector.labels)),
     )
     plan = plan_url(options.output, run.run_id)
     settings = flow_settings(command, plan, target.staging, placed)

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.prices import machine
+from jobs.boxes.options import BoxOptions
 from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.budget_options import BudgetOptions
 from jobs.label.notify.options import NotifyOptions
@@ -76,7 +77,7 @@ class PriceOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions(PriceOptions, BudgetOptions, NotifyOptions):
+class LabelOptions(PriceOptions, BoxOptions, BudgetOptions, NotifyOptions):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -202,6 +203,7 @@ class LabelOptions(PriceOptions, BudgetOptions, NotifyOptions):
         self.check_prices()
         has_price = self.instance_type is not None or self.usd_per_hour is not None
         self.check_budget(has_price, self.relabel, self.dry_run)
+        self.check_boxes()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jobs.accounting.node_hours import NodeMeter, Rates
-from jobs.accounting.tally import Report, Tally, report, sorted_counts
+from jobs.accounting.tally import Report, Tally, near_pairs_of, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.execution import reason_of
 from jobs.label.lines import print_line
@@ -103,6 +103,7 @@ def publish_run(
     boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
     # This is the end of what the report times.
     summary = _report(run, target.output, meters, layout, counts, boxes, part.published)
+    summary["near_duplicates"] = near_pairs_of(files)
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.accounting.estimate import Estimate
+from jobs.boxes.options import box_words
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.output import paths
 from jobs.output.errors import DamagedOutput
@@ -125,7 +126,7 @@ def recorded_command(record: Mapping[str, Any]) -> str:
     given = record["options"]
     words = [given["input"], given["output"], "--model", given["model"]]
     words += ["--weights", given["weights"]] if given["weights"] else []
-    words += ["--score-threshold", str(given["score_threshold"])]
+    words += ["--score-threshold", str(given["score_threshold"]), *box_words(given)]
     for name in ("device", "precision"):
         value = recorded_computation(record, name)
         words += [f"--{name}", value] if value != "auto" else []

@@ -17,7 +17,7 @@ from jobs.output.catalog import Catalog
 from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
 from jobs.output.manifest import Manifest, files_of_table
-from jobs.output.run_documents import read_document, score_threshold
+from jobs.output.run_documents import box_options, read_document, score_threshold
 from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
 from pipeline.plan.shards import PLAN, member_values, read_plan_tables
 from pipeline.schema import (
@@ -39,12 +39,13 @@ class LabelRequest:
 
     source: str  # canonical URL of INPUT
     model: str
-    score_threshold: float
+    score_threshold: float  # the lowest, where classes have their own
     fingerprint: str  # of the model, its weights and its settings, see jobs/label/fingerprint.py
     relabel: bool = False  # whether to replace the labels that OUTPUT has of INPUT
     retry_failed: bool = False  # whether to label again what failed for reasons outside the image
     # --format, --image-column and --id-column: under others, a file may fail that is in order.
     reading: tuple[str | None, ...] = ("auto", None, None)
+    boxes: str = ""  # the options that choose boxes, as a user types them
 
     @property
     def retried(self) -> frozenset[str]:
@@ -78,16 +79,7 @@ def known_objects(
     replaced = request.replaced_runs(runs)
     for run in runs:
         if run["run_id"] not in replaced and run["model_fingerprint"] != request.fingerprint:
-            before = score_threshold(output, run["run_id"])
-            same = (run["model"], before) == (request.model, request.score_threshold)
-            weights = " with other weights" if same else ""
-            raise InputError(
-                f"{mask(output)} holds labels of {run['model']} over {run['input']} from a "
-                f"score of {before:g} up (fingerprint {run['model_fingerprint']}), and this would "
-                f"be {request.model}{weights} from {request.score_threshold:g} up "
-                f"({request.fingerprint}): "
-                f"use the same model, weights and threshold, {request.way_to_other_labels}"
-            )
+            raise _other_labels(output, run, request)
     return read_known_objects(
         output,
         runs,
@@ -97,6 +89,22 @@ def known_objects(
         attempts,
         request.reading,
         request.relabel,
+    )
+
+
+def _other_labels(output: str, run: Manifest, request: LabelRequest) -> InputError:
+    """The error for a run of OUTPUT whose labels are others than those of the request."""
+    before, options = score_threshold(output, run["run_id"]), box_options(output, run["run_id"])
+    same = (run["model"], before) == (request.model, request.score_threshold)
+    weights = " with other weights" if same and options == request.boxes else ""
+    threshold = "threshold"
+    if options or request.boxes:
+        threshold += f", and {options or 'no options that choose boxes'}"
+    return InputError(
+        f"{mask(output)} holds labels of {run['model']} over {run['input']} from a score of "
+        f"{before:g} up (fingerprint {run['model_fingerprint']}), and this would be "
+        f"{request.model}{weights} from {request.score_threshold:g} up ({request.fingerprint}): "
+        f"use the same model, weights and {threshold}, {request.way_to_other_labels}"
     )
 
 

@@ -148,7 +148,9 @@ def lock_down(connection: duckdb.DuckDBPyConnection, sql: str, scratch: str) -> 
     stores = {name: url for name, url in found.items() if name in PROTOCOLS}
     for url in stores.values():
         register_store(connection, url)
-    connection.execute("SET temp_directory = $folder", {"folder": scratch})
+    ((folder,),) = connection.execute("SELECT current_setting('temp_directory')").fetchall()
+    if folder != scratch:  # DuckDB refuses to set a folder again that it has used
+        connection.execute("SET temp_directory = $folder", {"folder": scratch})
     readable = ["/", *(f"{name}://" for name in PROTOCOLS if name != "file")]
     connection.execute(_LOCK.format(readable=readable))
 

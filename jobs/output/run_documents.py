@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from jobs.boxes.options import box_words
+from jobs.boxes.pairs import recorded_thresholds
 from jobs.output import paths
 from jobs.output.documents import (
     convert_document,
@@ -90,12 +92,23 @@ def value_of_record(
 
 
 def score_threshold(output: str, run_id: str) -> float:
-    """The score below which a run kept no box. 0 if run.json is missing or names no threshold."""
+    """The score below which a run kept no box. 0 if run.json is missing or names no threshold.
+
+    It is the lowest threshold of a run in which classes have their own.
+    """
 
     def convert(record: dict[str, Any]) -> float:
-        return float(record.get("options", {}).get("score_threshold") or 0.0)
+        options = record.get("options", {})
+        return min([float(options.get("score_threshold") or 0.0), *recorded_thresholds(options)])
 
     return value_of_record(output, run_id, convert, 0.0)
+
+
+def box_options(output: str, run_id: str) -> str:
+    """The options of a run that chose its boxes, as a user types them."""
+    return value_of_record(
+        output, run_id, lambda record: " ".join(box_words(record.get("options", {}))), ""
+    )
 
 
 def computations(output: str, run_id: str) -> list[str]:

@@ -17,12 +17,14 @@ from jobs.accounting.counted import counted
 from jobs.output.gone import hide_gone_objects
 from jobs.output.outside import refuse_within_output
 from jobs.output.read_only import check_reads_only, lock_down
+from jobs.output.suppressed import hide_suppressed_boxes
 from jobs.output.views import CannotRead, connect, explain_query_errors
 from jobs.query.examples import EXAMPLES as EXAMPLES
 from jobs.query.examples import examples as examples
 from jobs.query.formats import Form as Form
 from jobs.query.formats import form_of as form_of
 from jobs.query.formats import print_file, write_answer
+from pipeline.stages.box_rules import BoxRules
 from pipeline.storage.files import InputError, explain_errors, open_location
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
@@ -68,12 +70,14 @@ def query(
     file: str | None = None,
     overwrite: bool = False,
     present_only: bool = False,
+    rules: BoxRules | None = None,
 ) -> None:
     """Print the answer to one statement, or write it into a file at a path or URL.
 
     Without `form` it is printed as a table. With `present_only` the views leave out objects that
-    are gone from INPUT. InputError if the statement is invalid or does not only read, if the file
-    is one of OUTPUT's, or if it exists and must not be overwritten.
+    are gone from INPUT, and with `rules` boxes that others suppress. InputError if the statement is
+    invalid or does not only read, if the file is one of OUTPUT's, or if it exists and must not be
+    overwritten.
     """
     if file is not None:
         refuse_within_output(output, file, "--out")
@@ -81,10 +85,13 @@ def query(
 
     def ask(connection: duckdb.DuckDBPyConnection) -> None:
         check_reads_only(connection, sql)
-        if present_only:
-            gone = hide_gone_objects(connection, output)
-            print(f"left out: {counted(gone, 'object')} gone from INPUT", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
+            if rules is not None and rules.suppress:
+                hidden = hide_suppressed_boxes(connection, rules, folder)
+                print(f"left out: {counted(hidden, 'box')} that others suppress", file=sys.stderr)
+            if present_only:
+                gone = hide_gone_objects(connection, output)
+                print(f"left out: {counted(gone, 'object')} gone from INPUT", file=sys.stderr)
             lock_down(connection, sql, folder)
             relation = connection.sql(sql)
             assert relation is not None

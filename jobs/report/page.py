@@ -9,6 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
 
 from jobs.accounting.estimate import accuracy
+from jobs.boxes.options import box_words
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
 from jobs.report import charts
@@ -81,6 +82,7 @@ def render_page(contents: Contents, report: dict[str, Any]) -> str:
         failures_query=_make_failures_query(contents.output, run_id),
         charts=_draw_charts(report, facts, threshold),
         threshold=threshold,
+        boxes=" ".join(box_words(contents.record["options"])),
         sure=SURE,
         comparison=compare_with_reference(report.get("usd_per_1000_images")),
         nodes=(report.get("cost") or {}).get("nodes"),

@@ -170,6 +170,7 @@ def as_text(report: dict[str, Any]) -> str:
         *_describe_rest(report),
         *(f"left out       {reason}: {n}" for reason, n in report.get("left_out", {}).items()),
         f"detections     {report['detections']}",
+        *_describe_near_duplicates(report),
         f"wall time      {report['wall_seconds']:.1f} s",
         f"throughput     {report['images_per_second']:.2f} images/s, start-up included",
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
@@ -206,9 +207,20 @@ def _describe_import(report: dict[str, Any]) -> str:
             f"run            {report['run_id']}",
             f"images         {report['images']} (imported)",
             f"detections     {report['detections']}",
+            *_describe_near_duplicates(report),
             f"wall time      {report['wall_seconds']:.1f} s",
         ]
     )
+
+
+def _describe_near_duplicates(report: dict[str, Any]) -> list[str]:
+    near = report.get("near_duplicates")
+    if near is None:  # versions before 0.2 did not count them
+        return []
+    return [
+        f"  near pairs   {near['same_class']} of boxes of one class with an IoU above "
+        f"{near['iou']:g}, {near['any_class']} of boxes of any"
+    ]
 
 
 def _describe_cost(report: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from model.host_memory import keep_freed_memory
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import BOX, DETECTED, OK
 from pipeline.stages.batcher import Batcher
+from pipeline.stages.box_rules import KEEP_ALL, BoxRules
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
 
 # Concurrent calls of one detector. On a GPU their images fill the batches together: with COCO's
@@ -50,6 +51,7 @@ class DetectorSpec:
     sha256: str | None = None  # digest of the weights that the driver found; None if random
     threads: int = 1  # threads of a CPU that compute one image
     calls: int = 1  # concurrent calls, see Pool
+    rules: BoxRules = KEEP_ALL  # which boxes are kept of those that reach the threshold
 
 
 class Detector:
@@ -77,7 +79,7 @@ class Detector:
             spec.device, spec.precision, spec.threads, spec.count
         ).as_text()
         journal = CrashJournal(spec.session, DETECT_SECONDS)
-        detector = RecoveringDetector(self.predictor, journal, spec.score_threshold)
+        detector = RecoveringDetector(self.predictor, journal, spec.score_threshold, spec.rules)
         self.batcher = Batcher(detector, spec.calls, self._use_threads)
 
     def _use_threads(self) -> None:

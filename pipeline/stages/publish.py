@@ -7,7 +7,7 @@ driver holds shards and counts, never rows.
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.plan.remaining import Staged
 from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.stages.box_overlaps import NearDuplicates, count_near_duplicates
 from pipeline.stages.staged import read_staged_block, remove_staged_block
 from pipeline.storage.errors import DamagedFile, OutputError
 from pipeline.storage.files import join, open_location, write_whole
@@ -70,6 +71,10 @@ class PartFile:
     rows: int
     bytes: int
     sha256: str
+    # Pairs of boxes of one image that overlap by more than NEAR, in a file of detections: of boxes
+    # of one class, and of all boxes.
+    near_of_class: int = 0
+    near_of_any: int = 0
 
 
 def reconcile(planned: Sequence[str], staged: Staged) -> None:
@@ -137,10 +142,22 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
         "images": images_table(rows, target),
         "detections": detections_table(rows, target),
     }
-    return [
+    images, detections = (
         write_part(target.output, target.part_name.format(table=name, number=part.number), table)
         for name, table in tables.items()
-    ]
+    )
+    near = _near_duplicates(rows)
+    return [images, replace(detections, near_of_class=near.same_class, near_of_any=near.any_class)]
+
+
+def _near_duplicates(rows: pa.Table) -> NearDuplicates:
+    """The near-duplicates of a DETECTED table. A million boxes take 1.1 s of a CPU (2026-11-28)."""
+    flat, _, lengths = _flatten_boxes(rows)
+    labels, *corners = (
+        pc.struct_field(flat, name).to_numpy(zero_copy_only=False)
+        for name in ("label_id", "x_min", "y_min", "x_max", "y_max")
+    )
+    return count_near_duplicates(lengths, labels, np.stack(corners, axis=1))
 
 
 def _read_block_or_remove_it(staging: str, name: str) -> pa.Table:

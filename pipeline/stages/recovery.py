@@ -22,6 +22,7 @@ from model.image_detector import NotFinite
 from model.preprocess import form_batch
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
+from pipeline.stages.box_rules import KEEP_ALL, BoxRules
 from pipeline.storage.errors import CommandFailed
 
 # Attempts at an image during which the process ended. The image may not be the cause of the first,
@@ -67,9 +68,15 @@ class UnderWay:
 class RecoveringDetector:
     """Detects objects in batches. One thread may use it."""
 
-    def __init__(self, detector: BatchDetector, journal: CrashJournal, score_threshold: float):
+    def __init__(
+        self,
+        detector: BatchDetector,
+        journal: CrashJournal,
+        score_threshold: float,
+        rules: BoxRules = KEEP_ALL,
+    ):
         self.detector, self.journal = detector, journal
-        self.score_threshold = score_threshold
+        self.score_threshold, self.rules = score_threshold, rules
         # Published models have outputs that stand for no class: number 0 and the holes of COCO's.
         self.has_name = np.array([bool(name) for name in detector.labels])
 
@@ -176,25 +183,32 @@ class RecoveringDetector:
         )
 
     def _read(self, images: Sequence[Image], found: Detections, seconds: float) -> list[Outcome]:
-        """The boxes whose score reaches the threshold (at 0: the best `top`).
+        """The boxes that the rules keep of those that reach the threshold (at 0: the best `top`).
 
         Boxes of classes without a name are left out; no other box takes their place. An image for
         which the model computed numbers that are not finite fails.
         """
         scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
         is_finite = np.isfinite(scores).all(1) & np.isfinite(boxes).all((1, 2))
-        is_kept = (scores >= self.score_threshold) & self.has_name[labels]
         return [
-            Outcome(
-                scores[index, is_kept[index]],
-                labels[index, is_kept[index]].astype(np.int32),
-                boxes[index, is_kept[index]],
-                seconds,
-            )
+            self._select(scores[index], labels[index], boxes[index], seconds)
             if is_finite[index]
             else _failed(DETECTOR_ERROR, NOT_FINITE, seconds)
             for index in range(len(images))
         ]
+
+    def _select(
+        self,
+        scores: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.float32],
+        seconds: float,
+    ) -> Outcome:
+        """The boxes of one image that have a name and are kept."""
+        named = self.has_name[labels]
+        scores, labels, boxes = scores[named], labels[named], boxes[named]
+        kept, classes = self.rules.select(scores, labels, boxes, self.score_threshold)
+        return Outcome(scores[kept], classes, boxes[kept], seconds)
 
 
 def _failed(status: str, error: str, seconds: float = 0.0) -> Outcome:

@@ -155,7 +155,7 @@ def test_the_command_line_imports_no_large_package() -> None:
             "label a b --score-treshold 0.4",
             "label: unrecognized arguments: --score-treshold 0.4: did you mean --score-threshold?",
         ),
-        ("label a b --treshold=0.4", "did you mean --score-threshold?"),
+        ("label a b --score-treshhold=0.4", "did you mean --score-threshold?"),
         ("label a b c", "label: unrecognized arguments: c (see detr-batch label --help)"),
         ("lable a b", "did you mean label?"),
         ("export a b --to pascal", "export: argument --to: invalid choice: 'pascal': did you mean"),

@@ -128,7 +128,8 @@ def another_value(name: str, default: Any, choices: tuple[str, ...] | None) -> A
         return not default
     if name in ("limit", "batch_size") or isinstance(default, int):
         return 5
-    return 0.25 if name == "usd_per_hour" or isinstance(default, float) else f"some {name}"
+    numbers = ("usd_per_hour", "nms", "nms_across_classes")
+    return 0.25 if name in numbers or isinstance(default, float) else f"some {name}"
 
 
 def test_words_of_options_parse_to_the_same_options() -> None:

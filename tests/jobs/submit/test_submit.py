@@ -284,6 +284,13 @@ def test_a_job_gets_the_same_options() -> None:
     assert plain.num_gpus == LabelOptions("in", "out").num_gpus
 
 
+def test_files_of_this_machine_are_sent_to_the_cluster(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("car,vehicle\n")
+    words = words_on_the_cluster(LabelOptions("in", "out", rename=str(file)))
+    assert words == ["in", "out", "--address", "auto", "--rename", '{"car": "vehicle"}']
+
+
 @pytest.mark.parametrize("package", ["torch", "fsspec"])
 def test_a_python_without_the_packages_gives_one_line(package: str) -> None:
     code = (

@@ -1,0 +1,79 @@
+"""Pairs of boxes of one image that overlap, found for many images at once, in bounded memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+NEAR = 0.7  # boxes with a greater IoU are near-duplicates: they probably show one object
+AT_ONCE = 1 << 16  # pairs that are looked at at once: 4 MB, which caches hold
+# IoU in fp32 differs by less from what another order of its operations gives.
+MARGIN = 1e-3
+Places = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Number of pairs of boxes of one image whose IoU is greater than NEAR."""
+
+    same_class: int = 0
+    any_class: int = 0  # those of one class, too
+
+    def __add__(self, other: "NearDuplicates") -> "NearDuplicates":
+        return NearDuplicates(self.same_class + other.same_class, self.any_class + other.any_class)
+
+
+def count_near_duplicates(
+    lengths: npt.NDArray[Any], labels: npt.NDArray[Any], boxes: npt.NDArray[np.float32]
+) -> NearDuplicates:
+    """Count the near-duplicates of images with `lengths` boxes each; arguments as `near_pairs`."""
+    counts = NearDuplicates()
+    for left, right in near_pairs(lengths, boxes, NEAR):
+        counts += NearDuplicates(int((labels[left] == labels[right]).sum()), len(left))
+    return counts
+
+
+def near_pairs(
+    lengths: npt.NDArray[Any],
+    boxes: npt.NDArray[np.float32],
+    iou: float,
+    kinds: npt.NDArray[Any] | None = None,
+) -> Iterator[tuple[Places, Places]]:
+    """Yield the pairs of boxes of one image whose IoU is greater than `iou`, some at a time.
+
+    Args:
+        lengths: (I,) numbers of boxes of the images.
+        boxes: (N, 4) x_min, y_min, x_max, y_max of the boxes of all images, one after the other.
+        iou: pairs without an area in common are never near, whatever this is.
+        kinds: (N,), of which only equal ones are compared. None: all boxes of an image are.
+
+    Yields:
+        The positions of both boxes of each pair, (P,) and (P,), the earlier box first.
+    """
+    x_min, y_min, x_max, y_max = np.ascontiguousarray(boxes.T)
+    with np.errstate(invalid="ignore", over="ignore"):  # of corners that are not finite
+        area = (x_max - x_min) * (y_max - y_min)
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    partners = ends - np.arange(len(boxes)) - 1  # of each box: those behind it in its image
+    before = np.append(0, np.cumsum(partners))
+    first = 0
+    while first < len(boxes):
+        stop = max(first + 1, int(np.searchsorted(before, before[first] + AT_ONCE, "right")) - 1)
+        own = partners[first:stop]
+        left = np.repeat(np.arange(first, stop), own)
+        right = np.arange(len(left)) - np.repeat(before[first:stop] - before[first], own) + left + 1
+        first = stop
+        if kinds is not None:
+            same = kinds[left] == kinds[right]
+            left, right = left[same], right[same]
+        width = np.minimum(x_max[left], x_max[right]) - np.maximum(x_min[left], x_min[right])
+        meets = np.flatnonzero(width > 0)
+        left, right, width = left[meets], right[meets], width[meets]
+        height = np.minimum(y_max[left], y_max[right]) - np.maximum(y_min[left], y_min[right])
+        with np.errstate(invalid="ignore", over="ignore"):
+            both = width * np.maximum(height, 0)
+            near = np.flatnonzero(both > iou * (area[left] + area[right] - both))
+        if len(near):
+            yield left[near], right[near]
