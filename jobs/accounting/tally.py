@@ -18,6 +18,13 @@ STAGES = ("read", "prepare", "detect", "stage")  # of the dataflow; their worker
 ALL_STAGES = (*STAGES, "publish")
 
 
+class Carried(TypedDict):
+    """What a run carried along."""
+
+    columns: dict[str, str]
+    not_carried: int
+
+
 class Report(TypedDict):
     """report.json: the images, times, rates and costs of a run.
 
@@ -65,6 +72,9 @@ class Report(TypedDict):
     estimate: NotRequired[Estimate | None]  # estimate from before the run
     left_out: NotRequired[dict[str, int]]  # objects under INPUT that are not read, by reason
     reconciliation: NotRequired[dict[str, int]]  # number of planned images, and of rows by status
+    # The columns of INPUT that `images` has: their types by name, and the number of values that are
+    # NULL because they could not be carried along. Absent if the run carries none.
+    carried: NotRequired[Carried]
 
 
 @dataclass

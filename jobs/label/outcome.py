@@ -5,6 +5,7 @@ import sys
 
 from jobs.accounting.counted import counted
 from jobs.label.publication import Published
+from pipeline.carry.values import MOST_VALUE_BYTES
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
 
@@ -28,6 +29,13 @@ def print_outcome(output: str, published: Published, max_failed_fraction: float)
             f"{failed} failed; "
             f"tables in {output}, and `detr-batch report {shlex.quote(output)}` says how fast and "
             "at what cost",
+            file=sys.stderr,
+        )
+    if published.not_carried:
+        print(
+            f"{counted(published.not_carried, 'value')} could not be carried along and "
+            f"{'is' if published.not_carried == 1 else 'are'} NULL: damaged, of another type, or "
+            f"above {MOST_VALUE_BYTES >> 10} kB",
             file=sys.stderr,
         )
     if failed:

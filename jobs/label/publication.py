@@ -46,9 +46,14 @@ class Published:
 
     images: Counter[str] = field(default_factory=Counter)  # number by status
     boxes: int = 0
+    not_carried: int = 0  # values that could not be carried along (carry/columns.py)
 
     def __add__(self, other: "Published") -> "Published":
-        return Published(self.images + other.images, self.boxes + other.boxes)
+        return Published(
+            self.images + other.images,
+            self.boxes + other.boxes,
+            self.not_carried + other.not_carried,
+        )
 
 
 def publish_run(
@@ -79,11 +84,14 @@ def publish_run(
     contents = None if pictures is None else _gather_page(done, writer.token, pictures)
     boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
     summary = _report(run, target.output, meters, layout, counts, boxes)  # the end of what it times
+    lost = sum(file.not_carried for file in files)
+    if run.shards.carry:
+        summary["carried"] = {"columns": run.shards.carry.as_document(), "not_carried": lost}
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)
     commit_run(done, writer)
-    return Published(Counter(counts), boxes)
+    return Published(Counter(counts), boxes, lost)
 
 
 def _report(

@@ -16,6 +16,7 @@ from jobs.output.known import LabelRequest
 from jobs.output.run_documents import environment, read_document, write_record, write_table
 from model.computation import Computation
 from pipeline.formats.read import NUMBERING
+from pipeline.plan.carry_choice import parse_carry
 from pipeline.plan.shards import Shards
 from pipeline.storage.files import join
 
@@ -99,6 +100,7 @@ def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRe
         and options["limit"] == wanted.limit
         and options.get("image_column") == wanted.image_column
         and options.get("id_column") == wanted.id_column
+        and parse_carry(options.get("carry")) == parse_carry(wanted.carry)
         and options["relabel"] == labels.relabel
         and wanted.device in ("auto", recorded_computation(record, "device"))
         and wanted.precision in ("auto", recorded_computation(record, "precision"))
@@ -130,7 +132,7 @@ def recorded_command(record: Mapping[str, Any]) -> str:
         value = recorded_computation(record, name)
         words += [f"--{name}", value] if value != "auto" else []
     words += ["--format", given["format"]] if given["format"] != "auto" else []
-    for name in ("image_column", "id_column", "input_access"):
+    for name in ("image_column", "id_column", "carry", "input_access"):
         value = given.get(name)
         words += [f"--{name.replace('_', '-')}", value] if value else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []

@@ -4,13 +4,17 @@ import io
 import re
 import sys
 from collections.abc import Iterator
+from itertools import repeat
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.carry.columns import NO_CARRY, Carry
+from pipeline.carry.values import PlainRow, bounded, converted
 from pipeline.formats.parquet import open_parquet
 from pipeline.formats.parquet_columns import Columns, NoImageColumn, is_text, plain_type
+from pipeline.plan.carry_choice import CarryChoice
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.retries import is_transient
 from pipeline.storage.urls import mask
@@ -20,9 +24,12 @@ LIST_COLUMNS = (
     "url", "uri", "image_url", "image_uri", "img_url", "img_uri", "file_url", "file_uri", "path",
     "image_path", "img_path", "file_path", "file_name",
 )  # fmt: skip
+# What a list says of an object: the carried values, and how many could not be carried.
+Said = tuple[PlainRow, int] | None
 HEAD_BYTES = 4096  # bytes at the start of a text that show its encoding
 LONGEST_LINE = 1 << 20  # characters; no address is longer
 ROWS_AT_ONCE = 1 << 14  # rows of a Parquet list that are decoded together
+CARRYING_ROWS_AT_ONCE = 1 << 8  # the same, with carried values, which may be long
 _MARKS = (  # what a text in Unicode may begin with
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -88,8 +95,13 @@ def _unquoted(name: str) -> str:
     return name[1:-1] if quoted and name[0] not in name[1:-1] else name
 
 
-def names_in_parquet(fs: AbstractFileSystem, path: str) -> Iterator[str]:
-    """The names in a Parquet file. Raises InputError if it has no column of addresses."""
+def names_in_parquet(
+    fs: AbstractFileSystem, path: str, choice: CarryChoice | None = None
+) -> Iterator[tuple[str, Said]]:
+    """The names in a Parquet file, each with the values that `choice` carries along.
+
+    Raises InputError if it has no column of addresses, or not those that are to be carried along.
+    """
     with open_object(fs, path) as file:
         parquet = open_parquet(file)
         columns = _address_columns(parquet.schema_arrow)
@@ -105,11 +117,34 @@ def names_in_parquet(fs: AbstractFileSystem, path: str) -> Iterator[str]:
                 f"{', '.join(columns[1:])}",
                 file=sys.stderr,
             )
-        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns[:1]):
-            values = batch.column(0).cast(pa.large_string()).cast(pa.large_binary())
-            for value in values.to_pylist():
+        carry = choice.choose_for_list(path, parquet.schema_arrow) if choice else NO_CARRY
+        read = list(dict.fromkeys([columns[0], *(column.name for column in carry.columns)]))
+        rows = CARRYING_ROWS_AT_ONCE if carry else ROWS_AT_ONCE
+        for batch in parquet.iter_batches(rows, columns=read):
+            values = batch.column(columns[0]).cast(pa.large_string()).cast(pa.large_binary())
+            for value, said in zip(values.to_pylist(), _said(batch, carry), strict=False):
                 if value and (name := value.decode("utf-8", "surrogateescape").strip()):
-                    yield name
+                    yield name, said
+
+
+def _said(batch: pa.RecordBatch, carry: Carry) -> Iterator[Said]:
+    """What the rows of a list say of the objects that they name."""
+    if not carry:
+        return repeat(None)
+    found = [converted(batch.column(column.name), column.type) for column in carry.columns]
+    names = [column.name for column in carry.columns]
+    return (
+        _bounded(
+            dict(zip(names, (values[row] for values, _ in found), strict=True)),
+            sum(lost[row] for _, lost in found),
+        )
+        for row in range(len(batch))
+    )
+
+
+def _bounded(values: PlainRow, lost: int) -> Said:
+    row, more = bounded(values)
+    return row, lost + more
 
 
 def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:

@@ -7,7 +7,7 @@ driver holds shards and counts, never rows.
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.carry.columns import CARRIED, NOT_CARRIED, carry_of_rows
 from pipeline.plan.remaining import Staged
-from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.schema import DETECTIONS, IMAGES, images_schema
 from pipeline.stages.staged import read_staged_block, remove_staged_block
 from pipeline.storage.errors import DamagedFile, OutputError
 from pipeline.storage.files import join, open_location, write_whole
@@ -70,6 +71,9 @@ class PartFile:
     rows: int
     bytes: int
     sha256: str
+    # Of `images`: the values that could not be carried along (carry/columns.py). It is in the
+    # report, and not in the manifest.
+    not_carried: int = 0
 
 
 def reconcile(planned: Sequence[str], staged: Staged) -> None:
@@ -137,10 +141,12 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
         "images": images_table(rows, target),
         "detections": detections_table(rows, target),
     }
-    return [
+    found = [
         write_part(target.output, target.part_name.format(table=name, number=part.number), table)
         for name, table in tables.items()
     ]
+    lost = pc.sum(rows[NOT_CARRIED]).as_py() if NOT_CARRIED in rows.column_names else 0
+    return [replace(found[0], not_carried=lost or 0), *found[1:]]
 
 
 def _read_block_or_remove_it(staging: str, name: str) -> pa.Table:
@@ -165,7 +171,10 @@ def _drop_repeated_images(rows: pa.Table) -> pa.Table:
 
 
 def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
-    """Convert a DETECTED table to an IMAGES table, with one row per image."""
+    """Convert a DETECTED table to an IMAGES table, with one row per image.
+
+    What the rows carry along becomes columns behind those of IMAGES.
+    """
     flat, starts, lengths = _flatten_boxes(rows)
     best = pa.array(starts, mask=lengths == 0)  # the first box of an image has the highest score
     columns = {
@@ -179,7 +188,10 @@ def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
         columns.get(name, rows[name] if name in rows.column_names else None)
         for name in IMAGES.names
     ]
-    return pa.table(arrays, schema=IMAGES)
+    carry = carry_of_rows(rows.schema)
+    if carry:
+        arrays += rows[CARRIED].combine_chunks().flatten()
+    return pa.table(arrays, schema=images_schema(carry))
 
 
 def _flatten_boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
@@ -219,7 +231,7 @@ def sort_by_label(detections: pa.Table) -> pa.Table:
 
 
 def write_part(output: str, name: str, table: pa.Table) -> PartFile:
-    """Write a table of schema IMAGES or DETECTIONS to the path `name` below OUTPUT."""
+    """Write a table of `images_schema` or of DETECTIONS to the path `name` below OUTPUT."""
     buffer = io.BytesIO()
     pq.write_table(
         table,
