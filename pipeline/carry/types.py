@@ -85,18 +85,30 @@ def carried_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """A type that holds the values of both without loss, among numbers; None if there is none."""
+    """A type for the values of both: of numbers, or of lists of numbers; None if there is none.
+
+    Integers and floats are float64, whose integers are exact up to 2^53.
+    """
     if first == second:
         return first
     if pa.types.is_list(first) and pa.types.is_list(second):
         element = common_type(first.value_type, second.value_type)
         return None if element is None else list_of(element)
-    numbers = (pa.types.is_integer, pa.types.is_floating)
-    if not all(any(test(kind) for test in numbers) for kind in (first, second)):
+    integers, floats = (
+        sum(map(test, (first, second))) for test in (pa.types.is_integer, pa.types.is_floating)
+    )
+    if integers + floats < 2:
         return None
-    schemas = [pa.schema([pa.field("value", kind)]) for kind in (first, second)]
-    try:
-        found = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except pa.ArrowException:
-        return None
-    return found if found in _NAMES else None
+    return pa.float64() if floats else _common_integer(first, second)
+
+
+def _common_integer(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """The narrowest type that holds all integers of both; None if 64 bits do not."""
+    signed = [pa.types.is_signed_integer(kind) for kind in (first, second)]
+    if all(signed) or not any(signed):
+        return max(first, second, key=lambda kind: kind.bit_width)
+    bits = max(
+        kind.bit_width if is_signed else 2 * kind.bit_width
+        for kind, is_signed in zip((first, second), signed, strict=True)
+    )
+    return type_named(f"int{bits}")

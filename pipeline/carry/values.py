@@ -134,7 +134,10 @@ def plain_of_json(value: Any, kind: pa.DataType) -> Plain:
         return _plain_of_text(value, kind)
     if isinstance(value, bool) != pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
         raise ValueError(f"it is no {kind}")
-    return plain_values(_cast(pa.array([value]), kind))[0]
+    if pa.types.is_floating(kind):
+        return plain_values(_cast(pa.array([float(value)]), kind))[0]
+    array = pa.array([value], kind if isinstance(value, int) else None)
+    return plain_values(_cast(array, kind))[0]
 
 
 def _plain_of_text(text: str, kind: pa.DataType) -> Plain:
