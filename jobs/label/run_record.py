@@ -1,5 +1,6 @@
 """run.json and the plan of an unfinished run. A rerun of the command resumes from them."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -134,7 +135,7 @@ def recorded_command(record: Mapping[str, Any]) -> str:
     words += ["--format", given["format"]] if given["format"] != "auto" else []
     for name in ("image_column", "id_column", "carry", "input_access"):
         value = given.get(name)
-        words += [f"--{name.replace('_', '-')}", value] if value else []
+        words += [f"--{name.replace('_', '-')}", shlex.quote(value)] if value else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
     words += ["--retry-failed"] if given.get("retry_failed") else []
     return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])
