@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
 import pyarrow as pa
@@ -47,7 +47,7 @@ def names_in_text(fs: AbstractFileSystem, path: str) -> Iterator[str]:
     kept, as Python keeps those of local names. Raises InputError if the file is no text.
     """
     with open_object(fs, path) as file:
-        encoding = _encoding(file.read(HEAD_BYTES), path)
+        encoding = encoding_of(file.read(HEAD_BYTES), path)
         file.seek(0)
         errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
         text = io.TextIOWrapper(file, encoding, errors)  # it takes \r\n, \r and \n for line ends
@@ -65,7 +65,7 @@ def names_in_text(fs: AbstractFileSystem, path: str) -> Iterator[str]:
                 yield _unquoted(name)
 
 
-def _encoding(head: bytes, path: str) -> str:
+def encoding_of(head: bytes, path: str) -> str:
     """The encoding of a text by its first bytes."""
     for mark, encoding in _MARKS:
         if head.startswith(mark):
@@ -111,12 +111,7 @@ def names_in_parquet(
                 f"the list {mask(path)} has no column of text named {first} or {second} (nor "
                 f"{', '.join(others)})"
             )
-        if len(columns) > 1:
-            print(
-                f"{mask(path)}: addresses are read from column {columns[0]}, not from "
-                f"{', '.join(columns[1:])}",
-                file=sys.stderr,
-            )
+        print_choice(path, columns)
         carry = choice.choose_for_list(path, parquet.schema_arrow) if choice else NO_CARRY
         read = list(dict.fromkeys([columns[0], *(column.name for column in carry.columns)]))
         rows = CARRYING_ROWS_AT_ONCE if carry else ROWS_AT_ONCE
@@ -125,6 +120,16 @@ def names_in_parquet(
             for value, said in zip(values.to_pylist(), _said(batch, carry), strict=False):
                 if value and (name := value.decode("utf-8", "surrogateescape").strip()):
                     yield name, said
+
+
+def print_choice(path: str, columns: Sequence[str]) -> None:
+    """Print which of several columns the addresses are read from: the first."""
+    if len(columns) > 1:
+        print(
+            f"{mask(path)}: addresses are read from column {columns[0]}, not from "
+            f"{', '.join(columns[1:])}",
+            file=sys.stderr,
+        )
 
 
 def _said(batch: pa.RecordBatch, carry: Carry) -> Iterator[Said]:
@@ -161,11 +166,15 @@ def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:
 
 def _address_columns(schema: pa.Schema) -> list[str]:
     """The names of the columns of text that hold addresses, the likeliest first."""
-    plain = [_plain(name) for name in LIST_COLUMNS]
-    texts = [
+    return address_names(
         field.name for field in schema if is_text(plain_type(field.type)) and "." not in field.name
-    ]
-    found = {name: plain.index(_plain(name)) for name in texts if _plain(name) in plain}
+    )
+
+
+def address_names(names: Iterable[str]) -> list[str]:
+    """Those of some names of columns that are called addresses, the likeliest first."""
+    plain = [_plain(name) for name in LIST_COLUMNS]
+    found = {name: plain.index(_plain(name)) for name in names if _plain(name) in plain}
     return sorted(found, key=lambda name: (found[name], name not in LIST_COLUMNS))
 
 

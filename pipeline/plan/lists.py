@@ -22,6 +22,7 @@ from fsspec import AbstractFileSystem
 from pipeline.formats.members import make_member, readable_name
 from pipeline.formats.parquet import PARQUET_SUFFIXES
 from pipeline.plan.carry_choice import CarryChoice
+from pipeline.plan.list_csv import CSV_SUFFIXES, is_csv_list, names_in_csv
 from pipeline.plan.list_names import Said, is_parquet_list, names_in_parquet, names_in_text
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member
 from pipeline.storage.availability import (
@@ -54,8 +55,13 @@ _OTHER_FORMS = re.compile(r"file:(?://localhost(?=/)|(?=/(?!/)))", re.IGNORECASE
 
 
 def is_list(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether a file is a list of URLs: text, or Parquet with addresses and without images."""
+    """Whether a file is a list of URLs: text, or CSV or Parquet with a column of addresses.
+
+    A Parquet file with a column of images is none.
+    """
     name = _file_name(fs, path).lower()
+    if name.endswith(CSV_SUFFIXES):
+        return is_csv_list(fs, path)
     return name.endswith(".txt") or (name.endswith(PARQUET_SUFFIXES) and is_parquet_list(fs, path))
 
 
@@ -76,11 +82,15 @@ def read_url_list(
 
     Raises InputError if the list is empty, or no list, and StorageUnavailable if no store answers.
     """
-    in_parquet = _file_name(fs, path).lower().endswith(PARQUET_SUFFIXES)
+    name = _file_name(fs, path).lower()
+    in_parquet = name.endswith(PARQUET_SUFFIXES)
+    in_csv = name.endswith(CSV_SUFFIXES) and is_csv_list(fs, path)
 
     def entries(choice: CarryChoice | None = None) -> Iterator[tuple[str, Said]]:
         if in_parquet:
             return names_in_parquet(fs, path, choice)
+        if in_csv:
+            return names_in_csv(fs, path, choice)
         return ((name, None) for name in names_in_text(fs, path))
 
     folder = uri(fs, _file_name(fs, path)).rsplit("/", 1)[0]

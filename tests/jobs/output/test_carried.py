@@ -94,7 +94,7 @@ def test_one_run_is_readable_by_other_readers(output: Path) -> None:
         f"SELECT count(split), count(*) FROM read_parquet('{output}/images/*/*.parquet', "
         "union_by_name=true, hive_partitioning=true)"
     )
-    assert found.fetchall() == [(2, 6)]
+    assert found is not None and found.fetchall() == [(2, 6)]
 
 
 def test_verify_knows_the_columns_of_each_run(output: Path) -> None:
@@ -145,7 +145,11 @@ def run_with(carried: Any) -> Manifest:
 
 
 def test_columns_of_runs_become_one_set() -> None:
-    every = ({}, {"a": "int8", "B": "string"}, {"b": "int8", "A": "uint8"})
+    every: tuple[dict[str, str], ...] = (
+        {},
+        {"a": "int8", "B": "string"},
+        {"b": "int8", "A": "uint8"},
+    )
     runs = [run_with(one) for one in every]
     assert common_carry(runs).as_document() == {"a": "int16", "B": "string"}
 

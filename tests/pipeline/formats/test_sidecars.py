@@ -26,7 +26,7 @@ def sidecar(number: int) -> bytes:
 
 def members(count: int) -> dict[str, bytes]:
     """Samples of an image and its json, the image first."""
-    found = {}
+    found: dict[str, bytes] = {}
     for number in range(count):
         found |= {f"a/{number}.jpg": PHOTO, f"a/{number}.json": sidecar(number)}
     return found
