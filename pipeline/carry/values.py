@@ -21,6 +21,9 @@ MOST_VALUE_BYTES = 64 << 10  # of one value, as UTF-8 text; a larger value is no
 # Of the values of one image together, as JSON. They share the text of an answer of the reader's
 # process (isolation/frames.py) with names and errors.
 MOST_ROW_BYTES = 512 << 10
+# Of the values of one entry of a list together: the driver holds some ten thousand entries.
+MOST_LISTED_BYTES = 16 << 10
+DAY_MICROSECONDS = 86_400_000_000
 _FAILURES = (pa.ArrowException, ValueError, OverflowError, TypeError, RecursionError)
 
 
@@ -68,6 +71,9 @@ def _typed(plain: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
         inner = _typed(plain.values, kind.value_type)
         return pa.Array.from_buffers(kind, len(plain), plain.buffers()[:2], children=[inner])
+    if pa.types.is_time(kind):  # files hold such times, and Arrow refuses files with them
+        within = pc.and_(pc.greater_equal(plain, 0), pc.less(plain, DAY_MICROSECONDS))
+        plain = pc.if_else(within, plain, pa.scalar(None, plain.type))
     return plain if plain.type == kind else plain.view(kind)
 
 
@@ -150,8 +156,13 @@ def _plain_of_text(text: str, kind: pa.DataType) -> Plain:
     return plain_values(_cast(texts, kind))[0]
 
 
-def values_of_json(document: Mapping[str, Any], carry: Carry) -> tuple[dict[str, Plain], int]:
-    """The carried values that a JSON object has, bounded, and how many are not carried."""
+def values_of_json(
+    document: Mapping[str, Any], carry: Carry, most: int = MOST_ROW_BYTES
+) -> tuple[dict[str, Plain], int]:
+    """The carried values that a JSON object has, and how many are not carried.
+
+    They are `bounded` by `most`.
+    """
     found: dict[str, Plain] = {}
     lost = 0
     for column in carry.columns:
@@ -159,14 +170,17 @@ def values_of_json(document: Mapping[str, Any], carry: Carry) -> tuple[dict[str,
             found[column.name] = plain_of_json(document.get(column.name), column.type)
         except _FAILURES:
             lost += 1
-    found, more = bounded(found)
+    found, more = bounded(found, most)
     return found, lost + more
 
 
-def bounded(row: PlainRow) -> tuple[dict[str, Plain], int]:
-    """A row without the values that are too large, and their number."""
+def bounded(row: PlainRow, most: int = MOST_ROW_BYTES) -> tuple[dict[str, Plain], int]:
+    """A row without the values that are too large, and their number.
+
+    Too large is a value above MOST_VALUE_BYTES, and one with which the row is above `most` bytes.
+    """
     found: dict[str, Plain] = {}
-    left = MOST_ROW_BYTES
+    left = most
     for name, value in row.items():
         if isinstance(value, str | list):
             if _is_too_large(value) or (size := len(json.dumps(value))) > left:

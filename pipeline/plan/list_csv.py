@@ -9,9 +9,16 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from pipeline.carry.columns import NO_CARRY
-from pipeline.carry.values import values_of_json
+from pipeline.carry.values import MOST_LISTED_BYTES, values_of_json
 from pipeline.plan.carry_choice import CarryChoice
-from pipeline.plan.list_names import HEAD_BYTES, Said, address_names, encoding_of, print_choice
+from pipeline.plan.list_names import (
+    HEAD_BYTES,
+    LONGEST_LINE,
+    Said,
+    address_names,
+    encoding_of,
+    print_choice,
+)
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.urls import mask
 
@@ -34,7 +41,7 @@ def names_in_csv(
     to be carried along and that the table lacks.
     """
     with _opened(fs, path) as text:
-        rows = csv.reader(text, delimiter=_delimiter(path))
+        rows = csv.reader(_lines(text, path), delimiter=_delimiter(path))
         try:
             header = next(rows)
             columns = address_names(header)
@@ -45,7 +52,7 @@ def names_in_csv(
             for row in rows:
                 cells = {name: row[at] or None for name, at in places.items() if at < len(row)}
                 if name := (cells.get(columns[0]) or "").strip():
-                    yield name, values_of_json(cells, carry) if carry else None
+                    yield name, values_of_json(cells, carry, MOST_LISTED_BYTES) if carry else None
         except csv.Error as error:
             raise InputError(f"line {rows.line_num} of the list {mask(path)}: {error}") from error
 
@@ -58,6 +65,16 @@ def _opened(fs: AbstractFileSystem, path: str) -> Iterator[io.TextIOWrapper]:
         encoding = "utf-8-sig" if encoding == "utf-8" else encoding
         errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
         yield io.TextIOWrapper(file, encoding, errors, newline="")
+
+
+def _lines(text: io.TextIOWrapper, path: str) -> Iterator[str]:
+    """The lines of a table. Raises InputError for one that is too long."""
+    while line := text.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise InputError(
+                f"a line of the list {mask(path)} has more than {LONGEST_LINE:,} characters"
+            )
+        yield line
 
 
 def _cells(line: str, path: str) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.carry.columns import NO_CARRY, Carry
-from pipeline.carry.values import PlainRow, bounded, converted
+from pipeline.carry.values import MOST_LISTED_BYTES, PlainRow, bounded, converted
 from pipeline.formats.parquet import open_parquet
 from pipeline.formats.parquet_columns import Columns, NoImageColumn, is_text, plain_type
 from pipeline.plan.carry_choice import CarryChoice
@@ -148,7 +148,7 @@ def _said(batch: pa.RecordBatch, carry: Carry) -> Iterator[Said]:
 
 
 def _bounded(values: PlainRow, lost: int) -> Said:
-    row, more = bounded(values)
+    row, more = bounded(values, MOST_LISTED_BYTES)
     return row, lost + more
 
 

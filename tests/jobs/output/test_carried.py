@@ -36,10 +36,11 @@ def write_lake(folder: Path, name: str, **columns: Any) -> Path:
     return folder / name
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five runs over one INPUT: without columns, with several, with others, of other types."""
-    lake, output = tmp_path / "lake", tmp_path / "out"
+    folder = tmp_path_factory.mktemp("carried")
+    lake, output = folder / "lake", folder / "out"
 
     def night(number: int, carry: str | None, **columns: Any) -> None:
         path = write_lake(lake, "p.parquet", **columns)

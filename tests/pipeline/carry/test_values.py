@@ -182,6 +182,13 @@ def test_large_values_are_not_carried() -> None:
     assert (len(row), lost) == (1, 7) and len(json.dumps(row)) < MOST_ROW_BYTES + 100
 
 
+def test_a_time_that_no_day_has_is_null() -> None:
+    """Arrow takes a file with such a time for damaged."""
+    found = typed_array([0, 86_400_000_000, -1, None], pa.time64("us"))
+    found.validate(full=True)
+    assert found.to_pylist() == [dt.time(), None, None, None]
+
+
 def test_rows_become_structs_and_come_back() -> None:
     carry = Carry((Column("a", pa.float64()), Column("b", list_of(pa.string()))))
     rows: list[dict[str, Any] | None] = [{"a": 1, "b": ["x"]}, None, {"b": []}]
