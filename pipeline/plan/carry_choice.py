@@ -87,12 +87,12 @@ class CarryChoice:
         self._types: dict[str, dict[pa.DataType, Member]] = {name: {} for name in self.names}
         self._having: dict[str, int] = dict.fromkeys(self.names, 0)
         self._has_unknown_columns = False
-        self._has_archives = False
+        self._knows_archives = False
         self._first_tar: Member | None = None
 
-    def note_kinds(self, kinds: Iterable[str]) -> None:
-        """Note the kinds of objects of INPUT, known ones too."""
-        self._has_archives = self._has_archives or not set(kinds).isdisjoint(("tar", "parquet"))
+    def note_known(self, kinds: Iterable[str]) -> None:
+        """Note the kinds of objects that are labelled already."""
+        self._knows_archives = self._knows_archives or not {"tar", "parquet"}.isdisjoint(kinds)
 
     def note_new(self, objects: Iterable[tuple[Member, str]]) -> None:
         """Note objects that are planned."""
@@ -134,7 +134,7 @@ class CarryChoice:
         if self.of_list or not self.wanted:
             return self.of_list
         missing = [one.name for one in self.wanted if not self._may_have(one)]
-        if missing and (self._first_tar or self._files or not self._has_archives):
+        if missing and (self._first_tar or self._files or not self._knows_archives):
             raise InputError(self._missing_text(missing[0]))
         return Carry(tuple(self._column(one) for one in self.wanted if one.name not in missing))
 

@@ -195,7 +195,6 @@ class _Comparison:
             self.wanted += len(rows)
             self.unversioned += _count_unversioned(rows)
             self._count_left_out(left_out)
-            self._choice.note_kinds(kind for _, kind in rows)
             if len(self._seen):
                 is_of_input = self._is_of_input(self._see(left_out))
                 is_other = np.array([kind == OTHER_FORMAT for _, kind in left_out], bool)
@@ -253,6 +252,7 @@ class _Comparison:
         self.unreached += int((self._is_of_input(positions) & is_unreached).sum())
         self.changed += int(labelled.sum() - same.sum())
         self.again += int(is_known.sum() - labelled.sum())
+        self._choice.note_known(rows[row][1] for row in np.flatnonzero(same))
         return [rows[row] for row in np.flatnonzero(~same)]
 
     def gone_uris(self) -> pa.Array:

@@ -23,7 +23,9 @@ from pipeline.carry.columns import (
     NO_CARRY,
     NOT_CARRIED,
     Carry,
+    carried_part,
     carry_of_struct,
+    own_part,
 )
 from pipeline.carry.values import PlainRow, plain_rows, struct_array
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member, Shard
@@ -215,10 +217,7 @@ def read_plan_tables(
         wanted = [*columns, CARRIED, NOT_CARRIED] if carried else columns
         own = pa.schema([PLAN.field(name) for name in columns])
         for table in read_tables(file, url, _READABLE, wanted, ROWS_AT_ONCE):
-            more = [
-                table.schema.field(name) for name in table.column_names if name not in PLAN.names
-            ]
-            yield _completed(table, pa.schema([*own, *more]))
+            yield _completed(table, pa.schema([*own, *carried_part(table).schema]))
 
 
 def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -284,7 +283,7 @@ def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
 def shards_of_table(table: pa.Table) -> list[Shard]:
     """The shards of a table of a plan; the inverse of `table_of_shards`."""
     carry = _carry_of_plan(table.schema)
-    rows = table.select(PLAN.names).to_pylist()
+    rows = own_part(table).to_pylist()
     said: Iterator[tuple[PlainRow, int] | None] = repeat(None)
     if carry and not table[CARRIED].null_count:
         lists = [table[name].combine_chunks() for name in (CARRIED, NOT_CARRIED)]

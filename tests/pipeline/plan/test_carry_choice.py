@@ -81,6 +81,10 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(PHOTO)
     with pytest.raises(InputError, match=r"--carry split: INPUT has image files alone"):
         types_of(tmp_path, "split")
+    write(tmp_path / "table.parquet", pa.table({"n": [1]}))
+    with pytest.raises(InputError, match="--carry n: INPUT has image files alone"):
+        types_of(tmp_path, "n")
+    (tmp_path / "table.parquet").unlink()
     write_tar(tmp_path / "t.tar", {"a.jpg": PHOTO, "a.json": b'{"caption": "x", "n": 1}'})
     with pytest.raises(InputError, match=r"--carry split: .* theirs are caption, n. One that few"):
         types_of(tmp_path, "caption,split")
