@@ -11,6 +11,7 @@ import pytest
 from jobs.cli import main
 from jobs.compact import compact
 from jobs.label.label import label
+from jobs.label.notices import print_plan_notices
 from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.planning import Run, make_run, plan_as_text, plan_images, plan_request
 from jobs.label.run_record import read_run_record, recorded_command, write_run_record
@@ -81,6 +82,17 @@ def test_the_plan_says_what_is_carried_along(options: LabelOptions) -> None:
     text = plan_as_text(plan_images(plan_request(options), NOTHING_KNOWN), None, "")
     assert "carried along: split (string), n (float64)\n" in text
     assert "1 new Parquet file without the column split: it is NULL there\n" in text
+
+
+def test_images_that_are_there_keep_their_columns_and_it_is_said(
+    options: LabelOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = plan_images(plan_request(options), NOTHING_KNOWN)
+    runs: list[Any] = [{"carried": {"split": "string", "n": "int8"}}, {}]
+    said = "--carry is for new objects: the images that"
+    for known, count, expected in ((0, 2, False), (3, 1, False), (3, 2, True)):
+        print_plan_notices(options, replace(found, known=known), runs[:count])
+        assert (said in capsys.readouterr().err) == expected
 
 
 @pytest.mark.parametrize("carry", ["nothere", "width", "split,Split", "split:text[", "image"])

@@ -1,6 +1,7 @@
 """Runs with other carried columns, and without any, in one OUTPUT: views, compact, verify."""
 
 import datetime as dt
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.cli import main
 from jobs.compact import compact
 from jobs.output.carried import carried_as_sql, common_carry
 from jobs.output.catalog import committed_runs
 from jobs.output.errors import DamagedOutput
 from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest, check_manifest
+from jobs.output.views import connect
+from jobs.report.samples import choose_samples
 from jobs.runs import verify
 from pipeline.carry.columns import carry_of_document
 from pipeline.plan.shards import PLAN
@@ -29,11 +33,11 @@ DAY = dt.datetime(2020, 1, 2, 3, 4, 5, 678901)
 NIGHTS = [f"2026010{night}T000000Z-aaaaaa" for night in range(1, 6)]
 
 
-def write_lake(folder: Path, name: str, **columns: Any) -> Path:
+def write_lake(folder: Path, file: str, /, **columns: Any) -> Path:
     (count,) = {len(column) for column in columns.values()}
     folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"image": [PHOTO] * count, **columns}), folder / name)
-    return folder / name
+    pq.write_table(pa.table({"image": [PHOTO] * count, **columns}), folder / file)
+    return folder / file
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,22 @@ def test_compact_keeps_the_columns_of_all_runs(tmp_path: Path) -> None:
     assert verify(str(output)) == []
     plans = pa.concat_tables(read_plan(str(output), run["plan"]))
     assert plans.schema == PLAN
+
+
+def test_carried_columns_with_names_of_boxes_and_of_queries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["score", "label", "label_id", "detection", "x_min", "name", "place", "drawn", "pair"]
+    lake, output = tmp_path / "lake", str(tmp_path / "out")
+    write_lake(lake, "a.parquet", **{name: [name] for name in names})
+    publish_run(lake, output, ",".join(names))
+    assert main(["export", output, str(tmp_path / "e.json"), "--to", "coco"]) == 0
+    assert len(json.loads((tmp_path / "e.json").read_text())["images"]) == 1
+    assert main(["compare", output, output]) == 0
+    assert "1 in a, 1 in b; 1 compared" in capsys.readouterr().out
+    with closing(connect(output)) as connection:
+        samples = choose_samples(connection, [f"file://{lake}/a.parquet"], "true", ["circle"], 0.5)
+    assert samples.chosen_from == 1
 
 
 def run_with(carried: Any) -> Manifest:
