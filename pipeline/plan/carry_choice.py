@@ -92,11 +92,12 @@ class CarryChoice:
 
     def note_known(self, kinds: Iterable[str]) -> None:
         """Note the kinds of objects that are labelled already."""
-        self._knows_archives = self._knows_archives or not {"tar", "parquet"}.isdisjoint(kinds)
+        if self.wanted and not self._knows_archives:  # of ten million objects it takes seconds
+            self._knows_archives = not {"tar", "parquet"}.isdisjoint(kinds)
 
     def note_new(self, objects: Iterable[tuple[Member, str]]) -> None:
         """Note objects that are planned."""
-        if self._first_tar is None:
+        if self.wanted and self._first_tar is None:
             self._first_tar = next((member for member, kind in objects if kind == "tar"), None)
 
     def note_columns(

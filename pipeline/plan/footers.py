@@ -79,7 +79,7 @@ class FooterReader:
             self.error = self.error or footer.error
             if footer.names and not footer.error:
                 self._choice.note_columns(member, footer.names, footer.carried)
-        if any(
+        if self._choice.wanted and any(
             kind == "parquet" and not (member in footers and footers[member].names)
             for member, kind in found
         ):

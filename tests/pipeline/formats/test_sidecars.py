@@ -13,7 +13,7 @@ from pipeline.formats import sidecars
 from pipeline.formats.read import read_rows
 from pipeline.formats.tars import read_tar
 from pipeline.plan.plan import plan_shards
-from tests.support.carrying import carried, carried_from
+from tests.support.carrying import carried_from
 from tests.support.samples import jpeg, write_tar
 
 CARRY = "split:string,wide:int64"
@@ -143,11 +143,3 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     rows = list(read_tar(shard))
     assert [row["not_carried"] for row in rows] == [0, 0, 0, 2, 2, 2]
     assert [row["carried"].get("wide") for row in rows] == [0, 1, 2, None, None, None]
-
-
-def test_limit_and_plain_rows_are_as_without(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "t.tar", members(5))
-    (shard,) = plan_shards(str(path), limit=2, carry=CARRY).shards
-    assert shard.limit == 2 and carried(shard)[:2] == expected(["a/0.jpg", "a/1.jpg"])
-    (plain,) = plan_shards(str(path), limit=2).shards
-    assert len(list(read_rows(plain, 0))) == 5  # the worker counts
