@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.output import paths
+from jobs.output.carried import common_carry
 from jobs.output.documents import damaged_document
 from jobs.output.errors import CommitLost
 from jobs.output.known import read_plan
@@ -29,7 +30,7 @@ from jobs.output.views import connect, explain_query_errors, limit_memory
 from jobs.runs import find_problems
 from pipeline.plan.plan import FILES_PER_SHARD
 from pipeline.plan.shards import PLAN
-from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.schema import DETECTIONS, images_schema
 from pipeline.stages.publish import (
     BOXES_PER_FILE,
     IMAGES_PER_FILE,
@@ -46,7 +47,8 @@ ROWS_AT_ONCE = 1 << 16
 # `members` are the objects of these runs, in the versions that the newest labels are of. Loose
 # files move to new shards, which the new plan names; an archive is its own shard. `places` holds
 # the rows of `images` as they will be. They are not looked up by their names later, because earlier
-# versions gave one name to several rows of a Parquet file.
+# versions gave one name to several rows of a Parquet file. Names that start with `compact_` are
+# those of no carried column.
 _PLACES = f"""
 CREATE TABLE members AS
     SELECT member.uri, member.etag, member.size,
@@ -63,26 +65,28 @@ CREATE TABLE places AS
     WITH moved AS (
         SELECT old.* REPLACE (coalesce(loose.shard, old.shard) AS shard,
                 coalesce(loose.index_in_shard, old.index_in_shard) AS index_in_shard),
-            old.shard AS old_shard
+            old.shard AS compact_shard
         FROM latest_images AS old LEFT JOIN loose USING (uri) WHERE run IN $ids
     ), counted AS (
-        SELECT *, row_number() OVER places - 1 AS images, sum(num_detections) OVER places AS boxes
+        SELECT *, row_number() OVER places - 1 AS compact_images,
+            sum(num_detections) OVER places AS compact_boxes
         FROM moved WINDOW places AS (ORDER BY shard, index_in_shard, image_id)
     )
     SELECT *, dense_rank() OVER (
-        ORDER BY images // $images_per_file + boxes // $boxes_per_file) - 1 AS part
+        ORDER BY compact_images // $images_per_file + compact_boxes // $boxes_per_file
+    ) - 1 AS compact_part
     FROM counted;
 """
-_IMAGES = "FROM places ORDER BY part, shard, index_in_shard, image_id"
+_IMAGES = "FROM places ORDER BY compact_part, shard, index_in_shard, image_id"
 # Boxes of images of one name lie in the part of the first of them.
 _DETECTIONS = """
-SELECT part, old.* REPLACE (place.shard AS shard)
+SELECT compact_part, old.* REPLACE (place.shard AS shard)
 FROM detections AS old JOIN (
-    SELECT run, old_shard, image_id, min(part) AS part, min(shard) AS shard,
+    SELECT run, compact_shard, image_id, min(compact_part) AS compact_part, min(shard) AS shard,
         min(index_in_shard) AS index_in_shard
     FROM places GROUP BY ALL
-) AS place ON (old.run, old.shard, old.image_id) = (place.run, place.old_shard, place.image_id)
-ORDER BY part, label, score DESC, place.shard, place.index_in_shard, detection
+) AS place ON (old.run, old.shard, old.image_id) = (place.run, place.compact_shard, place.image_id)
+ORDER BY compact_part, label, score DESC, place.shard, place.index_in_shard, detection
 """
 _PLAN = """
 SELECT shard, 'files' AS kind, NULL AS "limit", NULL AS image_column, NULL AS id_column,
@@ -211,6 +215,7 @@ def _compact_group(
         run_id, newest["model"], newest["model_fingerprint"], newest["labels"]
     )
     ids = [run["run_id"] for run in group]
+    carry = common_carry(group)
     with tempfile.TemporaryDirectory(prefix="detr-batch-") as folder:
         limit_memory(connection, MEMORY, folder)
         connection.register("plans", documents.plans)
@@ -221,7 +226,7 @@ def _compact_group(
             used = {name: value for name, value in given.items() if f"${name}" in statement}
             connection.execute(statement, used)
         files = [
-            *_write_files(connection, _IMAGES, IMAGES, target, "images"),
+            *_write_files(connection, _IMAGES, images_schema(carry), target, "images"),
             *_write_files(connection, _DETECTIONS, DETECTIONS, target, "detections"),
         ]
         before, kept, boxes = connection.execute(_COUNTS, {"ids": ids}).fetchall()[0]
@@ -242,7 +247,7 @@ def _compact_group(
     files_before = sum(len(run["files"]) for run in group)
     return (
         Compacted(run_id, len(ids), kept, before - kept, files_before, len(files)),
-        make_manifest(target, plan_name, newest["input"], files, counts, ids, compacts=True),
+        make_manifest(target, plan_name, newest["input"], files, counts, ids, True, carry),
     )
 
 
@@ -263,18 +268,18 @@ def _write_files(
     target: PublishTarget,
     name: str,
 ) -> Iterator[PartFile]:
-    """Write the files of one table; its rows come by ascending `part`, one part for each file.
+    """Write the files of one table; its rows come by ascending part, one part for each file.
 
     At least one file is written. Every part of `images` has a file of `detections`, which may have
     no rows.
     """
-    (last,) = connection.sql("SELECT coalesce(max(part), 0) FROM places").fetchall()[0]
+    (last,) = connection.sql("SELECT coalesce(max(compact_part), 0) FROM places").fetchall()[0]
     rows = schema.empty_table()
     part = 0
     for batch in connection.sql(sql).to_arrow_reader(ROWS_AT_ONCE):
         table = pa.Table.from_batches([batch])
         while len(table):
-            same = table.filter(pc.equal(table["part"], part))
+            same = table.filter(pc.equal(table["compact_part"], part))
             run_id = pa.array([target.run_id] * len(same), pa.string())
             same = same.set_column(same.column_names.index("run_id"), "run_id", run_id)
             rows = pa.concat_tables([rows, same.select(schema.names).cast(schema)])

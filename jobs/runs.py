@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
-from jobs.output.manifest import FileOfRun, Manifest, files_of_table
+from jobs.output.manifest import FileOfRun, Manifest, carry_of_run, files_of_table
 from jobs.output.mistakes import unusable_run
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
-from pipeline.schema import DETECTIONS, IMAGES, OK
+from pipeline.schema import DETECTIONS, OK, images_schema
 from pipeline.storage.files import join, open_location, open_object
 
 HASHED_AT_ONCE = 8 << 20  # bytes
@@ -106,7 +106,7 @@ def find_problems(output: str, run: Manifest) -> Iterator[Problem]:
     boxes = 0
     for file in run["files"]:
         is_images = paths.table_of_part(file["path"]) == "images"
-        schema = IMAGES if is_images else DETECTIONS
+        schema = images_schema(carry_of_run(run)) if is_images else DETECTIONS
         if run["format"] < FORMAT:
             schema = schema.remove(schema.get_field_index("run_id"))
         try:

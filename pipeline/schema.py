@@ -8,6 +8,9 @@ Read this file first: the dataflow is these types in order.
 Each stage is a function from one row type to the next. No stage imports another stage. Schemas are
 explicit, because a schema that is inferred from a batch without boxes contains `list<null>`.
 
+In a run that carries columns of INPUT along, the rows from ENCODED to DETECTED have one more column
+with their values (carry/columns.py), and IMAGES has the columns themselves.
+
 A row whose `status` is not `OK` has failed. Later stages pass it on unchanged, so that a bad image
 costs one row. The values of `status` are the constants below; `error` describes the failure.
 """
@@ -16,6 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+
+from pipeline.carry.columns import CARRIED, NO_CARRY, NOT_CARRIED, Carry
+from pipeline.carry.values import PlainRow, plain_struct
 
 OK = "ok"
 # Failures in the reader.
@@ -54,6 +60,9 @@ class Member:
     uri: str
     etag: str  # the store's version of it (storage/versions.py), or one of those below
     size: int  # bytes; -1 if the store does not report the size
+    # What its list says of it: the values that are carried along, and the number of those that
+    # could not be carried. None if it is in no list with such columns.
+    carried: tuple[PlainRow, int] | None = field(default=None, compare=False)
 
     @property
     def is_unversioned(self) -> bool:
@@ -88,6 +97,7 @@ class Shard:
     image_column: str | None = None
     id_column: str | None = None
     access: str | None = None  # how its store is asked (--input-access), see storage/access.py
+    carry: Carry = NO_CARRY  # the columns that its images carry along (--carry)
 
     @property
     def size(self) -> int:
@@ -189,6 +199,15 @@ DECODED = pa.schema(
     ]
 )
 
+
+def fetched_schema(carry: Carry) -> pa.Schema:
+    """FETCHED, with the plain values of what a run carries along (carry/values.py)."""
+    if not carry:
+        return FETCHED
+    plain = pa.field(CARRIED, plain_struct(carry))
+    return pa.schema([*FETCHED, plain, pa.field(NOT_CARRIED, pa.int32())])
+
+
 BOX = pa.struct(
     [
         pa.field("label_id", pa.int32()),
@@ -236,6 +255,13 @@ IMAGES = pa.schema(
         RUN_ID,
     ]
 )
+
+
+def images_schema(carry: Carry) -> pa.Schema:
+    """IMAGES of a run that carries columns along. They have names of their own, and come last."""
+    return pa.schema([*IMAGES, *carry.fields()])
+
+
 DETECTIONS = pa.schema(
     [
         pa.field("image_id", pa.string()),
@@ -315,6 +341,7 @@ PART_FILE = pa.schema(
         pa.field("sha256", pa.string()),
         pa.field("near_of_class", pa.int64()),
         pa.field("near_of_any", pa.int64()),
+        pa.field("not_carried", pa.int64()),
     ]
 )
 

@@ -37,6 +37,13 @@ def near_pairs_of(files: Sequence[PartFile]) -> NearPairs:
     }
 
 
+class Carried(TypedDict):
+    """What a run carried along."""
+
+    columns: dict[str, str]
+    not_carried: int
+
+
 class Report(TypedDict):
     """report.json: the images, times, rates and costs of a run.
 
@@ -91,6 +98,9 @@ class Report(TypedDict):
     estimate: NotRequired[Estimate | None]  # estimate from before the run
     left_out: NotRequired[dict[str, int]]  # objects under INPUT that are not read, by reason
     reconciliation: NotRequired[dict[str, int]]  # number of planned images, and of rows by status
+    # The columns of INPUT that `images` has: their types by name, and the number of values that are
+    # NULL because they could not be carried along. Absent if the run carries none.
+    carried: NotRequired[Carried]
 
 
 @dataclass

@@ -35,8 +35,8 @@ BY_NAME = r"regexp_replace(regexp_extract(image_id, '[^/#]+$'), '\.[^.]*$', '')"
 PLACE = "uri || ' ' || image_id"
 _PAIRS = """
 CREATE TEMP TABLE pairs AS
-WITH a AS (SELECT *, {name} AS name FROM a.latest_images),
-     b AS (SELECT *, {name} AS name FROM b.latest_images),
+WITH a AS (SELECT run, shard, image_id, uri, etag, status, {name} AS name FROM a.latest_images),
+     b AS (SELECT run, shard, image_id, uri, etag, status, {name} AS name FROM b.latest_images),
      -- ids of Parquet rows may come again in other files
      repeated AS (SELECT name FROM a GROUP BY name HAVING count(*) > 1
                   UNION SELECT name FROM b GROUP BY name HAVING count(*) > 1),

@@ -87,11 +87,15 @@ def mapping_row(image: LabelledImage) -> tuple[str | int, ...]:
     return image.name, image.image_id, image.shard, image.width, image.height
 
 
+# Carried columns of images may have names of columns of boxes, so only the own ones are taken.
 # The query joins `detections`: the view `latest` would search for the newest images a second time.
 _ROWS = """
 SELECT run, shard, index_in_shard, image_id, uri, etag, model, width, height,
     label_id, score, x_min, y_min, x_max, y_max
-FROM (SELECT * FROM latest_images WHERE status = $ok)
+FROM (
+    SELECT run, shard, index_in_shard, image_id, uri, etag, model, width, height
+    FROM latest_images WHERE status = $ok
+)
 LEFT JOIN (
     SELECT * FROM detections
     WHERE score >= $min_score::FLOAT AND list_contains($label_ids, label_id)

@@ -166,7 +166,7 @@ def _label_what_is_new(
         startup.end(CATALOGUE)
     found = _plan(command, known)
     del known
-    print_plan_notices(options, found)
+    print_plan_notices(options, found, writer.catalog.committed_runs())
     run = make_run(command.output, found)
     startup.end(LISTING)
     known_runs = writer.catalog.labelling_runs()

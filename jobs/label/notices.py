@@ -8,23 +8,35 @@ import pyarrow.compute as pc
 from jobs.accounting.counted import counted
 from jobs.label.lines import print_line
 from jobs.label.options import LabelOptions
-from jobs.label.planning import image_columns_as_lines, unversioned_as_lines
+from jobs.label.planning import carried_as_lines, image_columns_as_lines, unversioned_as_lines
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import computations
 from model.computation import Computation
+from pipeline.plan.carry_choice import parse_carry
 from pipeline.plan.plan import Plan
 from pipeline.storage.urls import mask, printable
 
 GONE_SHOWN = 3
 
 
-def print_plan_notices(options: LabelOptions, found: Plan) -> None:
-    """Print what the user of the command should know of a plan."""
+def print_plan_notices(options: LabelOptions, found: Plan, runs: Sequence[Manifest]) -> None:
+    """Print what the user of the command should know of a plan. `runs` are those of OUTPUT."""
     if found.shards:
         print_line(planned_as_text(found))
     _print_gone_objects(options.output, found.gone, options.relabel)
-    for line in [*image_columns_as_lines(found), *unversioned_as_lines(found)]:
+    for line in (
+        *image_columns_as_lines(found),
+        *carried_as_lines(found),
+        *unversioned_as_lines(found),
+    ):
         print_line(line)
+    wanted = {column.name for column in parse_carry(options.carry)}
+    if found.known and any(not wanted <= run.get("carried", {}).keys() for run in runs):
+        print_line(
+            "--carry is for new objects: the images that "
+            f"{mask(options.output)} holds already keep the columns that they have (--relabel "
+            "makes them again)"
+        )
     if found.known and (options.image_column or options.id_column):
         print_line(
             "--image-column and --id-column are for new objects: the labels of those that "

@@ -9,6 +9,7 @@ from jobs.accounting.prices import machine
 from jobs.boxes.options import BoxOptions
 from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.budget_options import BudgetOptions
+from jobs.label.carry_options import CarryOptions
 from jobs.label.notify.options import NotifyOptions
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
@@ -77,7 +78,7 @@ class PriceOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions(PriceOptions, BoxOptions, BudgetOptions, NotifyOptions):
+class LabelOptions(PriceOptions, BoxOptions, CarryOptions, BudgetOptions, NotifyOptions):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -204,6 +205,7 @@ class LabelOptions(PriceOptions, BoxOptions, BudgetOptions, NotifyOptions):
         has_price = self.instance_type is not None or self.usd_per_hour is not None
         self.check_budget(has_price, self.relabel, self.dry_run)
         self.check_boxes()
+        self.check_carry()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

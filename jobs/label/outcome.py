@@ -6,6 +6,7 @@ from jobs.accounting.counted import counted
 from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.lines import print_line
 from jobs.label.publication import Published
+from pipeline.carry.values import MOST_VALUE_BYTES
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
 
@@ -40,6 +41,12 @@ def print_outcome(
         )
     if published.ended is not None:
         _print_rest(published)
+    if published.not_carried:
+        print_line(
+            f"{counted(published.not_carried, 'value')} could not be carried along and "
+            f"{'is' if published.not_carried == 1 else 'are'} NULL: damaged, of another type, or "
+            f"above {MOST_VALUE_BYTES >> 10} kB"
+        )
     if failed:
         print_way_to_failures(output)
     if failed < images and not published.boxes:

@@ -32,6 +32,7 @@ class PlanRequest:
     image_column: str | None  # the columns of Parquet files that the user named
     id_column: str | None
     access: str | None  # how the stores of INPUT are asked, see storage/access.py
+    carry: str | None = None  # the columns that images carry along, as the user named them
 
 
 def plan_request(options: LabelOptions) -> PlanRequest:
@@ -46,6 +47,7 @@ def plan_request(options: LabelOptions) -> PlanRequest:
         options.image_column,
         options.id_column,
         options.input_access,
+        options.carry,
     )
 
 
@@ -86,6 +88,7 @@ def plan_images(request: PlanRequest, known: Known) -> Plan:
         request.id_column,
         request.access,
         paths.OtherOutputs(),
+        request.carry,
     )
 
 
@@ -117,6 +120,7 @@ def plan_as_text(found: Plan, estimate: Estimate | None, placement: str) -> str:
         estimate_and_placement = [f"{'estimate':<14} {as_text(estimate)}", placement]
     lines += [
         *(f"{'':<14} {line}" for line in image_columns_as_lines(found)),
+        *(f"{'':<14} {line}" for line in carried_as_lines(found)),
         f"{'known':<14} {counted(found.known, 'object')} that OUTPUT holds already",
         f"{'changed':<14} {counted(found.changed, 'object')} that OUTPUT holds an older version of",
         f"{'again':<14} {counted(found.again, 'object')} that failed, or by --relabel",
@@ -147,3 +151,16 @@ def image_columns_as_lines(found: Plan) -> list[str]:
     if more := sum(number for _, number in columns[COLUMNS_SHOWN:]):
         shown.append(("other columns", more))
     return [printable(f"images of {n} new Parquet files: {name}") for name, n in shown]
+
+
+def carried_as_lines(found: Plan) -> list[str]:
+    """The columns that images carry along, and where they are missing."""
+    lines = []
+    if carry := found.shards.carry:
+        columns = ", ".join(f"{name} ({kind})" for name, kind in carry.as_document().items())
+        lines.append(f"carried along: {columns}")
+    lines += [
+        f"{counted(number, 'new Parquet file')} without the column {name}: it is NULL there"
+        for name, number in found.files_without.items()
+    ]
+    return [printable(line) for line in lines]

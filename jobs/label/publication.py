@@ -56,6 +56,7 @@ class Published:
     ended: str | None = None  # the limit by which the last run ended, as the user gave it
     left: int = 0  # number of objects that it left
     kept: int = 0  # number of images of archives that it labelled in part: the next run has them
+    not_carried: int = 0  # values that could not be carried along (carry/columns.py)
     is_stuck: bool = False  # whether it ended before it labelled anything
 
     def __add__(self, other: "Published") -> "Published":
@@ -65,6 +66,7 @@ class Published:
             boxes=self.boxes + other.boxes,
             reports=self.reports + other.reports,
             files=self.files + other.files,
+            not_carried=self.not_carried + other.not_carried,
         )
 
 
@@ -104,6 +106,9 @@ def publish_run(
     # This is the end of what the report times.
     summary = _report(run, target.output, meters, layout, counts, boxes, part.published)
     summary["near_duplicates"] = near_pairs_of(files)
+    lost = sum(file.not_carried for file in files)
+    if run.shards.carry:
+        summary["carried"] = {"columns": run.shards.carry.as_document(), "not_carried": lost}
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)
@@ -114,6 +119,7 @@ def publish_run(
         boxes=boxes,
         reports=(summary,),
         files=tuple(files),
+        not_carried=lost,
     )
 
 

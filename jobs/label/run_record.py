@@ -1,5 +1,6 @@
 """run.json and the plan of an unfinished run. A rerun of the command resumes from them."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from jobs.output.known import LabelRequest
 from jobs.output.run_documents import environment, read_document, write_record, write_table
 from model.computation import Computation
 from pipeline.formats.read import NUMBERING
+from pipeline.plan.carry_choice import parse_carry
 from pipeline.plan.shards import Shards
 from pipeline.storage.files import join
 
@@ -100,6 +102,7 @@ def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRe
         and options["limit"] == wanted.limit
         and options.get("image_column") == wanted.image_column
         and options.get("id_column") == wanted.id_column
+        and parse_carry(options.get("carry")) == parse_carry(wanted.carry)
         and options["relabel"] == labels.relabel
         and wanted.device in ("auto", recorded_computation(record, "device"))
         and wanted.precision in ("auto", recorded_computation(record, "precision"))
@@ -131,9 +134,9 @@ def recorded_command(record: Mapping[str, Any]) -> str:
         value = recorded_computation(record, name)
         words += [f"--{name}", value] if value != "auto" else []
     words += ["--format", given["format"]] if given["format"] != "auto" else []
-    for name in ("image_column", "id_column", "input_access"):
+    for name in ("image_column", "id_column", "carry", "input_access"):
         value = given.get(name)
-        words += [f"--{name.replace('_', '-')}", value] if value else []
+        words += [f"--{name.replace('_', '-')}", shlex.quote(value)] if value else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
     words += ["--retry-failed"] if given.get("retry_failed") else []
     return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])

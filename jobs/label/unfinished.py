@@ -163,7 +163,7 @@ def _read_planned_shards(wanted: PlanRequest, run_id: str) -> Shards:
     DamagedOutput if the plan is missing or damaged.
     """
     try:
-        shards = write_shards(read_plan_tables(plan_url(wanted.output, run_id)))
+        shards = write_shards(read_plan_tables(plan_url(wanted.output, run_id), carried=True))
     except DamagedFile as error:
         raise unusable_run_error(run_id, paths.plan_under_way(run_id)) from error
     if shards.has_secrets:

@@ -28,7 +28,15 @@ class FinishedRun:
     def manifest(self, token: str) -> Manifest:
         """The manifest of this run, as the writer with `token` names its files. Writes nothing."""
         plan = paths.plan(self.target.run_id, token)
-        return make_manifest(self.target, plan, self.source, self.files, self.counts, self.replaces)
+        return make_manifest(
+            self.target,
+            plan,
+            self.source,
+            self.files,
+            self.counts,
+            self.replaces,
+            carry=self.shards.carry,
+        )
 
 
 def commit_run(run: FinishedRun, writer: OutputWriter) -> None:
@@ -39,6 +47,6 @@ def commit_run(run: FinishedRun, writer: OutputWriter) -> None:
     output, run_id = run.target.output, run.target.run_id
     manifest = run.manifest(writer.token)
     write_document(output, run_id, "report.json", run.report)
-    run.shards.without_secrets().write_to(join(output, manifest["plan"]))
+    run.shards.without_carried().without_secrets().write_to(join(output, manifest["plan"]))
     writer.commit(manifest, run.replaces)
     writer.drop_staging(run_id)

@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 from jobs.output.catalog import Catalog
 from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
-from jobs.output.manifest import Manifest, files_of_table
+from jobs.output.manifest import Manifest, carry_of_run, files_of_table
 from jobs.output.run_documents import box_options, read_document, score_threshold
 from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
 from pipeline.plan.shards import PLAN, member_values, read_plan_tables
 from pipeline.schema import (
     ALWAYS_RETRIED,
     FAILED_BY_READING,
-    IMAGES,
     RETRIED_ON_REQUEST,
     UNSEEN,
+    images_schema,
 )
 from pipeline.storage.errors import DamagedFile
 from pipeline.storage.files import InputError, join, local_copy, open_location
@@ -171,12 +171,12 @@ def _failed_objects(
 
     Raises DamagedOutput if a table is damaged or missing.
     """
-    wanted = pa.array(statuses, pa.string())
+    wanted, schema = pa.array(statuses, pa.string()), images_schema(carry_of_run(run))
     for file in files_of_table(run, "images"):
         url = join(output, file["path"])
         try:
             with local_copy(*open_location(url, "OUTPUT")) as table:
-                for rows in read_tables(table, url, IMAGES, ["uri", "etag", "status"]):
+                for rows in read_tables(table, url, schema, ["uri", "etag", "status"]):
                     failed = rows.filter(pc.is_in(rows["status"], wanted))
                     etags = pc.fill_null(failed["etag"], UNSEEN)
                     uris = (identity(uri) for uri in failed["uri"].to_pylist())

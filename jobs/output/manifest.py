@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from jobs.output import paths
 from jobs.output.documents import (
@@ -14,6 +14,8 @@ from jobs.output.documents import (
     refuse_newer,
     require,
 )
+from pipeline.carry.columns import NO_CARRY, Carry, carry_of_document
+from pipeline.schema import IMAGES
 from pipeline.stages.publish import PartFile, PublishTarget
 
 
@@ -40,6 +42,8 @@ class Manifest(TypedDict):
     replaces: list[str]  # ids of the runs that this run replaced
     compacts: bool  # whether this run holds the labels of the replaced runs
     plan: str  # name of the plan below OUTPUT
+    # The columns of INPUT that `images` has behind its own: their types by name. Absent if none.
+    carried: NotRequired[dict[str, str]]
 
 
 def make_manifest(
@@ -50,13 +54,15 @@ def make_manifest(
     counts: dict[str, int],
     replaces: Sequence[str] = (),
     compacts: bool = False,
+    carry: Carry = NO_CARRY,
 ) -> Manifest:
     """The manifest of a run over INPUT `source`.
 
     `counts` is the number of images by status. The runs in `replaces` count no more once this run
-    is committed. `compacts` says that this run holds the labels of the replaced runs.
+    is committed. `compacts` says that this run holds the labels of the replaced runs, and `carry`
+    which columns of INPUT its images have.
     """
-    return {
+    manifest: Manifest = {
         "format": FORMAT,
         "run_id": target.run_id,
         "input": source,
@@ -72,6 +78,14 @@ def make_manifest(
         "compacts": compacts,
         "plan": plan,
     }
+    if carry:
+        manifest["carried"] = carry.as_document()
+    return manifest
+
+
+def carry_of_run(run: Manifest) -> Carry:
+    """The columns of INPUT that the images of a run have."""
+    return carry_of_document(run.get("carried", {}))
 
 
 def files_of_table(run: Manifest, table: str) -> list[FileOfRun]:
@@ -114,6 +128,9 @@ def _check(document: dict[str, Any]) -> None:
     require(all(map(paths.is_run_id, document["replaces"])))
     require(type(document["compacts"]) is bool)
     require(paths.is_plan(document["plan"], run_id))
+    carried = carry_of_document(document.get("carried", {}))
+    names = [column.name.casefold() for column in carried.columns]
+    require(not set(names) & set(IMAGES.names) and len(set(names)) == len(names))
     for file in document["files"]:
         found = paths.run_and_token_of_part(file["path"])
         require(found is not None and found[0] == run_id)

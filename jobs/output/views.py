@@ -16,13 +16,15 @@ import duckdb
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from jobs.output.carried import carried_as_sql, common_carry, quoted
 from jobs.output.catalog import committed_runs
 from jobs.output.culprits import damaged_file, named_file
 from jobs.output.documents import FORMAT, damaged_document
-from jobs.output.manifest import Manifest, files_of_table
+from jobs.output.manifest import Manifest, carry_of_run, files_of_table
 from jobs.output.mistakes import no_finished_run
 from jobs.output.paths import TABLES
 from jobs.output.read_only import URL_IN_SQL, register_store
+from pipeline.carry.columns import NO_CARRY, Carry
 from pipeline.schema import DETECTIONS, IMAGES, NOT_FETCHED
 from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError, join, open_location
@@ -34,8 +36,6 @@ SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
 _NO_FILE = "No files found that match the pattern"  # in DuckDB's words, of a file in a query
 _NAMES_FILE = re.compile(r"""['"][^'"]*[./][^'"]*['"]""")
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
-_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run"
-_OLD_COLUMNS = f"* EXCLUDE (filename), {_RUN} AS run_id, {_RUN} AS run"  # of manifests in format 1
 _LATEST = f"""
 CREATE VIEW latest_images AS
     SELECT * FROM images SEMI JOIN (
@@ -86,13 +86,12 @@ def add_views(
         for folder in sorted({path.rpartition("/")[0] for path in paths_of_files}):
             with suppress(FileNotFoundError):  # which reading the file says
                 fs.ls(folder)
-    old = [run for run in runs if run["files"] and run["format"] < FORMAT]
-    new = [run for run in runs if run["files"] and run["format"] >= FORMAT]
+    with_files = [run for run in runs if run["files"]]
     for table in TABLES:
+        carry = common_carry(with_files) if table == "images" else NO_CARRY
         parts = [
-            _read(connection, output, table, some).project(columns)
-            for some, columns in ((old, _OLD_COLUMNS), (new, _COLUMNS))
-            if some
+            _read(connection, output, table, some).project(_columns(some[0], table, carry))
+            for some in _alike(with_files, table)
         ]
         if not parts:  # no run has a file
             empty = SCHEMAS[table].empty_table().append_column("run", pa.array([], pa.string()))
@@ -100,6 +99,24 @@ def add_views(
         reduce(duckdb.DuckDBPyRelation.union, parts).create_view(table)
     connection.execute(_LATEST)
     connection.execute("USE main")
+
+
+def _alike(runs: Sequence[Manifest], table: str) -> list[list[Manifest]]:
+    """The runs whose files of a table have the same columns, in groups."""
+    groups: dict[object, list[Manifest]] = {}
+    for run in runs:
+        carried = tuple(run.get("carried", {}).items()) if table == "images" else ()
+        groups.setdefault((run["format"] < FORMAT, carried), []).append(run)
+    return list(groups.values())
+
+
+def _columns(run: Manifest, table: str, carry: Carry) -> str:
+    """What the view takes from the files of a run: those of `carry` that they lack are NULL."""
+    own = carry_of_run(run) if table == "images" else NO_CARRY
+    left_out = ", ".join(["filename", *(quoted(column.name) for column in own.columns)])
+    run_id = [f"{_RUN} AS run_id"] if run["format"] < FORMAT else []
+    carried = carried_as_sql(own, carry)
+    return ", ".join([f"* EXCLUDE ({left_out})", *run_id, *carried, f"{_RUN} AS run"])
 
 
 def _refuse_special_files(output: str, runs: Sequence[Manifest]) -> None:
@@ -119,7 +136,9 @@ def _read(
     ]
     # Hive partitions are off, because folders above OUTPUT may have names such as `label=...`.
     relation = connection.read_parquet(files, hive_partitioning=False, filename=True)
-    if not {"image_id", "shard"} <= set(relation.columns):  # DuckDB takes them from the first file
+    carried = carry_of_run(runs[0]).columns if table == "images" else ()
+    expected = {"image_id", "shard", *(column.name for column in carried)}
+    if not expected <= set(relation.columns):  # DuckDB takes them from the first file
         raise damaged_document(files_of_table(runs[0], table)[0]["path"])
     return relation
 

@@ -93,9 +93,9 @@ def choose_samples(
     )
     tables.execute(
         "CREATE TEMP TABLE candidates AS SELECT image_id, uri, shard, index_in_shard, width, "
-        "height, coalesce(drawn, 0) AS boxes FROM images "
+        "height, coalesce(found.drawn, 0) AS boxes FROM images "
         "LEFT JOIN (SELECT shard, image_id, count(*) AS drawn FROM detections "
-        f"WHERE score >= {drawn} AND {HAS_NAME} GROUP BY ALL) USING (shard, image_id) "
+        f"WHERE score >= {drawn} AND {HAS_NAME} GROUP BY ALL) AS found USING (shard, image_id) "
         f"WHERE status = 'ok' AND {fetchable} AND (shard NOT IN (SELECT shard FROM archives) OR "
         f"(shard IN (SELECT shard FROM opened) AND index_in_shard < {ARCHIVE_IMAGES}))"
     )

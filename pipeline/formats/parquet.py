@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.formats.image_names import HEAD_BYTES, looks_like_image
 from pipeline.formats.members import open_member
+from pipeline.formats.parquet_batches import column_batches
+from pipeline.formats.parquet_carried import carried_rows
 from pipeline.formats.parquet_columns import Columns, Leaf, NoImageColumn, is_list, size_of_leaf
 from pipeline.formats.rows import (
     MAX_ENCODED_BYTES,
@@ -31,7 +33,6 @@ from pipeline.storage.files import open_object
 from pipeline.storage.urls import identity
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-PARQUET_ROWS = 16  # rows decoded together, so that a row group of large images does not fill memory
 PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 SIGNATURE_BYTES = 28  # behind a footer in plain text, where columns are encrypted
 LONGEST_ID = 4096  # characters; a longer value of an id column names no image
@@ -77,19 +78,19 @@ def _rows_of_file(file: BinaryIO, shard: Shard, names: Names) -> Iterator[Row]:
     """The rows of all images. Raises NoImageColumn before the first if there is no such column."""
     member = shard.members[0]
     parquet = open_parquet(file)
+    open_again = partial(open_parquet, file, parquet.metadata)
     columns = Columns(parquet)
     image, ids = _image_leaf(parquet, columns, shard.image_column), columns.id_leaf(shard.id_column)
     address = None if image.address is None else replace(image, index=image.address)
     rows = zip(
         *(
-            repeat(iter(()))
-            if leaf is None
-            else _values_of_rows(open_parquet(file, parquet.metadata), leaf)
+            repeat(iter(())) if leaf is None else _values_of_rows(open_again(), leaf)
             for leaf in (image, ids, address)
         ),
         strict=False,
     )
-    for number, (images, row_ids, addresses) in enumerate(rows):
+    carried = carried_rows(open_again, columns, shard.carry)
+    for number, ((images, row_ids, addresses), more) in enumerate(zip(rows, carried, strict=False)):
         row_name = f"{identity(member.uri)}#{number}"
         given = None if ids is None else _id(next(row_ids), ids)
         empty = True
@@ -97,11 +98,11 @@ def _rows_of_file(file: BinaryIO, shard: Shard, names: Names) -> Iterator[Row]:
             empty = False
             end = f"-{position}" if image.is_listed else ""
             name = names.unique((given or row_name) + end, row_name + end)
-            yield _row_of_image(member, name, value, image, next(addresses, None))
+            yield {**_row_of_image(member, name, value, image, next(addresses, None)), **more}
         if empty:
             name = names.unique(given or row_name, row_name)
             reason = f"the list of images in column {image.name} is empty"
-            yield failed_image(member, name, MISSING_BYTES, reason)
+            yield {**failed_image(member, name, MISSING_BYTES, reason), **more}
 
 
 def open_parquet(file: BinaryIO, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
@@ -133,24 +134,15 @@ def footer_bytes(file: BinaryIO) -> int:
 
 
 def _values_of_rows(parquet: pq.ParquetFile, leaf: Leaf) -> Iterator[_Values]:
-    """The values of each row of a file, which must be consumed before the next row.
-
-    Arrow reads Parquet by pages. Its values refer to the page until they are copied. Each column
-    needs its own reader: a reader has one size of batches, which the last iteration sets.
-    """
-    for group in range(parquet.num_row_groups):
-        rows = _rows_at_once(parquet.metadata.row_group(group).column(leaf.index))
-        # The method of ParquetFile takes names. They may contain dots, and name two columns.
-        for batch in parquet.reader.iter_batches(
-            rows, row_groups=[group], column_indices=[leaf.index], use_threads=False
-        ):
-            yield from _values_of_batch(batch)
+    """The values of each row of a file, which must be consumed before the next row."""
+    for array in column_batches(parquet, leaf.index):
+        yield from _values_of_array(array)
 
 
-def _values_of_batch(batch: pa.RecordBatch) -> Iterator[_Values]:
-    values, parents = _flatten(batch.column(0))
+def _values_of_array(array: pa.Array) -> Iterator[_Values]:
+    values, parents = _flatten(array)
     start = 0
-    for row in range(len(batch)):
+    for row in range(len(array)):
         stop = start
         while stop < len(parents) and parents[stop] == row:
             stop += 1
@@ -206,18 +198,6 @@ def _first_heads(parquet: pq.ParquetFile, leaf: Leaf) -> list[bytes]:
     return [
         value.as_buffer()[:HEAD_BYTES].to_pybytes() for value in islice(values, VALUES_LOOKED_AT)
     ]
-
-
-def _rows_at_once(column: pq.ColumnChunkMetaData) -> int:
-    """The number of rows that are decoded together, so that they do not fill memory.
-
-    A column that may hold an image above MAX_ENCODED_BYTES is decoded row by row. Values of a
-    dictionary count once in the size of the column, but each time in memory.
-    """
-    size = max(column.total_uncompressed_size, 1)
-    if not column.has_dictionary_page:
-        return PARQUET_ROWS if size <= MAX_ENCODED_BYTES else 1
-    return max(1, min(PARQUET_ROWS, MAX_ENCODED_BYTES // size))
 
 
 def _flatten(values: pa.Array) -> tuple[pa.Array, list[int]]:

@@ -65,6 +65,7 @@ class Columns:
     def __init__(self, parquet: pq.ParquetFile):
         schema = parquet.schema_arrow
         self.names = [field.name for field in schema]
+        self.types = {field.name: field.type for field in reversed(list(schema))}
         self._features = _hugging_face_features(schema.metadata)
         self._count = 0
         self.leaves: list[Leaf] = []
@@ -96,6 +97,10 @@ class Columns:
         """Whether there is a column, or a field of a column, that is called so."""
         return any(f"{one.name}.".startswith(f"{named}.") for one in self.leaves)
 
+    def leaf_of(self, name: str) -> int | None:
+        """The index of the first leaf of the first column with a name; None if there is none."""
+        return next((leaf.index for leaf in self.leaves if leaf.path[0] == name), None)
+
     def has_candidates(self) -> bool:
         """Whether a column may hold images, by its type and its name."""
         return any(map(self._may_hold_images, self.leaves))
@@ -117,7 +122,7 @@ class Columns:
             found = [leaf for leaf in self.leaves if self._may_hold_images(leaf)]
             if not found:
                 raise NoImageColumn(
-                    f"no column of images among {self._names_as_text()}: if one of them holds "
+                    f"no column of images among {self.names_as_text()}: if one of them holds "
                     "the bytes of images, name it with --image-column"
                 )
         else:
@@ -126,7 +131,7 @@ class Columns:
             if not found:
                 raise NoImageColumn(
                     f"the column {named} (--image-column) holds {_types_as_text(under)}, and no "
-                    f"bytes of images; the columns are {self._names_as_text()}"
+                    f"bytes of images; the columns are {self.names_as_text()}"
                 )
         return sorted(found, key=lambda leaf: (*self._order(leaf), -size(leaf), leaf.index))
 
@@ -144,7 +149,7 @@ class Columns:
         if len(under) != 1 or not _holds_ids(under[0]):
             raise NoImageColumn(
                 f"the column {named} (--id-column) holds {_types_as_text(under)}: ids are texts, "
-                f"integers or UUIDs; the columns are {self._names_as_text()}"
+                f"integers or UUIDs; the columns are {self.names_as_text()}"
             )
         return under[0]
 
@@ -153,11 +158,11 @@ class Columns:
         found = [one for one in self.leaves if f"{one.name}.".startswith(f"{named}.")]
         if not found:
             raise NoImageColumn(
-                f"no column {named} ({option}): the columns are {self._names_as_text()}"
+                f"no column {named} ({option}): the columns are {self.names_as_text()}"
             )
         return found
 
-    def _names_as_text(self) -> str:
+    def names_as_text(self) -> str:
         """The names of the columns for an error, shortened where there are many."""
         shown = [_in_one_line(name) for name in self.names[:NAMES_SHOWN]]
         more = len(self.names) - len(shown)

@@ -6,11 +6,14 @@ advanced, and it stops at the first corrupt tar. Tars are therefore streamed her
 
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import BinaryIO
 
+from pipeline.carry.columns import Carry
 from pipeline.formats.hidden import is_hidden
 from pipeline.formats.image_names import is_image, looks_like_image
 from pipeline.formats.members import open_member, readable_name
@@ -23,15 +26,19 @@ from pipeline.formats.rows import (
     row_of_rest,
     too_large_text,
 )
+from pipeline.formats.sidecars import Sidecars, key_of_name
 from pipeline.formats.tar_entries import Content, Tar, is_regular, open_tar, tar_entries
 from pipeline.formats.tar_links import BadLink, Link, Links
 from pipeline.isolation.child import Row
 from pipeline.schema import TOO_LARGE, UNREADABLE, Shard
+from pipeline.storage.files import open_object
 from pipeline.storage.urls import identity
 
 TAR_SUFFIXES = (
     ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
 )  # fmt: skip
+# Images of one key that wait for the json of their sample, so that they do not fill memory.
+MOST_WAITING = 4
 
 
 @dataclass(frozen=True)
@@ -56,32 +63,74 @@ def read_tar(shard: Shard) -> Iterator[Row]:
     try:
         fs, path = open_member(member, "shard")
         with open_version(fs, path, member) as file:
-            for image in tar_images(file):
+            reopen = partial(open_object, fs, path)
+            for image, more in _images_with_carried(file, shard.carry, reopen):
                 name = readable_name(image.name)
-                image_id = names.unique(f"{archive_uri}#{_key(name)}", f"{archive_uri}#{name}")
+                key = key_of_name(name)
+                image_id = names.unique(f"{archive_uri}#{key}", f"{archive_uri}#{name}")
                 if image.failure is not None:
                     status, reason = image.failure
-                    yield failed_image(member, image_id, status, readable_name(reason))
+                    failed = failed_image(member, image_id, status, readable_name(reason))
+                    yield {**failed, **more}
                     continue
                 count += 1
-                yield image_row(member, image_id, image.encoded)
+                yield {**image_row(member, image_id, image.encoded), **more}
     except Exception as error:  # archives break in many ways
         yield row_of_rest(member, count, error, "broken tar", names)
 
 
-def _key(name: str) -> str:
-    """webdataset's key of a member: its path up to the first dot of the file name."""
-    folder, _, last = name.removeprefix("./").rpartition("/")
-    key = last.split(".", 1)[0]
-    return f"{folder}/{key}" if folder else key
+def _images_with_carried(
+    file: BinaryIO, carry: Carry, reopen: Callable[[], AbstractContextManager[BinaryIO]]
+) -> Iterator[tuple[TarImage, Row]]:
+    """The images of a tar, each with what to add to its row: nothing if nothing is carried."""
+    if not carry:
+        return ((image, {}) for image in tar_images(file))
+    sidecars = Sidecars(carry, reopen)
+    return _with_carried(tar_images(file, note=sidecars.note), sidecars)
 
 
-def tar_images(file: BinaryIO, with_bytes: bool = True) -> Iterator[TarImage]:
+def _with_carried(images: Iterator[TarImage], sidecars: Sidecars) -> Iterator[tuple[TarImage, Row]]:
+    """The images of a tar, each with what to add to its row.
+
+    Images of one key wait for what follows them, until another key shows that the sample is over.
+    """
+    waiting: list[TarImage] = []
+    key = ""
+
+    def release() -> Iterator[tuple[TarImage, Row]]:
+        for image in waiting:
+            yield image, sidecars.row_of(key)
+        waiting.clear()
+
+    try:
+        for image in images:
+            of_image = key_of_name(readable_name(image.name))
+            if of_image != key:
+                yield from release()
+                sidecars.forget(key)
+            key = of_image
+            if not sidecars.knows(key) and len(waiting) < MOST_WAITING:
+                waiting.append(image)
+                continue
+            yield from release()
+            yield image, sidecars.row_of(key)
+    except Exception:  # the archive is broken here, and the images before it are not
+        yield from release()
+        raise
+    yield from release()
+
+
+def tar_images(
+    file: BinaryIO,
+    with_bytes: bool = True,
+    note: Callable[[str, Content], None] | None = None,
+) -> Iterator[TarImage]:
     """The images of a tar: files first, in the order of the archive, then links.
 
     Which files are images follows from their names, or from their first bytes where a name has no
     extension. Links have the order of the files that they lead to; those that lead to none are the
-    last. Without `with_bytes`, no image is read.
+    last. Without `with_bytes`, no image is read. `note` is called with the name and the content of
+    each file, whose image comes after it.
 
     Raises ReadError where the archive is broken, after the links of what came before.
     """
@@ -93,6 +142,8 @@ def tar_images(file: BinaryIO, with_bytes: bool = True) -> Iterator[TarImage]:
         for entry in tar_entries(archive):
             if is_regular(entry):
                 links.note_file(entry.name, entry.offset)
+                if note is not None:
+                    note(entry.name, Content(archive, entry))
                 yield from _image_of_file(archive, entry, with_bytes)
             elif entry.isdir() or entry.isfile():  # old archives have folders that look like files
                 links.note_folder(entry.name, entry.offset)

@@ -210,6 +210,17 @@ def _is_integer(bits: int) -> Callable[[Any, int], bool]:
     return lambda value, _: type(value) is int and -(1 << bits - 1) <= value < 1 << bits - 1
 
 
+def _is_row(checks: dict[str, Callable[[Any, int], bool]]) -> Callable[[Any, int], bool]:
+    """A check of the values of a struct, none of which is binary; absent values are null."""
+
+    def check(value: Any, _: int) -> bool:
+        return isinstance(value, dict) and all(
+            name in checks and (one is None or checks[name](one, 0)) for name, one in value.items()
+        )
+
+    return check
+
+
 def _check_of(kind: pa.DataType) -> Callable[[Any, int], bool]:
     if pa.types.is_string(kind):
         return _is_text
@@ -217,5 +228,14 @@ def _check_of(kind: pa.DataType) -> Callable[[Any, int], bool]:
         return _is_length
     if pa.types.is_floating(kind):
         return _is_number
+    if pa.types.is_boolean(kind):
+        return lambda value, _: type(value) is bool
+    if pa.types.is_list(kind):
+        element = _check_of(kind.value_type)
+        return lambda value, _: (
+            isinstance(value, list) and all(one is None or element(one, 0) for one in value)
+        )
+    if pa.types.is_struct(kind):
+        return _is_row({field.name: _check_of(field.type) for field in kind})
     assert pa.types.is_signed_integer(kind), f"no rows with {kind} come from children"
     return _is_integer(kind.bit_width)

@@ -5,9 +5,9 @@ child process looks at values of one file.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from pipeline.formats.members import open_member
 from pipeline.formats.parquet import footer_bytes, open_parquet
 from pipeline.formats.parquet_columns import Columns, NoImageColumn, names_of_leaves
 from pipeline.isolation.child import Answers, Child, ChildFailed
+from pipeline.plan.carry_choice import CarryChoice
 from pipeline.plan.contents import Looks
 from pipeline.plan.listing import NO_IMAGE_COLUMN, ListedObject
 from pipeline.schema import Member
@@ -38,6 +39,9 @@ class _Footer:
     candidates: str = ""  # the names of the columns that may hold the images
     is_clear: bool = True  # whether there is only one
     error: str = ""  # why there are none
+    names: str = ""  # of the columns, for people; "" if they are not known
+    # The types of those columns that are to be carried along, by name.
+    carried: Mapping[str, pa.DataType] = field(default_factory=dict)
 
 
 class FooterReader:
@@ -46,11 +50,18 @@ class FooterReader:
     `image_column` is the column of images that the user named, and `access` how stores are asked.
     Files that are not below the URL `base` are named by a list: they are not looked at, because
     each entry of a list has a row. Files on the web are not looked at, because they would be copied
-    whole.
+    whole. `choice` is told which columns there are.
     """
 
-    def __init__(self, looks: Looks, base: str, image_column: str | None, access: str | None):
-        self._looks, self._base = looks, base
+    def __init__(
+        self,
+        looks: Looks,
+        base: str,
+        image_column: str | None,
+        access: str | None,
+        choice: CarryChoice,
+    ):
+        self._looks, self._base, self._choice = looks, base, choice
         self._image_column, self._access = image_column, access
         self.columns: Counter[str] = Counter()  # number of files by the columns of their images
         self.error = ""  # why the first file without images has none
@@ -66,6 +77,13 @@ class FooterReader:
             if footer.candidates:
                 self.columns[self._column_of(member, footer)] += 1
             self.error = self.error or footer.error
+            if footer.names and not footer.error:
+                self._choice.note_columns(member, footer.names, footer.carried)
+        if self._choice.wanted and any(
+            kind == "parquet" and not (member in footers and footers[member].names)
+            for member, kind in found
+        ):
+            self._choice.note_unknown_columns()
         left_out = {member for member, footer in footers.items() if footer.error}
         return [(one, NO_IMAGE_COLUMN if one in left_out else kind) for one, kind in found]
 
@@ -100,7 +118,11 @@ class FooterReader:
             if footer_bytes(file) > MOST_FOOTER_BYTES:
                 return _Footer()
             columns = Columns(open_parquet(file))
-        return _footer_of(columns, self._image_column)
+        carried = {
+            name: columns.types[name] for name in self._choice.names if name in columns.types
+        }
+        footer = _footer_of(columns, self._image_column)
+        return replace(footer, names=columns.names_as_text(), carried=carried)
 
 
 def _footer_of(columns: Columns, named: str | None) -> _Footer:

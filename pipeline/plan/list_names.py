@@ -3,14 +3,18 @@
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.carry.columns import NO_CARRY, Carry
+from pipeline.carry.values import MOST_LISTED_BYTES, PlainRow, bounded, converted
 from pipeline.formats.parquet import open_parquet
 from pipeline.formats.parquet_columns import Columns, NoImageColumn, is_text, plain_type
+from pipeline.plan.carry_choice import CarryChoice
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.retries import is_transient
 from pipeline.storage.urls import mask
@@ -20,9 +24,12 @@ LIST_COLUMNS = (
     "url", "uri", "image_url", "image_uri", "img_url", "img_uri", "file_url", "file_uri", "path",
     "image_path", "img_path", "file_path", "file_name",
 )  # fmt: skip
+# What a list says of an object: the carried values, and how many could not be carried.
+Said = tuple[PlainRow, int] | None
 HEAD_BYTES = 4096  # bytes at the start of a text that show its encoding
 LONGEST_LINE = 1 << 20  # characters; no address is longer
 ROWS_AT_ONCE = 1 << 14  # rows of a Parquet list that are decoded together
+CARRYING_ROWS_AT_ONCE = 1 << 8  # the same, with carried values, which may be long
 _MARKS = (  # what a text in Unicode may begin with
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -40,7 +47,7 @@ def names_in_text(fs: AbstractFileSystem, path: str) -> Iterator[str]:
     kept, as Python keeps those of local names. Raises InputError if the file is no text.
     """
     with open_object(fs, path) as file:
-        encoding = _encoding(file.read(HEAD_BYTES), path)
+        encoding = encoding_of(file.read(HEAD_BYTES), path)
         file.seek(0)
         errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
         text = io.TextIOWrapper(file, encoding, errors)  # it takes \r\n, \r and \n for line ends
@@ -58,7 +65,7 @@ def names_in_text(fs: AbstractFileSystem, path: str) -> Iterator[str]:
                 yield _unquoted(name)
 
 
-def _encoding(head: bytes, path: str) -> str:
+def encoding_of(head: bytes, path: str) -> str:
     """The encoding of a text by its first bytes."""
     for mark, encoding in _MARKS:
         if head.startswith(mark):
@@ -88,8 +95,13 @@ def _unquoted(name: str) -> str:
     return name[1:-1] if quoted and name[0] not in name[1:-1] else name
 
 
-def names_in_parquet(fs: AbstractFileSystem, path: str) -> Iterator[str]:
-    """The names in a Parquet file. Raises InputError if it has no column of addresses."""
+def names_in_parquet(
+    fs: AbstractFileSystem, path: str, choice: CarryChoice | None = None
+) -> Iterator[tuple[str, Said]]:
+    """The names in a Parquet file, each with the values that `choice` carries along.
+
+    Raises InputError if it has no column of addresses, or not those that are to be carried along.
+    """
     with open_object(fs, path) as file:
         parquet = open_parquet(file)
         columns = _address_columns(parquet.schema_arrow)
@@ -99,17 +111,45 @@ def names_in_parquet(fs: AbstractFileSystem, path: str) -> Iterator[str]:
                 f"the list {mask(path)} has no column of text named {first} or {second} (nor "
                 f"{', '.join(others)})"
             )
-        if len(columns) > 1:
-            print(
-                f"{mask(path)}: addresses are read from column {columns[0]}, not from "
-                f"{', '.join(columns[1:])}",
-                file=sys.stderr,
-            )
-        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns[:1]):
-            values = batch.column(0).cast(pa.large_string()).cast(pa.large_binary())
-            for value in values.to_pylist():
+        print_choice(path, columns)
+        carry = choice.choose_for_list(path, parquet.schema_arrow) if choice else NO_CARRY
+        read = list(dict.fromkeys([columns[0], *(column.name for column in carry.columns)]))
+        rows = CARRYING_ROWS_AT_ONCE if carry else ROWS_AT_ONCE
+        for batch in parquet.iter_batches(rows, columns=read):
+            values = batch.column(columns[0]).cast(pa.large_string()).cast(pa.large_binary())
+            for value, said in zip(values.to_pylist(), _said(batch, carry), strict=False):
                 if value and (name := value.decode("utf-8", "surrogateescape").strip()):
-                    yield name
+                    yield name, said
+
+
+def print_choice(path: str, columns: Sequence[str]) -> None:
+    """Print which of several columns the addresses are read from: the first."""
+    if len(columns) > 1:
+        print(
+            f"{mask(path)}: addresses are read from column {columns[0]}, not from "
+            f"{', '.join(columns[1:])}",
+            file=sys.stderr,
+        )
+
+
+def _said(batch: pa.RecordBatch, carry: Carry) -> Iterator[Said]:
+    """What the rows of a list say of the objects that they name."""
+    if not carry:
+        return repeat(None)
+    found = [converted(batch.column(column.name), column.type) for column in carry.columns]
+    names = [column.name for column in carry.columns]
+    return (
+        _bounded(
+            dict(zip(names, (values[row] for values, _ in found), strict=True)),
+            sum(lost[row] for _, lost in found),
+        )
+        for row in range(len(batch))
+    )
+
+
+def _bounded(values: PlainRow, lost: int) -> Said:
+    row, more = bounded(values, MOST_LISTED_BYTES)
+    return row, lost + more
 
 
 def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:
@@ -126,11 +166,15 @@ def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:
 
 def _address_columns(schema: pa.Schema) -> list[str]:
     """The names of the columns of text that hold addresses, the likeliest first."""
-    plain = [_plain(name) for name in LIST_COLUMNS]
-    texts = [
+    return address_names(
         field.name for field in schema if is_text(plain_type(field.type)) and "." not in field.name
-    ]
-    found = {name: plain.index(_plain(name)) for name in texts if _plain(name) in plain}
+    )
+
+
+def address_names(names: Iterable[str]) -> list[str]:
+    """Those of some names of columns that are called addresses, the likeliest first."""
+    plain = [_plain(name) for name in LIST_COLUMNS]
+    found = {name: plain.index(_plain(name)) for name in names if _plain(name) in plain}
     return sorted(found, key=lambda name: (found[name], name not in LIST_COLUMNS))
 
 

@@ -13,6 +13,7 @@ from pipeline.formats.image_names import IMAGE_SUFFIXES, is_image, needs_package
 from pipeline.formats.members import make_member
 from pipeline.formats.parquet import PARQUET_SUFFIXES
 from pipeline.formats.tars import TAR_SUFFIXES
+from pipeline.plan.carry_choice import CarryChoice
 from pipeline.plan.lists import is_list, read_url_list
 from pipeline.plan.walk import walk
 from pipeline.schema import Member
@@ -76,6 +77,7 @@ def list_objects(
     format: str,
     leave_out: str | None = None,
     is_of_output: Callable[[str], bool] = lambda _: False,
+    choice: CarryChoice | None = None,
 ) -> Iterator[ListedObject]:
     """Yield every object under INPUT with its kind, or with the reason why it is left out.
 
@@ -83,7 +85,7 @@ def list_objects(
     order. `leave_out` is a URL whose objects are not input, because OUTPUT may be a folder of
     INPUT. Images and archives there are left out with a reason, and OUTPUT's own files without.
     `is_of_output` says of each path below INPUT, in the order of names, whether it is that of a
-    file of another OUTPUT.
+    file of another OUTPUT. `choice` is asked which columns of a list are carried along.
 
     Raises InputError if a Parquet list of URLs has no column of URLs, if INPUT lies in OUTPUT, or
     if it is a folder and --format says that it is a list.
@@ -92,7 +94,7 @@ def list_objects(
     info = object_info(fs, root)
     if info["type"] == "file":
         if format == "urls" or (format == "auto" and is_list(fs, root)):
-            for member, is_repeated in read_url_list(fs, root):
+            for member, is_repeated in read_url_list(fs, root, choice):
                 kind = kind_of(member.uri, "auto", listed=True)
                 yield member, REPEATED if is_repeated else kind
         else:

@@ -21,7 +21,9 @@ from fsspec import AbstractFileSystem
 
 from pipeline.formats.members import make_member, readable_name
 from pipeline.formats.parquet import PARQUET_SUFFIXES
-from pipeline.plan.list_names import is_parquet_list, names_in_parquet, names_in_text
+from pipeline.plan.carry_choice import CarryChoice
+from pipeline.plan.list_csv import CSV_SUFFIXES, is_csv_list, names_in_csv
+from pipeline.plan.list_names import Said, is_parquet_list, names_in_parquet, names_in_text
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member
 from pipeline.storage.availability import (
     OTHERS,
@@ -53,8 +55,13 @@ _OTHER_FORMS = re.compile(r"file:(?://localhost(?=/)|(?=/(?!/)))", re.IGNORECASE
 
 
 def is_list(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether a file is a list of URLs: text, or Parquet with addresses and without images."""
+    """Whether a file is a list of URLs: text, or CSV or Parquet with a column of addresses.
+
+    A Parquet file with a column of images is none.
+    """
     name = _file_name(fs, path).lower()
+    if name.endswith(CSV_SUFFIXES):
+        return is_csv_list(fs, path)
     return name.endswith(".txt") or (name.endswith(PARQUET_SUFFIXES) and is_parquet_list(fs, path))
 
 
@@ -63,47 +70,62 @@ def _file_name(fs: AbstractFileSystem, path: str) -> str:
     return re.split("[?#]", path, maxsplit=1)[0] if "http" in fs.protocol else path
 
 
-def read_url_list(fs: AbstractFileSystem, path: str) -> Iterator[tuple[Member, bool]]:
+def read_url_list(
+    fs: AbstractFileSystem, path: str, choice: CarryChoice | None = None
+) -> Iterator[tuple[Member, bool]]:
     """The objects that a list names, in its order, and whether it named the object before.
+
+    They have the values of the columns that `choice` carries along, if the list has columns.
 
     Relative names are below the folder of the list. A remote list may name remote objects only:
     `NOT_ALLOWED` marks the others. `UNREACHED` marks those whose store fails, while others answer.
 
     Raises InputError if the list is empty, or no list, and StorageUnavailable if no store answers.
     """
-    in_parquet = _file_name(fs, path).lower().endswith(PARQUET_SUFFIXES)
-    names = partial(names_in_parquet if in_parquet else names_in_text, fs, path)
+    name = _file_name(fs, path).lower()
+    in_parquet = name.endswith(PARQUET_SUFFIXES)
+    in_csv = name.endswith(CSV_SUFFIXES) and is_csv_list(fs, path)
+
+    def entries(choice: CarryChoice | None = None) -> Iterator[tuple[str, Said]]:
+        if in_parquet:
+            return names_in_parquet(fs, path, choice)
+        if in_csv:
+            return names_in_csv(fs, path, choice)
+        return ((name, None) for name in names_in_text(fs, path))
+
     folder = uri(fs, _file_name(fs, path)).rsplit("/", 1)[0]
 
     def urls() -> Iterator[str]:
-        return (absolute_url(name, folder) for name in names())
+        return (absolute_url(name, folder) for name, _ in entries())
 
     lookup = _Lookup(urls, remote_list=not is_local(folder))
-    marked = _mark_repeated(urls())
+    marked = _mark_repeated((absolute_url(name, folder), said) for name, said in entries(choice))
     numbers = _Numbers()
     count = 0
     forget_stores()  # of another list
     with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
         while some := list(islice(marked, LOOKED_UP_TOGETHER)):
-            for found in pool.map(lookup.member_unless_repeated, some):
+            looked_up = pool.map(lookup.member_unless_repeated, some)
+            for found, (_, _, said) in zip(looked_up, some, strict=True):
                 count += 1
                 if isinstance(found, str):
                     yield Member(readable_name(found), UNSEEN, -1), True
                 else:
                     member = numbers.with_own_identity(found)
-                    yield member or found, member is None
+                    own = member or found
+                    yield own if said is None else replace(own, carried=said), member is None
     if not count:
         raise InputError(
             f"the list {mask(path)} names nothing: write one address or path on each line"
         )
 
 
-def _mark_repeated(urls: Iterator[str]) -> Iterator[tuple[str, bool]]:
-    """The URLs, and whether the same one, letter by letter, came before."""
+def _mark_repeated(entries: Iterator[tuple[str, Said]]) -> Iterator[tuple[str, bool, Said]]:
+    """The URLs, whether the same one came before, letter by letter, and what the list says."""
     seen: set[bytes] = set()
-    for url in urls:
+    for url, said in entries:
         digest = _digest(url)
-        yield url, digest in seen
+        yield url, digest in seen, said
         seen.add(digest)
 
 
@@ -164,9 +186,9 @@ class _Lookup:
         self._lock = threading.Lock()
         self._knows_stores = False
 
-    def member_unless_repeated(self, marked: tuple[str, bool]) -> Member | str:
+    def member_unless_repeated(self, marked: tuple[str, bool, Said]) -> Member | str:
         """An object; its address if it is repeated, and was looked at before."""
-        url, is_repeated = marked
+        url, is_repeated, _ = marked
         return url if is_repeated else self.member(url)
 
     def member(self, url: str) -> Member:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.formats.counting import COUNT
 from pipeline.formats.members import readable_name
 from pipeline.isolation.child import Answers, Child, ChildFailed
+from pipeline.plan.carry_choice import CarryChoice, parse_carry
 from pipeline.plan.contents import HeadReader, Looks
 from pipeline.plan.digests import (
     NOTHING_KNOWN,
@@ -60,6 +61,8 @@ class Plan:
     image_columns: dict[str, int] = field(default_factory=dict)
     # The first object that is not read, by reason: its name below INPUT.
     first_left_out: dict[str, str] = field(default_factory=dict)
+    # Number of new Parquet files that lack a column to be carried along, by column.
+    files_without: dict[str, int] = field(default_factory=dict)
 
 
 def plan_shards(
@@ -72,6 +75,7 @@ def plan_shards(
     id_column: str | None = None,
     access: str | None = None,
     is_of_output: Callable[[str], bool] = lambda _: False,
+    carry: str | None = None,
 ) -> Plan:
     """Shards of all objects under INPUT whose (`identity` of the uri, etag) is not `known`.
 
@@ -79,9 +83,10 @@ def plan_shards(
     counted. Objects under `output` are not input. Images and ids of Parquet files are in
     `image_column` and `id_column`; None: in those that the reader finds. `access` is how the stores
     of INPUT are asked, from now on in this process. `is_of_output` finds files of other OUTPUTs, as
-    in `list_objects`.
+    in `list_objects`. `carry` names the columns that images carry along, as --carry does.
 
-    Raises InputError if INPUT is missing, forbidden or holds nothing to label.
+    Raises InputError if INPUT is missing, forbidden or holds nothing to label, or if a column that
+    is to be carried along is not there.
     """
     if format not in FORMATS:
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
@@ -89,14 +94,24 @@ def plan_shards(
     fs, root = open_location(input_url, "INPUT")
     base = readable_name(uri(fs, root))
     looks = Looks()
+    choice = CarryChoice(parse_carry(carry), access)
     compared = _Comparison(
-        known, FooterReader(looks, base, image_column, access), HeadReader(looks)
+        known,
+        FooterReader(looks, base, image_column, access, choice),
+        HeadReader(looks),
+        choice,
     )
-    new = compared.select_new(_list_in_chunks(input_url, format, output, is_of_output))
+    new = compared.select_new(_list_in_chunks(input_url, format, output, is_of_output, choice))
     found = (
-        replace(shard, image_column=image_column, id_column=id_column, access=access)
+        replace(
+            shard,
+            image_column=image_column,
+            id_column=id_column,
+            access=access,
+            carry=choice.of_list,
+        )
         if shard.kind == "parquet"
-        else replace(shard, access=access)
+        else replace(shard, access=access, carry=choice.of_list)
         for shard in _group_into_shards(identity(uri(fs, root)).rstrip("/"), new)
     )
     shards = write_shards(
@@ -109,6 +124,8 @@ def plan_shards(
             f"files ({left_out_as_text(compared.left_out, first) or 'it is empty'})"
             + (f". The first of them: {error}" if (error := compared.footers.error) else "")
         )
+    if compared.planned and not choice.of_list:
+        shards = shards.with_carry(choice.choose())
     known_and_same = compared.wanted - compared.planned
     return Plan(
         shards,
@@ -122,6 +139,7 @@ def plan_shards(
         compared.gone_uris(),
         dict(compared.footers.columns),
         first,
+        choice.files_without(),
     )
 
 
@@ -145,11 +163,15 @@ def _first_as_text(count: int, first: str | None) -> str:
 
 
 def _list_in_chunks(
-    input_url: str, format: str, output: str | None, is_of_output: Callable[[str], bool]
+    input_url: str,
+    format: str,
+    output: str | None,
+    is_of_output: Callable[[str], bool],
+    choice: CarryChoice,
 ) -> Iterator[list[ListedObject]]:
     """The listing of INPUT in chunks of up to CHUNK objects."""
     with explain_errors("INPUT", input_url):
-        objects = list_objects(input_url, format, output, is_of_output)
+        objects = list_objects(input_url, format, output, is_of_output, choice)
         while chunk := list(islice(objects, CHUNK)):
             yield chunk
 
@@ -157,8 +179,8 @@ def _list_in_chunks(
 class _Comparison:
     """Compares a listing with the known objects while the listing arrives."""
 
-    def __init__(self, known: Known, footers: FooterReader, heads: HeadReader):
-        self.known, self.footers, self._heads = known, footers, heads
+    def __init__(self, known: Known, footers: FooterReader, heads: HeadReader, choice: CarryChoice):
+        self.known, self.footers, self._heads, self._choice = known, footers, heads, choice
         self.wanted = self.planned = self.changed = self.again = 0
         self.of_other_format = self.unreached = self.unversioned = 0
         self.left_out: Counter[str] = Counter()
@@ -180,6 +202,7 @@ class _Comparison:
                 rows = self._leave_out_known(rows)
             rows = self._leave_out_no_images(rows)
             self.planned += len(rows)
+            self._choice.note_new(rows)
             yield from rows
 
     def _count_left_out(self, rows: Sequence[ListedObject]) -> None:
@@ -229,6 +252,7 @@ class _Comparison:
         self.unreached += int((self._is_of_input(positions) & is_unreached).sum())
         self.changed += int(labelled.sum() - same.sum())
         self.again += int(is_known.sum() - labelled.sum())
+        self._choice.note_known(rows[row][1] for row in np.flatnonzero(same))
         return [rows[row] for row in np.flatnonzero(~same)]
 
     def gone_uris(self) -> pa.Array:

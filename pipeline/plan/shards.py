@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.carry.columns import (
+    CARRIED,
+    NO_CARRY,
+    NOT_CARRIED,
+    Carry,
+    carried_part,
+    carry_of_struct,
+    own_part,
+)
+from pipeline.carry.values import PlainRow, plain_rows, struct_array
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.files import local_copy, open_location, open_object, write_whole
 from pipeline.storage.parquet import read_group, read_tables, write_parquet
@@ -35,6 +45,22 @@ PLAN = pa.schema(
         ("access", pa.string()),
     ]
 )
+
+
+def plan_schema(carry: Carry) -> pa.Schema:
+    """PLAN of a run that carries columns along.
+
+    Of each member it has what its list says of it; null if no list says it. So the plan also says
+    which columns are carried, and of which types.
+    """
+    if not carry:
+        return PLAN
+    carried = pa.field(CARRIED, pa.list_(carry.struct))
+    return pa.schema([*PLAN, carried, pa.field(NOT_CARRIED, pa.list_(pa.int32()))])
+
+
+# The names that a plan may have, whatever the types of the carried values.
+_READABLE = pa.schema([*PLAN, (CARRIED, pa.null()), (NOT_CARRIED, pa.null())])
 # A row group has 1/256 of the number of shards before it: 512 shards make 512 row groups, and a
 # million shards make 2,400.
 GROUP_SHARE = 256
@@ -74,8 +100,24 @@ class Shards:
             yield from shards_of_table(table)
 
     def tables(self) -> Iterator[pa.Table]:
-        """All shards as tables of schema PLAN, with some shards each."""
-        return read_plan_tables(str(self.path))
+        """All shards as tables of schema `plan_schema(self.carry)`, with some shards each."""
+        return read_plan_tables(str(self.path), carried=True)
+
+    @cached_property
+    def carry(self) -> Carry:
+        """The columns that the images of these shards carry along."""
+        return _carry_of_plan(pq.read_schema(self.path))
+
+    def with_carry(self, carry: Carry) -> "Shards":
+        """The same shards, which carry columns along of which no list says anything."""
+        if not carry:
+            return self
+        schema = plan_schema(carry)
+        return write_shards(_completed(table, schema) for table in self.tables())
+
+    def without_carried(self) -> "Shards":
+        """The same shards without what lists say of their members, which the tables hold."""
+        return write_shards(read_plan_tables(str(self.path))) if self.carry else self
 
     def names(self) -> list[str]:
         """The names of all shards, in their order."""
@@ -132,22 +174,28 @@ def _was_seen(member: Member) -> bool:
 
 
 def write_shards(tables: Iterable[pa.Table]) -> Shards:
-    """Write tables of schema PLAN into a temporary file as they arrive, and return its Shards."""
+    """Write tables of one `plan_schema` into a temporary file as they arrive; return its Shards."""
+    rest = iter(tables)
+    first = next(rest, PLAN.empty_table())
     descriptor, name = tempfile.mkstemp(prefix="detr-batch-", suffix=".parquet")
     result = Shards(Path(name))
     with open(descriptor, "w+b") as file:
         # Addresses are always read from start to end, so dictionaries and statistics do not help.
         write_parquet(
-            file, PLAN, _row_groups(tables), use_dictionary=["kind"], write_statistics=False
+            file,
+            first.schema,
+            _row_groups(chain([first], rest)),
+            use_dictionary=["kind"],
+            write_statistics=False,
         )
     return result
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Regroup tables of schema PLAN into the row groups of a file."""
+    """Regroup tables of a plan into the row groups of a file."""
     count, waiting = 0, PLAN.empty_table()
     for table in tables:
-        waiting = pa.concat_tables([waiting, table])
+        waiting = pa.concat_tables([waiting, table]) if len(waiting) else table
         while len(waiting) >= (group := max(1, count // GROUP_SHARE)):
             yield waiting.slice(0, group)
             count, waiting = count + group, waiting.slice(group)
@@ -162,22 +210,34 @@ def tables_of_shards(shards: Iterable[Shard]) -> Iterator[pa.Table]:
         yield table_of_shards(some)
 
 
-def read_plan_tables(url: str, columns: Sequence[str] = PLAN.names) -> Iterator[pa.Table]:
+def read_plan_tables(
+    url: str, columns: Sequence[str] = PLAN.names, carried: bool = False
+) -> Iterator[pa.Table]:
     """Yield the shards of the plan at `url` as tables of schema PLAN, with some shards each.
 
-    Plans of this version and of earlier versions can be read. Raises DamagedFile if the file is not
-    whole.
+    With `carried` they have what the plan carries along too. Plans of this version and of earlier
+    versions can be read. Raises DamagedFile if the file is not whole.
     """
     with local_copy(*open_location(url, "OUTPUT")) as file:
-        for table in read_tables(file, url, PLAN, columns, ROWS_AT_ONCE):
-            yield _complete(table, columns)
+        wanted = [*columns, CARRIED, NOT_CARRIED] if carried else columns
+        own = pa.schema([PLAN.field(name) for name in columns])
+        for table in read_tables(file, url, _READABLE, wanted, ROWS_AT_ONCE):
+            yield _completed(table, pa.schema([*own, *carried_part(table).schema]))
 
 
-def _complete(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """A table with `columns` of schema PLAN; null where the table lacks them."""
-    nulls = {name: pa.nulls(len(table), PLAN.field(name).type) for name in columns}
-    given = {name: table[name] for name in table.column_names}
-    return pa.table({**nulls, **given}, schema=pa.schema([PLAN.field(name) for name in columns]))
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with the columns of `schema`; null where it lacks them."""
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _carry_of_plan(schema: pa.Schema) -> Carry:
+    if CARRIED not in schema.names:
+        return NO_CARRY
+    return carry_of_struct(schema.field(CARRIED).type.value_type)
 
 
 def read_shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[Shard]:
@@ -186,13 +246,13 @@ def read_shards_of_group(url: str, group: int, rows: Sequence[int]) -> Iterator[
     Raises DamagedFile if a page that is read is damaged.
     """
     with open_object(*open_location(url, "OUTPUT")) as file:
-        table = read_group(file, url, PLAN, group)
+        table = read_group(file, url, _READABLE, group)
     for row in rows:
         yield from shards_of_table(table.slice(row, 1))
 
 
 def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
-    """Shards as a table of schema PLAN, one row per shard."""
+    """Shards that carry the same columns along as a table of `plan_schema`, one row per shard."""
     every = [member for shard in shards for member in shard.members]
     flat = pa.StructArray.from_arrays(
         [
@@ -202,23 +262,47 @@ def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
         ],
         fields=list(_MEMBER),
     )
+    lengths = np.array([len(shard.members) for shard in shards], np.int64)
     columns = [
         [shard.shard for shard in shards],
         [shard.kind for shard in shards],
-        _list_array(flat, np.array([len(shard.members) for shard in shards], np.int64)),
+        _list_array(flat, lengths),
         [shard.limit for shard in shards],
         [shard.image_column for shard in shards],
         [shard.id_column for shard in shards],
         [shard.access for shard in shards],
     ]
-    return pa.table(columns, schema=PLAN)
+    own = pa.table(columns, schema=PLAN)
+    carry = shards[0].carry if shards else NO_CARRY
+    if not carry:
+        return own
+    if not any(member.carried for member in every):
+        return _completed(own, plan_schema(carry))
+    said = [member.carried or ({}, 0) for member in every]
+    values = struct_array([row for row, _ in said], carry)
+    lost = pa.array([count for _, count in said], pa.int32())
+    lists = [_list_array(one, lengths) for one in (values, lost)]
+    return pa.table([*own.columns, *lists], schema=plan_schema(carry))
 
 
 def shards_of_table(table: pa.Table) -> list[Shard]:
-    """The shards of a table of schema PLAN; the inverse of `table_of_shards`."""
+    """The shards of a table of a plan; the inverse of `table_of_shards`."""
+    carry = _carry_of_plan(table.schema)
+    rows = own_part(table).to_pylist()
+    said: Iterator[tuple[PlainRow, int] | None] = repeat(None)
+    if carry and not table[CARRIED].null_count:
+        lists = [table[name].combine_chunks() for name in (CARRIED, NOT_CARRIED)]
+        values, lost = (pc.list_flatten(one) for one in lists)
+        said = zip(plain_rows(values), lost.to_pylist(), strict=True)
     return [
-        Shard(**{**row, "members": tuple(Member(**member) for member in row["members"])})
-        for row in table.to_pylist()
+        Shard(
+            **{
+                **row,
+                "members": tuple(Member(**one, carried=next(said)) for one in row["members"]),
+                "carry": carry,
+            }
+        )
+        for row in rows
     ]
 
 
@@ -232,7 +316,7 @@ def _list_array(
 ) -> pa.ListArray:
     """The elements of `flat` as lists with the given lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, PLAN.field("members").type)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, pa.list_(flat.type))
 
 
 def _suspicious_uris(table: pa.Table) -> list[str]:

@@ -19,6 +19,7 @@ from model.description import Load
 from model.detectors import load
 from model.errors import CheckpointError, UnknownName
 from model.host_memory import keep_freed_memory
+from pipeline.carry.columns import carried_part, joined
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import BOX, DETECTED, OK
 from pipeline.stages.batcher import Batcher
@@ -149,7 +150,7 @@ def _detected(
         "processed_at": pa.array([datetime.now(UTC)] * len(table), pa.timestamp("us", "UTC")),
     }
     columns = [made[name] if name in made else table[name] for name in DETECTED.names]
-    return pa.table(columns, schema=DETECTED)
+    return joined(pa.table(columns, schema=DETECTED), carried_part(table))
 
 
 def _boxes(outcomes: Sequence[Outcome]) -> pa.StructArray:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.resize import ResizeRule
+from pipeline.carry.columns import carried_part, joined, own_part
 from pipeline.isolation.child import (
     Answers,
     Child,
@@ -81,17 +82,19 @@ class Preparer:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Convert an ENCODED table to PREPARED tables, each of about BYTES_PER_TABLE of pixels."""
         rows: list[Row] = []
-        size = 0
-        inputs = table.to_pylist()
+        size = first = 0
+        inputs, carried = own_part(table).to_pylist(), carried_part(table)
         decoded = self._decode_in_child([row["encoded"] for row in inputs if row["status"] == OK])
         for row in inputs:
             rows.append(_prepared_row(row, next(decoded) if row["status"] == OK else {}))
             size += len(rows[-1]["pixels"] or b"")
             if size >= BYTES_PER_TABLE:
-                yield table_of_rows(rows, PREPARED)
+                part = carried.slice(first, len(rows))
+                yield joined(table_of_rows(rows, PREPARED), part)
+                first += len(rows)
                 rows, size = [], 0
         if rows:
-            yield table_of_rows(rows, PREPARED)
+            yield joined(table_of_rows(rows, PREPARED), carried.slice(first))
         # The stream is read to its end, because an unfinished stream kills its child process.
         assert next(decoded, None) is None
         self._report_missing_sandbox()

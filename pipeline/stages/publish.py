@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.carry.columns import CARRIED, NOT_CARRIED, carry_of_rows
 from pipeline.plan.remaining import Staged
-from pipeline.schema import DETECTIONS, IMAGES
+from pipeline.schema import DETECTIONS, IMAGES, images_schema
 from pipeline.stages.box_overlaps import NearDuplicates, count_near_duplicates
 from pipeline.stages.staged import read_staged_block, remove_staged_block
 from pipeline.storage.errors import DamagedFile, OutputError
@@ -75,6 +76,9 @@ class PartFile:
     # of one class, and of all boxes.
     near_of_class: int = 0
     near_of_any: int = 0
+    # Of `images`: the values that could not be carried along (carry/columns.py). It is in the
+    # report, and not in the manifest.
+    not_carried: int = 0
 
 
 def reconcile(planned: Sequence[str], staged: Staged) -> None:
@@ -146,8 +150,12 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
         write_part(target.output, target.part_name.format(table=name, number=part.number), table)
         for name, table in tables.items()
     )
+    lost = pc.sum(rows[NOT_CARRIED]).as_py() if NOT_CARRIED in rows.column_names else 0
     near = _near_duplicates(rows)
-    return [images, replace(detections, near_of_class=near.same_class, near_of_any=near.any_class)]
+    return [
+        replace(images, not_carried=lost or 0),
+        replace(detections, near_of_class=near.same_class, near_of_any=near.any_class),
+    ]
 
 
 def _near_duplicates(rows: pa.Table) -> NearDuplicates:
@@ -198,7 +206,10 @@ def _number_images(rows: pa.Table) -> pa.Table:
 
 
 def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
-    """Convert a DETECTED table to an IMAGES table, with one row per image."""
+    """Convert a DETECTED table to an IMAGES table, with one row per image.
+
+    What the rows carry along becomes columns behind those of IMAGES.
+    """
     flat, starts, lengths = _flatten_boxes(rows)
     best = pa.array(starts, mask=lengths == 0)  # the first box of an image has the highest score
     columns = {
@@ -212,7 +223,10 @@ def images_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
         columns.get(name, rows[name] if name in rows.column_names else None)
         for name in IMAGES.names
     ]
-    return pa.table(arrays, schema=IMAGES)
+    carry = carry_of_rows(rows.schema)
+    if carry:
+        arrays += rows[CARRIED].combine_chunks().flatten()
+    return pa.table(arrays, schema=images_schema(carry))
 
 
 def _flatten_boxes(rows: pa.Table) -> tuple[pa.Array, Numbers, Numbers]:
@@ -252,7 +266,7 @@ def sort_by_label(detections: pa.Table) -> pa.Table:
 
 
 def write_part(output: str, name: str, table: pa.Table) -> PartFile:
-    """Write a table of schema IMAGES or DETECTIONS to the path `name` below OUTPUT."""
+    """Write a table of `images_schema` or of DETECTIONS to the path `name` below OUTPUT."""
     buffer = io.BytesIO()
     pq.write_table(
         table,

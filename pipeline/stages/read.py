@@ -6,9 +6,12 @@ therefore does not end the worker.
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 
+from pipeline.carry.columns import CARRIED, NO_CARRY, NOT_CARRIED, Carry, with_carried
+from pipeline.carry.values import struct_array
 from pipeline.formats.rows import MAX_ENCODED_BYTES, failed_image
 from pipeline.isolation.child import (
     Answers,
@@ -24,7 +27,6 @@ from pipeline.schema import (
     CORRUPT_SHARD,
     EMPTY_SHARD,
     ENCODED,
-    FETCHED,
     NOTHING_DONE,
     OK,
     TIMED_OUT,
@@ -33,6 +35,7 @@ from pipeline.schema import (
     WORKER_CRASH,
     Done,
     Shard,
+    fetched_schema,
 )
 from pipeline.storage.errors import InputError, StorageUnavailable
 from pipeline.storage.urls import identity
@@ -56,18 +59,31 @@ def _is_plausible(row: Row) -> bool:
     return told and (row["status"] == OK) == (row["encoded"] is not None)
 
 
-def reading_child(preload: str) -> Child:
-    """A child whose functions yield rows of FETCHED. It has this process's credentials."""
+def reading_child(preload: str, carry: Carry = NO_CARRY) -> Child:
+    """A child whose functions yield rows of `fetched_schema`. It has this process's credentials."""
     errors = StorageUnavailable, InputError
-    answers = Answers(FETCHED, MAX_ENCODED_BYTES, errors, _is_plausible)
+    answers = Answers(fetched_schema(carry), MAX_ENCODED_BYTES, errors, _is_plausible)
     return Child(answers, preload, opens_stores=True)
 
 
-_child = reading_child("pipeline.formats.read")  # the worker's child, reused for all its shards
+READ_ROWS = "pipeline.formats.read"
+_child = reading_child(READ_ROWS)  # the worker's child, reused for all its shards
+
+
+def _child_for(carry: Carry) -> Child:
+    """The worker's child, which answers what a run carries along. A worker serves one run."""
+    global _child
+    schema = fetched_schema(carry)
+    if _child.answers.schema != schema:
+        _child.close()
+        _child = reading_child(READ_ROWS, carry)
+    return _child
 
 
 def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
     """Yield the images of a shard as ENCODED tables, without the images in `done`.
+
+    They have what the shard carries along too (carry/columns.py).
 
     The last image is read again if no staged row marks it as the last.
 
@@ -82,17 +98,27 @@ def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
         table.append(row)
         size += len(row["encoded"] or b"")
         if len(table) >= ROWS_PER_TABLE or size >= BYTES_PER_TABLE:
-            yield table_of_rows(table, ENCODED)
+            yield _encoded(table, shard.carry)
             table, size = [], 0
     if table:
-        yield table_of_rows(table, ENCODED)
+        yield _encoded(table, shard.carry)
+
+
+def _encoded(rows: list[Row], carry: Carry) -> pa.Table:
+    """The ENCODED table of some rows of a shard."""
+    own = table_of_rows(rows, ENCODED)
+    if not carry:
+        return own
+    values = struct_array([row.get(CARRIED) for row in rows], carry)
+    lost = pa.array([row.get(NOT_CARRIED) or 0 for row in rows], pa.int32())
+    return pa.table([*own.columns, values, lost], schema=with_carried(ENCODED, carry))
 
 
 def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
     """Rows with their position. One row is held back, so that the last row can be marked."""
     previous: Row | None = None
     count = 0
-    for row in _time_rows(_read_in_child(shard)):
+    for row in _time_rows(_add_said(_read_in_child(shard), shard)):
         if shard.limit is not None and count == shard.limit:
             break
         if previous is not None:
@@ -115,6 +141,13 @@ def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
     yield {**previous, "shard_size": count}
 
 
+def _add_said(rows: Iterator[Row], shard: Shard) -> Iterator[Row]:
+    """Rows with what a list says of their objects, if it says anything."""
+    for number, row in enumerate(rows):
+        said = shard.members[number if shard.kind == "files" else 0].carried
+        yield row if said is None else {**row, CARRIED: said[0], NOT_CARRIED: said[1]}
+
+
 def _rows_of_lost_images(shard: Shard, last: Row, stop: int) -> Iterator[Row]:
     """Rows for the positions behind `last` that the shard had when it was first read.
 
@@ -135,6 +168,10 @@ def _rows_of_lost_images(shard: Shard, last: Row, stop: int) -> Iterator[Row]:
 def _read_in_child(shard: Shard) -> Iterator[Row]:
     """Rows of the shard's reader, which runs in the child."""
 
+    # The child need not know what a list says.
+    members = tuple(replace(member, carried=None) for member in shard.members)
+    asked = replace(shard, members=members) if shard.carry else shard
+
     def instead(number: int, why: ChildFailed) -> Row:
         status = TIMED_OUT if isinstance(why, ChildStuck) else WORKER_CRASH
         if shard.kind == "files":
@@ -146,9 +183,9 @@ def _read_in_child(shard: Shard) -> Iterator[Row]:
         return failed_image(member, name, status, f"while the archive was read: {why}")
 
     return read_rows_in_child(
-        _child,
-        "pipeline.formats.read:read_rows",
-        lambda number: (shard, number),
+        _child_for(shard.carry),
+        f"{READ_ROWS}:read_rows",
+        lambda number: (asked, number),
         READ_SECONDS,
         instead,
         go_on=shard.kind == "files",

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.carry.columns import carry_of_rows, with_carried
 from pipeline.schema import DETECTED, OK, Receipt
 from pipeline.storage import retries
 from pipeline.storage.files import join, open_location, write_whole
@@ -39,10 +40,11 @@ def stage(table: pa.Table, staging: str) -> Receipt:
     All rows of a run pass here. Their errors are written without secrets.
     """
     began, before = time.perf_counter(), retries.repeated
-    table = _mask_errors(table.select(DETECTED.names).cast(DETECTED))
+    schema = with_carried(DETECTED, carry_of_rows(table.schema))
+    table = _mask_errors(table.select(schema.names).cast(schema))
     name = block_name(table)
     buffer = io.BytesIO()
-    write_parquet(buffer, DETECTED, [table])
+    write_parquet(buffer, schema, [table])
     fs, path = open_location(join(staging, name), "staging")
     write_whole(fs, path, buffer.getvalue())
     receipt = receipt_of(table, name)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.carry.columns import CARRIED, NOT_CARRIED, carried_part
 from pipeline.plan.remaining import Staged, merge_ranges
 from pipeline.schema import DETECTED, RANGES
 from pipeline.storage.errors import DamagedFile
@@ -43,20 +44,28 @@ def list_staged_files(staging: str) -> list[str]:
     return sorted(name for name in names if name.startswith("block-"))
 
 
-def read_staged_block(staging: str, name: str, columns: Sequence[str] = DETECTED.names) -> pa.Table:
+# The names that a block may have, whatever the types of the carried values.
+_READABLE = pa.schema([*DETECTED, (CARRIED, pa.null()), (NOT_CARRIED, pa.null())])
+
+
+def read_staged_block(
+    staging: str, name: str, columns: Sequence[str] = _READABLE.names
+) -> pa.Table:
     """Columns of a block under the URL `staging`. Raises DamagedFile if any byte is damaged."""
     url = join(staging, name)
     file = io.BytesIO(read_object(*open_location(url, "staging")))
-    schema = pa.schema([DETECTED.field(column) for column in columns])
+    own = pa.schema([DETECTED.field(column) for column in columns if column in DETECTED.names])
     tables = [
-        table if table.column_names == schema.names else _with_nulls(table, schema)
-        for table in read_tables(file, url, DETECTED, columns)
+        _completed(table, pa.schema([*own, *carried_part(table).schema]))
+        for table in read_tables(file, url, _READABLE, columns)
     ]
-    return pa.concat_tables([schema.empty_table(), *tables])
+    return pa.concat_tables(tables or [own.empty_table()])
 
 
-def _with_nulls(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table of a version before 0.2, with nulls in the columns that this version lacked."""
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with the columns of `schema`; null in those that versions before 0.2 lacked."""
+    if table.column_names == schema.names:
+        return table
     columns = [
         table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema

@@ -86,9 +86,14 @@ def _opened(file: BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
         file, buffer_size=PIECE, pre_buffer=False, page_checksum_verification=True
     )
     found = parquet.schema_arrow
-    if strange := [field.name for field in found if field not in schema]:
+    if strange := [field.name for field in found if not _is_expected(field, schema)]:
         raise pa.ArrowInvalid(f"strange columns {strange}")
     return parquet
+
+
+def _is_expected(field: pa.Field, schema: pa.Schema) -> bool:
+    """Whether `schema` has the field. One of type null stands for a field of any type."""
+    return field in schema or pa.field(field.name, pa.null()) in schema
 
 
 @contextmanager

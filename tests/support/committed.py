@@ -9,6 +9,7 @@ from jobs.output.catalog import read_catalog
 from jobs.output.log_writer import LogWriter
 from jobs.output.manifest import Manifest, make_manifest
 from jobs.output.store import OutputStore
+from pipeline.carry.columns import NO_CARRY, Carry
 from pipeline.stages.publish import PartFile, PublishTarget
 
 TOKEN = "f" * 32  # the writer's token in the names of all files that are made by hand
@@ -39,10 +40,11 @@ def commit_run(
     files: list[PartFile],
     counts: dict[str, int],
     replaces: Sequence[str] = (),
+    carry: Carry = NO_CARRY,
 ) -> Manifest:
     """Commit a run whose plan is plan.parquet, so that readers see it."""
     plan = f"{paths.run_folder(target.run_id)}/plan.parquet"
-    manifest = make_manifest(target, plan, source, files, counts, replaces)
+    manifest = make_manifest(target, plan, source, files, counts, replaces, carry=carry)
     writer = LogWriter(OutputStore(target.output))
     writer.token = TOKEN
     writer.first = replace(writer.first, token=TOKEN)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pyarrow.parquet import encryption
 
-from pipeline.formats import parquet
+from pipeline.formats import parquet, parquet_batches
 from pipeline.formats.read import read_rows
 from pipeline.plan.plan import plan_shards
 from pipeline.stages.read import read_shard
@@ -275,12 +275,12 @@ def test_values_of_a_dictionary_count_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One value of 20 kB stands in 2,000 rows of a file of 20 kB."""
-    monkeypatch.setattr(parquet, "MAX_ENCODED_BYTES", 60_000)
+    monkeypatch.setattr(parquet_batches, "MAX_ENCODED_BYTES", 60_000)
     table = pa.table({"image": [{"bytes": PHOTO + bytes(20_000)}] * 2000})
     path = write(tmp_path / "p.parquet", table, dictionary_pagesize_limit=1 << 30)
     column = pq.read_metadata(path).row_group(0).column(0)
     assert column.total_uncompressed_size < 30_000
-    assert parquet._rows_at_once(column) == 2
+    assert parquet_batches._rows_at_once(column) == 2
     assert len(list(read_rows(shard_of(path), 0))) == 2000
 
 
@@ -318,7 +318,7 @@ def test_each_column_is_read_with_its_own_size_of_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ids are read by 16 rows, and images row by row: one reader would read both by 16."""
-    monkeypatch.setattr(parquet, "MAX_ENCODED_BYTES", 6000)
+    monkeypatch.setattr(parquet_batches, "MAX_ENCODED_BYTES", 6000)
     sizes: list[int] = []
     flatten = parquet._flatten
 

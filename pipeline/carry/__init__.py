@@ -1,0 +1,1 @@
+"""Columns of INPUT that `images` carries along: their types, and their values on the way."""

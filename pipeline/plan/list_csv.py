@@ -1,0 +1,89 @@
+"""The names in a list that is a table in text: .csv, or .tsv with tabs, with a header."""
+
+import csv
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from pipeline.carry.columns import NO_CARRY
+from pipeline.carry.values import MOST_LISTED_BYTES, values_of_json
+from pipeline.plan.carry_choice import CarryChoice
+from pipeline.plan.list_names import (
+    HEAD_BYTES,
+    LONGEST_LINE,
+    Said,
+    address_names,
+    encoding_of,
+    print_choice,
+)
+from pipeline.storage.files import InputError, open_object
+from pipeline.storage.urls import mask
+
+CSV_SUFFIXES = (".csv", ".tsv")
+LONGEST_HEADER = 1 << 16  # characters
+
+
+def is_csv_list(fs: AbstractFileSystem, path: str) -> bool:
+    """Whether the header of a file names a column of addresses."""
+    with _opened(fs, path) as text:
+        return bool(address_names(_cells(text.readline(LONGEST_HEADER), path)))
+
+
+def names_in_csv(
+    fs: AbstractFileSystem, path: str, choice: CarryChoice | None = None
+) -> Iterator[tuple[str, Said]]:
+    """The names in a table, each with the values that `choice` carries along.
+
+    An empty cell is null. Raises InputError for a cell that is too long, and for columns that are
+    to be carried along and that the table lacks.
+    """
+    with _opened(fs, path) as text:
+        rows = csv.reader(_lines(text, path), delimiter=_delimiter(path))
+        try:
+            header = next(rows)
+            columns = address_names(header)
+            print_choice(path, columns)
+            texts = pa.schema([(name, pa.string()) for name in dict.fromkeys(header)])
+            carry = choice.choose_for_list(path, texts) if choice else NO_CARRY
+            places = {name: header.index(name) for name in (columns[0], *carry.as_document())}
+            for row in rows:
+                cells = {name: row[at] or None for name, at in places.items() if at < len(row)}
+                if name := (cells.get(columns[0]) or "").strip():
+                    yield name, values_of_json(cells, carry, MOST_LISTED_BYTES) if carry else None
+        except csv.Error as error:
+            raise InputError(f"line {rows.line_num} of the list {mask(path)}: {error}") from error
+
+
+@contextmanager
+def _opened(fs: AbstractFileSystem, path: str) -> Iterator[io.TextIOWrapper]:
+    with open_object(fs, path) as file:
+        encoding = encoding_of(file.read(HEAD_BYTES), path)
+        file.seek(0)
+        encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+        errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
+        yield io.TextIOWrapper(file, encoding, errors, newline="")
+
+
+def _lines(text: io.TextIOWrapper, path: str) -> Iterator[str]:
+    """The lines of a table. Raises InputError for one that is too long."""
+    while line := text.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise InputError(
+                f"a line of the list {mask(path)} has more than {LONGEST_LINE:,} characters"
+            )
+        yield line
+
+
+def _cells(line: str, path: str) -> list[str]:
+    """The cells of a line."""
+    try:
+        return next(csv.reader([line], delimiter=_delimiter(path)), [])
+    except csv.Error:
+        return []
+
+
+def _delimiter(path: str) -> str:
+    return "\t" if ".tsv" in path.lower()[-40:] else ","
