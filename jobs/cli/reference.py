@@ -22,7 +22,8 @@ HEAD = """# Reference
 
 Exit codes: 0 is done. 1 is a run that failed; the same command takes it up. 2 is bad arguments,
 refused before any work. 3 is a finished run of which more images failed than
-`--max-failed-fraction` allows."""
+`--max-failed-fraction` allows. 4 is a run that `--max-usd`, `--max-hours` or `--until` ended; what
+it labelled is published, and the same command goes on."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A dataclass of options becomes a command line, and a command line becomes the dataclass."""
 
 import argparse
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -120,24 +120,21 @@ def commands_of(described: argparse.ArgumentParser) -> dict[tuple[str, ...], lis
     return found
 
 
-def another_value(name: str, default: Any, choices: tuple[str, ...] | None) -> Any:
-    """Return a value of an option that is not its default."""
-    if choices:
-        return next(choice for choice in choices if choice != default)
-    if isinstance(default, bool):
-        return not default
-    if name in ("limit", "batch_size") or isinstance(default, int):
-        return 5
-    numbers = ("usd_per_hour", "nms", "nms_across_classes")
-    return 0.25 if name in numbers or isinstance(default, float) else f"some {name}"
+def another_value(option: Field[Any], hint: Any) -> Any:
+    """Return a value of an option, whose type is `hint`, that is not its default."""
+    if choices := option.metadata.get("choices"):
+        return next(choice for choice in choices if choice != option.default)
+    kinds = get_args(hint) or (hint,)
+    if bool in kinds:
+        return not option.default
+    number = next((kind for kind in (int, float) if kind in kinds), None)
+    return f"some {option.name}" if number is None else number(5.25)
 
 
 def test_words_of_options_parse_to_the_same_options() -> None:
     """This must hold for every option, because `submit` passes them all on."""
-    values = {
-        one.name: another_value(one.name, one.default, one.metadata.get("choices"))
-        for one in fields(LabelOptions)
-    }
+    hints = get_type_hints(LabelOptions)
+    values = {one.name: another_value(one, hints[one.name]) for one in fields(LabelOptions)}
     options = LabelOptions(**values)
     given = vars(parser().parse_args(["label", *words_of(options, LabelOptions)]))
     assert {name: given[name] for name in values} == values
