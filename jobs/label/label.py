@@ -75,7 +75,6 @@ def label(
     startup = startup or Startup()
     notifier = notifier or Notifier(None, options.input, options.output)
     options.check()
-    print_start(options)
     options = read_files(options)
     check_keep_replaced(options.keep_replaced)
     check_machines(options.machines())
@@ -148,6 +147,7 @@ def _label_what_is_new(
     unfinished = take_up_unfinished_run(writer, command.wanted, command.labels)
     startup.end(CATALOGUE)
     if unfinished and unfinished.shards:
+        print_start(options)
         print_line(f"run {unfinished.run_id} of a command that was cut off is finished first")
         del known  # it takes a third of a gigabyte for ten million objects
         placed = _start_ray(command, unfinished, startup)
@@ -166,6 +166,8 @@ def _label_what_is_new(
         startup.end(CATALOGUE)
     found = _plan(command, known)
     del known
+    if not published.reports:  # no unfinished run began the log
+        print_start(options)
     print_plan_notices(options, found, writer.catalog.committed_runs())
     run = make_run(command.output, found)
     startup.end(LISTING)
