@@ -18,7 +18,7 @@ from tests.support.samples import jpeg, write_tar
 from tests.support.web import served_files
 
 RUN = "20260101T000000Z-aaaaaa"
-MODEL = ("--model", "shapes-tiny", "--dry-run")
+MODEL = ("--model", "shapes-tiny", "--dry-run", "--probe", "0")
 
 
 def label_by_hand(source: Path, output: Path) -> None:
