@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from jobs.accounting.tally import Tally
 from jobs.label.progress import show_progress
 from pipeline.dataflow import FlowSettings, label_shards, read_back_staging
-from pipeline.isolation.watchdog import end_when_stalled
+from pipeline.isolation.watchdog import STALL_SECONDS, end_when_stalled
 from pipeline.plan.remaining import remaining_work
 from pipeline.plan.shards import Shards
 from pipeline.stages.publish import ReconcileError
@@ -17,13 +17,18 @@ from pipeline.storage.errors import CommandFailed, OutputError
 from pipeline.storage.limits import reached_limit
 from pipeline.storage.urls import mask
 
+# Times longer that a flow of tiled images may deliver nothing: one detector has all tiles of an
+# image. The published model takes an hour and more for 1,225 tiles (500 megapixels) on one core.
+PATIENCE_FOR_TILES = 10
+
 
 def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
     """Label and stage the images that are not staged yet. Show progress, and add up in `tally`."""
     before = read_back_staging(settings.staging, settings.layout.nodes)
     work, size = remaining_work(shards, before)
     if work:
-        receipts = end_when_stalled(label_shards(work, settings))
+        patience = STALL_SECONDS * (PATIENCE_FOR_TILES if settings.tiling else 1)
+        receipts = end_when_stalled(label_shards(work, settings), patience)
         show_progress(receipts, tally, already=before.images, encoded_bytes=size)
 
 

@@ -3,7 +3,7 @@
 import secrets
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import ray
 
@@ -62,6 +62,7 @@ from pipeline.plan.plan import Plan, left_out_as_text
 from pipeline.plan.shards import Shards
 from pipeline.schema import OK
 from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
+from pipeline.stages.tiling import Tiling
 from pipeline.storage import retries
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
@@ -75,6 +76,7 @@ class Command:
 
     options: LabelOptions
     detector: Description
+    tiling: Tiling | None
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
 
@@ -132,10 +134,17 @@ def _read_model(options: LabelOptions) -> Command:
     assert options.model is not None
     detector = describe(options.model, options.weights)
     offered_precision(options.model, detector.precisions, options.precision)
-    mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
+    tiling = options.tiling(detector.resize)
+    mark = fingerprint(
+        detector.identity,
+        detector.weights,
+        options.score_threshold,
+        {} if tiling is None else {"tiles": asdict(tiling)},
+    )
     return Command(
         options,
         detector,
+        tiling,
         plan_request(options),
         LabelRequest(
             canonical_url(options.input),
@@ -314,6 +323,7 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         sha256=command.sha256,
         threads=CPU_THREADS,
         calls=placed.placement.layout.detectors.calls,
+        tiling=command.tiling,
     )
     return FlowSettings(
         plan_url(options.output, run.run_id),
@@ -322,4 +332,5 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         Detector,
         (spec,),
         placed.placement.layout,
+        command.tiling,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.prices import machine
 from jobs.cluster.request import ClusterRequest, cluster_request
+from jobs.label.tile_options import TileOptions
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
@@ -74,7 +75,7 @@ class PriceOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions(PriceOptions):
+class LabelOptions(PriceOptions, TileOptions):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -198,6 +199,7 @@ class LabelOptions(PriceOptions):
         if self.relabel and self.limit is not None:
             raise InputError("--relabel with --limit would drop the labels of all other images")
         self.check_prices()
+        self.check_tiles()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -22,7 +22,9 @@ from model.host_memory import keep_freed_memory
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import BOX, DETECTED, OK
 from pipeline.stages.batcher import Batcher
+from pipeline.stages.joining import join_views
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
+from pipeline.stages.tiling import Tiling, View, views
 
 # Concurrent calls of one detector. On a GPU their images fill the batches together: with COCO's
 # sizes and 8 images a batch, ten calls of 100 images fill 97 % of the places.
@@ -31,7 +33,7 @@ CPU_CALLS, GPU_CALLS = 2, 10
 # other: on two cores, two detectors with one thread each make 1.44 times the images/s of one with
 # two (shapes-tiny), 1.05 times (single scale) or 1.02 times (multi-scale; 2026-11-27).
 CPU_THREADS = 1
-TOP = 100  # detections that are kept per image, as published
+TOP = 100  # detections that are kept per image, or view of an image, as published
 # Time limit of a batch. It also holds for the first batch of a form, which compiles kernels.
 DETECT_SECONDS = 600.0
 
@@ -50,6 +52,7 @@ class DetectorSpec:
     sha256: str | None = None  # digest of the weights that the driver found; None if random
     threads: int = 1  # threads of a CPU that compute one image
     calls: int = 1  # concurrent calls, see Pool
+    tiling: Tiling | None = None  # how images were tiled; None if they were not
 
 
 class Detector:
@@ -93,33 +96,45 @@ class Detector:
         if self.refusal is not None:
             raise self.refusal
         prepared = np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
-        outcomes = self.batcher.detect(_images(table, prepared))
-        return _detected(table, prepared, outcomes, self.computation)
+        found = [self._views(table, row) for row in prepared.tolist()]
+        outcomes = iter(self.batcher.detect([image for _, images in found for image in images]))
+        joined = [_joined(own, [next(outcomes) for _ in own]) for own, _ in found]
+        return _detected(table, prepared, joined, self.computation)
+
+    def _views(self, table: pa.Table, row: int) -> tuple[list[View], list[Image]]:
+        """The views of a row's image, as images of their own, without copies of their pixels."""
+        names = ("shard", "index_in_shard", "height", "width", "rows", "columns")
+        shard, index, height, width, rows, cols = (table[name][row].as_py() for name in names)
+        resize = self.predictor.resize
+        tiles = views(height, width, resize, False, self.spec.tiling)[1:]
+        own = [View(0, 0, height, width, rows, cols), *tiles]
+        rest = _pixels(table["pixels"][row])
+        images = []
+        for number, view in enumerate(own):
+            pixels, rest = rest[: view.bytes], rest[view.bytes :]
+            key = _key(shard, index, number)
+            pixels = pixels.view(view.rows, view.columns, 3)
+            images.append(Image(key, pixels, (view.height, view.width)))
+        return own, images
 
 
-def _images(table: pa.Table, prepared: npt.NDArray[np.intp]) -> list[Image]:
-    """The images of the rows `prepared`, without copies of their pixels."""
-    names = ("shard", "index_in_shard", "height", "width", "rows", "columns")
-    columns = {name: table[name].to_pylist() for name in names}
-    images = []
-    for row in prepared.tolist():
-        shard, index, height, width, rows, cols = (columns[name][row] for name in names)
-        pixels = _pixels(table["pixels"][row], rows, cols)
-        images.append(Image(_key(shard, index), pixels, (height, width)))
-    return images
+def _joined(own: Sequence[View], outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of an image with these views. That of the whole stays as it is without tiles."""
+    return outcomes[0] if len(own) == 1 else join_views(own, outcomes)
 
 
-def _key(shard: str, index: int) -> str:
-    """A name for an image that no other image of the run has."""
-    return hashlib.sha256(f"{shard}\0{index}".encode()).hexdigest()[:24]
+def _key(shard: str, index: int, view: int) -> str:
+    """A name for a view that no other view of the run has."""
+    number = f"\0{view}" if view else ""
+    return hashlib.sha256(f"{shard}\0{index}{number}".encode()).hexdigest()[:24]
 
 
-def _pixels(data: pa.LargeBinaryScalar, rows: int, columns: int) -> Tensor:
-    """An image as (rows, columns, 3) uint8, a view of the table's read-only memory."""
+def _pixels(data: pa.LargeBinaryScalar) -> Tensor:
+    """The pixels of all views, flat uint8, a view of the table's read-only memory."""
     flat = np.frombuffer(data.as_buffer(), np.uint8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(flat).view(rows, columns, 3)
+        return torch.from_numpy(flat)
 
 
 def _detected(

@@ -70,7 +70,8 @@ def label_without_ray(children: bool) -> None:
 
 def label_shards(work: list[Work], settings: FlowSettings) -> Iterator[Receipt]:
     """As dataflow.py: label the shards in `work`, and yield a receipt for each staged block."""
-    prepare, detect = Preparer(settings.resize), settings.detector(*settings.arguments)
+    prepare = Preparer(settings.resize, tiling=settings.tiling)
+    detect = settings.detector(*settings.arguments)
     for one in work:
         for encoded in read_work(table_of_work(one), settings.plan):
             for prepared in prepare(encoded):
