@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from model.resize import ResizeRule
+from model.resize import MOST_ENLARGED, ResizeRule
 from pipeline.stages.tiling import DEFAULT_OVERLAP, MOST_OVERLAP, Tiling, smallest_tile
 from pipeline.storage.errors import InputError
 
@@ -44,6 +44,9 @@ class TileOptions:
             return None
         least = smallest_tile(resize)
         if self.tile < least:
-            raise InputError(f"--tile {self.tile}: give at least {least}, for what this model sees")
+            raise InputError(
+                f"--tile {self.tile}: give at least {least}, as this model would see smaller tiles "
+                f"enlarged more than {MOST_ENLARGED} times"
+            )
         overlap = DEFAULT_OVERLAP if self.tile_overlap is None else self.tile_overlap
         return Tiling(self.tile, overlap)

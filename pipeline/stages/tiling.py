@@ -15,7 +15,7 @@ MOST_OVERLAP = 0.5
 # tiled. The size is that of a 100-megapixel camera's image.
 MAX_PIXELS = 100_000_000
 MAX_TILED_PIXELS = 1_000_000_000
-MOST_WHOLE_PIXELS = 10_000_000  # of the whole of such an image, beside its tiles
+MOST_WHOLE_PIXELS = 5_000_000  # of the whole of such an image, beside its tiles
 # Bytes of all views of an image, and of the band of it that is in memory. Beside them a decoder
 # needs 0.9 GB for itself and twice the bytes of the file (0.5 GB), and it has 6.4 GB. An image of
 # 500 megapixels in tiles of 800 has 2.4 GB of views.

@@ -5,7 +5,6 @@ from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from model.resample import resize_pixels
@@ -14,7 +13,7 @@ from pipeline.stages.pixels import Pixels
 from pipeline.stages.tiling import View
 
 BAND_ROWS = 64  # rows of an image that are read at once
-FINER = 2  # times the size of the whole to which its cells are averaged before it is resized
+FINER = 4  # times the size of the whole to which its cells are averaged before it is resized
 
 
 def cut_views(pixels: Pixels, views: Sequence[View]) -> Pixels:
@@ -55,7 +54,7 @@ def read_views(bands: Bands, views: Sequence[View]) -> Pixels:
         for tile in row:
             rest = _write(window, replace(tile, top=0), rest)
     height, width = reduced.shape
-    _write(reduced.pixels(), replace(whole, height=height, width=width), content)
+    _write(reduced.pixels, replace(whole, height=height, width=width), content)
     return content
 
 
@@ -81,19 +80,19 @@ class _Reduced:
             np.arange(count + 1) * side // count
             for count, side in zip(self.shape, (whole.height, whole.width), strict=True)
         )
-        self.sums = np.zeros((*self.shape, 3), np.uint32)
+        self.pixels = np.empty((*self.shape, 3), np.uint8)  # the averages, rounded
+        self._sums = np.zeros((self.shape[1], 3), np.uint32)  # of a row of cells that has begun
 
     def add(self, top: int, band: Pixels) -> None:
-        """Add the rows of the image from `top` on, (h, W, 3)."""
+        """Add the rows of the image from `top` on, (h, W, 3). Bands come from top to bottom."""
+        bottom = top + len(band)
         first = int(np.searchsorted(self.tops, top, "right")) - 1
-        last = int(np.searchsorted(self.tops, top + len(band), "left"))
+        last = int(np.searchsorted(self.tops, bottom, "left"))
         for cell in range(first, last):
-            start, stop = (max(0, int(edge) - top) for edge in self.tops[cell : cell + 2])
-            columns = band[start:stop].sum(0, dtype=np.uint32)
-            self.sums[cell] += np.add.reduceat(columns, self.lefts[:-1], axis=0, dtype=np.uint32)
-
-    def pixels(self) -> Pixels:
-        """The averages, rounded: `shape` and 3, uint8."""
-        counts: npt.NDArray[np.int64] = np.diff(self.tops)[:, None] * np.diff(self.lefts)
-        counts = counts[..., None]
-        return ((self.sums + counts // 2) // counts).astype(np.uint8)
+            rows = self.tops[cell : cell + 2]
+            columns = band[max(0, rows[0] - top) : rows[1] - top].sum(0, dtype=np.uint32)
+            self._sums += np.add.reduceat(columns, self.lefts[:-1], axis=0, dtype=np.uint32)
+            if rows[1] <= bottom:
+                counts = ((rows[1] - rows[0]) * np.diff(self.lefts))[:, None]
+                self.pixels[cell] = (self._sums + counts // 2) // counts
+                self._sums[:] = 0
