@@ -126,9 +126,10 @@ def another_value(name: str, default: Any, choices: tuple[str, ...] | None) -> A
         return next(choice for choice in choices if choice != default)
     if isinstance(default, bool):
         return not default
-    if name in ("limit", "batch_size") or isinstance(default, int):
+    if name in ("limit", "batch_size", "tile") or isinstance(default, int):
         return 5
-    return 0.25 if name == "usd_per_hour" or isinstance(default, float) else f"some {name}"
+    is_share = name in ("usd_per_hour", "tile_overlap") or isinstance(default, float)
+    return 0.25 if is_share else f"some {name}"
 
 
 def test_words_of_options_parse_to_the_same_options() -> None:
