@@ -110,15 +110,23 @@ def image_of(table: pa.Table, row: int) -> recovery.Image:
 def test_a_detector_that_enlarges_gives_tiles_the_same_boxes(
     detector: Detector, of_views: Any
 ) -> None:
-    (expected,) = detector(prepared([noise(70, 90)], detector.spec.tiling)).to_pylist()
+    """The same as images of their own that their preparer enlarged."""
     assert isinstance(detector.predictor, Predictor)
     predictor = EnlargingPredictor(detector.predictor)
     journal = detector.batcher.detector.journal
     detector.batcher = Batcher(RecoveringDetector(predictor, journal, 0.0), calls=1)
-    small = prepared([noise(70, 90)], detector.spec.tiling, enlarge=False)
-    (found,) = detector(small).to_pylist()
-    assert found["boxes"] == expected["boxes"] and len(of_views[0][0]) > 4
+    image = noise(70, 90)
+    detector(prepared([image], detector.spec.tiling, enlarge=False))
+    ((own, outcomes),) = of_views
     assert any(sources is not None for sources in predictor.batches)
+    cuts = [image[v.top : v.top + v.height, v.left : v.left + v.width] for v in own]
+    table = prepared(cuts, None)
+    predictor.batches.clear()
+    alone = detector.batcher.detect([image_of(table, row) for row in range(len(table))])
+    assert predictor.batches == [None] * len(predictor.batches)
+    for outcome, expected in zip(outcomes, alone, strict=True):
+        assert np.array_equal(outcome.boxes, expected.boxes) and len(outcome.boxes) > 50
+        assert np.array_equal(outcome.scores, expected.scores)
 
 
 @pytest.mark.parametrize("detector", [100], indirect=True)
