@@ -103,7 +103,7 @@ format: setup
 lock: setup  ## newest versions that fit pyproject.toml, for every platform; of them, the image's
 	$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --extra aws --extra serve --constraint requirements.lock --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra aws --extra large --extra serve --constraint requirements.lock --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	  --output-file infra/requirements.lock
 

@@ -30,6 +30,7 @@ from pipeline.stages.tasks import (
     table_of_work,
     write_parts,
 )
+from pipeline.stages.tiling import Tiling
 
 # Ray merges the output of a task into blocks of up to this many bytes. A block is also the unit of
 # commit, and what a detector gets in one call. GPUs process hundreds of images a second: their
@@ -85,6 +86,7 @@ class FlowSettings:
     detector: type  # a class whose instances are callables PREPARED -> DETECTED
     arguments: tuple[Any, ...]  # arguments of the constructor of `detector`
     layout: Layout
+    tiling: Tiling | None = None  # how images are tiled; None if they are not
 
 
 def block_bytes(detectors: Pool) -> int:
@@ -153,7 +155,10 @@ def _receipts(
                 Preparer,
                 fn_constructor_args=(settings.resize,),
                 # GPUs enlarge images: that saves a core's time, and most bytes between the stages.
-                fn_constructor_kwargs={"enlarge": not detectors.num_gpus},
+                fn_constructor_kwargs={
+                    "enlarge": not detectors.num_gpus,
+                    "tiling": settings.tiling,
+                },
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=ACTOR_CPUS,

@@ -21,6 +21,7 @@ Window = tuple[slice, slice]
 
 TURN = 2 * math.pi
 MAX_OBJECTS = 8
+EXTENTS = (1 / 20, 1 / 2)  # of a shape, as shares of the image's shorter side
 SIDE_RANGE = (200, 1200)  # pixels of a side of an image of `random_size`
 ASPECT = (0.7, 1.4)  # how far a shape is stretched along its own axes
 # least visible share of an object's area, after later objects and the border hide parts
@@ -97,12 +98,17 @@ def scene(seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
 
 
 def render_scene(
-    rng: np.random.Generator, width: int, height: int, most: int = MAX_OBJECTS
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    most: int = MAX_OBJECTS,
+    extents: tuple[float, float] = EXTENTS,
 ) -> Scene:
     """Draw a scene of one to `most` shapes; the image depends on the arguments only.
 
-    Each shape's longer extent is log-uniform from 1/20 to 1/2 of the shorter side. A crowded
-    image may hold fewer shapes than the random number drawn for it, but never fewer than one.
+    Each shape's longer extent is log-uniform within `extents`, shares of the shorter side. A
+    crowded image may hold fewer shapes than the random number drawn for it, but never fewer than
+    one.
     """
     canvas = _background(rng, width, height)
     ids = np.zeros((height, width), np.uint8)  # 0: background, n: the n-th object
@@ -110,7 +116,7 @@ def render_scene(
     areas: list[int] = []
     for _ in range(int(rng.integers(1, most, endpoint=True))):
         label = int(rng.integers(1, len(SHAPES)))
-        size = min(width, height) * _log_uniform(rng, 1 / 20, 1 / 2)
+        size = min(width, height) * _log_uniform(rng, *extents)
         cutout = _cut(rng, _CONTOURS[SHAPES[label]], size)
         if place := _place(rng, cutout, ids, areas):
             on_canvas, on_patch = place
@@ -119,7 +125,7 @@ def render_scene(
             areas.append(int(cutout.mask.sum()))
             ids[on_canvas][cutout.mask[on_patch]] = len(labels)
     if not labels:
-        return render_scene(rng, width, height, most)
+        return render_scene(rng, width, height, most, extents)
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(ids)]
     return Scene(_photograph(rng, canvas), np.array(boxes, "f4"), np.array(labels, np.int64))
 

@@ -25,6 +25,7 @@ from model.zoo import offered_precision
 from pipeline.dataflow import FlowSettings
 from pipeline.plan.shards import Shards
 from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
+from pipeline.stages.tiling import Tiling
 from pipeline.storage.files import canonical_url
 
 
@@ -35,6 +36,7 @@ class Command:
     options: LabelOptions
     notifier: Notifier
     detector: Description
+    tiling: Tiling | None
     boxes: BoxChoice  # which boxes of the detector are kept, and of which classes
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
@@ -73,17 +75,22 @@ def read_command(options: LabelOptions, notifier: Notifier, budget: Budget) -> C
     offered_precision(options.model, detector.precisions, options.precision)
     boxes = choose_boxes(options, named_classes(detector.labels), options.score_threshold)
     decided = boxes.as_document()
+    tiling = options.tiling(detector.resize)
+    choices: dict[str, Any] = {"boxes": decided} if decided else {}
+    if tiling is not None:
+        choices["tiles"] = asdict(tiling)
     mark = fingerprint(
         detector.identity,
         detector.weights,
         options.score_threshold,
-        {"boxes": decided} if decided else None,
+        choices,
     )
     given = asdict(options)
     return Command(
         options,
         notifier,
         detector,
+        tiling,
         boxes,
         plan_request(options),
         LabelRequest(
@@ -124,6 +131,7 @@ def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> 
         threads=CPU_THREADS,
         calls=placed.placement.layout.detectors.calls,
         rules=command.boxes.rules,
+        tiling=command.tiling,
     )
     return FlowSettings(
         plan,
@@ -132,4 +140,5 @@ def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> 
         Detector,
         (spec,),
         placed.placement.layout,
+        command.tiling,
     )

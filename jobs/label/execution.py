@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from jobs.accounting.tally import Tally
 from jobs.label.progress import show_progress
 from pipeline.dataflow import FlowSettings, label_shards, read_back_staging
-from pipeline.isolation.watchdog import end_when_stalled
+from pipeline.isolation.watchdog import STALL_SECONDS, end_when_stalled
 from pipeline.plan.remaining import remaining_work
 from pipeline.plan.shards import Shards
 from pipeline.schema import Receipt
@@ -17,6 +17,10 @@ from pipeline.stages.publish import ReconcileError
 from pipeline.storage.errors import CommandFailed, OutputError
 from pipeline.storage.limits import reached_limit
 from pipeline.storage.urls import mask
+
+# Times longer that a flow of tiled images may deliver nothing: one detector has all tiles of an
+# image. The published model takes an hour and more for 1,225 tiles (500 megapixels) on one core.
+PATIENCE_FOR_TILES = 10
 
 
 def label_images(
@@ -31,10 +35,10 @@ def label_images(
     work, size = remaining_work(shards, before)
     if not work:
         return True
+    patience = STALL_SECONDS * (PATIENCE_FOR_TILES if settings.tiling else 1)
     receipts = Receipts(label_shards(work, settings))
-    show_progress(
-        end_when_stalled(receipts, left=left), tally, already=before.images, encoded_bytes=size
-    )
+    watched = end_when_stalled(receipts, patience, left)
+    show_progress(watched, tally, already=before.images, encoded_bytes=size)
     return receipts.ended
 
 

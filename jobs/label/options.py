@@ -11,6 +11,7 @@ from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.budget_options import BudgetOptions
 from jobs.label.carry_options import CarryOptions
 from jobs.label.notify.options import NotifyOptions
+from jobs.label.tile_options import TileOptions
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
@@ -78,7 +79,9 @@ class PriceOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions(PriceOptions, BoxOptions, CarryOptions, BudgetOptions, NotifyOptions):
+class LabelOptions(
+    PriceOptions, TileOptions, BoxOptions, CarryOptions, BudgetOptions, NotifyOptions
+):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -206,6 +209,7 @@ class LabelOptions(PriceOptions, BoxOptions, CarryOptions, BudgetOptions, Notify
         self.check_budget(has_price, self.relabel, self.dry_run)
         self.check_boxes()
         self.check_carry()
+        self.check_tiles()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

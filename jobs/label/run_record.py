@@ -137,6 +137,9 @@ def recorded_command(record: Mapping[str, Any]) -> str:
     for name in ("image_column", "id_column", "carry", "input_access"):
         value = given.get(name)
         words += [f"--{name.replace('_', '-')}", shlex.quote(value)] if value else []
+    for name in ("tile", "tile_overlap"):
+        value = given.get(name)
+        words += [f"--{name.replace('_', '-')}", f"{value:g}"] if value is not None else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
     words += ["--retry-failed"] if given.get("retry_failed") else []
     return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])

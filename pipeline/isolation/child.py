@@ -165,6 +165,7 @@ class Child:
                     if not self.answers.is_plausible(row):
                         raise MalformedAnswer("its values contradict one another")
                     yield row
+                    del row, body  # they may be gigabytes, which the next one needs
                     count += 1
                     deadline = time.monotonic() + seconds
                 elif kind == frames.ERROR:
@@ -258,6 +259,7 @@ def read_rows_in_child(
         try:
             for row in child.stream(target, arguments(count), seconds, left):
                 yield row
+                del row
                 count, attempts = count + 1, 0
             return
         except ChildFailed as error:

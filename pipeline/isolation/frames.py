@@ -182,11 +182,13 @@ def table_of_rows(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _binary_array(values: Sequence[Body | None]) -> pa.Array:
-    """Bytes as an array of large_binary, copied once."""
+    """Bytes as an array of large_binary. One value is not copied, several are copied once."""
     offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum([0 if value is None else len(value) for value in values], out=offsets[1:])
     _, validity = pa.array([value is not None for value in values], pa.bool_()).buffers()
-    content = b"".join(value for value in values if value is not None)
+    (content, *others) = [value for value in values if value is not None] or [b""]
+    if others:
+        content = b"".join((content, *others))
     buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(content)]
     return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
 

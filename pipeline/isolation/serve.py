@@ -42,6 +42,7 @@ def _answer_requests(pipe: int) -> None:
         try:
             for row in pkgutil.resolve_name(target)(*arguments):
                 frames.send_row(pipe, row)
+                del row  # it may be gigabytes, which the next one needs
         except ConnectionError:
             return
         except Exception as error:

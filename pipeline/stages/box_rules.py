@@ -6,7 +6,7 @@ on every device and beside whatever neighbours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,15 @@ class BoxRules:
     def suppress(self) -> bool:
         """Whether boxes can suppress one another."""
         return self.nms is not None or self.nms_across_classes is not None
+
+    def for_views(self) -> tuple["BoxRules", "BoxRules"]:
+        """The rules for the boxes of each view of a tiled image, and those for the joined boxes.
+
+        Both together are these rules: the size of an object, and what suppresses it, are known only
+        when its parts are joined.
+        """
+        first = replace(self, min_size=0.0, nms=None, nms_across_classes=None)
+        return first, replace(self, classes=None, thresholds=(), renamed=())
 
     def select(
         self, scores: Floats, labels: npt.NDArray[Any], boxes: Floats, score_threshold: float = 0.0

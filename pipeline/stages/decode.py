@@ -20,10 +20,10 @@ import simplejpeg
 import torch
 from PIL import AvifImagePlugin, Image, ImageOps
 
-from model.resample import resize_pixels
 from model.resize import ResizeRule
 from pipeline.isolation.child import Row
 from pipeline.schema import OK, TOO_MANY_PIXELS, TRUNCATED, UNDECODABLE
+from pipeline.stages.bands import NotInBands, VipsBands, load_bands
 from pipeline.stages.metadata import copies_without_metadata
 from pipeline.stages.opening import (
     ORIENTATION_TAG,
@@ -33,6 +33,8 @@ from pipeline.stages.opening import (
     orientation_undone_by_decoder,
 )
 from pipeline.stages.pixels import Pixels, rgb_pixels
+from pipeline.stages.tiling import Tiling, View, views, why_too_many
+from pipeline.stages.views import cut_views, read_views
 
 
 def load_decoders() -> None:
@@ -53,10 +55,26 @@ def load_decoders() -> None:
     _decode_once(Image.fromarray(numbers), "TIFF")  # NumPy loads modules for percentiles
 
 
-def _decode_once(image: Image.Image, format: str, **options: Any) -> None:
+def load_decoders_of_bands() -> None:
+    """Load also what reads images in bands, for tiles."""
+    load_decoders()
+    load_bands()
+    colours = Image.new("RGB", (64, 48))
+    for name in ("JPEG", "TIFF"):
+        _decode_once(colours, name, limit=1, tiling=Tiling(32))
+
+
+def _decode_once(
+    image: Image.Image,
+    format: str,
+    limit: int | None = None,
+    tiling: Tiling | None = None,
+    **options: Any,
+) -> None:
     file = io.BytesIO()
     image.save(file, format, **options)
-    decode_row(file.getvalue(), ResizeRule(32, 64), max_pixels=image.width * image.height)
+    limit = limit or image.width * image.height
+    decode_row(file.getvalue(), ResizeRule(32, 64), max_pixels=limit, tiling=tiling)
 
 
 class _TooManyPixels(Exception):
@@ -64,27 +82,37 @@ class _TooManyPixels(Exception):
 
 
 def decode_rows(
-    images: list[bytes], resize: ResizeRule, max_pixels: int, enlarge: bool = True
+    images: list[bytes],
+    resize: ResizeRule,
+    max_pixels: int,
+    enlarge: bool = True,
+    tiling: Tiling | None = None,
 ) -> Iterator[Row]:
     """Yield one row per image: `status`, `error`, and the columns of PREPARED that are known.
 
-    `max_pixels` is the largest width x height that is decoded. `enlarge` is that of
-    `ResizeRule.prepared_size`.
+    `max_pixels` is the largest width x height that is decoded at once. `enlarge` is that of
+    `ResizeRule.prepared_size`. With `tiling` an image has the pixels of all of its views, and may
+    have more than `max_pixels`.
     """
     for encoded in images:
         began = time.perf_counter()
-        row = decode_row(encoded, resize, max_pixels, enlarge)
-        yield {**row, "prepare_seconds": time.perf_counter() - began}
+        yield {  # without a name, which would keep its pixels while the next image is decoded
+            **decode_row(encoded, resize, max_pixels, enlarge, tiling),
+            "prepare_seconds": time.perf_counter() - began,
+        }
 
 
-def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int, enlarge: bool = True) -> Row:
+def decode_row(
+    encoded: bytes,
+    resize: ResizeRule,
+    max_pixels: int,
+    enlarge: bool = True,
+    tiling: Tiling | None = None,
+) -> Row:
     """The row of one image. A failed image has no `pixels`. No error is raised."""
     known: Row = {}
     try:
-        pixels = _decode(encoded, max_pixels, known)
-        height, width = pixels.shape[:2]
-        size = resize.prepared_size(height, width, enlarge)
-        pixels = resize_pixels(torch.from_numpy(pixels), size).numpy()
+        pixels, whole = _views(encoded, resize, max_pixels, enlarge, tiling, known)
     except _TooManyPixels as error:
         return {**known, "status": TOO_MANY_PIXELS, "error": str(error)}
     except NotReadable as error:
@@ -95,9 +123,43 @@ def decode_row(encoded: bytes, resize: ResizeRule, max_pixels: int, enlarge: boo
         text = f"{type(error).__name__}: {error}"
         status = TRUNCATED if "truncated" in text.lower() else UNDECODABLE
         return {**known, "status": status, "error": text}
-    rows, columns = pixels.shape[:2]
-    content = pixels.reshape(-1).data
-    return {**known, "status": OK, "pixels": content, "rows": rows, "columns": columns}
+    size = {"rows": whole.rows, "columns": whole.columns}
+    return {**known, "status": OK, "pixels": pixels.data, **size}
+
+
+def _views(
+    encoded: bytes,
+    resize: ResizeRule,
+    max_pixels: int,
+    enlarge: bool,
+    tiling: Tiling | None,
+    known: Row,
+) -> tuple[Pixels, View]:
+    """The flat pixels of all views of an image, and the first view, which is the whole."""
+    try:
+        pixels = _decode(encoded, max_pixels, known)
+    except _TooManyPixels as error:
+        if tiling is None:
+            raise
+        found = _tiled_views(known["height"], known["width"], resize, enlarge, tiling)
+        try:
+            bands = VipsBands(encoded)
+        except NotInBands as reason:
+            raise _TooManyPixels(f"{error}, and {reason}") from reason
+        return read_views(bands, found), found[0]
+    found = _tiled_views(pixels.shape[0], pixels.shape[1], resize, enlarge, tiling)
+    return cut_views(pixels, found), found[0]
+
+
+def _tiled_views(
+    height: int, width: int, resize: ResizeRule, enlarge: bool, tiling: Tiling | None
+) -> list[View]:
+    """The views of an image. Raises _TooManyPixels where they take too much memory."""
+    if tiling is not None:
+        reason = why_too_many(height, width, resize, enlarge, tiling)
+        if reason is not None:
+            raise _TooManyPixels(reason)
+    return views(height, width, resize, enlarge, tiling)
 
 
 def _decode(encoded: bytes, max_pixels: int, known: dict[str, Any]) -> Pixels:

@@ -3,8 +3,9 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,9 @@ from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import BOX, DETECTED, OK
 from pipeline.stages.batcher import Batcher
 from pipeline.stages.box_rules import KEEP_ALL, BoxRules
+from pipeline.stages.joining import join_views
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
+from pipeline.stages.tiling import Tiling, View, views
 
 # Concurrent calls of one detector. On a GPU their images fill the batches together: with COCO's
 # sizes and 8 images a batch, ten calls of 100 images fill 97 % of the places.
@@ -33,7 +36,7 @@ CPU_CALLS, GPU_CALLS = 2, 10
 # other: on two cores, two detectors with one thread each make 1.44 times the images/s of one with
 # two (shapes-tiny), 1.05 times (single scale) or 1.02 times (multi-scale; 2026-11-27).
 CPU_THREADS = 1
-TOP = 100  # detections that are kept per image, as published
+TOP = 100  # detections that are kept per image, or view of an image, as published
 # Time limit of a batch. It also holds for the first batch of a form, which compiles kernels.
 DETECT_SECONDS = 600.0
 
@@ -53,6 +56,7 @@ class DetectorSpec:
     threads: int = 1  # threads of a CPU that compute one image
     calls: int = 1  # concurrent calls, see Pool
     rules: BoxRules = KEEP_ALL  # which boxes are kept of those that reach the threshold
+    tiling: Tiling | None = None  # how images were tiled; None if they were not
 
 
 class Detector:
@@ -80,7 +84,8 @@ class Detector:
             spec.device, spec.precision, spec.threads, spec.count
         ).as_text()
         journal = CrashJournal(spec.session, DETECT_SECONDS)
-        detector = RecoveringDetector(self.predictor, journal, spec.score_threshold, spec.rules)
+        of_views, self.rules = spec.rules.for_views() if spec.tiling else (spec.rules, KEEP_ALL)
+        detector = RecoveringDetector(self.predictor, journal, spec.score_threshold, of_views)
         self.batcher = Batcher(detector, spec.calls, self._use_threads)
 
     def _use_threads(self) -> None:
@@ -96,33 +101,50 @@ class Detector:
         if self.refusal is not None:
             raise self.refusal
         prepared = np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
-        outcomes = self.batcher.detect(_images(table, prepared))
-        return _detected(table, prepared, outcomes, self.computation)
+        found = [self._views(table, row) for row in prepared.tolist()]
+        outcomes = iter(self.batcher.detect([image for _, images in found for image in images]))
+        whole = [self._join(own, list(islice(outcomes, len(own)))) for own, _ in found]
+        return _detected(table, prepared, whole, self.computation)
+
+    def _join(self, own: Sequence[View], outcomes: Sequence[Outcome]) -> Outcome:
+        """The outcome of an image with these views. That of an image without tiles is as it was."""
+        outcome = outcomes[0] if len(own) == 1 else join_views(own, outcomes)
+        if self.rules == KEEP_ALL:
+            return outcome
+        kept, labels = self.rules.select(outcome.scores, outcome.labels, outcome.boxes)
+        return replace(
+            outcome, scores=outcome.scores[kept], labels=labels, boxes=outcome.boxes[kept]
+        )
+
+    def _views(self, table: pa.Table, row: int) -> tuple[list[View], list[Image]]:
+        """The views of a row's image, as images of their own, without copies of their pixels."""
+        names = ("shard", "index_in_shard", "height", "width", "rows", "columns")
+        shard, index, height, width, rows, cols = (table[name][row].as_py() for name in names)
+        resize = self.predictor.resize
+        tiles = views(height, width, resize, False, self.spec.tiling)[1:]
+        own = [View(0, 0, height, width, rows, cols), *tiles]
+        rest = _pixels(table["pixels"][row])
+        images = []
+        for number, view in enumerate(own):
+            pixels, rest = rest[: view.bytes], rest[view.bytes :]
+            key = _key(shard, index, number)
+            pixels = pixels.view(view.rows, view.columns, 3)
+            images.append(Image(key, pixels, (view.height, view.width)))
+        return own, images
 
 
-def _images(table: pa.Table, prepared: npt.NDArray[np.intp]) -> list[Image]:
-    """The images of the rows `prepared`, without copies of their pixels."""
-    names = ("shard", "index_in_shard", "height", "width", "rows", "columns")
-    columns = {name: table[name].to_pylist() for name in names}
-    images = []
-    for row in prepared.tolist():
-        shard, index, height, width, rows, cols = (columns[name][row] for name in names)
-        pixels = _pixels(table["pixels"][row], rows, cols)
-        images.append(Image(_key(shard, index), pixels, (height, width)))
-    return images
+def _key(shard: str, index: int, view: int) -> str:
+    """A name for a view that no other view of the run has."""
+    number = f"\0{view}" if view else ""
+    return hashlib.sha256(f"{shard}\0{index}{number}".encode()).hexdigest()[:24]
 
 
-def _key(shard: str, index: int) -> str:
-    """A name for an image that no other image of the run has."""
-    return hashlib.sha256(f"{shard}\0{index}".encode()).hexdigest()[:24]
-
-
-def _pixels(data: pa.LargeBinaryScalar, rows: int, columns: int) -> Tensor:
-    """An image as (rows, columns, 3) uint8, a view of the table's read-only memory."""
+def _pixels(data: pa.LargeBinaryScalar) -> Tensor:
+    """The pixels of all views, flat uint8, a view of the table's read-only memory."""
     flat = np.frombuffer(data.as_buffer(), np.uint8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(flat).view(rows, columns, 3)
+        return torch.from_numpy(flat)
 
 
 def _detected(

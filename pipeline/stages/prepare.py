@@ -32,11 +32,15 @@ from pipeline.schema import (
     WORKER_CRASH,
     failed_row,
 )
+from pipeline.stages.tiling import MAX_PIXELS as MAX_PIXELS
+from pipeline.stages.tiling import MAX_TILED_PIXELS, MOST_BYTES, Tiling, views, why_too_many
 
 log = logging.getLogger(__name__)
 
 DECODE = "pipeline.stages.decode:decode_rows"
-MAX_PIXELS = 100_000_000  # the size of a 100-megapixel camera's image; 300 MB as RGB
+LOAD, LOAD_BANDS = (
+    f"pipeline.stages.decode:{name}" for name in ("load_decoders", "load_decoders_of_bands")
+)
 BYTES_PER_TABLE = 16 << 20  # bytes of pixels in one output table
 DECODE_SECONDS = 60.0  # time limit of one image
 
@@ -50,16 +54,25 @@ class Preparer:
         max_pixels: int = MAX_PIXELS,
         seconds: float = DECODE_SECONDS,
         enlarge: bool = True,
+        tiling: Tiling | None = None,
     ):
-        """`enlarge` says whether images become larger here, see `ResizeRule.prepared_size`."""
+        """`enlarge` says whether images become larger here, see `ResizeRule.prepared_size`.
+
+        With `tiling` the rows have all views of their images (tiling.py), which may have more than
+        `max_pixels`; they may take so much longer than `seconds` as they may be larger.
+        """
         self.resize, self.max_pixels, self.seconds = resize, max_pixels, seconds
-        self.enlarge = enlarge
-        self.child = Child(self._answers(), preload="pipeline.stages.decode:load_decoders")
+        self.enlarge, self.tiling = enlarge, tiling
+        if tiling is not None:
+            self.seconds *= MAX_TILED_PIXELS / MAX_PIXELS
+        self.child = Child(self._answers(), preload=LOAD if tiling is None else LOAD_BANDS)
         self.child.start()
         self._sandbox_was_reported = False
 
     def _answers(self) -> Answers:
         most_bytes = 3 * self.resize.most_pixels(self.max_pixels)
+        if self.tiling is not None:
+            most_bytes = max(most_bytes, MOST_BYTES)
         return Answers(DECODED, most_bytes, is_plausible=self._is_plausible)
 
     def _is_plausible(self, decoded: Row) -> bool:
@@ -70,14 +83,19 @@ class Preparer:
             reasons = (UNDECODABLE, TRUNCATED, TOO_MANY_PIXELS)
             told = decoded["status"] in reasons and decoded["error"] is not None
             return told and decoded["pixels"] is None and (known or size == (None, None))
-        if not known or size[0] * size[1] > self.max_pixels or decoded["pixels"] is None:
+        if not known or decoded["pixels"] is None or self._is_too_large(*size):
             return False
-        rows, columns = decoded["rows"], decoded["columns"]
+        whole, *tiles = views(*size, self.resize, self.enlarge, self.tiling)
         return (
-            (rows, columns) == self.resize.prepared_size(*size, self.enlarge)
-            and len(decoded["pixels"]) == rows * columns * 3
+            (decoded["rows"], decoded["columns"]) == (whole.rows, whole.columns)
+            and len(decoded["pixels"]) == sum(view.bytes for view in (whole, *tiles))
             and decoded["orientation"] in range(1, 9)
         )
+
+    def _is_too_large(self, height: int, width: int) -> bool:
+        if self.tiling is None:
+            return height * width > self.max_pixels
+        return why_too_many(height, width, self.resize, self.enlarge, self.tiling) is not None
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Convert an ENCODED table to PREPARED tables, each of about BYTES_PER_TABLE of pixels."""
@@ -113,7 +131,7 @@ class Preparer:
             return {"status": status, "error": f"while it was decoded: {why}"}
 
         def arguments(number: int) -> tuple[Any, ...]:
-            return images[number:], self.resize, self.max_pixels, self.enlarge
+            return images[number:], self.resize, self.max_pixels, self.enlarge, self.tiling
 
         return read_rows_in_child(
             self.child, DECODE, arguments, self.seconds, instead, go_on=True, rows=len(images)

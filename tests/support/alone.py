@@ -99,7 +99,8 @@ def probe_shards(shards: list[Shard], settings: FlowSettings) -> Iterator[Receip
 
 def _detect(tables: Iterator[pa.Table], settings: FlowSettings) -> Iterator[pa.Table]:
     """The DETECTED blocks of ENCODED tables."""
-    prepare, detect = Preparer(settings.resize), settings.detector(*settings.arguments)
+    prepare = Preparer(settings.resize, tiling=settings.tiling)
+    detect = settings.detector(*settings.arguments)
     for encoded in tables:
         for prepared in prepare(encoded):
             for start in range(0, len(prepared), IMAGES_PER_BLOCK):
