@@ -5,8 +5,8 @@ from statistics import median
 from typing import Any, NotRequired, TypedDict
 
 from jobs.accounting.counted import counted
+from jobs.accounting.figures import format_duration, format_figure
 from jobs.accounting.node_hours import CPU, GPU, Rates
-from jobs.report.text import format_duration, format_figure
 
 RUNS = 5  # the estimate takes medians over this many of the newest runs
 

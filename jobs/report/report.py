@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from jobs.accounting.estimate import accuracy
+from jobs.accounting.figures import format_duration, format_number
 from jobs.output import paths
 from jobs.output.catalog import committed_runs, read_catalog
 from jobs.output.documents import damaged_document
@@ -15,7 +16,7 @@ from jobs.output.mistakes import unusable_run
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
 from jobs.report.imported import MADE_UP, read_import
-from jobs.report.text import compare_with_reference, format_duration, format_number
+from jobs.report.text import compare_with_reference
 from pipeline.storage.files import InputError
 
 READ_AT_ONCE = 16  # reports fetched at the same time, because each waits for a request to the store

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.accounting.figures import format_figure, format_number
 from jobs.output.catalog import read_catalog
 from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest
@@ -11,7 +12,6 @@ from jobs.output.run_documents import score_threshold
 from jobs.output.views import CannotRead, connect, explain_query_errors
 from jobs.report.facts import SURE, count_classes
 from jobs.report.report import read_report
-from jobs.report.text import format_figure, format_number
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
 

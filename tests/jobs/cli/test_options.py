@@ -126,9 +126,10 @@ def another_value(name: str, default: Any, choices: tuple[str, ...] | None) -> A
         return next(choice for choice in choices if choice != default)
     if isinstance(default, bool):
         return not default
-    if name in ("limit", "batch_size") or isinstance(default, int):
+    if name in ("limit", "batch_size", "probe") or isinstance(default, int):
         return 5
-    return 0.25 if name == "usd_per_hour" or isinstance(default, float) else f"some {name}"
+    amounts = ("usd_per_hour", "max_usd", "max_hours")
+    return 0.25 if name in amounts or isinstance(default, float) else f"some {name}"
 
 
 def test_words_of_options_parse_to_the_same_options() -> None:
