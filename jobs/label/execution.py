@@ -29,6 +29,7 @@ def label_images(
     """
     before = read_back_staging(settings.staging, settings.layout.nodes)
     work, size = remaining_work(shards, before)
+    tally.before = before.images
     if not work:
         return True
     receipts = Receipts(label_shards(work, settings))
