@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from jobs.accounting.node_hours import NodeMeter, Rates
 from pipeline.storage.clock import steady_time
 
-# What publishing is given: the page takes 3 s, the start of Ray's tasks and the commit the rest.
-# For each image the tables take a part of a millisecond of one core (see `publish_seconds`).
+# Kept free for publishing: the page takes 3 s, the start of Ray's tasks and the commit about as
+# long on a machine that does nothing else. Each image takes longer (`seconds_left`).
 PUBLISH_SECONDS = 8.0
 
 

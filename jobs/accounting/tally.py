@@ -108,6 +108,7 @@ class Tally:
     """Sums over receipts: all that the driver knows of a run while it goes on."""
 
     images: int = 0
+    before: int = 0  # images that were staged before
     detections: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     # Seconds by stage, summed over workers.

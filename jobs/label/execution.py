@@ -33,6 +33,7 @@ def label_images(
     """
     before = read_back_staging(settings.staging, settings.layout.nodes)
     work, size = remaining_work(shards, before)
+    tally.before = before.images
     if not work:
         return True
     patience = STALL_SECONDS * (PATIENCE_FOR_TILES if settings.tiling else 1)

@@ -161,8 +161,9 @@ def _report(
     summary["left_out"] = run.left_out
     summary["reconciliation"] = {"planned": sum(counts.values()), **counts}
     if part.ended is not None:
+        # Blocks may be staged whose receipts did not arrive in time.
         before = max(0, summary["labelled_before"] + part.kept)
-        summary["labelled_before"] = before
+        summary["labelled_before"] = min(before, meters.tally.before)
         summary |= {"ended_by": part.ended, "left": part.left, "kept": part.kept}
     elif not summary["labelled_before"]:  # an estimate is for a whole run
         summary["estimate"] = read_document(output, run.run_id, "run.json").get("estimate")

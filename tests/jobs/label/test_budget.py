@@ -24,6 +24,7 @@ from jobs.report.report import as_text, read_report
 from pipeline.plan.remaining import Staged
 from pipeline.plan.shards import Shards
 from pipeline.stages.tasks import stage_block
+from pipeline.storage.files import open_location
 from tests.chaos.compare import difference, read_tables
 from tests.support import alone
 from tests.support.alone import label_without_ray
@@ -231,3 +232,20 @@ def test_the_report_of_a_part_says_what_is_left(
     assert (report["left"], report["kept"], report["labelled_before"]) == (9, 4, 0)
     published = rows(Path(output), "SELECT shard, index_in_shard FROM images ORDER BY ALL")
     assert [index for _, index in published] == list(range(5))
+
+
+@pytest.mark.slow
+def test_a_bucket_is_labelled_in_several_runs(
+    bucket: str, lake: Path, weights: str, end_after: Callable[[int], None]
+) -> None:
+    fs, path = open_location(f"{bucket}/lake", "INPUT")
+    for file in lake.iterdir():
+        fs.pipe_file(f"{path}/{file.name}", file.read_bytes())
+    calm, output = f"{bucket}/calm", f"{bucket}/out"
+    assert label(tiny_options(f"{bucket}/lake", calm, weights)) == EXIT_OK
+    end_after(5)  # one archive is labelled then, and another one in part
+    given = {"max_hours": 1.0}
+    codes = [label(tiny_options(f"{bucket}/lake", output, weights, **given)) for _ in range(3)]
+    assert codes[:2] == [EXIT_ENDED, EXIT_ENDED]
+    assert label(tiny_options(f"{bucket}/lake", output, weights)) == EXIT_OK
+    assert not difference(read_tables(output), read_tables(calm))
