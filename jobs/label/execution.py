@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from ray.exceptions import RayActorError, RayTaskError
 
 from jobs.accounting.tally import Tally
+from jobs.label.canaries.proof import Proof
 from jobs.label.progress import show_progress
 from pipeline.dataflow import FlowSettings, label_shards, read_back_staging
 from pipeline.isolation.watchdog import end_when_stalled
@@ -18,12 +19,20 @@ from pipeline.storage.limits import reached_limit
 from pipeline.storage.urls import mask
 
 
-def label_images(shards: Shards, settings: FlowSettings, tally: Tally) -> None:
-    """Label and stage the images that are not staged yet. Show progress, and add up in `tally`."""
+def label_images(
+    shards: Shards, settings: FlowSettings, tally: Tally, proof: Proof | None = None
+) -> None:
+    """Label and stage the images that are not staged yet. Show progress, and add up in `tally`.
+
+    Raises CanaryDeviation at the first block whose detector deviates, if the run has a `proof`.
+    """
     before = read_back_staging(settings.staging, settings.layout.nodes)
+    if proof is not None and before.images:
+        proof.check_all(before.canaries)
     work, size = remaining_work(shards, before)
     if work:
         receipts = end_when_stalled(label_shards(work, settings))
+        receipts = receipts if proof is None else proof.checked(receipts)
         show_progress(receipts, tally, already=before.images, encoded_bytes=size)
 
 

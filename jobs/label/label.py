@@ -2,7 +2,8 @@
 
 import secrets
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import ray
@@ -21,7 +22,10 @@ from jobs.cluster.start import (
     placement_without_starting,
     start_or_join_ray,
 )
-from jobs.label.execution import explained_failures, label_images
+from jobs.label.canaries.choice import Canaries, choose_canaries
+from jobs.label.canaries.images import prepare_canaries
+from jobs.label.canaries.proof import CanaryDeviation, Proof
+from jobs.label.execution import explained_failures, label_images, reason_of
 from jobs.label.fingerprint import fingerprint
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
@@ -77,6 +81,7 @@ class Command:
     detector: Description
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
+    canaries: Canaries | None = None  # the images with known boxes that prove the run
 
     @property
     def output(self) -> str:
@@ -133,10 +138,13 @@ def _read_model(options: LabelOptions) -> Command:
     detector = describe(options.model, options.weights)
     offered_precision(options.model, detector.precisions, options.precision)
     mark = fingerprint(detector.identity, detector.weights, options.score_threshold)
+    canaries = choose_canaries(options, options.output, mark, detector.labels, detector.resize)
+    digest = None if canaries is None else canaries.digest
+    wanted = replace(plan_request(options), canaries=digest)
     return Command(
         options,
         detector,
-        plan_request(options),
+        wanted,
         LabelRequest(
             canonical_url(options.input),
             options.model,
@@ -146,6 +154,7 @@ def _read_model(options: LabelOptions) -> Command:
             options.retry_failed,
             (options.format, options.image_column, options.id_column),
         ),
+        canaries,
     )
 
 
@@ -205,7 +214,7 @@ def _label_what_is_new(
     found = _plan(command, known)
     del known
     print_plan_notices(options, found)
-    run = make_run(command.output, found)
+    run = make_run(command.output, found, command.wanted.canaries)
     startup.end(LISTING)
     known_runs = writer.catalog.labelling_runs()
     if not run.shards:
@@ -282,6 +291,8 @@ def execute_run(
     Raises CommandFailed if that fails. Node-hours count from the time when the `startup` began.
     """
     options, layout = command.options, placed.placement.layout
+    canaries = command.canaries
+    proof = None if canaries is None else Proof(canaries, command.detector.labels)
     target = writer.publish_target(
         run.run_id, command.labels.model, command.labels.fingerprint, command.detector.labels
     )
@@ -294,10 +305,32 @@ def execute_run(
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)
         alone = nullcontext() if options.machines().address else ray_data_without_helpers()
-        with alone, nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
-            label_images(run.shards, settings, tally)
+        with (
+            alone,
+            nodes,
+            _drop_unproven_staging(writer, run.run_id),
+            RunMetrics(options.output, run, tally, nodes, rates, most),
+        ):
+            label_images(run.shards, settings, tally, proof)
             meters = Meters(tally, nodes, rates)
-            return publish_run(run, target, command.labels, layout, meters, writer, options.page)
+            page = options.page
+            return publish_run(run, target, command.labels, layout, meters, writer, page, proof)
+
+
+@contextmanager
+def _drop_unproven_staging(writer: OutputWriter, run_id: str) -> Iterator[None]:
+    """Delete what a run staged if one of its detectors deviates.
+
+    If that fails, the next command finds the deviation in the staged blocks again.
+    """
+    try:
+        yield
+    except CanaryDeviation as deviation:
+        try:
+            writer.drop_staging(run_id)
+        except Exception as error:  # stores raise many types
+            raise CanaryDeviation(f"{deviation} (not deleted yet: {reason_of(error)})") from error
+        raise
 
 
 def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> FlowSettings:
@@ -314,6 +347,14 @@ def _flow_settings(command: Command, run: Run, staging: str, placed: Placed) -> 
         sha256=command.sha256,
         threads=CPU_THREADS,
         calls=placed.placement.layout.detectors.calls,
+        canaries=()
+        if command.canaries is None
+        else prepare_canaries(
+            command.canaries.reference,
+            command.detector.resize,
+            enlarge=not placed.placement.layout.detectors.num_gpus,
+        ),
+        measures_gpu=True,
     )
     return FlowSettings(
         plan_url(options.output, run.run_id),

@@ -7,6 +7,7 @@ from typing import Any
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.prices import machine
 from jobs.cluster.request import ClusterRequest, cluster_request
+from jobs.label.canaries.options import CanaryOptions
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import mask
 
@@ -74,7 +75,7 @@ class PriceOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions(PriceOptions):
+class LabelOptions(PriceOptions, CanaryOptions):
     """The options of the command line. `check` validates them."""
 
     input: str = field(
@@ -198,6 +199,7 @@ class LabelOptions(PriceOptions):
         if self.relabel and self.limit is not None:
             raise InputError("--relabel with --limit would drop the labels of all other images")
         self.check_prices()
+        self.check_canaries()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -218,6 +220,6 @@ class LabelOptions(PriceOptions):
     def without_secrets(self, source: str) -> dict[str, Any]:
         """The fields for run.json: INPUT is its canonical URL `source`, other URLs are masked."""
         given = asdict(self)
-        for name in ("output", "weights", "address"):
+        for name in ("output", "weights", "address", "canaries"):
             given[name] = given[name] and mask(given[name])
         return {**given, "input": source}

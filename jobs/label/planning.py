@@ -32,6 +32,7 @@ class PlanRequest:
     image_column: str | None  # the columns of Parquet files that the user named
     id_column: str | None
     access: str | None  # how the stores of INPUT are asked, see storage/access.py
+    canaries: str | None = None  # digest of the canaries that prove the run; None: it has none
 
 
 def plan_request(options: LabelOptions) -> PlanRequest:
@@ -63,6 +64,7 @@ class Run:
     left_out: dict[str, int] = field(default_factory=dict)
     # Number of its Parquet files by the columns that their images are read from.
     image_columns: dict[str, int] = field(default_factory=dict)
+    canaries: str | None = None  # as in PlanRequest
 
 
 def plan_url(output: str, run_id: str) -> str:
@@ -85,13 +87,14 @@ def plan_images(request: PlanRequest, known: Known) -> Plan:
     )
 
 
-def make_run(output: str, found: Plan) -> Run:
-    """A run with a new run id over what was planned."""
+def make_run(output: str, found: Plan, canaries: str | None = None) -> Run:
+    """A run with a new run id over what was planned. `canaries` as in PlanRequest."""
     return Run(
         new_run_id(output),
         found.shards,
         left_out=found.left_out,
         image_columns=found.image_columns,
+        canaries=canaries,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Report, Tally, report, sorted_counts
 from jobs.cluster.start import stage_workers
+from jobs.label.canaries.proof import Proof
 from jobs.label.execution import reason_of
 from jobs.label.planning import Run
 from jobs.output import paths
@@ -59,15 +60,19 @@ def publish_run(
     meters: Meters,
     writer: OutputWriter,
     page: bool,
+    proof: Proof | None = None,
 ) -> Published:
     """Reconcile the run, write its tables and its report, and only then commit it.
 
-    `page` says whether to write report.html too.
+    `page` says whether to write report.html too. Raises CanaryDeviation, before it writes anything,
+    if the run has a `proof` and a detector of any of its blocks deviates.
     """
     began = time.monotonic()
     planned = run.shards.names()
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
+    if proof is not None:
+        proof.check_all(staged.canaries)
     reconcile(planned, staged)
     grouped = group_into_parts(planned, staged, images_per_file(labels.score_threshold))
     pictures = PictureReader() if page else None  # it starts while the tables are written
@@ -79,9 +84,14 @@ def publish_run(
     contents = None if pictures is None else _gather_page(done, writer.token, pictures)
     boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
     summary = _report(run, target.output, meters, layout, counts, boxes)  # the end of what it times
+    if proof is not None:
+        summary["canaries"] = proof.summary()
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)
+    if proof is not None:
+        writer.check_lock()
+        proof.record(target.output, labels.fingerprint, run.run_id)
     commit_run(done, writer)
     return Published(Counter(counts), boxes)
 

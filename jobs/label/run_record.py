@@ -51,6 +51,7 @@ def write_run_record(
         "left_out": run.left_out,
         "numbering": NUMBERING,
         "image_columns": run.image_columns,
+        "canaries": run.canaries,
         **environment(),
     }
     if len(gone):
@@ -102,6 +103,7 @@ def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRe
         and options["relabel"] == labels.relabel
         and wanted.device in ("auto", recorded_computation(record, "device"))
         and wanted.precision in ("auto", recorded_computation(record, "precision"))
+        and record.get("canaries") == wanted.canaries  # they prove a run from its first block on
     )
 
 
@@ -130,7 +132,7 @@ def recorded_command(record: Mapping[str, Any]) -> str:
         value = recorded_computation(record, name)
         words += [f"--{name}", value] if value != "auto" else []
     words += ["--format", given["format"]] if given["format"] != "auto" else []
-    for name in ("image_column", "id_column", "input_access"):
+    for name in ("image_column", "id_column", "input_access", "canaries"):
         value = given.get(name)
         words += [f"--{name.replace('_', '-')}", value] if value else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []

@@ -1,6 +1,6 @@
 """Text for the page: the figures of report.json in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ REASONS = {
     schema.TIMED_OUT: "took longer than any image should",
 }
 UNKNOWN = "\N{EN DASH}"
+NOT_MEASURED = "not measured"
 
 
 def format_number(value: float | None, digits: int = 0) -> str:
@@ -73,6 +74,20 @@ def list_examples(examples: Sequence[str], count: int) -> str:
     return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
 
 
+def gpu_as_text(gpu: Mapping[str, Any]) -> str:
+    """The use, memory and power of a GPU (`jobs.accounting.gpus.GpuFigures`), in words."""
+    use, watts = gpu["use"], gpu["watts"]
+    gib = [UNKNOWN if gpu[name] is None else f"{gpu[name] / 2**30:.1f}" for name in _MEMORY]
+    memory = NOT_MEASURED if gpu["memory"] is None else f"{gib[0]} of {gib[1]} GiB"
+    return (
+        f"use {NOT_MEASURED if use is None else format_per_cent(use)}, memory {memory}, "
+        f"power {NOT_MEASURED if watts is None else f'{watts:.0f} W'}"
+    )
+
+
+_MEMORY = ("memory", "total_memory")
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "number": format_number,
     "figure": format_figure,
@@ -82,6 +97,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     # Tables of earlier versions may hold errors with signed URLs.
     "message": lambda error: printable(mask(error)),
     "safe_text": lambda value: printable(str(value)),
+    "gpu": gpu_as_text,
     "reason": lambda status: REASONS.get(status, ""),
 }
 

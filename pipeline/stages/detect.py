@@ -1,6 +1,9 @@
 """detect: PREPARED -> DETECTED, in an actor that holds the model on its device."""
 
 import hashlib
+import os
+import socket
+import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +23,10 @@ from model.detectors import load
 from model.errors import CheckpointError, UnknownName
 from model.host_memory import keep_freed_memory
 from pipeline.isolation.journal import CrashJournal
-from pipeline.schema import BOX, DETECTED, OK
+from pipeline.schema import BOX, DETECTED, GPU, OK
 from pipeline.stages.batcher import Batcher
+from pipeline.stages.canaries import Canary, CanaryRunner
+from pipeline.stages.gpu_meter import start_gpu_meter
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
 
 # Concurrent calls of one detector. On a GPU their images fill the batches together: with COCO's
@@ -50,6 +55,8 @@ class DetectorSpec:
     sha256: str | None = None  # digest of the weights that the driver found; None if random
     threads: int = 1  # threads of a CPU that compute one image
     calls: int = 1  # concurrent calls, see Pool
+    canaries: tuple[Canary, ...] = ()  # images of known boxes, see canaries.py
+    measures_gpu: bool = False  # whether it reports use, memory and power of its GPU
 
 
 class Detector:
@@ -62,6 +69,9 @@ class Detector:
         self.spec = spec
         self.refusal: CheckpointError | None = None
         self._use_threads()
+        name = f"{socket.gethostname()}, process {os.getpid()} {uuid.uuid4().hex[:12]}"
+        self.meter = start_gpu_meter(spec.device, name) if spec.measures_gpu else None
+        where = "" if self.meter is None else f"{self.meter.gpu.name} {self.meter.gpu.uuid} of "
         if spec.device == "cpu":
             keep_freed_memory()
         try:
@@ -79,6 +89,7 @@ class Detector:
         journal = CrashJournal(spec.session, DETECT_SECONDS)
         detector = RecoveringDetector(self.predictor, journal, spec.score_threshold)
         self.batcher = Batcher(detector, spec.calls, self._use_threads)
+        self.runner = CanaryRunner(spec.canaries, f"{where}{name}", self.computation)
 
     def _use_threads(self) -> None:
         if self.spec.device == "cpu":
@@ -93,8 +104,26 @@ class Detector:
         if self.refusal is not None:
             raise self.refusal
         prepared = np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
-        outcomes = self.batcher.detect(_images(table, prepared))
-        return _detected(table, prepared, outcomes, self.computation)
+        images = _images(table, prepared)
+        canaries = self.runner.take_due_images() if self.spec.canaries and len(table) else []
+        outcomes = self.batcher.detect([*images, *canaries])
+        own, known = outcomes[: len(images)], outcomes[len(images) :]
+        detected = _detected(table, prepared, own, self.computation)
+        return self._with_reports(detected, known)
+
+    def _with_reports(self, detected: pa.Table, known: Sequence[Outcome]) -> pa.Table:
+        """The table with the columns `canaries` and `gpu` in its first row."""
+        if not len(detected):
+            return detected
+        reports = {
+            "canaries": self.runner.read(known) if self.spec.canaries else None,
+            "gpu": None if self.meter is None else self.meter.read(),
+        }
+        for name, value in reports.items():
+            field = DETECTED.field(name)
+            column = pa.array([value] + [None] * (len(detected) - 1), field.type)
+            detected = detected.set_column(detected.column_names.index(name), field, column)
+        return detected
 
 
 def _images(table: pa.Table, prepared: npt.NDArray[np.intp]) -> list[Image]:
@@ -145,6 +174,8 @@ def _detected(
         "detect_seconds": pa.array(seconds),
         "computation": pa.array([computation] * len(table), pa.string()),
         "processed_at": pa.array([datetime.now(UTC)] * len(table), pa.timestamp("us", "UTC")),
+        "canaries": pa.nulls(len(table), pa.string()),
+        "gpu": pa.nulls(len(table), GPU),
     }
     columns = [made[name] if name in made else table[name] for name in DETECTED.names]
     return pa.table(columns, schema=DETECTED)

@@ -42,6 +42,7 @@ class Image:
     key: str  # its name in the crash journal
     pixels: Tensor  # (rows, columns, 3) uint8
     displayed: Size  # the size in whose pixels boxes are
+    least_score: float | None = None  # of the boxes that it keeps; None: that of the detector
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,9 @@ class RecoveringDetector:
         """
         scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
         is_finite = np.isfinite(scores).all(1) & np.isfinite(boxes).all((1, 2))
-        is_kept = (scores >= self.score_threshold) & self.has_name[labels]
+        least = [self.score_threshold if i.least_score is None else i.least_score for i in images]
+        thresholds = np.array(least, np.float32)[:, None]
+        is_kept = (scores[: len(images)] >= thresholds) & self.has_name[labels[: len(images)]]
         return [
             Outcome(
                 scores[index, is_kept[index]],

@@ -12,7 +12,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.schema import DETECTED, OK, Receipt
+from pipeline.schema import DETECTED, OK, GpuReading, Receipt
 from pipeline.storage import retries
 from pipeline.storage.files import join, open_location, write_whole
 from pipeline.storage.parquet import write_parquet
@@ -59,6 +59,8 @@ def stage(table: pa.Table, staging: str) -> Receipt:
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
         retries=(pc.sum(table["retries"]).as_py() or 0) + retries.repeated - before,
         computation=pc.max(table["computation"]).as_py(),
+        canaries=tuple(table["canaries"].drop_null().to_pylist()),
+        gpu=tuple(GpuReading(**one) for one in table["gpu"].drop_null().to_pylist()),
         stage_seconds=time.perf_counter() - began,
         finished_at=time.time(),
     )
