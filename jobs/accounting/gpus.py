@@ -81,7 +81,7 @@ class _Device:
         """
         if self.counted.joules is not None:
             return self.counted.joules
-        summed = [span.joules for span in self.detectors.values() if span.joules is not None]
+        summed = [span.joules for span in list(self.detectors.values()) if span.joules is not None]
         return max(summed, default=None)
 
 
@@ -116,7 +116,7 @@ class GpuSums:
 
     def watt_hours(self) -> float | None:
         """The energy of all GPUs. None if there is none, or if that of one is not known."""
-        joules = [one.joules() for one in self._devices.values()]
+        joules = [one.joules() for one in list(self._devices.values())]  # threads share it
         known = [one for one in joules if one is not None]
         return _watt_hours(sum(known)) if known and len(known) == len(joules) else None
 

@@ -63,7 +63,7 @@ class Report(TypedDict):
     price_basis: str | None  # source of the price
     usd: float | None  # cost of the run
     usd_per_1000_images: float | None
-    # What NVML reported of the GPUs; absent where there was none. The energy is that of their boards.
+    # What NVML reported of the GPUs; absent where there was none. The energy is that of boards.
     gpus: NotRequired[list[GpuFigures]]
     watt_hours: NotRequired[float | None]  # None if that of a GPU is not known
     watt_hours_per_1000_images: NotRequired[float | None]

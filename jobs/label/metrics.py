@@ -3,9 +3,9 @@
 Ray serves them on the node where the command runs, with `ray_` before each name. infra/monitoring
 has rules and a dashboard over them. Each metric is tagged with OUTPUT, without secrets, and with
 the run id. These tags add no time series, because Ray tags all metrics with the process, which
-belongs to the run. Figures come from receipts, as the figures of report.json do. Those of GPUs
-are NVML's, and count other work on them too. The metrics cost 14 us more for each receipt, and 0.2 ms of a CPU for each
-update of the gauges (2026-11-25).
+belongs to the run. Figures come from receipts, as the figures of report.json do. Those of GPUs are
+NVML's, of all programs on the GPU, and are tagged with it too. The metrics cost 14 us more for each
+receipt, and 0.2 ms of a CPU for each update of the gauges (2026-11-25).
 """
 
 import logging

@@ -77,15 +77,13 @@ def list_examples(examples: Sequence[str], count: int) -> str:
 def gpu_as_text(gpu: Mapping[str, Any]) -> str:
     """The use, memory and power of a GPU (`jobs.accounting.gpus.GpuFigures`), in words."""
     use, watts = gpu["use"], gpu["watts"]
-    gib = [UNKNOWN if gpu[name] is None else f"{gpu[name] / 2**30:.1f}" for name in _MEMORY]
+    names = ("memory", "total_memory")
+    gib = [UNKNOWN if gpu[name] is None else f"{gpu[name] / 2**30:.1f}" for name in names]
     memory = NOT_MEASURED if gpu["memory"] is None else f"{gib[0]} of {gib[1]} GiB"
     return (
         f"use {NOT_MEASURED if use is None else format_per_cent(use)}, memory {memory}, "
         f"power {NOT_MEASURED if watts is None else f'{watts:.0f} W'}"
     )
-
-
-_MEMORY = ("memory", "total_memory")
 
 
 FILTERS: dict[str, Callable[..., str]] = {
