@@ -1,5 +1,7 @@
 """Figures of GPUs are made of readings: each joule counts once."""
 
+from typing import Any
+
 import pytest
 
 from jobs.accounting.gpus import GpuSums
@@ -30,7 +32,7 @@ def test_a_device_of_two_detectors_is_counted_once() -> None:
 
 
 def test_sums_of_power_of_one_device_are_the_same_joules() -> None:
-    summed = {"is_counter": False, "joules_before": 0.0}
+    summed: dict[str, Any] = {"is_counter": False, "joules_before": 0.0}
     first, second = (reading(name, **summed, joules=3600.0) for name in ("one", "two"))
     assert sums_of(first, second).watt_hours() == pytest.approx(1.0)
     other = reading("three", "GPU-b", **summed, joules=7200.0)
@@ -58,7 +60,9 @@ def test_a_report_has_watt_hours_per_thousand_images() -> None:
 
 
 def test_a_report_says_what_was_not_measured_and_nothing_without_gpus() -> None:
-    unknown = dict.fromkeys(("joules", "joules_before", "watts", "use", "memory", "total_memory"))
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("joules", "joules_before", "watts", "use", "memory", "total_memory")
+    )
     text = report_of_readings(reading("one", **unknown))
     assert "use not measured, memory not measured, power not measured" in text
     assert "energy         not measured" in text
