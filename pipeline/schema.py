@@ -232,7 +232,7 @@ DETECTED = pa.schema(
         pa.field("computation", pa.string()),  # what decided the bits, see model/computation.py
         pa.field("processed_at", pa.timestamp("us", "UTC")),
         # The first row of what a detector returns has these two; other rows have null.
-        pa.field("canaries", pa.string()),  # what it gave for canaries, see stages/canaries.py
+        pa.field("canaries", pa.string()),  # what it gave for canaries last, see stages/canaries.py
         pa.field("gpu", GPU),
     ]
 )

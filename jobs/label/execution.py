@@ -27,8 +27,8 @@ def label_images(
     Raises CanaryDeviation at the first block whose detector deviates, if the run has a `proof`.
     """
     before = read_back_staging(settings.staging, settings.layout.nodes)
-    if proof is not None and before.images:
-        proof.check_all(before.canaries)
+    if proof is not None:
+        proof.check_all(before.canaries, is_final=False)
     work, size = remaining_work(shards, before)
     if work:
         receipts = end_when_stalled(label_shards(work, settings))

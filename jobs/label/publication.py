@@ -72,7 +72,7 @@ def publish_run(
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
     if proof is not None:
-        proof.check_all(staged.canaries)
+        proof.check_all(staged.canaries, is_final=True)
     reconcile(planned, staged)
     grouped = group_into_parts(planned, staged, images_per_file(labels.score_threshold))
     pictures = PictureReader() if page else None  # it starts while the tables are written

@@ -1,13 +1,16 @@
 """Canaries: images whose boxes are known, which every detector computes among those of the run.
 
-A detector computes them with the images of its first call, and again when so much time has passed
-that they take MOST_SHARE of it. What it gave travels with the rows of that call to the driver, and
-lies in the staged block, so that the driver, and a rerun, can compare it with the reference
-(jobs/label/canaries/proof.py). All boxes are kept, whatever the score threshold of the run.
+A detector computes them before its first images, and again, among the images of a call, when so
+much time has passed that they take MOST_SHARE of it. What it gave last, or its digest, travels with
+the rows of every call to the driver, and lies in the staged block, so that the driver, and a rerun,
+can compare it with the reference (jobs/label/canaries/proof.py). All boxes are kept, whatever the
+score threshold of the run.
 """
 
 import base64
+import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -69,29 +72,43 @@ class Answer:
         return cls(found, np.frombuffer(numbers, "<f4").astype(np.float32).reshape(len(found), 5))
 
 
+def digest_of_answers(answers: Sequence[Answer]) -> str:
+    """Equal for equal bits."""
+    text = json.dumps([answer.to_json() for answer in answers])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 @dataclass(frozen=True)
 class CanaryCheck:
-    """The text of the column `canaries`: which detector computed a block, and its answers."""
+    """The text of the column `canaries`: which detector computed a block, and what it gave."""
 
     detector: str  # its node, device and process
     computation: str  # model/computation.py
-    answers: tuple[Answer, ...] = ()  # one for each canary; none with a block without canaries
+    digest: str  # of its newest answers when it returned the block
+    answers: tuple[Answer, ...] = ()  # one for each canary; none if they were sent before
 
     def to_text(self) -> str:
         """One text for equal answers of one detector."""
-        document = {"detector": self.detector, "computation": self.computation}
-        return json.dumps({**document, "answers": [answer.to_json() for answer in self.answers]})
+        document: dict[str, Any] = {
+            "detector": self.detector,
+            "computation": self.computation,
+            "digest": self.digest,
+            "answers": [answer.to_json() for answer in self.answers],
+        }
+        return json.dumps(document)
 
     @classmethod
     def from_text(cls, text: str) -> "CanaryCheck":
         """Raises as `Answer.from_json`."""
         document = json.loads(text)
         answers = tuple(map(Answer.from_json, document["answers"]))
-        return cls(document["detector"], document["computation"], answers)
+        names = ("detector", "computation", "digest")
+        detector, computation, digest = (str(document[name]) for name in names)
+        return cls(detector, computation, digest, answers)
 
 
 class CanaryRunner:
-    """Decides when a detector computes its canaries, and reads what it gave. Threads share it."""
+    """Decides when a detector computes its canaries, and keeps what it gave. Threads share it."""
 
     def __init__(
         self,
@@ -113,31 +130,52 @@ class CanaryRunner:
             )
             for number, canary in enumerate(canaries)
         ]
-        self._lock = threading.Lock()
-        self._due: float | None = -np.inf  # None while a call computes them
+        self._lock, self._first = threading.Lock(), threading.Lock()
+        self._due: float | None = -math.inf  # None while a call computes them
         self._seconds: list[float] = []  # what the checks took
+        self._answers: tuple[Answer, ...] = ()
+        self._digest = self._sent = ""  # the digests of the newest answers, and of those sent
+
+    def compute_first(self, detect: Callable[[Sequence[Image]], Sequence[Outcome]]) -> None:
+        """Compute the canaries if nothing was computed yet; other calls wait for them here.
+
+        So there is no block of a detector that was never checked. Raises what `detect` raises.
+        """
+        with self._first:
+            if self._images and not self._answers:
+                self.record(detect(self.take_due_images()))
 
     def take_due_images(self) -> list[Image]:
         """The canaries, if this call is to compute them, else none.
 
-        `read` takes what they gave. If the call fails, no later one of this detector succeeds.
+        `record` takes what they gave. If the call fails, no later one of this detector succeeds.
         """
         with self._lock:
-            if self._due is None or self.clock() < self._due:
+            if not self._images or self._due is None or self.clock() < self._due:
                 return []
             self._due = None
             return self._images
 
-    def read(self, outcomes: Sequence[Outcome]) -> str:
-        """The text of the column `canaries` for a call with these outcomes of canaries, or none."""
-        if outcomes:
-            with self._lock:
-                self._seconds.append(sum(outcome.seconds for outcome in outcomes))
-                pause = min(self._seconds) / MOST_SHARE
-                is_first = len(self._seconds) == 1
-                self._due = self.clock() + (min(pause, SECONDS_BEHIND_FIRST) if is_first else pause)
-        answers = tuple(map(_answer, outcomes))
-        return CanaryCheck(self.detector, self.computation, answers).to_text()
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep the outcomes of canaries, if there are any."""
+        if not outcomes:
+            return
+        with self._lock:
+            self._answers = tuple(map(_answer, outcomes))
+            self._digest = digest_of_answers(self._answers)
+            self._seconds.append(sum(outcome.seconds for outcome in outcomes))
+            pause = min(self._seconds) / MOST_SHARE
+            is_first = len(self._seconds) == 1
+            self._due = self.clock() + (min(pause, SECONDS_BEHIND_FIRST) if is_first else pause)
+
+    def text(self) -> str | None:
+        """The text of the column `canaries` for a call that ends now; None without canaries."""
+        if not self._images:
+            return None
+        with self._lock:
+            answers = () if self._sent == self._digest else self._answers
+            self._sent = self._digest
+            return CanaryCheck(self.detector, self.computation, self._digest, answers).to_text()
 
 
 def _answer(outcome: Outcome) -> Answer:

@@ -105,18 +105,16 @@ class Detector:
             raise self.refusal
         prepared = np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
         images = _images(table, prepared)
-        canaries = self.runner.take_due_images() if self.spec.canaries and len(table) else []
-        outcomes = self.batcher.detect([*images, *canaries])
-        own, known = outcomes[: len(images)], outcomes[len(images) :]
-        detected = _detected(table, prepared, own, self.computation)
-        return self._with_reports(detected, known)
+        self.runner.compute_first(self.batcher.detect)
+        outcomes = self.batcher.detect([*images, *self.runner.take_due_images()])
+        self.runner.record(outcomes[len(images) :])
+        detected = _detected(table, prepared, outcomes[: len(images)], self.computation)
+        return self._with_reports(detected) if len(detected) else detected
 
-    def _with_reports(self, detected: pa.Table, known: Sequence[Outcome]) -> pa.Table:
+    def _with_reports(self, detected: pa.Table) -> pa.Table:
         """The table with the columns `canaries` and `gpu` in its first row."""
-        if not len(detected):
-            return detected
         reports = {
-            "canaries": self.runner.read(known) if self.spec.canaries else None,
+            "canaries": self.runner.text(),
             "gpu": None if self.meter is None else self.meter.read(),
         }
         for name, value in reports.items():

@@ -6,7 +6,7 @@ import numpy as np
 
 from jobs.label.canaries.choice import Canaries
 from jobs.output.canaries import CanaryImage, CanaryReference, Object
-from pipeline.stages.canaries import Answer, CanaryCheck
+from pipeline.stages.canaries import Answer, CanaryCheck, digest_of_answers
 
 LABELS = ("", "circle", "star")
 AVX512, AVX2 = "fp32 on cpu (AVX512, 1 thread)", "fp32 on cpu (AVX2, 1 thread)"
@@ -28,8 +28,12 @@ def answer(boxes: Boxes) -> Answer:
 def check(
     found: Sequence[Boxes] = FOUND, computation: str = AVX512, detector: str = "host, process 1 ab"
 ) -> CanaryCheck:
-    """What a detector reports. Without boxes, it is of a block without canaries."""
-    return CanaryCheck(detector, computation, tuple(map(answer, found)))
+    """What a detector reports with its first block."""
+    return check_of(list(map(answer, found)), computation, detector)
+
+
+def check_of(answers: Sequence[Answer], computation: str, detector: str) -> CanaryCheck:
+    return CanaryCheck(detector, computation, digest_of_answers(answers), tuple(answers))
 
 
 def moved(found: Sequence[Boxes], pixels: float, score: float = 0.0) -> list[Boxes]:

@@ -11,7 +11,7 @@ from jobs.label.canaries.choice import Canaries
 from jobs.label.canaries.comparison import are_close, count_found, difference
 from jobs.output.canaries import write_canary_record
 from pipeline.schema import Receipt
-from pipeline.stages.canaries import Answer, CanaryCheck
+from pipeline.stages.canaries import Answer, CanaryCheck, digest_of_answers
 from pipeline.storage.errors import CommandFailed
 
 LEAST_FOUND = 0.5  # share of the annotated objects; of published models on COCO's photos, about 0.6
@@ -41,7 +41,8 @@ class Proof:
         }
         self._new: dict[str, tuple[Answer, ...]] = {}
         self._texts: set[str] = set()
-        self._detectors: dict[str, bool] = {}  # by name: whether it computed canaries
+        self._detectors: set[str] = set()
+        self._digests: list[CanaryCheck] = []  # of blocks whose detectors sent the answers before
 
     def checked(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
         """Pass receipts on. Raises CanaryDeviation at the first that deviates."""
@@ -56,17 +57,18 @@ class Proof:
                 self._texts.add(text)
                 self._compare(CanaryCheck.from_text(text))
 
-    def check_all(self, texts: Iterable[str]) -> None:
+    def check_all(self, texts: Iterable[str], is_final: bool) -> None:
         """Compare the texts of all staged blocks. Raises CanaryDeviation.
 
-        Raises it too for a detector whose canaries are missing: it was killed before they were
-        staged, or a block was lost.
+        In the end (`is_final`) every digest has to be that of known answers. Before, a block with
+        the answers may have been lost with a process, and is computed again.
         """
         self.add(texts)
-        unproven = [name for name, is_proven in self._detectors.items() if not is_proven]
-        if unproven or not self._detectors:
-            who = _shown(unproven[0]) if unproven else "any detector"
-            raise CanaryDeviation(f"the canaries of {who} are missing. {CONSEQUENCE}")
+        unknown = [check for check in self._digests if not self._is_known(check)]
+        if is_final and unknown:
+            raise _deviation(unknown[0], "images gave boxes that are not those of the others")
+        if is_final and not self._detectors:
+            raise CanaryDeviation(f"no detector computed the canaries. {CONSEQUENCE}")
 
     def summary(self) -> dict[str, Any]:
         """The entry `canaries` of report.json."""
@@ -87,10 +89,14 @@ class Proof:
             images = None if self.canaries.is_recorded else self.canaries.reference
             write_canary_record(output, fingerprint, run_id, answers, images)
 
+    def _is_known(self, check: CanaryCheck) -> bool:
+        known = self._known.get(check.computation)
+        return known is not None and digest_of_answers(known) == check.digest
+
     def _compare(self, check: CanaryCheck) -> None:
-        is_proven = bool(check.answers)
-        self._detectors[check.detector] = self._detectors.get(check.detector, False) or is_proven
-        if not is_proven:
+        self._detectors.add(check.detector)
+        if not check.answers:
+            self._digests.append(check)
             return
         if check.computation in self._known:
             self._demand_equal_bits(check, self._known[check.computation])

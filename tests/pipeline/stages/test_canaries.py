@@ -1,6 +1,9 @@
 """Detectors compute canaries among the images of a run, and report them beside its rows."""
 
 import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from pipeline.schema import DETECTED, PREPARED
 from pipeline.stages.canaries import Answer, Canary, CanaryCheck, CanaryRunner
 from pipeline.stages.detect import Detector, DetectorSpec
-from pipeline.stages.recovery import Outcome
+from pipeline.stages.recovery import Image, Outcome
 from pipeline.stages.stage import stage
 from pipeline.stages.staged import read_staging
 from pipeline.stages.tasks import receipts_of_table, stage_block
@@ -28,7 +31,7 @@ def test_answers_travel_bit_for_bit() -> None:
     numbers = np.nextafter(np.float32(0.1), np.float32(1)) * np.ones((2, 5), np.float32)
     answer = Answer(np.array([1, 90], np.int32), numbers)
     check = CanaryCheck(
-        "host, process 1 ab", "fp32 on cpu", (answer, Answer.from_json({"error": "e"}))
+        "host, process 1 ab", "fp32 on cpu", "d", (answer, Answer.from_json({"error": "e"}))
     )
     again = CanaryCheck.from_text(check.to_text())
     assert again.answers[0].numbers.tobytes() == numbers.tobytes()
@@ -41,14 +44,33 @@ def test_canaries_take_a_small_share_of_the_time() -> None:
     now = 0.0
     runner = CanaryRunner([CANARY, CANARY], "host, process 1 ab", "fp32 on cpu", lambda: now)
     due: list[float] = []
-    for now in np.arange(0, 1000, 5.0):
+    for now in np.arange(0, 1000, 5.0).tolist():
         if images := runner.take_due_images():
             assert runner.take_due_images() == []  # another call, at the same time
             due.append(now)
-            runner.read([outcome(20.0 if now == 0 else 1.0)] * len(images))
-        else:
-            runner.read([])
+            runner.record([outcome(20.0 if now == 0 else 1.0)] * len(images))
     assert due[:4] == [0, 60, 160, 260]  # 2 seconds of 100
+
+
+def test_no_call_returns_before_the_first_check() -> None:
+    runner = CanaryRunner([CANARY], "host, process 1 ab", "fp32 on cpu")
+    began, go_on = threading.Event(), threading.Event()
+
+    def detect(images: Sequence[Image]) -> list[Outcome]:
+        began.set()
+        assert go_on.wait(30) and [image.least_score for image in images] == [0.0]
+        return [outcome()]
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(runner.compute_first, detect) for _ in range(2)]
+        assert began.wait(30) and not any(call.done() for call in calls)
+        go_on.set()
+        assert [call.result(30) for call in calls] == [None, None]
+    texts = [CanaryCheck.from_text(runner.text() or "") for _ in range(2)]
+    assert [len(text.answers) for text in texts] == [1, 0]
+    runner.record([outcome()])
+    assert not CanaryCheck.from_text(runner.text() or "").answers  # nothing is new
+    assert CanaryRunner([], "host, process 1 ab", "fp32 on cpu").text() is None
 
 
 def test_canaries_are_computed_with_rows_and_never_are_rows() -> None:
@@ -70,7 +92,8 @@ def test_canaries_are_computed_with_rows_and_never_are_rows() -> None:
     # All boxes count, whatever the threshold of the run. Random weights reach no high score.
     assert len(check.answers) == 2 and all(len(answer.labels) for answer in check.answers)
     assert first["boxes"].to_pylist() == [[], []]
-    assert CanaryCheck.from_text(second["canaries"].to_pylist()[0]).answers == ()
+    again = CanaryCheck.from_text(second["canaries"].to_pylist()[0])
+    assert (again.answers, again.digest) == ((), check.digest)
     spec_of_low = DetectorSpec("shapes-tiny", "random", "cpu", "fp32", 0.0, None, "canaries")
     (boxes, _) = Detector(spec_of_low)(table)["boxes"].to_pylist()
     scores = np.array([box["score"] for box in boxes], np.float32)
