@@ -219,6 +219,26 @@ BOX = pa.struct(
     ]
 )
 
+# What a detector measured of its GPU since its last reading (stages/gpu_meter.py). A figure is null
+# where the driver does not report it.
+GPU = pa.struct(
+    [
+        pa.field("detector", pa.string()),  # the actor that measured; several may share a GPU
+        pa.field("device", pa.string()),  # UUID
+        pa.field("name", pa.string()),
+        pa.field("samples", pa.int64()),
+        pa.field("use", pa.float64()),  # share of the time in which it computed, the mean
+        pa.field("memory", pa.int64()),  # bytes in use, by all programs; the greatest sample
+        pa.field("total_memory", pa.int64()),  # bytes
+        pa.field("watts", pa.float64()),  # the mean
+        # Energy at the start of the detector and now: of the GPU's own counter, which all detectors
+        # share, or, if it has none, summed by this detector from samples of its power.
+        pa.field("joules_before", pa.float64()),
+        pa.field("joules", pa.float64()),
+        pa.field("is_counter", pa.bool_()),
+    ]
+)
+
 # detect -> stage: boxes are nested, so that an image without boxes is still one row.
 DETECTED = pa.schema(
     [
@@ -230,6 +250,9 @@ DETECTED = pa.schema(
         pa.field("detect_seconds", pa.float32()),  # this image's share of its batch's time
         pa.field("computation", pa.string()),  # what decided the bits, see model/computation.py
         pa.field("processed_at", pa.timestamp("us", "UTC")),
+        # The first row of what a detector returns has these two; other rows have null.
+        pa.field("canaries", pa.string()),  # what it gave for canaries last, see stages/canaries.py
+        pa.field("gpu", GPU),
     ]
 )
 
@@ -280,6 +303,23 @@ DETECTIONS = pa.schema(
 
 
 @dataclass(frozen=True)
+class GpuReading:
+    """The column `gpu` of DETECTED as an object."""
+
+    detector: str
+    device: str
+    name: str
+    samples: int
+    use: float | None
+    memory: int | None
+    total_memory: int | None
+    watts: float | None
+    joules_before: float | None
+    joules: float | None
+    is_counter: bool
+
+
+@dataclass(frozen=True)
 class Receipt:
     """Summary of one staged block for the driver.
 
@@ -299,6 +339,8 @@ class Receipt:
     retries: int = 0  # requests to stores that were repeated
     computation: str | None = None  # the column of DETECTED, which is equal for all images
     finished_at: float = 0.0  # Unix time
+    canaries: tuple[str, ...] = ()  # the columns `canaries` and `gpu` of DETECTED
+    gpu: tuple[GpuReading, ...] = ()
 
 
 # stage -> driver: one `Receipt` per row.
@@ -317,6 +359,8 @@ RECEIPT = pa.schema(
         pa.field("retries", pa.int64()),
         pa.field("computation", pa.string()),
         pa.field("finished_at", pa.float64()),
+        pa.field("canaries", pa.list_(pa.string())),
+        pa.field("gpu", pa.list_(GPU)),
     ]
 )
 
@@ -346,8 +390,9 @@ PART_FILE = pa.schema(
 )
 
 # staged files -> driver: one range of positions [start, stop) per row. All images of a range are in
-# one shard and one file and have one status. `shard_size` is set if a row of the range has it. A
-# damaged file has one row whose `shard` is null.
+# one shard and one file and have one status. `shard_size` is set if a row of the range has it.
+# Each text of `canaries` stands once, whichever files hold it. A damaged file has one row whose
+# `shard` is null.
 RANGES = pa.schema(
     [
         ("shard", pa.string()),
@@ -356,6 +401,7 @@ RANGES = pa.schema(
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("shard_size", pa.int64()),
+        ("canaries", pa.list_(pa.string())),
     ]
 )
 

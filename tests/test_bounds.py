@@ -52,7 +52,16 @@ def test_private_parts_are_used_in_one_file_each() -> None:
                     assert PRIVATE[package] == name, f"{name} uses private parts of {package}"
 
 
-@pytest.mark.parametrize("package", sorted({*PRIVATE, "s3fs", "pillow", "torchvision"}))
+def test_one_file_uses_the_library_of_the_driver() -> None:
+    files = [file for top in ("model", "pipeline", "jobs") for file in (ROOT / top).rglob("*.py")]
+    users = [file for file in files if re.search(r"import pynvml|from pynvml", file.read_text())]
+    assert [str(file.relative_to(ROOT)) for file in users] == ["pipeline/stages/nvml.py"]
+
+
+BOUNDED = {*PRIVATE, "nvidia-ml-py", "s3fs", "pillow", "torchvision"}
+
+
+@pytest.mark.parametrize("package", sorted(BOUNDED))
 def test_installed_versions_lie_within_their_bounds(package: str) -> None:
     specifier = REQUIREMENTS[package].specifier
     assert any(one.operator == "<" for one in specifier), f"{package} has no upper bound"

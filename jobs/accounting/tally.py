@@ -3,9 +3,10 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from jobs.accounting.estimate import Estimate
+from jobs.accounting.gpus import GpuFigures, GpuSums
 from jobs.accounting.node_hours import Cost, Rates
 from jobs.accounting.startup import FIRST_BLOCK, Startup
 from jobs.accounting.timeline import Point, Timeline
@@ -95,7 +96,13 @@ class Report(TypedDict):
     price_basis: str | None  # source of the price
     usd: float | None  # cost of the run
     usd_per_1000_images: float | None
+    # What NVML reported of the GPUs; absent where there was none. The energy is that of boards.
+    gpus: NotRequired[list[GpuFigures]]
+    watt_hours: NotRequired[float | None]  # None if that of a GPU is not known
+    watt_hours_per_1000_images: NotRequired[float | None]
     estimate: NotRequired[Estimate | None]  # estimate from before the run
+    # What proved the run (jobs/label/canaries/proof.py); absent for a run without canaries.
+    canaries: NotRequired[dict[str, Any]]
     left_out: NotRequired[dict[str, int]]  # objects under INPUT that are not read, by reason
     reconciliation: NotRequired[dict[str, int]]  # number of planned images, and of rows by status
     # The columns of INPUT that `images` has: their types by name, and the number of values that are
@@ -116,6 +123,7 @@ class Tally:
     encoded_bytes: int = 0
     retries: int = 0  # requests to stores that were repeated
     computations: Counter[str] = field(default_factory=Counter)  # images by what decided their bits
+    gpus: GpuSums = field(default_factory=GpuSums)
     first: Receipt | None = None
     last: float = 0.0  # Unix time at which the last block was done
     timeline: Timeline = field(default_factory=Timeline)
@@ -144,6 +152,7 @@ class Tally:
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
         if receipt.computation is not None:
             self.computations[receipt.computation] += receipt.images
+        self.gpus.add(receipt.gpu)
         self.last = max(self.last, done)
         if self.first is None:
             self.first = replace(receipt, finished_at=done)
@@ -212,7 +221,7 @@ def report(
     cost = rates.bill(node_hours, hours)
     usd = None if cost is None else cost["usd"]
     use = tally.stage_use(workers)
-    return {
+    summary: Report = {
         "images": sum(counts.values()),
         "ok": counts.get(OK, 0),
         "failed": {s: n for s, n in sorted_counts(counts).items() if s != OK},
@@ -243,3 +252,11 @@ def report(
             usd * 1000 / tally.images if usd is not None and tally.images else None
         ),
     }
+    if figures := tally.gpus.figures():
+        energy = tally.gpus.watt_hours()
+        summary["gpus"] = figures
+        summary["watt_hours"] = energy
+        summary["watt_hours_per_1000_images"] = (
+            energy * 1000 / tally.images if energy is not None and tally.images else None
+        )
+    return summary

@@ -11,6 +11,8 @@ from jobs.boxes.options import box_words
 from jobs.boxes.pairs import recorded_thresholds
 from jobs.cluster.placement import Placement
 from jobs.cluster.request import ClusterRequest, memory_of_detector
+from jobs.label.canaries.choice import Canaries, choose_canaries
+from jobs.label.canaries.images import prepare_canaries
 from jobs.label.fingerprint import fingerprint
 from jobs.label.notify.notifier import Notifier
 from jobs.label.options import LabelOptions
@@ -41,6 +43,7 @@ class Command:
     wanted: PlanRequest  # the images to label
     labels: LabelRequest  # the model that labels them
     budget: Budget
+    canaries: Canaries | None = None  # the images with known boxes that prove the run
 
     @property
     def output(self) -> str:
@@ -86,13 +89,15 @@ def read_command(options: LabelOptions, notifier: Notifier, budget: Budget) -> C
         choices,
     )
     given = asdict(options)
+    canaries = choose_canaries(options, options.output, mark, detector.labels, detector.resize)
+    digest = None if canaries is None else canaries.digest
     return Command(
         options,
         notifier,
         detector,
         tiling,
         boxes,
-        plan_request(options),
+        replace(plan_request(options), canaries=digest),
         LabelRequest(
             canonical_url(options.input),
             options.model,
@@ -104,6 +109,7 @@ def read_command(options: LabelOptions, notifier: Notifier, budget: Budget) -> C
             " ".join(box_words(given)),
         ),
         budget,
+        canaries,
     )
 
 
@@ -132,6 +138,14 @@ def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> 
         calls=placed.placement.layout.detectors.calls,
         rules=command.boxes.rules,
         tiling=command.tiling,
+        canaries=()
+        if command.canaries is None
+        else prepare_canaries(
+            command.canaries.reference,
+            command.detector.resize,
+            enlarge=not placed.placement.layout.detectors.num_gpus,
+        ),
+        measures_gpu=True,
     )
     return FlowSettings(
         plan,

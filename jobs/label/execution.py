@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from ray.exceptions import RayActorError, RayTaskError
 
 from jobs.accounting.tally import Tally
+from jobs.label.canaries.proof import Proof
 from jobs.label.progress import show_progress
 from pipeline.dataflow import FlowSettings, label_shards, read_back_staging
 from pipeline.isolation.watchdog import STALL_SECONDS, end_when_stalled
@@ -24,14 +25,21 @@ PATIENCE_FOR_TILES = 10
 
 
 def label_images(
-    shards: Shards, settings: FlowSettings, tally: Tally, left: Callable[[], float] | None = None
+    shards: Shards,
+    settings: FlowSettings,
+    tally: Tally,
+    left: Callable[[], float] | None = None,
+    proof: Proof | None = None,
 ) -> bool:
     """Label and stage the images that are not staged yet. Show progress, and add up in `tally`.
 
     `left` says how many seconds remain. Returns whether they were enough: if not, some images are
-    not staged.
+    not staged. Raises CanaryDeviation at the first block whose detector deviates, if the run has a
+    `proof`.
     """
     before = read_back_staging(settings.staging, settings.layout.nodes)
+    if proof is not None:
+        proof.check_all(before.canaries, is_final=False)
     work, size = remaining_work(shards, before)
     tally.before = before.images
     if not work:
@@ -39,7 +47,8 @@ def label_images(
     patience = STALL_SECONDS * (PATIENCE_FOR_TILES if settings.tiling else 1)
     receipts = Receipts(label_shards(work, settings))
     watched = end_when_stalled(receipts, patience, left)
-    show_progress(watched, tally, already=before.images, encoded_bytes=size)
+    checked = watched if proof is None else proof.checked(watched)
+    show_progress(checked, tally, already=before.images, encoded_bytes=size)
     return receipts.ended
 
 

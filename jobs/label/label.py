@@ -1,6 +1,7 @@
 """`detr-batch label`: label every image under INPUT that OUTPUT has no labels of."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pyarrow.compute as pc
@@ -22,8 +23,9 @@ from jobs.cluster.start import (
     this_machine,
 )
 from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
+from jobs.label.canaries.proof import CanaryDeviation, Proof
 from jobs.label.command import Command, Placed, flow_settings, read_command
-from jobs.label.execution import explained_failures, label_images
+from jobs.label.execution import explained_failures, label_images, reason_of
 from jobs.label.lines import print_line, print_start
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
@@ -169,7 +171,7 @@ def _label_what_is_new(
     if not published.reports:  # no unfinished run began the log
         print_start(options)
     print_plan_notices(options, found, writer.catalog.committed_runs())
-    run = make_run(command.output, found)
+    run = make_run(command.output, found, command.wanted.canaries)
     startup.end(LISTING)
     known_runs = writer.catalog.labelling_runs()
     if not run.shards:
@@ -261,6 +263,8 @@ def execute_run(
     Raises CommandFailed if that fails. Node-hours count from the time when the `startup` began.
     """
     options, layout = command.options, placed.placement.layout
+    canaries = command.canaries
+    proof = None if canaries is None else Proof(canaries, command.detector.labels)
     target = writer.publish_target(
         run.run_id,
         command.labels.model,
@@ -280,12 +284,17 @@ def execute_run(
         nodes = NodeMeter(ray.nodes, startup.began)
         told.so_far = lambda: figures_so_far(tally, nodes, rates)
         alone = nullcontext() if options.machines().address else ray_data_without_helpers()
-        with alone, nodes, RunMetrics(options.output, run, tally, nodes, rates, most):
+        with (
+            alone,
+            nodes,
+            _drop_unproven_staging(writer, run.run_id),
+            RunMetrics(options.output, run, tally, nodes, rates, most),
+        ):
             clock = RunClock(command.budget, nodes, tally, command.past_reports())
-            all_done = label_images(run.shards, settings, tally, clock.seconds_left)
+            all_done = label_images(run.shards, settings, tally, clock.seconds_left, proof)
             meters, ended = Meters(tally, nodes, rates), None if all_done else clock.reason()
             published = publish_run(
-                run, target, command.labels, layout, meters, writer, options.page, ended
+                run, target, command.labels, layout, meters, writer, options.page, ended, proof
             )
             command.budget.end_run()
             if published.reports:
@@ -293,6 +302,22 @@ def execute_run(
     if published.ended is not None and not published.images and not tally.images:
         return replace(published, is_stuck=True)
     return published
+
+
+@contextmanager
+def _drop_unproven_staging(writer: OutputWriter, run_id: str) -> Iterator[None]:
+    """Delete what a run staged if one of its detectors deviates.
+
+    If that fails, the next command finds the deviation in the staged blocks again.
+    """
+    try:
+        yield
+    except CanaryDeviation as deviation:
+        try:
+            writer.drop_staging(run_id)
+        except Exception as error:  # stores raise many types
+            raise CanaryDeviation(f"{deviation} (not deleted yet: {reason_of(error)})") from error
+        raise
 
 
 def _told_run(command: Command, run: Run, placed: Placed) -> ToldRun:

@@ -3,9 +3,9 @@
 Ray serves them on the node where the command runs, with `ray_` before each name. infra/monitoring
 has rules and a dashboard over them. Each metric is tagged with OUTPUT, without secrets, and with
 the run id. These tags add no time series, because Ray tags all metrics with the process, which
-belongs to the run. Figures come from receipts, as the figures of report.json do. Other work of a
-GPU is not measured. The metrics cost 14 us more for each receipt, and 0.2 ms of a CPU for each
-update of the gauges (2026-11-25).
+belongs to the run. Figures come from receipts, as the figures of report.json do. Those of GPUs are
+NVML's, of all programs on the GPU, and are tagged with it too. The metrics cost 14 us more for each
+receipt, and 0.2 ms of a CPU for each update of the gauges (2026-11-25).
 """
 
 import logging
@@ -44,6 +44,12 @@ GAUGES = {
     "planned_bytes": "Bytes of all that the run is to label, where the store says",
     "planned_images": "Images that the run is to label, where all are loose files",
     "last_block_timestamp_seconds": "Unix time of the newest block that was done, or of the start",
+    "watt_hours": "Energy that GPUs took so far, where NVML reports it",
+}
+GPU_GAUGES = {  # by GPU, where NVML is
+    "gpu_use": "Share of the time in which a GPU computed, in the last block",
+    "gpu_memory_bytes": "Bytes of the memory of a GPU in use, by all programs",
+    "gpu_watts": "Power of a GPU",
 }
 UPDATE_SECONDS = 5.0  # between two updates of gauges; Ray (2.60) exports them every 10 s
 
@@ -51,7 +57,7 @@ UPDATE_SECONDS = 5.0  # between two updates of gauges; Ray (2.60) exports them e
 def exported_names() -> set[str]:
     """The names of all metrics in Prometheus."""
     counters = {f"ray_{PREFIX}{name}_total" for name in COUNTERS}
-    return counters | {f"ray_{PREFIX}{name}" for name in GAUGES}
+    return counters | {f"ray_{PREFIX}{name}" for name in (*GAUGES, *GPU_GAUGES)}
 
 
 class RunMetrics:
@@ -107,6 +113,8 @@ class RunMetrics:
             self._counters[name] = Counter(PREFIX + name, description, TAGS + tags)
         for name, description in GAUGES.items():
             self._gauges[name] = Gauge(PREFIX + name, description, TAGS)
+        for name, description in GPU_GAUGES.items():
+            self._gauges[name] = Gauge(PREFIX + name, description, (*TAGS, "gpu"))
         shards = self._run.shards
         self._planned["planned_bytes"] = shards.size
         if set(shards.outline["kind"].unique().to_pylist()) == {"files"}:
@@ -142,7 +150,11 @@ class RunMetrics:
         self._inc("storage_retries", repeated - self._repeated)
         self._repeated = repeated
         cost = self._rates.bill(*self._nodes.read())
-        self._set(usd=None if cost is None else cost["usd"])
+        self._set(usd=None if cost is None else cost["usd"], watt_hours=tally.gpus.watt_hours())
+        for device, reading in list(tally.gpus.newest.items()):
+            figures = (reading.use, reading.memory, reading.watts)
+            for name, value in zip(GPU_GAUGES, figures, strict=True):
+                self._gauges[name].set(value, {**self._tags, "gpu": device})
 
     def _end(self) -> None:
         self._inc("runs", 1, result=self._result)

@@ -9,6 +9,7 @@ from jobs.accounting.prices import machine
 from jobs.boxes.options import BoxOptions
 from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.budget_options import BudgetOptions
+from jobs.label.canaries.options import CanaryOptions
 from jobs.label.carry_options import CarryOptions
 from jobs.label.notify.options import NotifyOptions
 from jobs.label.tile_options import TileOptions
@@ -80,7 +81,13 @@ class PriceOptions:
 
 @dataclass(frozen=True)
 class LabelOptions(
-    PriceOptions, TileOptions, BoxOptions, CarryOptions, BudgetOptions, NotifyOptions
+    PriceOptions,
+    TileOptions,
+    BoxOptions,
+    CarryOptions,
+    BudgetOptions,
+    CanaryOptions,
+    NotifyOptions,
 ):
     """The options of the command line. `check` validates them."""
 
@@ -210,6 +217,7 @@ class LabelOptions(
         self.check_boxes()
         self.check_carry()
         self.check_tiles()
+        self.check_canaries()
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -230,6 +238,6 @@ class LabelOptions(
     def without_secrets(self, source: str) -> dict[str, Any]:
         """The fields for run.json: INPUT is its canonical URL `source`, other URLs are masked."""
         given = asdict(self)
-        for name in ("output", "weights", "address"):
+        for name in ("output", "weights", "address", "canaries"):
             given[name] = given[name] and mask(given[name])
         return {**given, **self.shown_receivers(), "input": source}

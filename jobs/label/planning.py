@@ -33,6 +33,7 @@ class PlanRequest:
     id_column: str | None
     access: str | None  # how the stores of INPUT are asked, see storage/access.py
     carry: str | None = None  # the columns that images carry along, as the user named them
+    canaries: str | None = None  # digest of the canaries that prove the run; None: it has none
 
 
 def plan_request(options: LabelOptions) -> PlanRequest:
@@ -65,6 +66,7 @@ class Run:
     left_out: dict[str, int] = field(default_factory=dict)
     # Number of its Parquet files by the columns that their images are read from.
     image_columns: dict[str, int] = field(default_factory=dict)
+    canaries: str | None = None  # as in PlanRequest
 
     @property
     def is_resumed(self) -> bool:
@@ -92,13 +94,14 @@ def plan_images(request: PlanRequest, known: Known) -> Plan:
     )
 
 
-def make_run(output: str, found: Plan) -> Run:
-    """A run with a new run id over what was planned."""
+def make_run(output: str, found: Plan, canaries: str | None = None) -> Run:
+    """A run with a new run id over what was planned. `canaries` as in PlanRequest."""
     return Run(
         new_run_id(output),
         found.shards,
         left_out=found.left_out,
         image_columns=found.image_columns,
+        canaries=canaries,
     )
 
 

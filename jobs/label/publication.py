@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Report, Tally, near_pairs_of, report, sorted_counts
 from jobs.cluster.start import stage_workers
+from jobs.label.canaries.proof import Proof
 from jobs.label.execution import reason_of
 from jobs.label.lines import print_line
 from jobs.label.planning import Run
@@ -79,15 +80,21 @@ def publish_run(
     writer: OutputWriter,
     page: bool,
     ended: str | None = None,
+    proof: Proof | None = None,
 ) -> Published:
     """Reconcile the run, write its tables and its report, and only then commit it.
 
     `page` says whether to write report.html too. `ended` is the limit that ended the run before all
     of it was labelled: then what is finished is published, if anything is, and the rest is kept.
+
+    Raises CanaryDeviation, before it writes anything, if the run has a `proof` and a detector of any
+    of its blocks deviates.
     """
     began = time.monotonic()
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
+    if proof is not None:
+        proof.check_all(staged.canaries, is_final=True)
     part = _part_to_publish(run, staged, ended, writer)
     if not len(part.shards):
         return part.published
@@ -109,9 +116,14 @@ def publish_run(
     lost = sum(file.not_carried for file in files)
     if run.shards.carry:
         summary["carried"] = {"columns": run.shards.carry.as_document(), "not_carried": lost}
+    if proof is not None:
+        summary["canaries"] = proof.summary()
     done = replace(done, report=dict(summary))
     if contents is not None:
         _write_page(done, contents)
+    if proof is not None:
+        writer.check_lock()
+        proof.record(target.output, labels.fingerprint, run.run_id)
     commit_run(done, writer)
     return replace(
         part.published,

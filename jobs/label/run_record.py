@@ -54,6 +54,7 @@ def write_run_record(
         "left_out": run.left_out,
         "numbering": NUMBERING,
         "image_columns": run.image_columns,
+        "canaries": run.canaries,
         **environment(),
     }
     if len(gone):
@@ -106,6 +107,7 @@ def is_same_work(record: Mapping[str, Any], wanted: PlanRequest, labels: LabelRe
         and options["relabel"] == labels.relabel
         and wanted.device in ("auto", recorded_computation(record, "device"))
         and wanted.precision in ("auto", recorded_computation(record, "precision"))
+        and record.get("canaries") == wanted.canaries  # they prove a run from its first block on
     )
 
 
@@ -134,7 +136,7 @@ def recorded_command(record: Mapping[str, Any]) -> str:
         value = recorded_computation(record, name)
         words += [f"--{name}", value] if value != "auto" else []
     words += ["--format", given["format"]] if given["format"] != "auto" else []
-    for name in ("image_column", "id_column", "carry", "input_access"):
+    for name in ("image_column", "id_column", "carry", "input_access", "canaries"):
         value = given.get(name)
         words += [f"--{name.replace('_', '-')}", shlex.quote(value)] if value else []
     for name in ("tile", "tile_overlap"):

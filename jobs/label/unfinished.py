@@ -77,6 +77,7 @@ def take_up_unfinished_run(
             (record.get("computation") or {}).get("count"),  # versions before 0.2 had none
             retries,
             record.get("left_out", {}),  # versions before 0.2 did not record it
+            canaries=wanted.canaries,
         )
     return None
 

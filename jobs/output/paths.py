@@ -4,13 +4,14 @@ import re
 
 LOG = "_runs/log"
 RUNS, STAGING = "_runs", "_staging"
+CANARIES = "_runs/canaries"
 TABLES = ("images", "detections")
 LOCK = "_runs/lock.json"
 # The lock of versions before 0.2. It stays for ever, so that these versions write no more.
 OLD_LOCK = "_lock.json"
 
 # A run id is no name that something else has below _runs.
-_ID = r"(?!(?:log|lock\.json)(?![0-9A-Za-z_.\-]))[0-9A-Za-z][0-9A-Za-z_.\-]*"
+_ID = r"(?!(?:log|canaries|lock\.json)(?![0-9A-Za-z_.\-]))[0-9A-Za-z][0-9A-Za-z_.\-]*"
 _RUN_ID = re.compile(_ID)
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _ENTRY = re.compile(rf"{LOG}/(\d{{20}})\.json")
@@ -19,6 +20,7 @@ _CHECKPOINT = re.compile(rf"{LOG}/checkpoint-(\d{{20}})\.json")
 _PART = re.compile(
     rf"(?:images|detections)/run=({_ID})/part-\d{{5,}}(?:-([0-9a-f]{{32}}))?\.parquet"
 )
+_CANARIES = re.compile(rf"{CANARIES}/([0-9a-z]+)/({_ID})\.json")
 _MANIFEST = re.compile(rf"{RUNS}/({_ID})/manifest(?:-([0-9a-f]{{32}}))?\.json")
 
 
@@ -49,6 +51,17 @@ def number_of_checkpoint(name: str) -> int | None:
     """The number of the last log entry in a checkpoint. None if the name is not a checkpoint's."""
     found = _CHECKPOINT.fullmatch(name)
     return int(found[1]) if found else None
+
+
+def canaries(fingerprint: str, run_id: str) -> str:
+    """What a run recorded of the canaries of a model."""
+    return f"{CANARIES}/{fingerprint}/{run_id}.json"
+
+
+def model_and_run_of_canaries(name: str) -> tuple[str, str] | None:
+    """Fingerprint and run id in the name of a record of canaries. None for other names."""
+    found = _CANARIES.fullmatch(name)
+    return (found[1], found[2]) if found else None
 
 
 def run_folder(run_id: str) -> str:
@@ -128,7 +141,9 @@ class OtherOutputs:
     In this order the documents of an OUTPUT come before its tables.
     """
 
-    _DOCUMENT = re.compile(rf"(.*/|){RUNS}/(?:lock\.json$|log/|\d{{8}}T\d{{6}}Z)", re.DOTALL)
+    _DOCUMENT = re.compile(
+        rf"(.*/|){RUNS}/(?:lock\.json$|log/|canaries/|\d{{8}}T\d{{6}}Z)", re.DOTALL
+    )
 
     def __init__(self) -> None:
         self._folder: str | None = None  # of the OUTPUT that was met last

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.accounting.counted import counted
 from jobs.accounting.estimate import accuracy
-from jobs.accounting.figures import format_duration, format_number
+from jobs.accounting.figures import format_duration, format_figure, format_number
 from jobs.output import paths
 from jobs.output.catalog import committed_runs, read_catalog
 from jobs.output.documents import damaged_document
@@ -17,7 +17,7 @@ from jobs.output.mistakes import unusable_run
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
 from jobs.report.imported import MADE_UP, read_import
-from jobs.report.text import compare_with_reference
+from jobs.report.text import NOT_MEASURED, compare_with_reference, gpu_as_text
 from pipeline.storage.files import InputError
 
 READ_AT_ONCE = 16  # reports fetched at the same time, because each waits for a request to the store
@@ -177,11 +177,13 @@ def as_text(report: dict[str, Any]) -> str:
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
         *stages,
         f"retries        {counted(report['storage_retries'], 'repeated request')} to stores",
+        *_describe_canaries(report),
         *(
             f"computed in    {one}: {counted(n, 'image')}"
             for one, n in report.get("computations", {}).items()
         ),
         f"device use     {report['device_use']:.0%} of the wall time",
+        *_describe_gpus(report),
         *([] if cpu_use is None else [f"CPU use        {cpu_use:.0%} of {report['cpus']} CPUs"]),
         *_describe_cost(report),
         *(
@@ -222,6 +224,28 @@ def _describe_near_duplicates(report: dict[str, Any]) -> list[str]:
         f"  near pairs   {near['same_class']} of boxes of one class with an IoU above "
         f"{near['iou']:g}, {near['any_class']} of boxes of any"
     ]
+
+
+def _describe_canaries(report: dict[str, Any]) -> list[str]:
+    """Say what proved the run, if it had canaries."""
+    proof = report.get("canaries")
+    if proof is None:
+        return []
+    known = ", ".join(proof["reference"])
+    text = f"as in {known}" if known else "the first of this model here"
+    return [f"canaries       {proof['images']} images on {proof['detectors']} detectors: {text}"]
+
+
+def _describe_gpus(report: dict[str, Any]) -> list[str]:
+    """Describe each GPU and the energy of all, if NVML reported them."""
+    lines = [f"GPU            {gpu['name']} {gpu_as_text(gpu)}" for gpu in report.get("gpus", [])]
+    if not lines:
+        return []
+    energy, per_1000 = report["watt_hours"], report["watt_hours_per_1000_images"]
+    if energy is None:
+        return [*lines, f"energy         {NOT_MEASURED}"]
+    each = "" if per_1000 is None else f", {format_figure(per_1000)} Wh per 1,000 images"
+    return [*lines, f"energy         {format_figure(energy)} Wh of GPUs{each}"]
 
 
 def _describe_cost(report: dict[str, Any]) -> list[str]:

@@ -1,10 +1,11 @@
 """Text for the page: the figures of report.json in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from jobs.accounting.figures import (
+    UNKNOWN,
     format_duration,
     format_figure,
     format_number,
@@ -30,6 +31,7 @@ REASONS = {
     schema.WORKER_CRASH: "crashed the process that opened it",
     schema.TIMED_OUT: "took longer than any image should",
 }
+NOT_MEASURED = "not measured"
 
 
 def format_day(unix_time: float | None) -> str:
@@ -45,6 +47,18 @@ def list_examples(examples: Sequence[str], count: int) -> str:
     return ", ".join(examples[:2]) + (" ..." if count > 2 else "")
 
 
+def gpu_as_text(gpu: Mapping[str, Any]) -> str:
+    """The use, memory and power of a GPU (`jobs.accounting.gpus.GpuFigures`), in words."""
+    use, watts = gpu["use"], gpu["watts"]
+    names = ("memory", "total_memory")
+    gib = [UNKNOWN if gpu[name] is None else f"{gpu[name] / 2**30:.1f}" for name in names]
+    memory = NOT_MEASURED if gpu["memory"] is None else f"{gib[0]} of {gib[1]} GiB"
+    return (
+        f"use {NOT_MEASURED if use is None else format_per_cent(use)}, memory {memory}, "
+        f"power {NOT_MEASURED if watts is None else f'{watts:.0f} W'}"
+    )
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "number": format_number,
     "figure": format_figure,
@@ -54,6 +68,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     # Tables of earlier versions may hold errors with signed URLs.
     "message": lambda error: printable(mask(error)),
     "safe_text": lambda value: printable(str(value)),
+    "gpu": gpu_as_text,
     "reason": lambda status: REASONS.get(status, ""),
 }
 

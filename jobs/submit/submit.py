@@ -58,7 +58,7 @@ class Submission:
             )
         self.options.check()
         self.options.check_notify_for_job()
-        for name in ("input", "output", "weights"):
+        for name in ("input", "output", "weights", "canaries"):
             url = getattr(self.options, name)
             if url and identity(url) != url:
                 raise InputError(
@@ -73,12 +73,13 @@ class Submission:
                     "absolute path that all nodes of the cluster share"
                 )
         self.modules()
-        weights = self.options.weights
-        if weights and not Path(weights).is_absolute() and Path(weights).exists():
-            raise InputError(
-                f"WEIGHTS {weights} is a path of this machine: give a URL, or an absolute path "
-                "that all nodes of the cluster share"
-            )
+        for name in ("weights", "canaries"):
+            place = getattr(self.options, name)
+            if place and not Path(place).is_absolute() and Path(place).exists():
+                raise InputError(
+                    f"{name.upper()} {place} is a path of this machine: give a URL, or an absolute "
+                    "path that all nodes of the cluster share"
+                )
         for name, value in self.environment.items():
             if is_secret_variable(name):
                 kind = "is named as a secret"

@@ -31,6 +31,7 @@ class Staged:
     file: Numbers  # index into `files` of the first file that holds the images
     start: Numbers
     stop: Numbers
+    canaries: tuple[str, ...] = ()  # what detectors gave for canaries, each text once
 
     @property
     def images(self) -> int:
@@ -104,7 +105,8 @@ def merge_ranges(tables: Iterable[pa.Table]) -> Staged:
     shard, file, start, stop, row = ranges
     counts = np.bincount(shard, stop - start, len(shards)).astype(np.int64)
     status = found["status"].take(pa.array(row))
-    return Staged(shards, files, counts, sizes, status, shard, file, start, stop)
+    canaries = tuple(pc.unique(pc.list_flatten(found["canaries"])).to_pylist())
+    return Staged(shards, files, counts, sizes, status, shard, file, start, stop, canaries)
 
 
 def _sort_ranges(ranges: Numbers) -> Numbers:

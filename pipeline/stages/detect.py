@@ -1,6 +1,9 @@
 """detect: PREPARED -> DETECTED, in an actor that holds the model on its device."""
 
 import hashlib
+import os
+import socket
+import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +25,11 @@ from model.errors import CheckpointError, UnknownName
 from model.host_memory import keep_freed_memory
 from pipeline.carry.columns import carried_part, joined
 from pipeline.isolation.journal import CrashJournal
-from pipeline.schema import BOX, DETECTED, OK
+from pipeline.schema import BOX, DETECTED, GPU, OK
 from pipeline.stages.batcher import Batcher
 from pipeline.stages.box_rules import KEEP_ALL, BoxRules
+from pipeline.stages.canaries import Canary, CanaryRunner
+from pipeline.stages.gpu_meter import start_gpu_meter
 from pipeline.stages.joining import join_views
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
 from pipeline.stages.tiling import Tiling, View, views
@@ -57,6 +62,8 @@ class DetectorSpec:
     calls: int = 1  # concurrent calls, see Pool
     rules: BoxRules = KEEP_ALL  # which boxes are kept of those that reach the threshold
     tiling: Tiling | None = None  # how images were tiled; None if they were not
+    canaries: tuple[Canary, ...] = ()  # images of known boxes, see canaries.py
+    measures_gpu: bool = False  # whether it reports use, memory and power of its GPU
 
 
 class Detector:
@@ -69,6 +76,9 @@ class Detector:
         self.spec = spec
         self.refusal: CheckpointError | None = None
         self._use_threads()
+        name = f"{socket.gethostname()}, process {os.getpid()} {uuid.uuid4().hex[:12]}"
+        self.meter = start_gpu_meter(spec.device, name) if spec.measures_gpu else None
+        where = "" if self.meter is None else f"{self.meter.gpu.name} {self.meter.gpu.uuid} of "
         if spec.device == "cpu":
             keep_freed_memory()
         try:
@@ -87,6 +97,7 @@ class Detector:
         of_views, self.rules = spec.rules.for_views() if spec.tiling else (spec.rules, KEEP_ALL)
         detector = RecoveringDetector(self.predictor, journal, spec.score_threshold, of_views)
         self.batcher = Batcher(detector, spec.calls, self._use_threads)
+        self.runner = CanaryRunner(spec.canaries, f"{where}{name}", self.computation)
 
     def _use_threads(self) -> None:
         if self.spec.device == "cpu":
@@ -102,9 +113,14 @@ class Detector:
             raise self.refusal
         prepared = np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
         found = [self._views(table, row) for row in prepared.tolist()]
-        outcomes = iter(self.batcher.detect([image for _, images in found for image in images]))
-        whole = [self._join(own, list(islice(outcomes, len(own)))) for own, _ in found]
-        return _detected(table, prepared, whole, self.computation)
+        images = [image for _, own in found for image in own]
+        self.runner.compute_first(self.batcher.detect)
+        outcomes = self.batcher.detect([*images, *self.runner.take_due_images()])
+        self.runner.record(outcomes[len(images) :])
+        of_views = iter(outcomes)
+        whole = [self._join(own, list(islice(of_views, len(own)))) for own, _ in found]
+        detected = _detected(table, prepared, whole, self.computation)
+        return self._with_reports(detected) if len(detected) else detected
 
     def _join(self, own: Sequence[View], outcomes: Sequence[Outcome]) -> Outcome:
         """The outcome of an image with these views. That of an image without tiles is as it was."""
@@ -131,6 +147,18 @@ class Detector:
             pixels = pixels.view(view.rows, view.columns, 3)
             images.append(Image(key, pixels, (view.height, view.width)))
         return own, images
+
+    def _with_reports(self, detected: pa.Table) -> pa.Table:
+        """The table with the columns `canaries` and `gpu` in its first row."""
+        reports = {
+            "canaries": self.runner.text(),
+            "gpu": None if self.meter is None else self.meter.read(),
+        }
+        for name, value in reports.items():
+            field = DETECTED.field(name)
+            column = pa.array([value] + [None] * (len(detected) - 1), field.type)
+            detected = detected.set_column(detected.column_names.index(name), field, column)
+        return detected
 
 
 def _key(shard: str, index: int, view: int) -> str:
@@ -170,6 +198,8 @@ def _detected(
         "detect_seconds": pa.array(seconds),
         "computation": pa.array([computation] * len(table), pa.string()),
         "processed_at": pa.array([datetime.now(UTC)] * len(table), pa.timestamp("us", "UTC")),
+        "canaries": pa.nulls(len(table), pa.string()),
+        "gpu": pa.nulls(len(table), GPU),
     }
     columns = [made[name] if name in made else table[name] for name in DETECTED.names]
     return joined(pa.table(columns, schema=DETECTED), carried_part(table))

@@ -43,6 +43,8 @@ class Image:
     key: str  # its name in the crash journal
     pixels: Tensor  # (rows, columns, 3) uint8
     displayed: Size  # the size in whose pixels boxes are
+    # Of the boxes that it keeps, whatever the rules; None: the detector's threshold and rules.
+    least_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class RecoveringDetector:
         scores, labels, boxes = (t.numpy() for t in (found.scores, found.labels, found.boxes))
         is_finite = np.isfinite(scores).all(1) & np.isfinite(boxes).all((1, 2))
         return [
-            self._select(scores[index], labels[index], boxes[index], seconds)
+            self._select(images[index], scores[index], labels[index], boxes[index], seconds)
             if is_finite[index]
             else _failed(DETECTOR_ERROR, NOT_FINITE, seconds)
             for index in range(len(images))
@@ -199,6 +201,7 @@ class RecoveringDetector:
 
     def _select(
         self,
+        image: Image,
         scores: npt.NDArray[np.float32],
         labels: npt.NDArray[np.int64],
         boxes: npt.NDArray[np.float32],
@@ -207,7 +210,10 @@ class RecoveringDetector:
         """The boxes of one image that have a name and are kept."""
         named = self.has_name[labels]
         scores, labels, boxes = scores[named], labels[named], boxes[named]
-        kept, classes = self.rules.select(scores, labels, boxes, self.score_threshold)
+        rules, least = self.rules, self.score_threshold
+        if image.least_score is not None:
+            rules, least = KEEP_ALL, image.least_score
+        kept, classes = rules.select(scores, labels, boxes, least)
         return Outcome(scores[kept], classes, boxes[kept], seconds)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.carry.columns import carry_of_rows, with_carried
-from pipeline.schema import DETECTED, OK, Receipt
+from pipeline.schema import DETECTED, OK, GpuReading, Receipt
 from pipeline.storage import retries
 from pipeline.storage.files import join, open_location, write_whole
 from pipeline.storage.parquet import write_parquet
@@ -69,6 +69,8 @@ def receipt_of(table: pa.Table, name: str = "") -> Receipt:
         detect_seconds=pc.sum(table["detect_seconds"]).as_py() or 0.0,
         retries=pc.sum(table["retries"]).as_py() or 0,
         computation=pc.max(table["computation"]).as_py(),
+        canaries=tuple(table["canaries"].drop_null().to_pylist()),
+        gpu=tuple(GpuReading(**one) for one in table["gpu"].drop_null().to_pylist()),
         finished_at=time.time(),
     )
 

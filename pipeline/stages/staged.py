@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.carry.columns import CARRIED, NOT_CARRIED, carried_part
-from pipeline.plan.remaining import Staged, merge_ranges
+from pipeline.plan.remaining import Numbers, Staged, merge_ranges
 from pipeline.schema import DETECTED, RANGES
 from pipeline.storage.errors import DamagedFile
 from pipeline.storage.files import join, list_files, open_location, read_object
@@ -96,7 +96,7 @@ def remove_damaged_blocks(staging: str, tables: Iterable[pa.Table]) -> Iterator[
         yield table.filter(whole)
 
 
-_COLUMNS = ["shard", "index_in_shard", "shard_size", "status"]
+_COLUMNS = ["shard", "index_in_shard", "shard_size", "status", "canaries"]
 
 
 def ranges_of_files(staging: str, files: Sequence[str]) -> pa.Table:
@@ -142,5 +142,21 @@ def _ranges_of_rows(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
         pa.array(index[first]),
         pa.array(index[last] + 1),
         pa.array(sizes, mask=sizes < 0),
+        _canaries_of_ranges(rows["canaries"], order, starts),
     ]
     return pa.table(columns, schema=RANGES)
+
+
+def _canaries_of_ranges(column: pa.ChunkedArray, order: Numbers, starts: Numbers) -> pa.Array:
+    """The texts of `canaries`, each at one range that holds it.
+
+    Many blocks of a detector have equal texts, which would fill the memory of the driver.
+    """
+    by_range: list[list[str] | None] = [None] * len(starts)
+    rows = np.flatnonzero(pc.is_valid(column).to_numpy())
+    if len(rows):
+        places = np.searchsorted(starts, np.argsort(order)[rows], "right") - 1
+        texts = column.take(pa.array(rows)).to_pylist()
+        for text, place in dict(zip(texts, places.tolist(), strict=True)).items():
+            by_range[place] = [*(by_range[place] or ()), text]
+    return pa.array(by_range, pa.list_(pa.string()))

@@ -19,6 +19,7 @@ from pipeline.schema import (
     STAGED_FILE,
     WORK,
     Done,
+    GpuReading,
     Receipt,
     Work,
 )
@@ -74,7 +75,9 @@ def table_of_receipt(detected: pa.Table) -> pa.Table:
 def receipts_of_table(table: pa.Table) -> Iterator[Receipt]:
     """The rows of a RECEIPT table as objects."""
     for row in table.to_pylist():
-        yield Receipt(**{**row, "shards": tuple(row["shards"]), "failed": dict(row["failed"])})
+        readings = tuple(GpuReading(**reading) for reading in row.pop("gpu"))
+        tuples = {name: tuple(row.pop(name)) for name in ("shards", "canaries")}
+        yield Receipt(**row | tuples | {"failed": dict(row["failed"]), "gpu": readings})
 
 
 def table_of_part(part: Part) -> pa.Table:

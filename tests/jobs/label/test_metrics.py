@@ -19,13 +19,22 @@ from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally
 from jobs.label import metrics
 from jobs.label.label import label
-from jobs.label.metrics import COUNTERS, GAUGES, PREFIX, TAGS, RunMetrics, exported_names
+from jobs.label.metrics import (
+    COUNTERS,
+    GAUGES,
+    GPU_GAUGES,
+    PREFIX,
+    TAGS,
+    RunMetrics,
+    exported_names,
+)
 from jobs.label.options import LabelOptions
 from jobs.label.planning import Run
 from jobs.report.report import report_of
 from pipeline.plan import shards
 from pipeline.schema import Member, Receipt, Shard
 from pipeline.storage import retries
+from tests.support.gpus import reading
 from tests.support.scraped import MetricsNode, run_metrics_node
 
 OUTPUT = "s3://user:secret@bucket/labels"
@@ -102,7 +111,8 @@ def test_a_run_is_scraped_from_its_node(photos: Path, tmp_path: Path) -> None:
     check_figures(values_by_name(samples), output)
     names = {sample.name for sample in samples}
     # No request was repeated, and a run of one block has no rate.
-    unset = {f"ray_{PREFIX}storage_retries_total", f"ray_{PREFIX}images_per_second"}
+    unset = {f"ray_{PREFIX}{name}" for name in ("storage_retries_total", "images_per_second")}
+    unset |= {f"ray_{PREFIX}{name}" for name in ("watt_hours", *GPU_GAUGES)}  # the run is on CPUs
     assert names == exported_names() - unset
     assert len({sample.labels["run"] for sample in samples}) == 1
     for sample in samples:
@@ -212,6 +222,17 @@ def test_receipts_become_counters_and_secrets_do_not(
     assert found[("planned_images", None)] == 2
     assert found[("runs", "published")] == 1
     assert {name for name, _ in found} <= {*COUNTERS, *GAUGES}
+
+
+def test_figures_of_gpus_are_exported_by_gpu(recorded: dict[Any, float]) -> None:
+    rates, run, tally, nodes = make_run()
+    with nodes, RunMetrics(OUTPUT, run, tally, nodes, rates, detectors=2):
+        for device, watts in (("GPU-a", 300.0), ("GPU-b", 200.0), ("GPU-a", 250.0)):
+            tally.add(receipt(gpu=(reading("d" + device, device, watts=watts),)))
+    found = {(name, dict(tags).get("gpu")): value for (name, tags), value in recorded.items()}
+    assert found[("gpu_watts", "GPU-a")] == 250.0 and found[("gpu_watts", "GPU-b")] == 200.0
+    assert found[("gpu_use", "GPU-a")] == 0.5
+    assert found[("watt_hours", None)] == pytest.approx(2.0)
 
 
 def test_unknown_figures_are_not_exported(recorded: dict[Any, float]) -> None:
