@@ -55,7 +55,7 @@ def test_private_parts_are_used_in_one_file_each() -> None:
 def test_one_file_uses_the_library_of_the_driver() -> None:
     files = [file for top in ("model", "pipeline", "jobs") for file in (ROOT / top).rglob("*.py")]
     users = [file for file in files if re.search(r"import pynvml|from pynvml", file.read_text())]
-    assert [str(file.relative_to(ROOT)) for file in users] == ["pipeline/stages/nvml.py"]
+    assert [str(file.relative_to(ROOT)) for file in users] == ["pipeline/gpu/nvml.py"]
 
 
 BOUNDED = {*PRIVATE, "nvidia-ml-py", "s3fs", "pillow", "torchvision"}

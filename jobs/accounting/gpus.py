@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from pipeline.schema import GpuReading
+from pipeline.gpu.reading import GpuReading
 
 JOULES_PER_WATT_HOUR = 3600.0
 

@@ -87,8 +87,8 @@ def publish_run(
     `page` says whether to write report.html too. `ended` is the limit that ended the run before all
     of it was labelled: then what is finished is published, if anything is, and the rest is kept.
 
-    Raises CanaryDeviation, before it writes anything, if the run has a `proof` and a detector of any
-    of its blocks deviates.
+    Raises CanaryDeviation, before it writes anything, if the run has a `proof` and a detector of
+    any of its blocks deviates.
     """
     began = time.monotonic()
     writer.check_lock()  # a command that took a lost lock over may have finished this run

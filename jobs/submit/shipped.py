@@ -9,7 +9,7 @@ from pathlib import Path
 CODE = {
     "model": ("**/*.py", "shapes_tiny.safetensors", "ops/*.json"),
     "pipeline": ("**/*.py",),
-    "jobs": ("**/*.py", "**/*.j2", "**/*.css", "serve/http/page/*"),
+    "jobs": ("**/*.py", "**/*.j2", "**/*.css", "serve/http/page/*", "label/canaries/scenes/*"),
     "infra": ("__init__.py", "prices.yaml"),
 }
 

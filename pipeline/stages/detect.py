@@ -24,12 +24,13 @@ from model.detectors import load
 from model.errors import CheckpointError, UnknownName
 from model.host_memory import keep_freed_memory
 from pipeline.carry.columns import carried_part, joined
+from pipeline.gpu.meter import start_gpu_meter
+from pipeline.gpu.reading import GPU
 from pipeline.isolation.journal import CrashJournal
-from pipeline.schema import BOX, DETECTED, GPU, OK
+from pipeline.schema import BOX, DETECTED, OK
 from pipeline.stages.batcher import Batcher
 from pipeline.stages.box_rules import KEEP_ALL, BoxRules
 from pipeline.stages.canaries import Canary, CanaryRunner
-from pipeline.stages.gpu_meter import start_gpu_meter
 from pipeline.stages.joining import join_views
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
 from pipeline.stages.tiling import Tiling, View, views

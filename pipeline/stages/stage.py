@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.carry.columns import carry_of_rows, with_carried
-from pipeline.schema import DETECTED, OK, GpuReading, Receipt
+from pipeline.gpu.reading import GpuReading
+from pipeline.schema import DETECTED, OK, Receipt
 from pipeline.storage import retries
 from pipeline.storage.files import join, open_location, write_whole
 from pipeline.storage.parquet import write_parquet

@@ -11,18 +11,9 @@ from itertools import chain
 
 import pyarrow as pa
 
+from pipeline.gpu.reading import GpuReading
 from pipeline.plan.shards import read_shards_of_group, shards_of_table
-from pipeline.schema import (
-    PART,
-    PART_FILE,
-    RECEIPT,
-    STAGED_FILE,
-    WORK,
-    Done,
-    GpuReading,
-    Receipt,
-    Work,
-)
+from pipeline.schema import PART, PART_FILE, RECEIPT, STAGED_FILE, WORK, Done, Receipt, Work
 from pipeline.stages.publish import Part, PartFile, PublishTarget, publish_part
 from pipeline.stages.read import read_shard
 from pipeline.stages.stage import receipt_of, stage

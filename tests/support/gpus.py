@@ -5,7 +5,7 @@ from typing import Any
 
 import pynvml
 
-from pipeline.schema import GpuReading
+from pipeline.gpu.reading import GpuReading
 
 
 def reading(detector: str, device: str = "GPU-a", **other: Any) -> GpuReading:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.stages.nvml import Gpu, find_gpu_of_cuda
+from pipeline.gpu.nvml import Gpu, find_gpu_of_cuda
 
 
 def read_clocks(device: str) -> dict[str, float] | None:

@@ -8,7 +8,8 @@ from jobs.accounting.gpus import GpuSums
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.tally import Tally, report
 from jobs.report.report import as_text
-from pipeline.schema import GpuReading, Receipt
+from pipeline.gpu.reading import GpuReading
+from pipeline.schema import Receipt
 from tests.support.gpus import reading
 
 WORKERS = {"read": 8, "prepare": 1, "detect": 2, "stage": 8}

@@ -3,8 +3,8 @@
 import pynvml
 import pytest
 
-from pipeline.stages.gpu_meter import GpuMeter, start_gpu_meter
-from pipeline.stages.nvml import Gpu, find_gpu
+from pipeline.gpu.meter import GpuMeter, start_gpu_meter
+from pipeline.gpu.nvml import Gpu, find_gpu
 from tests.support.gpus import FakeDriver
 
 UUID = "6f1c0d2e-aaaa-bbbb-cccc-000000000001"

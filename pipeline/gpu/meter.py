@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.schema import GpuReading
+from pipeline.gpu.reading import GpuReading
 
 if TYPE_CHECKING:
-    from pipeline.stages.nvml import Gpu
+    from pipeline.gpu.nvml import Gpu
 
 SAMPLE_SECONDS = 1.0  # NVML reports the use of the last second, or of a sixth of it
 
@@ -99,7 +99,7 @@ def start_gpu_meter(device: str, detector: str) -> GpuMeter | None:
     """A meter of the GPU that CUDA calls `device`; None on CPUs, and where NVML is missing."""
     if device == "cpu":
         return None
-    from pipeline.stages.nvml import find_gpu_of_cuda  # CPUs do not need it
+    from pipeline.gpu.nvml import find_gpu_of_cuda  # CPUs do not need it
 
     gpu = find_gpu_of_cuda(torch.cuda.get_device_properties(device))
     return None if gpu is None else GpuMeter(gpu, detector).start()
