@@ -88,13 +88,16 @@ def publish_run(
     of it was labelled: then what is finished is published, if anything is, and the rest is kept.
 
     Raises CanaryDeviation, before it writes anything, if the run has a `proof` and a detector of
-    any of its blocks deviates.
+    any of its blocks deviates. A run that is `ended` before all its blocks are proven publishes
+    nothing, and keeps them for the next.
     """
     began = time.monotonic()
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
     if proof is not None:
-        proof.check_all(staged.canaries, is_final=True)
+        proof.check_all(staged.canaries, is_final=ended is None)
+        if not proof.is_complete():  # a limit came before the block with the answers
+            return Published(ended=ended, left=run.shards.objects, kept=staged.images)
     part = _part_to_publish(run, staged, ended, writer)
     if not len(part.shards):
         return part.published

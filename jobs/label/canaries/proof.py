@@ -70,6 +70,10 @@ class Proof:
         if is_final and not self._detectors:
             raise CanaryDeviation(f"no detector computed the canaries. {CONSEQUENCE}")
 
+    def is_complete(self) -> bool:
+        """Whether every block is proven: some detector computed, and each digest is known."""
+        return bool(self._detectors) and all(map(self._is_known, self._digests))
+
     def summary(self) -> dict[str, Any]:
         """The entry `canaries` of report.json."""
         return {

@@ -150,3 +150,12 @@ def test_records_add_computations_and_renewals_replace_all(tmp_path: Path) -> No
     renewed = read_canary_reference(output, "f00d")
     assert renewed is not None and list(renewed.answers) == [AVX512]
     assert read_canary_reference(output, "beef") is None
+
+
+def test_a_run_that_ended_early_is_incomplete_until_the_answers_are_staged() -> None:
+    proof = Proof(canaries(None), LABELS)
+    assert not proof.is_complete()
+    proof.check_all([later(check()).to_text()], is_final=False)
+    assert not proof.is_complete()
+    proof.check_all([check().to_text()], is_final=False)
+    assert proof.is_complete()
