@@ -37,8 +37,8 @@ install:  ## what a run needs, without the tools of tests: for machines that onl
 demo: setup  ## render scenes, label them, compare with the truth
 	$(BIN)/python -m jobs.demo demo
 
-test: setup  ## all tests but the slow ones, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: setup  ## all tests but the slow ones, three files at a time
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-unit: setup  ## those without servers, clusters, browsers and whole networks: in a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not network and not integration"

@@ -168,7 +168,18 @@ def test_only_code_is_sent(tmp_path: Path) -> None:
     sent = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
     assert {f for f in sent if f.startswith("infra/")} == {"infra/__init__.py", "infra/prices.yaml"}
     kinds = {Path(file).suffix for file in sent}
-    assert kinds == {".py", ".yaml", ".json", ".css", ".html", ".j2", ".js", ".safetensors", ""}
+    assert kinds == {
+        ".py",
+        ".yaml",
+        ".json",
+        ".css",
+        ".html",
+        ".j2",
+        ".jpg",
+        ".js",
+        ".safetensors",
+        "",
+    }
     assert [file for file in sent if not Path(file).suffix] == [
         f"detr_batch-{version('detr-batch')}.dist-info/METADATA"
     ]
