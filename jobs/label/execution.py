@@ -44,12 +44,16 @@ def label_images(
     tally.before = before.images
     if not work:
         return True
-    patience = STALL_SECONDS * (PATIENCE_FOR_TILES if settings.tiling else 1)
     receipts = Receipts(label_shards(work, settings))
-    watched = end_when_stalled(receipts, patience, left)
+    watched = end_when_stalled(receipts, longest_wait(settings), left)
     checked = watched if proof is None else proof.checked(watched)
     show_progress(checked, tally, already=before.images, encoded_bytes=size)
     return receipts.ended
+
+
+def longest_wait(settings: FlowSettings) -> float:
+    """The seconds after which a flow without a receipt is ended."""
+    return STALL_SECONDS * (PATIENCE_FOR_TILES if settings.tiling else 1)
 
 
 class Receipts:

@@ -20,7 +20,7 @@ from jobs.cluster.ray_internals import ray_data_without_helpers
 from jobs.cluster.start import place_for_probe
 from jobs.label.budget_options import PROBED_IMAGES
 from jobs.label.command import Command, Placed, flow_settings
-from jobs.label.execution import reason_of
+from jobs.label.execution import longest_wait, reason_of
 from jobs.label.lines import print_line
 from model.zoo import offered_precision
 from pipeline.dataflow import probe_shards
@@ -70,7 +70,7 @@ def _probe(command: Command, shards: Shards, images: int, startup: Startup) -> E
 
     with _explained_failures(), alone, NodeMeter(ray.nodes, startup.began) as nodes:
         flow = probe_shards(sample.shards, settings)
-        for receipt in end_when_stalled(flow, left=seconds_left):
+        for receipt in end_when_stalled(flow, longest_wait(settings), seconds_left):
             now = steady_time()
             is_plausible = local and startup.began <= receipt.finished_at <= now
             receipts.append(receipt if is_plausible else replace(receipt, finished_at=now))

@@ -28,6 +28,8 @@ RULES = [
     *("--rename", "names.json"),
 ]
 NMS = ["--nms", "0.4", "--nms-across-classes", "0.6"]
+TILES = ["--tile", "120", "--tile-overlap", "0.3"]
+OF_TILES = ["--nms", "0.4", "--min-size", "40", "--classes", "circle,2,square,star"]
 SCENES = 6
 
 
@@ -48,6 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label("plain", threshold="0"),
         label("ruled", *RULES),
         label("nms", *NMS, threshold="0"),
+        label("tiled", *TILES, threshold="0"),
+        label("tiled-ruled", *TILES, *OF_TILES, threshold="0"),
     )
     assert all(code == 0 for code, _ in done), "\n".join(said for _, said in done)
     kill_before_publishing(folder, label("resumed", *RULES), folder / "resumed")
@@ -104,6 +108,24 @@ def test_labels_are_those_that_the_rules_leave_of_all_labels(folder: Path) -> No
     assert found == expected
     assert {row[2] for row in found} <= {"round", "square", "cross", "love"}
     assert 10 < len(found) < len(everything) / 5
+
+
+def test_labels_of_tiles_are_those_that_the_rules_leave_of_joined_boxes(folder: Path) -> None:
+    """The size of a box, and what suppresses it, are those of joined boxes."""
+    options = BoxOptions(nms=0.4, min_size=40.0, classes="circle,2,square,star")
+    rules = choose_boxes(options, named_classes(SHAPE_LABELS), 0.0).rules
+    everything, expected = rows(folder / "tiled"), []
+    for image in sorted({row[0] for row in everything}):
+        own = [row for row in everything if row[0] == image]
+        values = np.array([row[3:] for row in own], np.float32)
+        labels = np.array([row[1] for row in own])
+        kept, _ = rules.select(values[:, 0], labels, values[:, 1:])
+        expected += [own[at] for at in kept]
+    found = rows(folder / "tiled-ruled")
+    assert found == expected
+    assert SCENES < len(found) < len(everything) / 5
+    longest = max(max(row[6] - row[4], row[7] - row[5]) for row in found)
+    assert longest > 120  # no tile shows it entirely
 
 
 def test_a_run_that_was_cut_off_publishes_the_same(folder: Path) -> None:

@@ -1,19 +1,26 @@
 """`label --tile`: wrong options are refused, and what decides labels is recorded."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jobs.cli import main
 from jobs.label.command import read_command
+from jobs.label.label import label
 from jobs.label.notify.notifier import Notifier
 from jobs.label.options import LabelOptions
 from jobs.label.run_record import recorded_command
 from jobs.label.tile_options import TileOptions
 from model.config import PUBLISHED_RESIZE
-from pipeline.stages.tiling import Tiling
+from pipeline.stages import detect
+from pipeline.stages.joining import join_views
+from pipeline.stages.recovery import Outcome
+from pipeline.stages.tiling import Tiling, View
+from tests.support.alone import label_without_ray
 from tests.support.labelling import tiny_options
 
 
@@ -70,3 +77,29 @@ def test_a_recorded_command_names_its_tiles(tmp_path: Path, weights: str) -> Non
     assert "--tile 1333 --tile-overlap 0.25" in recorded_command(record)
     del record["options"]["tile"], record["options"]["tile_overlap"]  # of an earlier version
     assert "--tile" not in recorded_command(record)
+
+
+@pytest.mark.slow
+def test_a_probe_and_a_budget_label_in_tiles(
+    tmp_path: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    label_without_ray(children=False, replace=monkeypatch.setattr)
+    joined: list[int] = []
+
+    def count_and_join(views: Sequence[View], outcomes: Sequence[Outcome]) -> Outcome:
+        joined.append(len(views))
+        return join_views(views, outcomes)
+
+    monkeypatch.setattr(detect, "join_views", count_and_join)
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        Image.new("RGB", (150, 90), (number, 90, 40)).save(tmp_path / f"in/{number}.png")
+    options = tiny_options(tmp_path / "in", tmp_path / "out", weights, tile=100)
+    assert label(replace(options, dry_run=True, probe=6)) == 0
+    assert "(by a probe of 6 images)" in capsys.readouterr().out
+    assert joined == [3] * 6 and not (tmp_path / "out").exists()
+    assert label(replace(options, usd_per_hour=1.0, max_usd=5.0)) == 0
+    assert joined == [3] * 12

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,21 @@ from model.predictor import Predictor
 from pipeline.schema import ENCODED, PREPARED
 from pipeline.stages import detect, recovery
 from pipeline.stages.batcher import Batcher
+from pipeline.stages.box_rules import BoxRules
 from pipeline.stages.decode import decode_row
 from pipeline.stages.detect import Detector, DetectorSpec
 from pipeline.stages.joining import join_views
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.recovery import Outcome, RecoveringDetector
 from pipeline.stages.tiling import Tiling, View, views
+from tests.pipeline.stages.test_box_rules import reference
 from tests.pipeline.stages.test_enlarge import EnlargingPredictor
 from tests.support.samples import RULE
 
 SIZE = (110, 150)  # height and width
 # RULE makes the shorter side 64 pixels: tiles of 100 are reduced, and those of 60 enlarged.
 SIDES = (100, 60)
+CHOSEN, LEAST = (5, 6), 0.05  # classes that rules keep, and the least score of the first
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -143,6 +147,28 @@ def test_images_that_fit_in_a_tile_are_labelled_as_without(
     expected = Detector(DetectorSpec("shapes-tiny", None, "cpu", "fp32", 0.0, None, "plain"))(plain)
     for row in (0, 2):
         assert found[row]["boxes"] == expected["boxes"][row].as_py()
+
+
+@pytest.mark.parametrize("detector", [100], indirect=True)
+def test_sizes_and_overlaps_are_those_of_joined_boxes(detector: Detector, of_views: Any) -> None:
+    """Classes, their thresholds and their new names count in each view."""
+    table = prepared([noise(*SIZE)], detector.spec.tiling)
+    detector(table)
+    ((own, outcomes),) = of_views
+    wanted = []
+    for one in outcomes:
+        kept = np.isin(one.labels, CHOSEN) & (one.scores >= np.where(one.labels == 5, LEAST, 0))
+        labels = np.where(one.labels == 6, 5, one.labels)[kept]
+        wanted.append(replace(one, scores=one.scores[kept], labels=labels, boxes=one.boxes[kept]))
+    joined = join_views(own, wanted)
+    suppress = BoxRules(min_size=9.0, nms=0.2)
+    rows = reference(suppress, (joined.scores, joined.labels, joined.boxes), 0.0)
+    rules = replace(suppress, classes=CHOSEN, thresholds=((5, LEAST),), renamed=((6, 5),))
+    (found,) = Detector(replace(detector.spec, rules=rules))(table)["boxes"].to_pylist()
+    assert [list(box.values()) for box in found] == [
+        [label, joined.scores[at], *joined.boxes[at]] for at, label in rows
+    ]
+    assert 5 < len(rows) < len(joined.scores) / 2
 
 
 def test_a_confined_decoder_reads_bands(caplog: pytest.LogCaptureFixture) -> None:
