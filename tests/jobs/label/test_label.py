@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -324,31 +323,6 @@ def test_secrets_of_urls_reach_no_artefact(
             assert secret not in str(pq.read_table(file).to_pylist()), file
         elif file.is_file():
             assert secret not in file.read_text(), file
-
-
-@pytest.mark.parametrize("probe", [0, pytest.param(None, marks=pytest.mark.slow)])
-def test_dry_run_writes_nothing(
-    probe: int | None,
-    photos: Path,
-    tmp_path: Path,
-    weights: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (photos / "notes.md").write_text("not an image")
-    options = tiny_options(photos, tmp_path / "out", weights, dry_run=True, probe=probe)
-    assert label(options) == 0
-    told = capsys.readouterr()
-    printed = told.out
-    if probe is None:
-        assert "labelling a probe of 7 images" in told.err and "--probe 0 leaves it out" in told.err
-        assert re.search(r"estimate +about 7 images, .* \(by a probe of 7 images\)", printed), (
-            printed
-        )
-    else:
-        assert "probe" not in told.err and "--probe 200 measures it" in printed
-    assert "image files    7 in 1 shard, " in printed
-    assert "ignored        files that are no images (1: notes.md)\n" in printed
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
