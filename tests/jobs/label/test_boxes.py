@@ -28,7 +28,7 @@ RULES = [
     *("--rename", "names.json"),
 ]
 NMS = ["--nms", "0.4", "--nms-across-classes", "0.6"]
-TILES = ["--tile", "120", "--tile-overlap", "0.3"]
+TILES = ["--tile", "88", "--tile-overlap", "0.3"]
 OF_TILES = ["--nms", "0.4", "--min-size", "40", "--classes", "circle,2,square,star"]
 SCENES = 6
 
@@ -125,7 +125,7 @@ def test_labels_of_tiles_are_those_that_the_rules_leave_of_joined_boxes(folder: 
     assert found == expected
     assert SCENES < len(found) < len(everything) / 5
     longest = max(max(row[6] - row[4], row[7] - row[5]) for row in found)
-    assert longest > 120  # no tile shows it entirely
+    assert longest > 88  # no tile shows it entirely
 
 
 def test_a_run_that_was_cut_off_publishes_the_same(folder: Path) -> None:
