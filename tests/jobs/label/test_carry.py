@@ -12,19 +12,16 @@ from jobs.cli import main
 from jobs.compact import compact
 from jobs.label.label import label
 from jobs.label.notices import print_plan_notices
-from jobs.label.options import DEFAULT_MODEL, LabelOptions
-from jobs.label.planning import Run, make_run, plan_as_text, plan_images, plan_request
-from jobs.label.run_record import read_run_record, recorded_command, write_run_record
-from jobs.label.unfinished import take_up_unfinished_run
-from jobs.output.known import LabelRequest
-from jobs.output.output_writer import OutputWriter
+from jobs.label.options import LabelOptions
+from jobs.label.planning import plan_as_text, plan_images, plan_request
+from jobs.label.run_record import read_run_record, recorded_command
 from jobs.report.report import report_of
-from model.computation import Computation
 from pipeline.plan.digests import NOTHING_KNOWN
-from pipeline.storage.files import InputError, canonical_url, open_location
+from pipeline.storage.files import InputError, open_location
 from tests.support.labelling import tiny_options
 from tests.support.samples import jpeg, write_tar
 from tests.support.tables import rows
+from tests.support.unfinished import begin, resume
 
 
 def write_parquet(path: Path, count: int = 3) -> Path:
@@ -40,24 +37,6 @@ def options(tmp_path: Path) -> LabelOptions:
     (tmp_path / "lake").mkdir()
     write_parquet(tmp_path / "lake" / "p.parquet")
     return LabelOptions(str(tmp_path / "lake"), str(tmp_path / "out"), carry="split, n:float")
-
-
-def begin(options: LabelOptions) -> Run:
-    """Write the plan and the record of a run, as a killed command leaves them."""
-    run = make_run(options.output, plan_images(plan_request(options), NOTHING_KNOWN))
-    named = replace(options, model=DEFAULT_MODEL)
-    recorded = named.without_secrets(canonical_url(options.input))
-    computation = Computation("cpu", "fp32", "AVX2, 2 threads")
-    gone = pa.array([], pa.string())
-    write_run_record(options.output, run, recorded, "f00d", computation, gone, None, 0)
-    return run
-
-
-def resume(options: LabelOptions) -> Run | None:
-    source = canonical_url(options.input)
-    labels = LabelRequest(source, DEFAULT_MODEL, options.score_threshold, "f00d", options.relabel)
-    with OutputWriter(options.output) as writer:
-        return take_up_unfinished_run(writer, plan_request(options), labels)
 
 
 def test_a_resumed_run_keeps_its_columns(options: LabelOptions) -> None:

@@ -10,8 +10,9 @@ import pytest
 from jobs.label.options import LabelOptions
 from jobs.output import paths
 from pipeline.storage.files import canonical_url
-from tests.jobs.label.test_planning import MARK, begin, photos, resume  # noqa: F401
+from tests.jobs.label.test_planning import photos  # noqa: F401
 from tests.support.committed import commit_run, make_target
+from tests.support.unfinished import MARK, begin, resume
 
 FIRST, SECOND = "20260101T000000Z-aaaaaa", "20260102T000000Z-aaaaaa"
 

@@ -10,20 +10,17 @@ import pytest
 
 from jobs.cli import parser
 from jobs.compact import compact
-from jobs.label.options import DEFAULT_MODEL, LabelOptions
-from jobs.label.planning import Run, make_run, plan_as_text, plan_images, plan_request
-from jobs.label.run_record import write_run_record
-from jobs.label.unfinished import take_up_unfinished_run
+from jobs.label.options import LabelOptions
+from jobs.label.planning import plan_as_text, plan_images, plan_request
 from jobs.output.catalog import committed_runs
-from jobs.output.known import LabelRequest, read_plan
-from jobs.output.output_writer import OutputWriter
+from jobs.output.known import read_plan
 from jobs.output.run_documents import read_document, write_record, write_table
-from model.computation import Computation
 from pipeline.plan.digests import NOTHING_KNOWN
 from pipeline.plan.shards import shards_of_table, table_of_shards, write_shards
-from pipeline.storage.files import InputError, canonical_url
+from pipeline.storage.files import InputError
 from tests.support.nights import write_nights
 from tests.support.samples import jpeg
+from tests.support.unfinished import begin, resume
 
 
 @pytest.fixture
@@ -37,24 +34,6 @@ def options(tmp_path: Path) -> LabelOptions:
         image_column="scan",
         id_column="name",
     )
-
-
-def begin(options: LabelOptions) -> Run:
-    """Write the plan and the record of a run, as a killed command leaves them."""
-    run = make_run(options.output, plan_images(plan_request(options), NOTHING_KNOWN))
-    named = replace(options, model=DEFAULT_MODEL)
-    recorded = named.without_secrets(canonical_url(options.input))
-    computation = Computation("cpu", "fp32", "AVX2, 2 threads")
-    gone = pa.array([], pa.string())
-    write_run_record(options.output, run, recorded, "f00d", computation, gone, None, 0)
-    return run
-
-
-def resume(options: LabelOptions) -> Run | None:
-    source = canonical_url(options.input)
-    labels = LabelRequest(source, DEFAULT_MODEL, options.score_threshold, "f00d", options.relabel)
-    with OutputWriter(options.output) as writer:
-        return take_up_unfinished_run(writer, plan_request(options), labels)
 
 
 def test_a_resumed_run_reads_the_columns_that_it_was_planned_with(options: LabelOptions) -> None:

@@ -9,23 +9,19 @@ import pyarrow as pa
 import pytest
 
 from jobs.cli import main
-from jobs.label.options import DEFAULT_MODEL, LabelOptions
+from jobs.label.options import LabelOptions
 from jobs.label.planning import (
-    Run,
     plan_as_text,
     plan_images,
     plan_request,
     plan_url,
     unversioned_as_lines,
 )
-from jobs.label.run_record import write_run_record
-from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
+from jobs.label.unfinished import unfinished_runs_as_lines
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
-from jobs.output.known import LabelRequest, known_objects
-from jobs.output.output_writer import OutputWriter
+from jobs.output.known import known_objects
 from jobs.output.run_documents import read_document, write_record, write_table
-from model.computation import Computation
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.remaining import merge_ranges, remaining_work
 from pipeline.plan.shards import (
@@ -38,9 +34,9 @@ from pipeline.storage.files import InputError, canonical_url
 from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
 from tests.support.samples import jpeg, write_tar
+from tests.support.unfinished import MARK, begin, labels_of, resume
 from tests.support.web import VersionedFile, served_files
 
-MARK = "f00d"  # fingerprint of the labels that `write_run` makes
 NO_URIS = pa.array([], pa.string())
 
 
@@ -52,32 +48,11 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def labels_of(options: LabelOptions, mark: str = MARK) -> LabelRequest:
-    source = canonical_url(options.input)
-    return LabelRequest(source, DEFAULT_MODEL, options.score_threshold, mark, options.relabel)
-
-
-def begin(options: LabelOptions, run_id: str) -> Run:
-    """Write the plan and the record of a run, as a killed command leaves them."""
-    run = Run(run_id, plan_shards(options.input).shards)
-    named = replace(options, model=DEFAULT_MODEL)
-    recorded = named.without_secrets(canonical_url(options.input))
-    computation = Computation("cpu", "fp32", "AVX2, 2 threads")
-    committed = len(read_catalog(options.output).state.runs)
-    write_run_record(options.output, run, recorded, MARK, computation, NO_URIS, None, committed)
-    return run
-
-
 @pytest.fixture
 def served(photos: Path) -> Iterator[str]:
     """The address of a server for `photos`."""
     with served_files(photos) as address:
         yield address
-
-
-def resume(options: LabelOptions) -> Run | None:
-    with OutputWriter(options.output) as writer:
-        return take_up_unfinished_run(writer, plan_request(options), labels_of(options))
 
 
 def unfinished_lines(options: LabelOptions) -> list[str]:
