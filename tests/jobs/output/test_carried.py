@@ -18,12 +18,14 @@ from jobs.output.catalog import committed_runs
 from jobs.output.errors import DamagedOutput
 from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest, check_manifest
+from jobs.output.suppressed import hide_suppressed_boxes
 from jobs.output.views import connect
 from jobs.report.samples import choose_samples
 from jobs.runs import verify
 from pipeline.carry.columns import carry_of_document
 from pipeline.plan.shards import PLAN
 from pipeline.schema import IMAGES
+from pipeline.stages.box_rules import BoxRules
 from tests.support.carrying import publish_run
 from tests.support.samples import jpeg, write_tar
 from tests.support.tables import rows
@@ -139,6 +141,16 @@ def test_compact_keeps_the_columns_of_all_runs(tmp_path: Path) -> None:
     assert verify(str(output)) == []
     plans = pa.concat_tables(read_plan(str(output), run["plan"]))
     assert plans.schema == PLAN
+
+
+def test_a_carried_column_with_the_name_of_a_count_of_boxes(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    write_lake(tmp_path / "lake", "a.parquet", suppressed=[3])
+    publish_run(tmp_path / "lake", output, "suppressed")
+    with closing(connect(output)) as connection:
+        hide_suppressed_boxes(connection, BoxRules(nms=0.5), str(tmp_path))
+        found = connection.sql("SELECT suppressed, num_detections FROM latest_images")
+        assert found.fetchall() == [(3, 0)]
 
 
 def test_carried_columns_with_names_of_boxes_and_of_queries(
