@@ -143,6 +143,22 @@ def test_compact_keeps_the_columns_of_all_runs(tmp_path: Path) -> None:
     assert plans.schema == PLAN
 
 
+def test_compact_keeps_types_beside_others_of_another_input(tmp_path: Path) -> None:
+    """The views have both inputs: `n` as float64, which rounds `large`, and `tags` as text."""
+    lake, output, large = tmp_path / "lake", tmp_path / "out", 2**53 + 1
+    for night, name in enumerate("ab"):
+        path = write_lake(lake, f"{name}.parquet", n=[large], tags=[["x"]])
+        publish_run(lake, output, "n,tags", NIGHTS[night])
+        path.unlink()
+    write_lake(tmp_path / "other", "c.parquet", n=[0.5], tags=["y"])
+    publish_run(tmp_path / "other", output, "n,tags", NIGHTS[2])
+    (result,) = compact(str(output))
+    (file,) = (output / "images" / f"run={result.run_id}").iterdir()
+    table = pq.read_table(file, columns=["n", "tags"], partitioning=None)
+    assert table.to_pylist() == [{"n": large, "tags": ["x"]}] * 2
+    assert verify(str(output)) == []
+
+
 def test_a_carried_column_with_the_name_of_a_count_of_boxes(tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     write_lake(tmp_path / "lake", "a.parquet", suppressed=[3])
