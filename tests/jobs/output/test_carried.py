@@ -44,16 +44,13 @@ def write_lake(folder: Path, file: str, /, **columns: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five runs over one INPUT: without columns, with several, with others, of other types."""
+    """Five runs over a file each: without columns, with several, with others, of other types."""
     folder = tmp_path_factory.mktemp("carried")
     lake, output = folder / "lake", folder / "out"
 
     def night(number: int, carry: str | None, **columns: Any) -> None:
         path = write_lake(lake, "p.parquet", **columns)
         publish_run(path, output, carry, NIGHTS[number])
-        for document in (output / "_runs" / NIGHTS[number]).glob("*.json"):
-            text = document.read_text().replace(str(path), f"{lake}")
-            assert text  # the manifests name the file; one INPUT for all is set below
         path.unlink()
 
     night(0, None, split=["none"])
