@@ -151,7 +151,7 @@ def compact(
                 with (
                     writer.explain_takeover(),
                     explain_query_errors(output),
-                    connect(output, runs) as connection,
+                    connect(output, runs, group) as connection,
                 ):
                     result, manifest = _compact_group(
                         connection,

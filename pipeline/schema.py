@@ -8,8 +8,9 @@ Read this file first: the dataflow is these types in order.
 Each stage is a function from one row type to the next. No stage imports another stage. Schemas are
 explicit, because a schema that is inferred from a batch without boxes contains `list<null>`.
 
-In a run that carries columns of INPUT along, the rows from ENCODED to DETECTED have one more column
-with their values (carry/columns.py), and IMAGES has the columns themselves.
+In a run that carries columns of INPUT along, the rows from ENCODED to DETECTED have two more
+columns (`with_carried` in carry/columns.py): a struct of the values, and the number of values that
+could not be carried. IMAGES has the carried columns themselves.
 
 A row whose `status` is not `OK` has failed. Later stages pass it on unchanged, so that a bad image
 costs one row. The values of `status` are the constants below; `error` describes the failure.

@@ -23,6 +23,7 @@ ORDER BY run, shard, image_id, detection
 _SUPPRESSED = pa.schema([*((name, pa.string()) for name in _IMAGE), DETECTIONS.field("detection")])
 # The views with all boxes get other names, which the new views read. `latest_images` and `latest`
 # read the new views. The best box of an image is never suppressed, so that its max_score stays.
+# A carried column of `images` may be called `suppressed`.
 _VIEWS = """
 CREATE TABLE suppressed_of_images AS
     SELECT run, shard, image_id, count(*)::INTEGER AS suppressed FROM suppressed GROUP BY ALL;
@@ -31,9 +32,9 @@ ALTER VIEW detections RENAME TO all_detections;
 CREATE VIEW detections AS
     SELECT * FROM all_detections ANTI JOIN suppressed USING (run, shard, image_id, detection);
 CREATE VIEW images AS
-    SELECT * EXCLUDE (suppressed)
-        REPLACE (num_detections - coalesce(suppressed, 0) AS num_detections)
-    FROM images_of_all_boxes LEFT JOIN suppressed_of_images USING (run, shard, image_id);
+    SELECT every.* REPLACE (num_detections - coalesce(counts.suppressed, 0) AS num_detections)
+    FROM images_of_all_boxes AS every
+        LEFT JOIN suppressed_of_images AS counts USING (run, shard, image_id);
 """
 
 

@@ -55,13 +55,20 @@ def finished_runs(output: str) -> list[Manifest]:
     return runs
 
 
-def connect(output: str, runs: Sequence[Manifest] | None = None) -> duckdb.DuckDBPyConnection:
+def connect(
+    output: str,
+    runs: Sequence[Manifest] | None = None,
+    carrying: Sequence[Manifest] | None = None,
+) -> duckdb.DuckDBPyConnection:
     """A connection with the views over `runs`, given by their manifests (None: all that count).
 
-    Raises InputError if OUTPUT has no run that counts.
+    The views have the carried columns of the runs `carrying` (None: of all `runs`), in the types
+    that these have; of other runs they may be NULL. Raises InputError if OUTPUT has no run that
+    counts.
     """
     connection = duckdb.connect()
-    add_views(connection, output, finished_runs(output) if runs is None else runs)
+    chosen = finished_runs(output) if runs is None else runs
+    add_views(connection, output, chosen, carrying=carrying)
     return connection
 
 
@@ -70,8 +77,12 @@ def add_views(
     output: str,
     runs: Sequence[Manifest],
     schema: str = "main",
+    carrying: Sequence[Manifest] | None = None,
 ) -> None:
-    """Create the views over `runs` of OUTPUT. Each OUTPUT of a connection has its own `schema`."""
+    """Create the views over `runs` of OUTPUT. Each OUTPUT of a connection has its own `schema`.
+
+    `carrying` is as in `connect`.
+    """
     connection.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}; USE {schema}")
     fs = register_store(connection, output)
@@ -87,12 +98,14 @@ def add_views(
             with suppress(FileNotFoundError):  # which reading the file says
                 fs.ls(folder)
     with_files = [run for run in runs if run["files"]]
+    carrying = with_files if carrying is None else carrying
     for table in TABLES:
-        carry = common_carry(with_files) if table == "images" else NO_CARRY
-        parts = [
-            _read(connection, output, table, some).project(_columns(some[0], table, carry))
-            for some in _alike(with_files, table)
-        ]
+        carry = common_carry(carrying) if table == "images" else NO_CARRY
+        parts = []
+        for some in _alike(with_files, table):
+            is_carrying = any(run in carrying for run in some)
+            columns = _columns(some[0], table, carry, is_carrying)
+            parts.append(_read(connection, output, table, some).project(columns))
         if not parts:  # no run has a file
             empty = SCHEMAS[table].empty_table().append_column("run", pa.array([], pa.string()))
             parts = [connection.from_arrow(empty)]
@@ -110,12 +123,15 @@ def _alike(runs: Sequence[Manifest], table: str) -> list[list[Manifest]]:
     return list(groups.values())
 
 
-def _columns(run: Manifest, table: str, carry: Carry) -> str:
-    """What the view takes from the files of a run: those of `carry` that they lack are NULL."""
+def _columns(run: Manifest, table: str, carry: Carry, is_carrying: bool) -> str:
+    """What the view takes from the files of a run: those of `carry` that they lack are NULL.
+
+    Unless it `is_carrying`, the types of `carry` need not hold its values, and all are NULL.
+    """
     own = carry_of_run(run) if table == "images" else NO_CARRY
     left_out = ", ".join(["filename", *(quoted(column.name) for column in own.columns)])
     run_id = [f"{_RUN} AS run_id"] if run["format"] < FORMAT else []
-    carried = carried_as_sql(own, carry)
+    carried = carried_as_sql(own if is_carrying else NO_CARRY, carry)
     return ", ".join([f"* EXCLUDE ({left_out})", *run_id, *carried, f"{_RUN} AS run"])
 
 

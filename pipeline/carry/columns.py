@@ -79,6 +79,11 @@ def with_carried(schema: pa.Schema, carry: Carry) -> pa.Schema:
     return pa.schema([*schema, *own])
 
 
+def with_any_carried(schema: pa.Schema) -> pa.Schema:
+    """The names that a file may have, whatever the types of the carried values."""
+    return pa.schema([*schema, (CARRIED, pa.null()), (NOT_CARRIED, pa.null())])
+
+
 def carried_part(table: pa.Table) -> pa.Table:
     """The columns of a table that `with_carried` adds; none if it carries nothing."""
     return table.select([name for name in (CARRIED, NOT_CARRIED) if name in table.column_names])

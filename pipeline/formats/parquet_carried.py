@@ -6,7 +6,7 @@ from itertools import repeat
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.carry.columns import Carry
+from pipeline.carry.columns import CARRIED, NOT_CARRIED, Carry
 from pipeline.carry.values import Plain, bounded, converted
 from pipeline.formats.parquet_batches import column_batches
 from pipeline.formats.parquet_columns import Columns
@@ -32,7 +32,7 @@ def carried_rows(
     for pairs in zip(*by_column, strict=True):
         names = (column.name for column in carry.columns)
         row, lost = bounded({name: value for name, (value, _) in zip(names, pairs, strict=True)})
-        yield {"carried": row, "not_carried": lost + sum(is_lost for _, is_lost in pairs)}
+        yield {CARRIED: row, NOT_CARRIED: lost + sum(is_lost for _, is_lost in pairs)}
 
 
 def _values(parquet: pq.ParquetFile, index: int, kind: pa.DataType) -> Iterator[tuple[Plain, bool]]:

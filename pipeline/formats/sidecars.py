@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-from pipeline.carry.columns import Carry
+from pipeline.carry.columns import CARRIED, NOT_CARRIED, Carry
 from pipeline.carry.values import values_of_json
 from pipeline.formats.members import open_member, readable_name
 from pipeline.formats.tar_entries import Content, is_regular, open_tar, tar_entries
@@ -67,9 +67,9 @@ class Sidecars:
         """What to add to the rows of a sample. A damaged member carries nothing."""
         document = _document(content)
         if document is None:
-            return {"carried": {}, "not_carried": len(self.carry.columns)}
+            return {CARRIED: {}, NOT_CARRIED: len(self.carry.columns)}
         values, lost = values_of_json(document, self.carry)
-        return {"carried": values, "not_carried": lost}
+        return {CARRIED: values, NOT_CARRIED: lost}
 
     def knows(self, key: str) -> bool:
         """Whether nothing that follows in the archive changes the values of a sample."""
@@ -80,7 +80,7 @@ class Sidecars:
         if not self.knows(key):
             self._read_all()
         lost = len(self.carry.columns) if self._is_full else 0
-        return self._rows.get(key, {"carried": {}, "not_carried": lost})
+        return self._rows.get(key, {CARRIED: {}, NOT_CARRIED: lost})
 
     def forget(self, key: str) -> None:
         """Drop the values of a sample whose images were met, unless all are kept."""

@@ -165,11 +165,12 @@ class CarryChoice:
         carried: dict[pa.DataType, Member] = {}
         for kind, member in seen.items():
             one = carried_type(kind)
-            if one is None:
+            if one is None:  # nested values cannot be cast to text
+                other = f". As another type: --carry {wanted.name}:string"
                 raise InputError(
                     f"--carry {wanted.name}: it is {printable(str(kind))[:100]} in "
                     f"{mask(member.uri)}: texts, numbers, bools, times and lists of these are "
-                    f"carried along. As another type: --carry {wanted.name}:string"
+                    f"carried along{'' if pa.types.is_nested(kind) else other}"
                 )
             if not pa.types.is_null(kind):  # all values are null, and tell no type
                 carried.setdefault(one, member)

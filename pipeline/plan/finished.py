@@ -77,9 +77,7 @@ def staged_of(staged: Staged, names: pa.ChunkedArray, sizes: Numbers) -> Staged:
     )
 
 
-def _rows(
-    shards: Shards, chosen: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
-) -> Iterator[pa.Table]:
+def _rows(shards: Shards, chosen: Flags) -> Iterator[pa.Table]:
     """The chosen rows of a plan, as tables of schema PLAN with some shards each."""
     start = 0
     for table in shards.tables():

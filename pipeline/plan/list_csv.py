@@ -17,6 +17,7 @@ from pipeline.plan.list_names import (
     Said,
     address_names,
     encoding_of,
+    file_name,
     print_choice,
 )
 from pipeline.storage.files import InputError, open_object
@@ -29,7 +30,7 @@ LONGEST_HEADER = 1 << 16  # characters
 def is_csv_list(fs: AbstractFileSystem, path: str) -> bool:
     """Whether the header of a file names a column of addresses."""
     with _opened(fs, path) as text:
-        return bool(address_names(_cells(text.readline(LONGEST_HEADER), path)))
+        return bool(address_names(_cells(text.readline(LONGEST_HEADER), _delimiter(fs, path))))
 
 
 def names_in_csv(
@@ -41,7 +42,7 @@ def names_in_csv(
     to be carried along and that the table lacks.
     """
     with _opened(fs, path) as text:
-        rows = csv.reader(_lines(text, path), delimiter=_delimiter(path))
+        rows = csv.reader(_lines(text, path), delimiter=_delimiter(fs, path))
         try:
             header = next(rows)
             columns = address_names(header)
@@ -77,13 +78,13 @@ def _lines(text: io.TextIOWrapper, path: str) -> Iterator[str]:
         yield line
 
 
-def _cells(line: str, path: str) -> list[str]:
+def _cells(line: str, delimiter: str) -> list[str]:
     """The cells of a line."""
     try:
-        return next(csv.reader([line], delimiter=_delimiter(path)), [])
+        return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
         return []
 
 
-def _delimiter(path: str) -> str:
-    return "\t" if ".tsv" in path.lower()[-40:] else ","
+def _delimiter(fs: AbstractFileSystem, path: str) -> str:
+    return "\t" if file_name(fs, path).lower().endswith(".tsv") else ","

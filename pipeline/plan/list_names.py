@@ -40,6 +40,11 @@ _MARKS = (  # what a text in Unicode may begin with
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r")) + b"\x7f"
 
 
+def file_name(fs: AbstractFileSystem, path: str) -> str:
+    """The path without the parameters of a web address."""
+    return re.split("[?#]", path, maxsplit=1)[0] if "http" in fs.protocol else path
+
+
 def names_in_text(fs: AbstractFileSystem, path: str) -> Iterator[str]:
     """The names in a text, one a line, without the lines that are empty or begin with `#`.
 

@@ -23,7 +23,13 @@ from pipeline.formats.members import make_member, readable_name
 from pipeline.formats.parquet import PARQUET_SUFFIXES
 from pipeline.plan.carry_choice import CarryChoice
 from pipeline.plan.list_csv import CSV_SUFFIXES, is_csv_list, names_in_csv
-from pipeline.plan.list_names import Said, is_parquet_list, names_in_parquet, names_in_text
+from pipeline.plan.list_names import (
+    Said,
+    file_name,
+    is_parquet_list,
+    names_in_parquet,
+    names_in_text,
+)
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member
 from pipeline.storage.availability import (
     OTHERS,
@@ -59,15 +65,10 @@ def is_list(fs: AbstractFileSystem, path: str) -> bool:
 
     A Parquet file with a column of images is none.
     """
-    name = _file_name(fs, path).lower()
+    name = file_name(fs, path).lower()
     if name.endswith(CSV_SUFFIXES):
         return is_csv_list(fs, path)
     return name.endswith(".txt") or (name.endswith(PARQUET_SUFFIXES) and is_parquet_list(fs, path))
-
-
-def _file_name(fs: AbstractFileSystem, path: str) -> str:
-    """The path without the parameters of a web address."""
-    return re.split("[?#]", path, maxsplit=1)[0] if "http" in fs.protocol else path
 
 
 def read_url_list(
@@ -82,7 +83,7 @@ def read_url_list(
 
     Raises InputError if the list is empty, or no list, and StorageUnavailable if no store answers.
     """
-    name = _file_name(fs, path).lower()
+    name = file_name(fs, path).lower()
     in_parquet = name.endswith(PARQUET_SUFFIXES)
     in_csv = name.endswith(CSV_SUFFIXES) and is_csv_list(fs, path)
 
@@ -93,7 +94,7 @@ def read_url_list(
             return names_in_csv(fs, path, choice)
         return ((name, None) for name in names_in_text(fs, path))
 
-    folder = uri(fs, _file_name(fs, path)).rsplit("/", 1)[0]
+    folder = uri(fs, file_name(fs, path)).rsplit("/", 1)[0]
 
     def urls() -> Iterator[str]:
         return (absolute_url(name, folder) for name, _ in entries())

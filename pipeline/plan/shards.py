@@ -26,11 +26,12 @@ from pipeline.carry.columns import (
     carried_part,
     carry_of_struct,
     own_part,
+    with_any_carried,
 )
 from pipeline.carry.values import PlainRow, plain_rows, struct_array
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.files import local_copy, open_location, open_object, write_whole
-from pipeline.storage.parquet import read_group, read_tables, write_parquet
+from pipeline.storage.parquet import completed, read_group, read_tables, write_parquet
 from pipeline.storage.urls import identity
 
 _MEMBER = pa.struct([("uri", pa.string()), ("etag", pa.string()), ("size", pa.int64())])
@@ -59,8 +60,7 @@ def plan_schema(carry: Carry) -> pa.Schema:
     return pa.schema([*PLAN, carried, pa.field(NOT_CARRIED, pa.list_(pa.int32()))])
 
 
-# The names that a plan may have, whatever the types of the carried values.
-_READABLE = pa.schema([*PLAN, (CARRIED, pa.null()), (NOT_CARRIED, pa.null())])
+_READABLE = with_any_carried(PLAN)
 # A row group has 1/256 of the number of shards before it: 512 shards make 512 row groups, and a
 # million shards make 2,400.
 GROUP_SHARE = 256
@@ -113,7 +113,7 @@ class Shards:
         if not carry:
             return self
         schema = plan_schema(carry)
-        return write_shards(_completed(table, schema) for table in self.tables())
+        return write_shards(completed(table, schema) for table in self.tables())
 
     def without_carried(self) -> "Shards":
         """The same shards without what lists say of their members, which the tables hold."""
@@ -222,16 +222,7 @@ def read_plan_tables(
         wanted = [*columns, CARRIED, NOT_CARRIED] if carried else columns
         own = pa.schema([PLAN.field(name) for name in columns])
         for table in read_tables(file, url, _READABLE, wanted, ROWS_AT_ONCE):
-            yield _completed(table, pa.schema([*own, *carried_part(table).schema]))
-
-
-def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with the columns of `schema`; null where it lacks them."""
-    columns = [
-        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+            yield completed(table, pa.schema([*own, *carried_part(table).schema]))
 
 
 def _carry_of_plan(schema: pa.Schema) -> Carry:
@@ -277,7 +268,7 @@ def table_of_shards(shards: Sequence[Shard]) -> pa.Table:
     if not carry:
         return own
     if not any(member.carried for member in every):
-        return _completed(own, plan_schema(carry))
+        return completed(own, plan_schema(carry))
     said = [member.carried or ({}, 0) for member in every]
     values = struct_array([row for row, _ in said], carry)
     lost = pa.array([count for _, count in said], pa.int32())

@@ -46,7 +46,7 @@ def near_pairs(
     Args:
         lengths: (I,) numbers of boxes of the images.
         boxes: (N, 4) x_min, y_min, x_max, y_max of the boxes of all images, one after the other.
-        iou: pairs without an area in common are never near, whatever this is.
+        iou: for values from 0 up, pairs without an area in common are not near.
         kinds: (N,), of which only equal ones are compared. None: all boxes of an image are.
 
     Yields:

@@ -142,6 +142,8 @@ def _views(
         if tiling is None:
             raise
         found = _tiled_views(known["height"], known["width"], resize, enlarge, tiling)
+        if len(found) == 1:
+            raise _TooManyPixels(f"{error}, and fits in a tile: give a smaller --tile") from error
         try:
             bands = VipsBands(encoded)
         except NotInBands as reason:

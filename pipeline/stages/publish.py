@@ -28,7 +28,7 @@ from pipeline.storage.files import join, open_location, write_whole
 IMAGES_PER_FILE = 100_000
 # A task needs about 300 bytes per box while it writes (2 million boxes: 550 MiB, 2026-11-25).
 BOXES_PER_FILE = 1_000_000
-# The maximum per image. Runs that keep low scores have about this many boxes per image.
+# The maximum per image without tiles. Runs that keep low scores have about so many per image.
 BOXES_PER_IMAGE = 100
 LOW_SCORE = 0.1
 # Row groups are small, so that engines can skip most of them by their statistics. For three million

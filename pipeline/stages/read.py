@@ -92,7 +92,7 @@ def read_shard(shard: Shard, done: Done = NOTHING_DONE) -> Iterator[pa.Table]:
     table: list[Row] = []
     size = 0
     positions = frozenset(done.positions)
-    for row in _number_rows(shard, done):
+    for row in _add_said(_number_rows(shard, done), shard):
         if row["index_in_shard"] in positions and (done.ended or row["shard_size"] is None):
             continue
         table.append(row)
@@ -118,7 +118,7 @@ def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
     """Rows with their position. One row is held back, so that the last row can be marked."""
     previous: Row | None = None
     count = 0
-    for row in _time_rows(_add_said(_read_in_child(shard), shard)):
+    for row in _time_rows(_read_in_child(shard)):
         if shard.limit is not None and count == shard.limit:
             break
         if previous is not None:
@@ -143,8 +143,8 @@ def _number_rows(shard: Shard, done: Done) -> Iterator[Row]:
 
 def _add_said(rows: Iterator[Row], shard: Shard) -> Iterator[Row]:
     """Rows with what a list says of their objects, if it says anything."""
-    for number, row in enumerate(rows):
-        said = shard.members[number if shard.kind == "files" else 0].carried
+    for row in rows:
+        said = shard.members[row["index_in_shard"] if shard.kind == "files" else 0].carried
         yield row if said is None else {**row, CARRIED: said[0], NOT_CARRIED: said[1]}
 
 
@@ -168,9 +168,11 @@ def _rows_of_lost_images(shard: Shard, last: Row, stop: int) -> Iterator[Row]:
 def _read_in_child(shard: Shard) -> Iterator[Row]:
     """Rows of the shard's reader, which runs in the child."""
 
-    # The child need not know what a list says.
-    members = tuple(replace(member, carried=None) for member in shard.members)
-    asked = replace(shard, members=members) if shard.carry else shard
+    asked = shard
+    if any(member.carried for member in shard.members):
+        # What a list says takes the place of what its archives have: the child need not read that.
+        members = tuple(replace(member, carried=None) for member in shard.members)
+        asked = replace(shard, members=members, carry=NO_CARRY)
 
     def instead(number: int, why: ChildFailed) -> Row:
         status = TIMED_OUT if isinstance(why, ChildStuck) else WORKER_CRASH

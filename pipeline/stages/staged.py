@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.carry.columns import CARRIED, NOT_CARRIED, carried_part
+from pipeline.carry.columns import carried_part, with_any_carried
 from pipeline.plan.remaining import Numbers, Staged, merge_ranges
 from pipeline.schema import DETECTED, RANGES
 from pipeline.storage.errors import DamagedFile
 from pipeline.storage.files import join, list_files, open_location, read_object
-from pipeline.storage.parquet import read_tables
+from pipeline.storage.parquet import completed, read_tables
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask
 
@@ -44,33 +44,24 @@ def list_staged_files(staging: str) -> list[str]:
     return sorted(name for name in names if name.startswith("block-"))
 
 
-# The names that a block may have, whatever the types of the carried values.
-_READABLE = pa.schema([*DETECTED, (CARRIED, pa.null()), (NOT_CARRIED, pa.null())])
+_READABLE = with_any_carried(DETECTED)
 
 
 def read_staged_block(
     staging: str, name: str, columns: Sequence[str] = _READABLE.names
 ) -> pa.Table:
-    """Columns of a block under the URL `staging`. Raises DamagedFile if any byte is damaged."""
+    """Columns of a block under the URL `staging`; null in those that versions before 0.2 lacked.
+
+    Raises DamagedFile if any byte is damaged.
+    """
     url = join(staging, name)
     file = io.BytesIO(read_object(*open_location(url, "staging")))
     own = pa.schema([DETECTED.field(column) for column in columns if column in DETECTED.names])
     tables = [
-        _completed(table, pa.schema([*own, *carried_part(table).schema]))
+        completed(table, pa.schema([*own, *carried_part(table).schema]))
         for table in read_tables(file, url, _READABLE, columns)
     ]
     return pa.concat_tables(tables or [own.empty_table()])
-
-
-def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with the columns of `schema`; null in those that versions before 0.2 lacked."""
-    if table.column_names == schema.names:
-        return table
-    columns = [
-        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
 
 
 def remove_staged_block(staging: str, name: str) -> None:

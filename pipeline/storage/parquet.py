@@ -91,6 +91,15 @@ def _opened(file: BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
     return parquet
 
 
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with the columns of `schema`, in its order; null where it lacks them."""
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
 def _is_expected(field: pa.Field, schema: pa.Schema) -> bool:
     """Whether `schema` has the field. One of type null stands for a field of any type."""
     return field in schema or pa.field(field.name, pa.null()) in schema

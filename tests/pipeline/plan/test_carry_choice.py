@@ -28,6 +28,19 @@ def rows(**columns: pa.Array) -> pa.Table:
     return pa.table({"image": [PHOTO] * count, **columns})
 
 
+@pytest.mark.parametrize(
+    ("column", "is_other_type_offered"),
+    [(pa.array([b"x"]), True), (pa.array([{"a": 1}]), False), (pa.array([[[1]]]), False)],
+)
+def test_another_type_is_offered_for_values_that_have_one_alone(
+    column: pa.Array, is_other_type_offered: bool, tmp_path: Path
+) -> None:
+    write(tmp_path / "p.parquet", rows(m=column))
+    with pytest.raises(InputError, match="--carry m: it is") as refusal:
+        types_of(tmp_path, "m")
+    assert ("m:string" in str(refusal.value)) is is_other_type_offered
+
+
 def types_of(source: Path, carry: str) -> dict[str, str]:
     return plan_shards(str(source), carry=carry).shards.carry.as_document()
 

@@ -41,6 +41,7 @@ def write(path: Path, encoding: str = "utf-8", **options: Any) -> Path:
         ("list.csv", "utf-8-sig", {"lineterminator": "\n"}),
         ("LIST.CSV", "utf-16", {"quoting": csv.QUOTE_ALL}),
         ("list.tsv", "utf-8", {"delimiter": "\t"}),
+        ("list.tsv.csv", "utf-8", {}),
     ],
 )
 def test_each_row_with_an_address_is_an_object(

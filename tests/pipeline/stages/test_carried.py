@@ -14,7 +14,17 @@ from pipeline.stages.stage import stage
 from pipeline.stages.staged import read_staged_block
 from tests.support.carrying import detected
 from tests.support.parquet_files import write
-from tests.support.samples import jpeg, preparer
+from tests.support.samples import jpeg, preparer, write_tar
+
+
+def test_what_a_list_says_takes_the_place_of_what_its_archive_has(tmp_path: Path) -> None:
+    write_tar(tmp_path / "full.tar", {"1.jpg": jpeg(1), "1.json": b'{"split": "archive"}'})
+    write_tar(tmp_path / "empty.tar", {"a.txt": b"no image"})
+    (tmp_path / "l.csv").write_text("url,split\nfull.tar,list\nempty.tar,list\n")
+    shards = plan_shards(str(tmp_path / "l.csv"), carry="split").shards
+    rows = [row for one in shards for table in read_shard(one) for row in table.to_pylist()]
+    assert [row["status"] for row in rows] == ["ok", "empty_shard"]
+    assert [row["carried"] for row in rows] == [{"split": "list"}] * 2
 
 
 def test_values_pass_the_reader_and_the_preparer_with_their_images(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from model.config import PUBLISHED_RESIZE
 from model.resize import AS_DISPLAYED, ResizeRule
+from pipeline.stages.decode import decode_row
 from pipeline.stages.tiling import (
     MAX_PIXELS,
     MOST_BYTES,
@@ -17,8 +18,14 @@ from pipeline.stages.tiling import (
     views,
     why_too_many,
 )
+from tests.support.samples import jpeg
 
 SIDES = st.integers(1, 500)
+
+
+def test_a_tile_that_holds_an_image_of_too_many_pixels_is_too_large() -> None:
+    row = decode_row(jpeg(), ResizeRule(32, 64), 120 * 80 - 1, tiling=Tiling(120))
+    assert row["status"] == "too_many_pixels" and row["error"].endswith("give a smaller --tile")
 
 
 @given(SIDES, SIDES, st.integers(32, 200), st.floats(0, 0.5))
