@@ -55,7 +55,8 @@ def show_progress(
         for receipt in receipts:
             _add(receipt, tally, print_line)
             now = time.monotonic()
-            if now - last_line > pause_between_lines(now - started):
+            is_due = now - last_line > pause_between_lines(now - started)
+            if is_due and tally.steady_rate():  # the first block alone gives no rate
                 last_line = now
                 print_line(describe(tally, already, encoded_bytes))
         print_line(describe_end(tally, already))

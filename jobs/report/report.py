@@ -233,7 +233,8 @@ def _describe_canaries(report: dict[str, Any]) -> list[str]:
         return []
     known = ", ".join(proof["reference"])
     text = f"as in {known}" if known else "the first of this model here"
-    return [f"canaries       {proof['images']} images on {proof['detectors']} detectors: {text}"]
+    images, detectors = counted(proof["images"], "image"), counted(proof["detectors"], "detector")
+    return [f"canaries       {images} on {detectors}: {text}"]
 
 
 def _describe_gpus(report: dict[str, Any]) -> list[str]:

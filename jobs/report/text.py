@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from jobs.accounting.counted import counted
 from jobs.accounting.figures import (
     UNKNOWN,
     format_duration,
@@ -61,6 +62,7 @@ def gpu_as_text(gpu: Mapping[str, Any]) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     "number": format_number,
+    "counted": counted,
     "figure": format_figure,
     "per_cent": format_per_cent,
     "duration": format_duration,

@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
+from jobs.accounting.gpus import GpuSums
 from jobs.accounting.tally import Report
 from jobs.cli import main
 from jobs.demo.lake import write_lake
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
+from jobs.report.page import gather_contents, render_page
+from jobs.report.pictures import PictureReader, read_plan_of_run
+from jobs.report.report import manifest_of, report_of
 from tests.conftest import TESTDATA
 from tests.support.browsing import Scheme, open_page
+from tests.support.gpus import reading
 
 HOSTILE = "<script>document.title='caught'</script><img src=x onerror=alert(1)>\"'&\u202egpj.jpg"
 pytestmark = pytest.mark.slow
@@ -208,3 +213,30 @@ def test_a_run_in_a_bucket_has_its_page_there(bucket: str, tmp_path: Path, local
     page = read_object(fs, name).decode()
     assert page.count("data:image/jpeg") >= 5
     assert "No image" not in page
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_page_shows_gpus_and_their_energy(
+    browser: Browser, output: Path, tmp_path: Path, width: int
+) -> None:
+    """Here is no GPU, so the readings are made by hand. A slice of a GPU reports no power."""
+    sums = GpuSums()
+    silent = {"watts": None, "joules_before": None, "joules": None}
+    sums.add([reading("one"), reading("two", "GPU-b", name="NVIDIA A100 MIG 1g.5gb", **silent)])
+    manifest, report = manifest_of(str(output)), report_of(str(output))
+    with PictureReader() as reader:
+        planned = read_plan_of_run(str(output), manifest["run_id"])
+        contents = gather_contents(str(output), manifest, planned, reader)
+    known = {"watt_hours": 1.0, "watt_hours_per_1000_images": 4.5}
+    unknown = dict.fromkeys(known)
+    for number, energy in enumerate((known, unknown)):
+        text = render_page(contents, {**report, "gpus": sums.figures(), **energy})
+        (tmp_path / f"{number}.html").write_text(text)
+        page, trouble = open_page(browser, tmp_path / f"{number}.html", width, "light")
+        assert not trouble
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        seen = page.inner_text("main")
+        assert "NVIDIA L4" in seen and "use 50 %, memory 5.0 of 20.0 GiB, power 100 W" in seen
+        assert "power not measured" in seen
+        assert ("4.50" in seen and "1.00 Wh of GPUs" in seen) == (energy is known)
+        assert ("does not report its power" in seen) == (energy is unknown)

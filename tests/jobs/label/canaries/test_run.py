@@ -139,7 +139,7 @@ def test_a_device_that_breaks_between_two_runs_is_found(lake: Path) -> None:
     output, before = lake / "out", files(lake / "out")
     report = report_of(str(output))
     assert report["canaries"]["images"] == 2 and report["images"] == 8
-    assert "canaries       2 images on 1 detectors: the first" in as_text(report)
+    assert "canaries       2 images on 1 detector: the first" in as_text(report)
     assert len(rows(output)) == 8  # canaries are in no table
     draw(lake / "in" / "new.png", 50)
     (lake / "broken").touch()
