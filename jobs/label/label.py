@@ -299,6 +299,8 @@ def execute_run(
             command.budget.end_run()
             if published.reports:
                 told.publish(published.reports[0], published.files)
+            elif published.ended is not None:
+                told.keep(published.ended)
     if published.ended is not None and not published.images and not tally.images:
         return replace(published, is_stuck=True)
     return published
