@@ -22,6 +22,7 @@ from jobs.cluster.start import (
     start_or_join_ray,
     this_machine,
 )
+from jobs.label.budget_options import limits_as_lines
 from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
 from jobs.label.canaries.proof import CanaryDeviation, Proof
 from jobs.label.command import Command, Placed, flow_settings, read_command
@@ -86,7 +87,7 @@ def label(
     budget = options.budget(startup.began, options.rates())
     command = read_command(choose_model(options), notifier, budget)
     startup.end(WEIGHTS)
-    for line in options.limits_as_lines():
+    for line in limits_as_lines(budget):
         print_line(line)
     if options.dry_run:
         print(_describe_plan(command, startup))
