@@ -291,7 +291,8 @@ def execute_run(
             _drop_unproven_staging(writer, run.run_id),
             RunMetrics(options.output, run, tally, nodes, rates, most),
         ):
-            clock = RunClock(command.budget, nodes, tally, command.past_reports())
+            past = command.past_reports() if command.budget.is_limited else []
+            clock = RunClock(command.budget, nodes, tally, past)
             all_done = label_images(run.shards, settings, tally, clock.seconds_left, proof)
             meters, ended = Meters(tally, nodes, rates), None if all_done else clock.reason()
             published = publish_run(
