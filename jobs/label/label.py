@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-import pyarrow.compute as pc
 import ray
 import torch
 
@@ -13,9 +12,9 @@ from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
 from jobs.boxes.pairs import read_files
 from jobs.cluster.computation import computation_of_detectors
-from jobs.cluster.placement import Node
 from jobs.cluster.ray_internals import ray_data_without_helpers
 from jobs.cluster.start import (
+    alive_nodes,
     check_machines,
     measured_cpus,
     placement_without_starting,
@@ -244,11 +243,11 @@ def _print_price_note(command: Command, device: str) -> str:
     """
     local = not command.options.address
     gpus = torch.cuda.device_count() if local else 0
-    if local and command.options.dry_run:  # no Ray runs
+    if local and command.options.dry_run:  # without a probe no Ray runs
         here = this_machine()
         nodes = [replace(here, resources={**here.resources, "GPU": gpus})]
     else:
-        nodes = [Node(n["Resources"], n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]]
+        nodes = list(alive_nodes().values())
     name = torch.cuda.get_device_name() if gpus else ""
     note = price_notice(command.options.rates(), nodes, device, name)
     if note:
@@ -332,6 +331,6 @@ def _told_run(command: Command, run: Run, placed: Placed) -> ToldRun:
         command.labels.fingerprint,
         placed.computation.as_text(),
         run.is_resumed,
-        int(pc.sum(run.shards.outline["objects"]).as_py() or 0),
+        run.shards.objects,
         run.shards.size,
     )
