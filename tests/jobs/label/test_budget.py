@@ -194,7 +194,7 @@ def test_an_archive_that_takes_longer_than_a_budget_is_labelled_in_several_runs(
     codes = [label(tiny_options(lake / "a.tar", output, weights, **given)) for _ in range(2)]
     assert codes == [EXIT_ENDED, EXIT_OK]
     printed = capsys.readouterr().err
-    assert "ended by --max-usd 5: 1 object of INPUT is left; 4 images of archives" in printed
+    assert "ended by --max-usd 5: 1 object of INPUT is left; 4 images of these are la" in printed
     (run,) = committed_runs(output)
     report = read_report(output, run["run_id"])
     assert report["labelled_before"] == 4 and "ended_by" not in report
