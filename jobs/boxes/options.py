@@ -81,6 +81,18 @@ def option_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def label_words(options: Mapping[str, Any]) -> list[str]:
+    """The words, for a shell, of all recorded options that decide labels of a model.
+
+    Its weights and the threshold of all classes are not among them.
+    """
+    words = box_words(options)
+    for name in ("tile", "tile_overlap"):
+        value = options.get(name)
+        words += [option_of(name), f"{value:g}"] if value is not None else []
+    return words
+
+
 def box_words(options: Mapping[str, Any]) -> list[str]:
     """The words of a command line, for a shell, that give the recorded options of BoxOptions."""
     words = []

@@ -86,11 +86,6 @@ class BudgetOptions:
         """`--until` as other machines understand it. Raises InputError for what is no time."""
         return None if self.until is None else time_as_text(time_of(self.until, time.time()))
 
-    def limits_as_lines(self) -> list[str]:
-        """What the limits mean, for people."""
-        at = self.until_with_zone()
-        return [] if at is None else [f"--until {self.until}: the run ends at {at}"]
-
     def _names(self) -> dict[str, str]:
         """The limits that are given, as the user gave them."""
         texts = {
@@ -99,6 +94,13 @@ class BudgetOptions:
             "until": self.until is not None and f"--until {self.until}",
         }
         return {name: text for name, text in texts.items() if text}
+
+
+def limits_as_lines(budget: Budget) -> list[str]:
+    """What the limits mean, for people. `06:00` is that of the budget, however late it is now."""
+    if budget.until is None:
+        return []
+    return [f"{budget.names['until']}: the run ends at {time_as_text(budget.until)}"]
 
 
 def time_of(text: str, now: float) -> float:

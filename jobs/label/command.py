@@ -7,7 +7,7 @@ from typing import Any
 from jobs.accounting.budget import Budget
 from jobs.accounting.estimate import RUNS, Estimate, estimate
 from jobs.boxes.choice import BoxChoice, choose_boxes, named_classes
-from jobs.boxes.options import box_words
+from jobs.boxes.options import label_words
 from jobs.boxes.pairs import recorded_thresholds
 from jobs.cluster.placement import Placement
 from jobs.cluster.request import ClusterRequest, memory_of_detector
@@ -106,7 +106,7 @@ def read_command(options: LabelOptions, notifier: Notifier, budget: Budget) -> C
             options.relabel,
             options.retry_failed,
             (options.format, options.image_column, options.id_column),
-            " ".join(box_words(given)),
+            " ".join(label_words(given)),
         ),
         budget,
         canaries,

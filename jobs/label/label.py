@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-import pyarrow.compute as pc
 import ray
 import torch
 
@@ -13,15 +12,16 @@ from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
 from jobs.boxes.pairs import read_files
 from jobs.cluster.computation import computation_of_detectors
-from jobs.cluster.placement import Node
 from jobs.cluster.ray_internals import ray_data_without_helpers
 from jobs.cluster.start import (
+    alive_nodes,
     check_machines,
     measured_cpus,
     placement_without_starting,
     start_or_join_ray,
     this_machine,
 )
+from jobs.label.budget_options import limits_as_lines
 from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
 from jobs.label.canaries.proof import CanaryDeviation, Proof
 from jobs.label.command import Command, Placed, flow_settings, read_command
@@ -86,7 +86,7 @@ def label(
     budget = options.budget(startup.began, options.rates())
     command = read_command(choose_model(options), notifier, budget)
     startup.end(WEIGHTS)
-    for line in options.limits_as_lines():
+    for line in limits_as_lines(budget):
         print_line(line)
     if options.dry_run:
         print(_describe_plan(command, startup))
@@ -243,11 +243,11 @@ def _print_price_note(command: Command, device: str) -> str:
     """
     local = not command.options.address
     gpus = torch.cuda.device_count() if local else 0
-    if local and command.options.dry_run:  # no Ray runs
+    if local and command.options.dry_run:  # without a probe no Ray runs
         here = this_machine()
         nodes = [replace(here, resources={**here.resources, "GPU": gpus})]
     else:
-        nodes = [Node(n["Resources"], n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]]
+        nodes = list(alive_nodes().values())
     name = torch.cuda.get_device_name() if gpus else ""
     note = price_notice(command.options.rates(), nodes, device, name)
     if note:
@@ -290,7 +290,8 @@ def execute_run(
             _drop_unproven_staging(writer, run.run_id),
             RunMetrics(options.output, run, tally, nodes, rates, most),
         ):
-            clock = RunClock(command.budget, nodes, tally, command.past_reports())
+            past = command.past_reports() if command.budget.is_limited else []
+            clock = RunClock(command.budget, nodes, tally, past)
             all_done = label_images(run.shards, settings, tally, clock.seconds_left, proof)
             meters, ended = Meters(tally, nodes, rates), None if all_done else clock.reason()
             published = publish_run(
@@ -299,6 +300,8 @@ def execute_run(
             command.budget.end_run()
             if published.reports:
                 told.publish(published.reports[0], published.files)
+            elif published.ended is not None:
+                told.keep(published.ended)
     if published.ended is not None and not published.images and not tally.images:
         return replace(published, is_stuck=True)
     return published
@@ -328,6 +331,6 @@ def _told_run(command: Command, run: Run, placed: Placed) -> ToldRun:
         command.labels.fingerprint,
         placed.computation.as_text(),
         run.is_resumed,
-        int(pc.sum(run.shards.outline["objects"]).as_py() or 0),
+        run.shards.objects,
         run.shards.size,
     )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.accounting.counted import counted
 from jobs.label.lines import print_line
@@ -48,8 +47,7 @@ def print_plan_notices(options: LabelOptions, found: Plan, runs: Sequence[Manife
 
 def planned_as_text(found: Plan) -> str:
     """How much is to be labelled, and how much is labelled already."""
-    objects = pc.sum(found.shards.outline["objects"]).as_py() or 0
-    text = f"to label: {counted(objects, 'object')}, {found.shards.size / 1e6:.1f} MB"
+    text = f"to label: {counted(found.shards.objects, 'object')}, {found.shards.size / 1e6:.1f} MB"
     if found.changed:
         text += f", {found.changed} changed since the last run"
     if found.known:

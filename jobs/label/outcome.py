@@ -74,8 +74,9 @@ def _print_rest(published: Published) -> None:
     kept = ""
     if published.kept:
         kept = (
-            f"; {counted(published.kept, 'image')} of archives among them are labelled already, "
-            "and are published with the rest of these"
+            f"; {counted(published.kept, 'image')} of these "
+            f"{'is' if published.kept == 1 else 'are'} labelled already, and published by a later "
+            "run"
         )
     print_line(
         f"ended by {published.ended}: {counted(published.left, 'object')} of INPUT "

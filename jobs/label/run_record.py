@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.accounting.estimate import Estimate
-from jobs.boxes.options import box_words
+from jobs.boxes.options import label_words
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.output import paths
 from jobs.output.errors import DamagedOutput
@@ -131,7 +131,7 @@ def recorded_command(record: Mapping[str, Any]) -> str:
     given = record["options"]
     words = [given["input"], given["output"], "--model", given["model"]]
     words += ["--weights", given["weights"]] if given["weights"] else []
-    words += ["--score-threshold", str(given["score_threshold"]), *box_words(given)]
+    words += ["--score-threshold", str(given["score_threshold"]), *label_words(given)]
     for name in ("device", "precision"):
         value = recorded_computation(record, name)
         words += [f"--{name}", value] if value != "auto" else []
@@ -139,9 +139,7 @@ def recorded_command(record: Mapping[str, Any]) -> str:
     for name in ("image_column", "id_column", "carry", "input_access", "canaries"):
         value = given.get(name)
         words += [f"--{name.replace('_', '-')}", shlex.quote(value)] if value else []
-    for name in ("tile", "tile_overlap"):
-        value = given.get(name)
-        words += [f"--{name.replace('_', '-')}", f"{value:g}"] if value is not None else []
     words += ["--limit", str(given["limit"])] if given["limit"] is not None else []
-    words += ["--retry-failed"] if given.get("retry_failed") else []
+    for name in ("retry_failed", "renew_canaries"):
+        words += [f"--{name.replace('_', '-')}"] if given.get(name) else []
     return " ".join([*words, *(["--relabel"] if given["relabel"] else [])])

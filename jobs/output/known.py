@@ -17,7 +17,7 @@ from jobs.output.catalog import Catalog
 from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
 from jobs.output.manifest import Manifest, carry_of_run, files_of_table
-from jobs.output.run_documents import box_options, read_document, score_threshold
+from jobs.output.run_documents import choosing_options, read_document, score_threshold
 from pipeline.plan.digests import Known, Objects, consume_into_known, digest_versions
 from pipeline.plan.shards import PLAN, member_values, read_plan_tables
 from pipeline.schema import (
@@ -45,7 +45,7 @@ class LabelRequest:
     retry_failed: bool = False  # whether to label again what failed for reasons outside the image
     # --format, --image-column and --id-column: under others, a file may fail that is in order.
     reading: tuple[str | None, ...] = ("auto", None, None)
-    boxes: str = ""  # the options that choose boxes, as a user types them
+    choosing: str = ""  # the options that choose boxes and tiles, as a user types them
 
     @property
     def retried(self) -> frozenset[str]:
@@ -94,12 +94,13 @@ def known_objects(
 
 def _other_labels(output: str, run: Manifest, request: LabelRequest) -> InputError:
     """The error for a run of OUTPUT whose labels are others than those of the request."""
-    before, options = score_threshold(output, run["run_id"]), box_options(output, run["run_id"])
+    run_id = run["run_id"]
+    before, options = score_threshold(output, run_id), choosing_options(output, run_id)
     same = (run["model"], before) == (request.model, request.score_threshold)
-    weights = " with other weights" if same and options == request.boxes else ""
+    weights = " with other weights" if same and options == request.choosing else ""
     threshold = "threshold"
-    if options or request.boxes:
-        threshold += f", and {options or 'no options that choose boxes'}"
+    if options or request.choosing:
+        threshold += f", and {options or 'no options that choose boxes or tiles'}"
     return InputError(
         f"{mask(output)} holds labels of {run['model']} over {run['input']} from a score of "
         f"{before:g} up (fingerprint {run['model_fingerprint']}), and this would be "

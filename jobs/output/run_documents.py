@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from jobs.boxes.options import box_words
+from jobs.boxes.options import label_words
 from jobs.boxes.pairs import recorded_thresholds
 from jobs.output import paths
 from jobs.output.documents import (
@@ -104,10 +104,10 @@ def score_threshold(output: str, run_id: str) -> float:
     return value_of_record(output, run_id, convert, 0.0)
 
 
-def box_options(output: str, run_id: str) -> str:
-    """The options of a run that chose its boxes, as a user types them."""
+def choosing_options(output: str, run_id: str) -> str:
+    """The options of a run that chose its boxes and tiles, as a user types them."""
     return value_of_record(
-        output, run_id, lambda record: " ".join(box_words(record.get("options", {}))), ""
+        output, run_id, lambda record: " ".join(label_words(record.get("options", {}))), ""
     )
 
 

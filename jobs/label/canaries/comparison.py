@@ -10,7 +10,8 @@ from pipeline.stages.canaries import Answer, Numbers
 
 # Boxes that count where devices differ: those that a person would act on.
 CONFIDENT = 0.5
-# MEASURED
+# With shapes-tiny in fp32 and in bf16 on a CPU, 550 of 561 confident boxes of 60 scenes are within
+# these (2026-11-28). No two models of GPUs were compared.
 LEAST_IOU, MOST_SCORE, LEAST_SHARE = 0.85, 0.1, 0.9
 FOUND_IOU = 0.5  # least overlap of a detection with the object that it finds
 

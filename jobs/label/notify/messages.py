@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from jobs.label.notify.told import DONE, INTERRUPTED, NOTHING_NEW, ToldCommand, ToldRun
+from jobs.label.notify.told import DONE, ENDED, INTERRUPTED, NOTHING_NEW, ToldCommand, ToldRun
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
 
@@ -78,6 +78,7 @@ def _headline(command: ToldCommand) -> str:
     return {
         DONE: f"detr-batch: {labelled}",
         NOTHING_NEW: "detr-batch: nothing new to label",
+        ENDED: f"detr-batch: a budget ended the run, {labelled}",
         "too_many_failed": f"detr-batch: too many images failed, {labelled}",
         "refused": "detr-batch: label was refused",
         INTERRUPTED: "detr-batch: label was interrupted",

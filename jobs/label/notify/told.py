@@ -16,8 +16,8 @@ from pipeline.storage.urls import mask
 
 RUNNING, PUBLISHED, FAILED, INTERRUPTED = "running", "published", "failed", "interrupted"
 # How a command ends, by its exit code.
-DONE, NOTHING_NEW = "done", "nothing_new"
-OUTCOMES = {1: FAILED, 2: "refused", 3: "too_many_failed"}
+DONE, NOTHING_NEW, ENDED = "done", "nothing_new", "ended_by_budget"
+OUTCOMES = {1: FAILED, 2: "refused", 3: "too_many_failed", 4: ENDED}
 
 
 @dataclass
@@ -47,6 +47,15 @@ class ToldRun:
         """The run has ended without a commit."""
         self.state, self.error = INTERRUPTED if interrupted else FAILED, error
         self.figures = self.so_far()
+
+    def keep(self, limit: str) -> None:
+        """A budget has ended the run before anything of it could be published."""
+        self.fail(f"ended by {limit}", interrupted=True)
+        self.figures = {**self.figures, "ended_by": limit}
+
+    @property
+    def is_ended_by_budget(self) -> bool:
+        return "ended_by" in self.figures
 
     def images(self) -> Counter[str]:
         """The number of images by status. Of a run that failed: of those that it labelled."""
@@ -79,6 +88,8 @@ class ToldCommand:
         """How it ended, in one word."""
         if self.ending.interrupted:
             return INTERRUPTED
+        if self.ending.exit_code == 0 and any(run.is_ended_by_budget for run in self.runs):
+            return ENDED  # --budget-exit-code 0
         if self.ending.exit_code == 0:
             return DONE if self.runs else NOTHING_NEW
         return OUTCOMES.get(self.ending.exit_code, FAILED)

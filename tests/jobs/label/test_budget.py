@@ -1,6 +1,7 @@
 """A run that its budget ends publishes what is finished, and the next one goes on."""
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from jobs.cli import main
 from jobs.label import rest
 from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.label import label
+from jobs.label.notify.notifier import Notifier
+from jobs.label.notify.told import Ending
 from jobs.label.outcome import EXIT_OK, EXIT_TOO_MANY_FAILURES
 from jobs.output.catalog import committed_runs
 from jobs.output.output_writer import OutputWriter
@@ -191,10 +194,25 @@ def test_an_archive_that_takes_longer_than_a_budget_is_labelled_in_several_runs(
     codes = [label(tiny_options(lake / "a.tar", output, weights, **given)) for _ in range(2)]
     assert codes == [EXIT_ENDED, EXIT_OK]
     printed = capsys.readouterr().err
-    assert "ended by --max-usd 5: 1 object of INPUT is left; 4 images of archives" in printed
+    assert "ended by --max-usd 5: 1 object of INPUT is left; 4 images of these are la" in printed
     (run,) = committed_runs(output)
     report = read_report(output, run["run_id"])
     assert report["labelled_before"] == 4 and "ended_by" not in report
+
+
+def test_a_run_that_its_budget_ends_within_an_archive_is_told_to_have_ended(
+    lake: Path, tmp_path: Path, weights: str, end_after: Callable[[int], None]
+) -> None:
+    events = tmp_path / "events.jsonl"
+    given = {"format": "tar", "max_hours": 1.0, "lineage": str(events)}
+    options = tiny_options(lake / "a.tar", tmp_path / "out", weights, **given)
+    notifier = Notifier(options, options.input, options.output)
+    end_after(2)
+    assert label(options, notifier=notifier) == EXIT_ENDED
+    notifier.end(Ending(EXIT_ENDED))
+    begin, end = map(json.loads, events.read_text().splitlines())
+    assert (begin["eventType"], end["eventType"]) == ("START", "ABORT")
+    assert end["run"]["facets"]["errorMessage"]["message"] == "ended by --max-hours 1"
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.accounting.budget import Budget
+from jobs.accounting.node_hours import Rates
 from jobs.cli import main
 from jobs.cli.submit import words_on_the_cluster
-from jobs.label.budget_options import time_as_text, time_of
+from jobs.label.budget_options import limits_as_lines, time_as_text, time_of
 from jobs.label.options import LabelOptions
 from pipeline.storage.errors import InputError
 
@@ -72,6 +74,13 @@ def test_limits_that_cannot_be_kept_are_refused_in_a_line(
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith(f"detr-batch: {line}")
     assert not output.exists()
+
+
+def test_the_line_before_a_run_names_the_end_that_the_run_was_given() -> None:
+    """Weights may take minutes to come, and the time may have passed when the line is printed."""
+    at = datetime.fromisoformat("2020-01-01T06:00:00+01:00").timestamp()
+    budget = Budget(0.0, Rates(), until=at, names={"until": "--until 06:00"})
+    assert limits_as_lines(budget) == ["--until 06:00: the run ends at 2020-01-01T06:00:00+01:00"]
 
 
 def test_a_job_ends_at_the_time_of_the_machine_that_submits_it() -> None:

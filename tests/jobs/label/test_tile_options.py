@@ -20,6 +20,7 @@ from pipeline.stages import detect
 from pipeline.stages.joining import join_views
 from pipeline.stages.recovery import Outcome
 from pipeline.stages.tiling import Tiling, View
+from pipeline.storage.errors import InputError
 from tests.support.alone import label_without_ray
 from tests.support.labelling import tiny_options
 
@@ -77,6 +78,19 @@ def test_a_recorded_command_names_its_tiles(tmp_path: Path, weights: str) -> Non
     assert "--tile 1333 --tile-overlap 0.25" in recorded_command(record)
     del record["options"]["tile"], record["options"]["tile_overlap"]  # of an earlier version
     assert "--tile" not in recorded_command(record)
+
+
+def test_other_tiles_are_refused_as_such_and_not_as_other_weights(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label_without_ray(children=False, replace=monkeypatch.setattr)
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "in/a.png")
+    options = tiny_options(tmp_path / "in", tmp_path / "out", weights)
+    assert label(options) == 0
+    with pytest.raises(InputError, match="no options that choose boxes or tiles") as refused:
+        label(replace(options, tile=100))
+    assert "other weights" not in str(refused.value)
 
 
 @pytest.mark.slow

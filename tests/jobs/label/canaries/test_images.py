@@ -12,6 +12,8 @@ from jobs.label.canaries import images
 from jobs.label.canaries.choice import choose_canaries
 from jobs.label.canaries.images import RENDERED_FILE, digest_of, prepare_canaries, read_canaries
 from jobs.label.canaries.options import CanaryOptions
+from jobs.label.options import LabelOptions
+from jobs.label.run_record import recorded_command
 from jobs.output.canaries import has_canaries, write_canary_record
 from model.resize import AS_DISPLAYED
 from pipeline.storage.files import InputError
@@ -108,3 +110,9 @@ def test_an_output_goes_on_with_its_canaries(
     assert not capsys.readouterr().err
     assert choose(CanaryOptions(), output, "beef") is None
     assert "of another model or threshold" in capsys.readouterr().err
+
+
+def test_a_recorded_command_renews_canaries_as_it_did() -> None:
+    options = LabelOptions("in", "out", model="m", canaries="known.json", renew_canaries=True)
+    record = {"options": options.without_secrets("in")}
+    assert "--canaries known.json --renew-canaries" in recorded_command(record)

@@ -40,5 +40,13 @@ def failed_run(error: str, interrupted: bool = False) -> ToldRun:
     return run
 
 
+def kept_run() -> ToldRun:
+    """A run that a budget ended within its first archive."""
+    run = begun_run()
+    run.so_far = lambda: {"images": 4, "failed": {}, "detections": 4, "usd": 0.5}
+    run.keep("--max-hours 1")
+    return run
+
+
 def command(*runs: ToldRun, ending: Ending | None = None) -> ToldCommand:
     return ToldCommand("s3://lake/photos", OUTPUT, True, runs, ending or Ending(0))

@@ -8,7 +8,14 @@ import pytest
 
 from jobs.label.notify.messages import report_message, slack_message
 from jobs.label.notify.told import Ending
-from tests.jobs.label.notify.facts import RUN_ID, begun_run, command, failed_run, published_run
+from tests.jobs.label.notify.facts import (
+    RUN_ID,
+    begun_run,
+    command,
+    failed_run,
+    kept_run,
+    published_run,
+)
 
 NOW = datetime(2026, 1, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -43,7 +50,10 @@ def test_figures_of_an_unfinished_and_a_new_run_add_up() -> None:
         ([], Ending(2, "INPUT does not exist"), "refused"),
         ([failed_run("no space")], Ending(1, "no space"), "failed"),
         ([failed_run("interrupted", True)], Ending(1, "interrupted", True), "interrupted"),
-        ([begun_run()], Ending(4), "failed"),
+        ([begun_run()], Ending(9), "failed"),
+        ([published_run()], Ending(4), "ended_by_budget"),
+        ([kept_run()], Ending(4), "ended_by_budget"),
+        ([kept_run()], Ending(0), "ended_by_budget"),
     ],
 )
 def test_how_a_command_ended(runs: list[Any], ending: Ending, outcome: str) -> None:
@@ -52,7 +62,11 @@ def test_how_a_command_ended(runs: list[Any], ending: Ending, outcome: str) -> N
     assert (message["type"], message["data"]["outcome"]) == (f"label.{outcome}", outcome)
     assert message["data"]["error"] == ending.error
     headline = slack_message(told, NOW)["blocks"][0]["text"]["text"]
-    words = {"nothing_new": "nothing new", "too_many_failed": "too many images failed"}
+    words = {
+        "nothing_new": "nothing new",
+        "too_many_failed": "too many images failed",
+        "ended_by_budget": "a budget ended the run",
+    }
     assert words.get(outcome, outcome) in headline
 
 
