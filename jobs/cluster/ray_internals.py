@@ -4,6 +4,7 @@ Check this file when Ray is upgraded: tests/jobs/cluster/test_ray_internals.py f
 """
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -147,3 +148,14 @@ def serve_address() -> tuple[str, int] | None:
 
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else (client.http_config.host, client.http_config.port)
+
+
+def skip_lines(text: str) -> None:
+    """Let this process print no line of Ray's other processes that has this text.
+
+    Ray has RAY_DEDUP_LOGS_SKIP_REGEX for that, which it reads while it is imported. What a user has
+    set there stays.
+    """
+    from ray._private.ray_logging import stderr_deduplicator
+
+    stderr_deduplicator.skip_re = stderr_deduplicator.skip_re or re.compile(re.escape(text))

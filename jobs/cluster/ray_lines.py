@@ -10,12 +10,17 @@ from typing import Any
 
 import ray
 
+from jobs.cluster.ray_internals import skip_lines
+
 # Ray creates a token for each local cluster, and this logger reports it at every start.
 _TOKENS = "ray._private.authentication.authentication_token_setup"
 # Ray Data puts the arguments of its actors into the object store, and Ray's core warns at the first
 # such actor of a process (ray-project/ray#57733). The driver holds the arguments, so they cannot be
 # lost.
 _ACTOR_WARNING = b"has constructor arguments in the object store and max_restarts > 0"
+# A run that a budget ends, and a probe, end their actors while these compute. Ray reports each call
+# that was under way as failed, and to be tried again.
+_KILLED_ON_PURPOSE = "The actor is dead because it was killed by `ray.kill`"
 _NOWHERE = "detr_batch_nowhere"  # a resource that no node has
 
 
@@ -27,6 +32,7 @@ def hush_logs() -> None:
                 handler.setLevel(level)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is printed
     logging.getLogger(_TOKENS).setLevel(logging.ERROR)
+    skip_lines(_KILLED_ON_PURPOSE)
 
 
 def hush_actor_warning() -> None:

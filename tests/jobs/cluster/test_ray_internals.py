@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from jobs.cluster.ray_internals import (
     problem_of_selector,
     ray_data_without_helpers,
     read_autoscaler,
+    skip_lines,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -97,3 +99,14 @@ def test_the_replaced_parts_of_ray_data_come_back_after_an_error() -> None:
         raise ConnectionError
     assert [vars(_StatsManager)[name] for name in STATISTICS] == parts
     assert getattr(autoscaler, COORDINATOR) is coordinator
+
+
+def test_lines_with_a_text_are_skipped_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.ray_logging import stderr_deduplicator
+
+    monkeypatch.setattr(stderr_deduplicator, "skip_re", None)
+    skip_lines("killed by `ray.kill`")
+    lines = ["Task a failed: killed by `ray.kill`.", "Task b failed: its node died."]
+    batch: Any = {"ip": "127.0.0.1", "pid": "raylet", "lines": lines}
+    (printed,) = stderr_deduplicator.deduplicate(batch)
+    assert printed["lines"] == lines[1:]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
@@ -227,8 +228,8 @@ def test_a_page_shows_gpus_and_their_energy(
     with PictureReader() as reader:
         planned = read_plan_of_run(str(output), manifest["run_id"])
         contents = gather_contents(str(output), manifest, planned, reader)
-    known = {"watt_hours": 1.0, "watt_hours_per_1000_images": 4.5}
-    unknown = dict.fromkeys(known)
+    known: dict[str, Any] = {"watt_hours": 1.0, "watt_hours_per_1000_images": 4.5}
+    unknown: dict[str, Any] = dict.fromkeys(known)
     for number, energy in enumerate((known, unknown)):
         text = render_page(contents, {**report, "gpus": sums.figures(), **energy})
         (tmp_path / f"{number}.html").write_text(text)
