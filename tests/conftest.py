@@ -195,6 +195,17 @@ WITH_RAY = (
     "jobs/label/",
     "pipeline/isolation/test_watchdog.py",
 )
+# These take longest. They come first, so that all processes end at about the same time.
+FIRST = (
+    *WITH_RAY,
+    "jobs/serve/",
+    "model/test_predictor.py",
+    "model/test_trunk.py",
+    "pipeline/isolation/",
+    "pipeline/test_local.py",
+    "jobs/output/test_damage.py",
+    "test_",
+)
 HERE = Path(__file__).parent
 
 
@@ -232,6 +243,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark integration tests, and the slow tests that measure times or memory."""
     if config.option.seeds:
         items[:] = [item for item in items if "seed" in parameters_of(item)]
+    items.sort(key=lambda item: not item.path.relative_to(HERE).as_posix().startswith(FIRST))
     for item in items:
         file = item.path.relative_to(HERE).as_posix()
         if SERVICES & set(getattr(item, "fixturenames", ())) or file.startswith(INTEGRATION):

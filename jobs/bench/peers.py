@@ -7,14 +7,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may be downloaded
 from pathlib import Path
 
 import torch
+import transformers  # loads its models where they are used, which takes seconds
 from safetensors.torch import save_file
-from transformers import (
-    DeformableDetrConfig,
-    DeformableDetrForObjectDetection,
-    DetrConfig,
-    DetrForObjectDetection,
-    TimmBackboneConfig,
-)
+from torch import nn
 
 from model import config as configs
 from model.named import SET_MODELS, set_config
@@ -22,11 +17,13 @@ from model.named import SET_MODELS, set_config
 VARIANTS = [name for name in SET_MODELS if name != "shapes-tiny"]
 
 
-def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection | DetrForObjectDetection:
+def peer(name: str, seed: int = 0) -> nn.Module:
     """Make the same variant in transformers, with harmless random parameters and statistics."""
     config = set_config(name)
     torch.manual_seed(seed)
-    net = _detr(config) if isinstance(config, configs.DetrConfig) else _deformable_detr(config)
+    net: nn.Module = (
+        _detr(config) if isinstance(config, configs.DetrConfig) else _deformable_detr(config)
+    )
     with torch.no_grad():
         for key, parameter in net.named_parameters():
             if parameter.dim() > 1 and "backbone" not in key:
@@ -41,8 +38,8 @@ def peer(name: str, seed: int = 0) -> DeformableDetrForObjectDetection | DetrFor
     return net.eval()
 
 
-def _trunk(levels: tuple[int, ...], dilation: bool) -> TimmBackboneConfig:
-    return TimmBackboneConfig(
+def _trunk(levels: tuple[int, ...], dilation: bool) -> transformers.PretrainedConfig:
+    return transformers.TimmBackboneConfig(
         backbone="resnet50",
         use_pretrained_backbone=False,
         out_indices=levels,
@@ -50,9 +47,9 @@ def _trunk(levels: tuple[int, ...], dilation: bool) -> TimmBackboneConfig:
     )
 
 
-def _deformable_detr(config: configs.DeformableDetrConfig) -> DeformableDetrForObjectDetection:
-    return DeformableDetrForObjectDetection(
-        DeformableDetrConfig(
+def _deformable_detr(config: configs.DeformableDetrConfig) -> nn.Module:
+    return transformers.DeformableDetrForObjectDetection(
+        transformers.DeformableDetrConfig(
             backbone_config=_trunk(
                 (2, 3, 4) if config.num_feature_levels > 1 else (4,), config.dilation
             ),
@@ -67,9 +64,9 @@ def _deformable_detr(config: configs.DeformableDetrConfig) -> DeformableDetrForO
     )
 
 
-def _detr(config: configs.DetrConfig) -> DetrForObjectDetection:
-    return DetrForObjectDetection(
-        DetrConfig(
+def _detr(config: configs.DetrConfig) -> nn.Module:
+    return transformers.DetrForObjectDetection(
+        transformers.DetrConfig(
             backbone_config=_trunk((4,), config.dilation),
             use_timm_backbone=False,
             dilation=config.dilation,

@@ -34,8 +34,9 @@ from pipeline.storage.protocols import WEB, protocol_of
 
 # pixels; this is sharp on a high-density screen at half the size
 SMALL = ResizeRule(shorter=400, longest=600)
-# seconds until both processes have imported their modules; it takes 4 on two idle cores
-START_SECONDS = 20.0
+# seconds until a process has imported its modules; it takes 2 on idle cores, and took 12 on cores
+# with eight times as much to do
+START_SECONDS = 60.0
 # seconds for all images; the last may take SECONDS_EACH more; 16 images take about 1 second
 SECONDS = 10.0
 SECONDS_EACH = 5.0  # seconds for one image
@@ -160,17 +161,17 @@ class PictureReader:
         return [found.get((place.shard.shard, place.index), self._late) for place in places]
 
     def _wait(self) -> None:
-        """Wait until both processes have started, START_SECONDS at most.
+        """Wait until both processes have started, START_SECONDS at most for each.
 
         Start-up does not count against the time limit of any image.
         """
         nothing = Shard("nothing", "files", ()), ()
         with suppress(ChildFailed):
-            list(self._reading.stream("jobs.report.pictures:rows_at", nothing, START_SECONDS / 2))
+            list(self._reading.stream("jobs.report.pictures:rows_at", nothing, START_SECONDS))
         with suppress(ChildFailed):
             nobody: list[bytes] = []
             arguments = nobody, self.resize, self._preparer.max_pixels
-            list(self._preparer.child.stream(DECODE, arguments, START_SECONDS / 2))
+            list(self._preparer.child.stream(DECODE, arguments, START_SECONDS))
 
     def _read_rows(
         self, shard: Shard, wanted: list[tuple[str, int]], seconds: float

@@ -58,6 +58,7 @@ def _kills(steps: Mapping[str, int]) -> Iterator[Fault]:
         yield Fault("killed at random", S3, name, parameter=share)
     for number in range(4):
         yield Fault("several nights with kills", DISK, parameter=str(number))
+        yield Fault("several nights with budgets", DISK, parameter=str(number))
 
 
 def _pauses(seed: int) -> Iterator[Fault]:
@@ -164,6 +165,7 @@ def _with_ray() -> Iterator[Fault]:
         yield Fault("weights replaced midway", DISK, "label", True, number)
         yield Fault("listed hosts that do not exist", DISK, "label", True, number)
         yield Fault("several nights with kills", DISK, "label", True, number)
+        yield Fault("several nights with budgets", DISK, "label", True, number)
         yield Fault("harmful images", DISK, "label", True, str(4 * int(number)))
         for kind in ("detector killed", "preparer killed", "decoding process killed"):
             yield Fault(kind, DISK, "label", True, number)

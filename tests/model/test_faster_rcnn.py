@@ -103,6 +103,7 @@ def test_thin_images_are_detected_in(size: tuple[int, int], detector: FasterRcnn
     assert (boxes >= 0).all() and (boxes <= torch.tensor([size[1], size[0]] * 2)).all()
 
 
+@pytest.mark.slow
 def test_boxes_of_a_thin_image_are_those_of_its_repeated_pixels(detector: FasterRcnn) -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, 4001, 3), np.uint8)
     repeats = 2

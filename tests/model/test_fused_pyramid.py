@@ -138,6 +138,7 @@ def test_levels_are_those_of_each_image_alone(
             assert int(padding.sum()) == height * width - rows * columns
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_bits_of_an_image_are_those_beside_any_neighbours(generator: torch.Generator) -> None:
     projections = create_projections(3, True, generator)

@@ -150,7 +150,6 @@ def pretend_on_gpu(net: nn.Module, mode: FakeTensorMode) -> None:
     slow_but(
         [
             ("shapes-tiny", 0, "bf16"),
-            ("detr", 0, "bf16"),
             ("shapes-tiny", 1, "bf16"),
             ("shapes-tiny", 0, "int8"),
         ],

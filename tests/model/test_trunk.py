@@ -143,7 +143,7 @@ def test_trunk_equals_the_published_one_for_each_image_alone(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("use", [use_kernels, use_libraries])
+@pytest.mark.parametrize("use", others_slow([use_kernels, use_libraries]))
 @pytest.mark.parametrize("kind", others_slow(["compact", "resnet50"]))
 def test_neighbours_do_not_change_an_image(
     kind: str,

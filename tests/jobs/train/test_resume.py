@@ -75,6 +75,7 @@ def test_a_training_goes_on_with_its_classes_and_a_new_rate(
     assert "more than 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_that_a_full_disk_cut_off_are_written_later(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

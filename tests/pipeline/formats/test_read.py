@@ -18,6 +18,7 @@ from pipeline.formats.rows import MAX_ENCODED_BYTES
 from pipeline.plan.plan import plan_shards
 from pipeline.schema import Shard
 from pipeline.stages import read
+from tests.support.parameters import others_slow
 from tests.support.samples import encoded, jpeg
 from tests.support.web import QuietHandler, served
 
@@ -66,6 +67,7 @@ def test_time_for_equal_names_in_a_tar_is_linear(name: str, tmp_path: Path) -> N
     assert time.process_time() - began < SECONDS
 
 
+@pytest.mark.slow
 def test_time_for_equal_ids_in_a_parquet_file_is_linear(tmp_path: Path) -> None:
     table = pa.table({"id": ["x"] * 100_000, "image": [b"x"] * 100_000})
     pq.write_table(table, tmp_path / "p.parquet")
@@ -157,7 +159,9 @@ def header(kind: bytes, size: int, name: str = "x") -> bytes:
     return entry.tobuf(tarfile.GNU_FORMAT)
 
 
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize(
+    "kind", others_slow([tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+)
 def test_giant_header_of_a_tar_is_damage_and_is_not_read(kind: bytes, tmp_path: Path) -> None:
     with (tmp_path / "t.tar").open("wb") as file:
         file.write(member("a.jpg") + header(kind, 3 << 30))

@@ -77,6 +77,7 @@ def test_too_little_memory_ends_the_run_and_fails_no_image(memory: int) -> None:
         assert found[0] == "OutOfMemory" and "a machine with more memory" in found[1]
 
 
+@pytest.mark.slow
 def test_two_calls_at_once_give_the_results_of_single_calls(tmp_path: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     spec = DetectorSpec("shapes-tiny", "random", device, "fp32", 0.0, 2, "two calls", calls=2)

@@ -53,7 +53,7 @@ def make_detector(kind: str, folder: Path, precision: str = "fp32") -> Detector:
     return Detector(spec)
 
 
-SLOW = ("detr-dc5", "faster-rcnn", "faster-rcnn-v2")
+SLOW = ("detr", "detr-dc5", "faster-rcnn", "faster-rcnn-v2")
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,7 @@ def test_a_signed_url_within_any_text(text: str) -> None:
     assert mask(shown) == shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
