@@ -239,6 +239,7 @@ def test_a_node_with_another_role_is_refused_before_anything_is_computed(
         (["s3://b/in", "s3://b/out", "--num-gpus", "4-2"], "--num-gpus 4-2"),
         (["s3://b/in", "s3://b/out", "--detect-on", "moon"], "KEY=VALUE"),
         (["s3://b/in", "s3://b/out", "--weights", "pyproject.toml"], "a path of this machine"),
+        (["s3://b/in", "s3://b/out", "--canaries", "pyproject.toml"], "a path of this machine"),
         (["s3://b/in", "s3://b/out", "--address", "ray://head:10001"], "http://head:8265"),
         (
             ["s3://b/in", "s3://b/out", "--address", "http://127.0.0.1:1"],
