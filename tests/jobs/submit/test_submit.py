@@ -212,6 +212,25 @@ def test_output_that_the_cluster_may_not_write_is_refused(
 
 
 @pytest.mark.slow
+def test_a_job_that_a_budget_ends_has_its_own_exit_code(
+    cluster: SubmitCluster, bucket: str
+) -> None:
+    images = 3000
+    fill_bucket(f"{bucket}/in", images)
+    for seconds in (40, 60, 100, 160):  # a budget that is over before the first block gives 2
+        limit = ("--max-hours", f"{seconds / 3600:.4f}")
+        done = cluster.submit(f"{bucket}/in", f"{bucket}/out", *OPTIONS, *limit)
+        if done.returncode != 2:
+            break
+    assert done.returncode == 4, done
+    (labelled,) = count_images_by_status(f"{bucket}/out")
+    assert labelled[0] == "ok" and 0 < labelled[1] < images
+    rest = cluster.submit(f"{bucket}/in", f"{bucket}/out", *OPTIONS)
+    assert rest.returncode == 0, rest
+    assert count_images_by_status(f"{bucket}/out") == [("ok", images)]
+
+
+@pytest.mark.slow
 def test_a_node_with_another_role_is_refused_before_anything_is_computed(
     cluster: SubmitCluster, bucket: str
 ) -> None:
