@@ -355,7 +355,8 @@ PART_FILE = pa.schema(
 )
 
 # staged files -> driver: one range of positions [start, stop) per row. All images of a range are in
-# one shard and one file and have one status. `shard_size` is set if a row of the range has it.
+# one shard and one file and have one status; together they have `boxes` boxes. `shard_size` is set
+# if a row of the range has it.
 # Each text of `canaries` stands once, whichever files hold it. A damaged file has one row whose
 # `shard` is null.
 RANGES = pa.schema(
@@ -366,6 +367,7 @@ RANGES = pa.schema(
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("shard_size", pa.int64()),
+        ("boxes", pa.int64()),
         ("canaries", pa.list_(pa.string())),
     ]
 )

@@ -27,7 +27,6 @@ from pipeline.stages.publish import (
     PartFile,
     PublishTarget,
     group_into_parts,
-    images_per_file,
     reconcile,
 )
 from pipeline.storage.files import join
@@ -106,7 +105,7 @@ def publish_run(
     run, staged = replace(run, shards=part.shards), part.staged
     planned = run.shards.names()
     reconcile(planned, staged)
-    grouped = group_into_parts(planned, staged, images_per_file(labels.score_threshold))
+    grouped = group_into_parts(planned, staged)
     pictures = PictureReader() if page else None  # it starts while the tables are written
     files = list(publish_parts(grouped, target, layout.nodes))
     counts = sorted_counts(staged.count_by_status())

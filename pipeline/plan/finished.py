@@ -69,6 +69,7 @@ def staged_of(staged: Staged, names: pa.ChunkedArray, sizes: Numbers) -> Staged:
         staged.files,
         staged.found[chosen],
         sizes[order],
+        staged.boxes[chosen],
         staged.status.filter(pa.array(rows)),
         np.searchsorted(chosen, staged.shard[rows]),
         staged.file[rows],
