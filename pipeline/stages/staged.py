@@ -5,7 +5,7 @@ A rerun skips these images. Publishing compares them with the plan.
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -69,6 +69,23 @@ def remove_staged_block(staging: str, name: str) -> None:
     fs, path = open_location(join(staging, name), "staging")
     with suppress(FileNotFoundError):
         retry(fs.rm_file, path)
+
+
+def remove_blocks_with(staging: str, texts: Set[str]) -> int:
+    """Delete the blocks under the URL `staging` whose column `canaries` holds one of `texts`.
+
+    Every block is read. Returns the number of deleted blocks.
+    """
+
+    def remove(name: str) -> bool:
+        column = read_staged_block(staging, name, ["canaries"])["canaries"]
+        if texts.isdisjoint(column.to_pylist()):
+            return False
+        remove_staged_block(staging, name)
+        return True
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return sum(pool.map(remove, list_staged_files(staging)))
 
 
 def remove_damaged_blocks(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
