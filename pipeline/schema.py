@@ -348,8 +348,8 @@ PART_FILE = pa.schema(
         pa.field("rows", pa.int64()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
-        pa.field("near_of_class", pa.int64()),
-        pa.field("near_of_any", pa.int64()),
+        pa.field("near_duplicates_same_class", pa.int64()),
+        pa.field("near_duplicates_any_class", pa.int64()),
         pa.field("not_carried", pa.int64()),
     ]
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import NodeMeter, Rates
-from jobs.accounting.tally import Report, Tally, near_pairs_of, report, sorted_counts
+from jobs.accounting.tally import Report, Tally, near_duplicates_of, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.canaries.proof import Proof
 from jobs.label.execution import reason_of
@@ -121,7 +121,7 @@ def publish_run(
     boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
     # This is the end of what the report times.
     summary = _report(run, target.output, meters, layout, counts, boxes, part.published)
-    summary["near_duplicates"] = near_pairs_of(files)
+    summary["near_duplicates"] = near_duplicates_of(files)
     lost = sum(file.not_carried for file in files)
     if run.shards.carry:
         summary["carried"] = {"columns": run.shards.carry.as_document(), "not_carried": lost}

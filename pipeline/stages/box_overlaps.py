@@ -33,14 +33,14 @@ class NearDuplicates:
 def count_near_duplicates(
     lengths: npt.NDArray[Any], labels: npt.NDArray[Any], boxes: npt.NDArray[np.float32]
 ) -> NearDuplicates:
-    """Count the near-duplicates of images with `lengths` boxes each; arguments as `near_pairs`."""
+    """Count the near-duplicates of images; the arguments are those of `overlapping_pairs`."""
     counts = NearDuplicates()
-    for left, right in near_pairs(lengths, boxes, NEAR):
+    for left, right in overlapping_pairs(lengths, boxes, NEAR):
         counts += NearDuplicates(int((labels[left] == labels[right]).sum()), len(left))
     return counts
 
 
-def near_pairs(
+def overlapping_pairs(
     lengths: npt.NDArray[Any],
     boxes: npt.NDArray[np.float32],
     iou: float,

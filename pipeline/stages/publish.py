@@ -71,8 +71,8 @@ class PartFile:
     sha256: str
     # Pairs of boxes of one image that overlap by more than NEAR, in a file of detections: of boxes
     # of one class, and of all boxes.
-    near_of_class: int = 0
-    near_of_any: int = 0
+    near_duplicates_same_class: int = 0
+    near_duplicates_any_class: int = 0
     # Of `images`: the values that could not be carried along (carry/columns.py). It is in the
     # report, and not in the manifest.
     not_carried: int = 0
@@ -153,7 +153,11 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
     near = _near_duplicates(rows)
     return [
         replace(images, not_carried=lost or 0),
-        replace(detections, near_of_class=near.same_class, near_of_any=near.any_class),
+        replace(
+            detections,
+            near_duplicates_same_class=near.same_class,
+            near_duplicates_any_class=near.any_class,
+        ),
     ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.stages import box_overlaps
-from pipeline.stages.box_overlaps import near_pairs
+from pipeline.stages.box_overlaps import overlapping_pairs
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> Any:
@@ -47,7 +47,7 @@ def test_pairs_are_those_of_a_comparison_of_all(
             if kinds[i] == kinds[j] and is_near(boxes[i], boxes[j], iou)
         }
         first += length
-    pairs = near_pairs(lengths, boxes, iou, kinds if has_kinds else None)
+    pairs = overlapping_pairs(lengths, boxes, iou, kinds if has_kinds else None)
     found = [pair for part in pairs for pair in zip(*map(np.ndarray.tolist, part), strict=True)]
     assert len(found) == len(set(found)) and set(found) == expected
 
@@ -61,4 +61,4 @@ def test_boxes_that_lie_apart_in_x_are_not_compared() -> None:
     compared = int((stops - np.arange(count) - 1).sum())
     assert compared == 200 * 200 * 199 // 2  # those of each column
     assert sorted(order.tolist()) == list(range(count))
-    assert list(near_pairs(np.array([count]), boxes, 0.1)) == []
+    assert list(overlapping_pairs(np.array([count]), boxes, 0.1)) == []
