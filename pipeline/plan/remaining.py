@@ -12,6 +12,7 @@ from pipeline.plan.shards import Shards
 from pipeline.schema import RANGES, Work
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
