@@ -29,7 +29,7 @@ from model.zoo import offered_precision, resolved_precision
 from pipeline.schema import OK
 from pipeline.stages.decode import decode_row
 from pipeline.stages.pixels import rgb_pixels
-from pipeline.stages.prepare import MAX_PIXELS
+from pipeline.stages.tiling import MAX_PIXELS
 from pipeline.storage.errors import InputError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]

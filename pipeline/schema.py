@@ -348,14 +348,15 @@ PART_FILE = pa.schema(
         pa.field("rows", pa.int64()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
-        pa.field("near_of_class", pa.int64()),
-        pa.field("near_of_any", pa.int64()),
+        pa.field("near_duplicates_same_class", pa.int64()),
+        pa.field("near_duplicates_any_class", pa.int64()),
         pa.field("not_carried", pa.int64()),
     ]
 )
 
 # staged files -> driver: one range of positions [start, stop) per row. All images of a range are in
-# one shard and one file and have one status. `shard_size` is set if a row of the range has it.
+# one shard and one file and have one status; together they have `boxes` boxes. `shard_size` is set
+# if a row of the range has it.
 # Each text of `canaries` stands once, whichever files hold it. A damaged file has one row whose
 # `shard` is null.
 RANGES = pa.schema(
@@ -366,6 +367,7 @@ RANGES = pa.schema(
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("shard_size", pa.int64()),
+        ("boxes", pa.int64()),
         ("canaries", pa.list_(pa.string())),
     ]
 )

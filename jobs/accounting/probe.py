@@ -64,12 +64,13 @@ def estimate_by_probe(
 ) -> Estimate | None:
     """Estimate a run from a probe of its plan. None if the probe has fewer than two blocks.
 
+    None, too, if the plan has archives and the probe does not say how many images they hold.
     `startup` is the time in seconds until the first block, and `nodes` the number of nodes by kind.
     """
-    rate = rate_of(receipts)
-    if rate is None:
+    rate, plan = rate_of(receipts), _images_of_plan(receipts, sample)
+    if rate is None or plan is None:
         return None
-    images, share = _images_of_plan(receipts, sample)
+    images, share = plan
     labelling = images * rate.seconds
     seconds = startup + labelling
     probed = sum(receipt.images for receipt in receipts)
@@ -83,15 +84,18 @@ def estimate_by_probe(
     return found
 
 
-def _images_of_plan(receipts: Sequence[Receipt], sample: Sample) -> tuple[int, float]:
+def _images_of_plan(receipts: Sequence[Receipt], sample: Sample) -> tuple[int, float] | None:
     """The number of images of the plan, and the half width of its 95 % interval as a share of it.
 
     The images of archives are their bytes by the mean size of those that the probe read of them.
+    None if these bytes are not known, or if it read nothing of archives.
     """
+    if sample.archive_bytes == 0:
+        return sample.loose, 0.0
     read = [one for one in receipts if not one.shards[0].startswith(PROBE)]
     size = sum(one.encoded_bytes for one in read)
-    if not sample.archive_bytes or not size:
-        return sample.loose + len(read), 0.0
+    if sample.archive_bytes is None or not size:
+        return None
     counts = np.array([one.images for one in read], float)
     sizes = np.array([one.encoded_bytes for one in read], float)
     in_archives = sample.archive_bytes * counts.sum() / size

@@ -21,20 +21,20 @@ STAGES = ("read", "prepare", "detect", "stage")  # of the dataflow; their worker
 ALL_STAGES = (*STAGES, "publish")
 
 
-class NearPairs(TypedDict):
-    """Pairs of boxes that probably show one object."""
+class NearDuplicateFigures(TypedDict):
+    """Number of pairs of boxes of one image whose IoU is greater than `iou`."""
 
     iou: float
     same_class: int
     any_class: int  # those of one class, too
 
 
-def near_pairs_of(files: Sequence[PartFile]) -> NearPairs:
+def near_duplicates_of(files: Sequence[PartFile]) -> NearDuplicateFigures:
     """The near-duplicates of a run, from its published files."""
     return {
         "iou": NEAR,
-        "same_class": sum(file.near_of_class for file in files),
-        "any_class": sum(file.near_of_any for file in files),
+        "same_class": sum(file.near_duplicates_same_class for file in files),
+        "any_class": sum(file.near_duplicates_any_class for file in files),
     }
 
 
@@ -64,7 +64,7 @@ class Report(TypedDict):
     kept: NotRequired[int]
     detections: int
     # Pairs of boxes of one image whose IoU is greater than `iou`, if the version counted them.
-    near_duplicates: NotRequired[NearPairs]
+    near_duplicates: NotRequired[NearDuplicateFigures]
     # From the creation of the process that ran the command until this report was made. The tables
     # and the images of the page are written and read by then. What follows is not in it: the page
     # is written, the run is committed, and Ray ends (3 s for a Ray of this machine, 2026-11-27).

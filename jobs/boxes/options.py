@@ -89,7 +89,7 @@ def label_words(options: Mapping[str, Any]) -> list[str]:
     words = box_words(options)
     for name in ("tile", "tile_overlap"):
         value = options.get(name)
-        words += [option_of(name), f"{value:g}"] if value is not None else []
+        words += [option_of(name), word_of(value)] if value is not None else []
     return words
 
 
@@ -99,8 +99,10 @@ def box_words(options: Mapping[str, Any]) -> list[str]:
     for one in fields(BoxOptions):
         value = options.get(one.name)  # versions before 0.2 had no such option
         if value is not None and value != one.default:
-            words += [
-                option_of(one.name),
-                shlex.quote(f"{value:g}" if isinstance(value, float) else str(value)),
-            ]
+            words += [option_of(one.name), shlex.quote(word_of(value))]
     return words
+
+
+def word_of(value: str | float) -> str:
+    """A value as a word of a command line, which reads back to the same number."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

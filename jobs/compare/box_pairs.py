@@ -6,6 +6,7 @@ sum of overlaps would separate two equal boxes to give each of them a neighbour.
 overlaps, the pair with the nearest scores comes first.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,18 +80,47 @@ def _area(boxes: Floats) -> Floats:
 
 def _find_candidates(left: Boxes, right: Boxes, least: float) -> Pairs:
     """Find all pairs within an image that overlap enough, computing `AT_ONCE` at a time."""
-    starts = np.searchsorted(right.image, left.image, "left")
-    counts = np.searchsorted(right.image, left.image, "right") - starts  # partners of each box
-    ends = np.cumsum(counts)
     parts: list[Pairs] = []
-    for begin in range(0, int(ends[-1]) if len(ends) else 0, AT_ONCE):
-        number = np.arange(begin, min(begin + AT_ONCE, int(ends[-1])))
-        i = np.searchsorted(ends, number, "right")
-        j = starts[i] + number - (ends[i] - counts[i])
+    for i, j in _meeting_in_x(left, right):
         overlap = overlaps(left.box[i], right.box[j])
         all_pairs = Pairs(i, j, overlap, left.kind[i] == right.kind[j])
         parts.append(all_pairs.select(overlap >= least))
     return _concatenate(parts)
+
+
+def _meeting_in_x(left: Boxes, right: Boxes) -> Iterator[tuple[Ints, Ints]]:
+    """Yield the pairs within an image that overlap in x or start at one x, each once.
+
+    The box that starts later starts within the other one. Of 10,000 boxes of an image of many tiles
+    these are few of all pairs: `pair_boxes` takes 0.3 s of a CPU in place of 21 (2026-11-28).
+    """
+    sides = left, right
+    known = np.unique(np.concatenate([side.box[:, [0, 2]].ravel() for side in sides]))
+
+    def places(side: Boxes, corner: int) -> Ints:
+        """The places of a corner's x in the order of images, and within an image of x."""
+        return side.image * (len(known) + 1) + np.searchsorted(known, side.box[:, corner])
+
+    starts = [places(side, 0) for side in sides]
+    stops = [np.maximum(places(side, 2), start) for side, start in zip(sides, starts, strict=True)]
+    orders = [np.argsort(start, kind="stable") for start in starts]
+    starts_in_order = [start[order] for start, order in zip(starts, orders, strict=True)]
+    first = np.searchsorted(starts_in_order[1], starts[0], "left")
+    for i, place in _in_ranges(first, np.searchsorted(starts_in_order[1], stops[0], "right")):
+        yield i, orders[1][place]
+    first = np.searchsorted(starts_in_order[0], starts[1], "right")
+    for j, place in _in_ranges(first, np.searchsorted(starts_in_order[0], stops[1], "right")):
+        yield orders[0][place], j
+
+
+def _in_ranges(first: Ints, stop: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """Yield the numbers of ranges [first, stop), and the integers in them, `AT_ONCE` at a time."""
+    counts = stop - first
+    ends = np.cumsum(counts)
+    for begin in range(0, int(ends[-1]) if len(ends) else 0, AT_ONCE):
+        number = np.arange(begin, min(begin + AT_ONCE, int(ends[-1])))
+        which = np.searchsorted(ends, number, "right")
+        yield which, first[which] + number - (ends[which] - counts[which])
 
 
 def _concatenate(parts: list[Pairs]) -> Pairs:

@@ -135,7 +135,8 @@ class Labels:
         self.classes = dict(self._rules.names)
         self.chosen = self._rules.kept_of(self._of_model)
         self.failed = self._count("SELECT count(*) FROM latest_images WHERE status <> $ok", ok=OK)
-        self.unnamed = self._count(_UNNAMED, **self._selection(own))
+        of_model = {"min_score": choice.min_score, "label_ids": list(own)}
+        self.unnamed = self._count(_UNNAMED, **of_model)  # only named classes have own thresholds
         self._folder_of_run = cache(lambda run: image_folder(output, self._manifest(run)))
         # Takes the images and yields those that are exported.
         self.select: Callable[[Iterator[LabelledImage]], Iterator[LabelledImage]] = iter
@@ -154,12 +155,12 @@ class Labels:
         (count,) = self._connection.execute(sql, parameters).fetchall()[0]
         return int(count)
 
-    def _selection(self, classes: dict[int, str]) -> dict[str, Any]:
+    def _selection(self) -> dict[str, Any]:
         """The boxes that are read. The rules choose from them."""
         own_thresholds = [score for _, score in self._rules.rules.thresholds]
         return {
             "min_score": min([self._choice.min_score, *own_thresholds]),
-            "label_ids": list(classes),
+            "label_ids": list(self._of_model),
         }
 
     def images(self, rules: NameRules = PLAIN) -> Iterator[LabelledImage]:
@@ -208,7 +209,7 @@ class Labels:
         return self.runs[run]
 
     def _fetch_rows(self) -> Iterator[tuple[Any, ...]]:
-        cursor = self._connection.execute(_ROWS, {"ok": OK, **self._selection(self._of_model)})
+        cursor = self._connection.execute(_ROWS, {"ok": OK, **self._selection()})
         while rows := cursor.fetchmany(ROWS_AT_ONCE):
             yield from rows
 

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.startup import Startup
-from jobs.accounting.tally import Tally, near_pairs_of, report
+from jobs.accounting.tally import Tally, near_duplicates_of, report
 from jobs.coco.fields import is_number
 from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
 from jobs.imports.images import NEEDED, image_rows
@@ -156,7 +156,7 @@ def _publish(
     counts = {OK: results.images}
     hours = (steady_time() - tally.started) / 3600
     summary = report(tally, counts, results.boxes, WORKERS, {}, hours, Rates())
-    summary["near_duplicates"] = near_pairs_of(files)
+    summary["near_duplicates"] = near_duplicates_of(files)
     summary["reconciliation"] = {"planned": results.images, **counts}
     planned = write_shards(tables_of_shards(Shard(shard, "results", (source,)) for shard in shards))
     commit_run(FinishedRun(target, source.uri, planned, files, counts, dict(summary)), writer)

@@ -81,7 +81,10 @@ def _probe(command: Command, shards: Shards, images: int, startup: Startup) -> E
     count = {kind: node_hours.get(kind, 0.0) / hours for kind in (GPU, CPU)}
     found = estimate_by_probe(receipts, sample, first, count, command.options.rates())
     if found is None:
-        print_line("the probe has one block alone: it gives no rate")
+        print_line(
+            "the probe gives no estimate: it has one block alone, or does not say how many images "
+            "the archives hold"
+        )
     return found
 
 

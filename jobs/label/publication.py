@@ -5,8 +5,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import NodeMeter, Rates
-from jobs.accounting.tally import Report, Tally, near_pairs_of, report, sorted_counts
+from jobs.accounting.tally import Report, Tally, near_duplicates_of, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.canaries.proof import Proof
 from jobs.label.execution import reason_of
@@ -27,9 +28,10 @@ from pipeline.stages.publish import (
     PartFile,
     PublishTarget,
     group_into_parts,
-    images_per_file,
     reconcile,
 )
+from pipeline.stages.staged import remove_blocks_with
+from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import join
 from pipeline.storage.urls import mask
 
@@ -89,16 +91,16 @@ def publish_run(
     `page` says whether to write report.html too. `ended` is the limit that ended the run before all
     of it was labelled: then what is finished is published, if anything is, and the rest is kept.
 
-    Raises CanaryDeviation, before it writes anything, if the run has a `proof` and a detector of
-    any of its blocks deviates. A run that is `ended` before all its blocks are proven publishes
-    nothing, and keeps them for the next.
+    If the run has a `proof`, raises CanaryDeviation, before it writes anything, if a detector of
+    any of its blocks deviates, and CommandFailed if nothing proves some blocks. A run that is
+    `ended` before all its blocks are proven publishes nothing, and keeps them for the next.
     """
     began = time.monotonic()
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
     if proof is not None:
-        proof.check_all(staged.canaries, is_final=ended is None)
-        if not proof.is_complete():  # a limit came before the block with the answers
+        proof.add(staged.canaries)
+        if ended is not None and not proof.is_complete():  # the block with the answers is to come
             return Published(ended=ended, left=run.shards.objects, kept=staged.images)
     part = _part_to_publish(run, staged, ended, writer)
     if not len(part.shards):
@@ -106,7 +108,9 @@ def publish_run(
     run, staged = replace(run, shards=part.shards), part.staged
     planned = run.shards.names()
     reconcile(planned, staged)
-    grouped = group_into_parts(planned, staged, images_per_file(labels.score_threshold))
+    if proof is not None:
+        _refuse_unproven_blocks(proof, target.staging)
+    grouped = group_into_parts(planned, staged)
     pictures = PictureReader() if page else None  # it starts while the tables are written
     files = list(publish_parts(grouped, target, layout.nodes))
     counts = sorted_counts(staged.count_by_status())
@@ -117,7 +121,7 @@ def publish_run(
     boxes = sum(f.rows for f in files if paths.table_of_part(f.path) == "detections")
     # This is the end of what the report times.
     summary = _report(run, target.output, meters, layout, counts, boxes, part.published)
-    summary["near_duplicates"] = near_pairs_of(files)
+    summary["near_duplicates"] = near_duplicates_of(files)
     lost = sum(file.not_carried for file in files)
     if run.shards.carry:
         summary["carried"] = {"columns": run.shards.carry.as_document(), "not_carried": lost}
@@ -138,6 +142,21 @@ def publish_run(
         files=tuple(files),
         not_carried=lost,
     )
+
+
+def _refuse_unproven_blocks(proof: Proof, staging: str) -> None:
+    """Delete the blocks that nothing proves, and raise CommandFailed if there are any.
+
+    A detector that is started anew sends its answers with its first block, so the next command
+    proves their images.
+    """
+    if texts := proof.unproven_texts():
+        blocks = counted(remove_blocks_with(staging, texts), "staged block")
+        raise CommandFailed(
+            f"nothing was published: {blocks} cannot be proven, as what their detector gave for "
+            "the canaries was lost with another block. They are removed. Run the same command "
+            "again: it computes their images anew, and keeps the others"
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.boxes.options import word_of
 from jobs.output.catalog import Catalog
 from jobs.output.documents import damaged_document
 from jobs.output.log import READ_AT_ONCE
@@ -103,8 +104,9 @@ def _other_labels(output: str, run: Manifest, request: LabelRequest) -> InputErr
         threshold += f", and {options or 'no options that choose boxes or tiles'}"
     return InputError(
         f"{mask(output)} holds labels of {run['model']} over {run['input']} from a score of "
-        f"{before:g} up (fingerprint {run['model_fingerprint']}), and this would be "
-        f"{request.model}{weights} from {request.score_threshold:g} up ({request.fingerprint}): "
+        f"{word_of(before)} up (fingerprint {run['model_fingerprint']}), and this would be "
+        f"{request.model}{weights} from {word_of(request.score_threshold)} up "
+        f"({request.fingerprint}): "
         f"use the same model, weights and {threshold}, {request.way_to_other_labels}"
     )
 

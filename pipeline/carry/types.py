@@ -6,6 +6,8 @@ microseconds, as those of the other columns of `images`.
 
 import pyarrow as pa
 
+from pipeline.carry.arrow_types import is_list, is_text, value_type
+
 LIST = "[]"  # at the end of the name of a type
 _TYPES = {
     "string": pa.string(),
@@ -59,19 +61,11 @@ def carried_type(kind: pa.DataType) -> pa.DataType | None:
 
     Not carried are bytes, decimals, structs, maps, and lists of lists.
     """
-    types = pa.types
-    while isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    if types.is_dictionary(kind):
-        return carried_type(kind.value_type)
-    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view,
-             types.is_large_list_view)  # fmt: skip
-    if any(test(kind) for test in tests):
+    types, kind = pa.types, value_type(kind)
+    if is_list(kind):
         element = carried_type(kind.value_type)
         return None if element is None or types.is_list(element) else list_of(element)
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return pa.string()
-    if types.is_null(kind):  # all values are null, and say nothing
+    if is_text(kind) or types.is_null(kind):  # a column of nulls has no other type
         return pa.string()
     if types.is_float16(kind):
         return pa.float32()

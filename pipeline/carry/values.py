@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.carry.arrow_types import is_list, value_type
 from pipeline.carry.columns import Carry
 
 Plain = Any  # None, str, bool, int, or a list of these
@@ -114,6 +115,18 @@ def converted(array: pa.Array, kind: pa.DataType) -> tuple[list[Plain], list[boo
             found.append(None)
     valid = array.is_valid().to_pylist()
     return found, [valid[row] and found[row] is None for row in range(len(array))]
+
+
+def can_be_converted(source: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether `converted` has a value of the type `kind` for any value of a column of `source`."""
+    source = value_type(source)
+    if pa.types.is_list(kind) and not pa.types.is_null(source):
+        return is_list(source) and can_be_converted(source.value_type, kind.value_type)
+    try:
+        _cast(pa.array([], source), kind)
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.carry.arrow_types import is_list
 from pipeline.formats.image_names import HEAD_BYTES, looks_like_image
 from pipeline.formats.members import open_member
 from pipeline.formats.parquet_batches import column_batches
 from pipeline.formats.parquet_carried import carried_rows
-from pipeline.formats.parquet_columns import Columns, Leaf, NoImageColumn, is_list, size_of_leaf
+from pipeline.formats.parquet_columns import Columns, Leaf, NoImageColumn, size_of_leaf
 from pipeline.formats.rows import (
     MAX_ENCODED_BYTES,
     Names,

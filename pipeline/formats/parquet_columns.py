@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.carry.arrow_types import is_bytes, is_list, is_text, storage_type, value_type
+
 # Names of columns that hold images, and texts within such names, the likeliest first.
 _NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "photo", "picture")
 _IMAGE = ("image", "img", "photo", "picture", "jpg", "jpeg", "png", "webp", "tif", "bmp", "pixel")
@@ -106,7 +108,7 @@ class Columns:
         return any(map(self._may_hold_images, self.leaves))
 
     def _may_hold_images(self, leaf: Leaf) -> bool:
-        kind = plain_type(leaf.type)
+        kind = value_type(leaf.type)
         is_short = pa.types.is_fixed_size_binary(kind) and kind.byte_width < SMALLEST_IMAGE
         return _holds_bytes(leaf) and not is_short and self.rank(leaf) < NO_IMAGE_RANK
 
@@ -219,21 +221,6 @@ def _in_one_line(name: str) -> str:
     return " ".join(name[:NAME_SHOWN].split())
 
 
-def storage_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which values of `kind` are stored, if it is an extension type."""
-    while isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    return kind
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether `kind` is one of Arrow's types of lists. Maps are not lists here."""
-    types = pa.types
-    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view,
-             types.is_large_list_view)  # fmt: skip
-    return any(test(kind) for test in tests)
-
-
 def _number_of_leaves(kind: pa.DataType) -> int:
     """The number of columns in which Parquet stores values of a type."""
     kind = storage_type(kind)
@@ -244,35 +231,15 @@ def _number_of_leaves(kind: pa.DataType) -> int:
     return _number_of_leaves(kind.value_type) if is_list(kind) else 1
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    tests = (types.is_binary, types.is_large_binary, types.is_binary_view,
-             types.is_fixed_size_binary)  # fmt: skip
-    return any(test(kind) for test in tests)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return any(
-        test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view)
-    )
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values of a column, without extension and dictionary."""
-    kind = storage_type(kind)
-    return storage_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
-
-
 def _holds_bytes(leaf: Leaf) -> bool:
     """Whether a leaf holds bytes, or could: a struct of Hugging Face without any has type null."""
-    kind = plain_type(leaf.type)
-    return _is_bytes(kind) or (leaf.address is not None and pa.types.is_null(kind))
+    kind = value_type(leaf.type)
+    return is_bytes(kind) or (leaf.address is not None and pa.types.is_null(kind))
 
 
 def _holds_ids(leaf: Leaf) -> bool:
-    kind = plain_type(leaf.type)
-    is_id = is_text(kind) or _is_bytes(kind) or pa.types.is_integer(kind)
+    kind = value_type(leaf.type)
+    is_id = is_text(kind) or is_bytes(kind) or pa.types.is_integer(kind)
     return is_id and not leaf.is_listed
 
 

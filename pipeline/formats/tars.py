@@ -31,7 +31,6 @@ from pipeline.formats.tar_entries import Content, Tar, is_regular, open_tar, tar
 from pipeline.formats.tar_links import BadLink, Link, Links
 from pipeline.isolation.child import Row
 from pipeline.schema import TOO_LARGE, UNREADABLE, Shard
-from pipeline.storage.files import open_object
 from pipeline.storage.urls import identity
 
 TAR_SUFFIXES = (
@@ -63,7 +62,7 @@ def read_tar(shard: Shard) -> Iterator[Row]:
     try:
         fs, path = open_member(member, "shard")
         with open_version(fs, path, member) as file:
-            reopen = partial(open_object, fs, path)
+            reopen = partial(open_version, fs, path, member)
             for image, more in _images_with_carried(file, shard.carry, reopen):
                 name = readable_name(image.name)
                 key = key_of_name(name)

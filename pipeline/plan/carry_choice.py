@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.carry.columns import NO_CARRY, Carry, Column
 from pipeline.carry.types import carried_type, common_type, name_of_type, names_of_types, type_named
+from pipeline.carry.values import can_be_converted
 from pipeline.isolation.child import Answers, Child, ChildFailed
 from pipeline.schema import IMAGES, Member
 from pipeline.storage.errors import InputError
@@ -25,6 +26,7 @@ _OF_VIEWS, OF_COMPACT = ("run", "filename"), "compact_"
 SIDECARS = "pipeline.formats.sidecars"  # the module that the child runs
 NAME = pa.schema([pa.field("column", pa.string())])  # what the child answers
 LOOK_SECONDS = 60.0  # for each name in the json members of one tar
+_WHAT_IS_CARRIED = "texts, numbers, bools, times and lists of these are carried along"
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,20 @@ class CarryChoice:
         return column.name in self._names_in_tar
 
     def _column(self, wanted: WantedColumn) -> Column:
-        """A column with the type that the user gives, else that of all files, else text."""
+        """A column with the type that the user gives, else that of all files, else text.
+
+        Raises InputError if there is no such type, or if no value of a file can have it.
+        """
         seen = self._types[wanted.name]
-        if wanted.type is not None or not seen:
-            return Column(wanted.name, wanted.type or pa.string())
+        if wanted.type is not None:
+            for kind, member in seen.items():
+                if not can_be_converted(kind, wanted.type):
+                    raise InputError(
+                        f"--carry {wanted.name}:{name_of_type(wanted.type)}: it is "
+                        f"{printable(str(kind))[:100]} in {mask(member.uri)}, of which no value "
+                        f"can be {name_of_type(wanted.type)}: {_WHAT_IS_CARRIED}"
+                    )
+            return Column(wanted.name, wanted.type)
         carried: dict[pa.DataType, Member] = {}
         for kind, member in seen.items():
             one = carried_type(kind)
@@ -169,8 +181,8 @@ class CarryChoice:
                 other = f". As another type: --carry {wanted.name}:string"
                 raise InputError(
                     f"--carry {wanted.name}: it is {printable(str(kind))[:100]} in "
-                    f"{mask(member.uri)}: texts, numbers, bools, times and lists of these are "
-                    f"carried along{'' if pa.types.is_nested(kind) else other}"
+                    f"{mask(member.uri)}: {_WHAT_IS_CARRIED}"
+                    f"{'' if pa.types.is_nested(kind) else other}"
                 )
             if not pa.types.is_null(kind):  # all values are null, and tell no type
                 carried.setdefault(one, member)

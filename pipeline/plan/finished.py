@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.plan.remaining import Numbers, Staged
+from pipeline.plan.remaining import Flags, Numbers, Staged
 from pipeline.plan.shards import (
     Shards,
     shards_of_table,
@@ -17,8 +16,6 @@ from pipeline.plan.shards import (
     write_shards,
 )
 from pipeline.schema import Member
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]  # one for each shard
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ def staged_of(staged: Staged, names: pa.ChunkedArray, sizes: Numbers) -> Staged:
         staged.files,
         staged.found[chosen],
         sizes[order],
+        staged.boxes[chosen],
         staged.status.filter(pa.array(rows)),
         np.searchsorted(chosen, staged.shard[rows]),
         staged.file[rows],

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.carry.arrow_types import is_text, value_type
 from pipeline.carry.columns import NO_CARRY, Carry
 from pipeline.carry.values import MOST_LISTED_BYTES, PlainRow, bounded, converted
 from pipeline.formats.parquet import open_parquet
-from pipeline.formats.parquet_columns import Columns, NoImageColumn, is_text, plain_type
+from pipeline.formats.parquet_columns import Columns, NoImageColumn
 from pipeline.plan.carry_choice import CarryChoice
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.retries import is_transient
@@ -172,7 +173,7 @@ def is_parquet_list(fs: AbstractFileSystem, path: str) -> bool:
 def _address_columns(schema: pa.Schema) -> list[str]:
     """The names of the columns of text that hold addresses, the likeliest first."""
     return address_names(
-        field.name for field in schema if is_text(plain_type(field.type)) and "." not in field.name
+        field.name for field in schema if is_text(value_type(field.type)) and "." not in field.name
     )
 
 

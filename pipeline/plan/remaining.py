@@ -12,20 +12,22 @@ from pipeline.plan.shards import Shards
 from pipeline.schema import RANGES, Work
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Staged:
     """The images in a staging folder, each once, as ranges sorted by shard and position.
 
-    `found` and `sizes` have one element per shard. `status`, `shard`, `file`, `start` and `stop`
-    have one element per range of positions [start, stop).
+    `found`, `sizes` and `boxes` have one element per shard. `status`, `shard`, `file`, `start` and
+    `stop` have one element per range of positions [start, stop).
     """
 
     shards: pa.Array  # names, sorted
     files: pa.Array  # names, sorted
     found: Numbers  # number of staged images of each shard
     sizes: Numbers  # number of all images of each shard; -1 if its end was not reached
+    boxes: Numbers  # number of staged boxes of each shard; those of repeated images count each time
     status: pa.Array
     shard: Numbers  # index into `shards`
     file: Numbers  # index into `files` of the first file that holds the images
@@ -90,11 +92,12 @@ def merge_ranges(tables: Iterable[pa.Table]) -> Staged:
     """
     found = pa.concat_tables([RANGES.empty_table(), *tables]).combine_chunks()
     shards, files = (pc.unique(found[name]).sort() for name in ("shard", "file"))
-    sizes = np.full(len(shards), -1)
+    sizes, boxes = np.full(len(shards), -1), np.zeros(len(shards), np.int64)
     columns = [pc.index_in(found["shard"], shards), pc.index_in(found["file"], files)]
     columns += [found["start"], found["stop"], pa.array(np.arange(len(found)))]
     ranges = np.stack([column.to_numpy().astype(np.int64) for column in columns])
     np.maximum.at(sizes, ranges[0], pc.fill_null(found["shard_size"], -1).to_numpy())
+    np.add.at(boxes, ranges[0], found["boxes"].to_numpy())
     ranges = _sort_ranges(ranges)
     shard, _, start, stop, _ = ranges
     overlaps = (shard[1:] == shard[:-1]) & (start[1:] < stop[:-1])
@@ -106,7 +109,7 @@ def merge_ranges(tables: Iterable[pa.Table]) -> Staged:
     counts = np.bincount(shard, stop - start, len(shards)).astype(np.int64)
     status = found["status"].take(pa.array(row))
     canaries = tuple(pc.unique(pc.list_flatten(found["canaries"])).to_pylist())
-    return Staged(shards, files, counts, sizes, status, shard, file, start, stop, canaries)
+    return Staged(shards, files, counts, sizes, boxes, status, shard, file, start, stop, canaries)
 
 
 def _sort_ranges(ranges: Numbers) -> Numbers:

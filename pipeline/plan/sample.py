@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.plan.remaining import Numbers
+from pipeline.plan.remaining import Flags, Numbers
 from pipeline.plan.shards import Shards, shards_of_table
 from pipeline.schema import Member, Shard
 
@@ -29,7 +29,9 @@ class Sample:
 
     shards: list[Shard]
     loose: int  # number of loose files of the plan
-    archive_bytes: int  # bytes of its archives, as far as they are known
+    # Bytes of its archives; one of unknown size counts as the mean of the others. 0 if there are no
+    # archives, None if the size of none is known.
+    archive_bytes: int | None
 
 
 def sample_plan(shards: Shards, images: int) -> Sample:
@@ -37,7 +39,8 @@ def sample_plan(shards: Shards, images: int) -> Sample:
     outline = shards.outline
     is_loose = pc.equal(outline["kind"], "files").to_numpy(zero_copy_only=False)
     objects, sizes = (outline[name].to_numpy() for name in ("objects", "size"))
-    loose, archive_bytes = int(objects[is_loose].sum()), int(sizes[~is_loose].sum())
+    loose, weights = int(objects[is_loose].sum()), _archive_sizes(is_loose, sizes)
+    archive_bytes = None if weights is None else int(weights.sum())
     random = np.random.default_rng(_seed(outline))
     of_loose = round(images * _share_of_loose(int(sizes[is_loose].sum()), loose, archive_bytes))
     of_loose = min(loose, max(of_loose, min(loose, 1)))
@@ -48,7 +51,7 @@ def sample_plan(shards: Shards, images: int) -> Sample:
         Shard(f"{PROBE}{group}", "files", tuple(members[group::GROUPS]), access=_access(shards))
         for group in range(min(GROUPS, len(members)))
     ]
-    weights = np.where(is_loose, 0, np.maximum(sizes, 1))
+    weights = ~is_loose if weights is None else weights
     found += _archives(shards, _archive_limits(weights, of_archives, random))
     order = random.permutation(len(found))
     return Sample([found[place] for place in order], loose, archive_bytes)
@@ -63,11 +66,25 @@ def _seed(outline: pa.Table) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def _share_of_loose(loose_bytes: int, loose: int, archive_bytes: int) -> float:
-    """The share of loose files among all images: by bytes, as images of archives are not known."""
-    if not loose or not archive_bytes:
+def _archive_sizes(is_loose: Flags, sizes: Numbers) -> Numbers | None:
+    """The sizes of the archives of a plan, with 0 in the places of shards of loose files.
+
+    An unknown size is the mean of the known ones. None if there are archives, and none is known.
+    """
+    known = sizes[~is_loose & (sizes > 0)]
+    if not len(known):
+        return np.zeros_like(sizes) if is_loose.all() else None
+    return np.where(is_loose, 0, np.where(sizes > 0, sizes, round(known.mean())))
+
+
+def _share_of_loose(loose_bytes: int, loose: int, archive_bytes: int | None) -> float:
+    """The share of loose files among all images: by bytes, as images of archives are not known.
+
+    It is a half if nothing is known of the bytes of either.
+    """
+    if not loose or archive_bytes == 0:
         return float(bool(loose))
-    return loose_bytes / (loose_bytes + archive_bytes)
+    return loose_bytes / (loose_bytes + archive_bytes) if loose_bytes and archive_bytes else 0.5
 
 
 def _even(total: int, count: int, random: np.random.Generator) -> Numbers:

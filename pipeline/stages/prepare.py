@@ -32,8 +32,14 @@ from pipeline.schema import (
     WORKER_CRASH,
     failed_row,
 )
-from pipeline.stages.tiling import MAX_PIXELS as MAX_PIXELS
-from pipeline.stages.tiling import MAX_TILED_PIXELS, MOST_BYTES, Tiling, views, why_too_many
+from pipeline.stages.tiling import (
+    MAX_PIXELS,
+    MAX_TILED_PIXELS,
+    MOST_BYTES,
+    Tiling,
+    views,
+    why_too_many,
+)
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ A rerun skips these images. Publishing compares them with the plan.
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -71,6 +71,23 @@ def remove_staged_block(staging: str, name: str) -> None:
         retry(fs.rm_file, path)
 
 
+def remove_blocks_with(staging: str, texts: Set[str]) -> int:
+    """Delete the blocks under the URL `staging` whose column `canaries` holds one of `texts`.
+
+    Every block is read. Returns the number of deleted blocks.
+    """
+
+    def remove(name: str) -> bool:
+        column = read_staged_block(staging, name, ["canaries"])["canaries"]
+        if texts.isdisjoint(column.to_pylist()):
+            return False
+        remove_staged_block(staging, name)
+        return True
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return sum(pool.map(remove, list_staged_files(staging)))
+
+
 def remove_damaged_blocks(staging: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Delete the blocks that tables of schema RANGES report as damaged.
 
@@ -88,6 +105,7 @@ def remove_damaged_blocks(staging: str, tables: Iterable[pa.Table]) -> Iterator[
 
 
 _COLUMNS = ["shard", "index_in_shard", "shard_size", "status", "canaries"]
+_ROWS = pa.schema([*(DETECTED.field(name) for name in _COLUMNS), ("boxes", pa.int64())])
 
 
 def ranges_of_files(staging: str, files: Sequence[str]) -> pa.Table:
@@ -95,9 +113,11 @@ def ranges_of_files(staging: str, files: Sequence[str]) -> pa.Table:
 
     def rows_of(name: str) -> pa.Table | None:
         try:
-            return read_staged_block(staging, name, _COLUMNS)
+            rows = read_staged_block(staging, name, _ROWS.names)
         except DamagedFile:
             return None
+        boxes = pc.fill_null(pc.list_value_length(rows["boxes"]), 0).cast(pa.int64())
+        return pa.table([*(rows[column] for column in _COLUMNS), boxes], schema=_ROWS)
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         read = list(zip(files, pool.map(rows_of, files), strict=True))
@@ -107,11 +127,10 @@ def ranges_of_files(staging: str, files: Sequence[str]) -> pa.Table:
 
 
 def _ranges_of_rows(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
-    """RANGES of files, from pairs of a file's name and its rows."""
+    """RANGES of files, from pairs of a file's name and its rows, of schema _ROWS."""
     files, tables = [name for name, _ in blocks], [table for _, table in blocks]
     file = np.repeat(np.arange(len(files)), [len(table) for table in tables])
-    empty = pa.schema([DETECTED.field(name) for name in _COLUMNS]).empty_table()
-    rows = pa.concat_tables([empty, *tables]).combine_chunks()
+    rows = pa.concat_tables([_ROWS.empty_table(), *tables]).combine_chunks()
     if not len(rows):
         return RANGES.empty_table()
     index = rows["index_in_shard"].to_numpy()
@@ -133,6 +152,7 @@ def _ranges_of_rows(blocks: Sequence[tuple[str, pa.Table]]) -> pa.Table:
         pa.array(index[first]),
         pa.array(index[last] + 1),
         pa.array(sizes, mask=sizes < 0),
+        pa.array(np.add.reduceat(rows["boxes"].to_numpy()[order], starts)),
         _canaries_of_ranges(rows["canaries"], order, starts),
     ]
     return pa.table(columns, schema=RANGES)

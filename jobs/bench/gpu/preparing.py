@@ -11,7 +11,7 @@ from model.config import PUBLISHED_RESIZE
 from model.cpu_threads import use_cpu_threads
 from pipeline.schema import OK
 from pipeline.stages.decode import decode_row
-from pipeline.stages.prepare import MAX_PIXELS
+from pipeline.stages.tiling import MAX_PIXELS
 from pipeline.storage.errors import CommandFailed
 
 WAYS = {"decode": False, "decode and resize": True}  # whether the preparer enlarges images

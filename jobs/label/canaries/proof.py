@@ -42,7 +42,8 @@ class Proof:
         self._new: dict[str, tuple[Answer, ...]] = {}
         self._texts: set[str] = set()
         self._detectors: set[str] = set()
-        self._digests: list[CanaryCheck] = []  # of blocks whose detectors sent the answers before
+        # By text: of blocks whose detectors sent the answers before.
+        self._digests: dict[str, CanaryCheck] = {}
 
     def checked(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
         """Pass receipts on. Raises CanaryDeviation at the first that deviates."""
@@ -55,24 +56,31 @@ class Proof:
         for text in texts:
             if text not in self._texts:
                 self._texts.add(text)
-                self._compare(CanaryCheck.from_text(text))
+                check = CanaryCheck.from_text(text)
+                self._detectors.add(check.detector)
+                if check.answers:
+                    self._compare(check)
+                else:
+                    self._digests[text] = check
 
-    def check_all(self, texts: Iterable[str], is_final: bool) -> None:
-        """Compare the texts of all staged blocks. Raises CanaryDeviation.
+    def unproven_texts(self) -> set[str]:
+        """The texts of blocks that nothing proves, when those of all blocks were added.
 
-        In the end (`is_final`) every digest has to be that of known answers. Before, a block with
-        the answers may have been lost with a process, and is computed again.
+        The block with the answers of their detector was lost with a worker or a node, and no
+        detector that computes alike sent its own. Raises CanaryDeviation if a digest is not that of
+        the answers of its computation, or if there is no text at all.
         """
-        self.add(texts)
-        unknown = [check for check in self._digests if not self._is_known(check)]
-        if is_final and unknown:
-            raise _deviation(unknown[0], "images gave boxes that are not those of the others")
-        if is_final and not self._detectors:
+        if not self._detectors:
             raise CanaryDeviation(f"no detector computed the canaries. {CONSEQUENCE}")
+        unknown = {text: one for text, one in self._digests.items() if not self._is_known(one)}
+        for check in unknown.values():
+            if check.computation in self._known:
+                raise _deviation(check, "images gave boxes that are not those of the others")
+        return set(unknown)
 
     def is_complete(self) -> bool:
         """Whether every block is proven: some detector computed, and each digest is known."""
-        return bool(self._detectors) and all(map(self._is_known, self._digests))
+        return bool(self._detectors) and all(map(self._is_known, self._digests.values()))
 
     def summary(self) -> dict[str, Any]:
         """The entry `canaries` of report.json."""
@@ -98,10 +106,6 @@ class Proof:
         return known is not None and digest_of_answers(known) == check.digest
 
     def _compare(self, check: CanaryCheck) -> None:
-        self._detectors.add(check.detector)
-        if not check.answers:
-            self._digests.append(check)
-            return
         if check.computation in self._known:
             self._demand_equal_bits(check, self._known[check.computation])
             return

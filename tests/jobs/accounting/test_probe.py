@@ -60,3 +60,13 @@ def test_images_of_archives_are_counted_by_their_bytes() -> None:
     blocks = receipts([5.0] * 12, name="s3://b/a.tar")
     found = estimate_by_probe(blocks, Sample([], 50, 100_000), 5.0, {"cpu": 1.0}, Rates())
     assert found is not None and found["images"] == 50 + 1000 and found["usd"] is None
+
+
+@pytest.mark.parametrize("archive_bytes", [None, 100_000])
+def test_without_the_size_of_archives_or_of_their_images_there_is_no_estimate(
+    archive_bytes: int | None,
+) -> None:
+    """Blocks are no images: a probe of 12 blocks of 10 images said that there are 62."""
+    name = "s3://b/a.tar" if archive_bytes is None else "probe-0"
+    blocks, sample = receipts([5.0] * 12, name=name), Sample([], 50, archive_bytes)
+    assert estimate_by_probe(blocks, sample, 5.0, {"cpu": 1.0}, Rates()) is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.boxes.choice import BoxChoice, choose_boxes, named_classes
-from jobs.boxes.options import BoxOptions, box_words
+from jobs.boxes.options import BoxOptions, box_words, label_words, word_of
 from jobs.boxes.pairs import MOST_BYTES, read_files
 from pipeline.stages.box_rules import BoxRules
 from pipeline.storage.errors import InputError
@@ -74,6 +74,15 @@ def test_what_is_recorded_needs_no_file(tmp_path: Path) -> None:
     words = box_words(vars(options))
     assert words[:4] == ["--nms", "0.65", "--thresholds", "car=0.5"]
     assert words[4] == "--rename" and "vehicle" in words[5]
+
+
+@pytest.mark.parametrize("number", [0.12345678, 0.1 + 0.2, 1e-7, 1234567.0, 1e22, 2.0, 700])
+def test_a_number_of_a_recorded_option_reads_back_as_it_was(number: float) -> None:
+    words = label_words({"tile": number, "nms": float(number), "tile_overlap": float(number)})
+    assert words[::2] == ["--nms", "--tile", "--tile-overlap"]
+    assert [float(word) for word in words[1::2]] == [number] * 3
+    assert words[3].isdecimal() or not isinstance(number, int)
+    assert word_of(2.0) == "2" and word_of(0.5) == "0.5"
 
 
 @pytest.mark.parametrize(

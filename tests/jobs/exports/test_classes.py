@@ -62,6 +62,15 @@ def test_boxes_without_a_name_are_left_out_and_counted(
     assert "left out: 2 boxes; the model has no name for the label id" in said
 
 
+def test_boxes_without_a_name_have_the_general_threshold(
+    output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", output, str(tmp_path / "made"), "--to", "csv"]
+    assert main([*words, "--min-score", "0.6", "--thresholds", "star=0.4"]) == 0
+    assert labels_in(tmp_path / "made", "csv") == ["star"]
+    assert "left out" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [(), ("--labels", "star"), ("--min-score", "0.9")])
 def test_yolo_has_the_numbers_of_the_model_whatever_is_chosen(
     options: tuple[str, ...], output: str, tmp_path: Path

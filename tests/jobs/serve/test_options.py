@@ -8,7 +8,7 @@ import pytest
 from jobs.cli import main
 from jobs.serve.serve import free_port, greeting
 from jobs.serve.settings.options import ServeOptions, is_loopback
-from pipeline.stages.prepare import MAX_PIXELS
+from pipeline.stages.tiling import MAX_PIXELS
 from pipeline.storage.errors import InputError
 
 

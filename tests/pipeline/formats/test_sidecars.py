@@ -74,6 +74,26 @@ def test_a_tar_of_adjacent_members_is_read_once(
         assert len(passes) == count
 
 
+def test_the_second_reading_is_of_the_version_that_was_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = members(3)
+    names = list(every)
+    path = write_tar(tmp_path / "t.tar", {name: every[name] for name in names[::2] + names[1::2]})
+    (shard,) = plan_shards(str(path), carry=CARRY).shards
+    other = {name: every[name] for name in names[::2]} | {
+        name: sidecar(100 + number) for number, name in enumerate(names[1::2])
+    }
+    read_all = sidecars.Sidecars._read_all
+
+    def replacing(self: sidecars.Sidecars) -> None:
+        write_tar(tmp_path / "new.tar", other).replace(path)
+        read_all(self)
+
+    monkeypatch.setattr(sidecars.Sidecars, "_read_all", replacing)
+    assert [row["status"] for row in read_tar(shard)] == ["changed"]
+
+
 def test_images_of_one_sample_share_its_json(tmp_path: Path) -> None:
     names = ["a/1.left.jpg", "a/1.right.jpg", *(f"a/1.{n}.jpg" for n in range(9))]
     path = write_tar(tmp_path / "t.tar", dict.fromkeys(names, PHOTO) | {"a/1.json": sidecar(1)})

@@ -21,7 +21,8 @@ from pipeline.isolation import sandbox
 from pipeline.isolation.child import Answers, Child, ChildFailed
 from pipeline.schema import ENCODED
 from pipeline.stages.decode import decode_row
-from pipeline.stages.prepare import MAX_PIXELS, Preparer
+from pipeline.stages.prepare import Preparer
+from pipeline.stages.tiling import MAX_PIXELS
 from tests.support.damage import warnings_of
 from tests.support.samples import RULE, jpeg, preparer
 

@@ -1,6 +1,7 @@
 """Which columns are carried along, and of which types; and what is refused before any work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.carry.columns import Carry, Column
 from pipeline.formats.sidecars import name_json_columns
 from pipeline.plan import list_names
 from pipeline.plan.carry_choice import parse_carry
@@ -39,6 +41,28 @@ def test_another_type_is_offered_for_values_that_have_one_alone(
     with pytest.raises(InputError, match="--carry m: it is") as refusal:
         types_of(tmp_path, "m")
     assert ("m:string" in str(refusal.value)) is is_other_type_offered
+
+
+@pytest.mark.parametrize(
+    ("column", "named"),
+    [
+        (pa.array([{"a": 1}]), "string"),
+        (pa.array([[{"a": 1}]]), "string[]"),
+        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), "string[]"),
+        (pa.array([["x"]]), "string"),
+        (pa.array(["x"]), "string[]"),
+        (pa.array([True]), "timestamp"),
+    ],
+)
+def test_types_that_no_value_can_have_are_refused(
+    column: pa.Array, named: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "p.parquet", rows(m=column))
+    (shard,) = plan_shards(str(tmp_path)).shards
+    as_wanted = Carry((Column("m", parse_carry(f"m:{named}")[0].type or pa.null()),))
+    assert carried(replace(shard, carry=as_wanted)) == [{"m": None, "not_carried": 1}]
+    with pytest.raises(InputError, match=r"--carry m:.* in .*p.parquet, of which no value can be"):
+        types_of(tmp_path, f"m:{named}")
 
 
 def types_of(source: Path, carry: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The finished part of a plan, compared with a count image by image."""
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ def test_a_plan_is_split_by_what_is_staged(seed: int) -> None:
         for shard in shards
         if chance.random() < 0.8
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "shard": shard.shard,
             "file": f"block-{chance.randint(0, 5)}",
@@ -50,6 +51,7 @@ def test_a_plan_is_split_by_what_is_staged(seed: int) -> None:
             "start": index,
             "stop": index + 1,
             "shard_size": images_of(shard) if index == images_of(shard) - 1 else None,
+            "boxes": chance.randint(0, 9),
         }
         for shard in shards
         for index in staged.get(shard.shard, [])
@@ -76,9 +78,19 @@ def test_a_plan_is_split_by_what_is_staged(seed: int) -> None:
     assert split.left == objects - sum(map(len, finished.values()))
     reconcile(split.finished.names(), split.staged)
     assert split.staged.images == sum(len(staged[name]) for name in finished)
-    parts = group_into_parts(split.finished.names(), split.staged, 20)
+    parts = group_into_parts(split.finished.names(), split.staged, 20, 80)
     files = {row["shard"]: {r["file"] for r in rows if r["shard"] == row["shard"]} for row in rows}
     for part in parts:
         assert set(part.files) == set().union(*(files[name] for name in part.shards))
     assert all(a.shards[-1] < b.shards[0] for a, b in pairwise(parts))
+    boxes: Counter[str] = Counter()
+    for row in rows:
+        boxes[row["shard"]] += row["boxes"]
+
+    def fits(*shards: str) -> bool:
+        images = sum(len(staged[name]) for name in shards)
+        return images <= 20 and sum(boxes[name] for name in shards) <= 80
+
+    assert all(len(part.shards) == 1 or fits(*part.shards) for part in parts)
+    assert not any(fits(*a.shards, b.shards[0]) for a, b in pairwise(parts))
     assert bool(np.all(np.diff(split.staged.shard) >= 0))

@@ -64,3 +64,21 @@ def test_files_and_archives_share_a_probe_by_their_bytes() -> None:
     assert 60 <= sum(shard.limit or 0 for shard in sample.shards) < 60 + MOST_ARCHIVES
     few = sample_plan(plan_of(1, {"a.tar": 10**9}), 80)
     assert len(drawn_files(few.shards)) == 1  # at least one of them
+
+
+def test_archives_of_unknown_size_are_probed_too() -> None:
+    """Web servers may not say how large an archive is; the size of such a member is -1."""
+    archives = {f"{number}.tar": -1 for number in range(5)}
+    unknown = sample_plan(plan_of(100, archives), 80)
+    assert unknown.archive_bytes is None and len(drawn_files(unknown.shards)) == 40
+    assert {shard.shard for shard in unknown.shards if shard.kind == "tar"} == set(archives)
+    some = sample_plan(plan_of(0, archives | {"a.tar": 2_000, "b.tar": 4_000}), 160)
+    assert some.archive_bytes == 7 * 3_000
+    assert {shard.shard for shard in some.shards} >= set(archives)
+
+
+def test_files_of_unknown_size_are_half_of_a_probe() -> None:
+    members = tuple(Member(f"https://b/{number:06}.jpg", "e", -1) for number in range(100))
+    shards = [Shard("files-0", "files", members), Shard("a.tar", "tar", (Member("a", "e", 9),))]
+    sample = sample_plan(write_shards(tables_of_shards(shards)), 80)
+    assert len(drawn_files(sample.shards)) == 40

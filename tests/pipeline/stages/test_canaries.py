@@ -15,7 +15,7 @@ from pipeline.stages.canaries import Answer, Canary, CanaryCheck, CanaryRunner
 from pipeline.stages.detect import Detector, DetectorSpec
 from pipeline.stages.recovery import Image, Outcome
 from pipeline.stages.stage import stage
-from pipeline.stages.staged import read_staging
+from pipeline.stages.staged import read_staging, remove_blocks_with
 from pipeline.stages.tasks import receipts_of_table, stage_block
 from tests.support.blocks import block
 
@@ -117,6 +117,15 @@ def test_texts_are_read_back_from_staged_blocks_once_each(
         )
     found = read_staging(staging)
     assert sorted(found.canaries) == known and found.images == 4
+
+
+def test_blocks_are_removed_by_their_texts(tmp_path: Path) -> None:
+    staging = str(tmp_path / "staging")
+    for shard, text in {"a": "one", "b": "two", "c": None, "d": "one"}.items():
+        stage(with_canaries(shard, text), staging)
+    assert remove_blocks_with(staging, {"one", "three"}) == 2
+    found = read_staging(staging)
+    assert (found.shards.to_pylist(), found.canaries) == (["b", "c"], ("two",))
 
 
 def test_receipts_carry_texts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.formats.image_names import has_package
 from pipeline.schema import ENCODED
 from pipeline.stages.decode import decode_row
 from pipeline.stages.opening import optional_formats
-from pipeline.stages.prepare import MAX_PIXELS
+from pipeline.stages.tiling import MAX_PIXELS
 from tests.support.parameters import others_slow
 from tests.support.samples import preparer
 

@@ -18,6 +18,7 @@ from pipeline.stages import prepare
 from pipeline.stages.decode import decode_row
 from pipeline.stages.prepare import Preparer
 from pipeline.stages.read import read_shard
+from pipeline.stages.tiling import MAX_PIXELS
 from tests.pipeline.isolation.lying_decoder import GOOD, LIES
 from tests.support.samples import RULE, jpeg, prepared, preparer, write_tar
 
@@ -117,7 +118,7 @@ def test_a_decoder_that_lies_costs_the_row_of_its_image(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("lie", LIES.values(), ids=[lie.decode() for lie in LIES])
 def test_each_lie_is_noticed(lie: dict[str, Any]) -> None:
     is_plausible = preparer().child.answers.is_plausible
-    row = {**dict.fromkeys(DECODED.names), **decode_row(GOOD, RULE, prepare.MAX_PIXELS)}
+    row = {**dict.fromkeys(DECODED.names), **decode_row(GOOD, RULE, MAX_PIXELS)}
     assert is_plausible(row)
     assert not is_plausible({**row, **lie})
 

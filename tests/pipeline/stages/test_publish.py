@@ -91,6 +91,21 @@ def test_images_in_several_staged_files_count_once(tmp_path: Path) -> None:
     assert result.count_by_status() == dict(counts)
 
 
+def test_a_part_holds_so_many_images_and_boxes_at_most(tmp_path: Path) -> None:
+    staging = str(tmp_path / "_staging")
+    sizes = {"a": (2, 30), "b": (2, 1), "c": (1, 200), "d": (5, 0), "e": (1, 0)}
+    for shard, (images, boxes) in sizes.items():
+        stage(block(shard, list(range(images)), images, boxes), staging)
+    result = read_staging(staging)
+    assert result.boxes.tolist() == [60, 2, 200, 0, 0]
+    parts = group_into_parts("edcba", result, images_per_file=5, boxes_per_file=61)
+    assert [part.shards for part in parts] == [("a",), ("b",), ("c",), ("d",), ("e",)]
+    parts = group_into_parts("edcba", result, images_per_file=6, boxes_per_file=62)
+    assert [part.shards for part in parts] == [("a", "b"), ("c",), ("d", "e")]
+    stage(block("a", [0], boxes=10), staging)  # a task reads repeats too
+    assert read_staging(staging).boxes[0] == 70
+
+
 def test_a_run_without_one_box_has_tables_of_the_same_types(tmp_path: Path) -> None:
     target = make_publish_target(tmp_path)
     stage(block("a", [0, 1], 2, boxes=0), target.staging)

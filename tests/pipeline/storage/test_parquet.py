@@ -91,7 +91,8 @@ def test_blocks_of_older_versions_are_read(blocks: list[Path]) -> None:
     older = whole.drop_columns(["retries", "computation"])
     pq.write_table(older, blocks[0], compression="zstd")
     assert read_staged_block(folder, name).equals(whole)
-    assert read_staging(folder).images == 2 * len(SHARDS)
+    found = read_staging(folder)
+    assert (found.images, found.boxes.sum()) == (2 * len(SHARDS), 6 * len(SHARDS))
     pq.write_table(older.rename_columns({"boxes": "coxes"}), blocks[0], compression="zstd")
     with pytest.raises(DamagedFile):
         read_staged_block(folder, name)

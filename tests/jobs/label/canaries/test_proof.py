@@ -32,7 +32,8 @@ RUN, LATER = "20260101T000000Z-aaaaaa", "20260102T000000Z-aaaaaa"
 
 def proof_of(*checks: CanaryCheck, known: CanaryCheck | None = KNOWN) -> Proof:
     proof = Proof(canaries(known), LABELS)
-    proof.check_all([one.to_text() for one in checks], is_final=True)
+    proof.add([one.to_text() for one in checks])
+    assert proof.unproven_texts() == set()
     return proof
 
 
@@ -113,11 +114,23 @@ def test_every_block_has_to_be_of_a_detector_that_is_known_to_be_right() -> None
     with pytest.raises(CanaryDeviation, match="host, process 2 deviates"):
         proof_of(check(), lost)
     resumed = Proof(canaries(None), LABELS)
-    resumed.check_all([lost.to_text()], is_final=False)  # its image may be computed again
+    resumed.add([lost.to_text()])  # nothing says yet what is right
+    resumed.add([check().to_text()])
     with pytest.raises(CanaryDeviation):
-        resumed.check_all([check().to_text(), lost.to_text()], is_final=True)
+        resumed.unproven_texts()
     with pytest.raises(CanaryDeviation, match="no detector computed the canaries"):
         proof_of()
+
+
+@pytest.mark.parametrize("known", [None, check(FOUND, AVX2)])
+def test_blocks_whose_answers_were_lost_are_unproven_and_no_deviation(
+    known: CanaryCheck | None,
+) -> None:
+    proof, text = Proof(canaries(known), LABELS), later(check()).to_text()
+    proof.add([text, check(FOUND, AVX2).to_text()])
+    assert proof.unproven_texts() == {text} and not proof.is_complete()
+    proof.add([check(detector="host, process 7 ff").to_text()])  # it computes alike
+    assert proof.unproven_texts() == set() and proof.is_complete()
 
 
 def test_a_score_on_either_side_of_a_threshold_is_no_difference() -> None:
@@ -155,7 +168,7 @@ def test_records_add_computations_and_renewals_replace_all(tmp_path: Path) -> No
 def test_a_run_that_ended_early_is_incomplete_until_the_answers_are_staged() -> None:
     proof = Proof(canaries(None), LABELS)
     assert not proof.is_complete()
-    proof.check_all([later(check()).to_text()], is_final=False)
+    proof.add([later(check()).to_text()])
     assert not proof.is_complete()
-    proof.check_all([check().to_text()], is_final=False)
+    proof.add([check().to_text()])
     assert proof.is_complete()

@@ -93,6 +93,12 @@ ALONE = """
 import os, runpy
 from pipeline.stages import canaries
 canaries.MOST_SHARE = float(os.environ.get("SHARE", canaries.MOST_SHARE))
+text = canaries.CanaryRunner.text
+def text_behind_a_lost_block(runner):
+    runner._sent = runner._digest
+    return text(runner)
+if "LOSE_ANSWERS" in os.environ:
+    canaries.CanaryRunner.text = text_behind_a_lost_block
 runpy.run_module("tests.support.alone", run_name="__main__")
 """
 
@@ -101,6 +107,7 @@ def label(lake: Path, *words: str, output: str = "out", **variables: str) -> tup
     """Run `label` without Ray; its exit code and what it printed.
 
     `SHARE` is the share of the time that canaries take; a great one is canaries with each block.
+    With `LOSE_ANSWERS` the block with the answers of a detector is lost, and computed again by it.
     """
     command = [sys.executable, "-c", ALONE, "label", "in", output, "--no-page"]
     command += ["--model", "python:bright:Bright", *words]
@@ -201,6 +208,19 @@ def test_a_killed_run_keeps_what_is_proven(lake: Path) -> None:
     report = report_of(str(lake / "out"))
     assert report["images"] == 8 and report["labelled_before"] > 0
     assert report["canaries"]["detectors"] == 2
+
+
+@pytest.mark.slow
+def test_lost_answers_cost_the_blocks_that_nothing_proves(lake: Path) -> None:
+    code, said = label(lake, *KNOWN, LOSE_ANSWERS="1")
+    assert code == 1 and "4 staged blocks cannot be proven" in said, said
+    assert not any("block-" in name for name in files(lake / "out"))
+    code, said = label(lake, *KNOWN)
+    assert code == 0, said
+    assert label(lake, output="undisturbed")[0] == 0
+    assert rows(lake / "out") == rows(lake / "undisturbed")
+    draw(lake / "in" / "new.png", 50)  # what the first run recorded proves this one
+    assert label(lake, LOSE_ANSWERS="1")[0] == 0
 
 
 def test_annotations_of_another_model_are_refused_before_anything_is_written(
