@@ -26,7 +26,7 @@ from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
 from jobs.label.canaries.proof import CanaryDeviation, Proof
 from jobs.label.command import Command, Placed, flow_settings, read_command
 from jobs.label.execution import explained_failures, label_images, reason_of
-from jobs.label.lines import print_line, print_start
+from jobs.label.log.lines import print_line, print_start
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
 from jobs.label.notices import print_other_computations, print_plan_notices
@@ -149,7 +149,7 @@ def _label_what_is_new(
     unfinished = take_up_unfinished_run(writer, command.wanted, command.labels)
     startup.end(CATALOGUE)
     if unfinished and unfinished.shards:
-        print_start(options)
+        print_start(options.input, options.output)
         print_line(f"run {unfinished.run_id} of a command that was cut off is finished first")
         del known  # it takes a third of a gigabyte for ten million objects
         placed = _start_ray(command, unfinished, startup)
@@ -169,7 +169,7 @@ def _label_what_is_new(
     found = _plan(command, known)
     del known
     if not published.reports:  # no unfinished run began the log
-        print_start(options)
+        print_start(options.input, options.output)
     print_plan_notices(options, found, writer.catalog.committed_runs())
     run = make_run(command.output, found, command.wanted.canaries)
     startup.end(LISTING)

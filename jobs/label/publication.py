@@ -10,7 +10,7 @@ from jobs.accounting.tally import Report, Tally, near_pairs_of, report, sorted_c
 from jobs.cluster.start import stage_workers
 from jobs.label.canaries.proof import Proof
 from jobs.label.execution import reason_of
-from jobs.label.lines import print_line
+from jobs.label.log.lines import print_line
 from jobs.label.planning import Run
 from jobs.label.rest import stage_rest
 from jobs.output import paths

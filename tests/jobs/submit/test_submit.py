@@ -19,6 +19,7 @@ from ray.util.state import list_actors
 
 from jobs.cli import main, parser
 from jobs.cli.submit import words_on_the_cluster
+from jobs.label.log.lines import without_time
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
 from jobs.submit.submit import Submission
@@ -299,7 +300,7 @@ def test_a_python_without_the_packages_gives_one_line(package: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("detr-batch: this Python (")
+    assert without_time(done.stderr).startswith("detr-batch: this Python (")
     assert package in done.stderr
 
 
