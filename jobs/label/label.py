@@ -288,7 +288,7 @@ def execute_run(
             alone,
             nodes,
             _drop_unproven_staging(writer, run.run_id),
-            RunMetrics(options.output, run, tally, nodes, rates, most),
+            RunMetrics(options.output, run, tally, nodes, rates, most) as metrics,
         ):
             past = command.past_reports() if command.budget.is_limited else []
             clock = RunClock(command.budget, nodes, tally, past)
@@ -302,6 +302,7 @@ def execute_run(
                 told.publish(published.reports[0], published.files)
             elif published.ended is not None:
                 told.keep(published.ended)
+                metrics.keep()
     if published.ended is not None and not published.images and not tally.images:
         return replace(published, is_stuck=True)
     return published
