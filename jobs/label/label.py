@@ -44,7 +44,7 @@ from jobs.label.planning import (
 )
 from jobs.label.price_notice import price_notice
 from jobs.label.probe import estimate_of_dry_run
-from jobs.label.publication import Meters, Published, publish_run
+from jobs.label.publication import Meters, Published, StagedRun, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output.catalog import read_catalog
@@ -291,12 +291,13 @@ def execute_run(
             RunMetrics(options.output, run, tally, nodes, rates, most) as metrics,
         ):
             past = command.past_reports() if command.budget.is_limited else []
-            clock = RunClock(command.budget, nodes, tally, past)
+            command.budget.begin_run(nodes)
+            clock = RunClock(command.budget, tally, past)
             all_done = label_images(run.shards, settings, tally, clock.seconds_left, proof)
-            meters, ended = Meters(tally, nodes, rates), None if all_done else clock.reason()
-            published = publish_run(
-                run, target, command.labels, layout, meters, writer, options.page, ended, proof
-            )
+            ended = None if all_done else clock.reason()
+            labelled = StagedRun(run, target, command.labels, layout, proof, ended)
+            meters = Meters(tally, nodes, rates)
+            published = publish_run(labelled, meters, writer, options.page)
             command.budget.end_run()
             if published.reports:
                 told.publish(published.reports[0], published.files)

@@ -47,6 +47,18 @@ class Meters:
 
 
 @dataclass(frozen=True)
+class StagedRun:
+    """A run that is to be published, with what its tables and its report say of it."""
+
+    run: Run
+    target: PublishTarget
+    labels: LabelRequest
+    layout: Layout
+    proof: Proof | None = None
+    ended: str | None = None  # the limit that ended it before all of it was labelled
+
+
+@dataclass(frozen=True)
 class Published:
     """What runs have added to OUTPUT."""
 
@@ -73,27 +85,19 @@ class Published:
         )
 
 
-def publish_run(
-    run: Run,
-    target: PublishTarget,
-    labels: LabelRequest,
-    layout: Layout,
-    meters: Meters,
-    writer: OutputWriter,
-    page: bool,
-    ended: str | None = None,
-    proof: Proof | None = None,
-) -> Published:
+def publish_run(labelled: StagedRun, meters: Meters, writer: OutputWriter, page: bool) -> Published:
     """Reconcile the run, write its tables and its report, and only then commit it.
 
-    `page` says whether to write report.html too. `ended` is the limit that ended the run before all
-    of it was labelled: then what is finished is published, if anything is, and the rest is kept.
+    `page` says whether to write report.html too. Of a run that is `ended`, what is finished is
+    published, if anything is, and the rest is kept.
 
     Raises CanaryDeviation, before it writes anything, if the run has a `proof` and a detector of
     any of its blocks deviates. A run that is `ended` before all its blocks are proven publishes
     nothing, and keeps them for the next.
     """
     began = time.monotonic()
+    run, target, labels = labelled.run, labelled.target, labelled.labels
+    layout, proof, ended = labelled.layout, labelled.proof, labelled.ended
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
     if proof is not None:
