@@ -115,7 +115,7 @@ def _describe_plan(command: Command, startup: Startup) -> str:
     found = _plan(command, known)
     placement = placement_without_starting(command.machines(found.shards))
     found_estimate = estimate_of_dry_run(command, found.shards, startup)
-    _print_price_note(command, placement.device)
+    _print_price_note(_price_note(command, placement.device))
     text = plan_as_text(found, found_estimate, placement.as_text())
     return "\n".join([*unfinished, text])
 
@@ -232,15 +232,13 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     count = 1 if command.detector.is_alone else count
     computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
-    note = _print_price_note(command, placement.device)
+    note = _price_note(command, placement.device)
+    _print_price_note(note)
     return Placed(placement, computation, note)
 
 
-def _print_price_note(command: Command, device: str) -> str:
-    """Print how the machines of the run differ from those that are priced, and return it.
-
-    It is "" if they do not.
-    """
+def _price_note(command: Command, device: str) -> str:
+    """How the machines of the run differ from those that are priced. It is "" if they do not."""
     local = not command.options.address
     gpus = torch.cuda.device_count() if local else 0
     if local and command.options.dry_run:  # without a probe no Ray runs
@@ -249,10 +247,12 @@ def _print_price_note(command: Command, device: str) -> str:
     else:
         nodes = list(alive_nodes().values())
     name = torch.cuda.get_device_name() if gpus else ""
-    note = price_notice(command.options.rates(), nodes, device, name)
+    return price_notice(command.options.rates(), nodes, device, name)
+
+
+def _print_price_note(note: str) -> None:
     if note:
         print_line(f"the prices are of another machine: {note}")
-    return note
 
 
 def execute_run(

@@ -68,7 +68,7 @@ class Published:
     files: tuple[PartFile, ...] = ()  # of the tables
     ended: str | None = None  # the limit by which the last run ended, as the user gave it
     left: int = 0  # number of objects that it left
-    # Number of images that it labelled and that the next run publishes: of archives that are
+    # Number of images that it labelled and that a later run publishes: of archives that are
     # labelled in part, or all of them if a limit came before the answers for the canaries.
     kept: int = 0
     not_carried: int = 0  # values that could not be carried along (carry/columns.py)
