@@ -45,6 +45,10 @@ class Budget:
         """The limit that is reached first, as the user gave it."""
         return min(self._limits())[1]
 
+    def begin_run(self, nodes: NodeMeter) -> None:
+        """Count the money of a run from now on; `nodes` counts its node-hours."""
+        self.nodes = nodes
+
     def end_run(self) -> None:
         """Count the run under way as ended."""
         if self.nodes is not None:

@@ -58,7 +58,7 @@ class Report(TypedDict):
     failed: dict[str, int]  # number of images by reason, see pipeline/schema.py
     labelled_before: int  # images that earlier commands, killed or ended by a budget, had labelled
     # Only of a run that a budget ended: the limit, the number of objects that it left, and that of
-    # images of archives among them that it labelled already, which the next run has.
+    # images among them that it labelled already, and that a later run publishes.
     ended_by: NotRequired[str]
     left: NotRequired[int]
     kept: NotRequired[int]

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from jobs.cli import (
@@ -34,16 +34,18 @@ DEBUG = "--debug"
 
 
 class _Lines(logging.Formatter):
-    """Formats lines of the log without secrets and terminal control characters."""
+    """Formats warnings without secrets and terminal control characters, as a command has lines."""
+
+    def __init__(self, as_line: Callable[[str], str]):
+        super().__init__()
+        self._as_line = as_line
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(mask(super().format(record)))
+        return self._as_line(printable(mask(super().format(record))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. An error is one line on stderr; --debug adds the traceback."""
-    if logging.lastResort is not None:  # it prints warnings where nothing else handles them
-        logging.lastResort.setFormatter(_Lines())
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it, as some daemons do
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [DEBUG, *(word for word in words if word != DEBUG)]
     arguments = vars(parser().parse_args(words))
     command, again = arguments.pop("run"), arguments.pop("again", "")
-    debug = arguments.pop("debug", False)
+    debug, as_line = arguments.pop("debug", False), arguments.pop("as_line", str)
+    if logging.lastResort is not None:  # it prints warnings where nothing else handles them
+        logging.lastResort.setFormatter(_Lines(as_line))
     try:
         code = int(command(**arguments))
         sys.stdout.flush()
@@ -62,18 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print(f"detr-batch: interrupted{again}", file=sys.stderr)
+        print(as_line(f"detr-batch: interrupted{again}"), file=sys.stderr)
         return EXIT_FAILED
     except SystemExit as end:
         if end.code != signal.SIGTERM:  # the code with which Ray (2.60) exits at SIGTERM
             raise
-        print(f"detr-batch: ended{again}", file=sys.stderr)
+        print(as_line(f"detr-batch: ended{again}"), file=sys.stderr)
         return EXIT_FAILED
     except Exception as error:
         if debug:
             print(printable(mask(traceback.format_exc())), end="", file=sys.stderr)
         hint = "" if debug or _is_explained(error) else f" ({DEBUG} shows where it happened)"
-        print(f"detr-batch: {printable(mask(message_of(error)))}{hint}", file=sys.stderr)
+        line = f"detr-batch: {printable(mask(message_of(error)))}{hint}"
+        print(as_line(line), file=sys.stderr)
         return exit_code_of(error)
 
 

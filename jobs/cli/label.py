@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.options import add_command
 from jobs.cli.process import begin_startup, exit_at_sigterm
+from jobs.label.log.lines import as_line
 from jobs.label.options import LabelOptions
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def add(commands: Any) -> None:
         "paths or URLs (s3://bucket/prefix). The same command, run again, labels what is new; "
         "after a crash or Ctrl-C it finishes what was begun.",
         again="; the same command takes it up again",
+        as_line=as_line,
     )
 
 

@@ -44,8 +44,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if found := re.fullmatch(r".*invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += _near(found[1], re.findall(r"[\w-]+", found[2]))
+        as_line = self.get_default("as_line") or str
         line = printable(mask(f"{self.prog}: {message}"))
-        self.exit(2, f"{line} (see {self.prog} --help)\n")
+        self.exit(2, as_line(f"{line} (see {self.prog} --help)") + "\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse as argparse does, and let options stand before a positional that may be left out.
@@ -84,16 +85,20 @@ def add_command(
     help: str,
     description: str | None = None,
     again: str | None = None,
+    as_line: Callable[[str], str] | None = None,
 ) -> argparse.ArgumentParser:
     """Add the command `name`. It calls `run` with an instance of the dataclass `kind`.
 
-    `again` is the text that an interrupted command prints about running it again.
+    `again` is the text that an interrupted command prints about running it again. `as_line` is the
+    form of its lines on stderr, if they have one.
     """
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=description)
     add_options(parser, kind)
     parser.set_defaults(run=lambda **given: run(options_from(kind, given)))
     if again is not None:
         parser.set_defaults(again=again)
+    if as_line is not None:
+        parser.set_defaults(as_line=as_line)
     return parser
 
 

@@ -142,33 +142,43 @@ class Changes:
                 keep(self.different, found)
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return a document of sums: `boxes` of all classes, `by_class`, and `class_changes`."""
+        """Return a document of sums: `boxes` of all classes, `by_class`, and `class_changes`.
+
+        Classes are sorted by their differences, most first, and by name.
+        """
         ordered = sorted(self.class_changes.items(), key=lambda item: (-item[1], item[0]))
+        classes = [
+            {"name": names[kind], **self._count_boxes(kind)}
+            for kind in range(len(names))
+            if self.left[kind] or self.right[kind]
+        ]
         return {
             "boxes": self._count_boxes(None),
-            "by_class": [
-                {"name": names[kind], **self._count_boxes(kind)}
-                for kind in range(len(names))
-                if self.left[kind] or self.right[kind]
-            ],
+            "by_class": sorted(classes, key=lambda one: (-one["differences"], one["name"])),
             "class_changes": [
                 {"from": names[a], "to": names[b], "boxes": count} for (a, b), count in ordered
             ],
         }
 
     def _count_boxes(self, kind: int | None) -> dict[str, Any]:
-        """Count the boxes of one class, or of all classes for None."""
+        """Count the boxes of one class, or of all classes for None.
+
+        `differences` are boxes on one side alone, and boxes that became another class: each is one
+        difference of all classes together, and one of either class.
+        """
         which: Any = slice(None) if kind is None else kind
         changed = [
             sum(count for pair, count in self.class_changes.items() if kind in (None, pair[side]))
             for side in (0, 1)
         ]
+        gone, new = int(self.gone[which].sum()), int(self.new[which].sum())
         return {
             "a": int(self.left[which].sum()),
             "b": int(self.right[which].sum()),
             "matched": int(self.matched[which].sum()),
-            "gone": int(self.gone[which].sum()),
-            "new": int(self.new[which].sum()),
+            "gone": gone,
+            "new": new,
+            "differences": gone + new + (changed[0] if kind is None else sum(changed)),
             "gone_below_threshold": int(self.gone_below[which].sum()),
             "new_below_threshold": int(self.new_below[which].sum()),
             **(

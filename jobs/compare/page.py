@@ -19,16 +19,12 @@ COLOURS = {"a": "#ffb454", "b": "#7cc8ff", "both": "#f4f4f2"}
 MOVED = 0.1  # least change of a score that is written out; images that differ by less are not shown
 BOXES_DRAWN = 80  # most boxes drawn on one image, changed boxes first
 WORDS = 8  # most boxes of one image that have text; more text would hide the image
-CLASSES = 20  # classes with the most changes, which are listed one by one
+CLASSES = 20  # classes with the most differences, which are shown; the others fold out
 CLASS_CHANGES = 12
 
 
 def page_of(result: dict[str, Any], reader: PictureReader) -> str:
     """Render a comparison that was made `with_boxes` as self-contained HTML."""
-    classes = sorted(
-        result["by_class"],
-        key=lambda one: (-one["gone"] - one["new"] - one["to_other_class"], one["name"]),
-    )
     templates = environment("jobs.compare")
     templates.filters["signed"] = lambda value: f"{value:+.3f}" if abs(value) >= 5e-4 else "0"
     return templates.get_template("page.html.j2").render(
@@ -37,8 +33,8 @@ def page_of(result: dict[str, Any], reader: PictureReader) -> str:
         boxes=result["boxes"],
         thresholds={side: threshold_of(result[side]) for side in ("a", "b")},
         different_thresholds=describe_thresholds(result),
-        classes=classes[:CLASSES],
-        other_classes=len(classes) - len(classes[:CLASSES]),
+        classes=result["by_class"][:CLASSES],
+        other_classes=result["by_class"][CLASSES:],
         class_changes=result["class_changes"][:CLASS_CHANGES],
         tiles=_make_tiles(result, reader),
         colours=COLOURS,

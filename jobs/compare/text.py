@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jobs.accounting.counted import counted
 from jobs.report.text import list_examples
 
 SHOWN = 10  # most class changes, and most images that differ, that are listed
+CLASSES = 20  # most classes that are listed, those with the most differences
 _COLUMNS = {
     "a": "a",
     "b": "b",
@@ -136,14 +138,17 @@ def spread(values: dict[str, float], form: str) -> str:
 
 
 def _class_lines(classes: Sequence[dict[str, Any]]) -> list[str]:
-    width = max([len(one["name"]) for one in classes] + [9])
+    shown = classes[:CLASSES]
+    width = max([len(one["name"]) for one in shown] + [9])
     head = "".join(f"{words:>11}" for words in _COLUMNS.values())
     lines = [f"{'class':<{width}}{head}  score, b - a (p10, p50, p90)         IoU"]
-    for one in classes:
+    for one in shown:
         numbers = "".join(f"{one[name]:>11}" for name in _COLUMNS)
         drift, iou = one["score_drift"], one["iou"]
         if drift:
             mean, *quantiles = (f"{value:+.4f}" for value in drift.values())
             numbers += f"  {mean} ({', '.join(quantiles)})  {iou['mean']:.4f}"
         lines.append(f"{one['name']:<{width}}{numbers}")
+    if more := len(classes) - len(shown):
+        lines.append(f"and {counted(more, 'more class')}; --json has all")
     return lines

@@ -5,7 +5,6 @@ from statistics import median
 from typing import Any
 
 from jobs.accounting.budget import Budget
-from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.tally import Tally
 from jobs.label.publication import Published
 from jobs.output import paths
@@ -20,13 +19,10 @@ PUBLISH_SECONDS_PER_IMAGE = 1e-4
 class RunClock:
     """The time that a budget leaves for the labelling of one run."""
 
-    def __init__(
-        self, budget: Budget, nodes: NodeMeter, tally: Tally, past: Sequence[Mapping[str, Any]]
-    ):
+    def __init__(self, budget: Budget, tally: Tally, past: Sequence[Mapping[str, Any]]):
         """`past` are the reports of earlier runs."""
         self._budget, self._tally = budget, tally
         self._publishing = publishing_seconds(past)
-        budget.nodes = nodes
 
     def seconds_left(self) -> float:
         """Seconds until labelling must end, so that what is labelled can be published in time."""

@@ -26,7 +26,7 @@ from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
 from jobs.label.canaries.proof import CanaryDeviation, Proof
 from jobs.label.command import Command, Placed, flow_settings, read_command
 from jobs.label.execution import explained_failures, label_images, reason_of
-from jobs.label.lines import print_line, print_start
+from jobs.label.log.lines import print_line, print_start
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
 from jobs.label.notices import print_other_computations, print_plan_notices
@@ -44,7 +44,7 @@ from jobs.label.planning import (
 )
 from jobs.label.price_notice import price_notice
 from jobs.label.probe import estimate_of_dry_run
-from jobs.label.publication import Meters, Published, publish_run
+from jobs.label.publication import Meters, Published, StagedRun, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output.catalog import read_catalog
@@ -115,7 +115,7 @@ def _describe_plan(command: Command, startup: Startup) -> str:
     found = _plan(command, known)
     placement = placement_without_starting(command.machines(found.shards))
     found_estimate = estimate_of_dry_run(command, found.shards, startup)
-    _print_price_note(command, placement.device)
+    _print_price_note(_price_note(command, placement.device))
     text = plan_as_text(found, found_estimate, placement.as_text())
     return "\n".join([*unfinished, text])
 
@@ -149,7 +149,7 @@ def _label_what_is_new(
     unfinished = take_up_unfinished_run(writer, command.wanted, command.labels)
     startup.end(CATALOGUE)
     if unfinished and unfinished.shards:
-        print_start(options)
+        print_start(options.input, options.output)
         print_line(f"run {unfinished.run_id} of a command that was cut off is finished first")
         del known  # it takes a third of a gigabyte for ten million objects
         placed = _start_ray(command, unfinished, startup)
@@ -169,7 +169,7 @@ def _label_what_is_new(
     found = _plan(command, known)
     del known
     if not published.reports:  # no unfinished run began the log
-        print_start(options)
+        print_start(options.input, options.output)
     print_plan_notices(options, found, writer.catalog.committed_runs())
     run = make_run(command.output, found, command.wanted.canaries)
     startup.end(LISTING)
@@ -232,15 +232,13 @@ def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     count = 1 if command.detector.is_alone else count
     computation = computation_of_detectors(placement, precision, count, bool(request.address))
     startup.end(RAY)
-    note = _print_price_note(command, placement.device)
+    note = _price_note(command, placement.device)
+    _print_price_note(note)
     return Placed(placement, computation, note)
 
 
-def _print_price_note(command: Command, device: str) -> str:
-    """Print how the machines of the run differ from those that are priced, and return it.
-
-    It is "" if they do not.
-    """
+def _price_note(command: Command, device: str) -> str:
+    """How the machines of the run differ from those that are priced. It is "" if they do not."""
     local = not command.options.address
     gpus = torch.cuda.device_count() if local else 0
     if local and command.options.dry_run:  # without a probe no Ray runs
@@ -249,10 +247,12 @@ def _print_price_note(command: Command, device: str) -> str:
     else:
         nodes = list(alive_nodes().values())
     name = torch.cuda.get_device_name() if gpus else ""
-    note = price_notice(command.options.rates(), nodes, device, name)
+    return price_notice(command.options.rates(), nodes, device, name)
+
+
+def _print_price_note(note: str) -> None:
     if note:
         print_line(f"the prices are of another machine: {note}")
-    return note
 
 
 def execute_run(
@@ -288,20 +288,22 @@ def execute_run(
             alone,
             nodes,
             _drop_unproven_staging(writer, run.run_id),
-            RunMetrics(options.output, run, tally, nodes, rates, most),
+            RunMetrics(options.output, run, tally, nodes, rates, most) as metrics,
         ):
             past = command.past_reports() if command.budget.is_limited else []
-            clock = RunClock(command.budget, nodes, tally, past)
+            command.budget.begin_run(nodes)
+            clock = RunClock(command.budget, tally, past)
             all_done = label_images(run.shards, settings, tally, clock.seconds_left, proof)
-            meters, ended = Meters(tally, nodes, rates), None if all_done else clock.reason()
-            published = publish_run(
-                run, target, command.labels, layout, meters, writer, options.page, ended, proof
-            )
+            ended = None if all_done else clock.reason()
+            labelled = StagedRun(run, target, command.labels, layout, proof, ended)
+            meters = Meters(tally, nodes, rates)
+            published = publish_run(labelled, meters, writer, options.page)
             command.budget.end_run()
             if published.reports:
                 told.publish(published.reports[0], published.files)
             elif published.ended is not None:
                 told.keep(published.ended)
+                metrics.keep()
     if published.ended is not None and not published.images and not tally.images:
         return replace(published, is_stuck=True)
     return published

@@ -18,6 +18,7 @@ from ray.util.metrics import Counter, Gauge
 
 from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Tally
+from jobs.label.notify.told import ENDED, FAILED, PUBLISHED
 from jobs.label.planning import Run
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries
@@ -33,7 +34,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {  # by name: description and
     "encoded_bytes": ("Bytes of those images, as they lay in the store", ()),
     "detect_seconds": ("Seconds in which detectors computed, summed over them", ()),
     "storage_retries": ("Requests to stores that were repeated", ()),
-    "runs": ("Runs that ended: published, or failed", ("result",)),
+    "runs": ("Runs that ended: published, failed, or ended by a budget before that", ("result",)),
 }
 GAUGES = {
     "running": "1 until the run ends, then 0",
@@ -84,7 +85,7 @@ class RunMetrics:
         self._newest = time.time()  # Unix time of the newest block
         self._repeated = retries.repeated
         self._complained = False
-        self._result = "failed"
+        self._result = PUBLISHED
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="metrics")
 
@@ -96,9 +97,14 @@ class RunMetrics:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._tally.listener = None
-        self._result = "failed" if kind else "published"
+        if kind:
+            self._result = FAILED
         self._stop.set()
         self._thread.join(UPDATE_SECONDS)  # with a limit, because Ray may not answer any more
+
+    def keep(self) -> None:
+        """A budget has ended the run before anything of it could be published."""
+        self._result = ENDED
 
     def _quietly(self, export: Callable[[], None]) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jobs.label.lines import print_line
+from jobs.label.log.lines import print_line
 from jobs.label.options import DEFAULT_MODEL, LabelOptions
 from jobs.label.run_record import read_run_record
 from jobs.output import paths

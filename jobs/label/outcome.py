@@ -4,7 +4,7 @@ import shlex
 
 from jobs.accounting.counted import counted
 from jobs.label.budget_options import EXIT_ENDED
-from jobs.label.lines import print_line
+from jobs.label.log.lines import print_line
 from jobs.label.publication import Published
 from pipeline.carry.values import MOST_VALUE_BYTES
 from pipeline.schema import OK

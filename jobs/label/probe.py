@@ -21,7 +21,7 @@ from jobs.cluster.start import place_for_probe
 from jobs.label.budget_options import PROBED_IMAGES
 from jobs.label.command import Command, Placed, flow_settings
 from jobs.label.execution import longest_wait, reason_of
-from jobs.label.lines import print_line
+from jobs.label.log.lines import print_line
 from model.zoo import offered_precision
 from pipeline.dataflow import probe_shards
 from pipeline.isolation.watchdog import end_when_stalled

@@ -11,7 +11,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from jobs.accounting.counted import counted
 from jobs.accounting.tally import Tally
-from jobs.label.lines import print_line
+from jobs.label.log.lines import print_line
 from pipeline.schema import Receipt
 from pipeline.storage.clock import steady_time
 

@@ -11,7 +11,7 @@ from jobs.accounting.tally import Report, Tally, near_duplicates_of, report, sor
 from jobs.cluster.start import stage_workers
 from jobs.label.canaries.proof import Proof
 from jobs.label.execution import reason_of
-from jobs.label.lines import print_line
+from jobs.label.log.lines import print_line
 from jobs.label.planning import Run
 from jobs.label.rest import stage_rest
 from jobs.output import paths
@@ -49,6 +49,18 @@ class Meters:
 
 
 @dataclass(frozen=True)
+class StagedRun:
+    """A run that is to be published, with what its tables and its report say of it."""
+
+    run: Run
+    target: PublishTarget
+    labels: LabelRequest
+    layout: Layout
+    proof: Proof | None = None
+    ended: str | None = None  # the limit that ended it before all of it was labelled
+
+
+@dataclass(frozen=True)
 class Published:
     """What runs have added to OUTPUT."""
 
@@ -58,7 +70,7 @@ class Published:
     files: tuple[PartFile, ...] = ()  # of the tables
     ended: str | None = None  # the limit by which the last run ended, as the user gave it
     left: int = 0  # number of objects that it left
-    # Number of images that it labelled and that the next run publishes: of archives that are
+    # Number of images that it labelled and that a later run publishes: of archives that are
     # labelled in part, or all of them if a limit came before the answers for the canaries.
     kept: int = 0
     not_carried: int = 0  # values that could not be carried along (carry/columns.py)
@@ -75,27 +87,19 @@ class Published:
         )
 
 
-def publish_run(
-    run: Run,
-    target: PublishTarget,
-    labels: LabelRequest,
-    layout: Layout,
-    meters: Meters,
-    writer: OutputWriter,
-    page: bool,
-    ended: str | None = None,
-    proof: Proof | None = None,
-) -> Published:
+def publish_run(labelled: StagedRun, meters: Meters, writer: OutputWriter, page: bool) -> Published:
     """Reconcile the run, write its tables and its report, and only then commit it.
 
-    `page` says whether to write report.html too. `ended` is the limit that ended the run before all
-    of it was labelled: then what is finished is published, if anything is, and the rest is kept.
+    `page` says whether to write report.html too. Of a run that is `ended`, what is finished is
+    published, if anything is, and the rest is kept.
 
     If the run has a `proof`, raises CanaryDeviation, before it writes anything, if a detector of
     any of its blocks deviates, and CommandFailed if nothing proves some blocks. A run that is
     `ended` before all its blocks are proven publishes nothing, and keeps them for the next.
     """
     began = time.monotonic()
+    run, target, labels = labelled.run, labelled.target, labelled.labels
+    layout, proof, ended = labelled.layout, labelled.proof, labelled.ended
     writer.check_lock()  # a command that took a lost lock over may have finished this run
     staged = read_back_staging(target.staging, layout.nodes)
     if proof is not None:

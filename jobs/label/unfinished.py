@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
-from jobs.label.lines import print_line
+from jobs.label.log.lines import print_line
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.label.rest import CONTINUES
 from jobs.label.run_record import (

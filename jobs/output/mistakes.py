@@ -32,7 +32,12 @@ def _describe_place(output: str) -> str:
         if fs.exists(f"{path}/{STAGING}") and fs.find(f"{path}/{STAGING}"):
             return "its run is unfinished; the same `detr-batch label` again finishes it"
         if fs.exists(f"{path}/{RUNS}"):
-            return "all its runs were deleted; `detr-batch label` makes another"
+            if read_catalog(output).state.runs:
+                return "all its runs were deleted; `detr-batch label` makes another"
+            return (
+                "no run has finished yet; the same `detr-batch label` again makes one (give it "
+                "more if a budget ended it)"
+            )
         above = path
         for _ in range(ABOVE):
             above = os.path.dirname(above)
@@ -80,6 +85,8 @@ def unusable_run(output: str, run_id: str, option: str = "") -> InputError:
             f"{mask(join(output, document(run_id, 'report.html')))}"
         )
     known = sorted({run["run_id"] for run in (*counting, *labelling)})
+    if not known:
+        return no_finished_run(output)
     close = [one for one in known if one.startswith(run_id)] if run_id else []
     close = close or get_close_matches(run_id, known, NAMED)
     hint = f"its newest are {', '.join(known[-5:])}"

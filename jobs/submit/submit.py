@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,7 +73,7 @@ class Submission:
                     f"{name.upper()} {url} is a path of this machine: give a bucket, or an "
                     "absolute path that all nodes of the cluster share"
                 )
-        self.modules()
+        _ = self.modules  # raises an error if they are too large
         for name in ("weights", "canaries"):
             place = getattr(self.options, name)
             if place and not Path(place).is_absolute() and Path(place).exists():
@@ -92,6 +93,7 @@ class Submission:
                 "its nodes a role, or set the variable in their image or pods, which jobs inherit"
             )
 
+    @cached_property
     def modules(self) -> list[LocalModule]:
         """The user's own modules that the job needs. InputError if they are too large."""
         return modules_of_model(self.options.model)
@@ -114,7 +116,7 @@ def submit(given: Submission, wait: bool = True, join: bool = False) -> int:
     """
     given.check()
     client = connect(given.server)
-    print_shipped(given.options.model, given.modules())
+    print_shipped(given.options.model, given.modules)
     job_id = start_job(client, given, join)
     print(f"job {job_id} on {mask(given.server)}", file=sys.stderr)
     return follow(client, job_id) if wait else 0
@@ -137,7 +139,7 @@ def start_job(client: Client, given: Submission, join: bool) -> str:
             return job_id
     with TemporaryDirectory() as folder:
         ship(Path(folder))
-        ship_modules(given.modules(), Path(folder))
+        ship_modules(given.modules, Path(folder))
         try:
             return _submit_job(client, given, job_id, folder)
         except job_server.TROUBLES as error:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
+from jobs.accounting.counted import counted
 from jobs.coco.records import Annotations
 from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import HeldOutScenes, Sample, ScenesForTraining
@@ -74,7 +75,7 @@ def print_notes(prefix: str, notes: Sequence[str]) -> None:
         print(printable(f"{prefix}{note}"), file=sys.stderr)
 
 
-def describe_start(options: TrainOptions, training: Training, validation: Validation) -> str:
+def describe_start(options: TrainOptions, training: Training) -> str:
     """What the training starts from, and what it learns."""
     place = weights_of(options.model, options.weights)
     if options.from_scratch:
@@ -88,13 +89,32 @@ def describe_start(options: TrainOptions, training: Training, validation: Valida
         return f"{said}, on rendered scenes"
     boxes = sum(len(labels) for _, labels in training.boxes.values())
     names = len([name for name in training.labels if name])
-    same = isinstance(validation, CocoDataset) and validation.annotations is training.annotations
-    where = (
-        "the same images, so AP says little about others" if same else f"{len(validation)} images"
-    )
     hint = "; --weights takes trained ones" if options.from_scratch else ""
     return printable(
         f"{said}{hint}, on {len(training)} images with {boxes} boxes of {names} categories; "
-        "the heads of classes start anew; "
-        f"evaluated on {where}"
+        "the heads of classes start anew"
     )
+
+
+def describe_validation(options: TrainOptions, validation: Validation) -> str:
+    """What AP is measured on, and what it says if that is the training set."""
+    if options.images is None:
+        return f"validation set: {counted(len(validation), 'held-out rendered scene')}"
+    images = options.validation_images or options.images
+    annotations = options.validation_annotations or options.annotations
+    said = f"{counted(len(validation), 'image')} of {images}, {annotations}"
+    if has_validation_set(options):
+        return printable(f"validation set: {said}")
+    return printable(
+        f"validation set: none is given, so AP is that of the training set ({said}) and says "
+        "little about other images; --validation-images and --validation-annotations name one"
+    )
+
+
+def has_validation_set(options: TrainOptions) -> bool:
+    """Whether AP is measured on other images than those of the training."""
+    given = (
+        (options.validation_images, options.images),
+        (options.validation_annotations, options.annotations),
+    )
+    return options.images is None or any(one not in (None, trained) for one, trained in given)

@@ -19,7 +19,15 @@ from jobs.accounting.counted import counted
 from jobs.evaluate.average_precision import Found, average_precision
 from jobs.train.checkpoints import WEIGHTS, Checkpoints, locked, refuse_other_training
 from jobs.train.data import Sample, ScenesForTraining
-from jobs.train.datasets import Training, Validation, datasets, describe_start, print_notes
+from jobs.train.datasets import (
+    Training,
+    Validation,
+    datasets,
+    describe_start,
+    describe_validation,
+    has_validation_set,
+    print_notes,
+)
 from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
 from model.criterion import criterion
@@ -164,12 +172,14 @@ def _train(
     resume: bool,
 ) -> dict[str, float]:
     """Train `net` from where it starts, or goes on, to the last step."""
-    print(describe_start(options, training, validation), flush=True)
+    measured_on = describe_validation(options, validation)
+    print(f"{describe_start(options, training)}\n{measured_on}", flush=True)
     optimizer = optimizer_of(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))
     checkpoints = Checkpoints(options, net, optimizer, scheduler)
     left_out = LeftOut()
     recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
+    recipe["validation"] = measured_on
 
     def evaluate_and_save(step: int, loss: str) -> dict[str, float]:
         score = evaluate(net, validation, options.device, left_out)
@@ -212,7 +222,8 @@ def _train(
 
 def describe_end(options: TrainOptions, ap: float) -> str:
     """The last lines of a training: its AP, what to do if that is next to nothing, how to label."""
-    lines = [f"AP {ap:.4f} on the validation set" if ap >= 0 else NO_AP]
+    measured_on = "validation" if has_validation_set(options) else "training"
+    lines = [f"AP {ap:.4f} on the {measured_on} set" if ap >= 0 else NO_AP]
     if 0 <= ap < NEXT_TO_NOTHING:
         lines.append(
             f"the model finds next to nothing after {counted(options.steps, 'step')}: train it for "

@@ -18,7 +18,7 @@ from pipeline.plan.list_names import (
     address_names,
     encoding_of,
     file_name,
-    print_choice,
+    log_choice,
 )
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.urls import mask
@@ -46,7 +46,7 @@ def names_in_csv(
         try:
             header = next(rows)
             columns = address_names(header)
-            print_choice(path, columns)
+            log_choice(path, columns)
             texts = pa.schema([(name, pa.string()) for name in dict.fromkeys(header)])
             carry = choice.choose_for_list(path, texts) if choice else NO_CARRY
             places = {name: header.index(name) for name in (columns[0], *carry.as_document())}

@@ -1,6 +1,7 @@
 """The names in a list, read as a stream: lines of a text, or a column of a Parquet file."""
 
 import io
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ from pipeline.plan.carry_choice import CarryChoice
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.retries import is_transient
 from pipeline.storage.urls import mask
+
+log = logging.getLogger(__name__)
 
 # Columns that hold addresses, the likeliest first. Case, `_`, `-` and spaces do not matter.
 LIST_COLUMNS = (
@@ -117,7 +120,7 @@ def names_in_parquet(
                 f"the list {mask(path)} has no column of text named {first} or {second} (nor "
                 f"{', '.join(others)})"
             )
-        print_choice(path, columns)
+        log_choice(path, columns)
         carry = choice.choose_for_list(path, parquet.schema_arrow) if choice else NO_CARRY
         read = list(dict.fromkeys([columns[0], *(column.name for column in carry.columns)]))
         rows = CARRYING_ROWS_AT_ONCE if carry else ROWS_AT_ONCE
@@ -128,13 +131,12 @@ def names_in_parquet(
                     yield name, said
 
 
-def print_choice(path: str, columns: Sequence[str]) -> None:
-    """Print which of several columns the addresses are read from: the first."""
+def log_choice(path: str, columns: Sequence[str]) -> None:
+    """Log which of several columns the addresses are read from: the first."""
     if len(columns) > 1:
-        print(
-            f"{mask(path)}: addresses are read from column {columns[0]}, not from "
-            f"{', '.join(columns[1:])}",
-            file=sys.stderr,
+        others = ", ".join(columns[1:])
+        log.warning(
+            "%s: addresses are read from column %s, not from %s", mask(path), columns[0], others
         )
 
 

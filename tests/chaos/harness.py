@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+from jobs.label.log.lines import without_time
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.log import read_entries
@@ -194,7 +195,7 @@ class Lab:
         """Its last line is one clear error, which has one of the words if any are given."""
         said = command.said()
         last = said.strip().splitlines()[-1] if said.strip() else ""
-        clear = last.startswith("detr-batch: ") and "Traceback" not in said
+        clear = without_time(last).startswith("detr-batch: ") and "Traceback" not in said
         clear = clear and "detr-batch: internal error" not in said
         assert clear and (not words or any(word in last for word in words)), f"{command}: {said}"
 

@@ -24,6 +24,7 @@ import pipeline.stages.prepare
 import pipeline.stages.read
 from jobs.cluster.placement import Node, Placement, placement_on
 from jobs.cluster.request import ClusterRequest
+from jobs.label.metrics import RunMetrics
 from pipeline.dataflow import FlowSettings, Labels
 from pipeline.isolation.child import Answers, Child, ChildFailed, Row
 from pipeline.plan.shards import table_of_shards
@@ -123,14 +124,14 @@ def _place_for_probe(request: ClusterRequest) -> Placement:
     return placement_on(request, [Node(MACHINE, {})], cluster=False)
 
 
-class _NoMetrics:
+class _NoMetrics(RunMetrics):
     """RunMetrics exports through Ray, which is not there."""
 
     def __init__(self, *_: object):
         pass
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> RunMetrics:
+        return self
 
     def __exit__(self, *_: object) -> None:
         pass

@@ -1,11 +1,11 @@
 """Which canaries a command has: those it names, or those that OUTPUT has of its model."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jobs.label.canaries.images import digest_of, prepare_canaries, read_canaries
 from jobs.label.canaries.options import NONE, CanaryOptions
+from jobs.label.log.lines import print_line
 from jobs.output.canaries import CanaryReference, has_canaries, read_canary_reference
 from model.resize import ResizeRule
 from pipeline.storage.errors import InputError
@@ -48,10 +48,9 @@ def choose_canaries(
                 "name them with --canaries"
             )
         if has_canaries(output):
-            print(
+            print_line(
                 f"this run is not proven: the canaries of {mask(output)} are of another model or "
-                "threshold; --canaries names some for this one",
-                file=sys.stderr,
+                "threshold; --canaries names some for this one"
             )
         return None
     given = read_canaries(options.canaries, labels)

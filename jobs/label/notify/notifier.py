@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs.label.log.lines import print_line
 from jobs.label.notify.lineage import run_event
 from jobs.label.notify.messages import report_message, slack_message
 from jobs.label.notify.options import FILE, SLACK, NotifyOptions
@@ -95,7 +95,7 @@ def _harmless(failed: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # figures come from Ray and from stores
-        print(f"{failed}: {type(error).__name__}", file=sys.stderr)
+        print_line(f"{failed}: {type(error).__name__}")
 
 
 def one_line(text: str) -> str:

@@ -1,13 +1,13 @@
 """Delivers messages from a thread, so that a slow receiver never delays a run."""
 
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from jobs.accounting.counted import counted
+from jobs.label.log.lines import print_line
 from jobs.label.notify.post import NotDelivered
 
 
@@ -47,10 +47,9 @@ class Outbox:
         except (KeyboardInterrupt, SystemExit):  # the command has ended: its exit code stays
             late = "interrupted"
         if missing := self._given - self._delivered:
-            print(
+            print_line(
                 f"{self._name}: {counted(missing, 'message')} not delivered: "
-                f"{self._reason or late}. The labels are not affected",
-                file=sys.stderr,
+                f"{self._reason or late}. The labels are not affected"
             )
 
     def _work(self) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from jobs.label.log.lines import without_time
 from jobs.label.options import LabelOptions
 from jobs.serve.batches.settings import BatchSettings
 from jobs.submit import job_server
@@ -170,6 +171,6 @@ def label_words(options: LabelOptions) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    """The last line of a log that says something, without secrets."""
+    """The last line of a log that says something, without its time and secrets."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"]
-    return printable(mask(lines[-1]))[:LONGEST_REASON]
+    return printable(mask(without_time(lines[-1])))[:LONGEST_REASON]

@@ -13,6 +13,9 @@ from prometheus_client.registry import Collector
 
 REPORT_SECONDS = 5.0  # between two reports of a replica
 GONE_SECONDS = 30.0  # after the last report, what a replica has in flight counts no more
+# After the last report, the counts of a replica are added to those of all that ended. None reports
+# again so late: Serve ends a replica that does not answer for some tens of seconds.
+ENDED_SECONDS = 3600.0
 OF_NOW = "_in_flight"  # how the names of gauges end
 Key = tuple[str, str, tuple[tuple[str, str], ...]]  # family, sample, and its labels
 Samples = Mapping[Key, float]
@@ -39,17 +42,27 @@ class Sums:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._newest: dict[str, tuple[float, Samples]] = {}  # when it came, and what
+        self._ended: defaultdict[Key, float] = defaultdict(float)  # sums over ended replicas
 
     def report(self, replica: str, samples: Samples) -> dict[Key, float]:
         """Take the samples of a replica, and return the sums of all."""
         now = self._clock()
         self._newest[replica] = now, samples
-        sums: defaultdict[Key, float] = defaultdict(float)
+        self._add_ended(now)
+        sums = self._ended.copy()
         for came, some in self._newest.values():
             for key, value in some.items():
                 if not key[0].endswith(OF_NOW) or now - came <= GONE_SECONDS:
                     sums[key] += value
         return dict(sums)
+
+    def _add_ended(self, now: float) -> None:
+        """Add the counts of replicas that ended, and forget the replicas."""
+        ended = [name for name, (came, _) in self._newest.items() if now - came > ENDED_SECONDS]
+        for name in ended:
+            for key, value in self._newest.pop(name)[1].items():
+                if not key[0].endswith(OF_NOW):
+                    self._ended[key] += value
 
 
 def samples_of(families: Iterable[Metric]) -> dict[Key, float]:

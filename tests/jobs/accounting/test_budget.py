@@ -43,12 +43,12 @@ def test_money_is_spent_by_all_nodes_from_the_start_on() -> None:
     hourly = 2 * 0.4083 + 0.2601
     budget = Budget(steady_time() - 1800, rates, max_usd=hourly, names=NAMES)
     with meter(gpus=2, cpus=1, hours=0.5) as nodes:
-        budget.nodes = nodes
+        budget.begin_run(nodes)
         assert budget.seconds_left() == pytest.approx(1800 - PUBLISH_SECONDS, abs=2)
         budget.end_run()
     assert budget.spent_usd == pytest.approx(hourly / 2, rel=1e-3)
     with meter(gpus=1, cpus=0, hours=0.0) as nodes:  # a second run of the same command
-        budget.nodes = nodes
+        budget.begin_run(nodes)
         left = 3600 * hourly / 2 / 0.4083
         assert budget.seconds_left() == pytest.approx(left - PUBLISH_SECONDS, rel=1e-2)
 

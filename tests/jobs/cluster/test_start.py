@@ -2,18 +2,15 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import pytest
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from tests.support.s3_server import free_ports
+from tests.support.ray_head import ray_head
 
 GIB = 1 << 30
 # Ray's autoscaler (v2), whose nodes are processes of this machine.
@@ -76,39 +73,21 @@ print(wait_until_it_fits(options.machines(), seconds=15).layout.detectors.fewest
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a head node without CPUs, which has an autoscaler."""
-    config = tmp_path_factory.mktemp("ray") / "cluster.yaml"
-    config.write_text(json.dumps(CLUSTER))
-    (port,) = free_ports(1)
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-    command += ["--port", str(port), "--num-cpus=0", "--include-dashboard=false"]
-    head = subprocess.Popen(
-        [*command, "--autoscaling-config", str(config)],
-        stdout=subprocess.DEVNULL,
-        env={
-            **os.environ,
-            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_FAKE_CLUSTER": "1",
-            "RAY_enable_autoscaler_v2": "1",
-            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
-        },
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert head.poll() is None, "Ray did not start"
-            assert time.monotonic() < deadline, "Ray did not answer"
-            time.sleep(0.5)
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "cluster.yaml").write_text(json.dumps(CLUSTER))
+    words = ["--num-cpus=0", "--include-dashboard=false"]
+    words += ["--autoscaling-config", str(folder / "cluster.yaml")]
+    variables = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
+    with ray_head(folder, words, variables) as head:
         time.sleep(3)  # an error in the configuration ends the process by now
-        assert head.poll() is None, "Ray's autoscaler did not start"
-        yield f"127.0.0.1:{port}"
-    finally:
-        nodes = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-        head.wait(60)
-        for left in psutil.wait_procs(nodes, timeout=10)[1]:
-            left.kill()
+        head.check()
+        yield head.address
 
 
 @pytest.mark.slow

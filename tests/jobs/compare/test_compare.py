@@ -14,7 +14,7 @@ from jobs.compare import compare as module
 from jobs.compare.changes import Spread
 from jobs.compare.compare import compare
 from jobs.compare.options import Comparison
-from jobs.compare.text import as_text
+from jobs.compare.text import CLASSES, as_text
 from jobs.evaluate.evaluate import evaluate
 from jobs.output.run_documents import write_document, write_record
 from pipeline.storage.files import InputError, open_location
@@ -72,6 +72,37 @@ def test_every_kind_of_change_is_counted_once(tmp_path: Path) -> None:
     (most,) = result["most_different"]
     assert most["image_a"] == "x/1.jpg" and (most["new"], most["gone"]) == (1, 1)
     assert most["difference"] == pytest.approx(0.9 + 0.9 + 0.9 + 0.2)
+
+
+def test_classes_stand_by_their_differences_and_the_text_has_the_first(tmp_path: Path) -> None:
+    """Class number n has n boxes that are gone, apart from three with other differences."""
+    labels = ("", *(f"class{n:02}" for n in range(1, 31)))
+    gone = [box_at(50 * i, n) for n in range(4, 31) for i in range(n)]
+    kept = [box_at(0, n) for n in (1, 2, 3)]
+    images = {"a": [*kept, *gone], "b": [kept[0], box_at(0, 3), box_at(0, 2), box_at(70, 3)]}
+    sides = [
+        write_run(tmp_path / name, [Labelled("x.jpg", boxes)], labels)
+        for name, boxes in images.items()
+    ]
+    result = compare(Comparison(sides[0], sides[1]))
+    classes = result["by_class"]
+    assert [one["name"] for one in classes[:2]] == ["class30", "class29"]
+    found = {one["name"]: one["differences"] for one in classes}
+    assert found == {
+        **{labels[n]: n for n in range(4, 31)},
+        "class01": 0,
+        "class02": 0,
+        "class03": 1,
+    }
+    assert [one["name"] for one in classes[-3:]] == ["class03", "class01", "class02"]
+    for one in classes:
+        changed = one["to_other_class"] + one["from_other_class"]
+        assert one["differences"] == one["gone"] + one["new"] + changed
+    for name in ("a", "b", "matched", "gone", "new"):
+        assert sum(one[name] for one in classes) == result["boxes"][name]
+    text = as_text(result)
+    assert text.count("\nclass") == 1 + CLASSES
+    assert "\nand 10 more classes; --json has all" in text
 
 
 def test_images_of_only_one_side_are_counted_and_their_boxes_are_no_changes(tmp_path: Path) -> None:

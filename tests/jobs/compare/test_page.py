@@ -60,6 +60,28 @@ def test_the_page_reads_well_without_a_network(
     page.context.close()
 
 
+def test_all_classes_are_on_the_page_and_those_behind_the_first_fold_out(
+    browser: Browser, tmp_path: Path
+) -> None:
+    labels = ("", *(f"class{n:02}" for n in range(1, 31)))
+    boxes = [(n, 0.9, 50.0 * n, 10.0, 50.0 * n + 40, 90.0) for n in range(1, 31)]
+    sides = [
+        write_run(tmp_path / name, [Labelled("x.jpg", found)], labels)
+        for name, found in (("a", boxes), ("b", boxes[:7]))
+    ]
+    file = tmp_path / "page.html"
+    assert main(["compare", *sides, "--html", str(file)]) == 0
+    page, _ = open_page(browser, file, 390, "light")
+    rows = page.locator("table.classes td:first-child")
+    names = rows.all_inner_texts()
+    assert names[:2] == ["class08", "class09"] and rows.count() == 30
+    assert not rows.nth(29).is_visible()
+    page.get_by_text("10 more classes").click()
+    assert rows.nth(29).is_visible() and rows.nth(29).inner_text() == "class07"
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.context.close()
+
+
 def test_a_page_and_json_are_written_together(
     sides: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

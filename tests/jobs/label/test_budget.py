@@ -18,6 +18,7 @@ from jobs.cli import main
 from jobs.label import rest
 from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.label import label
+from jobs.label.metrics import RunMetrics
 from jobs.label.notify.notifier import Notifier
 from jobs.label.notify.told import Ending
 from jobs.label.outcome import EXIT_OK, EXIT_TOO_MANY_FAILURES
@@ -201,14 +202,21 @@ def test_an_archive_that_takes_longer_than_a_budget_is_labelled_in_several_runs(
 
 
 def test_a_run_that_its_budget_ends_within_an_archive_is_told_to_have_ended(
-    lake: Path, tmp_path: Path, weights: str, end_after: Callable[[int], None]
+    lake: Path,
+    tmp_path: Path,
+    weights: str,
+    end_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    kept = list[RunMetrics]()
+    monkeypatch.setattr(RunMetrics, "keep", lambda metrics: kept.append(metrics))
     events = tmp_path / "events.jsonl"
     given = {"format": "tar", "max_hours": 1.0, "lineage": str(events)}
     options = tiny_options(lake / "a.tar", tmp_path / "out", weights, **given)
     notifier = Notifier(options, options.input, options.output)
     end_after(2)
     assert label(options, notifier=notifier) == EXIT_ENDED
+    assert len(kept) == 1
     notifier.end(Ending(EXIT_ENDED))
     begin, end = map(json.loads, events.read_text().splitlines())
     assert (begin["eventType"], end["eventType"]) == ("START", "ABORT")

@@ -12,6 +12,7 @@ from jobs.accounting.node_hours import Rates
 from jobs.cli import main
 from jobs.cli.submit import words_on_the_cluster
 from jobs.label.budget_options import limits_as_lines, time_as_text, time_of
+from jobs.label.log.lines import without_time
 from jobs.label.options import LabelOptions
 from pipeline.storage.errors import InputError
 
@@ -72,7 +73,7 @@ def test_limits_that_cannot_be_kept_are_refused_in_a_line(
     given = ["label", str(tmp_path), str(output), "--model", "shapes-tiny"]
     assert main([*given, *words]) == 2
     (printed,) = capsys.readouterr().err.splitlines()
-    assert printed.startswith(f"detr-batch: {line}")
+    assert without_time(printed).startswith(f"detr-batch: {line}")
     assert not output.exists()
 
 

@@ -249,6 +249,16 @@ def test_unknown_figures_are_not_exported(recorded: dict[Any, float]) -> None:
     assert found["running"][0] == 0
 
 
+def test_a_run_that_publishes_nothing_does_not_count_as_published(
+    recorded: dict[Any, float],
+) -> None:
+    rates, run, tally, nodes = make_run()
+    with nodes, RunMetrics(OUTPUT, run, tally, nodes, rates, 1) as exported:
+        exported.keep()
+    results = {dict(tags)["result"] for name, tags in recorded if name == "runs"}
+    assert results == {"ended_by_budget"}
+
+
 def test_metrics_that_fail_do_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError("no metrics today")

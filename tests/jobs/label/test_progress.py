@@ -12,8 +12,6 @@ from PIL import Image
 
 from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally
-from jobs.label.lines import print_line, print_start
-from jobs.label.options import LabelOptions
 from jobs.label.progress import (
     LONGEST_PAUSE,
     SHORTEST_PAUSE,
@@ -81,17 +79,3 @@ def test_a_log_says_what_begins_and_what_is_new(tmp_path: Path) -> None:
     assert any(line.endswith("to label: 1 object, 0.0 MB") for line in first)
     assert any(line.endswith("0.0 MB; labelled already: 1") for line in second)
     assert len(third) == 1 and out == f"nothing new under {photos}: {output} holds it all\n"
-
-
-def test_lines_on_a_terminal_have_no_time(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    print_start(LabelOptions("s3://key:secret@b/in", "out"))
-    assert re.fullmatch(
-        r"\S+ \d\d:\d\d:\d\d\S+ label s3://\S+ out\n", said := capsys.readouterr().err
-    )
-    assert "secret" not in said
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    print_start(LabelOptions("in", "out"))
-    print_line("a line")
-    assert capsys.readouterr().err == "a line\n"

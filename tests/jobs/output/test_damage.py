@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
+from jobs.label.log.lines import without_time
 from jobs.output import paths
 from jobs.output.catalog import load_catalog
 from jobs.output.log import checkpoint_to_bytes
@@ -273,7 +274,7 @@ def test_damaged_blocks_are_computed_again(
         logged = warnings_of("pipeline.stages.staged", patch)
         assert main(label_command(output, weights)) == 1
     assert logged == [f"{first} was damaged and is removed: its images are computed again"]
-    printed = capsys.readouterr().err.splitlines()[-1]
+    printed = without_time(capsys.readouterr().err.splitlines()[-1])
     assert printed.startswith(f"detr-batch: the staged block {others[0].name} was damaged")
     assert "Run the same command again" in printed
     assert not others[0].exists() and not list(output.glob("_runs/*/manifest*"))

@@ -10,6 +10,9 @@ import pytest
 
 from jobs.cli import main
 from jobs.compact import compact
+from jobs.output import paths
+from jobs.output.output_writer import OutputWriter
+from jobs.output.run_documents import write_record
 from pipeline.storage.files import join, open_location
 from tests.support.labelled import LABELS, Labelled, random_boxes, write_run
 
@@ -85,6 +88,24 @@ def test_an_output_without_runs_says_that_they_were_deleted(
     capsys.readouterr()
     assert main(["query", output, SQL]) == 2
     assert "all its runs were deleted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["query", "SELECT 1"], ["report"], ["report", "--run", RUNS[0]], ["runs"]]
+)
+def test_an_output_whose_first_run_was_ended_says_how_to_go_on(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a budget leaves it that ends a run before its first block."""
+    output = str(tmp_path / "labels")
+    with OutputWriter(output) as writer:
+        writer.begin_writing()
+        write_record(output, RUNS[0], {})
+        writer.store.remove(writer.store.names(paths.run_folder(RUNS[0])))
+    name, *rest = command
+    assert main([name, output, *rest]) == 2
+    said = "no run has finished yet; the same `detr-batch label` again makes one"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["query", "SELECT 1"], ["report"], ["runs"]])

@@ -1,58 +1,39 @@
 """The endpoint on a cluster: a Ray head of the test's own on loopback, with its job server."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 from openai import OpenAI
 
 from tests.support.batching import client_of, create, lines_of, request, wait_for
+from tests.support.ray_head import LOOPBACK, ray_head
 from tests.support.s3_server import free_ports
 from tests.support.serving import MODEL, data_uri, scene_file
 
 pytestmark = pytest.mark.slow
-START_SECONDS, COMMAND_SECONDS = 90.0, 400.0
-LOOPBACK = "127.0.0.1"
+COMMAND_SECONDS = 400.0
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a head with two CPUs."""
-    port, dashboard, agent = free_ports(3)
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-    command += ["--port", str(port), "--num-cpus", "3", "--node-ip-address", LOOPBACK]
-    command += ["--include-dashboard=true", "--dashboard-port", str(dashboard)]
-    command += ["--dashboard-agent-listen-port", str(agent)]
-    log = tmp_path_factory.mktemp("head") / "head.txt"
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
+    """The address of a head with three CPUs."""
+    dashboard, agent = free_ports(2)
+    words = ["--num-cpus", "3", "--node-ip-address", LOOPBACK, "--include-dashboard=true"]
+    words += ["--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
+    variables = {
         "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
         # Jobs run `python`, which is that of the image on a real cluster.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
-    with log.open("w") as output:
-        head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        until = time.monotonic() + START_SECONDS
-        while any(socket.socket().connect_ex((LOOPBACK, one)) for one in (port, dashboard)):
-            assert head.poll() is None and time.monotonic() < until, log.read_text()
-            time.sleep(0.5)
-        yield f"{LOOPBACK}:{port}"
-        assert head.poll() is None, log.read_text()
-    finally:
-        nodes = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-        head.wait(60)
-        for left in psutil.wait_procs(nodes, timeout=10)[1]:
-            left.kill()
+    folder = tmp_path_factory.mktemp("head")
+    with ray_head(folder, words, variables, (dashboard,)) as head:
+        yield head.address
+        head.check()
 
 
 def serve(address: str, *words: str, code: int = 0) -> str:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.serve.http.metrics import Metrics
-from jobs.serve.http.totals import GONE_SECONDS, Samples, Sums
+from jobs.serve.http.totals import ENDED_SECONDS, GONE_SECONDS, Samples, Sums
 from tests.support.coroutines import run_coroutine
 
 SCOPE = {"method": "POST", "path": "/v1/detections"}
@@ -57,6 +57,24 @@ def test_what_an_ended_replica_counted_stays_and_what_it_had_in_flight_goes() ->
     found = values(second)
     assert found["detr_batch_serve_requests_in_flight"] == 0
     assert found["detr_batch_serve_images_total"] == 3
+
+
+def test_replicas_that_ended_long_ago_take_no_memory_and_their_counts_stay() -> None:
+    now = 0.0
+    sums = Sums(lambda: now)
+    counter, gauge = (
+        ("images", "images_total", (("status", "ok"),)),
+        ("f_in_flight", "f_in_flight", ()),
+    )
+    highest = 0.0
+    for replica in range(200):
+        now += ENDED_SECONDS / 4
+        for count in (1.0, 3.0):
+            found = sums.report(f"replica {replica}", {counter: count, gauge: 1.0})
+            assert found[counter] == 3 * replica + count > highest
+            highest = found[counter]
+            assert found[gauge] == 1
+    assert len(sums._newest) <= 5
 
 
 def test_replicas_report_without_being_scraped() -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from ray.util.state import list_actors
 
 from jobs.cli import main, parser
 from jobs.cli.submit import words_on_the_cluster
+from jobs.label.log.lines import without_time
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
-from jobs.submit.submit import Submission
+from jobs.submit.shipped_module import LocalModule
+from jobs.submit.submit import Submission, submit
 from pipeline.storage.files import InputError, open_location
 from tests.support.detectors import OWN
 from tests.support.s3_server import READER, free_ports
@@ -295,7 +298,8 @@ def test_a_job_gets_the_same_options() -> None:
         "--relabel",
     ]
     options_of_label = vars(parser().parse_args(["label", *arguments, "--address", "auto"]))
-    del options_of_label["run"], options_of_label["again"]
+    for name in ("run", "again", "as_line"):
+        del options_of_label[name]
     options = LabelOptions(**options_of_label)
     again = vars(parser().parse_args(["label", *words_on_the_cluster(options)]))
     assert {name: again[name] for name in options_of_label} == options_of_label
@@ -319,8 +323,23 @@ def test_a_python_without_the_packages_gives_one_line(package: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("detr-batch: this Python (")
+    assert without_time(done.stderr).startswith("detr-batch: this Python (")
     assert package in done.stderr
+
+
+def test_modules_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def look(model: str) -> list[LocalModule]:
+        looked.append(model)
+        return []
+
+    monkeypatch.setattr("jobs.submit.submit.modules_of_model", look)
+    client = SimpleNamespace(list_jobs=list, submit_job=lambda **_: "job")
+    monkeypatch.setattr("jobs.submit.submit.connect", lambda _: client)
+    options = LabelOptions("s3://b/in", "s3://b/out", model="python:a:b", address="http://h:8265")
+    assert submit(Submission(options, {}, []), wait=False) == 0
+    assert looked == ["python:a:b"]
 
 
 def check_environment(name: str, value: str) -> None:

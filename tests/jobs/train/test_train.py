@@ -15,7 +15,7 @@ from torch import Tensor
 from jobs.cli import main
 from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import Sample, ScenesForTraining
-from jobs.train.datasets import datasets
+from jobs.train.datasets import datasets, describe_validation
 from jobs.train.options import TrainOptions
 from jobs.train.train import describe_end, steps, train
 from model.checkpoint import read_weights
@@ -133,6 +133,36 @@ def test_a_dataset_as_other_tools_write_it_is_read(
     assert "left out: 1 annotation of images that the file does not list" in said
     assert "crowds are left out: 1" in said
     assert "boxes without an area are left out: 1; the first is annotation 5 (id 1" in said
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_training_says_what_its_ap_is_measured_on(
+    own: bool, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its first lines, in its last, and in the notes of the weights."""
+    file, others = dataset / "instances.json", dataset / "others.json"
+    document = json.loads(file.read_text())
+    document["images"].pop()
+    document["annotations"].pop()
+    others.write_text(json.dumps(document))
+    command = ["train", str(tmp_path / "out"), "--weights", str(PACKAGED), "--steps", "1"]
+    command += ["--batch-size", "1", "--images", str(dataset), "--annotations", str(file)]
+    command += ["--validation-annotations", str(others)] if own else []
+    assert main(command) == 0
+    first, said, *others_said = capsys.readouterr().out.splitlines()
+    assert first.startswith("training shapes-tiny from the packaged weights")
+    assert any(f"on the {'validation' if own else 'training'} set" in line for line in others_said)
+    if own:
+        assert said == f"validation set: 1 image of {dataset}, {others}"
+    else:
+        assert f"none is given, so AP is that of the training set (2 images of {dataset}" in said
+    assert read_weights(tmp_path / "out" / "model.safetensors")[1]["validation"] == said
+
+
+def test_rendered_scenes_to_validate_on_are_counted(tmp_path: Path) -> None:
+    options = TrainOptions(tmp_path, evaluate_images=7)
+    _, validation, _ = datasets(options)
+    assert describe_validation(options, validation).endswith("7 held-out rendered scenes")
 
 
 @pytest.mark.parametrize(

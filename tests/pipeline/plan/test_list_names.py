@@ -184,13 +184,12 @@ def test_columns_of_images_come_before_addresses(tmp_path: Path) -> None:
 
 
 def test_the_column_that_is_taken_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = {"image_url": ["b.jpg"], "URL": ["a.jpg"], "uri": [3], "path": ["c.jpg"]}
     pq.write_table(pa.table(table), tmp_path / "l.parquet")
     assert names(tmp_path / "l.parquet") == ["a.jpg"]
-    said = capsys.readouterr().err
-    assert "addresses are read from column URL, not from image_url, path" in said
+    assert "addresses are read from column URL, not from image_url, path" in caplog.text
 
 
 def test_long_lists_are_read_as_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

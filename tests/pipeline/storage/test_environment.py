@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.label.log.lines import without_time
 from pipeline.storage.environment import number_of_variable
 from pipeline.storage.errors import InputError
 from tests.support.parameters import others_slow
@@ -45,4 +46,4 @@ def test_a_command_says_which_variable_is_no_number(
         check=False,
     )
     line = f"detr-batch: {name}=x: give a number, such as "
-    assert done.returncode == 2 and done.stderr.startswith(line), done.stderr
+    assert done.returncode == 2 and without_time(done.stderr).startswith(line), done.stderr

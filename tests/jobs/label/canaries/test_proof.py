@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,28 @@ def test_a_score_on_either_side_of_a_threshold_is_no_difference() -> None:
     assert not are_close([difference(a, answer([(2, 0.51, 0, 0, 20, 20)]))])  # of another class
     assert not are_close([difference(a, answer([]))])
     assert are_close([difference(answer([]), answer([]))])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([(1, 0.9, 0, 0, 20, 20)], "only in last digits, or in boxes that are not confident"),
+        (
+            [(1, 0.9000001, 0, 0, 20, 20.00001)],
+            "the confident boxes are in place, and differ: scores by up to 1.2e-07, corners in "
+            "last digits",
+        ),
+        (
+            [(1, 0.85, 0, 0, 20, 19)],
+            "the confident boxes are in place, and differ: scores by up to 0.05, corners down to "
+            "an IoU of 0.9500",
+        ),
+        ([(1, 0.9, 0, 0, 20, 9)], "2 of 2 confident boxes are elsewhere: least IoU 0.4500"),
+    ],
+)
+def test_a_difference_says_what_differs(boxes: list[Any], said: str) -> None:
+    found = difference(answer([(1, 0.9, 0, 0, 20, 20)]), answer(boxes)).as_text()
+    assert found == said or found.startswith(f"{said}, scores by up to ")
 
 
 def test_objects_of_other_classes_do_not_count() -> None:
