@@ -13,10 +13,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.kuberay import autoscaling_config
 
-from jobs.cli import parser
 from jobs.cluster.node_labels import matches
 from jobs.cluster.placement import Node, placement_on
-from jobs.label.options import LabelOptions
 from tests.infra.manifests import (
     KUBERAY,
     RENDERED,
@@ -30,6 +28,7 @@ from tests.infra.manifests import (
     render,
     settings,
 )
+from tests.support.parsed import label_options
 
 RUNS = ("base", "overlays/eks", "overlays/kueue", "overlays/raycronjob")
 GI = 2**30
@@ -179,12 +178,11 @@ def test_pods_may_write_where_they_must() -> None:
 def test_command_is_one_that_label_takes(name: str) -> None:
     words = shlex.split(ray_job(name)["entrypoint"])
     assert words[:2] == ["detr-batch", "label"]
-    options = vars(parser().parse_args(words[1:]))
-    del options["run"], options["again"]
-    LabelOptions(**options).check()
-    assert options["input"] == settings()["input"]
-    assert options["output"] == settings()["output"]
-    assert (options["device"], options["address"]) == ("cuda", "auto")
+    options = label_options(words[1:])
+    options.check()
+    assert options.input == settings()["input"]
+    assert options.output == settings()["output"]
+    assert (options.device, options.address) == ("cuda", "auto")
     assert words[words.index("--num-gpus") + 1] == settings()["gpus"]
 
 
@@ -244,9 +242,8 @@ def test_the_run_fits_what_the_autoscaler_may_make(name: str) -> None:
     derived = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
     kinds = derived["available_node_types"]
     groups = {k: Node(kinds[k]["resources"], kinds[k]["labels"]) for k in ("cpu", "gpu")}
-    options = vars(parser().parse_args(shlex.split(job["entrypoint"])[1:]))
-    del options["run"], options["again"]
-    place = placement_on(LabelOptions(**options).machines(), [], cluster=True)
+    options = label_options(shlex.split(job["entrypoint"])[1:])
+    place = placement_on(options.machines(), [], cluster=True)
     nodes = [node for kind, node in groups.items() for _ in range(kinds[kind]["max_workers"])]
     assert place.lacks(nodes) is None
     assert matches(groups["cpu"].labels, place.layout.nodes)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from jobs.serve.engine.admission import Admission
 from jobs.serve.engine.engine import Labelled, Overloaded
 from jobs.serve.protocol import error_handlers
 from jobs.serve.settings.settings import ApiSettings
+from tests.support.logs import listen
 from tests.support.serving import MODEL, data_uri, serving
 
 
@@ -153,15 +153,7 @@ def test_a_busy_engine_is_503_at_once() -> None:
 def test_a_mistake_of_the_server_says_nothing_of_its_inside(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = logging.getLogger(error_handlers.__name__)
-    # Libraries that other tests load set up logging as if it were their own.
-    for owner, name, value in (
-        (log, "disabled", False),
-        (log, "handlers", [caplog.handler]),
-        (logging.root.manager, "disable", logging.NOTSET),
-    ):
-        monkeypatch.setattr(owner, name, value)
-    caplog.set_level(logging.WARNING, log.name)
+    listen(error_handlers.__name__, caplog, monkeypatch)
     secret = "s3://me:hunter2@bucket/a?X-Amz-Signature=0123456789abcdef"
     with serving(ApiSettings(), Standing(ValueError(f"failed at {secret}"))) as address:
         answer = post(address, json=body_of())

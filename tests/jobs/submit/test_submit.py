@@ -18,7 +18,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from jobs.cli import main, parser
+from jobs.cli import main
 from jobs.cli.submit import words_on_the_cluster
 from jobs.label.log.lines import without_time
 from jobs.label.options import LabelOptions
@@ -27,6 +27,7 @@ from jobs.submit.shipped_module import LocalModule
 from jobs.submit.submit import Submission, submit
 from pipeline.storage.files import InputError, open_location
 from tests.support.detectors import OWN
+from tests.support.parsed import label_options
 from tests.support.s3_server import READER, free_ports
 
 ACCELERATOR = {"ray.io/accelerator-type": "A10G"}
@@ -297,13 +298,9 @@ def test_a_job_gets_the_same_options() -> None:
         "g6.xlarge",
         "--relabel",
     ]
-    options_of_label = vars(parser().parse_args(["label", *arguments, "--address", "auto"]))
-    for name in ("run", "again", "as_line"):
-        del options_of_label[name]
-    options = LabelOptions(**options_of_label)
-    again = vars(parser().parse_args(["label", *words_on_the_cluster(options)]))
-    assert {name: again[name] for name in options_of_label} == options_of_label
-    plain = parser().parse_args(["label", "in", "out", "--address", "auto"])
+    options = label_options(["label", *arguments, "--address", "auto"])
+    assert label_options(["label", *words_on_the_cluster(options)]) == options
+    plain = label_options(["label", "in", "out", "--address", "auto"])
     assert words_on_the_cluster(LabelOptions("in", "out")) == ["in", "out", "--address", "auto"]
     assert plain.num_gpus == LabelOptions("in", "out").num_gpus
 

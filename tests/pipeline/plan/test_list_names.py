@@ -13,6 +13,7 @@ from pipeline.plan import list_names
 from pipeline.plan.lists import is_list, read_url_list
 from pipeline.plan.plan import plan_shards
 from pipeline.storage.files import InputError, open_location, open_object
+from tests.support.logs import listen
 from tests.support.samples import encoded, jpeg, write_tar
 from tests.support.web import QuietHandler, served
 
@@ -184,8 +185,9 @@ def test_columns_of_images_come_before_addresses(tmp_path: Path) -> None:
 
 
 def test_the_column_that_is_taken_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    listen(list_names.__name__, caplog, monkeypatch)
     table = {"image_url": ["b.jpg"], "URL": ["a.jpg"], "uri": [3], "path": ["c.jpg"]}
     pq.write_table(pa.table(table), tmp_path / "l.parquet")
     assert names(tmp_path / "l.parquet") == ["a.jpg"]
