@@ -10,15 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from pydantic import ValidationError
-
 from jobs.serve.batches.records import BatchError, Endpoint
 from jobs.serve.http.chat import ChatRequest, images_of
 from jobs.serve.http.detections import DetectionsRequest
-from jobs.serve.protocol.error_handlers import parse_error
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import parse_document, repr_of, shown
 from jobs.serve.protocol.response_format import check_format
-from pipeline.storage.urls import mask, printable
 
 MOST_LINES = 50_000
 LONGEST_LINE = 64 << 20  # bytes, as of the body of a request
@@ -117,22 +114,19 @@ class Lines:
         if not isinstance(body, dict):
             return "missing_required_parameter", "body", "has no body"
         if body.get("model") != self.model:
-            shown = printable(mask(str(body.get("model"))))[:100]
-            return "model_not_found", "body.model", f"names the model {shown}, not {self.model}"
+            named = shown(repr_of(body.get("model")))
+            return "model_not_found", "body.model", f"names the model {named}, not {self.model}"
         return None
 
     def _request(self, number: int, custom_id: str, body: dict[str, Any]) -> Line:
         """The request in a body. Raises ApiError if something is wrong with it."""
-        try:
-            if self.endpoint == CHAT:
-                chat = ChatRequest.model_validate(body)
-                check_format(chat.response_format)
-                images, threshold, wanted = images_of(chat), chat.threshold, chat.response_format
-            else:
-                asked = DetectionsRequest.model_validate(body)
-                images, threshold, wanted = [*asked.images], asked.threshold, None
-        except ValidationError as error:
-            raise parse_error(error) from error
+        if self.endpoint == CHAT:
+            chat = parse_document(ChatRequest, body)
+            check_format(chat.response_format)
+            images, threshold, wanted = images_of(chat), chat.threshold, chat.response_format
+        else:
+            asked = parse_document(DetectionsRequest, body)
+            images, threshold, wanted = [*asked.images], asked.threshold, None
         if len(images) > self.most_images:
             text = f"The request has {len(images)} images, and {self.most_images} are allowed."
             raise ApiError(400, text, "too_many_images")

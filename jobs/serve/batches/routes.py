@@ -4,15 +4,15 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from jobs.serve.batches.file_routes import TheirFiles, store_of
 from jobs.serve.batches.lakes import check_lake, is_lake
 from jobs.serve.batches.records import PREFIX, WINDOW_SECONDS, Batch, Endpoint, Records
 from jobs.serve.batches.store import check_cursor, new_id
 from jobs.serve.protocol.callers import Caller, caller_of
-from jobs.serve.protocol.error_handlers import parse_error
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import parse_body
 
 router = APIRouter(tags=["batches"])
 MOST_KEYS = 16  # of metadata
@@ -76,10 +76,7 @@ def create_batch(
     files: TheirFiles,
 ) -> Batch:
     """Create a batch. It is validated and run in the background."""
-    try:
-        asked = BatchRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise parse_error(error) from error
+    asked = parse_body(BatchRequest, body)
     if is_lake(asked.metadata):
         check_lake(asked.metadata or {}, asked.endpoint, request.app.state.service.settings)
     elif files.get(asked.input_file_id, "input_file_id").purpose != "batch":

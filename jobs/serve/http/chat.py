@@ -9,13 +9,13 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.serve.http.detecting import check_model, detect, service_of, usage_of
 from jobs.serve.http.detections import Address, Threshold
 from jobs.serve.protocol.answers import ImageAnswer, Usage
-from jobs.serve.protocol.error_handlers import parse_error
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import parse_body
 from jobs.serve.protocol.response_format import ChatAnswer, ResponseFormat, check_format, shaped
 
 router = APIRouter()
@@ -143,10 +143,7 @@ async def create_chat_completion(request: Request) -> ChatCompletion:
     request fails.
     """
     service = service_of(request)
-    try:
-        asked = ChatRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise parse_error(error) from error
+    asked = parse_body(ChatRequest, await request.body())
     check_model(service, asked.model)
     check_format(asked.response_format)
     images = images_of(asked)

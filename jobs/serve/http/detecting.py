@@ -14,6 +14,7 @@ from jobs.serve.http.metrics import Metrics
 from jobs.serve.protocol.answers import Detection, ImageAnswer, ImageError, Usage
 from jobs.serve.protocol.callers import caller_of
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import shown
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.urls import mask
 
@@ -41,7 +42,7 @@ def check_model(service: Service, model: str) -> None:
     if model != service.engine.model:
         raise ApiError(
             404,
-            f"There is no model `{mask(model)}` here: this server has `{service.engine.model}`.",
+            f"There is no model `{shown(model)}` here: this server has `{service.engine.model}`.",
             "model_not_found",
             "model",
         )

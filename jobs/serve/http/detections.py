@@ -5,13 +5,13 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.datastructures import FormData, UploadFile
 
 from jobs.serve.http.detecting import check_model, detect, service_of, usage_of
 from jobs.serve.protocol.answers import Detections
-from jobs.serve.protocol.error_handlers import parse_error
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import parse_body, parse_document
 
 router = APIRouter()
 Address = Annotated[str, StringConstraints(min_length=1)]
@@ -73,7 +73,7 @@ async def create_detections(request: Request) -> Detections:
             asked = _parsed_form(form)
             images = [await file.read() for file in _files(form)]
     else:
-        asked = _parsed(await request.body())
+        asked = parse_body(DetectionsRequest, await request.body())
         images = [*asked.images]
     check_model(service, asked.model)
     found = await detect(request, images, asked.threshold)
@@ -84,13 +84,6 @@ async def create_detections(request: Request) -> Detections:
         data=found,
         usage=usage_of(service, found),
     )
-
-
-def _parsed(body: bytes) -> DetectionsRequest:
-    try:
-        return DetectionsRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise parse_error(error) from error
 
 
 def _files(form: FormData) -> list[UploadFile]:
@@ -106,7 +99,4 @@ def _files(form: FormData) -> list[UploadFile]:
 def _parsed_form(form: FormData) -> DetectionsRequest:
     fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
     named = ["of the form" for _ in _files(form)]
-    try:
-        return DetectionsRequest.model_validate({**fields, "images": named})
-    except ValidationError as error:
-        raise parse_error(error) from error
+    return parse_document(DetectionsRequest, {**fields, "images": named})
