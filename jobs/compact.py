@@ -22,6 +22,7 @@ from jobs.output.documents import damaged_document
 from jobs.output.errors import CommitLost
 from jobs.output.known import read_plan
 from jobs.output.manifest import Manifest, make_manifest
+from jobs.output.mistakes import refuse_no_output
 from jobs.output.output_writer import OutputWriter
 from jobs.output.paths import TABLES
 from jobs.output.run_documents import environment, read_document, write_record, write_table
@@ -127,10 +128,11 @@ def compact(
 ) -> list[Compacted]:
     """Merge all runs over the same INPUT into one, for each INPUT that has several runs.
 
-    InputError if an unfinished run must be finished first. DamagedOutput if a table that would be
-    merged is not as it was written. ReconcileError, with nothing changed, if
-    rows would be lost.
+    InputError for a place that is no OUTPUT, or if an unfinished run must be finished first.
+    DamagedOutput if a table that would be merged is not as it was written. ReconcileError, with
+    nothing changed, if rows would be lost.
     """
+    refuse_no_output(output)
     with OutputWriter(output, single_writer, keep_replaced) as writer:
         runs = writer.catalog.committed_runs()
         if writer.unfinished_runs():

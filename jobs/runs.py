@@ -12,7 +12,7 @@ from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
 from jobs.output.manifest import FileOfRun, Manifest, carry_of_run, files_of_table
-from jobs.output.mistakes import unusable_run
+from jobs.output.mistakes import refuse_no_output, unusable_run
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs
@@ -96,7 +96,11 @@ def delete(
 
 
 def verify(output: str) -> list[Problem]:
-    """Find files that count and are absent, altered, or unlike their manifest."""
+    """Find files that count and are absent, altered, or unlike their manifest.
+
+    Raises InputError for a place that is no OUTPUT.
+    """
+    refuse_no_output(output)
     return [problem for run in committed_runs(output) for problem in find_problems(output, run)]
 
 

@@ -22,6 +22,15 @@ def no_finished_run(output: str) -> InputError:
     return InputError(f"{mask(output)} holds no finished run: {_describe_place(output)}")
 
 
+def refuse_no_output(output: str) -> None:
+    """Raise InputError for a place where no command has begun to write an OUTPUT."""
+    fs, path = open_location(output, "OUTPUT")
+    with explain_errors("OUTPUT", output):
+        if any(fs.exists(f"{path}/{name}") for name in (RUNS, STAGING)):
+            return
+    raise no_finished_run(output)
+
+
 def _describe_place(output: str) -> str:
     fs, path = open_location(output, "OUTPUT")
     with explain_errors("OUTPUT", output):

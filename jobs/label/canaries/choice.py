@@ -44,13 +44,14 @@ def choose_canaries(
             return _recorded(stored, options.renew_canaries)
         if options.renew_canaries:
             raise InputError(
-                f"--renew-canaries: {mask(output)} has no canaries of this model and threshold: "
-                "name them with --canaries"
+                f"--renew-canaries: {mask(output)} has no canaries of this model, this threshold "
+                "and these options that decide boxes: name them with --canaries"
             )
         if has_canaries(output):
             print_line(
-                f"this run is not proven: the canaries of {mask(output)} are of another model or "
-                "threshold; --canaries names some for this one"
+                f"this run is not proven: the canaries of {mask(output)} are of another model, "
+                "of another threshold, or of other options that decide boxes, such as --nms and "
+                "--tile; --canaries names some for these"
             )
         return None
     given = read_canaries(options.canaries, labels)

@@ -18,7 +18,7 @@ from pipeline.stages.canaries import Canary
 from pipeline.stages.prepare import Preparer
 from pipeline.storage.errors import InputError
 from pipeline.storage.files import explain_errors, open_location, read_object
-from pipeline.storage.urls import mask
+from pipeline.storage.urls import mask, printable
 
 RENDERED_FILE = Path(__file__).parent / "scenes" / "annotations.json"
 MOST_IMAGES, MOST_BYTES = 16, 16 << 20  # every detector computes them, again and again
@@ -70,6 +70,11 @@ def _read_images(place: str, truth: Annotations) -> Iterator[CanaryImage]:
     folder, objects = path.rpartition("/")[0], _objects(truth)
     for image in truth.images.values():
         name = portable_name(image.file_name or "")
+        if ".." in name.split("/"):
+            raise InputError(
+                f"--canaries {mask(place)}: the image {printable(name)[:100]} lies outside of the "
+                "folder of the annotations: canaries are copied into OUTPUT, so put it there"
+            )
         with explain_errors("canaries", f"{place.rpartition('/')[0]}/{name}"):
             encoded = read_object(fs, f"{folder}/{name}", MOST_BYTES + 1)
         yield CanaryImage(name, encoded, objects[image.id])

@@ -108,7 +108,9 @@ def test_an_output_whose_first_run_was_ended_says_how_to_go_on(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["query", "SELECT 1"], ["report"], ["runs"]])
+@pytest.mark.parametrize(
+    "command", [["query", "SELECT 1"], ["report"], ["runs"], ["runs", "--verify"], ["compact"]]
+)
 def test_an_output_that_is_none_is_explained(
     command: list[str], output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +122,7 @@ def test_an_output_that_is_none_is_explained(
     for place, said in (
         (tmp_path / "lables", "there is nothing; check the spelling"),
         (photos, "it holds other files, such as a.jpg; give OUTPUT"),
-        (photos / "a.jpg", "OUTPUT"),  # the operating system says why
+        (photos / "a.jpg", "photos/a.jpg"),  # also where the operating system says why
         (tmp_path, f"did you mean {output}?"),
         (Path(output) / "detections", f"it is a part of the OUTPUT {output}: give that"),
         (tmp_path / "empty", "`detr-batch label` makes one"),

@@ -67,6 +67,11 @@ def test_wrong_canaries_are_refused_with_a_line(
     with pytest.raises(InputError, match="has 17 images"):
         read_canaries(write_annotations(tmp_path, 17), SHAPES)
     place = write_annotations(tmp_path)
+    document = json.loads(Path(place).read_text())
+    document["images"][0]["file_name"] = "sub/../../0.jpg"
+    (tmp_path / "outside.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"sub/\.\./\.\./0\.jpg lies outside of the folder"):
+        read_canaries(str(tmp_path / "outside.json"), SHAPES)
     (tmp_path / "0.jpg").write_text("text")
     with pytest.raises(InputError, match=r"the canary 0\.jpg"):
         choose(CanaryOptions(canaries=place), tmp_path / "out")
@@ -109,7 +114,7 @@ def test_an_output_goes_on_with_its_canaries(
     )
     assert not capsys.readouterr().err
     assert choose(CanaryOptions(), output, "beef") is None
-    assert "of another model or threshold" in capsys.readouterr().err
+    assert "of another model, of another threshold, or of other options" in capsys.readouterr().err
 
 
 def test_a_recorded_command_renews_canaries_as_it_did() -> None:
