@@ -60,7 +60,7 @@ class SubmitCluster:
         command = [sys.executable, "-m", "jobs.cli", "submit", *arguments, "--address", self.server]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=180, env=environment, check=False,
+            command, capture_output=True, text=True, timeout=600, env=environment, check=False,
             cwd=folder,
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_a_job_labels_a_bucket_on_the_chosen_nodes(cluster: SubmitCluster, bucke
     fill_bucket(source, 12)
     fs, path = open_location(source, "INPUT")
     fs.pipe_file(f"{path}/broken.jpg", b"not an image")
-    planned = cluster.submit(source, output, *ON_ACCELERATOR, "--dry-run")
+    planned = cluster.submit(source, output, *ON_ACCELERATOR, "--dry-run", "--probe", "0")
     assert planned.returncode == 0, planned
     assert "1 of 0.5 CPU and 0.5 GiB of memory on nodes with ray.io/acc" in planned.stdout
     assert "stagers on nodes with ray.io/accelerator-type=!in(A10G)" in planned.stdout
@@ -213,25 +213,6 @@ def test_output_that_the_cluster_may_not_write_is_refused(
     done = cluster.submit(f"{bucket}/in", "s3://not-theirs/out", *OPTIONS)
     assert done.returncode == 2
     assert "OUTPUT s3://not-theirs/out" in done.stdout
-
-
-@pytest.mark.slow
-def test_a_job_that_a_budget_ends_has_its_own_exit_code(
-    cluster: SubmitCluster, bucket: str
-) -> None:
-    images = 3000
-    fill_bucket(f"{bucket}/in", images)
-    for seconds in (40, 60, 100, 160):  # a budget that is over before the first block gives 2
-        limit = ("--max-hours", f"{seconds / 3600:.4f}")
-        done = cluster.submit(f"{bucket}/in", f"{bucket}/out", *OPTIONS, *limit)
-        if done.returncode != 2:
-            break
-    assert done.returncode == 4, done
-    (labelled,) = count_images_by_status(f"{bucket}/out")
-    assert labelled[0] == "ok" and 0 < labelled[1] < images
-    rest = cluster.submit(f"{bucket}/in", f"{bucket}/out", *OPTIONS)
-    assert rest.returncode == 0, rest
-    assert count_images_by_status(f"{bucket}/out") == [("ok", images)]
 
 
 @pytest.mark.slow
