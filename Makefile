@@ -14,7 +14,7 @@ TOOLS_ALONE := ultralytics==8.4.190 ultralytics-thop==2.2.3
 # index or a folder, pip installs.
 define install_packages
 	@$(BIN)/python -m pip install --quiet "$$(grep -o '^uv==[0-9.]*' requirements.lock)"
-	@if $(BIN)/python -m pip config list | grep -qE "index|find-links"; \
+	@if [ -n "$$($(BIN)/python -m pip config list | grep -E 'index|find-links')" ]; \
 	then $(BIN)/python -m pip install --quiet --requirement $(1); \
 	else $(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $(1); fi
 endef

@@ -1,4 +1,7 @@
-"""Bodies of requests become models. The cost is bounded by their number of bytes."""
+"""Bodies of requests become models.
+
+What is wrong with a body is found at about the cost of reading it, whatever it is.
+"""
 
 import reprlib
 from collections.abc import Sequence
@@ -40,12 +43,13 @@ def parse_document(kind: type[Model], document: Any) -> Model:
 
 
 def _check_number_of_values(document: Any) -> None:
+    """Raise ApiError for a document of more than MOST_VALUES values, however they are nested."""
     rest, count = [document], 0
     while rest:
         value = rest.pop()
-        parts = value.values() if isinstance(value, dict) else value
-        if isinstance(value, dict | list):
-            count += len(value)
+        parts = [*value.values()] if isinstance(value, dict) else value
+        if isinstance(parts, list):
+            count += len(parts)
             if count > MOST_VALUES:
                 text = f"The body has more than {MOST_VALUES:,} values: send fewer at a time."
                 raise ApiError(400, text, "too_many_values")

@@ -10,8 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.serve.protocol.answers import Detection, ImageAnswer
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import shown
 
 DEEPEST = 12  # levels of a schema
+TRIES = 1000  # alternatives of a schema that may fail for each image of an answer
+NO_SCHEMA = "is described by what is no schema, or by one that is too deep"
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -69,65 +72,85 @@ def check_format(wanted: ResponseFormat | None) -> None:
 def shaped(answer: dict[str, Any], wanted: ResponseFormat | None) -> Any:
     """The answer with the properties of the wanted schema; as it is without one.
 
-    Raises ApiError if the schema demands what the answer does not have.
+    Raises ApiError if the schema demands what the answer does not have, or is none.
     """
     schema = wanted.json_schema.wanted if isinstance(wanted, SchemaFormat) else None
-    return answer if schema is None else _fit(answer, schema, schema, "answer", DEEPEST)
+    if schema is None:
+        return answer
+    return _Fitting(schema, TRIES * len(answer["images"])).fit(answer, schema, "answer", DEEPEST)
 
 
-def _fit(value: Any, schema: Any, root: dict[str, Any], place: str, depth: int) -> Any:
-    if not isinstance(schema, dict) or depth == 0:
-        raise _misfit(place, "is described by what is no schema, or by one that is too deep")
-    if "$ref" in schema:
-        return _fit(value, _referred(root, schema["$ref"], place), root, place, depth - 1)
-    if len(schema.get("allOf", [])) == 1:
-        return _fit(value, schema["allOf"][0], root, place, depth - 1)
-    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        return _fit_any(value, alternatives, root, place, depth)
-    if not _is_of_type(value, schema.get("type")):
-        raise _misfit(place, f"is no {schema['type']}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise _misfit(place, f"is none of {schema['enum']}")
-    if isinstance(value, list) and isinstance(schema.get("items"), dict):
-        items = schema["items"]
-        return [_fit(one, items, root, f"{place}[]", depth - 1) for one in value]
-    if isinstance(value, dict) and "properties" in schema:
-        return _fit_object(value, schema, root, place, depth)
+class _Fitting:
+    """Gives an answer the properties of a schema."""
+
+    def __init__(self, root: dict[str, Any], tries: int):
+        """`root` is the whole schema, and `tries` the most alternatives that may fail."""
+        self._root, self._tries = root, tries
+
+    def fit(self, value: Any, schema: Any, place: str, depth: int) -> Any:
+        """A part of the answer with the properties of `schema`, of at most `depth` levels."""
+        if not isinstance(schema, dict) or depth == 0:
+            raise _misfit(place, NO_SCHEMA)
+        if "$ref" in schema:
+            return self.fit(value, self._referred(schema["$ref"], place), place, depth - 1)
+        every = _keyword(schema, "allOf", list, place)
+        if len(every) == 1:
+            return self.fit(value, every[0], place, depth - 1)
+        for name in ("anyOf", "oneOf"):
+            if alternatives := _keyword(schema, name, list, place):
+                return self._fit_any(value, alternatives, place, depth)
+        if not _is_of_type(value, schema.get("type")):
+            raise _misfit(place, f"is no {shown(str(schema['type']))}")
+        if "enum" in schema and value not in _keyword(schema, "enum", list, place):
+            raise _misfit(place, f"is none of {shown(str(schema['enum']))}")
+        if isinstance(value, list) and isinstance(schema.get("items"), dict):
+            return [self.fit(one, schema["items"], f"{place}[]", depth - 1) for one in value]
+        if isinstance(value, dict):
+            return self._fit_object(value, schema, place, depth)
+        return value
+
+    def _fit_object(
+        self, value: dict[str, Any], schema: dict[str, Any], place: str, depth: int
+    ) -> dict[str, Any]:
+        for name in _keyword(schema, "required", list, place):
+            if not isinstance(name, str):
+                raise _misfit(place, NO_SCHEMA)
+            if name not in value:
+                has = ", ".join(value)
+                raise _misfit(place, f"has no `{shown(name)}`: it has {has}")
+        if "properties" not in schema:
+            return value
+        return {
+            name: self.fit(value[name], below, f"{place}.{name}", depth - 1)
+            for name, below in _keyword(schema, "properties", dict, place).items()
+            if name in value
+        }
+
+    def _fit_any(self, value: Any, alternatives: list[Any], place: str, depth: int) -> Any:
+        for one in alternatives[:-1]:
+            try:
+                return self.fit(value, one, place, depth - 1)
+            except ApiError:
+                self._tries -= 1
+                if self._tries < 0:  # a schema may refer to itself
+                    raise
+        return self.fit(value, alternatives[-1], place, depth - 1)
+
+    def _referred(self, pointer: Any, place: str) -> Any:
+        found: Any = self._root
+        for part in str(pointer).removeprefix("#").split("/")[1:]:
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
+            raise _misfit(place, f"is described by {shown(str(pointer))}, which is not there")
+        return found
+
+
+def _keyword(schema: dict[str, Any], name: str, kind: type, place: str) -> Any:
+    """The value of a keyword, which must be of a type; an empty one if there is none."""
+    value = schema.get(name, kind())
+    if not isinstance(value, kind):
+        raise _misfit(place, NO_SCHEMA)
     return value
-
-
-def _fit_object(
-    value: dict[str, Any], schema: dict[str, Any], root: dict[str, Any], place: str, depth: int
-) -> dict[str, Any]:
-    for name in schema.get("required", []):
-        if name not in value:
-            has = ", ".join(value)
-            raise _misfit(place, f"has no `{name}`: it has {has}")
-    return {
-        name: _fit(value[name], below, root, f"{place}.{name}", depth - 1)
-        for name, below in schema["properties"].items()
-        if name in value
-    }
-
-
-def _fit_any(
-    value: Any, alternatives: list[Any], root: dict[str, Any], place: str, depth: int
-) -> Any:
-    for one in alternatives[:-1]:
-        try:
-            return _fit(value, one, root, place, depth - 1)
-        except ApiError:
-            continue
-    return _fit(value, alternatives[-1], root, place, depth - 1)
-
-
-def _referred(root: dict[str, Any], pointer: Any, place: str) -> Any:
-    found: Any = root
-    for part in str(pointer).removeprefix("#").split("/")[1:]:
-        found = found.get(part) if isinstance(found, dict) else None
-    if found is None:
-        raise _misfit(place, f"is described by {pointer}, which is not there")
-    return found
 
 
 def _is_of_type(value: Any, wanted: Any) -> bool:
