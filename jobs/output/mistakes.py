@@ -37,7 +37,7 @@ def _describe_place(output: str) -> str:
         if not fs.exists(path):
             return "there is nothing; check the spelling, or `detr-batch label` makes one"
         if not fs.isdir(path):
-            return "it is a file; give the folder that `detr-batch label` wrote"
+            return "it is a file; give OUTPUT, the folder that `detr-batch label` wrote"
         if fs.exists(f"{path}/{STAGING}") and fs.find(f"{path}/{STAGING}"):
             return "its run is unfinished; the same `detr-batch label` again finishes it"
         if fs.exists(f"{path}/{RUNS}"):

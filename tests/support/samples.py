@@ -25,6 +25,14 @@ def jpeg(seed: int = 0, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def write_jpegs(folder: Path, letters: str) -> Path:
+    """Write a JPEG for each letter, `a.jpg` and so on, into a folder. All have other pixels."""
+    folder.mkdir(exist_ok=True)
+    for letter in letters:
+        (folder / f"{letter}.jpg").write_bytes(jpeg(ord(letter)))
+    return folder
+
+
 def write_tar(path: Path, members: dict[str, bytes], mode: Any = "w") -> Path:
     with tarfile.open(path, mode) as archive:
         for name, content in members.items():

@@ -11,18 +11,14 @@ from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import read_document
 from model.checkpoint import save_weights
 from model.zoo import create_model
-from tests.support.samples import jpeg
+from tests.support.samples import write_jpegs
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for seed in range(3):
-        (folder / f"{seed}.jpg").write_bytes(jpeg(seed))
-    return folder
+    return write_jpegs(tmp_path / "photos", "abc")
 
 
 @pytest.mark.slow

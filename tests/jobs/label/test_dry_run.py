@@ -7,18 +7,14 @@ import pytest
 
 from jobs.label.label import label
 from tests.support.labelling import tiny_options
-from tests.support.samples import jpeg
+from tests.support.samples import write_jpegs
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(7):
-        (folder / f"{number}.jpg").write_bytes(jpeg(number))
-    return folder
+    return write_jpegs(tmp_path / "photos", "abcdefg")
 
 
 @pytest.mark.parametrize("probe", [0, pytest.param(None, marks=pytest.mark.slow)])

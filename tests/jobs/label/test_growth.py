@@ -27,7 +27,7 @@ from model.named import PACKAGED, named_model
 from model.weights import file_sha256
 from pipeline.plan.shards import PLAN
 from tests.support.listed_store import run_listing_server
-from tests.support.samples import jpeg
+from tests.support.samples import jpeg, write_jpegs
 
 KNOWN, NEW = 1_000_000, 1_000
 
@@ -118,8 +118,7 @@ def test_nightly_runs_add_new_images_replace_changed_ones_and_report_removed_one
         "3.6",
         "--no-page",
     ]
-    for name in ("a", "b", "c"):
-        (photos / f"{name}.jpg").write_bytes(jpeg(ord(name)))
+    write_jpegs(photos, "abc")
     old = (photos / "b.jpg").stat()
     assert main(command) == 0
 

@@ -10,11 +10,16 @@ import pytest
 from jobs.label.options import LabelOptions
 from jobs.output import paths
 from pipeline.storage.files import canonical_url
-from tests.jobs.label.test_planning import photos  # noqa: F401
 from tests.support.committed import commit_run, make_target
+from tests.support.samples import write_jpegs
 from tests.support.unfinished import MARK, begin, resume
 
 FIRST, SECOND = "20260101T000000Z-aaaaaa", "20260102T000000Z-aaaaaa"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_jpegs(tmp_path / "photos", "ab")
 
 
 def finish(options: LabelOptions, run_id: str, source: str) -> None:
@@ -28,7 +33,7 @@ def finish(options: LabelOptions, run_id: str, source: str) -> None:
 @pytest.mark.parametrize("finished", [FIRST, SECOND])
 def test_of_two_unfinished_runs_over_the_same_images_one_is_finished(
     finished: str,
-    photos: Path,  # noqa: F811
+    photos: Path,
     tmp_path: Path,
 ) -> None:
     options = LabelOptions(str(photos), str(tmp_path / "out"))
@@ -41,7 +46,7 @@ def test_of_two_unfinished_runs_over_the_same_images_one_is_finished(
 
 
 def test_a_run_that_was_planned_after_all_others_is_resumed(
-    photos: Path,  # noqa: F811
+    photos: Path,
     tmp_path: Path,
 ) -> None:
     options = LabelOptions(str(photos), str(tmp_path / "out"))
@@ -52,7 +57,7 @@ def test_a_run_that_was_planned_after_all_others_is_resumed(
     assert run is not None and run.run_id == FIRST
 
 
-def test_a_run_over_another_input_hides_nothing(photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_over_another_input_hides_nothing(photos: Path, tmp_path: Path) -> None:
     options = LabelOptions(str(photos), str(tmp_path / "out"))
     for run_id in (FIRST, SECOND):
         begin(options, run_id)

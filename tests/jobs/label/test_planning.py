@@ -33,7 +33,7 @@ from pipeline.plan.shards import (
 from pipeline.storage.files import InputError, canonical_url
 from tests.support.committed import commit_run, make_target
 from tests.support.labelled import Labelled, write_run
-from tests.support.samples import jpeg, write_tar
+from tests.support.samples import jpeg, write_jpegs, write_tar
 from tests.support.unfinished import MARK, begin, labels_of, resume
 from tests.support.web import VersionedFile, served_files
 
@@ -42,10 +42,7 @@ NO_URIS = pa.array([], pa.string())
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    (tmp_path / "photos").mkdir()
-    for name in ("a", "b"):
-        (tmp_path / "photos" / f"{name}.jpg").write_bytes(jpeg(ord(name)))
-    return tmp_path / "photos"
+    return write_jpegs(tmp_path / "photos", "ab")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from jobs.compact import compact
 from jobs.label.label import label
 from jobs.output.views import connect
 from tests.support.labelling import tiny_options
-from tests.support.samples import jpeg, write_tar
+from tests.support.samples import jpeg, write_jpegs, write_tar
 from tests.support.tables import rows
 from tests.support.web import QuietHandler, served
 
@@ -152,10 +152,7 @@ def test_object_that_changed_while_it_was_read_is_labelled_although_its_version_
     tmp_path: Path, weights: str
 ) -> None:
     """It was replaced after the listing, and put back."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name in ("a", "b"):
-        (folder / f"{name}.jpg").write_bytes(jpeg(ord(name)))
+    folder = write_jpegs(tmp_path / "photos", "ab")
     output = tmp_path / "out"
 
     def replace_and_start(*arguments: Any, **options: Any) -> Placement:

@@ -14,7 +14,7 @@ from jobs.output.run_documents import write_record, write_table
 from jobs.output.views import connect
 from pipeline.storage.files import join
 from tests.support.labelled import LABELS, Labelled, random_boxes, write_run
-from tests.support.samples import jpeg
+from tests.support.samples import write_jpegs
 
 FIRST, SECOND, THIRD = (f"2026010{day}T000000Z-aaaaaa" for day in (1, 2, 3))
 LAKE, OTHER = "file:///lake", "file:///other"
@@ -104,10 +104,7 @@ def test_a_damaged_record_is_named(output: str, damage: str) -> None:
 
 @pytest.mark.slow
 def test_label_remembers_what_is_gone_though_nothing_is_new(tmp_path: Path) -> None:
-    lake, output = tmp_path / "lake", str(tmp_path / "out")
-    lake.mkdir()
-    for number, name in enumerate("ab"):
-        (lake / f"{name}.jpg").write_bytes(jpeg(number))
+    lake, output = write_jpegs(tmp_path / "lake", "ab"), str(tmp_path / "out")
     command = ["label", str(lake), output, "--model", "shapes-tiny", "--no-page"]
     assert main(command) == 0
     (lake / "b.jpg").rename(tmp_path / "b.jpg")

@@ -122,7 +122,7 @@ def test_an_output_that_is_none_is_explained(
     for place, said in (
         (tmp_path / "lables", "there is nothing; check the spelling"),
         (photos, "it holds other files, such as a.jpg; give OUTPUT"),
-        (photos / "a.jpg", "photos/a.jpg"),  # also where the operating system says why
+        (photos / "a.jpg", "OUTPUT"),  # for some commands the operating system says why
         (tmp_path, f"did you mean {output}?"),
         (Path(output) / "detections", f"it is a part of the OUTPUT {output}: give that"),
         (tmp_path / "empty", "`detr-batch label` makes one"),

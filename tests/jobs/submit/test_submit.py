@@ -60,7 +60,7 @@ class SubmitCluster:
         command = [sys.executable, "-m", "jobs.cli", "submit", *arguments, "--address", self.server]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=600, env=environment, check=False,
+            command, capture_output=True, text=True, timeout=180, env=environment, check=False,
             cwd=folder,
         )  # fmt: skip
 

@@ -25,7 +25,7 @@ from jobs.output.canaries import read_canary_reference, write_canary_record
 from jobs.output.catalog import committed_runs
 from jobs.report.report import as_text, report_of
 from pipeline.stages.canaries import Answer
-from tests.support.samples import jpeg
+from tests.support.samples import jpeg, write_jpegs
 
 ROOT = Path(__file__).parents[4]
 KNOWN = ("--canaries", "known/truth.json")
@@ -238,10 +238,7 @@ def test_annotations_of_another_model_are_refused_before_anything_is_written(
 def test_all_detectors_of_a_ray_compute_the_scenes_of_the_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, output = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    for seed in range(4):
-        (source / f"{seed}.jpg").write_bytes(jpeg(seed))
+    source, output = write_jpegs(tmp_path / "in", "abcd"), tmp_path / "out"
     words = ["label", str(source), str(output), "--model", "shapes-tiny", "--device", "cpu"]
     assert main([*words, "--canaries", "rendered", "--no-page"]) == 0
     report = report_of(str(output))
