@@ -64,7 +64,7 @@ class BudgetOptions:
                 raise InputError(f"{given[name]} is spent before the first block: give more than 0")
         if self.max_usd is not None and not has_price:
             raise InputError(
-                f"{given['max_usd']} wants a price: give --instance-type or --usd-per-hour"
+                f"{given['max_usd']} wants a price above 0: give --instance-type or --usd-per-hour"
             )
         if self.until is not None:
             time_of(self.until, time.time())

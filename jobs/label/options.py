@@ -212,7 +212,7 @@ class LabelOptions(
         if self.relabel and self.limit is not None:
             raise InputError("--relabel with --limit would drop the labels of all other images")
         self.check_prices()
-        has_price = self.instance_type is not None or self.usd_per_hour is not None
+        has_price = self.instance_type is not None or bool(self.usd_per_hour)
         self.check_budget(has_price, self.relabel, self.dry_run)
         self.check_boxes()
         self.check_carry()
