@@ -19,7 +19,7 @@ from jobs.bench.peers import save_peer
 from jobs.demo.scenes import render_scene
 from jobs.output import paths
 from jobs.output.views import connect
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from pipeline.storage.errors import CommandFailed
 
 OURS, PLAIN = "detr-batch label", "Ray Data and transformers"

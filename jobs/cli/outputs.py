@@ -87,7 +87,7 @@ def add(commands: Any) -> None:
 
 
 def _report(options: ReportOptions) -> int:
-    from jobs.report import report
+    from jobs.report import report, reports
 
     if options.all and options.html is not None:
         raise InputError("--html shows one run: give --run RUN instead of --all")
@@ -99,7 +99,7 @@ def _report(options: ReportOptions) -> int:
     if options.all:
         show(report.overview(options.output), report.overview_as_text, options.json)
     else:
-        show(report.report_of(options.output, options.run_id), report.as_text, options.json)
+        show(reports.report_of(options.output, options.run_id), report.as_text, options.json)
     return 0
 
 

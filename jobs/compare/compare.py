@@ -21,7 +21,7 @@ from jobs.output.run_documents import computations, score_threshold
 from jobs.output.views import add_views, finished_runs, limit_memory
 from jobs.query import run_with_second_attempt
 from jobs.report.imported import read_import
-from jobs.report.report import with_tables
+from jobs.report.reports import with_tables
 from jobs.report.samples import HAS_NAME
 from pipeline.storage.files import InputError
 

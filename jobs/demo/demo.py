@@ -8,7 +8,8 @@ from jobs.evaluate.evaluate import evaluate
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
 from jobs.output import paths
-from jobs.report.report import as_text, report_of
+from jobs.report.report import as_text
+from jobs.report.reports import report_of
 from pipeline.storage.files import join
 
 LAKE_SEED = 2_000_000  # neither training nor validation draws from it

@@ -18,7 +18,7 @@ from jobs.label.notify.notifier import Notifier
 from jobs.label.options import LabelOptions
 from jobs.label.planning import PlanRequest, plan_request
 from jobs.output.known import LabelRequest
-from jobs.report.report import past_reports
+from jobs.report.reports import past_reports
 from model.computation import Computation
 from model.description import Description
 from model.detectors import describe

@@ -11,7 +11,7 @@ from jobs.output.manifest import Manifest
 from jobs.output.run_documents import score_threshold
 from jobs.output.views import CannotRead, connect, explain_query_errors
 from jobs.report.facts import SURE, count_classes
-from jobs.report.report import read_report
+from jobs.report.reports import read_report
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
 

@@ -19,9 +19,10 @@ from pipeline.storage.access import access_options
 from pipeline.storage.errors import InputError as InputError
 from pipeline.storage.errors import OutputError as OutputError
 from pipeline.storage.errors import StorageUnavailable as StorageUnavailable
+from pipeline.storage.file_systems import file_system_of
 from pipeline.storage.folders import linked_folder, nearest_name, opened_folder
 from pipeline.storage.limits import reached_limit
-from pipeline.storage.protocols import EXTRAS, file_system_of, full_url, is_local, protocol_of
+from pipeline.storage.protocols import EXTRAS, full_url, is_local, protocol_of
 from pipeline.storage.retries import has_answered_before, retry
 from pipeline.storage.urls import identity, mask
 

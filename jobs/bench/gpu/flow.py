@@ -151,7 +151,7 @@ def _measure(context: Context, name: str, photos: Path, images: int, calls: int)
 
 def read_report(output: Path, images: int) -> dict[str, Any]:
     """Read the run's report. Wrong if the run did not label all `images`."""
-    from jobs.report.report import report_of  # here, as it needs DuckDB
+    from jobs.report.reports import report_of  # here, as it needs DuckDB
 
     report = report_of(str(output))
     if (report["images"], report["ok"]) != (images, images):

@@ -14,7 +14,7 @@ from jobs.imports.imports import import_results
 from jobs.imports.options import ImportOptions
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from pipeline.storage.files import open_location
 from tests.support.damage import DAMAGES
 from tests.support.labelled import LABELS, SOURCE, Labelled, random_boxes, write_run

@@ -24,7 +24,8 @@ from jobs.label.notify.told import Ending
 from jobs.label.outcome import EXIT_OK, EXIT_TOO_MANY_FAILURES
 from jobs.output.catalog import committed_runs
 from jobs.output.output_writer import OutputWriter
-from jobs.report.report import as_text, read_report
+from jobs.report.report import as_text
+from jobs.report.reports import read_report
 from pipeline.plan.remaining import Staged
 from pipeline.plan.shards import Shards
 from pipeline.stages.tasks import stage_block

@@ -15,7 +15,7 @@ from jobs.label.notices import print_plan_notices
 from jobs.label.options import LabelOptions
 from jobs.label.planning import plan_as_text, plan_images, plan_request
 from jobs.label.run_record import read_run_record, recorded_command
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from pipeline.plan.digests import NOTHING_KNOWN
 from pipeline.storage.files import InputError, open_location
 from tests.support.labelling import tiny_options

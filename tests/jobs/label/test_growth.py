@@ -22,7 +22,7 @@ from jobs.compact import compact
 from jobs.label.fingerprint import fingerprint
 from jobs.output.catalog import committed_runs
 from jobs.output.views import connect
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from model.named import PACKAGED, named_model
 from model.weights import file_sha256
 from pipeline.plan.shards import PLAN

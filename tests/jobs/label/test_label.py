@@ -28,7 +28,8 @@ from jobs.label.publication import Published
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import computations
-from jobs.report.report import as_text, report_of
+from jobs.report.report import as_text
+from jobs.report.reports import report_of
 from pipeline import dataflow
 from pipeline.plan import shards
 from pipeline.storage.files import InputError

@@ -12,7 +12,7 @@ from jobs.output.catalog import read_catalog
 from jobs.output.output_writer import OutputWriter
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from pipeline.storage import retries
 from pipeline.storage.files import InputError, open_location
 from pipeline.storage.s3 import S3Files

@@ -30,7 +30,7 @@ from jobs.label.metrics import (
 )
 from jobs.label.options import LabelOptions
 from jobs.label.planning import Run
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from pipeline.plan import shards
 from pipeline.schema import Member, Receipt, Shard
 from pipeline.storage import retries

@@ -22,7 +22,7 @@ from jobs.output.log import checkpoint_to_bytes
 from jobs.output.run_documents import read_document
 from jobs.output.store import OutputStore
 from jobs.output.views import connect
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from model.computation import Computation
 from pipeline import dataflow
 from pipeline.stages.publish import Part, group_into_parts

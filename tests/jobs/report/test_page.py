@@ -22,7 +22,7 @@ from jobs.label.label import label
 from jobs.label.options import LabelOptions
 from jobs.report.page import gather_contents, render_page
 from jobs.report.pictures import PictureReader, read_plan_of_run
-from jobs.report.report import manifest_of, report_of
+from jobs.report.reports import manifest_of, report_of
 from tests.conftest import TESTDATA
 from tests.support.browsing import Scheme, open_page
 from tests.support.gpus import reading

@@ -10,7 +10,8 @@ from jobs.accounting.figures import format_duration, format_figure
 from jobs.cli import main
 from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import write_document
-from jobs.report.report import as_text, overview, past_reports
+from jobs.report.report import as_text, overview
+from jobs.report.reports import past_reports
 from jobs.report.text import compare_with_reference
 from tests.support.committed import commit_run, make_target
 from tests.support.nights import write_nights

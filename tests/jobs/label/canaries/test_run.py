@@ -23,7 +23,8 @@ from jobs.label.canaries.images import RENDERED_FILE
 from jobs.output import paths
 from jobs.output.canaries import read_canary_reference, write_canary_record
 from jobs.output.catalog import committed_runs
-from jobs.report.report import as_text, report_of
+from jobs.report.report import as_text
+from jobs.report.reports import report_of
 from pipeline.stages.canaries import Answer
 from tests.support.samples import jpeg, write_jpegs
 
