@@ -20,13 +20,13 @@ from jobs.output import paths
 from jobs.output.carried import common_carry
 from jobs.output.documents import damaged_document
 from jobs.output.errors import CommitLost
-from jobs.output.known import read_plan
+from jobs.output.known_objects import read_plan
 from jobs.output.manifest import Manifest, make_manifest
-from jobs.output.mistakes import refuse_no_output
 from jobs.output.output_writer import OutputWriter
 from jobs.output.paths import TABLES
 from jobs.output.run_documents import environment, read_document, write_record, write_table
 from jobs.output.run_ids import new_run_id
+from jobs.output.user_errors import refuse_no_output
 from jobs.output.views import connect, explain_query_errors, limit_memory
 from jobs.runs import find_problems
 from pipeline.plan.plan import FILES_PER_SHARD

@@ -12,9 +12,9 @@ from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
 from jobs.output.manifest import FileOfRun, Manifest, carry_of_run, files_of_table
-from jobs.output.mistakes import refuse_no_output, unusable_run
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document
+from jobs.output.user_errors import refuse_no_output, unusable_run
 from jobs.output.views import finished_runs
 from pipeline.schema import DETECTIONS, OK, images_schema
 from pipeline.storage.files import join, open_location, open_object

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.ops.undocumented import multiplies_bf16
+from model.ops.torch_internals import multiplies_bf16
 from model.predictor import count_on
 from model.zoo import resolved_precision
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.batch_norm import FrozenBatchNorm2d
-from model.ops import by_triton, capability_of, undocumented, warn_once
+from model.ops import by_triton, capability_of, torch_internals, warn_once
 from model.ops.ways import BIAS, CUDNN, POINTWISE, PRODUCT, RESIDUAL, way_of
 from model.padding import zero_padding
 
@@ -82,7 +82,7 @@ class FusedConv2d(nn.Module):
         weight, bias = folded(conv, norm)
         bias = bias if more_bias is None else bias + more_bias
         assert not isinstance(conv.padding, str)
-        self.geometry: undocumented.Geometry = (
+        self.geometry: torch_internals.Geometry = (
             conv.padding,
             conv.stride,
             conv.dilation,
@@ -94,7 +94,7 @@ class FusedConv2d(nn.Module):
         # the size, which differs from batch to batch, made them up to a sixth faster (one shared
         # machine, medians of nine).
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
-        self.onednn = undocumented.has_onednn(weight.device, dtype)
+        self.onednn = torch_internals.has_onednn(weight.device, dtype)
         self.triton = by_triton(weight.device)
         self._choose_ways(dtype)
         # The bias as cuDNN's residual, twice one half. The 2 is the alpha of this shape.
@@ -137,9 +137,11 @@ class FusedConv2d(nn.Module):
             return self._forward_on_gpu(x, residual, relu, valid)
         padding, stride, dilation, groups = self.geometry
         if self.onednn and residual is not None:
-            y = undocumented.convolve_add_(residual, x, self.weight, self.bias, self.geometry, relu)
+            y = torch_internals.convolve_add_(
+                residual, x, self.weight, self.bias, self.geometry, relu
+            )
         elif self.onednn:
-            y = undocumented.convolve(x, self.weight, self.bias, self.geometry, relu)
+            y = torch_internals.convolve(x, self.weight, self.bias, self.geometry, relu)
         else:
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             y = y if residual is None else y.add_(residual)
@@ -181,7 +183,7 @@ class FusedConv2d(nn.Module):
         rows, weight = x.permute(0, 2, 3, 1), self.weight.flatten(1)
         if relu:
             assert self.bias is not None
-            y = undocumented.linear_relu_on_gpu(rows, weight, self.bias)
+            y = torch_internals.linear_relu_on_gpu(rows, weight, self.bias)
         else:
             y = F.linear(rows, weight, self.bias)
         return y.permute(0, 3, 1, 2)

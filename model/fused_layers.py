@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from model.feature_levels import SeparablePositions
 from model.fused_convolution import FusedConv2d
-from model.ops import by_triton, capability_of, undocumented
+from model.ops import by_triton, capability_of, torch_internals
 from model.ops.launches import MANY_FROM
 from model.ops.narrow import Narrow, narrowed
 from model.ops.ways import EPILOGUE, NORM, way_of
@@ -27,18 +27,18 @@ class FusedLinear(nn.Module):
         super().__init__()
         self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
         self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
-        self.onednn = undocumented.has_onednn(self.weight.device, dtype)
+        self.onednn = torch_internals.has_onednn(self.weight.device, dtype)
         self.triton = by_triton(self.weight.device)
         self.epilogue = self.triton and _ends_in_norm(self.weight)  # where there are many rows
         if self.onednn:
-            self.weight = undocumented.pack_weight(self.weight)
+            self.weight = torch_internals.pack_weight(self.weight)
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """`x` (..., C) -> (..., D)."""
         if self.onednn:
-            return undocumented.linear(x, self.weight, self.bias, relu)
+            return torch_internals.linear(x, self.weight, self.bias, relu)
         if relu and self.weight.device.type == "cuda":  # cuBLAS computes both in one pass
-            return undocumented.linear_relu_on_gpu(x, self.weight, self.bias)
+            return torch_internals.linear_relu_on_gpu(x, self.weight, self.bias)
         y = F.linear(x, self.weight, self.bias)
         return y.relu_() if relu else y
 
@@ -54,7 +54,7 @@ class FusedLinear(nn.Module):
             y = F.linear(x, self.weight, self.bias)
             return add_norm(y, residual, norm.weight, norm.bias, norm.eps)
         if self.onednn:
-            y = undocumented.linear_add(x, residual, self.weight, self.bias)
+            y = torch_internals.linear_add(x, residual, self.weight, self.bias)
         else:
             y = F.linear(x, self.weight, self.bias).add_(residual)
         return norm(y)

@@ -16,7 +16,7 @@ from model.fallback import prepare_with_fallback
 from model.inference import prepare_detr, prepare_for_inference, prepare_in_int8
 from model.named import MODELS, RANDOM, set_config, weights_of
 from model.ops import lacking_for_triton
-from model.ops.undocumented import multiplies_bf16
+from model.ops.torch_internals import multiplies_bf16
 from model.set_detector import Padding, SetDetector
 from model.weights import find_weights
 from model.weights_file import labels_of

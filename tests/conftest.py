@@ -122,7 +122,7 @@ INTEGRATION = (
     "jobs/output/test_damage.py",
     "jobs/output/test_explorer.py",
     "jobs/output/test_links.py",
-    "jobs/output/test_mistakes.py",
+    "jobs/output/test_user_errors.py",
     "jobs/report/test_imported.py",
     "jobs/report/test_pictures.py",
     "jobs/serve/",

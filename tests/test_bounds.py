@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = {one.name: one for one in map(Requirement, PROJECT["dependencies"])}
 # The only file that may use the private parts of each package.
 PRIVATE = {
-    "torch": "model/ops/undocumented.py",
+    "torch": "model/ops/torch_internals.py",
     "numba": "model/ops/cpu_kernels.py",
     "llvmlite": "model/ops/cpu_kernels.py",
     "aiobotocore": "pipeline/storage/s3.py",

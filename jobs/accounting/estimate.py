@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NotRequired, TypedDict
 
-from jobs.accounting.counted import counted
 from jobs.accounting.figures import format_duration, format_figure
 from jobs.accounting.node_hours import CPU, GPU, Rates
+from jobs.accounting.plurals import counted
 
 RUNS = 5  # the estimate takes medians over this many of the newest runs
 

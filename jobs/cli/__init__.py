@@ -12,16 +12,16 @@ from importlib.metadata import version
 from jobs.cli import (
     bench,
     evaluation,
-    exchange,
+    export_import,
     label,
     models,
     outputs,
     process,
+    runs_compact,
     serve,
     serve_keys,
     submit,
     train,
-    upkeep,
 )
 from jobs.cli.options import Parser
 from model.errors import CheckpointError, CheckpointUnavailable, DamagedCheckpoint, UnknownName
@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"detr-batch {version('detr-batch')}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    rooms = (label, submit, serve, serve_keys, outputs, evaluation, exchange, upkeep)
+    rooms = (label, submit, serve, serve_keys, outputs, evaluation, export_import, runs_compact)
     for room in (*rooms, train, bench, models):
         room.add(commands)
     return top

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.boxes.options import SuppressionOptions
-from jobs.cli.answers import check_page, show, write_page
 from jobs.cli.options import add_command
+from jobs.cli.printing import check_page, show, write_page
 from jobs.compare.options import Comparison
 from pipeline.storage.errors import InputError
 

@@ -42,8 +42,8 @@ def _label(options: LabelOptions) -> int:
 def _tell_end(notifier: "Notifier", command: Callable[[], int]) -> int:
     """Run the command, and tell its receivers how it ended, in the words that its user sees."""
     from jobs.cli import EXIT_FAILED, exit_code_of, message_of
+    from jobs.label.notify.announced_run import Ending
     from jobs.label.notify.notifier import one_line
-    from jobs.label.notify.told import Ending
 
     try:
         code = command()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.boxes.options import SuppressionOptions
-from jobs.cli.answers import check_page, show, write_page
 from jobs.cli.options import add_command
+from jobs.cli.printing import check_page, show, write_page
 from pipeline.storage.errors import InputError
 
 FORMATS = ("table", "csv", "tsv", "json", "jsonl", "parquet")

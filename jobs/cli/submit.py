@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.boxes.pairs import read_files
-from jobs.cli.answers import show
 from jobs.cli.options import add_command, words_of
+from jobs.cli.printing import show
 from jobs.label.options import LabelOptions
 from jobs.submit.options import SubmitOptions
 

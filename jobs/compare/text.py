@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.report.text import list_examples
 
 SHOWN = 10  # most class changes, and most images that differ, that are listed

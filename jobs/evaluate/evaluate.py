@@ -13,7 +13,7 @@ from jobs.evaluate.annotated import MatchedImages, matched_images
 from jobs.evaluate.average_precision import Found, Score, average_precision
 from jobs.evaluate.classes import ALIKE, NAMES, Label, MatchedClasses, matched_classes
 from jobs.output.run_documents import score_threshold
-from jobs.output.suppressed import hide_suppressed_boxes
+from jobs.output.suppressed_boxes import hide_suppressed_boxes
 from jobs.output.views import finished_runs
 from jobs.query import answer_query
 from pipeline.schema import OK

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.evaluate.annotated import RULES
 from jobs.evaluate.average_precision import UNKNOWN
 from jobs.report.text import list_examples

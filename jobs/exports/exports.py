@@ -13,9 +13,9 @@ from typing import TextIO
 
 import duckdb
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.exports import coco, labelstudio, table, voc, yolo
-from jobs.exports.earlier import TABLE, Layout
+from jobs.exports.earlier_export import TABLE, Layout
 from jobs.exports.pictures import Pictures
 from jobs.exports.place import (
     FileTarget,
@@ -27,8 +27,8 @@ from jobs.exports.place import (
     refuse_unwritable,
 )
 from jobs.exports.reader import Choice, Labels
-from jobs.output.gone import hide_gone_objects
-from jobs.output.outside import refuse_images_within, refuse_within_output
+from jobs.output.gone_objects import hide_gone_objects
+from jobs.output.protected_files import refuse_images_within, refuse_within_output
 from jobs.query import answer_query
 from pipeline.storage import retries
 from pipeline.storage.files import InputError

@@ -13,10 +13,10 @@ from operator import attrgetter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.exports.earlier import MARK
+from jobs.exports.earlier_export import MARK
 from jobs.exports.place import Folder
 from jobs.exports.reader import LabelledImage, Labels
-from jobs.output.known import read_plan
+from jobs.output.known_objects import read_plan
 from jobs.output.manifest import Manifest
 from jobs.report.imported import Imported, read_import
 from pipeline.formats.members import open_member

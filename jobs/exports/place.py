@@ -13,7 +13,7 @@ from typing import TextIO, cast
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.exports.earlier import (
+from jobs.exports.earlier_export import (
     TABLE,
     Layout,
     first_unlisted_file,

@@ -4,7 +4,7 @@ import csv
 from functools import lru_cache
 from xml.sax.saxutils import escape
 
-from jobs.exports.earlier import TABLE, Layout
+from jobs.exports.earlier_export import TABLE, Layout
 from jobs.exports.names import NameRules
 from jobs.exports.place import Folder
 from jobs.exports.reader import MAPPING, Box, LabelledImage, Labels, mapping_row

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from jobs.exports.earlier import TABLE, Layout
+from jobs.exports.earlier_export import TABLE, Layout
 from jobs.exports.names import NameRules
 from jobs.exports.place import Folder
 from jobs.exports.reader import MAPPING, LabelledImage, Labels, mapping_row

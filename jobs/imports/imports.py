@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import Rates
+from jobs.accounting.plurals import counted
 from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally, near_duplicates_of, report
 from jobs.coco.fields import is_number
@@ -20,7 +20,7 @@ from jobs.imports.images import NEEDED, image_rows
 from jobs.imports.options import ImportOptions
 from jobs.imports.results import BY_ID, CocoResults
 from jobs.output.commit import FinishedRun, commit_run
-from jobs.output.known import read_plan
+from jobs.output.known_objects import read_plan
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import environment, write_record
 from jobs.output.run_ids import new_run_id

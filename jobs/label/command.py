@@ -17,7 +17,7 @@ from jobs.label.fingerprint import fingerprint
 from jobs.label.notify.notifier import Notifier
 from jobs.label.options import LabelOptions
 from jobs.label.planning import PlanRequest, plan_request
-from jobs.output.known import LabelRequest
+from jobs.output.known_objects import LabelRequest
 from jobs.report.reports import past_reports
 from model.computation import Computation
 from model.description import Description

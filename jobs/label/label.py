@@ -30,8 +30,8 @@ from jobs.label.log.lines import print_line, print_start
 from jobs.label.metrics import RunMetrics
 from jobs.label.model_choice import choose_model
 from jobs.label.notices import print_other_computations, print_plan_notices
+from jobs.label.notify.announced_run import AnnouncedRun, figures_so_far
 from jobs.label.notify.notifier import Notifier
-from jobs.label.notify.told import ToldRun, figures_so_far
 from jobs.label.options import LabelOptions
 from jobs.label.outcome import EXIT_OK, print_outcome, print_way_to_failures
 from jobs.label.places import check_places
@@ -48,8 +48,8 @@ from jobs.label.publication import Meters, Published, StagedRun, publish_run
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run, unfinished_runs_as_lines
 from jobs.output.catalog import read_catalog
-from jobs.output.gone import record_gone_objects
-from jobs.output.known import known_objects
+from jobs.output.gone_objects import record_gone_objects
+from jobs.output.known_objects import known_objects
 from jobs.output.output_writer import (
     OutputWriter,
     check_keep_replaced,
@@ -276,13 +276,13 @@ def execute_run(
     print_line(f"run {run.run_id}: {target.model} in {placed.computation.as_text()}")
     if command.sha256 is None:
         print_line("the weights are random: the boxes will mean nothing")
-    told = _told_run(command, run, placed)
-    with command.notifier.run(told), writer.explain_takeover(), explained_failures():
+    announced = _announced_run(command, run, placed)
+    with command.notifier.run(announced), writer.explain_takeover(), explained_failures():
         rates = replace(options.rates(), note=placed.price_note)
         most = layout.detectors.most
         tally = Tally(cpus=measured_cpus(options.machines()), startup=startup)
         nodes = NodeMeter(ray.nodes, startup.began)
-        told.so_far = lambda: figures_so_far(tally, nodes, rates)
+        announced.so_far = lambda: figures_so_far(tally, nodes, rates)
         alone = nullcontext() if options.machines().address else ray_data_without_helpers()
         with (
             alone,
@@ -300,9 +300,9 @@ def execute_run(
             published = publish_run(labelled, meters, writer, options.page)
             command.budget.end_run()
             if published.reports:
-                told.publish(published.reports[0], published.files)
+                announced.publish(published.reports[0], published.files)
             elif published.ended is not None:
-                told.keep(published.ended)
+                announced.keep(published.ended)
                 metrics.keep()
     if published.ended is not None and not published.images and not tally.images:
         return replace(published, is_stuck=True)
@@ -325,9 +325,9 @@ def _drop_unproven_staging(writer: OutputWriter, run_id: str) -> Iterator[None]:
         raise
 
 
-def _told_run(command: Command, run: Run, placed: Placed) -> ToldRun:
+def _announced_run(command: Command, run: Run, placed: Placed) -> AnnouncedRun:
     """What is told of a run that begins."""
-    return ToldRun(
+    return AnnouncedRun(
         run.run_id,
         command.labels.model,
         command.labels.fingerprint,

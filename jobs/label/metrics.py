@@ -18,7 +18,7 @@ from ray.util.metrics import Counter, Gauge
 
 from jobs.accounting.node_hours import NodeMeter, Rates
 from jobs.accounting.tally import Tally
-from jobs.label.notify.told import ENDED, FAILED, PUBLISHED
+from jobs.label.notify.announced_run import ENDED, FAILED, PUBLISHED
 from jobs.label.planning import Run
 from pipeline.schema import OK, Receipt
 from pipeline.storage import retries

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.label.log.lines import print_line
 from jobs.label.options import LabelOptions
 from jobs.label.planning import carried_as_lines, image_columns_as_lines, unversioned_as_lines

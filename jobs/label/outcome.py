@@ -2,7 +2,7 @@
 
 import shlex
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.log.lines import print_line
 from jobs.label.publication import Published

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
-from jobs.accounting.counted import counted
 from jobs.accounting.estimate import Estimate, as_text
+from jobs.accounting.plurals import counted
 from jobs.label.options import LabelOptions
 from jobs.output import paths
 from jobs.output.run_ids import new_run_id

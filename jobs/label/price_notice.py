@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import Rates
+from jobs.accounting.plurals import counted
 from jobs.accounting.prices import Machine
 from jobs.cluster.placement import ACCELERATOR, Node
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import ray
 
-from jobs.accounting.counted import counted
 from jobs.accounting.estimate import Estimate
 from jobs.accounting.node_hours import CPU, GPU, NodeMeter
+from jobs.accounting.plurals import counted
 from jobs.accounting.probe import estimate_by_probe
 from jobs.accounting.startup import Startup
 from jobs.cluster.computation import computation_of_detectors

@@ -9,7 +9,7 @@ from functools import partial
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.accounting.tally import Tally
 from jobs.label.log.lines import print_line
 from pipeline.schema import Receipt

@@ -5,18 +5,18 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from jobs.accounting.counted import counted
 from jobs.accounting.node_hours import NodeMeter, Rates
+from jobs.accounting.plurals import counted
 from jobs.accounting.tally import Report, Tally, near_duplicates_of, report, sorted_counts
 from jobs.cluster.start import stage_workers
 from jobs.label.canaries.proof import Proof
 from jobs.label.execution import reason_of
 from jobs.label.log.lines import print_line
 from jobs.label.planning import Run
-from jobs.label.rest import stage_rest
+from jobs.label.unpublished_archives import stage_rest
 from jobs.output import paths
 from jobs.output.commit import FinishedRun, commit_run
-from jobs.output.known import LabelRequest
+from jobs.output.known_objects import LabelRequest
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import read_document, write_text
 from jobs.report.pictures import PictureReader, plan_of_shards

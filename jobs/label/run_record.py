@@ -14,7 +14,7 @@ from jobs.boxes.options import label_words
 from jobs.label.planning import PlanRequest, Run, plan_url
 from jobs.output import paths
 from jobs.output.errors import DamagedOutput
-from jobs.output.known import LabelRequest
+from jobs.output.known_objects import LabelRequest
 from jobs.output.run_documents import environment, read_document, write_record, write_table
 from model.computation import Computation
 from pipeline.formats.read import NUMBERING

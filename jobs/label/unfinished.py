@@ -6,7 +6,6 @@ from typing import Any
 
 from jobs.label.log.lines import print_line
 from jobs.label.planning import PlanRequest, Run, plan_url
-from jobs.label.rest import CONTINUES
 from jobs.label.run_record import (
     is_numbered_otherwise,
     is_same_work,
@@ -15,9 +14,10 @@ from jobs.label.run_record import (
     recorded_computation,
     unusable_run_error,
 )
+from jobs.label.unpublished_archives import CONTINUES
 from jobs.output import paths
 from jobs.output.catalog import Catalog
-from jobs.output.known import LabelRequest
+from jobs.output.known_objects import LabelRequest
 from jobs.output.output_writer import OutputWriter, staged_runs
 from jobs.output.store import OutputStore
 from pipeline.plan.listing import LEFT_OUT, list_objects

@@ -18,12 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.output.carried import carried_as_sql, common_carry, quoted
 from jobs.output.catalog import committed_runs
-from jobs.output.culprits import damaged_file, named_file
 from jobs.output.documents import FORMAT, damaged_document
+from jobs.output.files_in_errors import damaged_file, named_file
 from jobs.output.manifest import Manifest, carry_of_run, files_of_table
-from jobs.output.mistakes import no_finished_run
 from jobs.output.paths import TABLES
 from jobs.output.read_only import URL_IN_SQL, register_store
+from jobs.output.user_errors import no_finished_run
 from pipeline.carry.columns import NO_CARRY, Carry
 from pipeline.schema import DETECTIONS, IMAGES, NOT_FETCHED
 from pipeline.storage.errors import CommandFailed

@@ -13,11 +13,11 @@ from typing import TypeVar
 import duckdb
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.accounting.counted import counted
-from jobs.output.gone import hide_gone_objects
-from jobs.output.outside import refuse_within_output
+from jobs.accounting.plurals import counted
+from jobs.output.gone_objects import hide_gone_objects
+from jobs.output.protected_files import refuse_within_output
 from jobs.output.read_only import check_reads_only, lock_down
-from jobs.output.suppressed import hide_suppressed_boxes
+from jobs.output.suppressed_boxes import hide_suppressed_boxes
 from jobs.output.views import CannotRead, connect, explain_query_errors
 from jobs.query.examples import EXAMPLES as EXAMPLES
 from jobs.query.examples import examples as examples

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
-from jobs.accounting.counted import counted
 from jobs.accounting.estimate import accuracy
 from jobs.accounting.figures import format_duration, format_figure, format_number
+from jobs.accounting.plurals import counted
 from jobs.report.reports import labelling_runs, manifest_of, read_report, with_tables
 from jobs.report.text import NOT_MEASURED, compare_with_reference, gpu_as_text
 

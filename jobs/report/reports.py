@@ -8,8 +8,8 @@ from jobs.output.catalog import committed_runs, read_catalog
 from jobs.output.documents import damaged_document
 from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest
-from jobs.output.mistakes import unusable_run
 from jobs.output.run_documents import read_document
+from jobs.output.user_errors import unusable_run
 from jobs.output.views import finished_runs
 from jobs.report.imported import MADE_UP, read_import
 from pipeline.storage.files import InputError

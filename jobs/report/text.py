@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.accounting.counted import counted
 from jobs.accounting.figures import (
     UNKNOWN,
     format_duration,
@@ -12,6 +11,7 @@ from jobs.accounting.figures import (
     format_number,
     format_per_cent,
 )
+from jobs.accounting.plurals import counted
 from jobs.accounting.prices import REFERENCE_USD_PER_1000
 from pipeline import schema
 from pipeline.storage.urls import mask, printable

@@ -13,8 +13,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from jobs.accounting.counted import counted
-from jobs.submit.shipped import CODE
+from jobs.accounting.plurals import counted
+from jobs.submit.shipped_files import CODE
 from model.from_python import PREFIX, module_and_name
 from pipeline.storage.errors import InputError
 

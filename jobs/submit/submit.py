@@ -18,7 +18,7 @@ from ray.job_submission import JobDetails
 from jobs.label.options import LabelOptions
 from jobs.submit import job_server
 from jobs.submit.job_server import Client, connect, follow, jobs_named, number
-from jobs.submit.shipped import ship
+from jobs.submit.shipped_files import ship
 from jobs.submit.shipped_module import (
     LocalModule,
     modules_of_model,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.coco.reader import label_names, read_annotations
 from jobs.coco.records import Annotation, Annotations
 from jobs.train.data import Array, Sample, mirrored, to_sample

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.coco.records import Annotations
 from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import HeldOutScenes, Sample, ScenesForTraining

@@ -15,7 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.evaluate.average_precision import Found, average_precision
 from jobs.train.checkpoints import WEIGHTS, Checkpoints, locked, refuse_other_training
 from jobs.train.data import Sample, ScenesForTraining

@@ -15,7 +15,7 @@ from jobs.cli import main
 from jobs.compact import compact
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
-from jobs.output.known import read_known_objects
+from jobs.output.known_objects import read_known_objects
 from jobs.output.log import Added, Entry, Removed, State
 from jobs.output.log_writer import LogWriter
 from jobs.query import answer_query

@@ -196,7 +196,7 @@ def test_a_detector_is_equal_with_the_fused_pyramid(
     plain = prepare_for_inference(nets[0], torch.float32)
     for there in ("model.inference", "model.fused_layers"):
         monkeypatch.setattr(f"{there}.by_triton", lambda device: True)
-    monkeypatch.setattr("model.ops.undocumented.has_onednn", lambda *_: False)
+    monkeypatch.setattr("model.ops.torch_internals.has_onednn", lambda *_: False)
     fused = prepare_for_inference(nets[1], torch.float32)
     assert plain.fused_pyramid is None and fused.fused_pyramid is not None
     values = torch.randn(2, 3, 64, 40, generator=generator)

@@ -192,7 +192,7 @@ def test_a_detector_by_kernels_is_that_by_torch(
     """Both round the rest to bf16 at the same places, but not with the same results."""
     values = torch.randn(1, 3, 32, 64, generator=generator)
     plain = detector("int8")
-    monkeypatch.setattr("model.ops.undocumented.has_onednn", lambda *_: False)
+    monkeypatch.setattr("model.ops.torch_internals.has_onednn", lambda *_: False)
     for there in ("model.inference", "model.fused_layers", "model.int8"):
         monkeypatch.setattr(f"{there}.by_triton", lambda device: True)
     by_kernels = detector("int8")

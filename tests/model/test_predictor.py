@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from model import fused_convolution, fused_layers, inference, int8, preprocess
 from model.fused_pyramid import frequencies_on, strides_on
 from model.named import SET_MODELS
-from model.ops import undocumented, ways
+from model.ops import torch_internals, ways
 from model.ops.pyramid import entries_on, lines_on
 from model.ops.triton import levels_on
 from model.postprocess import best_pairs
@@ -172,7 +172,7 @@ def test_a_gpu_never_waits_for_the_host(
     monkeypatch.setattr(ways, "WAYS", {what: (two[chosen],) for what, two in ways.WAYS.items()})
     monkeypatch.setattr(ways, "_kept", dict)  # no GPU is measured
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)  # as on GPUs
+    monkeypatch.setattr(torch_internals, "has_onednn", lambda device, dtype: False)  # as on GPUs
     monkeypatch.setattr(fused_layers, "MANY_FROM", 1)
     for module in (fused_convolution, fused_layers, inference, int8, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import fused_convolution, fused_layers, inference, preprocess
-from model.ops import undocumented
+from model.ops import torch_internals
 
 
 class Cudnn:
@@ -35,5 +35,5 @@ def take_paths_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let prepared models compute as on a GPU, with tensors on the CPU."""
     for module in (fused_convolution, fused_layers, inference, preprocess):
         monkeypatch.setattr(module, "by_triton", lambda device: True)
-    monkeypatch.setattr(undocumented, "has_onednn", lambda device, dtype: False)
+    monkeypatch.setattr(torch_internals, "has_onednn", lambda device, dtype: False)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", Cudnn())

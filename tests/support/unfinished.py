@@ -9,7 +9,7 @@ from jobs.label.planning import Run, make_run, plan_images, plan_request
 from jobs.label.run_record import write_run_record
 from jobs.label.unfinished import take_up_unfinished_run
 from jobs.output.catalog import read_catalog
-from jobs.output.known import LabelRequest
+from jobs.output.known_objects import LabelRequest
 from jobs.output.output_writer import OutputWriter
 from model.computation import Computation
 from pipeline.plan.digests import NOTHING_KNOWN

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.label.notify.told import FAILED, INTERRUPTED, PUBLISHED, RUNNING, ToldRun
+from jobs.label.notify.announced_run import FAILED, INTERRUPTED, PUBLISHED, RUNNING, AnnouncedRun
 from jobs.output import paths
 from pipeline.schema import DETECTIONS, IMAGES
 from pipeline.storage.files import join
@@ -30,7 +30,7 @@ FIGURES = (
 )  # fmt: skip
 
 
-def run_event(source: str, output: str, run: ToldRun, now: datetime) -> dict[str, Any]:
+def run_event(source: str, output: str, run: AnnouncedRun, now: datetime) -> dict[str, Any]:
     """The event of what a run has come to. `source` and `output` are canonical URLs."""
     facets = {
         "processing_engine": _facet(
@@ -86,7 +86,7 @@ def _facet(schema: str, **fields: Any) -> dict[str, Any]:
     return {"_producer": _producer(), "_schemaURL": f"{SPEC}/{schema}", **fields}
 
 
-def _own_facet(run: ToldRun) -> dict[str, Any]:
+def _own_facet(run: AnnouncedRun) -> dict[str, Any]:
     """What made the labels, how many there are, and what they cost. Absent figures are not known.
 
     Its schema is that of all facets of runs, because ours is published nowhere.
@@ -117,7 +117,7 @@ def _job(output: str) -> dict[str, Any]:
     }
 
 
-def _input(source: str, run: ToldRun) -> dict[str, Any]:
+def _input(source: str, run: AnnouncedRun) -> dict[str, Any]:
     namespace, name = dataset_name(source)
     statistics = _facet(
         "facets/1-0-0/InputStatisticsInputDatasetFacet.json#/$defs/InputStatisticsInputDatasetFacet",
@@ -132,7 +132,7 @@ def _input(source: str, run: ToldRun) -> dict[str, Any]:
     }
 
 
-def _table(output: str, table: str, run: ToldRun) -> dict[str, Any]:
+def _table(output: str, table: str, run: AnnouncedRun) -> dict[str, Any]:
     """The output dataset of one table. What a run wrote is known once it is published."""
     namespace, name = dataset_name(join(output, table))
     dataset: dict[str, Any] = {

@@ -5,7 +5,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from jobs.label.notify.told import DONE, ENDED, INTERRUPTED, NOTHING_NEW, ToldCommand, ToldRun
+from jobs.label.notify.announced_run import (
+    DONE,
+    ENDED,
+    INTERRUPTED,
+    NOTHING_NEW,
+    AnnouncedCommand,
+    AnnouncedRun,
+)
 from pipeline.schema import OK
 from pipeline.storage.urls import mask
 
@@ -15,7 +22,7 @@ HEADER, SECTION, FIELD = 150, 3000, 2000
 SHOWN_REASONS = 5  # reasons of failed images in a message for people
 
 
-def report_message(command: ToldCommand, now: datetime) -> dict[str, Any]:
+def report_message(command: AnnouncedCommand, now: datetime) -> dict[str, Any]:
     """The JSON document. Its form is that which Standard Webhooks recommends."""
     images = command.images()
     return {
@@ -36,7 +43,7 @@ def report_message(command: ToldCommand, now: datetime) -> dict[str, Any]:
     }
 
 
-def _run(command: ToldCommand, run: ToldRun) -> dict[str, Any]:
+def _run(command: AnnouncedCommand, run: AnnouncedRun) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "state": run.state,
@@ -50,7 +57,7 @@ def _run(command: ToldCommand, run: ToldRun) -> dict[str, Any]:
     }
 
 
-def slack_message(command: ToldCommand, now: datetime) -> dict[str, Any]:
+def slack_message(command: AnnouncedCommand, now: datetime) -> dict[str, Any]:
     """The message for an incoming webhook of Slack: a text for notifications, and its blocks."""
     headline = _headline(command)
     places = f"{_code(command.input)} to {_code(command.output)}"
@@ -72,7 +79,7 @@ def slack_message(command: ToldCommand, now: datetime) -> dict[str, Any]:
     return {"text": f"{headline}: {mask(command.output)}"[:SECTION], "blocks": blocks}
 
 
-def _headline(command: ToldCommand) -> str:
+def _headline(command: AnnouncedCommand) -> str:
     images = command.images()
     labelled = f"{images[OK]:,} {'image' if images[OK] == 1 else 'images'} labelled"
     return {
@@ -85,7 +92,7 @@ def _headline(command: ToldCommand) -> str:
     }.get(command.outcome, f"detr-batch: label failed (exit code {command.ending.exit_code})")
 
 
-def _figures(command: ToldCommand) -> Mapping[str, str]:
+def _figures(command: AnnouncedCommand) -> Mapping[str, str]:
     """What people look at first, by name; empty if there was no run."""
     if not command.runs:
         return {}
@@ -106,7 +113,7 @@ def _figures(command: ToldCommand) -> Mapping[str, str]:
     return {name: value for name, value in known.items() if value}
 
 
-def _run_as_lines(command: ToldCommand, run: ToldRun) -> list[str]:
+def _run_as_lines(command: AnnouncedCommand, run: AnnouncedRun) -> list[str]:
     resumed = ", which an earlier command began" if run.resumed else ""
     page = command.page_of(run)
     return [f"run {run.run_id}{resumed}: {run.state}", *([f"page: {_code(page)}"] if page else [])]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.label.log.lines import print_line
+from jobs.label.notify.announced_run import AnnouncedCommand, AnnouncedRun, Ending
 from jobs.label.notify.lineage import run_event
 from jobs.label.notify.messages import report_message, slack_message
 from jobs.label.notify.options import FILE, SLACK, NotifyOptions
@@ -19,7 +20,6 @@ from jobs.label.notify.outbox import Outbox
 from jobs.label.notify.post import NotDelivered, post
 from jobs.label.notify.receiver import Receiver, is_web
 from jobs.label.notify.signature import signed_headers
-from jobs.label.notify.told import Ending, ToldCommand, ToldRun
 from pipeline.storage.files import canonical_url, create_whole, describe_error, join, open_location
 from pipeline.storage.protocols import is_local
 from pipeline.storage.urls import mask, printable
@@ -38,7 +38,7 @@ class Notifier:
     def __init__(self, options: NotifyOptions | None, source: str, output: str, page: bool = False):
         """Raises InputError for a receiver that cannot be told. None as `options` tells nobody."""
         self._input, self._output, self._page = source, output, page
-        self._runs: list[ToldRun] = []
+        self._runs: list[AnnouncedRun] = []
         self._messages = self._events = None
         if options is None:
             return
@@ -55,7 +55,7 @@ class Notifier:
         return self._messages is not None or self._events is not None
 
     @contextmanager
-    def run(self, run: ToldRun) -> Iterator[ToldRun]:
+    def run(self, run: AnnouncedRun) -> Iterator[AnnouncedRun]:
         """Tell the begin of a run, and its end when the block ends. The block publishes `run`."""
         self._runs.append(run)
         self._put_event(run)
@@ -75,14 +75,14 @@ class Notifier:
         seconds = PATIENCE_OF_INTERRUPTED if ending.interrupted else PATIENCE
         until = time.monotonic() + seconds
         if self._messages is not None:
-            told = ToldCommand(self._input, self._output, self._page, self._runs, ending)
+            announced = AnnouncedCommand(self._input, self._output, self._page, self._runs, ending)
             with _harmless("--notify: the message is not sent"):
-                self._messages.put(self._form(told, datetime.now(UTC)))
+                self._messages.put(self._form(announced, datetime.now(UTC)))
         for outbox in (self._messages, self._events):
             if outbox is not None:
                 outbox.close(until)
 
-    def _put_event(self, run: ToldRun) -> None:
+    def _put_event(self, run: AnnouncedRun) -> None:
         if self._events is not None:
             with _harmless("--lineage: an event is not sent"):
                 source, output = canonical_url(self._input), canonical_url(self._output)
@@ -119,7 +119,7 @@ def _lineage(place: str, output: str) -> tuple[str, Deliver]:
     if is_web(place):
         receiver = Receiver("--lineage", place)
         return str(receiver), partial(_post_event, receiver)
-    from jobs.output.outside import refuse_within_output  # slow to import
+    from jobs.output.protected_files import refuse_within_output  # slow to import
 
     open_location(place, "--lineage")  # InputError for a protocol or a package that is not there
     refuse_within_output(output, place, "--lineage")

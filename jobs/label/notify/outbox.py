@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.label.log.lines import print_line
 from jobs.label.notify.post import NotDelivered
 

@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from jobs.accounting.counted import counted
+from jobs.accounting.plurals import counted
 from jobs.cli import main
 from jobs.evaluate.classes import ALIKE, NAMES, NUMBERS, Label, matched_classes
 from jobs.evaluate.evaluate import evaluate

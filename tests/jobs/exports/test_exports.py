@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from jobs.cli import main
-from jobs.cli.exchange import FORMATS
+from jobs.cli.export_import import FORMATS
 from jobs.exports.exports import EXPORTS
 from jobs.exports.labelstudio import labeling_config
 from pipeline.storage.files import open_location

@@ -15,12 +15,12 @@ from PIL import Image
 
 from jobs.accounting.budget import Budget
 from jobs.cli import main
-from jobs.label import rest
+from jobs.label import unpublished_archives
 from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.label import label
 from jobs.label.metrics import RunMetrics
+from jobs.label.notify.announced_run import Ending
 from jobs.label.notify.notifier import Notifier
-from jobs.label.notify.told import Ending
 from jobs.label.outcome import EXIT_OK, EXIT_TOO_MANY_FAILURES
 from jobs.output.catalog import committed_runs
 from jobs.output.output_writer import OutputWriter
@@ -141,7 +141,7 @@ def behind_the_commit(*arguments: Any) -> None:
 
 
 def before_the_tables(run_id: str, begun: Shards, staged: Staged, writer: OutputWriter) -> None:
-    rest.stage_rest(run_id, begun, staged, writer)
+    unpublished_archives.stage_rest(run_id, begun, staged, writer)
     raise Killed
 
 

@@ -13,7 +13,7 @@ from jobs.compact import compact
 from jobs.label.options import LabelOptions
 from jobs.label.planning import plan_as_text, plan_images, plan_request
 from jobs.output.catalog import committed_runs
-from jobs.output.known import read_plan
+from jobs.output.known_objects import read_plan
 from jobs.output.run_documents import read_document, write_record, write_table
 from pipeline.plan.digests import NOTHING_KNOWN
 from pipeline.plan.shards import shards_of_table, table_of_shards, write_shards

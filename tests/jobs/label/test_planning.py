@@ -20,7 +20,7 @@ from jobs.label.planning import (
 from jobs.label.unfinished import unfinished_runs_as_lines
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
-from jobs.output.known import known_objects
+from jobs.output.known_objects import known_objects
 from jobs.output.run_documents import read_document, write_record, write_table
 from pipeline.plan.plan import plan_shards
 from pipeline.plan.remaining import merge_ranges, remaining_work

@@ -9,7 +9,7 @@ from jobs.cli import main
 from jobs.label.options import LabelOptions
 from jobs.label.planning import plan_images, plan_request
 from jobs.output.catalog import read_catalog
-from jobs.output.known import LabelRequest, known_objects
+from jobs.output.known_objects import LabelRequest, known_objects
 from pipeline.plan.plan import plan_shards
 from pipeline.storage import retries
 from pipeline.storage.files import InputError, canonical_url

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.output.known import read_known_objects
+from jobs.output.known_objects import read_known_objects
 from jobs.output.manifest import make_manifest
 from pipeline import dataflow
 from pipeline.plan import plan as planning

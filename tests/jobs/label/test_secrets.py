@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from jobs.output.known import read_known_objects
+from jobs.output.known_objects import read_known_objects
 from pipeline.formats.rows import failed_image
 from pipeline.plan.digests import digests, find_names, find_positions
 from pipeline.plan.plan import plan_shards

@@ -16,9 +16,9 @@ from jobs.compact import compact
 from jobs.output.carried import carried_as_sql, common_carry
 from jobs.output.catalog import committed_runs
 from jobs.output.errors import DamagedOutput
-from jobs.output.known import read_plan
+from jobs.output.known_objects import read_plan
 from jobs.output.manifest import Manifest, check_manifest
-from jobs.output.suppressed import hide_suppressed_boxes
+from jobs.output.suppressed_boxes import hide_suppressed_boxes
 from jobs.output.views import connect
 from jobs.report.samples import choose_samples
 from jobs.runs import verify

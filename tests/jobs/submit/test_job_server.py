@@ -14,7 +14,7 @@ from aiohttp import web
 
 from jobs.cli import main
 from jobs.submit import job_server
-from jobs.submit.shipped import ship
+from jobs.submit.shipped_files import ship
 from pipeline.storage.files import InputError
 
 LOG = "first\nsecond\nthird\n"

@@ -5,7 +5,7 @@ from typing import Any
 
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.tally import Tally, report
-from jobs.label.notify.told import Ending, ToldCommand, ToldRun
+from jobs.label.notify.announced_run import AnnouncedCommand, AnnouncedRun, Ending
 from pipeline.schema import Receipt
 from pipeline.stages.publish import PartFile
 
@@ -13,12 +13,12 @@ RUN_ID = "20260101T000000Z-aaaaaa"
 OUTPUT = "s3://key:5ecre7@lake/labels"
 
 
-def begun_run(**other: Any) -> ToldRun:
+def begun_run(**other: Any) -> AnnouncedRun:
     facts = {"resumed": False, "objects": 6, "encoded_bytes": 1000, **other}
-    return ToldRun(RUN_ID, "shapes-tiny", "0123456789abcdef", "fp32 on cpu", **facts)
+    return AnnouncedRun(RUN_ID, "shapes-tiny", "0123456789abcdef", "fp32 on cpu", **facts)
 
 
-def published_run(**other: Any) -> ToldRun:
+def published_run(**other: Any) -> AnnouncedRun:
     """A run of 5 images with 9 boxes, and one image that failed. It cost 7.20 USD."""
     run, tally = begun_run(**other), Tally()
     tally.add(Receipt("a", ("s",), images=6, detections=9, failed={"undecodable": 1}))
@@ -32,7 +32,7 @@ def published_run(**other: Any) -> ToldRun:
     return run
 
 
-def failed_run(error: str, interrupted: bool = False) -> ToldRun:
+def failed_run(error: str, interrupted: bool = False) -> AnnouncedRun:
     """A run that ended after two images, one of which failed."""
     run = begun_run(resumed=True)
     run.so_far = lambda: {"images": 2, "failed": {"truncated": 1}, "detections": 4, "usd": 0.5}
@@ -40,7 +40,7 @@ def failed_run(error: str, interrupted: bool = False) -> ToldRun:
     return run
 
 
-def kept_run() -> ToldRun:
+def kept_run() -> AnnouncedRun:
     """A run that a budget ended within its first archive."""
     run = begun_run()
     run.so_far = lambda: {"images": 4, "failed": {}, "detections": 4, "usd": 0.5}
@@ -48,5 +48,5 @@ def kept_run() -> ToldRun:
     return run
 
 
-def command(*runs: ToldRun, ending: Ending | None = None) -> ToldCommand:
-    return ToldCommand("s3://lake/photos", OUTPUT, True, runs, ending or Ending(0))
+def command(*runs: AnnouncedRun, ending: Ending | None = None) -> AnnouncedCommand:
+    return AnnouncedCommand("s3://lake/photos", OUTPUT, True, runs, ending or Ending(0))

@@ -19,8 +19,8 @@ from openlineage.client.facet_v2 import (
 )
 from openlineage.client.naming import dataset as naming
 
+from jobs.label.notify.announced_run import AnnouncedRun
 from jobs.label.notify.lineage import dataset_name, run_event, run_uuid
-from jobs.label.notify.told import ToldRun
 from tests.jobs.label.notify.facts import RUN_ID, begun_run, failed_run, published_run
 
 SOURCE, OUTPUT = "s3://lake/photos", "s3://lake/labels"
@@ -86,7 +86,7 @@ def read_event(event: dict[str, Any]) -> RunEvent:
     return made
 
 
-def event_of(run: ToldRun) -> RunEvent:
+def event_of(run: AnnouncedRun) -> RunEvent:
     return read_event(run_event(SOURCE, OUTPUT, run, NOW))
 
 
@@ -99,7 +99,7 @@ def event_of(run: ToldRun) -> RunEvent:
         (failed_run("interrupted", True), "ABORT"),
     ],
 )
-def test_each_state_of_a_run_is_an_event(run: ToldRun, state: str) -> None:
+def test_each_state_of_a_run_is_an_event(run: AnnouncedRun, state: str) -> None:
     event = event_of(run)
     assert event.eventType == RunState(state)
     assert event.run.runId == run_uuid(OUTPUT, RUN_ID) != run_uuid("s3://lake/other", RUN_ID)

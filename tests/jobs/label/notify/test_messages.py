@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from jobs.label.notify.announced_run import Ending
 from jobs.label.notify.messages import report_message, slack_message
-from jobs.label.notify.told import Ending
 from tests.jobs.label.notify.facts import (
     RUN_ID,
     begun_run,

@@ -15,9 +15,9 @@ from jobs.cli import main
 from jobs.label.log.lines import without_time
 from jobs.label.notify import notifier as notifying
 from jobs.label.notify import post as posting
+from jobs.label.notify.announced_run import AnnouncedRun, Ending
 from jobs.label.notify.notifier import Notifier
 from jobs.label.notify.options import NotifyOptions
-from jobs.label.notify.told import Ending, ToldRun
 from jobs.label.options import LabelOptions
 from pipeline.storage.errors import CommandFailed, InputError
 from pipeline.storage.files import list_files, open_location, read_object
@@ -39,7 +39,7 @@ def receiver() -> Iterator[Webhook]:
         yield found
 
 
-def run_published(told: ToldRun) -> None:
+def run_published(told: AnnouncedRun) -> None:
     done = published_run()
     told.state, told.figures, told.files = done.state, done.figures, done.files
 

@@ -4,8 +4,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.cli.answers import show
 from jobs.cli.options import add_command
+from jobs.cli.printing import show
 from pipeline.storage.errors import InputError
 from pipeline.storage.urls import printable
 

@@ -21,7 +21,7 @@ OUTCOMES = {1: FAILED, 2: "refused", 3: "too_many_failed", 4: ENDED}
 
 
 @dataclass
-class ToldRun:
+class AnnouncedRun:
     """One run of the command. It changes while the run goes on."""
 
     run_id: str
@@ -74,13 +74,13 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class ToldCommand:
+class AnnouncedCommand:
     """A command that has ended, and its runs: none, one, or an unfinished one and a new one."""
 
     input: str  # as the user gave it
     output: str
     page: bool  # whether runs have a page
-    runs: Sequence[ToldRun]
+    runs: Sequence[AnnouncedRun]
     ending: Ending
 
     @property
@@ -104,7 +104,7 @@ class ToldCommand:
         known = [value for value in values if value is not None]
         return sum(known) if known else None
 
-    def page_of(self, run: ToldRun) -> str | None:
+    def page_of(self, run: AnnouncedRun) -> str | None:
         """The place of the run's page, without secrets; None if there is none."""
         if not self.page or run.state != PUBLISHED:
             return None

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from jobs.output import suppressed
-from jobs.output.gone import hide_gone_objects
-from jobs.output.suppressed import hide_suppressed_boxes
+from jobs.output import suppressed_boxes
+from jobs.output.gone_objects import hide_gone_objects
+from jobs.output.suppressed_boxes import hide_suppressed_boxes
 from jobs.output.views import connect
 from pipeline.stages.box_rules import BoxRules
-from tests.jobs.output.test_gone import FIRST, SECOND, write_gone
+from tests.jobs.output.test_gone_objects import FIRST, SECOND, write_gone
 from tests.support.labelled import LABELS, SOURCE, Labelled, write_run
 
 # Of each image the second box is near to the first one, of its class, and the third of another.
@@ -45,7 +45,7 @@ def test_all_views_leave_out_what_is_suppressed_and_what_is_gone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(suppressed, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(suppressed_boxes, "ROWS_AT_ONCE", rows)
     output = str(tmp_path / "out")
     images = [Labelled(f"file:///lake/{name}.jpg", BOXES) for name in "abc"]
     for run, some in ((FIRST, images), (SECOND, images[1:])):

@@ -2,8 +2,8 @@
 
 They compute a product and what follows it in one pass over memory. Nothing else of the product uses
 private parts of torch, so an upgrade of torch has this file to check: tests/model/ops/
-test_undocumented.py compares each with documented operations, and its signature with that which is
-expected here. pyproject.toml bounds torch by what was tested.
+test_torch_internals.py compares each with documented operations, and its signature with that which
+is expected here. pyproject.toml bounds torch by what was tested.
 """
 
 import platform

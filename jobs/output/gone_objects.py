@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.documents import damaged_document
-from jobs.output.known import read_plan
+from jobs.output.known_objects import read_plan
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import value_of_record, write_table
 from pipeline.plan.shards import member_values

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.ops import undocumented
+from model.ops import torch_internals
 
 GEOMETRY = ([1, 1], [2, 2], [1, 1], 1)  # padding, stride, dilation, groups
 # Signatures in torch 2.11 to 2.15. If one differs, read what changed before you update it here.
@@ -25,7 +25,7 @@ SCHEMAS = {
     "Scalar alpha=1, bool use_gelu=False) -> Tensor",
 }
 onednn = pytest.mark.skipif(
-    not undocumented.has_onednn(torch.device("cpu"), torch.float32),
+    not torch_internals.has_onednn(torch.device("cpu"), torch.float32),
     reason="this torch has no oneDNN",
 )
 
@@ -51,9 +51,9 @@ def test_convolutions_equal_the_documented_ones(relu: bool, generator: torch.Gen
     padding, stride, dilation, groups = GEOMETRY
     plain = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     expected = F.relu(plain) if relu else plain
-    torch.testing.assert_close(undocumented.convolve(x, weight, bias, GEOMETRY, relu), expected)
+    torch.testing.assert_close(torch_internals.convolve(x, weight, bias, GEOMETRY, relu), expected)
     expected = F.relu(plain + residual) if relu else plain + residual
-    found = undocumented.convolve_add_(residual.clone(), x, weight, bias, GEOMETRY, relu)
+    found = torch_internals.convolve_add_(residual.clone(), x, weight, bias, GEOMETRY, relu)
     torch.testing.assert_close(found, expected)
 
 
@@ -61,10 +61,10 @@ def test_convolutions_equal_the_documented_ones(relu: bool, generator: torch.Gen
 def test_linear_layers_equal_the_documented_ones(generator: torch.Generator) -> None:
     x, weight = random_tensor(generator, 3, 7, 5), random_tensor(generator, 6, 5)
     bias, residual = random_tensor(generator, 6), random_tensor(generator, 3, 7, 6)
-    packed, plain = undocumented.pack_weight(weight), F.linear(x, weight, bias)
-    torch.testing.assert_close(undocumented.linear(x, packed, bias, False), plain)
-    torch.testing.assert_close(undocumented.linear(x, packed, bias, True), F.relu(plain))
-    found = undocumented.linear_add(x, residual, packed, bias)
+    packed, plain = torch_internals.pack_weight(weight), F.linear(x, weight, bias)
+    torch.testing.assert_close(torch_internals.linear(x, packed, bias, False), plain)
+    torch.testing.assert_close(torch_internals.linear(x, packed, bias, True), F.relu(plain))
+    found = torch_internals.linear_add(x, residual, packed, bias)
     torch.testing.assert_close(found, plain + residual)
 
 
@@ -75,5 +75,5 @@ def test_linear_relu_equals_linear_and_relu(device: str, generator: torch.Genera
     x, weight, bias = (
         random_tensor(generator, *shape).to(device) for shape in ((3, 7, 5), (6, 5), (6,))
     )
-    found = undocumented.linear_relu_on_gpu(x, weight, bias)
+    found = torch_internals.linear_relu_on_gpu(x, weight, bias)
     torch.testing.assert_close(found, F.relu(F.linear(x, weight, bias)))

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.output.catalog import read_catalog
 from jobs.output.errors import DamagedOutput
-from jobs.output.known import LabelRequest, known_objects
+from jobs.output.known_objects import LabelRequest, known_objects
 from jobs.output.run_documents import read_document, write_record
 from pipeline import schema
 from pipeline.plan.digests import digests, find_positions

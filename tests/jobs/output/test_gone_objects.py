@@ -9,7 +9,7 @@ from jobs.cli import main
 from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.errors import DamagedOutput
-from jobs.output.gone import gone_objects, hide_gone_objects, record_gone_objects
+from jobs.output.gone_objects import gone_objects, hide_gone_objects, record_gone_objects
 from jobs.output.run_documents import write_record, write_table
 from jobs.output.views import connect
 from pipeline.storage.files import join
