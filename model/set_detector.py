@@ -35,6 +35,7 @@ class SetDetector(nn.Module, ABC):
         super().__init__()
         self.padding = padding
         self.autocast_dtype: torch.dtype | None = None
+        self.has_new_heads = False  # for other classes than those of the weights, see create_model
         self.prepared = False  # for inference, which sets the next ones as well
         self.dtype = torch.float32  # of the trunk
         self.transformer_dtype = torch.float32  # of encoder and decoder; the rest is fp32

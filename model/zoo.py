@@ -106,7 +106,7 @@ def create_model(
             "mixed" and "int8" are for inference alone.
         padding: "published" (the original's arithmetic) or "invariant" (an image in a padded batch
             gives the same result as alone).
-        labels: other class names, for training. The heads for them start with new weights.
+        labels: class names, for training. Where they differ, heads start with new weights.
         seed: the seed of random weights.
         training: keep all parameters in fp32 and as in checkpoints, so that they can be trained or
             saved. By default the model is prepared for inference, with the same results but faster
@@ -148,6 +148,7 @@ def create_model(
                 ) from error
         if labels is not None and tuple(labels) != config.labels:
             net.replace_heads(tuple(labels))
+            net.has_new_heads = True
         net = net.eval().to(device)
         if training:
             net.autocast_dtype = None if dtype == torch.float32 else dtype

@@ -29,9 +29,11 @@ step. --weights random, the default, starts from nothing, which suits the render
 starts from the weights of shapes-tiny; --model deformable-detr --weights deformable-detr starts
 from the published ones. The first line of a training says what it starts from.
 
-Classes get new heads, even those that the model knows: a few steps teach them nothing, and such a
-model finds no box. A step of shapes-tiny takes 0.5 to 5 s on two idle cores, so try it first with
---steps 50 --evaluate-every 10, and then take some hundred steps or more.
+Where the categories are those of the weights, name by name and id by id, the heads of classes are
+kept. Else all classes get new heads, even those that the model knows: a few steps teach them
+nothing, and such a model finds no box. The first line says which. A step of shapes-tiny takes 0.5
+to 5 s on two idle cores, so try it first with --steps 50 --evaluate-every 10, and then take some
+hundred steps or more.
 """
 
 
@@ -43,8 +45,8 @@ def add(commands: Any) -> None:
         _train,
         help="train on rendered scenes, or fine-tune on a dataset in COCO's format",
         description="Train on rendered scenes; with --images and --annotations on a dataset in\n"
-        "COCO's format, whose classes get new heads. OUTPUT gets last.pt, to go on from, and\n"
-        "model.safetensors, for label --weights.",
+        "COCO's format, whose classes get new heads where the weights have others. OUTPUT gets\n"
+        "last.pt, to go on from, and model.safetensors, for label --weights.",
         again="; --resume goes on from OUTPUT/last.pt, where one was saved",
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

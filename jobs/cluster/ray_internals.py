@@ -154,8 +154,9 @@ def skip_lines(text: str) -> None:
     """Let this process print no line of Ray's other processes that has this text.
 
     Ray has RAY_DEDUP_LOGS_SKIP_REGEX for that, which it reads while it is imported. What a user has
-    set there stays.
+    set there stays. Lines of its errors come on stdout, others on stderr.
     """
-    from ray._private.ray_logging import stderr_deduplicator
+    from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
 
-    stderr_deduplicator.skip_re = stderr_deduplicator.skip_re or re.compile(re.escape(text))
+    for lines in (stdout_deduplicator, stderr_deduplicator):
+        lines.skip_re = lines.skip_re or re.compile(re.escape(text))

@@ -4,16 +4,21 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from jobs.train.options import TrainOptions
+from jobs.train.options import FROM_SCRATCH, TrainOptions
 from model.checkpoint import save_weights
 from model.set_detector import SetDetector
 from pipeline.storage.errors import CommandFailed, InputError
+from pipeline.storage.urls import mask
 
 LAST, WEIGHTS, LOCK = "last.pt", "model.safetensors", "train.lock"
+MOST_LISTED = 10  # classes
+MOST_OF_REASON = 200  # characters of an error of torch, which names all parameters that do not fit
 
 
 def refuse_other_training(folder: Path, resume: bool) -> None:
@@ -25,6 +30,42 @@ def refuse_other_training(folder: Path, resume: bool) -> None:
             f"OUTPUT {folder} holds a training: --resume goes on with it; for another one name "
             "another folder"
         )
+
+
+def options_of_beginning(options: TrainOptions) -> TrainOptions:
+    """The options of a resumed training, with the weights that it began from.
+
+    InputError if others are given, or another model.
+    """
+    last = options.output / LAST
+    saved = _read(last)
+    began, model = saved.get("weights"), saved.get("trained", options.model)
+    if model != options.model:
+        raise InputError(f"--resume: {last} is of a training of {model}: give --model {model}")
+    if began is None:  # of version 0.2 and before
+        return options
+    if options.weights not in (FROM_SCRATCH, began) and mask(options.weights) != began:
+        raise InputError(f"--resume: the training began from --weights {began}: leave it out")
+    return replace(options, weights=began)
+
+
+def _read(last: Path) -> dict[str, Any]:
+    """The content of `last.pt`. CommandFailed if it is not as saved."""
+    try:
+        saved: dict[str, Any] = torch.load(last, weights_only=True)
+        if not isinstance(saved, dict) or not {"model", "step"} <= saved.keys():
+            raise ValueError("it is no state of a training")
+    except Exception as error:  # files break in many ways, and torch has no common error
+        raise _damaged(last, error) from error
+    return saved
+
+
+def _damaged(last: Path, error: Exception) -> CommandFailed:
+    reason = " ".join(str(error).split())[:MOST_OF_REASON] or type(error).__name__
+    return CommandFailed(
+        f"{last} is damaged, or of a training with other options: put back what was there, or "
+        f"begin anew without --resume ({reason})"
+    )
 
 
 @contextmanager
@@ -56,8 +97,10 @@ class Checkpoints:
         net: SetDetector,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LambdaLR,
+        images: str,
     ):
-        self.options, self.net = options, net
+        """`images` says what is trained on."""
+        self.options, self.net, self.images = options, net, images
         self.optimizer, self.scheduler = optimizer, scheduler
         self.last, self.weights = options.output / LAST, options.output / WEIGHTS
 
@@ -69,6 +112,9 @@ class Checkpoints:
             "scheduler": self.scheduler.state_dict(),
             "labels": list(self.net.config.labels),
             "step": step,
+            "trained": self.options.model,
+            "weights": mask(self.options.weights),
+            "images": self.images,
         }
         unfinished = self.last.with_suffix(".tmp")
         torch.save(state, unfinished)
@@ -80,28 +126,28 @@ class Checkpoints:
     def load(self) -> int:
         """Go on from `last.pt`; its step. A --learning-rate that is given replaces the earlier one.
 
-        InputError if its classes are others than those of the annotations, and CommandFailed if the
-        file is not as saved.
+        What is trained on may differ, which is said. InputError if its classes are others than
+        those of the annotations, and CommandFailed if the file is not as saved.
         """
         rates = [float(rate) for rate in self.scheduler.base_lrs]
-        try:
-            saved = torch.load(self.last, weights_only=True)
-            self.net.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
-            step, labels = int(saved["step"]), tuple(saved.get("labels", self.net.config.labels))
-        except Exception as error:  # files break in many ways, and torch has no common error
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CommandFailed(
-                f"{self.last} is damaged, or of a training with other options: put back what was "
-                f"there, or begin anew without --resume ({reason})"
-            ) from error
+        saved = _read(self.last)
+        labels = tuple(saved.get("labels", self.net.config.labels))
         if labels != tuple(self.net.config.labels):
             raise InputError(
                 f"--resume: {self.last} has learnt the classes {_listed(labels)}, and the "
                 f"annotations have {_listed(self.net.config.labels)}: give the annotations that "
                 "the training began with, or name another folder"
             )
+        try:
+            self.net.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scheduler.load_state_dict(saved["scheduler"])
+            step = int(saved["step"])
+        except Exception as error:  # as above
+            raise _damaged(self.last, error) from error
+        print(f"resumed from step {step} of {self.last}, on {self.images}", flush=True)
+        if (before := saved.get("images", self.images)) != self.images:
+            print(f"before that step it was trained on {before}", flush=True)
         if self.options.learning_rate is not None:
             self._set_rates(rates)
         return step
@@ -115,4 +161,7 @@ class Checkpoints:
 
 
 def _listed(labels: tuple[str, ...]) -> str:
-    return ", ".join(f"{number}={name}" for number, name in enumerate(labels) if name)
+    """The first classes by their numbers, and how many more there are."""
+    named = [f"{number}={name}" for number, name in enumerate(labels) if name]
+    more = f" and {len(named) - MOST_LISTED} more" if len(named) > MOST_LISTED else ""
+    return ", ".join(named[:MOST_LISTED]) + more

@@ -154,8 +154,8 @@ def _image_notes(truth: Annotations, files: ImageFiles) -> list[str]:
         counts.add("images are missing and are left out", name)
     for one in files.unreadable:
         counts.add("images cannot be read and are left out", f"{one.path} ({one.reason})")
-    for name in files.without_folder:
-        counts.add("images are found by their names without folders", name)
+    for name in files.shortened:
+        counts.add("images are found by the ends of their names", name)
     for image in truth.images.values():
         found = files.found.get(image.id)
         if found and image.width and image.height and (image.width, image.height) != found.size:

@@ -75,7 +75,7 @@ def print_notes(prefix: str, notes: Sequence[str]) -> None:
         print(printable(f"{prefix}{note}"), file=sys.stderr)
 
 
-def describe_start(options: TrainOptions, training: Training) -> str:
+def describe_start(options: TrainOptions, training: Training, has_new_heads: bool) -> str:
     """What the training starts from, and what it learns."""
     place = weights_of(options.model, options.weights)
     if options.from_scratch:
@@ -84,16 +84,27 @@ def describe_start(options: TrainOptions, training: Training) -> str:
         weights = "the packaged weights of shapes-tiny"
     else:
         weights = f"the weights {mask(place)}"
-    said = f"training {options.model} from {weights}"
+    hint = "; --weights takes trained ones" if options.from_scratch and options.images else ""
+    heads = ""
+    if not options.from_scratch:
+        heads = (
+            "; the heads of classes start anew"
+            if has_new_heads
+            else "; the categories are the classes of the weights, whose heads are kept"
+        )
+    return printable(
+        f"training {options.model} from {weights}{hint}, on {describe_images(training)}{heads}"
+    )
+
+
+def describe_images(training: Training) -> str:
+    """What is trained on."""
     if not isinstance(training, CocoDataset):
-        return f"{said}, on rendered scenes"
+        return "rendered scenes"
     boxes = sum(len(labels) for _, labels in training.boxes.values())
     names = len([name for name in training.labels if name])
-    hint = "; --weights takes trained ones" if options.from_scratch else ""
-    return printable(
-        f"{said}{hint}, on {len(training)} images with {boxes} boxes of {names} categories; "
-        "the heads of classes start anew"
-    )
+    images = counted(len(training), "image")
+    return f"{images} with {counted(boxes, 'box')} of {names} categories"
 
 
 def describe_validation(options: TrainOptions, validation: Validation) -> str:

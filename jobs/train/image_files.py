@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.request import url2pathname
 
 from PIL import Image
 
@@ -13,6 +14,7 @@ from jobs.coco import records as coco
 from jobs.coco.file_names import portable_name
 from pipeline.storage.errors import InputError
 
+FILE_URL = "file://"
 READERS = 16  # threads that read headers: network disks answer slowly
 _SWAPPED = (5, 6, 7, 8)  # values of EXIF's orientation that turn an image by 90 degrees
 _ORIENTATION = 0x0112
@@ -42,7 +44,7 @@ class ImageFiles:
     found: dict[str, ImageFile] = field(default_factory=dict)  # by image id
     missing: list[str] = field(default_factory=list)  # file names
     unreadable: list[Unreadable] = field(default_factory=list)  # by their headers
-    without_folder: list[str] = field(default_factory=list)  # file names with other folders
+    shortened: list[str] = field(default_factory=list)  # file names that were found by their ends
 
 
 def find_image_files(folder: Path, images: Iterable[coco.Image]) -> ImageFiles:
@@ -52,7 +54,7 @@ def find_image_files(folder: Path, images: Iterable[coco.Image]) -> ImageFiles:
     """
     listed = list(images)
     files = ImageFiles()
-    owners: dict[Path, str] = {}  # file names by what was found without their folders
+    owners: dict[Path, str] = {}  # file names by what was found by their ends
     with ThreadPoolExecutor(READERS) as readers:
         for looked in readers.map(partial(_look_at, folder), listed):
             _take(looked, files, owners)
@@ -65,7 +67,7 @@ def find_image_files(folder: Path, images: Iterable[coco.Image]) -> ImageFiles:
 class _Looked:
     image: coco.Image
     name: str
-    is_without_folder: bool
+    is_shortened: bool
     answer: ImageFile | Unreadable | None  # None: there is no such file
 
 
@@ -74,14 +76,14 @@ def _take(looked: _Looked, files: ImageFiles, owners: dict[Path, str]) -> None:
         files.missing.append(looked.name)
         return
     path = looked.answer.path
-    if looked.is_without_folder:
+    if looked.is_shortened:
         if path in owners:
             raise InputError(
                 f"{path} may be {owners[path]} and {looked.name} of the annotations: give "
                 "--images the folder in which these names lie"
             )
         owners[path] = looked.name
-        files.without_folder.append(looked.name)
+        files.shortened.append(looked.name)
     if isinstance(looked.answer, Unreadable):
         files.unreadable.append(looked.answer)
     else:
@@ -90,13 +92,26 @@ def _take(looked: _Looked, files: ImageFiles, owners: dict[Path, str]) -> None:
 
 def _look_at(folder: Path, image: coco.Image) -> _Looked:
     name = image.file_name or ""
-    portable = portable_name(name)
-    for called in dict.fromkeys((name, portable, portable.rpartition("/")[2])):
+    for called, is_shortened in _possible_names(name).items():
         path = folder / called
         if os.path.isfile(path):  # False for what can be no name
-            is_without_folder = called not in (name, portable)
-            return _Looked(image, name, is_without_folder, _read_header(image.id, path))
+            return _Looked(image, name, is_shortened, _read_header(image.id, path))
     return _Looked(image, name, False, None)
+
+
+def _possible_names(name: str) -> dict[str, bool]:
+    """What a file may be called below its folder, best first, and whether that is an end of `name`.
+
+    Names of other machines have folders, or are URLs (`file:///photos/2024/a.jpg`): they are found
+    where they are, or by the longest end that lies in the folder (`2024/a.jpg`, then `a.jpg`).
+    """
+    portable = portable_name(name)
+    local = url2pathname(portable[len(FILE_URL) :]) if portable.startswith(FILE_URL) else portable
+    names = dict.fromkeys((name, portable, local), False)
+    parts = local.split("/")
+    for first in range(1, len(parts)):
+        names.setdefault("/".join(parts[first:]), True)
+    return names
 
 
 def _read_header(image_id: str, path: Path) -> ImageFile | Unreadable:
@@ -118,7 +133,7 @@ def _describe_nothing(folder: Path, files: ImageFiles, count: int) -> str:
         return f"none of {count} images can be read: {first.path}: {first.reason}"
     return (
         f"none of {count} images of the annotations lies in {folder}; the first is called "
-        f"{files.missing[0]}: give their folder as --images"
+        f"{files.missing[0]}: give as --images the folder below which that name, or its end, lies"
     )
 
 

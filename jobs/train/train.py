@@ -17,12 +17,19 @@ from torch.utils.data import DataLoader
 
 from jobs.accounting.plurals import counted
 from jobs.evaluate.average_precision import Found, average_precision
-from jobs.train.checkpoints import WEIGHTS, Checkpoints, locked, refuse_other_training
+from jobs.train.checkpoints import (
+    WEIGHTS,
+    Checkpoints,
+    locked,
+    options_of_beginning,
+    refuse_other_training,
+)
 from jobs.train.data import Sample, ScenesForTraining
 from jobs.train.datasets import (
     Training,
     Validation,
     datasets,
+    describe_images,
     describe_start,
     describe_validation,
     has_validation_set,
@@ -32,11 +39,12 @@ from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
 from model.criterion import criterion
 from model.detector import Detections
-from model.named import weights_of
+from model.named import RANDOM, weights_of
 from model.preprocess import batch_images
 from model.set_detector import SetDetector
 from model.zoo import create_model
 from pipeline.storage.errors import CommandFailed, InputError
+from pipeline.storage.urls import mask
 
 TOP = 100  # detections of an image that count, as published
 SAVE_SECONDS = 600.0  # longest time between two checkpoints
@@ -150,10 +158,12 @@ def train(options: TrainOptions, resume: bool = False) -> dict[str, float]:
     weights_of(options.model, options.weights)  # names that do not fit are refused at once
     torch.manual_seed(options.seed)
     refuse_other_training(options.output, resume)
+    if resume:
+        options = options_of_beginning(options)
     training, validation, labels = datasets(options)
     net = create_model(
         options.model,
-        options.weights,
+        RANDOM if resume else options.weights,
         options.device,
         options.precision,
         labels=labels,
@@ -173,13 +183,16 @@ def _train(
 ) -> dict[str, float]:
     """Train `net` from where it starts, or goes on, to the last step."""
     measured_on = describe_validation(options, validation)
-    print(f"{describe_start(options, training)}\n{measured_on}", flush=True)
+    images = describe_images(training)
+    if not resume:
+        print(describe_start(options, training, net.has_new_heads))
+    print(measured_on, flush=True)
     optimizer = optimizer_of(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, options))
-    checkpoints = Checkpoints(options, net, optimizer, scheduler)
+    checkpoints = Checkpoints(options, net, optimizer, scheduler, images)
     left_out = LeftOut()
     recipe = {key: str(value) for key, value in asdict(options).items() if key != "output"}
-    recipe["validation"] = measured_on
+    recipe |= {"weights": mask(options.weights), "trained_on": images, "validation": measured_on}
 
     def evaluate_and_save(step: int, loss: str) -> dict[str, float]:
         score = evaluate(net, validation, options.device, left_out)
@@ -191,8 +204,6 @@ def _train(
         return score
 
     start = checkpoints.load() if resume else 0
-    if resume:
-        print(f"resumed from step {start} of {checkpoints.last}", flush=True)
     if start >= options.steps:
         if checkpoints.weights.exists():
             raise InputError(f"{checkpoints.last} is of step {start}: nothing to resume")

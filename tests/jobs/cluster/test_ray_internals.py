@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,20 @@ def test_the_replaced_parts_of_ray_data_come_back_after_an_error() -> None:
     assert getattr(autoscaler, COORDINATOR) is coordinator
 
 
-def test_lines_with_a_text_are_skipped_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private.ray_logging import stderr_deduplicator
+@pytest.mark.parametrize("is_err", [False, True])  # Ray prints errors of its servers on stdout
+def test_lines_with_a_text_are_skipped_and_no_others(
+    is_err: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
+    from ray._private.worker import print_to_stdstream
 
-    monkeypatch.setattr(stderr_deduplicator, "skip_re", None)
+    for deduplicator in (stdout_deduplicator, stderr_deduplicator):
+        monkeypatch.setattr(deduplicator, "skip_re", None)
     skip_lines("killed by `ray.kill`")
-    lines = ["Task a failed: killed by `ray.kill`.", "Task b failed: its node died."]
-    batch: Any = {"ip": "127.0.0.1", "pid": "raylet", "lines": lines}
-    (printed,) = stderr_deduplicator.deduplicate(batch)
-    assert printed["lines"] == lines[1:]
+    name = uuid.uuid4().hex  # Ray keeps the lines of the last seconds
+    lines = [f"Task {name} failed: killed by `ray.kill`.", f"Task {name} failed: its node died."]
+    batch: Any = {"ip": "127.0.0.1", "pid": "raylet", "lines": lines, "is_err": is_err}
+    print_to_stdstream(batch, ignore_prefix=True)
+    printed = capsys.readouterr()
+    said, other = (printed.err, printed.out) if is_err else (printed.out, printed.err)
+    assert lines[1] in said and lines[0] not in said and not other

@@ -152,7 +152,21 @@ def test_names_with_folders_are_found(name: str, folder: Path) -> None:
     assert not [note for note in dataset.notes if "folder" in note]
     within = CocoDataset(folder / "album", folder / "truth.json", RULE, flip=False)
     assert within.files.found["0"].path == folder / "album" / "2.png"
-    assert f"without folders: 1; the first is {name}" in "".join(within.notes)
+    assert f"by the ends of their names: 1; the first is {name}" in "".join(within.notes)
+
+
+def test_urls_are_found_where_they_are_or_by_their_longest_end(folder: Path) -> None:
+    for name in ("2.png", "album/2.png", "my album/2.png"):
+        write_images(folder, name)
+    one = (folder / "my album" / "2.png").as_uri()
+    names = [one, "file:///elsewhere/album/2.png", "/elsewhere/2.png"]
+    images = [image(number, file_name=name) for number, name in enumerate(names)]
+    dataset = read(folder, images=images, annotations=[box(0)])
+    found = [dataset.files.found[str(number)].path for number in range(3)]
+    assert found == [folder / name for name in ("my album/2.png", "album/2.png", "2.png")]
+    assert "found by the ends of their names: 2; the first is file:///else" in "".join(
+        dataset.notes
+    )
 
 
 def test_two_images_that_would_be_one_file_are_refused(

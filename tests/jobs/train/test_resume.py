@@ -30,6 +30,19 @@ def test_what_was_saved_is_damaged(
     assert "begin anew without --resume" in said and said.count("\n") == 1
 
 
+def test_other_weights_and_another_model_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = {"model": {}, "step": 5, "weights": "packaged", "trained": "shapes-tiny"}
+    torch.save(saved, tmp_path / LAST)
+    for words, line in (
+        (["--weights", "shapes-tiny"], "began from --weights packaged: leave it out"),
+        (["--model", "detr"], "is of a training of shapes-tiny: give --model shapes-tiny"),
+    ):
+        assert main(["train", str(tmp_path), "--resume", *words]) == 2
+        assert line in capsys.readouterr().err
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A folder of images with two annotation files, whose classes have each other's numbers."""
@@ -65,8 +78,17 @@ def test_a_training_goes_on_with_its_classes_and_a_new_rate(
     said = capsys.readouterr().err
     assert "has learnt the classes 1=circle, 2=star, and the annotations have 1=star" in said
     assert {file.name: file.read_bytes() for file in out.iterdir()} == begun
+    document = json.loads((dataset / "a.json").read_text())
+    document["annotations"] = document["annotations"][:1]
+    (dataset / "a.json").write_text(json.dumps(document))
     slow = ("--resume", "--learning-rate", "1e-9")
-    assert main(train_command(dataset, "a.json", "--steps", "2", *slow)) == 0
+    command = train_command(dataset, "a.json", "--steps", "2", *slow)
+    assert main([word for word in command if word not in ("--weights", "packaged")]) == 0
+    said = capsys.readouterr().out
+    assert "resumed from step 1" in said and "last.pt, on 2 images with 1 box of 2 cat" in said
+    assert "before that step it was trained on 2 images with 2 boxes of 2 categories" in said
+    _, notes = read_weights(out / WEIGHTS)
+    assert notes["weights"] == "packaged" and notes["trained_on"].startswith("2 images with 1 box")
     saved = torch.load(out / LAST, weights_only=True)
     assert max(saved["scheduler"]["base_lrs"]) == 1e-9 and saved["step"] == 2
     before = torch.load(io.BytesIO(begun[LAST]), weights_only=True)["model"]
