@@ -194,7 +194,7 @@ class LabelOptions(
         default=False,
         metadata={
             "help": "also label again what failed for reasons outside the image: unreadable, "
-            "timed_out, worker_crash"
+            "address_not_allowed, timed_out, worker_crash"
         },
     )
     dry_run: bool = field(default=False, metadata={"help": "print the plan; touch nothing"})

@@ -147,6 +147,7 @@ class ServeOptions(ActionOptions):
             ImageHosts.of(self.allow_image_hosts),
             self.max_images,
             self.max_image_bytes,
+            self.max_pixels,
             batch_outputs=ImageHosts.of(self.allow_batch_outputs).entries,
         )
 
