@@ -18,7 +18,7 @@ from jobs.cluster.start import alive_nodes, check_machines, start_ray, wait_unti
 from jobs.label.log.lines import print_line
 from jobs.serve.batches.label_command import RAY_NICENESS
 from jobs.serve.batches.store import Store
-from jobs.serve.deploy import build, end, start
+from jobs.serve.deploy import build, end, quieten_ray_serve, start
 from jobs.serve.http.keys import read_keys
 from jobs.serve.running import refuse_second_endpoint, report_or_stop
 from jobs.serve.settings.options import ServeOptions
@@ -57,6 +57,7 @@ def serve(options: ServeOptions) -> int:
     where = "the cluster" if options.address else "this machine"
     print_line(f"starting Ray and the model on {where}")
     os.environ.setdefault(RAY_NICENESS, "0")  # of a Ray that starts here
+    quieten_ray_serve()
     is_ours = False  # whether the endpoint is to end with this command
     try:
         with _signals(_interrupt):

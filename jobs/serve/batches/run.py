@@ -64,7 +64,7 @@ def starter(settings: BatchSettings) -> Starter:
         return _start_job
     return lambda options, variables: Process(
         ["jobs.serve.batches.label_command", str(os.getpid()), *label_words(options)],
-        environment(variables, settings.gpus),
+        environment(variables, settings.share.gpus),
     )
 
 
@@ -164,13 +164,14 @@ def label_words(options: LabelOptions) -> list[str]:
         "--address": options.address,
         "--model": options.model,
         "--weights": options.weights,
-        "--score-threshold": str(options.score_threshold),
+        "--score-threshold": options.score_threshold,
         "--format": options.format,
         "--precision": options.precision,
         "--device": options.device,
         "--num-gpus": options.num_gpus,
+        "--max-detectors": options.max_detectors,
     }
-    named = [word for name, value in given.items() if value is not None for word in (name, value)]
+    named = [str(w) for name, value in given.items() if value is not None for w in (name, value)]
     return [*named, *([] if options.page else ["--no-page"]), "--", options.input, options.output]
 
 

@@ -20,6 +20,8 @@ from pipeline.storage.errors import InputError
         ({"port": 70000}, "--port 70000"),
         ({"usd_per_1000_images": -1.0}, "--usd-per-1000-images"),
         ({"max_images": 0}, "--max-images"),
+        ({"batches": "b", "batch_detectors": 0}, "--batch-detectors must be"),
+        ({"batch_detectors": 1}, "--batch-detectors is for --batches"),
         ({"max_queue": 8}, "--max-queue 8 would refuse every request of --max-images 64"),
         ({"host": "0.0.0.0"}, "give --keys"),
         ({"host": "::"}, "give --keys"),
