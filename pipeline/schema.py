@@ -28,6 +28,7 @@ from pipeline.gpu.reading import GPU, GpuReading
 OK = "ok"
 # Failures in the reader.
 UNREADABLE = "unreadable"  # the object could not be fetched (missing, forbidden, network)
+ADDRESS_NOT_ALLOWED = "address_not_allowed"  # DETR_BATCH_IMAGE_HOSTS leaves it out
 UNAVAILABLE = "unavailable"  # the store failed, but only for this object; the next run tries again
 EMPTY_FILE = "empty_file"  # zero bytes
 CORRUPT_SHARD = "corrupt_shard"  # a tar or Parquet file is broken here: one row for its rest
@@ -49,10 +50,11 @@ TIMED_OUT = "timed_out"  # the image took longer than the time limit of the stag
 # the bytes and last: the same bytes fail again.
 ALWAYS_RETRIED = frozenset({CHANGED, UNAVAILABLE})
 # Failures to fetch the planned version. They do not take the place of labels that the object has.
-NOT_FETCHED = (CHANGED, UNAVAILABLE, UNREADABLE)
+NOT_FETCHED = (CHANGED, UNAVAILABLE, UNREADABLE, ADDRESS_NOT_ALLOWED)
 # Failures that may be due to --format, --image-column or --id-column.
 FAILED_BY_READING = (CORRUPT_SHARD, EMPTY_SHARD, MISSING_BYTES, UNDECODABLE)
-RETRIED_ON_REQUEST = frozenset({UNREADABLE, WORKER_CRASH, TIMED_OUT})  # label --retry-failed
+# By label --retry-failed.
+RETRIED_ON_REQUEST = frozenset({UNREADABLE, ADDRESS_NOT_ALLOWED, WORKER_CRASH, TIMED_OUT})
 
 
 @dataclass(frozen=True)

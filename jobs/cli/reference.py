@@ -73,6 +73,19 @@ VARIABLES = (
         "(`s3://photos/2026`). `public` stands for every public address of the web. Not set: all.",
     ),
     Variable(
+        "DETR_BATCH_MAX_IMAGE_BYTES",
+        "268435456",
+        "pipeline/formats/rows.py",
+        "Most bytes of an image, for lists from strangers. A larger one is `too_large`, and its "
+        "download ends there. `serve` sets it for the addresses of batches.",
+    ),
+    Variable(
+        "DETR_BATCH_MAX_PIXELS",
+        "100000000",
+        "pipeline/stages/prepare.py",
+        "Most pixels of an image, without tiles. A larger one is `too_many_pixels`.",
+    ),
+    Variable(
         "DETR_BATCH_NOTIFY_SECRET",
         "",
         "jobs/label/notify/signature.py",

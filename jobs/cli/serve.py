@@ -3,6 +3,7 @@
 from typing import Any
 
 from jobs.cli.options import add_command
+from jobs.label.log.lines import as_line
 from jobs.serve.settings.options import ServeOptions
 
 
@@ -16,6 +17,7 @@ def add(commands: Any) -> None:
         description="Serve a detector over HTTP until Ctrl-C: /v1/detections, "
         "/v1/chat/completions, files and batches, for the `openai` package and for curl. The page "
         "at / tries it. On one machine by default; with --address on a Ray cluster.",
+        as_line=as_line,
     )
 
 

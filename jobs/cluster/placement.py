@@ -99,7 +99,7 @@ def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) 
     """Place a run on the `nodes` that exist now. A `cluster` may get more nodes later.
 
     On CPUs a node has a detector for every CPU_THREADS of its cores, as far as its memory holds
-    them and there are images for them.
+    them and there are images for them. No run has more than `most_detectors`.
     """
     device = _device(request, nodes)
     on_cpu = device == "cpu"
@@ -112,6 +112,8 @@ def placement_on(request: ClusterRequest, nodes: Sequence[Node], cluster: bool) 
             if node.holds(wanted) and matches(node.labels, request.detect_on)
         )
         fewest = most = _count_actors(sum(fits), request.images, IMAGES_PER_CPU_DETECTOR)
+    if request.most_detectors is not None:
+        fewest, most = (min(count, request.most_detectors) for count in (fewest, most))
     cpus_of_each, gpus_of_each, calls = (ACTOR_CPUS, 0, CPU_CALLS) if on_cpu else (0, 1, GPU_CALLS)
     pool = Pool(fewest, most, cpus_of_each, gpus_of_each, request.memory, calls, request.detect_on)
     cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))

@@ -34,6 +34,7 @@ class ClusterRequest:
         "--device cuda"  # the option by which the user wants GPUs, if `device` says so
     )
     images: int | None = None  # number of images of the run; None if it is not known
+    most_detectors: int | None = None  # on GPUs or CPUs; None: as many as fit
 
 
 def cluster_request(
@@ -43,6 +44,7 @@ def cluster_request(
     address: str | None = None,
     detect_on: str | None = None,
     prepare_on: str | None = None,
+    most_detectors: int | None = None,
 ) -> ClusterRequest:
     """Make a request from options of `label`. Raises InputError for a wrong value.
 
@@ -71,6 +73,7 @@ def cluster_request(
         selector(detect_on),
         selector(prepare_on),
         option,
+        most_detectors=most_detectors,
     )
 
 

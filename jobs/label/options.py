@@ -153,6 +153,12 @@ class LabelOptions(
             "help": "detectors on GPUs, or a range like 2-8 (default: 1, where there are any)"
         },
     )
+    max_detectors: int | None = field(
+        default=None,
+        metadata={
+            "help": "most detectors at a time (default: one for each core, or as --num-gpus says)"
+        },
+    )
     detect_on: str | None = field(
         default=None,
         metadata={"metavar": "KEY=VALUE", "help": "label of the nodes of Ray that detect"},
@@ -194,7 +200,7 @@ class LabelOptions(
         default=False,
         metadata={
             "help": "also label again what failed for reasons outside the image: unreadable, "
-            "timed_out, worker_crash"
+            "address_not_allowed, timed_out, worker_crash"
         },
     )
     dry_run: bool = field(default=False, metadata={"help": "print the plan; touch nothing"})
@@ -218,7 +224,7 @@ class LabelOptions(
         self.check_carry()
         self.check_tiles()
         self.check_canaries()
-        for name in ("batch_size", "limit"):
+        for name in ("batch_size", "limit", "max_detectors"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
@@ -233,6 +239,7 @@ class LabelOptions(
             self.address,
             self.detect_on,
             self.prepare_on,
+            self.max_detectors,
         )
 
     def without_secrets(self, source: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@
 """
 
 import logging
+import os
 from dataclasses import fields, replace
 from typing import Any
 
@@ -27,6 +28,12 @@ from jobs.serve.engine.detectors import Detecting
 from jobs.serve.engine.spec import EngineSpec, engine_spec
 from jobs.serve.http.shared_actors import end_actors
 from jobs.serve.settings.options import ActionOptions, ServeOptions
+from jobs.serve.settings.sharing import (
+    NOTHING_RESERVED,
+    BatchShare,
+    detectors_that_fit,
+    share_detectors,
+)
 from model.description import Description
 from model.detectors import describe, settled
 from model.zoo import offered_precision
@@ -53,7 +60,20 @@ START_ATTEMPTS = 3  # at a replica that cannot start
 
 # Detectors on CPUs take all cores. What reads, refuses and decodes goes before them.
 NICENESS = 5
+# Ray Serve's own settings of an endpoint on one machine: pauses of its controller, and of metrics
+# that nobody reads there. An idle endpoint took 113 ms of a core a second, and takes 63 (two shared
+# cores, 2026-11-28).
+QUIETER = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+}
 DETECTING: tuple[type[Detecting], tuple[Any, ...]] = Detecting, (NICENESS,)
+
+
+def quieten_ray_serve() -> None:
+    """Let a Ray that starts here afterwards spend less on Ray Serve. What a user has set stays."""
+    for name, value in QUIETER.items():
+        os.environ.setdefault(name, value)
 
 
 def start(app: Application, host: str, port: int, on_cluster: bool) -> None:
@@ -112,7 +132,10 @@ def build(options: ServeOptions, detector: Description, placement: Placement) ->
     """The application that serves a described detector on these machines."""
     precision = offered_precision(options.model, detector.precisions, options.precision)
     computation = computation_of_detectors(placement, precision, None, bool(options.address))
-    return application(options, engine_spec(options, detector, computation), placement)
+    fitting = detectors_that_fit(placement, list(alive_nodes().values()), bool(options.address))
+    placement, share = share_detectors(options, placement, fitting)
+    spec = engine_spec(options, detector, computation)
+    return application(options, spec, placement, share=share)
 
 
 def end(on_cluster: bool = False) -> None:
@@ -133,10 +156,12 @@ def application(
     spec: EngineSpec,
     placement: Placement,
     detecting: tuple[type, tuple[Any, ...]] = DETECTING,
+    share: BatchShare = NOTHING_RESERVED,
 ) -> Application:
     """The application that serves a detector on these machines.
 
-    `detecting` is the class that detects, with what its constructor takes after the spec.
+    `detecting` is the class that detects, with what its constructor takes after the spec. `share`
+    is what batches have.
     """
     pool, on_cluster = placement.layout.detectors, bool(options.address)
     preparers = placement.layout.preparers
@@ -165,14 +190,15 @@ def application(
         **_common(TASK_CPUS, REQUESTS, REQUESTS),
     )
     computing = decoding.bind(spec.decoding), detectors.bind(spec, *arguments)
-    return api.bind(options, served, *computing, _batching(options))
+    is_alone = apis == (1, 1)
+    return api.bind(options, served, is_alone, *computing, _batching(options, share))
 
 
-def _batching(options: ServeOptions) -> Application | None:
+def _batching(options: ServeOptions, share: BatchShare) -> Application | None:
     if options.batches is None:
         return None
     kind = serve.deployment(Batching).options(num_replicas=1, **_common(TASK_CPUS, 1, 1))
-    return kind.bind(options.batches, batch_settings(options))
+    return kind.bind(options.batches, batch_settings(options, share))
 
 
 def _replicas(fewest: int, most: int, target: float) -> dict[str, Any]:

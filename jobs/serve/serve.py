@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,9 +15,10 @@ import ray
 from jobs.cluster.placement import Placement, placement_on
 from jobs.cluster.request import ClusterRequest
 from jobs.cluster.start import alive_nodes, check_machines, start_ray, wait_until_it_fits
+from jobs.label.log.lines import print_line
 from jobs.serve.batches.label_command import RAY_NICENESS
 from jobs.serve.batches.store import Store
-from jobs.serve.deploy import build, end, start
+from jobs.serve.deploy import build, end, quieten_ray_serve, start
 from jobs.serve.http.keys import read_keys
 from jobs.serve.running import refuse_second_endpoint, report_or_stop
 from jobs.serve.settings.options import ServeOptions
@@ -53,10 +53,11 @@ def serve(options: ServeOptions) -> int:
     detector = describe(settled(options.model), options.weights)
     offered_precision(options.model, detector.precisions, options.precision)
     if missing := sandbox.why_absent():  # before Ray starts threads
-        print(f"images are decoded without a sandbox on this machine: {missing}", file=sys.stderr)
+        print_line(f"images are decoded without a sandbox on this machine: {missing}")
     where = "the cluster" if options.address else "this machine"
-    print(f"starting Ray and the model on {where}", file=sys.stderr)
+    print_line(f"starting Ray and the model on {where}")
     os.environ.setdefault(RAY_NICENESS, "0")  # of a Ray that starts here
+    quieten_ray_serve()
     is_ours = False  # whether the endpoint is to end with this command
     try:
         with _signals(_interrupt):
@@ -72,7 +73,7 @@ def serve(options: ServeOptions) -> int:
                 return EXIT_OK
             signal.pause()
     except KeyboardInterrupt:
-        print("ending: requests under way have a few seconds", file=sys.stderr)
+        print_line("ending: requests under way have a few seconds")
     finally:
         _end(is_ours, bool(options.address))
     return EXIT_OK
@@ -105,7 +106,7 @@ def _deploy(options: ServeOptions, detector: Description) -> None:
     app = build(options, detector, _place(options.machines()))
     start(app, options.host, options.port, bool(options.address))
     if detector.weights == RANDOM:
-        print("the weights are random: the boxes will mean nothing", file=sys.stderr)
+        print_line("the weights are random: the boxes will mean nothing")
 
 
 def _place(request: ClusterRequest) -> Placement:

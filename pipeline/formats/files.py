@@ -16,6 +16,7 @@ from pipeline.formats.rows import (
     is_planned,
     is_unavailable,
     patience,
+    status_of_missing,
     too_large_text,
 )
 from pipeline.isolation.child import Row
@@ -24,7 +25,6 @@ from pipeline.schema import (
     NOT_ALLOWED,
     TOO_LARGE,
     UNAVAILABLE,
-    UNREADABLE,
     Member,
     Shard,
 )
@@ -60,7 +60,8 @@ def _read_file(member: Member) -> Row:
             return failed_image(member, name, CHANGED, CHANGED_TEXT)
         return image_row(member, name, encoded)
     except Exception as error:  # stores raise many types
-        status = UNAVAILABLE if is_unavailable(error, member, began) else UNREADABLE
+        is_passing = is_unavailable(error, member, began)
+        status = UNAVAILABLE if is_passing else status_of_missing(error)
         return failed_image(member, name, status, describe_error(error, member.uri))
 
 

@@ -7,7 +7,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.schema import NOT_ALLOWED, Member
 from pipeline.storage.files import InputError, open_location, uri
-from pipeline.storage.image_hosts import VARIABLE
+from pipeline.storage.image_hosts import VARIABLE, RefusedAddress
 from pipeline.storage.protocols import is_local
 from pipeline.storage.urls import mask
 from pipeline.storage.versions import etag_of
@@ -19,7 +19,7 @@ def open_member(member: Member, what: str) -> tuple[AbstractFileSystem, str]:
     Raises InputError for an address that is bad or that its list may not name.
     """
     if member.etag == NOT_ALLOWED and not is_local(member.uri):
-        raise InputError(f"{what} {mask(member.uri)} is in no bucket that {VARIABLE} names")
+        raise RefusedAddress(f"{what} {mask(member.uri)} is in no bucket that {VARIABLE} names")
     if member.etag == NOT_ALLOWED:
         raise InputError(
             f"{what} {mask(member.uri)} is a local file, and the list that names it is not: put "

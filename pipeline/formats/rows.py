@@ -10,6 +10,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.isolation.child import Row
 from pipeline.schema import (
+    ADDRESS_NOT_ALLOWED,
     CHANGED,
     CORRUPT_SHARD,
     EMPTY_FILE,
@@ -21,6 +22,7 @@ from pipeline.schema import (
 )
 from pipeline.storage import retries
 from pipeline.storage.availability import ask, concerns_object_alone
+from pipeline.storage.environment import number_of_variable
 from pipeline.storage.files import (
     InputError,
     StorageUnavailable,
@@ -28,11 +30,13 @@ from pipeline.storage.files import (
     object_info,
     open_object,
 )
+from pipeline.storage.image_hosts import RefusedAddress
 from pipeline.storage.retries import is_from_store, is_transient, is_unknown_host
 from pipeline.storage.urls import identity, mask
 from pipeline.storage.versions import etag_of
 
-MAX_ENCODED_BYTES = 256 << 20  # size limit of one image file; a larger image is not read
+# Size limit of one image file. A larger image is not read.
+MAX_ENCODED_BYTES = int(number_of_variable("DETR_BATCH_MAX_IMAGE_BYTES", 268435456))
 # Seconds for which requests are repeated for an object that planning could not reach either.
 UNREACHED_SECONDS = 5.0
 CHANGED_TEXT = "the object changed after it was listed: the next run labels what is there now"
@@ -122,8 +126,13 @@ def row_of_rest(member: Member, count: int, error: Exception, broken: str, names
     reason = describe_error(error, member.uri) if gone else f"{broken}: {error}"
     name = f"{identity(member.uri)}#broken-after-{count}" if count else identity(member.uri)
     name = names.unique(name)
-    status = UNAVAILABLE if fails_alone else UNREADABLE if gone else CORRUPT_SHARD
+    status = UNAVAILABLE if fails_alone else status_of_missing(error) if gone else CORRUPT_SHARD
     return failed_image(member, name, status, reason)
+
+
+def status_of_missing(error: Exception) -> str:
+    """The status of an object that cannot be had, whatever its store does."""
+    return ADDRESS_NOT_ALLOWED if isinstance(error, RefusedAddress) else UNREADABLE
 
 
 def is_planned(fs: AbstractFileSystem, path: str, member: Member) -> bool:

@@ -40,6 +40,7 @@ from pipeline.stages.tiling import (
     views,
     why_too_many,
 )
+from pipeline.storage.environment import number_of_variable
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ LOAD, LOAD_BANDS = (
     f"pipeline.stages.decode:{name}" for name in ("load_decoders", "load_decoders_of_bands")
 )
 BYTES_PER_TABLE = 16 << 20  # bytes of pixels in one output table
+# Largest width x height that is decoded, without tiles.
+MOST_PIXELS = int(number_of_variable("DETR_BATCH_MAX_PIXELS", 100000000))
 DECODE_SECONDS = 60.0  # time limit of one image
 
 
@@ -57,7 +60,7 @@ class Preparer:
     def __init__(
         self,
         resize: ResizeRule,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int = MOST_PIXELS,
         seconds: float = DECODE_SECONDS,
         enlarge: bool = True,
         tiling: Tiling | None = None,

@@ -23,15 +23,13 @@ from pipeline.isolation.child import (
 )
 from pipeline.isolation.frames import table_of_rows
 from pipeline.schema import (
-    CHANGED,
     CORRUPT_SHARD,
     EMPTY_SHARD,
     ENCODED,
+    NOT_FETCHED,
     NOTHING_DONE,
     OK,
     TIMED_OUT,
-    UNAVAILABLE,
-    UNREADABLE,
     WORKER_CRASH,
     Done,
     Shard,
@@ -46,9 +44,7 @@ BYTES_PER_TABLE = 16 << 20
 # store must end the run and not fail the image.
 READ_SECONDS = 300.0
 # Why a reader ends before the end of its shard. The row stands for all images from there on.
-READER_FAILURES = frozenset(
-    (CHANGED, CORRUPT_SHARD, TIMED_OUT, UNAVAILABLE, UNREADABLE, WORKER_CRASH)
-)
+READER_FAILURES = frozenset((*NOT_FETCHED, CORRUPT_SHARD, TIMED_OUT, WORKER_CRASH))
 
 
 def _is_plausible(row: Row) -> bool:

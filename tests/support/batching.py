@@ -12,13 +12,12 @@ from openai.types import Batch
 
 from jobs.label.options import LabelOptions
 from jobs.serve.batches.batches import Batches
-from jobs.serve.batches.run import Process, Starter, environment, label_words
+from jobs.serve.batches.run import Process, Starter, Variables, environment, label_words
 from jobs.serve.batches.settings import BatchSettings, batch_settings
 from jobs.serve.batches.store import Store
 from jobs.serve.engine.engine import Engine
 from jobs.serve.settings.options import ServeOptions
 from jobs.serve.settings.settings import ApiSettings
-from pipeline.storage.image_hosts import ImageHosts
 from tests.support.serving import MODEL, serving
 
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -26,10 +25,10 @@ WAIT_SECONDS, LOOK_SECONDS = 300.0, 0.1
 Request = dict[str, Any]
 
 
-def label_alone(options: LabelOptions, hosts: ImageHosts) -> Process:
+def label_alone(options: LabelOptions, variables: Variables) -> Process:
     """Start `label` without Ray."""
     words = ["tests.support.alone", "label", *label_words(options)]
-    return Process(words, environment(hosts, None))
+    return Process(words, environment(variables, None))
 
 
 def settings_of(api: ApiSettings) -> BatchSettings:

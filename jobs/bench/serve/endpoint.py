@@ -19,7 +19,7 @@ from jobs.bench.serve.simulated import SimulatedDetecting
 from jobs.cluster.placement import placement_on
 from jobs.cluster.start import alive_nodes, start_ray
 from jobs.demo.scenes import render_scene
-from jobs.serve.deploy import DETECTING, application, end, start
+from jobs.serve.deploy import DETECTING, application, end, quieten_ray_serve, start
 from jobs.serve.engine.spec import local_engine_spec
 from jobs.serve.serve import free_port
 from jobs.serve.settings.options import ServeOptions
@@ -77,6 +77,7 @@ def running(
     detecting = DETECTING
     if device_seconds is not None:
         detecting = SimulatedDetecting, (device_seconds,)
+    quieten_ray_serve()
     start_ray(None)
     try:
         nodes = list(alive_nodes().values())

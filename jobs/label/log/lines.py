@@ -1,6 +1,6 @@
-"""The lines that `label` prints for people on stderr. In a log each begins with the time.
+"""Lines of `label` and `serve` for people on stderr. In a log each begins with the time.
 
-This is so of all of its lines: of errors and refused arguments (jobs/cli), and of warnings, too.
+This is so of all of their lines: of errors and refused arguments (jobs/cli), and of warnings, too.
 """
 
 import re

@@ -17,7 +17,6 @@ from jobs.label.options import LabelOptions
 from jobs.serve.batches.settings import BatchSettings
 from jobs.submit import job_server
 from jobs.submit.submit import Submission, start_job
-from pipeline.storage.image_hosts import VARIABLE, ImageHosts
 from pipeline.storage.urls import mask, printable
 
 log = logging.getLogger(__name__)
@@ -29,6 +28,11 @@ TAIL_BYTES = 1 << 14  # of the log of a run
 # What Ray sets for its own actors, and a Ray of another process must not see.
 OF_RAY, KEPT = "RAY_", ("RAY_TMPDIR",)
 OF_ACTORS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+Variables = dict[
+    str, str
+]  # of the environment of a run: what its list may name, and how large it is
 
 
 class LabelRun(Protocol):
@@ -51,16 +55,16 @@ class LabelRun(Protocol):
         ...
 
 
-Starter = Callable[[LabelOptions, ImageHosts], LabelRun]
+Starter = Callable[[LabelOptions, Variables], LabelRun]
 
 
 def starter(settings: BatchSettings) -> Starter:
     """What starts the runs of a server."""
     if settings.on_cluster:
         return _start_job
-    return lambda options, hosts: Process(
+    return lambda options, variables: Process(
         ["jobs.serve.batches.label_command", str(os.getpid()), *label_words(options)],
-        environment(hosts, settings.gpus),
+        environment(variables, settings.share.gpus),
     )
 
 
@@ -131,18 +135,18 @@ class Job:
         return last_line(self._client.get_job_logs(self._id)[-TAIL_BYTES:])
 
 
-def _start_job(options: LabelOptions, hosts: ImageHosts) -> Job:
+def _start_job(options: LabelOptions, variables: Variables) -> Job:
     """Start the job over this OUTPUT, or find the one that runs."""
     server = JobSubmissionClient("auto").get_address()
     words = label_words(replace(options, address="auto"))
-    job = Submission(replace(options, address=server), {VARIABLE: hosts.as_variable()}, words)
+    job = Submission(replace(options, address=server), variables, words)
     job.check()
     client = job_server.connect(server)
     return Job(client, start_job(client, job, join=True))
 
 
-def environment(hosts: ImageHosts, gpus: str | None) -> dict[str, str]:
-    """The variables of a process of `label` that an actor of Ray starts."""
+def environment(given: Variables, gpus: str | None) -> Variables:
+    """The environment of a process of `label` that an actor of Ray starts, with `given` in it."""
     variables = {
         name: value
         for name, value in os.environ.items()
@@ -151,7 +155,7 @@ def environment(hosts: ImageHosts, gpus: str | None) -> dict[str, str]:
     if gpus is not None:
         variables["CUDA_VISIBLE_DEVICES"] = gpus
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    return {**variables, VARIABLE: hosts.as_variable(), "PYTHONPATH": path}
+    return {**variables, **given, "PYTHONPATH": path}
 
 
 def label_words(options: LabelOptions) -> list[str]:
@@ -160,13 +164,14 @@ def label_words(options: LabelOptions) -> list[str]:
         "--address": options.address,
         "--model": options.model,
         "--weights": options.weights,
-        "--score-threshold": str(options.score_threshold),
+        "--score-threshold": options.score_threshold,
         "--format": options.format,
         "--precision": options.precision,
         "--device": options.device,
         "--num-gpus": options.num_gpus,
+        "--max-detectors": options.max_detectors,
     }
-    named = [word for name, value in given.items() if value is not None for word in (name, value)]
+    named = [str(w) for name, value in given.items() if value is not None for w in (name, value)]
     return [*named, *([] if options.page else ["--no-page"]), "--", options.input, options.output]
 
 

@@ -24,9 +24,10 @@ from jobs.serve.batches.records import (
     Validated,
     ended_as,
 )
-from jobs.serve.batches.run import LabelRun, Starter
+from jobs.serve.batches.run import LabelRun, Starter, Variables
 from jobs.serve.batches.settings import MOST_THRESHOLD, BatchSettings
 from jobs.serve.batches.store import Store
+from pipeline.storage.image_hosts import VARIABLE as HOSTS
 from pipeline.storage.image_hosts import ImageHosts
 from pipeline.storage.lock import OutputLock
 from pipeline.storage.protocols import is_local
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 5  # runs of `label` that end with an error and get nothing done
 EXIT_OK, EXIT_REFUSED, EXIT_FAILED_IMAGES = 0, 2, 3
+MOST_BYTES, MOST_PIXELS = "DETR_BATCH_MAX_IMAGE_BYTES", "DETR_BATCH_MAX_PIXELS"
 LABELS = "labels"  # OUTPUT of `label`, below the folder of the batch
 EXPIRED = Unanswered("expired", "The completion window of the batch ended before.")
 CANCELLED = Unanswered("cancelled", "The batch was cancelled before.")
@@ -156,7 +158,7 @@ class BatchWork:
         options = self._options(batch, validated.threshold)
         progress, failures, done = Progress(options.output), 0, 0
         while self._reason_to_end(batch) is None:
-            run = self._start(options, self._hosts())
+            run = self._start(options, self._variables(batch))
             code = self._follow(run, batch, claim, progress, validated)
             if code in (None, EXIT_OK, EXIT_FAILED_IMAGES):
                 return
@@ -170,10 +172,18 @@ class BatchWork:
                 raise InvalidInput([BatchError(code="label_failed", message=run.reason())])
             self._wait(self._record)
 
-    def _hosts(self) -> ImageHosts:
-        """What the list may name: what the server allows, and the images beside the list."""
-        hosts, own = self._settings.api.hosts, self._store.url_of(self._record.folder)
-        return hosts if is_local(own) else ImageHosts.of([*hosts.entries, own])
+    def _variables(self, batch: Batch) -> Variables:
+        """What bounds the run: what its list may name, and how large images may be.
+
+        The list may name what the server allows, and the images beside the list. Lakes are what the
+        operator has named, and have the limits of `label`.
+        """
+        api, own = self._settings.api, self._store.url_of(self._record.folder)
+        hosts = api.hosts if is_local(own) else ImageHosts.of([*api.hosts.entries, own])
+        variables = {HOSTS: hosts.as_variable()}
+        if not is_lake(batch.metadata):
+            variables |= {MOST_BYTES: str(api.max_image_bytes), MOST_PIXELS: str(api.max_pixels)}
+        return variables
 
     def _follow(
         self,

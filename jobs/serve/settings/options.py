@@ -62,6 +62,13 @@ class ServeOptions(ActionOptions):
             "help": "folder or s3:// prefix for files and batches (default: neither is offered)",
         },
     )
+    batch_detectors: int | None = field(
+        default=None,
+        metadata={
+            "help": "detectors for batches alone, which requests do not get (default: a quarter; "
+            "on CPUs of one machine both share the cores)"
+        },
+    )
     score_threshold: float = field(
         default=0.3, metadata={"help": "least score of a detection where a request names none"}
     )
@@ -119,6 +126,10 @@ class ServeOptions(ActionOptions):
         for name in ("max_images", "max_image_bytes", "max_pixels", "max_queue"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.batch_detectors is not None and self.batch_detectors < 1:
+            raise InputError("--batch-detectors must be at least 1")
+        if self.batch_detectors is not None and self.batches is None:
+            raise InputError("--batch-detectors is for --batches: give both, or neither")
         if self.max_queue < self.max_images:
             raise InputError(
                 f"--max-queue {self.max_queue} would refuse every request of --max-images "
@@ -147,6 +158,7 @@ class ServeOptions(ActionOptions):
             ImageHosts.of(self.allow_image_hosts),
             self.max_images,
             self.max_image_bytes,
+            self.max_pixels,
             batch_outputs=ImageHosts.of(self.allow_batch_outputs).entries,
         )
 

@@ -65,6 +65,9 @@ def test_on_cpus_a_node_has_a_detector_for_each_core_that_its_memory_holds() -> 
     few = replace(request(device="cpu"), images=9)
     assert placement_on(few, [node(64, 256)], cluster=True).layout.detectors.most == 3
     assert placement_on(few, [node(2, 32)], cluster=True).layout.detectors.most == 2
+    bounded = request(device="cpu", max_detectors=5)
+    assert placement_on(bounded, [node(64, 256)], cluster=True).layout.detectors.most == 5
+    assert placement_on(bounded, [node(2, 32)], cluster=True).layout.detectors.most == 2
     # With a detector on it, half a CPU is not enough for the other stages.
     place = placement_on(request(device="cpu"), [node(0.5, 8)], cluster=True)
     assert place.lacks([node(0.5, 8)]) is not None

@@ -37,7 +37,8 @@ def test_failures_outside_the_image_are_tried_again(status: str, tmp_path: Path)
     archive = [Labelled(f"t#{i}", status=status if i else "ok", shard="t", uri="t") for i in (0, 1)]
     write_run(tmp_path, [*images, *archive], ("",), FIRST)
     always = status in ("changed", "unavailable")
-    asked = always or status in ("unreadable", "timed_out", "worker_crash")
+    outside = ("unreadable", "address_not_allowed", "timed_out", "worker_crash")
+    asked = always or status in outside
     for uri in ("b", "t"):
         assert is_known(tmp_path, uri) is not always
         assert is_known(tmp_path, uri, retry_failed=True) is not asked

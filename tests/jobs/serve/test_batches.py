@@ -12,11 +12,10 @@ from openai.types import Batch
 
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
-from jobs.serve.batches.run import Process, environment
+from jobs.serve.batches.run import Process, Variables, environment
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
-from pipeline.storage.image_hosts import ImageHosts
 from tests.support.batching import (
     batching,
     client_of,
@@ -253,7 +252,7 @@ class Never(Process):
         super().__init__(["timeit", "-n1", "import time; time.sleep(600)"], {})
 
 
-def never(options: LabelOptions, hosts: ImageHosts) -> Process:
+def never(options: LabelOptions, variables: Variables) -> Process:
     return Never()
 
 
@@ -317,9 +316,9 @@ def test_a_batch_is_run_by_one_of_two_servers(
 ) -> None:
     runs = []
 
-    def counted(options: LabelOptions, hosts: ImageHosts) -> Process:
+    def counted(options: LabelOptions, variables: Variables) -> Process:
         runs.append(options.output)
-        return label_alone(options, hosts)
+        return label_alone(options, variables)
 
     with (
         batching(str(tmp_path), engine, start=counted) as one,
@@ -337,9 +336,9 @@ def test_a_run_that_fails_again_and_again_fails_the_batch(
 ) -> None:
     runs = []
 
-    def failing(options: LabelOptions, hosts: ImageHosts) -> Process:
+    def failing(options: LabelOptions, variables: Variables) -> Process:
         runs.append(options)
-        return Process(words, environment(hosts, None))
+        return Process(words, environment(variables, None))
 
     with batching(str(tmp_path), engine, start=failing) as address:
         client = client_of(address)

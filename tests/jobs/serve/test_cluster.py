@@ -62,6 +62,7 @@ def test_a_detached_endpoint_answers_and_ends(address: str, tmp_path: Path) -> N
 
     status = serve(address, "--status")
     assert "detr-batch: RUNNING" in status and "Batching: HEALTHY, 1 RUNNING" in status
+    assert "Detecting: HEALTHY, 2 RUNNING" in status, "one of three detectors is for batches"
     assert "runs on this cluster already" in serve(address, *options, "--detach", code=2)
     assert boxes(client) == [found], "who was refused has ended nothing"
 

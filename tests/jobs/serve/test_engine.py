@@ -138,6 +138,19 @@ def test_slow_images_do_not_wait_for_one_another() -> None:
     assert set(calls.sizes) == {1}
 
 
+def test_slow_images_that_have_waited_long_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.serve.engine.joining.WAITED_SHARE", 500.0)  # of some hundredths
+    calls = Calls(seconds=1.0)
+
+    async def ask() -> None:
+        joiner = Joiner(calls, 2)
+        await asyncio.gather(*(joiner.detect([b"one"]) for _ in range(30)))
+
+    run_coroutine(ask())
+    assert calls.sizes[:2] == [1, 1] and max(calls.sizes) > 2
+    assert sum(calls.sizes) == 30
+
+
 def test_error_of_a_call_reaches_its_images_alone() -> None:
     async def ask() -> list[list[Labelled] | BaseException]:
         joiner = Joiner(Calls(), 2)

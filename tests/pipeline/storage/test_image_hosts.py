@@ -1,14 +1,17 @@
 """Addresses that strangers name never lead to this machine or to its network."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from pipeline.formats.files import read_files
+from pipeline.formats.tars import read_tar
 from pipeline.plan.lists import read_url_list
-from pipeline.schema import NOT_ALLOWED, Member
+from pipeline.schema import NOT_ALLOWED, Member, Shard
 from pipeline.storage.checked_connector import CheckedConnector
 from pipeline.storage.errors import InputError
 from pipeline.storage.files import describe_error, open_location, read_object
@@ -171,4 +174,9 @@ def test_a_list_is_read_by_the_policy(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(Exception) as raised:
             read_object(fs, path)
         assert "no host of the public internet" in describe_error(raised.value, lines[0])
+        by_name = replace(of_web, uri=lines[0].replace("127.0.0.1", "localhost"))
+        rows = list(read_files(Shard("0", "files", (of_web, by_name, of_bucket)), 0))
+        assert [row["status"] for row in rows] == ["address_not_allowed"] * 3
+        archive = Shard("0", "tar", (by_name,))
+        assert [row["status"] for row in read_tar(archive)] == ["address_not_allowed"]
         WebFileSystem.clear_instance_cache()
