@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import duckdb
@@ -21,6 +22,17 @@ MAYBE_READING = (duckdb.StatementType.MULTI, duckdb.StatementType.EXPLAIN)
 # The queries in the tree of a SELECT that only read. `WITH x AS (COPY ...)` is a SELECT too, with a
 # COPY_QUERY_NODE in its tree.
 _READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+# Functions that stand for a table and only read. Others take SQL as text, which nobody has checked
+# (`json_execute_serialized_sql`, `query`), or change how DuckDB works.
+_READING_FUNCTIONS = frozenset(
+    "read_parquet parquet_scan parquet_metadata parquet_full_metadata parquet_file_metadata "
+    "parquet_kv_metadata parquet_schema parquet_bloom_probe read_csv read_csv_auto sniff_csv "
+    "read_json read_json_auto read_json_objects read_json_objects_auto read_ndjson "
+    "read_ndjson_auto read_ndjson_objects read_text read_blob read_duckdb glob json_each "
+    "json_tree range generate_series unnest repeat repeat_row summary histogram histogram_values "
+    "duckdb_columns duckdb_functions duckdb_settings duckdb_tables duckdb_types duckdb_views "
+    "duckdb_keywords pg_timezone_names icu_calendar_names pragma_table_info pragma_version".split()
+)
 _LOCK = """
 SET autoinstall_known_extensions = false;
 SET autoload_known_extensions = false;
@@ -29,6 +41,10 @@ SET python_enable_replacements = false;
 SET allowed_directories = {readable};
 SET enable_external_access = false;
 SET lock_configuration = true;
+"""
+_TABLE_FUNCTIONS = """
+SELECT DISTINCT function_name FROM duckdb_functions()
+WHERE function_type IN ('table', 'table_macro', 'pragma')
 """
 URL_IN_SQL = re.compile(r"""[A-Za-z][A-Za-z0-9+.\-]*://[^'"\s]*""")
 _WRITING = frozenset(
@@ -52,12 +68,19 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
             f"{kind.name} may change something, and query only reads: give a SELECT. For what else "
             "DuckDB does, write the answer into a file (--out), and open that"
         )
-    if found := _keywords(sql) & _WRITING:
+    tokens = list(_tokens(sql))
+    keywords = {word for kind, word in tokens if kind == duckdb.token_type.keyword}
+    if found := keywords & _WRITING:
         word = sorted(found)[0]
         raise InputError(
             f"the keyword {word.upper()} may change something, and query only reads: give a "
             f'SELECT. As a name it takes quotes: "{word}"'
         )
+    known = connection.execute(_TABLE_FUNCTIONS).fetchall()
+    called = {word for (_, word), (_, after) in pairwise(tokens) if after.startswith("(")}
+    for (name,) in known:
+        if name in called:
+            _check_function(name)
 
 
 def _check_tree(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -67,22 +90,34 @@ def _check_tree(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     tree = json.loads(rows[0][0])
     if tree["error"]:
         raise InputError(f"{tree['error_message']}: give a SELECT")
-    for kind in _kinds_of_nodes(tree["statements"]):
+    for node in _nodes(tree["statements"]):
+        kind = str(node.get("type"))
         if kind.endswith("_NODE") and kind not in _READING_NODES:
             raise InputError(
                 f"{kind.partition('_')[0]} may change something, and query only reads: leave it out"
             )
+        if kind == "TABLE_FUNCTION":
+            function = node.get("function") or {}
+            _check_function(str(function.get("function_name", "")))
 
 
-def _kinds_of_nodes(tree: Any) -> Iterator[str]:
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     waiting = [tree]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            yield str(one.get("type"))
+            yield one
             waiting.extend(one.values())
         elif isinstance(one, list):
             waiting.extend(one)
+
+
+def _check_function(name: str) -> None:
+    """Raise InputError for a function that stands for a table, unless it is known to read."""
+    if name.lower() not in _READING_FUNCTIONS:
+        raise InputError(
+            f"the function {name} may change something, and query only reads: leave it out"
+        )
 
 
 class ReadOnlyFiles(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -155,13 +190,14 @@ def lock_down(connection: duckdb.DuckDBPyConnection, sql: str, scratch: str) -> 
     connection.execute(_LOCK.format(readable=readable))
 
 
-def _keywords(sql: str) -> set[str]:
-    """The keywords of a statement in small letters, without those in texts and quoted names."""
-    starts = [(start, kind) for start, kind in duckdb.tokenize(sql)]
-    ends = [start for start, _ in starts[1:]] + [len(sql.encode())]
+def _tokens(sql: str) -> Iterator[tuple[duckdb.token_type, str]]:
+    """The kinds and texts of a statement's tokens, in small letters, names without quotes."""
     text = sql.encode()
-    return {
-        text[start:end].decode(errors="replace").split("--")[0].split("/*")[0].strip().lower()
-        for (start, kind), end in zip(starts, ends, strict=True)
-        if kind == duckdb.token_type.keyword
-    }
+    starts = [(start, kind) for start, kind in duckdb.tokenize(sql)]
+    ends = [start for start, _ in starts[1:]] + [len(text)]
+    for (start, kind), end in zip(starts, ends, strict=True):
+        if kind != duckdb.token_type.comment:
+            word = text[start:end].decode(errors="replace")
+            if kind != duckdb.token_type.string_const:
+                word = word.split("--")[0].split("/*")[0]
+            yield kind, word.strip().strip('"').lower()

@@ -25,6 +25,13 @@ def content_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def tree_of(sql: str) -> str:
+    """The tree of a statement as DuckDB writes it, as a text within SQL."""
+    ask = "SELECT json_serialize_sql($sql::VARCHAR)"
+    (row,) = duckdb.connect().execute(ask, {"sql": sql}).fetchall()
+    return str(row[0]).replace("'", "''")
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -44,6 +51,12 @@ def content_of(folder: Path) -> dict[Path, bytes]:
         "CALL enable_logging(storage = 'file', storage_path = '{file}')",
         "FROM enable_logging(storage = 'file', storage_path = '{file}')",
         "PRAGMA enable_logging",
+        "FROM json_execute_serialized_sql('{tree}')",
+        "FROM latest WHERE 1 = (SELECT 1 FROM main.\"json_execute_serialized_sql\"('{tree}'))",
+        "PIVOT (FROM json_execute_serialized_sql /* */ ('{tree}')) ON x USING count(*)",
+        "EXPLAIN ANALYZE FROM \"json_execute_serialized_sql\"('{tree}')",
+        "PRAGMA json_execute_serialized_sql('{tree}')",
+        "FROM query('FROM json_execute_' || 'serialized_sql(''x'')')",
         "CHECKPOINT",
         ";",
     ],
@@ -54,7 +67,9 @@ def test_nothing_but_reading_passes(
     table = next(Path(output).glob("detections/run=*/part-*.parquet"))
     for file in (table, tmp_path / "new"):
         before = content_of(tmp_path)
-        assert main(["query", output, sql.replace("{file}", str(file))]) == 2
+        writing = f"WITH x AS (COPY (SELECT 1) TO '{file}') SELECT * FROM x"
+        whole = sql.replace("{tree}", tree_of(writing)).replace("{file}", str(file))
+        assert main(["query", output, whole]) == 2
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") <= 2
         assert content_of(tmp_path) == before
