@@ -9,7 +9,7 @@ from torch import Tensor
 from model.detector import BatchDetector, Size
 from model.ops import by_triton
 from model.padding import valid_mask, zero_padding
-from model.resample import BITS, resize_pixels, taps_of_batch
+from model.resample import BITS, axis, resize_pixels, taps_of_batch
 from model.stem import blocks_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -81,10 +81,22 @@ def enlarge(pixels: Tensor, valid: Tensor, sources: Tensor) -> Tensor:
     """
     from model.ops.resample import resample
 
-    table = taps_of_batch(sources, valid, pixels.shape[1:3])
-    if pixels.is_cuda:
-        table = table.pin_memory().to(pixels.device, non_blocking=True)
+    table = _moved(taps_of_batch(sources, valid, pixels.shape[1:3]), pixels.device)
     return resample(pixels, table, BITS)
+
+
+def resize_on_device(image: Tensor, size: Size) -> Tensor:
+    """Resize an image (h, w, 3) uint8 on a GPU as `resize_pixels` does: (H, W, 3) uint8."""
+    from model.ops.resample import resize
+
+    own = [axis(*lengths) for lengths in zip(image.shape[:2], size, strict=True)]
+    rows, columns = (_moved(one.table(), image.device) for one in own)
+    return resize(image, rows, columns, (own[0].bits, own[1].bits))
+
+
+def _moved(table: Tensor, device: torch.device) -> Tensor:
+    """A table of the host on a device, which does not wait for the host."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 def normalize(
