@@ -56,7 +56,10 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--max-usd", "5"], "--max-usd 5 wants a price above 0: give --instance-type or --usd-per-hour"),
+        (
+            ["--max-usd", "5"],
+            "--max-usd 5 wants a price above 0: give --instance-type or --usd-per-hour",
+        ),
         (["--max-usd", "0", "--usd-per-hour", "1"], "--max-usd 0 is spent before the first block"),
         (["--max-hours", "-1"], "--max-hours -1 is spent before the first block"),
         (["--until", "2020-01-01T00:00Z"], "--until 2020-01-01T00:00Z is past"),
