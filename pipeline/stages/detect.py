@@ -123,8 +123,10 @@ class Detector:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Convert a PREPARED table to a DETECTED table with the same rows.
 
-        Raises CheckpointError if the weights are missing, or other ones than the command found, and
-        OutOfMemory if memory does not hold a batch.
+        JPEGs that the device does not decode are prepared in this process, and detected then.
+
+        Raises CheckpointError if the weights are missing, or other ones than the command found,
+        OutOfMemory if memory does not hold a batch, and CommandFailed if no JPEG can be decoded.
         """
         if self.refusal is not None:
             raise self.refusal
