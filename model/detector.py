@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from model.resize import ResizeRule
@@ -63,6 +64,14 @@ class BatchDetector(Protocol):
         """The greatest number of detections for an image."""
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def copies(self) -> torch.cuda.Stream | None:
+        """The stream on which a GPU gets batches beside what it computes. None on CPUs."""
+
+    @property
     def ahead(self) -> int:
         """The number of batches that may wait for their results while the next is submitted."""
 
@@ -87,7 +96,8 @@ class BatchDetector(Protocol):
         """Start the detection in one batch of B = `count` images.
 
         Args:
-            pixels: (B, H, W, 3) uint8 RGB, where H x W is the canvas of all images. Pixels that are
+            pixels: (B, H, W, 3) uint8 RGB on the host, or written on the device by the stream of
+                `copies`, where H x W is the canvas of all images. Pixels that are
                 not valid may have any value.
             valid: (B, 2) int64, height and width of each image on its canvas, at least 1 x 1. None
                 if the detector never `pads`.

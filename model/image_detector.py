@@ -69,6 +69,7 @@ class OneByOne:
 
     count, ahead = 1, 0
     pads = pins = enlarges = False
+    device, copies = torch.device("cpu"), None  # what an `ImageDetector` gets lies on the host
 
     def __init__(self, detector: ImageDetector, top: int, name: str):
         """`name` is what errors call the detector."""

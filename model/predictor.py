@@ -166,7 +166,8 @@ class Predictor:
         wrong: Tensor,
     ) -> PendingDetections:
         """Start the detection by the fallback in the images that are `wrong`, beside blanks."""
-        pixels = torch.where(wrong[:, None, None, None], pixels, 0)
+        with torch.cuda.stream(self.copies):  # on which `pixels` may have been written
+            pixels = torch.where(wrong.to(pixels.device)[:, None, None, None], pixels, 0)
         valid, sources = (
             None if areas is None else torch.where(wrong[:, None], areas, 1)
             for areas in (valid, sources)

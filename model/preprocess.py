@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from model.detector import BatchDetector, Size
+from model.jpeg import Jpeg, decode
 from model.ops import by_triton
 from model.padding import valid_mask, zero_padding
-from model.resample import BITS, resize_pixels, taps_of_batch
+from model.resample import BITS, axis, resize_pixels, taps_of_batch
 from model.stem import blocks_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,21 +47,51 @@ def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 
 def form_batch(
-    images: Sequence[Tensor], detector: BatchDetector, targets: Sequence[Size] | None = None
+    images: Sequence[Tensor | Jpeg],
+    detector: BatchDetector,
+    targets: Sequence[Size] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Make the batch of a detector from images (h, w, 3) uint8 that become `targets` of one canvas.
+    """Make the batch of a detector from images that become `targets` of one canvas.
 
-    `targets` are at least the sizes of the images; None: those. Returns the pixels (B, H, W, 3)
-    uint8, the valid sizes (B, 2) int64 and the sources (B, 2) int64, as `submit` takes them. Pixels
-    that are in no image are not written: they have any value.
+    Images are (h, w, 3) uint8, at most as large as their targets (None: just as large), or JPEGs,
+    which the device of the detector decodes. Returns the pixels (B, H, W, 3) uint8, the valid sizes
+    (B, 2) int64 and the sources (B, 2) int64, as `submit` takes them. Pixels that are in no image
+    are not written: they have any value. Raises Refused if a JPEG is not decoded.
     """
-    targets = targets or [(image.shape[0], image.shape[1]) for image in images]
+    if targets is None:
+        targets = [
+            image.displayed if isinstance(image, Jpeg) else (image.shape[0], image.shape[1])
+            for image in images
+        ]
+    with torch.cuda.stream(detector.copies):
+        pixels = [_decoded(*pair, detector) for pair in zip(images, targets, strict=True)]
+        return _form_batch(pixels, detector, targets)
+
+
+def _decoded(image: Tensor | Jpeg, target: Size, detector: BatchDetector) -> Tensor:
+    """The pixels of an image. Of a JPEG they are as small as `target`, and not yet enlarged."""
+    if not isinstance(image, Jpeg):
+        return image
+    pixels = decode(image, detector.device)
+    if not detector.enlarges:
+        return pixels.cpu().contiguous()
+    fits = pixels.shape[0] <= target[0] and pixels.shape[1] <= target[1]
+    return pixels if fits else resize_on_device(pixels, target)
+
+
+def _form_batch(
+    images: Sequence[Tensor], detector: BatchDetector, targets: Sequence[Size]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if not detector.enlarges:
         images = [resize_pixels(*pair) for pair in zip(images, targets, strict=True)]
     if not detector.pads and detector.count == 1:
         return images[0][None], None, None
     (canvas,) = {detector.canvas(target) for target in targets}
-    pixels = torch.empty(detector.count, *canvas, 3, dtype=torch.uint8, pin_memory=detector.pins)
+    device = next((image.device for image in images if image.is_cuda), torch.device("cpu"))
+    pinned = detector.pins and device.type == "cpu"
+    pixels = torch.empty(
+        detector.count, *canvas, 3, dtype=torch.uint8, device=device, pin_memory=pinned
+    )
     valid = torch.ones(detector.count, 2, dtype=torch.int64, pin_memory=detector.pins)
     valid[: len(images)] = torch.tensor(targets)
     sources = valid.clone()
@@ -81,10 +112,22 @@ def enlarge(pixels: Tensor, valid: Tensor, sources: Tensor) -> Tensor:
     """
     from model.ops.resample import resample
 
-    table = taps_of_batch(sources, valid, pixels.shape[1:3])
-    if pixels.is_cuda:
-        table = table.pin_memory().to(pixels.device, non_blocking=True)
+    table = _moved(taps_of_batch(sources, valid, pixels.shape[1:3]), pixels.device)
     return resample(pixels, table, BITS)
+
+
+def resize_on_device(image: Tensor, size: Size) -> Tensor:
+    """Resize an image (h, w, 3) uint8 on a GPU as `resize_pixels` does: (H, W, 3) uint8."""
+    from model.ops.resample import resize
+
+    own = [axis(*lengths) for lengths in zip(image.shape[:2], size, strict=True)]
+    rows, columns = (_moved(one.table(), image.device) for one in own)
+    return resize(image, rows, columns, (own[0].bits, own[1].bits))
+
+
+def _moved(table: Tensor, device: torch.device) -> Tensor:
+    """A table of the host on a device, which does not wait for the host."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 def normalize(

@@ -41,9 +41,14 @@ class ResizeRule:
         """
         rows, columns = self.target_size(height, width)
         fits = height <= rows and width <= columns
-        if enlarge or not fits or rows * columns > MOST_ENLARGED * height * width:
+        if enlarge or not fits or self.is_much_enlarged(height, width):
             return rows, columns
         return height, width
+
+    def is_much_enlarged(self, height: int, width: int) -> bool:
+        """Whether an image of this size becomes more than MOST_ENLARGED times as large."""
+        rows, columns = self.target_size(height, width)
+        return rows * columns > MOST_ENLARGED * height * width
 
 
 @dataclass(frozen=True)

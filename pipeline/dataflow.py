@@ -38,6 +38,8 @@ from pipeline.stages.tiling import Tiling
 # CPUs they hold 20 images of 288 x 400, or 3 of 800 x 1066, so that the detectors of all cores get
 # some of a small lake, and progress shows early. (Sizes are those of `ResizeRule.prepared_size`.)
 GPU_BLOCK_BYTES, CPU_BLOCK_BYTES = 256 << 20, 8 << 20
+# Of JPEGs that detectors decode, such a block holds 350 of 640 x 480, or 150 of 1066 x 800.
+JPEG_BLOCK_BYTES = 32 << 20
 # Many detectors make many blocks, and the driver needs 5 to 8 ms of a CPU for each block
 # (`bench scale`, 2026-11-26). Blocks of large pools of CPUs therefore grow, up to half a minute of
 # work: 25 images of 800 x 1066.
@@ -87,12 +89,13 @@ class FlowSettings:
     arguments: tuple[Any, ...]  # arguments of the constructor of `detector`
     layout: Layout
     tiling: Tiling | None = None  # how images are tiled; None if they are not
+    leave_jpegs: bool = False  # whether detectors decode JPEGs
 
 
-def block_bytes(detectors: Pool) -> int:
+def block_bytes(detectors: Pool, leave_jpegs: bool = False) -> int:
     """Target size of a block in bytes, in a flow with these detectors."""
     if detectors.num_gpus:
-        return GPU_BLOCK_BYTES
+        return JPEG_BLOCK_BYTES if leave_jpegs else GPU_BLOCK_BYTES
     sizes = max(1, detectors.most // CPU_DETECTORS_PER_BLOCK_SIZE)
     return min(MOST_CPU_BLOCK_BYTES, sizes * CPU_BLOCK_BYTES)
 
@@ -135,7 +138,7 @@ def _receipts(
     the table.
     """
     layout, detectors = settings.layout, settings.layout.detectors
-    _set_context(block_bytes(detectors))
+    _set_context(block_bytes(detectors, settings.leave_jpegs))
     nodes = layout.nodes or None
     with warnings.catch_warnings():
         # Ray 2.60 deprecates `scheduling_strategy`. pyproject.toml requires a version below 2.64.
@@ -158,6 +161,7 @@ def _receipts(
                 fn_constructor_kwargs={
                     "enlarge": not detectors.num_gpus,
                     "tiling": settings.tiling,
+                    "leave_jpegs": settings.leave_jpegs,
                 },
                 batch_size=None,
                 batch_format="pyarrow",

@@ -171,7 +171,8 @@ _DISPLAYED = [
 ]
 
 # prepare -> detect: the RGB image as (rows, columns, 3) uint8 bytes in C order, resized for the
-# model, or as displayed where the detector is to enlarge it (`ResizeRule.prepared_size`).
+# model, or as displayed where the detector is to enlarge it (`ResizeRule.prepared_size`). Of a JPEG
+# that the detector is to decode these are null, and `encoded` has its bytes.
 PREPARED = pa.schema(
     [
         *_IDENTITY,
@@ -179,6 +180,7 @@ PREPARED = pa.schema(
         pa.field("pixels", pa.large_binary()),
         pa.field("rows", pa.int32()),
         pa.field("columns", pa.int32()),
+        pa.field("encoded", pa.large_binary()),
         pa.field("encoded_bytes", pa.int64()),  # size of the file or of the archive's member
         pa.field("prepare_seconds", pa.float32()),  # time to decode, convert and resize this image
     ]
@@ -234,6 +236,8 @@ DETECTED = pa.schema(
         pa.field("detect_seconds", pa.float32()),  # this image's share of its batch's time
         pa.field("computation", pa.string()),  # what decided the bits, see model/computation.py
         pa.field("processed_at", pa.timestamp("us", "UTC")),
+        # Whether the image is a JPEG that the detector was to decode, and whose decoder refused it.
+        pa.field("is_refused", pa.bool_()),
         # The first row of what a detector returns has these two; other rows have null.
         pa.field("canaries", pa.string()),  # what it gave for canaries last, see stages/canaries.py
         pa.field("gpu", GPU),
@@ -308,6 +312,7 @@ class Receipt:
     finished_at: float = 0.0  # Unix time
     canaries: tuple[str, ...] = ()  # the columns `canaries` and `gpu` of DETECTED
     gpu: tuple[GpuReading, ...] = ()
+    refused: int = 0  # JPEGs that the decoder of the device refused; CPUs decoded them
 
 
 # stage -> driver: one `Receipt` per row.
@@ -328,6 +333,7 @@ RECEIPT = pa.schema(
         pa.field("finished_at", pa.float64()),
         pa.field("canaries", pa.list_(pa.string())),
         pa.field("gpu", pa.list_(GPU)),
+        pa.field("refused", pa.int64()),
     ]
 )
 

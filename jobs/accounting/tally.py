@@ -82,6 +82,9 @@ class Report(TypedDict):
     limiting_stage: str | None  # stage with the busiest workers; None if not known
     timeline: list[Point]  # at most 201, the first at 0
     storage_retries: int  # requests that were repeated
+    # JPEGs that the decoder of a GPU refused, and CPUs decoded (--decode gpu); of what this command
+    # labelled. Absent if there are none.
+    refused_jpegs: NotRequired[int]
     # Number of images by what decided their bits (model/computation.py); of what this command
     # labelled. Versions before 0.2 did not record it.
     computations: NotRequired[dict[str, int]]
@@ -122,6 +125,7 @@ class Tally:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     encoded_bytes: int = 0
     retries: int = 0  # requests to stores that were repeated
+    refused: int = 0  # JPEGs that the decoder of a GPU refused
     computations: Counter[str] = field(default_factory=Counter)  # images by what decided their bits
     gpus: GpuSums = field(default_factory=GpuSums)
     first: Receipt | None = None
@@ -147,6 +151,7 @@ class Tally:
         self.detections += receipt.detections
         self.encoded_bytes += receipt.encoded_bytes
         self.retries += receipt.retries
+        self.refused += receipt.refused
         self.failed.update(receipt.failed)
         for stage in STAGES:
             self.seconds[stage] += getattr(receipt, f"{stage}_seconds")
@@ -252,6 +257,8 @@ def report(
             usd * 1000 / tally.images if usd is not None and tally.images else None
         ),
     }
+    if tally.refused:
+        summary["refused_jpegs"] = tally.refused
     if figures := tally.gpus.figures():
         energy = tally.gpus.watt_hours()
         summary["gpus"] = figures

@@ -90,7 +90,8 @@ def label_words(options: Mapping[str, Any]) -> list[str]:
     for name in ("tile", "tile_overlap"):
         value = options.get(name)
         words += [option_of(name), word_of(value)] if value is not None else []
-    return words
+    decode = options.get("decode", "cpu")  # versions before 0.2 had no such option
+    return [*words, *(["--decode", decode] if decode != "cpu" else [])]
 
 
 def box_words(options: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from jobs.accounting.budget import Budget
@@ -27,6 +28,7 @@ from model.zoo import offered_precision
 from pipeline.dataflow import FlowSettings
 from pipeline.plan.shards import Shards
 from pipeline.stages.detect import CPU_THREADS, Detector, DetectorSpec
+from pipeline.stages.prepare import Preparer
 from pipeline.stages.tiling import Tiling
 from pipeline.storage.files import canonical_url
 
@@ -79,9 +81,12 @@ def read_command(options: LabelOptions, notifier: Notifier, budget: Budget) -> C
     boxes = choose_boxes(options, named_classes(detector.labels), options.score_threshold)
     decided = boxes.as_document()
     tiling = options.tiling(detector.resize)
+    options.check_decode_of(options.model, detector.is_alone)
     choices: dict[str, Any] = {"boxes": decided} if decided else {}
     if tiling is not None:
         choices["tiles"] = asdict(tiling)
+    if options.leaves_jpegs:
+        choices["decode"] = options.decode
     mark = fingerprint(
         detector.identity,
         detector.weights,
@@ -124,7 +129,7 @@ class Placed:
 
 def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> FlowSettings:
     """The settings of the dataflow, with the URLs of the plan and of the staging folder."""
-    options = command.options
+    options, resize = command.options, command.detector.resize
     spec = DetectorSpec(
         command.labels.model,
         command.detector.place or options.weights,
@@ -142,17 +147,21 @@ def flow_settings(command: Command, plan: str, staging: str, placed: Placed) -> 
         if command.canaries is None
         else prepare_canaries(
             command.canaries.reference,
-            command.detector.resize,
+            resize,
             enlarge=not placed.placement.layout.detectors.num_gpus,
         ),
         measures_gpu=True,
+        preparer=partial(Preparer, resize, enlarge=False, tiling=command.tiling)
+        if options.leaves_jpegs
+        else None,
     )
     return FlowSettings(
         plan,
         staging,
-        command.detector.resize,
+        resize,
         Detector,
         (spec,),
         placed.placement.layout,
         command.tiling,
+        options.leaves_jpegs,
     )

@@ -11,6 +11,7 @@ from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.budget_options import BudgetOptions
 from jobs.label.canaries.options import CanaryOptions
 from jobs.label.carry_options import CarryOptions
+from jobs.label.decode_options import DecodeOptions
 from jobs.label.notify.options import NotifyOptions
 from jobs.label.tile_options import TileOptions
 from pipeline.storage.errors import InputError
@@ -85,6 +86,7 @@ class LabelOptions(
     TileOptions,
     BoxOptions,
     CarryOptions,
+    DecodeOptions,
     BudgetOptions,
     CanaryOptions,
     NotifyOptions,
@@ -223,6 +225,7 @@ class LabelOptions(
         self.check_boxes()
         self.check_carry()
         self.check_tiles()
+        self.check_decode(self.device)
         self.check_canaries()
         for name in ("batch_size", "limit", "max_detectors"):
             value = getattr(self, name)
@@ -232,7 +235,7 @@ class LabelOptions(
 
     def machines(self) -> ClusterRequest:
         """The machines that the run requests. Raises InputError for wrong values."""
-        return cluster_request(
+        request = cluster_request(
             self.device,
             self.num_gpus,
             self.model,
@@ -241,6 +244,7 @@ class LabelOptions(
             self.prepare_on,
             self.max_detectors,
         )
+        return self.with_gpus(request)
 
     def without_secrets(self, source: str) -> dict[str, Any]:
         """The fields for run.json: INPUT is its canonical URL `source`, other URLs are masked."""

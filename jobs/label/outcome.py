@@ -47,6 +47,10 @@ def print_outcome(
             f"{'is' if published.not_carried == 1 else 'are'} NULL: damaged, of another type, or "
             f"above {MOST_VALUE_BYTES >> 10} kB"
         )
+    if refused := sum(report.get("refused_jpegs", 0) for report in published.reports):
+        print_line(
+            f"the decoder of the GPU refused {counted(refused, 'JPEG')}: decoded on CPUs instead"
+        )
     if failed:
         print_way_to_failures(output)
     if failed < images and not published.boxes:

@@ -88,6 +88,7 @@ def as_text(report: dict[str, Any]) -> str:
         "  steady       " + ("one block: no rate" if steady is None else f"{steady:.2f} images/s"),
         *stages,
         f"retries        {counted(report['storage_retries'], 'repeated request')} to stores",
+        *_describe_refused_jpegs(report),
         *_describe_canaries(report),
         *(
             f"computed in    {one}: {counted(n, 'image')}"
@@ -135,6 +136,14 @@ def _describe_near_duplicates(report: dict[str, Any]) -> list[str]:
         f"  near pairs   {near['same_class']} of boxes of one class with an IoU above "
         f"{near['iou']:g}, {near['any_class']} of boxes of any"
     ]
+
+
+def _describe_refused_jpegs(report: dict[str, Any]) -> list[str]:
+    """Say how many JPEGs CPUs decoded in place of GPUs, if any."""
+    refused = report.get("refused_jpegs")
+    if not refused:
+        return []
+    return [f"refused        {counted(refused, 'JPEG')} by the decoder of the GPU"]
 
 
 def _describe_canaries(report: dict[str, Any]) -> list[str]:

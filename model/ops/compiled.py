@@ -52,7 +52,7 @@ from model.ops.pyramid import (
 from model.ops.pyramid import WARPS as CELL_WARPS
 from model.ops.resample import BLOCK as PIXELS
 from model.ops.resample import WARPS as PIXEL_WARPS
-from model.ops.resample import resample_forward
+from model.ops.resample import resample_forward, resize_forward
 from model.ops.triton import msda_forward
 from model.ops.ways import CORNERS, FP32, HALF, WAYS
 
@@ -276,11 +276,14 @@ def pyramid(capability: int, dtype: str) -> Iterator[tuple[str, Cost]]:
         yield kernel.__name__, compiled(kernel, capability, types, sizes, warps)
 
 
-def resampling(capability: int) -> Cost:
-    """The enlargement of a batch's images."""
+def resampling(capability: int) -> Iterator[tuple[str, Cost]]:
+    """What resizes images."""
     types = {"pixels_ptr": "*u8", "taps_ptr": "*i32", "out_ptr": "*u8"}
-    sizes = {"BITS": 14, "BLOCK": PIXELS}
-    return compiled(resample_forward, capability, types, sizes, PIXEL_WARPS)
+    types |= dict.fromkeys(("rows_ptr", "columns_ptr"), "*i32")
+    for kernel, sizes in ((resample_forward, {"BITS": 14}), (resize_forward, {})):
+        own = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+        cost = compiled(kernel, capability, own, sizes | {"BLOCK": PIXELS}, PIXEL_WARPS)
+        yield kernel.__name__, cost
 
 
 PARTS = (attention, around, products, feed_forward, pyramid)
@@ -292,7 +295,8 @@ def main() -> None:
             kernels = (part(capability, dtype) for part in PARTS)
             for name, cost in chain.from_iterable(kernels):
                 print(f"sm_{capability} {dtype} {name}: {cost}")
-        print(f"sm_{capability} uint8 {resample_forward.__name__}: {resampling(capability)}")
+        for name, cost in resampling(capability):
+            print(f"sm_{capability} uint8 {name}: {cost}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Enlarge the images of a batch on a GPU, to the bytes that torch writes on a CPU.
+"""Resize images on a GPU, to the bytes that torch writes on a CPU.
 
-One kernel makes both passes of `model/resample.py`: each pixel is made of four, which its
-neighbours are made of too, so that they come from the cache.
+A kernel makes both passes of `model/resample.py`: each pixel is made of some, which its neighbours
+are made of too, so that they come from the cache. `resample` enlarges the images of a batch, each
+pixel from four. `resize` takes one image and any scale; README.md says why there are two.
 """
 
 import torch
@@ -10,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, WARPS = 256, 2  # pixels of a program: 4 a thread
+CHANNELS = 3
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -77,5 +79,77 @@ def resample(pixels: Tensor, taps: Tensor, bits: int) -> Tensor:
     with torch.cuda.device_of(pixels):
         resample_forward[(batch * height, triton.cdiv(width, BLOCK))](
             pixels, taps, out, height, width, BITS=bits, BLOCK=BLOCK, num_warps=WARPS
+        )
+    return out
+
+
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=[
+        *("height", "width", "out_width", "row_stride", "column_stride", "channel_stride"),
+        *("row_taps", "column_taps", "row_bits", "column_bits"),
+    ]
+)
+def resize_forward(  # type: ignore[no-untyped-def]
+    pixels_ptr,  # (h, w, | 3) uint8, by its strides
+    rows_ptr,  # (1 + row_taps, H) int32, `Axis.table`
+    columns_ptr,  # (1 + column_taps, W) int32
+    out_ptr,  # (H, W, 3) uint8
+    height,
+    width,
+    out_width,
+    row_stride,
+    column_stride,
+    channel_stride,
+    row_taps,
+    column_taps,
+    row_bits,
+    column_bits,
+    BLOCK: tl.constexpr,
+):
+    line, channel = tl.program_id(0), tl.program_id(2)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = at < out_width
+    out_height = tl.num_programs(0)
+    top = tl.load(rows_ptr + line)
+    left = tl.load(columns_ptr + at, mask=live, other=0)
+    total = tl.full((BLOCK,), 0, tl.int32) + (1 << (row_bits - 1))
+    for y in range(row_taps):
+        # A neighbour beyond the image weighs 0.
+        row = tl.minimum(top + y, height - 1).to(tl.int64)
+        source = pixels_ptr + row * row_stride + channel * channel_stride
+        across = tl.full((BLOCK,), 0, tl.int32) + (1 << (column_bits - 1))
+        for x in range(column_taps):
+            weight = tl.load(columns_ptr + (x + 1) * out_width + at, mask=live, other=0)
+            column = tl.minimum(left + x, width - 1) * column_stride
+            across += weight * tl.load(source + column, mask=live, other=0).to(tl.int32)
+        # Rounded weights may sum up to more than one.
+        across = tl.minimum(across >> column_bits, 255)
+        total += across * tl.load(rows_ptr + (y + 1) * out_height + line)
+    out = out_ptr + (line.to(tl.int64) * out_width + at) * 3 + channel
+    tl.store(out, tl.minimum(total >> row_bits, 255).to(tl.uint8), mask=live)
+
+
+def resize(pixels: Tensor, rows: Tensor, columns: Tensor, bits: tuple[int, int]) -> Tensor:
+    """Resize an image (h, w, 3) uint8 of any strides; returns (H, W, 3) uint8.
+
+    `rows` (1 + taps, H) and `columns` (1 + taps, W) are tables of `model.resample.Axis`, with
+    weights of `bits` of each, on the device of the pixels.
+    """
+    size = rows.shape[1], columns.shape[1]
+    out = torch.empty(*size, CHANNELS, dtype=torch.uint8, device=pixels.device)
+    with torch.cuda.device_of(pixels):
+        resize_forward[(size[0], triton.cdiv(size[1], BLOCK), CHANNELS)](
+            pixels,
+            rows,
+            columns,
+            out,
+            *pixels.shape[:2],
+            size[1],
+            *pixels.stride(),
+            len(rows) - 1,
+            len(columns) - 1,
+            *bits,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
         )
     return out

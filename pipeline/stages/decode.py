@@ -20,10 +20,12 @@ import simplejpeg
 import torch
 from PIL import AvifImagePlugin, Image, ImageOps
 
+from model.jpeg import TURNED
 from model.resize import ResizeRule
 from pipeline.isolation.child import Row
 from pipeline.schema import OK, TOO_MANY_PIXELS, TRUNCATED, UNDECODABLE
 from pipeline.stages.bands import NotInBands, VipsBands, load_bands
+from pipeline.stages.jpeg import is_plain
 from pipeline.stages.metadata import copies_without_metadata
 from pipeline.stages.opening import (
     ORIENTATION_TAG,
@@ -87,19 +89,47 @@ def decode_rows(
     max_pixels: int,
     enlarge: bool = True,
     tiling: Tiling | None = None,
+    leave_jpegs: bool = False,
 ) -> Iterator[Row]:
     """Yield one row per image: `status`, `error`, and the columns of PREPARED that are known.
 
     `max_pixels` is the largest width x height that is decoded at once. `enlarge` is that of
     `ResizeRule.prepared_size`. With `tiling` an image has the pixels of all of its views, and may
-    have more than `max_pixels`.
+    have more than `max_pixels`. With `leave_jpegs` there are no pixels of JPEGs that a detector can
+    decode.
     """
     for encoded in images:
         began = time.perf_counter()
+        left = header_row(encoded, resize, max_pixels, tiling) if leave_jpegs else None
         yield {  # without a name, which would keep its pixels while the next image is decoded
-            **decode_row(encoded, resize, max_pixels, enlarge, tiling),
+            **(left or decode_row(encoded, resize, max_pixels, enlarge, tiling)),
             "prepare_seconds": time.perf_counter() - began,
         }
+
+
+def header_row(
+    encoded: bytes, resize: ResizeRule, max_pixels: int, tiling: Tiling | None
+) -> Row | None:
+    """The row of a JPEG that is left to the detector; None for an image that is decoded here.
+
+    These are all but plain JPEGs, those that fail, and those of several views. Small ones too, as
+    tables are bounded by their bytes, and would have too many images.
+    """
+    if not is_plain(encoded):
+        return None
+    known: Row = {}
+    try:
+        with open_image(encoded, partial(_check_size, max_pixels=max_pixels, known=known)) as file:
+            _check_size(*file.size, max_pixels=max_pixels, known=known)
+            known["orientation"] = orientation_of(file)
+    except Exception:  # decoding it tells the reason
+        return None
+    if known["orientation"] >= TURNED:
+        known.update(width=known["height"], height=known["width"])
+    size = known["height"], known["width"]
+    if resize.is_much_enlarged(*size) or (tiling is not None and max(size) > tiling.size):
+        return None
+    return {**known, "status": OK}
 
 
 def decode_row(

@@ -3,15 +3,15 @@
 import hashlib
 import os
 import socket
+import threading
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -23,17 +23,19 @@ from model.description import Load
 from model.detectors import load
 from model.errors import CheckpointError, UnknownName
 from model.host_memory import keep_freed_memory
+from model.jpeg import Jpeg, Refused, check_decoder
 from pipeline.carry.columns import carried_part, joined
 from pipeline.gpu.meter import start_gpu_meter
 from pipeline.gpu.reading import GPU
 from pipeline.isolation.journal import CrashJournal
-from pipeline.schema import BOX, DETECTED, OK
+from pipeline.schema import BOX, DETECTED, ENCODED, OK
 from pipeline.stages.batcher import Batcher
 from pipeline.stages.box_rules import KEEP_ALL, BoxRules
 from pipeline.stages.canaries import Canary, CanaryRunner
 from pipeline.stages.joining import join_views
 from pipeline.stages.recovery import Image, Outcome, RecoveringDetector
 from pipeline.stages.tiling import Tiling, View, views
+from pipeline.storage.errors import CommandFailed
 
 # Concurrent calls of one detector. On a GPU their images fill the batches together: with COCO's
 # sizes and 8 images a batch, ten calls of 100 images fill 97 % of the places.
@@ -65,6 +67,9 @@ class DetectorSpec:
     tiling: Tiling | None = None  # how images were tiled; None if they were not
     canaries: tuple[Canary, ...] = ()  # images of known boxes, see canaries.py
     measures_gpu: bool = False  # whether it reports use, memory and power of its GPU
+    # Makes what prepares JPEGs that the device refuses to decode, ENCODED -> PREPARED. None if all
+    # images come with their pixels.
+    preparer: Callable[[], Callable[[pa.Table], Iterator[pa.Table]]] | None = None
 
 
 class Detector:
@@ -75,7 +80,7 @@ class Detector:
 
     def __init__(self, spec: DetectorSpec):
         self.spec = spec
-        self.refusal: CheckpointError | None = None
+        self.refusal: CheckpointError | CommandFailed | None = None
         self._use_threads()
         name = f"{socket.gethostname()}, process {os.getpid()} {uuid.uuid4().hex[:12]}"
         self.meter = start_gpu_meter(spec.device, name) if spec.measures_gpu else None
@@ -91,6 +96,17 @@ class Detector:
             # The first call raises it: of an error in a constructor, Ray prints pages.
             self.refusal = CheckpointError(str(error)) if isinstance(error, UnknownName) else error
             return
+        if spec.preparer is not None:
+            try:
+                check_decoder(self.predictor.device)
+            except Refused as error:
+                self.refusal = CommandFailed(
+                    f"--decode gpu: torchvision decodes no JPEG on {spec.device} here ({error}); "
+                    "--decode cpu labels on"
+                )
+                return
+        self._prepare: Callable[[pa.Table], Iterator[pa.Table]] | None = None
+        self._preparing = threading.Lock()
         self.computation = computation_here(
             spec.device, spec.precision, spec.threads, spec.count
         ).as_text()
@@ -107,21 +123,45 @@ class Detector:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Convert a PREPARED table to a DETECTED table with the same rows.
 
-        Raises CheckpointError if the weights are missing, or other ones than the command found, and
-        OutOfMemory if memory does not hold a batch.
+        JPEGs that the device does not decode are prepared in this process, and detected then.
+
+        Raises CheckpointError if the weights are missing, or other ones than the command found,
+        OutOfMemory if memory does not hold a batch, and CommandFailed if no JPEG can be decoded.
         """
         if self.refusal is not None:
             raise self.refusal
-        prepared = np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
-        found = [self._views(table, row) for row in prepared.tolist()]
-        images = [image for _, own in found for image in own]
         self.runner.compute_first(self.batcher.detect)
+        prepared = _rows_in_order(table)
+        outcomes = self._detect(table, prepared)
+        refused = [row for row in prepared if outcomes[row].is_refused]
+        if refused:
+            table = _replaced(table, refused, self._prepare_refused(table.take(refused)))
+            prepared = _rows_in_order(table)
+            outcomes |= self._detect(table, sorted({*refused} & {*prepared}))
+        whole = [outcomes[row] for row in prepared]
+        detected = _detected(table, prepared, whole, refused, self.computation)
+        return self._with_reports(detected) if len(detected) else detected
+
+    def _detect(self, table: pa.Table, rows: Sequence[int]) -> dict[int, Outcome]:
+        """The outcomes of these rows, and among them canaries where some are due."""
+        found = [self._views(table, row) for row in rows]
+        images = [image for _, own in found for image in own]
         outcomes = self.batcher.detect([*images, *self.runner.take_due_images()])
         self.runner.record(outcomes[len(images) :])
         of_views = iter(outcomes)
-        whole = [self._join(own, list(islice(of_views, len(own)))) for own, _ in found]
-        detected = _detected(table, prepared, whole, self.computation)
-        return self._with_reports(detected) if len(detected) else detected
+        return {
+            row: self._join(own, list(islice(of_views, len(own))))
+            for row, (own, _) in zip(rows, found, strict=True)
+        }
+
+    def _prepare_refused(self, table: pa.Table) -> pa.Table:
+        """PREPARED rows of the same JPEGs, which a confined child of this process decodes."""
+        with self._preparing:
+            if self._prepare is None:
+                assert self.spec.preparer is not None, "nobody may leave JPEGs to this detector"
+                self._prepare = self.spec.preparer()
+            encoded = joined(table.select(ENCODED.names), carried_part(table))
+            return pa.concat_tables(self._prepare(encoded))
 
     def _join(self, own: Sequence[View], outcomes: Sequence[Outcome]) -> Outcome:
         """The outcome of an image with these views. That of an image without tiles is as it was."""
@@ -135,12 +175,17 @@ class Detector:
 
     def _views(self, table: pa.Table, row: int) -> tuple[list[View], list[Image]]:
         """The views of a row's image, as images of their own, without copies of their pixels."""
-        names = ("shard", "index_in_shard", "height", "width", "rows", "columns")
-        shard, index, height, width, rows, cols = (table[name][row].as_py() for name in names)
+        names = ("shard", "index_in_shard", "height", "width", "orientation", "rows", "columns")
+        values = (table[name][row].as_py() for name in names)
+        shard, index, height, width, orientation, rows, cols = values
+        if rows is None:
+            jpeg = Jpeg(_bytes(table["encoded"][row]), (height, width), orientation)
+            whole = View(0, 0, height, width, height, width)
+            return [whole], [Image(_key(shard, index, 0), jpeg, (height, width))]
         resize = self.predictor.resize
         tiles = views(height, width, resize, False, self.spec.tiling)[1:]
         own = [View(0, 0, height, width, rows, cols), *tiles]
-        rest = _pixels(table["pixels"][row])
+        rest = _bytes(table["pixels"][row])
         images = []
         for number, view in enumerate(own):
             pixels, rest = rest[: view.bytes], rest[view.bytes :]
@@ -168,8 +213,21 @@ def _key(shard: str, index: int, view: int) -> str:
     return hashlib.sha256(f"{shard}\0{index}{number}".encode()).hexdigest()[:24]
 
 
-def _pixels(data: pa.LargeBinaryScalar) -> Tensor:
-    """The pixels of all views, flat uint8, a view of the table's read-only memory."""
+def _rows_in_order(table: pa.Table) -> list[int]:
+    """The rows of a PREPARED table that did not fail."""
+    found = pc.equal(table["status"], OK).to_numpy(zero_copy_only=False)
+    return [int(row) for row in np.flatnonzero(found)]
+
+
+def _replaced(table: pa.Table, rows: Sequence[int], others: pa.Table) -> pa.Table:
+    """The table with these rows replaced by those of another one, in their order."""
+    order = np.arange(len(table))
+    order[rows] = len(table) + np.arange(len(rows))
+    return pa.concat_tables([table, others]).take(order)
+
+
+def _bytes(data: pa.LargeBinaryScalar) -> Tensor:
+    """Bytes as flat uint8, a view of the table's read-only memory."""
     flat = np.frombuffer(data.as_buffer(), np.uint8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -178,12 +236,18 @@ def _pixels(data: pa.LargeBinaryScalar) -> Tensor:
 
 def _detected(
     table: pa.Table,
-    prepared: npt.NDArray[np.intp],
+    prepared: Sequence[int],
     outcomes: Sequence[Outcome],
+    refused: Sequence[int],
     computation: str,
 ) -> pa.Table:
-    """The DETECTED rows of a PREPARED table, whose rows `prepared` have these outcomes."""
+    """The DETECTED rows of a PREPARED table, whose rows `prepared` have these outcomes.
+
+    `refused` are the rows that the decoder of the device refused.
+    """
     counts, seconds = np.zeros(len(table), np.int32), np.zeros(len(table), np.float32)
+    was_refused = np.zeros(len(table), np.bool_)
+    was_refused[refused] = True
     counts[prepared] = [len(outcome.scores) for outcome in outcomes]
     seconds[prepared] = [outcome.seconds for outcome in outcomes]
     statuses, errors = table["status"].to_pylist(), table["error"].to_pylist()
@@ -199,6 +263,7 @@ def _detected(
         "detect_seconds": pa.array(seconds),
         "computation": pa.array([computation] * len(table), pa.string()),
         "processed_at": pa.array([datetime.now(UTC)] * len(table), pa.timestamp("us", "UTC")),
+        "is_refused": pa.array(was_refused),
         "canaries": pa.nulls(len(table), pa.string()),
         "gpu": pa.nulls(len(table), GPU),
     }

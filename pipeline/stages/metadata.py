@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
+from pipeline.stages import jpeg
 from pipeline.stages.tiff import without_other_tags
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -17,8 +18,6 @@ _PNG_ORIENTATION = (b"eXIf", b"iTXtXML:com.adobe.xmp\0")
 _WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"})
 # JPEG: an APP0 (JFIF) and an APP14 (Adobe) say how colours are stored.
 _JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
-_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 
 
 def copies_without_metadata(encoded: bytes) -> Iterator[bytes]:
@@ -59,21 +58,12 @@ def _png_of(encoded: bytes, keeps: Callable[[bytes, bytes], bool]) -> bytes | No
 
 
 def _jpeg(encoded: bytes) -> bytes | None:
-    if not encoded.startswith(b"\xff\xd8\xff"):
+    if not encoded.startswith(jpeg.START):
         return None
     parts, at = [encoded[:2]], 2
-    while at + 4 <= len(encoded) and encoded[at] == 0xFF:
-        marker = encoded[at + 1]
-        if marker in (_JPEG_SCAN, _JPEG_END):
-            break
-        alone = marker in _JPEG_WITHOUT_LENGTH
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        end = at + 2 + (0 if alone else int.from_bytes(encoded[at + 2 : at + 4], "big"))
+    for marker, start, at in jpeg.segments(encoded):
         if marker not in _JPEG_METADATA:
-            parts.append(encoded[at:end])
-        at = end
+            parts.append(encoded[start:at])
     return b"".join((*parts, encoded[at:]))
 
 

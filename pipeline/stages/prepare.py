@@ -64,14 +64,16 @@ class Preparer:
         seconds: float = DECODE_SECONDS,
         enlarge: bool = True,
         tiling: Tiling | None = None,
+        leave_jpegs: bool = False,
     ):
         """`enlarge` says whether images become larger here, see `ResizeRule.prepared_size`.
 
         With `tiling` the rows have all views of their images (tiling.py), which may have more than
-        `max_pixels`; they may take so much longer than `seconds` as they may be larger.
+        `max_pixels`; they may take so much longer than `seconds` as they may be larger. With
+        `leave_jpegs` the rows of JPEGs that a detector can decode have their bytes, not pixels.
         """
         self.resize, self.max_pixels, self.seconds = resize, max_pixels, seconds
-        self.enlarge, self.tiling = enlarge, tiling
+        self.enlarge, self.tiling, self.leave_jpegs = enlarge, tiling, leave_jpegs
         if tiling is not None:
             self.seconds *= MAX_TILED_PIXELS / MAX_PIXELS
         self.child = Child(self._answers(), preload=LOAD if tiling is None else LOAD_BANDS)
@@ -92,9 +94,12 @@ class Preparer:
             reasons = (UNDECODABLE, TRUNCATED, TOO_MANY_PIXELS)
             told = decoded["status"] in reasons and decoded["error"] is not None
             return told and decoded["pixels"] is None and (known or size == (None, None))
-        if not known or decoded["pixels"] is None or self._is_too_large(*size):
+        if not known or self._is_too_large(*size):
             return False
         whole, *tiles = views(*size, self.resize, self.enlarge, self.tiling)
+        if decoded["pixels"] is None:
+            is_left = self.leave_jpegs and not tiles and decoded["error"] is None
+            return is_left and decoded["orientation"] in range(1, 9)
         return (
             (decoded["rows"], decoded["columns"]) == (whole.rows, whole.columns)
             and len(decoded["pixels"]) == sum(view.bytes for view in (whole, *tiles))
@@ -114,7 +119,7 @@ class Preparer:
         decoded = self._decode_in_child([row["encoded"] for row in inputs if row["status"] == OK])
         for row in inputs:
             rows.append(_prepared_row(row, next(decoded) if row["status"] == OK else {}))
-            size += len(rows[-1]["pixels"] or b"")
+            size += len(rows[-1]["pixels"] or rows[-1]["encoded"] or b"")
             if size >= BYTES_PER_TABLE:
                 part = carried.slice(first, len(rows))
                 yield joined(table_of_rows(rows, PREPARED), part)
@@ -140,7 +145,8 @@ class Preparer:
             return {"status": status, "error": f"while it was decoded: {why}"}
 
         def arguments(number: int) -> tuple[Any, ...]:
-            return images[number:], self.resize, self.max_pixels, self.enlarge, self.tiling
+            rest, how = images[number:], (self.enlarge, self.tiling, self.leave_jpegs)
+            return rest, self.resize, self.max_pixels, *how
 
         return read_rows_in_child(
             self.child, DECODE, arguments, self.seconds, instead, go_on=True, rows=len(images)
@@ -150,6 +156,8 @@ class Preparer:
 def _prepared_row(row: Row, decoded: Row) -> Row:
     """A PREPARED row, from an ENCODED row and the result of decoding it."""
     row = {**row, "encoded_bytes": len(row["encoded"] or b""), **decoded}
+    if row["status"] != OK or decoded.get("pixels") is not None:
+        row["encoded"] = None
     if row["status"] != OK:
         return failed_row(PREPARED, row, row["status"], row["error"])
     return {name: row.get(name) for name in PREPARED.names}

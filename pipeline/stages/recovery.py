@@ -1,7 +1,8 @@
 """Detection in batches of one form, with recovery from failures.
 
 A batch that raises an error is halved until the failing image is alone; blanks keep the form, so
-that the other images get the bits that they always get. An image during which processes of this
+that the other images get the bits that they always get. So is one with a JPEG that the device does
+not decode: that image is to come back with its pixels. An image during which processes of this
 command ended (journal.py) is computed alone. Each failing image becomes a failed row; all other
 images get their boxes. Too little memory is a failure of no image: it ends the run.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from model.detector import BatchDetector, Detections, Pending, Size
 from model.image_detector import NotFinite
+from model.jpeg import Jpeg, Refused
 from model.preprocess import form_batch
 from pipeline.isolation.journal import CrashJournal
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
@@ -28,6 +30,9 @@ from pipeline.storage.errors import CommandFailed
 # Attempts at an image during which the process ended. The image may not be the cause of the first,
 # when it had neighbours.
 ATTEMPTS = 3
+JPEG_ATTEMPTS = 2  # of which the device decodes so many; at the last one the image has pixels
+# The status of a JPEG that is to be decoded elsewhere. It reaches no table.
+REFUSED = "refused"
 
 NOT_FINITE = str(NotFinite())
 
@@ -41,7 +46,7 @@ class Image:
     """A prepared image."""
 
     key: str  # its name in the crash journal
-    pixels: Tensor  # (rows, columns, 3) uint8
+    pixels: Tensor | Jpeg  # (rows, columns, 3) uint8, or what the detector's device decodes
     displayed: Size  # the size in whose pixels boxes are
     # Of the boxes that it keeps, whatever the rules; None: the detector's threshold and rules.
     least_score: float | None = None
@@ -56,6 +61,11 @@ class Outcome:
     boxes: npt.NDArray[np.float32]  # (N, 4) x_min, y_min, x_max, y_max in displayed pixels
     seconds: float = 0.0  # this image's share of the time of its batch
     failure: tuple[str, str] | None = None  # status and error
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the image is a JPEG that is to be decoded elsewhere."""
+        return self.failure is not None and self.failure[0] == REFUSED
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,10 @@ class RecoveringDetector:
 
     def target(self, image: Image) -> Size:
         """The size in which the model sees an image: larger where its preparer left that to us."""
-        own, resize = (image.pixels.shape[0], image.pixels.shape[1]), self.detector.resize
+        resize = self.detector.resize
+        if isinstance(image.pixels, Jpeg):
+            return resize.target_size(*image.displayed)
+        own = (image.pixels.shape[0], image.pixels.shape[1])
         is_left = own == resize.prepared_size(*image.displayed, enlarge=False)
         return resize.target_size(*image.displayed) if is_left else own
 
@@ -99,6 +112,8 @@ class RecoveringDetector:
     def refuse(self, image: Image) -> Outcome | None:
         """The outcome of an image that must not be tried again; None if it may be tried."""
         ended = self.journal.unfinished(image.key)
+        if ended >= JPEG_ATTEMPTS and isinstance(image.pixels, Jpeg):
+            return _failed(REFUSED, f"its process ended, {ended} times")
         if ended < ATTEMPTS:
             return None
         stuck = self.journal.stood_still(image.key)
@@ -163,7 +178,7 @@ class RecoveringDetector:
         half = len(images) // 2
         if not half:
             reason = f"{type(pending).__name__}: {(str(pending).splitlines() or [''])[0]}"
-            return [_failed(DETECTOR_ERROR, reason)]
+            return [_failed(REFUSED if isinstance(pending, Refused) else DETECTOR_ERROR, reason)]
         parts = images[:half], images[half:]
         return [outcome for part in parts for outcome in self.finish(self.submit(part))]
 

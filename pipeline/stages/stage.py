@@ -72,6 +72,7 @@ def receipt_of(table: pa.Table, name: str = "") -> Receipt:
         computation=pc.max(table["computation"]).as_py(),
         canaries=tuple(table["canaries"].drop_null().to_pylist()),
         gpu=tuple(GpuReading(**one) for one in table["gpu"].drop_null().to_pylist()),
+        refused=pc.sum(table["is_refused"]).as_py() or 0,
         finished_at=time.time(),
     )
 

@@ -100,7 +100,7 @@ def probe_shards(shards: list[Shard], settings: FlowSettings) -> Iterator[Receip
 
 def _detect(tables: Iterator[pa.Table], settings: FlowSettings) -> Iterator[pa.Table]:
     """The DETECTED blocks of ENCODED tables."""
-    prepare = Preparer(settings.resize, tiling=settings.tiling)
+    prepare = Preparer(settings.resize, tiling=settings.tiling, leave_jpegs=settings.leave_jpegs)
     detect = settings.detector(*settings.arguments)
     for encoded in tables:
         for prepared in prepare(encoded):

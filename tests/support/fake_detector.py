@@ -61,6 +61,8 @@ class FakeDetector:
     pads: bool = True
     pins: bool = False
     enlarges: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    copies: torch.cuda.Stream | None = None
     batches: list[Batch] = field(default_factory=list)
     memory_given_back: int = 0
     warmed_up: int = 0

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,15 +15,16 @@ from jobs.bench.gpu.sizes import Size, draw_sizes
 from model.zoo import resolved_precision
 
 ONE_SIZE, MIX = "one size", "mix"
-# Cases by name: the kind of photos, and the number of calls that a detector takes at once. The most
-# valuable cases come first.
+# Cases by name: the kind of photos, the number of calls that a detector takes at once, and where
+# JPEGs are decoded. The most valuable cases come first.
 CASES = {
-    "one size, two calls": (ONE_SIZE, 2),
-    "mix, two calls": (MIX, 2),
-    "one size, one call": (ONE_SIZE, 1),
-    "mix, one call": (MIX, 1),
+    "one size, two calls": (ONE_SIZE, 2, "cpu"),
+    "mix, two calls": (MIX, 2, "cpu"),
+    "mix, two calls, decoded on the GPU": (MIX, 2, "gpu"),
+    "one size, one call": (ONE_SIZE, 1, "cpu"),
+    "mix, one call": (MIX, 1, "cpu"),
 }
-PREPARING = "mix, preparing alone"
+PREPARING, DECODING = "mix, preparing alone", "mix, decoding on the GPU alone"
 PREPARED, TINY_PREPARED = 200, 8  # photos
 PREPARING_SECONDS, TINY_SECONDS = 12.0, 0.1
 TINY_CASES = ("one size, two calls", "mix, one call")
@@ -53,7 +55,10 @@ FIGURES = (
 
 
 def run(context: Context) -> None:
-    """Prepare photos; label photos of one size and of many, with one and two calls at once."""
+    """Prepare photos; label photos of one size and of many, with one and two calls at once.
+
+    Photos are decoded on CPUs, and on the GPU if there is one.
+    """
     cases = list(context.left_to_do(TINY_CASES if context.tiny else CASES))
     images = count_images(context, len(cases))
     with TemporaryDirectory(prefix="detr-batch-flow-") as folder:
@@ -61,12 +66,19 @@ def run(context: Context) -> None:
             with context.case(name):
                 check_packages(context.device)
                 _prepare(context, provide_photos(Path(folder) / MIX, MIX, images, context.tiny))
+        for name in context.left_to_do([DECODING]):
+            with context.case(name):
+                check_packages(context.device)
+                check_decoder(context)
+                _decode(context, provide_photos(Path(folder) / MIX, MIX, images, context.tiny))
         for name in cases:
             with context.case(name):
                 check_packages(context.device)
-                load, calls = CASES[name]
+                load, calls, decode = CASES[name]
+                if decode == "gpu":
+                    check_decoder(context)
                 photos = provide_photos(Path(folder) / load, load, images, context.tiny)
-                _measure(context, name, photos, images, calls)
+                _measure(context, name, photos, images, calls, decode)
 
 
 def check_packages(device: str) -> None:
@@ -82,6 +94,12 @@ def check_packages(device: str) -> None:
             f"`label` takes the first GPU, not {device}: set CUDA_VISIBLE_DEVICES, and give "
             "--device cuda"
         )
+
+
+def check_decoder(context: Context) -> None:
+    """Absent if the device decodes no JPEG."""
+    if not context.on_gpu:
+        raise Absent("CPUs decode JPEGs in preparers: `label --decode gpu` is for GPUs")
 
 
 def count_images(context: Context, cases: int) -> int:
@@ -110,12 +128,10 @@ def _prepare(context: Context, photos: Path) -> None:
     """Measure what decoding costs with and without resizing. It uses one core, and no GPU."""
     from jobs.bench.gpu.preparing import measure_preparing  # imported here, as it needs simplejpeg
 
-    files = sorted(photos.iterdir())[: TINY_PREPARED if context.tiny else PREPARED]
-    contents = [file.read_bytes() for file in files]
-    seconds = TINY_SECONDS if context.tiny else PREPARING_SECONDS
+    contents, seconds = _some_photos(context, photos)
     for way, cost in measure_preparing(contents, seconds).items():
         figures = {
-            "cores_for_1000_images_per_second": cost.cores(len(files)),
+            "cores_for_1000_images_per_second": cost.cores(len(contents)),
             "bytes_per_image": cost.bytes_per_image,
         }
         context.write_timing(
@@ -124,17 +140,49 @@ def _prepare(context: Context, photos: Path) -> None:
             1,
             "uint8",
             cost.seconds,
-            images=len(files),
+            images=len(contents),
             **dict(_rounded(figures)),
         )
 
 
-def _measure(context: Context, name: str, photos: Path, images: int, calls: int) -> None:
+def _decode(context: Context, photos: Path) -> None:
+    """Measure what decoding and resizing cost a GPU, and the core that asks it to."""
+    from jobs.bench.gpu.decoding import measure_decoding  # imported here, as it needs simplejpeg
+
+    contents, seconds = _some_photos(context, photos)
+    found = measure_decoding(contents, torch.device(context.device), seconds)
+    figures = {
+        "cores_for_1000_images_per_second": 1e3 * median(found.cpu_seconds) / len(contents),
+        "bytes_per_image": sum(map(len, contents)) / len(contents),
+    }
+    context.write_timing(
+        DECODING,
+        "decode and resize on the GPU",
+        1,
+        "uint8",
+        found.seconds,
+        images=len(contents),
+        error=found.error,
+        **dict(_rounded(figures)),
+    )
+
+
+def _some_photos(context: Context, photos: Path) -> tuple[list[bytes], float]:
+    """The files that are decoded again and again, and for how many seconds."""
+    files = sorted(photos.iterdir())[: TINY_PREPARED if context.tiny else PREPARED]
+    seconds = TINY_SECONDS if context.tiny else PREPARING_SECONDS
+    return [file.read_bytes() for file in files], seconds
+
+
+def _measure(
+    context: Context, name: str, photos: Path, images: int, calls: int, decode: str
+) -> None:
     model = TINY_MODEL if context.tiny else MODEL
     device = "cuda" if context.on_gpu else "cpu"
     with TemporaryDirectory(prefix="detr-batch-labels-") as folder:
         output = Path(folder) / "labels"
-        options = {"input": str(photos), "model": model, "device": device, **OPTIONS}
+        given = {"input": str(photos), "model": model, "device": device, "decode": decode}
+        options = {**given, **OPTIONS}
         labelled = run_label(output, options, calls, context.device)
         report = read_report(output, images)
     context.write_timing(
@@ -144,7 +192,8 @@ def _measure(context: Context, name: str, photos: Path, images: int, calls: int)
         resolved_precision("auto", device),
         [labelled.seconds],
         images=images,
-        row_case=f"{model}, {images} photos, {CASES[name][0]}",
+        row_case=f"{model}, {images} photos, {CASES[name][0]}"
+        + (", decoded on the GPU" if decode == "gpu" else ""),
         **describe(report, labelled, images),
     )
 

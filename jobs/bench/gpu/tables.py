@@ -174,8 +174,9 @@ def _flow(records: list[Record], known: Rates) -> Iterator[str]:
     for row, details in _timings(records):
         if "cores_for_1000_images_per_second" in details:
             yield (
-                f"{row['subject']}: {details['cores_for_1000_images_per_second']} cores for 1,000 "
-                f"images/s, {details['bytes_per_image']:,.0f} bytes an image to the detector"
+                f"{row['subject']}: {row['images_per_second']:,.0f} images/s, "
+                f"{details['cores_for_1000_images_per_second']} cores for 1,000 images/s, "
+                f"{details['bytes_per_image']:,.0f} bytes an image to the detector"
             )
             continue
         rate = details["images_per_second_steady"] or row["images_per_second"]

@@ -35,7 +35,12 @@ LIES: dict[bytes, Row] = {
 
 
 def decode_and_lie(
-    images: list[bytes], resize: ResizeRule, max_pixels: int, enlarge: bool, tiling: None
+    images: list[bytes],
+    resize: ResizeRule,
+    max_pixels: int,
+    enlarge: bool,
+    tiling: None,
+    leave_jpegs: bool,
 ) -> Iterator[Row]:
     """Rows of real images, and of those whose bytes are a key of LIES."""
     (good,) = decode_rows([GOOD], resize, max_pixels, enlarge)

@@ -84,6 +84,7 @@ def test_an_image_keeps_its_pixels_and_its_size_at_every_place() -> None:
     assert batch.valid is not None and batch.valid.tolist() == [list(size) for size in sizes]
     assert batch.sizes.tolist() == [[9, 8], [10, 8], [11, 8]]
     for index, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+        assert isinstance(image.pixels, torch.Tensor)
         assert torch.equal(batch.pixels[index, :height, :width], image.pixels)
 
 

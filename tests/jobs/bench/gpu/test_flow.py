@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from jobs.bench.gpu import flow, labelling
-from jobs.bench.gpu.context import Context
+from jobs.bench.gpu import decoding, flow, labelling
+from jobs.bench.gpu.context import Absent, Context, Wrong
 from jobs.bench.gpu.journal import LEFT_OUT
 from jobs.bench.gpu.labelling import Sample, Watch, kind_of
-from jobs.bench.gpu.photos import write_photos
+from jobs.bench.gpu.photos import encode, write_photos
 from jobs.bench.gpu.preparing import measure_preparing
+from model.resize import ResizeRule
 
 
 @pytest.mark.slow
@@ -106,7 +108,28 @@ def test_photos_that_the_detector_enlarges_cross_small_and_cost_less(tmp_path: P
     costs = measure_preparing(contents, seconds=0.5)
     assert costs["decode"].bytes_per_image == 3 * (480 * 640 + 800 * 1066) / 2
     assert costs["decode and resize"].bytes_per_image == 3 * 800 * 1066
-    assert 0 < costs["decode"].cores(2) < costs["decode and resize"].cores(2)
+    assert costs["read the header"].bytes_per_image == sum(map(len, contents)) / 2
+    cores = [costs[way].cores(2) for way in ("read the header", "decode", "decode and resize")]
+    assert 0 < cores[0] < cores[1] < cores[2]
+
+
+def test_decoding_on_a_device_is_measured_behind_a_check_of_its_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU, whose decoder gives the pixels of preparers."""
+    monkeypatch.setattr(decoding, "PUBLISHED_RESIZE", ResizeRule(4, 8))
+    contents = [encode(Image.radial_gradient("L").resize((side, 5))) for side in (8, 9)]
+    found = decoding.measure_decoding(contents, torch.device("cpu"), seconds=0.01)
+    assert found.error == 0 and len(found.seconds) == len(found.cpu_seconds) >= 1
+    monkeypatch.setattr(decoding, "MOST_ERROR", -1.0)
+    with pytest.raises(Wrong, match="pixels differ by 0 from those of CPUs"):
+        decoding.measure_decoding(contents, torch.device("cpu"), seconds=0.01)
+
+
+def test_without_a_gpu_decoding_on_it_is_left_out(tmp_path: Path) -> None:
+    context = Context("flow", tmp_path, "cpu", False, time.monotonic() + 60)
+    with pytest.raises(Absent, match="`label --decode gpu` is for GPUs"):
+        flow.check_decoder(context)
 
 
 def test_without_ray_every_case_is_left_out(
@@ -118,5 +141,6 @@ def test_without_ray_every_case_is_left_out(
         json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()
     ]
     left_out = [record for record in records if record["kind"] == LEFT_OUT]
-    assert [record["case"] for record in left_out] == [flow.PREPARING, *flow.CASES]
+    cases = [flow.PREPARING, flow.DECODING, *flow.CASES]
+    assert [record["case"] for record in left_out] == cases
     assert "needs ray: `python -m jobs.bench.wheels DIR`" in left_out[0]["reason"]

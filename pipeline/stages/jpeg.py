@@ -1,0 +1,51 @@
+"""The header of a JPEG: whether it is one that all decoders read alike."""
+
+from collections.abc import Iterator
+
+START, SCAN, END = b"\xff\xd8\xff", 0xDA, 0xD9
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # with Huffman's code: baseline, extended, progressive
+ADOBE = 0xEE
+WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
+
+
+def segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker, the start and the end of each segment up to the head of the first scan."""
+    at = 2
+    while at + 4 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        length = 0
+        if marker not in WITHOUT_LENGTH:
+            length = int.from_bytes(encoded[at + 2 : at + 4], "big")
+        yield marker, at, at + 2 + length
+        at += 2 + length
+        if marker in (SCAN, END):
+            return
+
+
+def is_plain(encoded: bytes) -> bool:
+    """Whether this is a JPEG with 8 bits, gray or in YCbCr, in Huffman's code, and with an end."""
+    if not encoded.startswith(START):
+        return False
+    frame, scan = b"", len(encoded)
+    for marker, start, end in segments(encoded):
+        content = encoded[start + 4 : end]
+        if marker in FRAMES:
+            if frame or marker not in PLAIN_FRAMES:
+                return False
+            frame = content
+        elif marker == ADOBE and content[:5] == b"Adobe" and content[11:12] != b"\1":
+            return False  # its colours may be others than YCbCr
+        elif marker == SCAN:
+            scan = end
+    names = frame[6::3]  # of the components, each of which has three bytes
+    return (
+        frame[:1] == b"\x08"
+        and len(names) in (1, 3)
+        and frame[5] == len(names)
+        and names != b"RGB"
+        and encoded.find(bytes((0xFF, END)), scan) >= 0
+    )
