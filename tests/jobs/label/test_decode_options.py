@@ -13,7 +13,7 @@ from jobs.label.decode_options import DecodeOptions
 from jobs.label.label import label
 from jobs.label.options import LabelOptions
 from jobs.label.run_record import recorded_command
-from jobs.report.report import report_of
+from jobs.report.reports import report_of
 from pipeline.storage.errors import InputError
 from tests.jobs.label.test_bits import bits
 from tests.jobs.label.test_tile_options import fingerprint_of
