@@ -88,8 +88,9 @@ def _from_hub(repository: str) -> Path:
             ) from error
     if unreachable:
         raise CheckpointUnavailable(
-            f"weights {repository} are neither cached nor reachable: pass --weights with a file "
-            "or URL that holds them, or --model shapes-tiny, whose weights need no network"
+            f"weights {repository} are neither cached nor reachable: give a file or URL that "
+            "holds them as weights (--weights), or take the model shapes-tiny, whose weights need "
+            "no network"
         ) from unreachable
     raise CheckpointError(f"{repository} has none of {', '.join(HUB_FILES)}")
 

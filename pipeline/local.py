@@ -6,7 +6,7 @@ strangers made.
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, overload
 
@@ -20,6 +20,7 @@ from model.description import Load
 from model.detector import BatchDetector, Size
 from model.detectors import describe
 from model.detectors import load as load_detector
+from model.errors import CheckpointUnavailable
 from model.image_detector import NotFinite
 from model.named import RANDOM
 from model.preprocess import form_batch
@@ -46,7 +47,7 @@ class Found:
     labels: list[str]  # class names
     scores: list[float]  # from the threshold to 1
     boxes: list[list[float]]  # x_min, y_min, x_max, y_max in pixels of the upright image
-    image: Pixels  # (H, W, 3) uint8 RGB, upright
+    image: Pixels = field(repr=False)  # (H, W, 3) uint8 RGB, upright
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -154,10 +155,15 @@ def load(
         precision: as `--precision`.
         threshold: the least score of a detection; 0 keeps the best 100.
 
-    Raises ValueError for unknown names, and for weights that cannot be read or do not fit.
+    On a CPU it computes with all cores, and `label` with one for each detector, so scores may
+    differ in the third digit in bf16. Raises ValueError for unknown names, and for weights that
+    cannot be read or do not fit.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    described = describe(model, weights)
+    try:
+        described = describe(model, weights)
+    except CheckpointUnavailable as error:  # what the hub's client raised before tells no more
+        raise CheckpointUnavailable(str(error)) from None
     precision = offered_precision(model, described.precisions, precision)
     sha256 = None if described.weights == RANDOM else described.weights
     place = described.place or weights

@@ -28,6 +28,7 @@ from pipeline.storage.errors import CommandFailed, InputError
 from pipeline.storage.limits import low_limit
 from pipeline.storage.urls import mask
 
+START_TOO_SLOW = "timed out during startup"  # in Ray's error where its first node is late
 CONNECT_SECONDS = 10.0  # to wait for a connection to a cluster
 JOIN_SECONDS = 30.0  # to wait for nodes that join, and for the autoscaler
 LOOK_SECONDS = 1.0  # between two looks at the cluster
@@ -101,6 +102,13 @@ def start_ray(address: str | None) -> None:
         raise InputError(
             f"--address {address}: {' '.join(str(error).split())}. Use the image of "
             "infra/Dockerfile on all nodes, or install the cluster's versions here"
+        ) from error
+    except Exception as error:  # Ray (2.60) raises this type where its first node is late
+        if START_TOO_SLOW not in str(error):
+            raise
+        raise CommandFailed(
+            "Ray did not start within half a minute, as it does where a machine is very busy or "
+            "short of memory: nothing is lost, run the same command again"
         ) from error
     hush_actor_warning()
     _take_sigterm_back()

@@ -1,6 +1,7 @@
 """The private parts of Ray that we use still have the names and arguments that we rely on."""
 
 import inspect
+import re
 import subprocess
 import sys
 import uuid
@@ -20,6 +21,8 @@ from jobs.cluster.ray_internals import (
     read_autoscaler,
     skip_lines,
 )
+from jobs.cluster.start import START_TOO_SLOW, start_ray
+from pipeline.storage.errors import CommandFailed
 
 ROOT = Path(__file__).parents[3]
 # Prints what a flow in a Ray of its own yields, and the named actors that it leaves.
@@ -119,3 +122,18 @@ def test_lines_with_a_text_are_skipped_and_no_others(
     printed = capsys.readouterr()
     said, other = (printed.err, printed.out) if is_err else (printed.out, printed.err)
     assert lines[1] in said and lines[0] not in said and not other
+
+
+def test_a_ray_that_starts_too_slowly_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray waits for half a minute, which no setting changes."""
+    from ray._private import node
+
+    assert START_TOO_SLOW in re.sub(r'"\s+"', "", inspect.getsource(node))
+
+    def be_late(**_: object) -> None:
+        raise Exception(f"The current node {START_TOO_SLOW}.")  # the type that Ray raises
+
+    monkeypatch.setattr("ray.init", be_late)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(CommandFailed, match=r"very busy .* run the same command again"):
+        start_ray(None)

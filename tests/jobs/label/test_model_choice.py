@@ -11,6 +11,7 @@ from jobs.output import paths
 from jobs.output.run_documents import write_record
 from jobs.submit.submit import Submission
 from model.errors import UnknownName
+from pipeline.storage.errors import InputError
 from tests.support.committed import commit_run, make_target
 
 FIRST, SECOND = "20260101T000000Z-aaaaaa", "20260102T000000Z-aaaaaa"
@@ -20,9 +21,9 @@ def chosen(output: Path, model: str | None = None) -> str | None:
     return choose_model(LabelOptions("in", str(output), model=model)).model
 
 
-def leave_unfinished_run(output: Path, run_id: str, model: str) -> None:
-    names = ("input", "output", "weights", "score_threshold", "format", "limit", "relabel")
-    options = {**dict.fromkeys(names), "model": model}
+def leave_unfinished_run(output: Path, run_id: str, model: str, weights: str | None = None) -> None:
+    names = ("input", "output", "score_threshold", "format", "limit", "relabel")
+    options = {**dict.fromkeys(names), "model": model, "weights": weights}
     write_record(str(output), run_id, {"options": options, "model_fingerprint": "f"})
     plan = output / paths.plan_under_way(run_id)
     plan.parent.mkdir(parents=True)
@@ -55,6 +56,15 @@ def test_a_finished_run_decides(tmp_path: Path) -> None:
     commit_run(make_target(tmp_path, SECOND, model="shapes-tiny"), "in", [], {})
     assert chosen(tmp_path) == "shapes-tiny"
     leave_unfinished_run(tmp_path, FIRST, "deformable-detr")  # an older one
+    assert chosen(tmp_path) == "shapes-tiny"
+
+
+def test_weights_of_output_are_named_before_others_are_fetched(tmp_path: Path) -> None:
+    leave_unfinished_run(tmp_path, FIRST, "deformable-detr", "random")
+    with pytest.raises(InputError, match="holds labels of deformable-detr with --weights random"):
+        chosen(tmp_path)
+    assert chosen(tmp_path, "deformable-detr") == "deformable-detr"
+    leave_unfinished_run(tmp_path, SECOND, "shapes-tiny", "packaged")  # its own
     assert chosen(tmp_path) == "shapes-tiny"
 
 

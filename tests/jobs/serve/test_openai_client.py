@@ -294,12 +294,13 @@ def test_health_and_metrics(endpoint: str) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "jobs/serve/README.md"])
 def test_the_example_of_the_documents_runs(
-    document: str, endpoint: str, capsys: pytest.CaptureFixture[str]
+    document: str, endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "import OpenAI" in block]
-    address = re.search(r"https://example.com/\w+\.jpg", example)
-    assert address
-    script = example.replace(address[0], data_uri(scene_file()))
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(scene_file())
+    script = example.replace("photo.jpg", str(photo))
+    script = re.sub(r"https://example.com/\w+\.jpg", data_uri(scene_file()), script)
     exec(script.replace("http://127.0.0.1:8000", endpoint), {"KEY": "none"})
     assert '"status":"ok"' in capsys.readouterr().out.replace(" ", "")
