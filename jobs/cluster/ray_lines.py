@@ -33,6 +33,9 @@ def hush_logs() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is printed
     logging.getLogger(_TOKENS).setLevel(logging.ERROR)
     skip_lines(_KILLED_ON_PURPOSE)
+    # Nobody waits for the tasks that a budget ends. Errors of all others are raised where they are
+    # waited for.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 
 
 def hush_actor_warning() -> None:

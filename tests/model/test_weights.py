@@ -137,9 +137,7 @@ def test_a_hub_without_an_address_is_not_asked_again(
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     began = time.monotonic()
-    with pytest.raises(
-        CheckpointUnavailable, match="shapes-tiny, whose weights need no"
-    ):
+    with pytest.raises(CheckpointUnavailable, match="shapes-tiny, whose weights need no"):
         find_weights("SenseTime/deformable-detr")
     assert time.monotonic() - began < 15  # each file took half a minute
 

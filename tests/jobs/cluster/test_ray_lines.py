@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster.ray_lines import _stderr_without
+from jobs.cluster.ray_lines import _stderr_without, hush_logs
+from jobs.label.log.lines import without_time
 from tests.support.samples import jpeg
 
 
@@ -32,10 +33,24 @@ def test_a_run_on_a_ray_of_its_own_says_what_it_did_and_no_more(tmp_path: Path) 
         command, capture_output=True, text=True, timeout=300, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stderr.splitlines()
+    lines = [without_time(line) for line in done.stderr.splitlines()]
     (end,) = (number for number, line in enumerate(lines) if "1 image labelled with" in line)
-    starts, progress = lines[:2], lines[2:end]
-    assert starts[0].startswith("starting Ray") and starts[1].startswith("run 2"), lines
+    starts, progress = lines[:4], lines[4:end]
+    for line, begin in zip(starts, ("label ", "to label", "starting Ray", "run 2"), strict=True):
+        assert line.startswith(begin), lines
     assert all(re.match(r"\d+ images?, .* failed", line) for line in progress), progress
     assert "starting" not in progress[-1]
     assert all(line.startswith("no box reached the threshold") for line in lines[end + 1 :]), lines
+
+
+def test_errors_of_tasks_that_nobody_waits_for_are_no_lines(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private.worker import Worker
+
+    errors = [ValueError("ended by a budget")]
+    monkeypatch.setattr(Worker, "deserialize_objects", lambda *_: errors)
+    monkeypatch.delenv("RAY_IGNORE_UNHANDLED_ERRORS", raising=False)
+    hush_logs()
+    Worker().raise_errors([], [])
+    assert capfd.readouterr() == ("", "")
