@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from jobs.serve.batches.store import Order, Store, folder_of_scope, is_id, page_of
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import shown
 
 PREFIX = "batch_"
 OPEN = "batches/open"
@@ -221,7 +222,7 @@ class Records:
         """A batch as it is now. Raises ApiError if there is none."""
         batch = self.record(batch_id).state() if is_id(batch_id, PREFIX) else None
         if batch is None:
-            raise ApiError(404, f"There is no batch `{batch_id}`.", "batch_not_found")
+            raise ApiError(404, f"There is no batch `{shown(batch_id)}`.", "batch_not_found")
         return batch
 
     def list(self, limit: int, after: str | None, order: Order) -> tuple[list[Batch], bool]:
