@@ -110,7 +110,7 @@ def test_alternatives_that_fit_nothing_cost_little(name: str) -> None:
 def test_steps_of_a_request_are_bounded() -> None:
     one: dict[str, Any] = {"anyOf": [{"type": "null"}] * 300 + [{}]}
     schema = {"properties": {"images": {"items": {"properties": {"detections": {"items": one}}}}}}
-    answer = {"images": [{"detections": [{}] * 100}] * 16}
+    answer: dict[str, Any] = {"images": [{"detections": [{}] * 100}] * 16}
     began = time.process_time()
     with pytest.raises(ApiError, match="too many alternatives"):
         shaped(answer, format_of(schema))
