@@ -24,7 +24,11 @@ class AddOptions:
         default=None, metadata={"help": "most requests in a minute (default: no limit)"}
     )
     images_per_minute: int | None = field(
-        default=None, metadata={"help": "most images in a minute (default: no limit)"}
+        default=None,
+        metadata={
+            "help": "most images of requests in a minute; batches may have 1440 times as many in "
+            "24 hours beside them, and no lakes (default: no limit)"
+        },
     )
 
     def check(self) -> None:

@@ -12,14 +12,15 @@ from jobs.serve.app import make_app
 from jobs.serve.batches.store import Store
 from jobs.serve.engine.parts import ServedModel
 from jobs.serve.engine.serve_engine import ServeEngine
+from jobs.serve.http.connections import KEEP_ALIVE_SECONDS, TimedProtocol
 from jobs.serve.http.shared_actors import ActorCounter, ActorTotals
 from jobs.serve.settings.options import ServeOptions
 
-# Connections of a replica that listens itself, and requests in its hands. What is more is answered
-# 503 at its head, without the form of OpenAI's errors.
+# Connections of a replica that listens itself, and requests in its hands. A connection without a
+# request makes room for another; what is more is answered 503 at its head, without the form of
+# OpenAI's errors.
 CONNECTIONS = 1024
 BACKLOG = 2048  # connections that the system holds until a replica takes them
-KEEP_ALIVE_SECONDS = 75  # that a connection without a request stays open
 CLOSE_SECONDS = 4  # for requests under way when a replica shall end; Ray Serve gives it 5
 LOOK_SECONDS = 0.01  # between two looks whether it listens
 
@@ -70,6 +71,8 @@ class ListeningApi:
         config = uvicorn.Config(
             app,
             backlog=BACKLOG,
+            http=TimedProtocol,
+            ws="none",
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLOSE_SECONDS,

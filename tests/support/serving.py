@@ -16,12 +16,14 @@ from jobs.serve.app import make_app
 from jobs.serve.engine.engine import Engine
 from jobs.serve.engine.in_process_engine import InProcessEngine
 from jobs.serve.engine.spec import engine_spec
+from jobs.serve.http.connections import TimedProtocol
 from jobs.serve.settings.options import ServeOptions
 from jobs.serve.settings.settings import ApiSettings
 from model.computation import computation_here
 from model.detectors import describe
 
 START_SECONDS = 20.0
+CONNECTIONS = 200
 MODEL = "shapes-tiny"
 
 
@@ -39,7 +41,14 @@ def serving(settings: ApiSettings, engine: Engine, **options: Any) -> Iterator[s
     `options` are those of `make_app`.
     """
     app = make_app(settings, engine, **options)
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http=TimedProtocol,
+        limit_concurrency=CONNECTIONS,
+        log_level="error",
+        timeout_graceful_shutdown=2,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -15,6 +15,7 @@ from jobs.serve.batches.files import MOST_BYTES, PREFIX, File, Files, plain_name
 from jobs.serve.batches.store import Order, Store, check_cursor
 from jobs.serve.protocol.callers import Caller, caller_of
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import shown
 
 router = APIRouter(tags=["files"])
 FORM_SECONDS = 600.0  # in which an upload must have come
@@ -97,8 +98,9 @@ def _uploaded(form: FormData) -> UploadFile:
         text = "The parameter `purpose` must be `batch`: this server has no other use for files."
         raise ApiError(400, text, "invalid_value", "purpose")
     if unknown := sorted(set(form) - {"file", "purpose"}):
-        text = f"The parameter `{unknown[0]}` is unknown or not offered: leave it out."
-        raise ApiError(400, text, "unknown_parameter", unknown[0])
+        name = shown(unknown[0])
+        text = f"The parameter `{name}` is unknown or not offered: leave it out."
+        raise ApiError(400, text, "unknown_parameter", name)
     if not file.size:
         raise ApiError(400, "The file is empty.", "empty_file", "file")
     if file.size > MOST_BYTES:

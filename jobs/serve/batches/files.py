@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from jobs.serve.batches.store import Order, Store, folder_of_scope, is_id, new_id, page_of
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import shown
 
 PREFIX = "file-"
 MOST_BYTES = 200 << 20  # of an uploaded file, as OpenAI allows for batches
@@ -65,7 +66,7 @@ class Files:
         """A file. Raises ApiError if there is none; `param` names the id in the request."""
         file = self.find(file_id)
         if file is None:
-            raise ApiError(404, f"There is no file `{file_id}`.", "file_not_found", param)
+            raise ApiError(404, f"There is no file `{shown(file_id)}`.", "file_not_found", param)
         return file
 
     def list(

@@ -6,6 +6,7 @@ the server can.
 
 from collections.abc import Mapping, Sequence
 
+from jobs.serve.batches.records import Allowance
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.image_hosts import ImageHosts
@@ -32,6 +33,16 @@ def check_lake(metadata: Mapping[str, str], endpoint: str, settings: ApiSettings
             raise ApiError(400, text, "missing_required_parameter", f"metadata.{name}")
     _check(metadata, INPUT, settings.hosts.entries)
     _check(metadata, OUTPUT, settings.batch_outputs)
+
+
+def refuse_limited(allowance: Allowance | None) -> None:
+    """Raise ApiError for a key with a limit of images: nobody counts those of a lake before."""
+    if allowance is not None:
+        text = (
+            "The key may send a limited number of images, and a lake has any number: ask the "
+            "operator of this server for a key without --images-per-minute."
+        )
+        raise ApiError(403, text, "images_limited", "metadata")
 
 
 def _check(metadata: Mapping[str, str], name: str, allowed: Sequence[str]) -> None:

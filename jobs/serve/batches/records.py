@@ -16,11 +16,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from jobs.serve.batches.store import Order, Store, folder_of_scope, is_id, page_of
+from jobs.serve.protocol.callers import Caller
 from jobs.serve.protocol.errors import ApiError
+from jobs.serve.protocol.parsing import shown
 
 PREFIX = "batch_"
 OPEN = "batches/open"
 WINDOW_SECONDS = 24 * 3600  # OpenAI's only completion window
+MINUTES_OF_DAY = 24 * 60
 MOST_OPEN = 100  # batches of a scope that wait or run
 Endpoint = Literal["/v1/detections", "/v1/chat/completions"]
 Ending = Literal["failed", "completed", "expired", "cancelled"]
@@ -107,6 +110,19 @@ class Validated(BaseModel):
     runs_before: str | None = None  # the newest run that a lake's OUTPUT had before
 
 
+class Allowance(BaseModel):
+    """The images that the batches of a key may have in a day."""
+
+    key: str  # its id
+    images: int
+
+
+def allowance_of(caller: Caller) -> Allowance | None:
+    """What the minutes of a day allow a key; None without a limit."""
+    limit = caller.images_per_minute
+    return None if limit is None else Allowance(key=caller.key, images=limit * MINUTES_OF_DAY)
+
+
 class Record:
     """The documents of one batch."""
 
@@ -115,15 +131,23 @@ class Record:
         self.scope_folder = folder_of_its_scope
         self.folder = f"batches/{folder_of_its_scope}/{batch_id}"
 
-    def create(self, batch: Batch, scope: str) -> None:
+    def create(self, batch: Batch, scope: str, allowance: Allowance | None = None) -> None:
         """Create the batch, which is open from now on."""
         self.store.write(f"{OPEN}/{self.scope_folder}.{self.id}", b"")
-        self.store.create(self._name("created"), {"scope": scope, "batch": batch.model_dump()})
+        document: dict[str, Any] = {"scope": scope, "batch": batch.model_dump()}
+        if allowance is not None:
+            document["allowance"] = allowance.model_dump()
+        self.store.create(self._name("created"), document)
 
     def created(self) -> tuple[Batch, str] | None:
         """The batch as its client made it, and its scope; None if there is none."""
         found = self.store.read(self._name("created"))
         return None if found is None else (Batch.model_validate(found["batch"]), found["scope"])
+
+    def allowance(self) -> Allowance | None:
+        """What the key that created it may have; None without a limit."""
+        found = (self.store.read(self._name("created")) or {}).get("allowance")
+        return None if found is None else Allowance.model_validate(found)
 
     def validated(self) -> Validated | None:
         """What its input asks for; None before it is read."""
@@ -205,13 +229,13 @@ class Records:
     def __init__(self, store: Store, scope: str):
         self._store, self._scope, self._folder = store, scope, folder_of_scope(scope)
 
-    def create(self, batch: Batch) -> None:
+    def create(self, batch: Batch, allowance: Allowance | None = None) -> None:
         """Create a batch. Raises ApiError if too many wait."""
         waiting = [name for name in self._store.names(OPEN) if name.startswith(self._folder)]
         if len(waiting) >= MOST_OPEN:
             text = f"{len(waiting)} batches wait: create another one when one of them has ended."
             raise ApiError(429, text, "too_many_batches", headers={"retry-after": "60"})
-        self.record(batch.id).create(batch, self._scope)
+        self.record(batch.id).create(batch, self._scope, allowance)
 
     def record(self, batch_id: str) -> Record:
         """The documents of a batch, if it exists."""
@@ -221,7 +245,7 @@ class Records:
         """A batch as it is now. Raises ApiError if there is none."""
         batch = self.record(batch_id).state() if is_id(batch_id, PREFIX) else None
         if batch is None:
-            raise ApiError(404, f"There is no batch `{batch_id}`.", "batch_not_found")
+            raise ApiError(404, f"There is no batch `{shown(batch_id)}`.", "batch_not_found")
         return batch
 
     def list(self, limit: int, after: str | None, order: Order) -> tuple[list[Batch], bool]:

@@ -7,8 +7,15 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from jobs.serve.batches.file_routes import TheirFiles, store_of
-from jobs.serve.batches.lakes import check_lake, is_lake
-from jobs.serve.batches.records import PREFIX, WINDOW_SECONDS, Batch, Endpoint, Records
+from jobs.serve.batches.lakes import check_lake, is_lake, refuse_limited
+from jobs.serve.batches.records import (
+    PREFIX,
+    WINDOW_SECONDS,
+    Batch,
+    Endpoint,
+    Records,
+    allowance_of,
+)
 from jobs.serve.batches.store import check_cursor, new_id
 from jobs.serve.protocol.callers import Caller, caller_of
 from jobs.serve.protocol.errors import ApiError
@@ -74,10 +81,13 @@ def create_batch(
     body: Annotated[bytes, Depends(body_of)],
     batches: TheirBatches,
     files: TheirFiles,
+    caller: Annotated[Caller, Depends(caller_of)],
 ) -> Batch:
     """Create a batch. It is validated and run in the background."""
     asked = parse_body(BatchRequest, body)
+    allowance = allowance_of(caller)
     if is_lake(asked.metadata):
+        refuse_limited(allowance)
         check_lake(asked.metadata or {}, asked.endpoint, request.app.state.service.settings)
     elif files.get(asked.input_file_id, "input_file_id").purpose != "batch":
         text = f"The file `{asked.input_file_id}` was not uploaded with the purpose `batch`."
@@ -93,7 +103,7 @@ def create_batch(
         expires_at=now + WINDOW_SECONDS,
         metadata=asked.metadata,
     )
-    batches.create(batch)
+    batches.create(batch, allowance)
     return batch
 
 

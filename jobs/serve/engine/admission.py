@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from jobs.serve.engine.engine import Overloaded
 
 SHORTEST, LONGEST = 1.0, 30.0  # seconds after which a refused client shall ask again
+PIXELS_PER_IMAGE = 16_000_000  # of all images that are held, for each that may be
 NEWEST = 0.2  # weight of the newest answer in the mean time of answers
 
 
@@ -23,7 +24,7 @@ class Admission:
 
     def __init__(self, most: int):
         self.most = most
-        self.held = self.expected = 0
+        self.held = self.pixels = self.expected = 0
         self._seconds = 0.0  # from an admission to its answer, a moving mean
 
     def expect(self) -> Callable[[], None]:
@@ -45,15 +46,23 @@ class Admission:
         return leave
 
     @contextmanager
-    def admit(self, images: int) -> Iterator[None]:
-        """Hold images during the block. Raises Overloaded if there are too many then."""
+    def admit(self, images: int, pixels: int = 0) -> Iterator[None]:
+        """Hold images during the block. Raises Overloaded if they are too many then.
+
+        Their pixels count too, because they take the time; but one request may have any number.
+        """
         self.check(images)
+        if self.pixels and self.pixels + pixels > self.most * PIXELS_PER_IMAGE:
+            text = f"images of {self.pixels} pixels wait or are computed"
+            raise self._overloaded(text)
         self.held += images
+        self.pixels += pixels
         began = time.monotonic()
         try:
             yield
         finally:
             self.held -= images
+            self.pixels -= pixels
             self._seconds += NEWEST * (time.monotonic() - began - self._seconds)
 
     def check(self, images: int) -> None:

@@ -13,6 +13,7 @@ from jobs.serve.engine.admission import Admission
 from jobs.serve.engine.engine import Labelled, Overloaded
 from jobs.serve.engine.joining import Joiner
 from jobs.serve.engine.parts import ServedModel
+from jobs.serve.engine.pixels import pixels_of
 from jobs.serve.engine.rows import answers, seconds_of_image
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
 
@@ -37,7 +38,7 @@ class ServeEngine:
 
     async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
         """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""
-        with self._admission.admit(len(images)):
+        with self._admission.admit(len(images), sum(map(pixels_of, images))):
             try:
                 async with asyncio.timeout(self._seconds):
                     return await self._joiner.detect(images)

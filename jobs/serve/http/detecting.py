@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from jobs.serve.engine.engine import Engine, Labelled, Overloaded
+from jobs.serve.engine.pixels import pixels_of
 from jobs.serve.http.images import ImageFailed, ImageSource
 from jobs.serve.http.limits import Counter, take
 from jobs.serve.http.metrics import Metrics
@@ -16,6 +17,7 @@ from jobs.serve.protocol.callers import caller_of
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.protocol.parsing import shown
 from jobs.serve.settings.settings import ApiSettings
+from pipeline.schema import TOO_MANY_PIXELS
 from pipeline.storage.urls import mask
 
 
@@ -83,7 +85,7 @@ async def detect(
     headers = await take(service.counter, caller_of(request), "images", len(images))
     request.state.headers |= headers
     least = service.settings.score_threshold if threshold is None else threshold
-    fetched = await _fetch_all(request, images)
+    fetched = _bounded(await _fetch_all(request, images), service.settings)
     usable = [image for image in fetched if isinstance(image, bytes)]
     request.state.leave()  # from here on, its images count
     try:
@@ -109,6 +111,28 @@ async def _fetch_all(request: Request, images: Sequence[str | bytes]) -> list[by
     finally:  # what still comes for a request that has ended would be held for ever
         for task in tasks:
             task.cancel()
+
+
+def _bounded(
+    fetched: Sequence[bytes | ImageFailed], settings: ApiSettings
+) -> list[bytes | ImageFailed]:
+    """The images, but for those with which a request would have too many pixels in all."""
+    most, pixels = settings.max_request_pixels, 0
+    found: list[bytes | ImageFailed] = []
+    for image in fetched:
+        own = pixels_of(image) if isinstance(image, bytes) else 0
+        if own > settings.max_pixels:  # which the decoder refuses at once
+            own = 0
+        if own and pixels + own > most:
+            text = (
+                f"with this one, the images of the request have {pixels + own} pixels, and {most} "
+                "are allowed: send fewer at a time"
+            )
+            image = ImageFailed(TOO_MANY_PIXELS, text)
+        else:
+            pixels += own
+        found.append(image)
+    return found
 
 
 async def _fetch(request: Request, image: str | bytes) -> bytes | ImageFailed:

@@ -64,6 +64,7 @@ def invalid_request(errors: Sequence[Any]) -> ApiError:
     param = ""
     for part in place:
         param += f"[{part}]" if isinstance(part, int) else f"{'.' if param else ''}{part}"
+    param = shown(param)  # a request may have names of any size
     kind = first["type"]
     if kind == "extra_forbidden":
         text, code = (
@@ -73,7 +74,7 @@ def invalid_request(errors: Sequence[Any]) -> ApiError:
     elif kind == "missing":
         text, code = f"The parameter `{param}` is missing", "missing_required_parameter"
     else:
-        reason = first["msg"][:1].lower() + first["msg"][1:]
+        reason = first["msg"][:1].lower() + first["msg"][1 : 2 * LONGEST_VALUE]
         value = shown(repr_of(first.get("input")))
         text, code = f"The parameter `{param}` is {value}: {reason}", "invalid_value"
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -96,6 +96,9 @@ class ServeOptions(ActionOptions):
     max_images: int = field(default=64, metadata={"help": "most images of a request"})
     max_image_bytes: int = field(default=20 << 20, metadata={"help": "most bytes of an image"})
     max_pixels: int = field(default=100_000_000, metadata={"help": "most pixels of an image"})
+    max_request_pixels: int = field(
+        default=2_000_000_000, metadata={"help": "most pixels of all images of a request"}
+    )
     max_queue: int = field(
         default=256,
         metadata={"help": "most images that wait or are computed; what is more is answered 503"},
@@ -135,6 +138,11 @@ class ServeOptions(ActionOptions):
                 f"--max-queue {self.max_queue} would refuse every request of --max-images "
                 f"{self.max_images}: give at least as many"
             )
+        if self.max_request_pixels < self.max_pixels:
+            raise InputError(
+                f"--max-request-pixels {self.max_request_pixels} would refuse images of "
+                f"--max-pixels {self.max_pixels}: give at least as many"
+            )
         if self.keys is None and not is_loopback(self.host):
             raise InputError(
                 f"--host {self.host} can be reached from other machines, and nobody would need a "
@@ -159,6 +167,7 @@ class ServeOptions(ActionOptions):
             self.max_images,
             self.max_image_bytes,
             self.max_pixels,
+            self.max_request_pixels,
             batch_outputs=ImageHosts.of(self.allow_batch_outputs).entries,
         )
 

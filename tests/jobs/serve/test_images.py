@@ -3,12 +3,14 @@
 import random
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
 import requests
 
 from jobs.serve.engine.engine import Engine
+from jobs.serve.http.images import ImageFailed, bytes_of_data
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.files import open_location
 from pipeline.storage.image_hosts import ImageHosts
@@ -17,6 +19,27 @@ from tests.support.serving import MODEL, scene_file, serving
 from tests.support.web import QuietHandler, VersionedFile, served
 
 QUICK: dict[str, Any] = {"download_seconds": 1.0, "stall_seconds": 0.5, "max_image_bytes": 1 << 20}
+
+
+@pytest.mark.parametrize("rest", [";", ";base64", "a", "image/png;base64;"])
+def test_a_data_address_without_a_comma_costs_no_memory(rest: str) -> None:
+    address = "data:" + rest * (5_000_000 // len(rest))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageFailed) as raised:
+            bytes_of_data(address, 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20  # it took 170 times its size
+    finally:
+        tracemalloc.stop()
+    assert raised.value.code == "bad_address"
+
+
+@pytest.mark.parametrize("head", ["data:;base64", "DATA:image/PNG;x=1;BASE64", "data:a;b=c;base64"])
+def test_heads_of_data_addresses(head: str) -> None:
+    assert bytes_of_data(f"{head},AAEC", 3) == b"\0\1\2"
+    for bad in (f"{head} ,AAEC", f"{head}AAEC", f"x{head},AAEC", head.replace(";", ",")):
+        with pytest.raises(ImageFailed):
+            bytes_of_data(bad, 3)
 
 
 def ask(address: str, *images: str) -> list[dict[str, Any]]:

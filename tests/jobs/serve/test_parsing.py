@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.serve.http.chat import ChatRequest
 from jobs.serve.http.detections import DetectionsRequest
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.protocol.parsing import LONGEST_VALUE, MOST_VALUES, parse_body, shown
@@ -13,6 +14,7 @@ from jobs.serve.protocol.response_format import SchemaFormat, check_format, shap
 
 # Of a CPU, for each of these. Each took 8 to 60 while whole bodies were searched for secrets.
 SECONDS = 6.0
+SECONDS_OF_SCHEMA = 2.0  # of a CPU, on a busy machine; the longest took minutes
 LARGE = {
     "spaces": (b" " * 30_000_000, "invalid_json"),
     "digits": (b'{"threshold":' + b"9" * 10_000_000 + b"}", "invalid_json"),
@@ -70,6 +72,63 @@ def test_what_is_no_schema_is_refused_at_once(schema: dict[str, Any]) -> None:
         check_format(format_of(schema))
     assert time.process_time() - began < SECONDS
     assert raised.value.status == 400 and len(raised.value.message) < 300
+
+
+LONG = "x" * 1_000_000
+# What fits no alternative, each of a size that no answer may be measured at again and again.
+FAILING: dict[str, dict[str, Any]] = {
+    "enum": {"enum": [LONG]},
+    "enum of many": {"enum": [f"{n}" for n in range(9000)]},
+    "enum of equal hashes": {"enum": [n * ((1 << 61) - 1) for n in range(9000)]},
+    "enum of lists": {"enum": [[n] * 10 for n in range(800)]},
+    "type": {"type": [LONG] + ["object"] * 9000},
+    "required": {"required": [*["label"] * 9000, LONG]},
+    "properties": {"properties": {f"{n}": {} for n in range(9000)}, "required": [LONG]},
+    "pointer": {"$ref": "#" + "/a" * 500_000},
+    "pointer that is none": {"$ref": [LONG] * 9000},
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_alternatives_that_fit_nothing_cost_little(name: str) -> None:
+    """They fail at each box of each image."""
+    one = {"anyOf": [{"$ref": "#/$defs/one"}] * 10 + [{}]}
+    fields = {"properties": {"label": one, "box": one}}
+    box = {"anyOf": [{"$ref": "#/$defs/one"}] * 10 + [fields]}
+    images = {"items": {"properties": {"detections": {"items": box}}}}
+    schema = {"$defs": {"one": FAILING[name]}, "properties": {"images": images}}
+    found = {"label": "cat", "score": 0.5, "box": [1.0, 2.0, 3.0, 4.0]}
+    answer = {"images": [{"index": 0, "detections": [found] * 100}] * 4}
+    began = time.process_time()
+    try:
+        shaped(answer, format_of(schema))
+    except ApiError as error:
+        assert len(error.message) < 400
+    assert time.process_time() - began < SECONDS_OF_SCHEMA
+
+
+def test_steps_of_a_request_are_bounded() -> None:
+    one: dict[str, Any] = {"anyOf": [{"type": "null"}] * 300 + [{}]}
+    schema = {"properties": {"images": {"items": {"properties": {"detections": {"items": one}}}}}}
+    answer: dict[str, Any] = {"images": [{"detections": [{}] * 100}] * 16}
+    began = time.process_time()
+    with pytest.raises(ApiError, match="too many alternatives"):
+        shaped(answer, format_of(schema))
+    assert time.process_time() - began < SECONDS_OF_SCHEMA
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "m", "messages": [{"role": "user", "content": [{"type": "y" * 1_000_000}]}]},
+        {"model": "m", "messages": [{"role": "user"}], "y" * 1_000_000: 1},
+        {"model": "m", "messages": [{"role": "y" * 1_000_000}]},
+    ],
+)
+def test_errors_repeat_no_long_values(body: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as raised:
+        parse_body(ChatRequest, json.dumps(body).encode())
+    assert len(raised.value.message) < 500 and len(raised.value.param or "") < 200
 
 
 def test_alternatives_of_a_whole_answer_are_tried() -> None:

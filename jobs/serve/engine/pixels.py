@@ -1,0 +1,74 @@
+"""How many pixels an image file may have, from its head: what decoding it may take.
+
+Nothing is decoded here, and nothing is believed: of several sizes in a file, the largest counts.
+The decoder has its own limit (`--max-pixels`), for the size that it finds.
+"""
+
+import struct
+
+UNKNOWN = 26_000_000  # pixels that an image of another format counts as, unless it is tiny
+MOST_PER_BYTE = 10_000  # pixels; deflate packs 1000 bytes into one, of eight pixels each
+MOST_PARTS = 1000  # chunks or segments that are looked at
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers with the size of a JPEG
+_SCAN, _END = 0xDA, 0xD9
+
+
+def pixels_of(encoded: bytes) -> int:
+    """The pixels that an image counts as: those of its head, or those that it may have."""
+    found = None
+    try:
+        if encoded.startswith(_PNG):
+            found = _pixels_of_png(encoded)
+        elif encoded.startswith(_JPEG):
+            found = _pixels_of_jpeg(encoded)
+        elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+            found = _pixels_of_webp(encoded)
+    except struct.error:  # it ends before
+        pass
+    return min(UNKNOWN, len(encoded) * MOST_PER_BYTE) if found is None else found
+
+
+def _pixels_of_png(encoded: bytes) -> int | None:
+    at, most = len(_PNG), 0
+    for _ in range(MOST_PARTS):
+        length, kind = struct.unpack_from(">I4s", encoded, at)
+        if kind == b"IDAT":
+            return most
+        if kind == b"IHDR":
+            width, height = struct.unpack_from(">II", encoded, at + 8)
+            most = max(most, width * height)
+        at += length + 12
+    return None
+
+
+def _pixels_of_jpeg(encoded: bytes) -> int | None:
+    at, most = 2, 0
+    for _ in range(MOST_PARTS):
+        mark, marker, length = struct.unpack_from(">BBH", encoded, at)
+        if mark != 0xFF or marker == _END:
+            return None
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # padding, or without a length
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker == _SCAN:
+            return most
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", encoded, at + 5)
+            most = max(most, width * height)
+        at += length + 2
+    return None
+
+
+def _pixels_of_webp(encoded: bytes) -> int | None:
+    kind = encoded[12:16]
+    if kind == b"VP8X":  # its frames may not be larger than its canvas
+        low, high = struct.unpack_from("<IH", encoded, 24)
+        return ((low & 0xFFFFFF) + 1) * ((low >> 24 | high << 8) + 1)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", encoded, 21)
+        return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", encoded, 26)
+        return (width & 0x3FFF) * (height & 0x3FFF)
+    return None

@@ -1,0 +1,93 @@
+"""Connections of clients that listen to nobody: none holds a place without a request for long.
+
+A connection waits until the head of a request is whole, and again after each answer. It has a time
+for that, however it drips, and where all places are taken, the one that has waited longest goes
+first. So only requests take places, and what a request may take is bounded elsewhere.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_SECONDS = 10.0  # from the begin of a connection, or of a head, until the head is whole
+KEEP_ALIVE_SECONDS = 75  # from an answer until the next head begins; the rest of a body comes then
+UNREAD_SECONDS = 60.0  # for which a client may read nothing of an answer that waits
+
+
+class TimedProtocol(HttpToolsProtocol):
+    """The protocol of uvicorn, with times."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._waits_since: float | None = None  # None: a request is under way
+        self._closing: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait(HEAD_SECONDS)
+        self._make_room()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._waits_since is not None:
+            self._wait(HEAD_SECONDS)
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # else the next request of this connection has begun
+            self._wait(KEEP_ALIVE_SECONDS)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_unread()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        self._stop_unread()
+        super().connection_lost(exc)
+
+    def _wait(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._waits_since = time.monotonic()
+        self._closing = self.loop.call_later(seconds, self._close)
+
+    def _stop_waiting(self) -> None:
+        self._waits_since = None
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _close(self) -> None:
+        """Close the connection, whether or not its client reads what is still to be sent."""
+        self._stop_waiting()
+        self.connections.discard(self)  # the place is free now, not when the loop says that it is
+        self.transport.abort()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest, if all places are taken."""
+        if self.limit_concurrency is None or len(self.connections) < self.limit_concurrency:
+            return
+        others = (one for one in self.connections if isinstance(one, TimedProtocol))
+        waiting = [
+            (one._waits_since, id(one), one)
+            for one in others
+            if one is not self and one._waits_since is not None
+        ]
+        if waiting:
+            min(waiting)[-1]._close()

@@ -1,0 +1,126 @@
+"""Connections that send nothing, half a head, or read nothing: they hold no place for long."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from jobs.serve.engine.admission import Admission
+from jobs.serve.engine.engine import Labelled
+from jobs.serve.http import connections
+from jobs.serve.settings.settings import ApiSettings
+from tests.jobs.serve.test_bodies import CAT, HEAD, Standing, body_of, post
+from tests.support.serving import CONNECTIONS, serving
+
+HALF = b"GET /health/live HTTP/1.1\r\nHost: a\r\nX-A: "
+WHOLE = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An endpoint with short times."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
+    monkeypatch.setattr(connections, "KEEP_ALIVE_SECONDS", 0.8)
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.4)
+    with serving(ApiSettings(), Standing(CAT, 1.5)) as found:
+        yield found
+
+
+@contextmanager
+def connected(address: str, sent: bytes = b"") -> Iterator[socket.socket]:
+    host = urlsplit(address)
+    with socket.create_connection((host.hostname, host.port), timeout=10) as connection:
+        connection.sendall(sent)
+        yield connection
+
+
+def seconds_open(connection: socket.socket, drip: bytes = b"") -> float:
+    """For how long the server leaves it open, with a byte of `drip` in each tenth of a second."""
+    began = time.monotonic()
+    connection.settimeout(0.1)
+    while time.monotonic() - began < 5:
+        try:
+            if drip:
+                connection.sendall(drip[:1])
+            if not connection.recv(65536):
+                break
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("sent", [b"", HALF])
+@pytest.mark.parametrize("drip", [b"", b"\n", b"a"])
+def test_a_head_that_does_not_come_is_given_up(address: str, sent: bytes, drip: bytes) -> None:
+    with connected(address, sent) as connection:
+        assert seconds_open(connection, drip) < 2
+
+
+@pytest.mark.parametrize("drip", [b"", b"G"])
+def test_a_connection_ends_that_asks_nothing_more(address: str, drip: bytes) -> None:
+    with connected(address, WHOLE) as connection:
+        assert seconds_open(connection, drip) < 2.5
+
+
+def test_the_rest_of_a_refused_body_does_not_hold_a_connection(address: str) -> None:
+    refused = HEAD.replace(b"/v1/detections", b"/nowhere") + b"Content-Length: 1000\r\n\r\n"
+    with connected(address, refused) as connection:
+        assert seconds_open(connection, b"x") < 2.5
+
+
+def test_requests_have_their_own_time(address: str) -> None:
+    """The engine takes longer than a head may, and so does a pause between two requests."""
+    session = requests.Session()
+    for _ in range(2):
+        answer = session.post(f"{address}/v1/detections", json=body_of(), timeout=10)
+        assert answer.status_code == 200
+        time.sleep(0.5)
+    with connected(address, WHOLE * 3) as connection:
+        time.sleep(0.3)
+        assert connection.recv(65536).count(b"HTTP/1.1 200") == 3
+
+
+def test_connections_that_wait_make_room() -> None:
+    with serving(ApiSettings(), Standing(CAT)) as address, ExitStack() as stack:
+        waiting = [
+            stack.enter_context(connected(address, HALF if n % 2 else b""))
+            for n in range(CONNECTIONS + 20)
+        ]
+        for _ in range(3):
+            assert post(address, json=body_of()).status_code == 200
+        waiting[0].settimeout(1)
+        assert waiting[0].recv(1) == b"", "the oldest goes first"
+
+
+def test_requests_beyond_all_places_are_503() -> None:
+    engine = Standing(CAT)
+    engine.admission = Admission(2 * CONNECTIONS)
+    with serving(ApiSettings(), engine) as address, ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(connected(address, HEAD + b"Content-Length: 100\r\n\r\n"))
+        time.sleep(0.3)
+        assert requests.get(f"{address}/health/live").status_code == 503
+
+
+def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.4)
+    size = 30_000_000  # more than the system holds for a connection
+    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
+    body = json.dumps(body_of()).encode()
+    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
+    with serving(ApiSettings(), Standing(large)) as address:
+        assert len(post(address, json=body_of()).content) > size
+        with connected(address, head + body) as connection:
+            time.sleep(1.5)
+            came = 0
+            with suppress(OSError):
+                while more := connection.recv(1 << 20):
+                    came += len(more)
+            assert 0 < came < size
