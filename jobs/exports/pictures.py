@@ -2,8 +2,8 @@
 
 The same child process reads them as in a run, since nobody has checked the files. Their bytes are
 not changed. Of an import, whose names anybody may have written, only images are taken, and only
-from below the folder that the user named. An image that cannot be had, or is another than the one that was labelled, is left out
-with its labels.
+from below the folder that the user named. An image that cannot be had, or is another than the one
+that was labelled, is left out with its labels.
 """
 
 from collections.abc import Iterator

@@ -53,7 +53,7 @@ SELECT count(*) FROM (
     GROUP BY 1 HAVING count(*) > 1
 )
 """
-# Images without an entry that another import labelled stay as they are; the others are numbered anew.
+# Images without an entry that another import labelled are left out; the rest is numbered anew.
 _REPLACED = """
 SELECT count(*) FROM earlier WHERE num_detections > 0 AND image_id IN (
     SELECT image_id FROM images SEMI JOIN entries ON entries.id = images.{column})
