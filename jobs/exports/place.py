@@ -160,7 +160,7 @@ def one_file(url: str, overwrite: bool = True) -> Iterator[TextIO]:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 hidden = hidden_place(place, lambda made: made.touch(exist_ok=False))
                 temporary = stack.enter_context(hidden)
-            with temporary.open("w", encoding="utf-8", newline="") as file:
+            with _named_place(place), temporary.open("w", encoding="utf-8", newline="") as file:
                 yield file
             _put_file_in_place(temporary, place, url, overwrite)
         return
@@ -169,6 +169,17 @@ def one_file(url: str, overwrite: bool = True) -> Iterator[TextIO]:
         file.flush()
         with explain_errors("FILE", url):
             retry(fs.put_file, file.name, path)
+
+
+@contextmanager
+def _named_place(place: Path) -> Iterator[None]:
+    """Name `place` in errors of writing, which name a hidden file or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename, error.filename2 = str(place), None
+        raise
 
 
 def _put_file_in_place(made: Path, place: Path, url: str, overwrite: bool) -> None:
@@ -236,7 +247,8 @@ def folder(target: FolderTarget) -> Iterator[Folder]:
     fs, path = _open(target.url)
     if isinstance(fs, LocalFileSystem):
         with _hidden_folder(Path(path), target.url) as made:
-            with open(made / TABLE, "x", encoding="utf-8", newline="") as file:
+            table = made / TABLE
+            with _named_place(Path(path)), table.open("x", encoding="utf-8", newline="") as file:
                 filled = Folder(str(made), file)
                 yield filled
                 filled.flush()

@@ -177,5 +177,5 @@ def _named_file(path: Path, unfinished: Path) -> Iterator[None]:
         yield
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        error.filename = str(path)
+        error.filename = str(path.absolute())
         raise

@@ -1,5 +1,6 @@
 """What killed exports and exports to one place at once leave behind."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
+from jobs.cli import main, message_of
 from jobs.exports.place import one_file
 from jobs.exports.unfinished import hidden_place, remove_leftovers
 from pipeline.storage.errors import InputError
@@ -70,6 +71,15 @@ def test_a_file_that_appeared_meanwhile_stays(tmp_path: Path) -> None:
         file.write("new")
     assert place.read_text() == "new"
     assert os.listdir(tmp_path) == ["labels.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_what_the_user_named(number: int, tmp_path: Path) -> None:
+    hidden_file = str(tmp_path / ".x.csv.0123abcd.unfinished")
+    with pytest.raises(OSError) as error, one_file(str(tmp_path / "x.csv")):
+        raise OSError(number, os.strerror(number), hidden_file)
+    assert message_of(error.value).startswith(f"{tmp_path}/x.csv: the ")
+    assert os.listdir(tmp_path) == []
 
 
 def test_classes_are_chosen_by_number_too(output: str, tmp_path: Path) -> None:
