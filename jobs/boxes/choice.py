@@ -56,6 +56,13 @@ def named_classes(labels: Sequence[str]) -> dict[int, str]:
     return {number: name for number, name in enumerate(labels) if name}
 
 
+def numbers_of_class(classes: Names, word: str) -> list[int]:
+    """The numbers of the classes that a name, or else a number, stands for."""
+    if found := [number for number, name in classes.items() if name == word]:
+        return found
+    return [int(word)] if word.isdecimal() and int(word) in classes else []
+
+
 def suppression_rules(options: SuppressionOptions) -> BoxRules:
     """The rules of options that do not depend on classes. Raises InputError for wrong values."""
     options.check_suppression()
@@ -100,10 +107,8 @@ class _Classes:
 
     def numbers(self, word: str, option: str) -> list[int]:
         """The numbers of a class. InputError if there is none of this name or number."""
-        if found := [number for number, name in self.names.items() if name == word]:
+        if found := numbers_of_class(self.names, word):
             return found
-        if word.isdecimal() and int(word) in self.names:
-            return [int(word)]
         raise InputError(f"{option}: there is no class {printable(word)}{self._hint(word)}")
 
     def _hint(self, word: str) -> str:

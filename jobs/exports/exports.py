@@ -58,7 +58,7 @@ class ToFile:
         return FileTarget(url, overwrite)
 
     def __call__(self, labels: Labels, url: str, overwrite: bool) -> None:
-        with one_file(url) as file:
+        with one_file(url, overwrite) as file:
             self.write(labels, file)
             self.target(url, overwrite).check_free()  # a file may have appeared meanwhile
 

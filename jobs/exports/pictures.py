@@ -1,8 +1,9 @@
 """The images beside their labels: read again from where they were labelled, or linked there.
 
 The same child process reads them as in a run, since nobody has checked the files. Their bytes are
-not changed. An image that cannot be had, or is another than the one that was labelled, is left out
-with its labels.
+not changed. Of an import, whose names anybody may have written, only images are taken, and only
+from below the folder that the user named. An image that cannot be had, or is another than the one
+that was labelled, is left out with its labels.
 """
 
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ from jobs.exports.reader import LabelledImage, Labels
 from jobs.output.known_objects import read_plan
 from jobs.output.manifest import Manifest
 from jobs.report.imported import Imported, read_import
+from pipeline.formats.image_names import HEAD_BYTES, looks_like_image
 from pipeline.formats.members import open_member
 from pipeline.formats.rows import CHANGED_TEXT, is_planned
 from pipeline.isolation.child import ChildFailed, Row, read_rows_in_child
 from pipeline.plan.shards import shards_of_table
-from pipeline.schema import CHANGED, OK, UNREADABLE, UNSEEN, Member, Shard
+from pipeline.schema import CHANGED, OK, UNDECODABLE, UNREADABLE, UNSEEN, Member, Shard
 from pipeline.stages.read import READ_SECONDS, reading_child
 from pipeline.storage.errors import CommandFailed, InputError
 from pipeline.storage.protocols import is_local
@@ -32,7 +34,8 @@ from pipeline.storage.urls import mask, printable
 FILES_AT_ONCE = 256  # loose images that are asked for together
 ARCHIVES = ("tar", "parquet")  # kinds of shards
 READ_ARCHIVE, READ_LOOSE = "pipeline.formats.read:read_rows", "jobs.report.pictures:rows_at"
-NO_ADDRESS = "its image_id is no address: `import --images URL` makes addresses"
+NOT_BELOW = "only images below the folder that `import --images URL` names are opened"
+NO_IMAGE = "its first bytes are those of no image"
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Pictures:
             rows = self._read_loose(shard, len(read))
             for image, member in found:
                 if member is None:
-                    self._leave_out(image, UNREADABLE, NO_ADDRESS)
+                    self._leave_out(image, UNREADABLE, NOT_BELOW)
                 elif self._is_linked(member):
                     if self._place_link(image, member):
                         yield image
@@ -161,17 +164,25 @@ class Pictures:
         if row["status"] != OK:
             self._leave_out(image, row["status"], row["error"])
             return False
-        self._folder.add(f"{self._images}/{image.name}", bytes(row["encoded"]))
+        encoded = bytes(row["encoded"])
+        if image.etag is None and not looks_like_image(encoded[:HEAD_BYTES]):
+            self._leave_out(image, UNDECODABLE, NO_IMAGE)
+            return False
+        self._folder.add(f"{self._images}/{image.name}", encoded)
         return True
 
     def _place_link(self, image: LabelledImage, member: Member) -> bool:
         """Link a local file. Returns whether the file is there as it was labelled."""
         try:
             fs, path = open_member(member, "image")
-            with open(path, "rb"):  # a link to a file that nobody may read is of no use
+            with open(path, "rb") as file:  # a link to a file that nobody may read is of no use
+                is_image = member.etag != UNSEEN or looks_like_image(file.read(HEAD_BYTES))
                 changed = member.etag != UNSEEN and not is_planned(fs, path, member)
         except (InputError, OSError) as error:
             self._leave_out(image, UNREADABLE, str(error))
+            return False
+        if not is_image:
+            self._leave_out(image, UNDECODABLE, NO_IMAGE)
             return False
         if changed:
             self._leave_out(image, CHANGED, CHANGED_TEXT)

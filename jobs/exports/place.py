@@ -1,9 +1,8 @@
 """The target of an export: one file, or a folder of many files; local, or in a store."""
 
+import errno
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jobs.exports.earlier_export import (
     is_export,
     is_of_format,
 )
+from jobs.exports.unfinished import hidden_place, remove_leftovers
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import mask, printable
@@ -146,30 +146,53 @@ def _visible_names(fs: AbstractFileSystem, path: str) -> list[str]:
 
 
 @contextmanager
-def one_file(url: str) -> Iterator[TextIO]:
+def one_file(url: str, overwrite: bool = True) -> Iterator[TextIO]:
     """Yield a file to write.
 
     The whole file appears at `url` when the block ends, or nothing does. A local link stays.
+    InputError if a local file has appeared there meanwhile and must not be replaced (`overwrite`).
     """
     fs, path = _open(url)
     if isinstance(fs, LocalFileSystem):
-        temporary = _hidden_name(path)
-        with explain_errors("FILE", url):
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            made = temporary.open("x", encoding="utf-8", newline="")
-        try:
-            with made as file:
+        place = Path(path)
+        with ExitStack() as stack:
+            with explain_errors("FILE", url):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                hidden = hidden_place(place, lambda made: made.touch(exist_ok=False))
+                temporary = stack.enter_context(hidden)
+            with _named_place(place), temporary.open("w", encoding="utf-8", newline="") as file:
                 yield file
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            _put_file_in_place(temporary, place, url, overwrite)
         return
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="") as file:
         yield cast(TextIO, file)
         file.flush()
         with explain_errors("FILE", url):
             retry(fs.put_file, file.name, path)
+
+
+@contextmanager
+def _named_place(place: Path) -> Iterator[None]:
+    """Name `place` in errors of writing, which name a hidden file or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename, error.filename2 = str(place), None
+        raise
+
+
+def _put_file_in_place(made: Path, place: Path, url: str, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            os.link(made, place)  # in contrast to a rename it fails where something is
+            return
+        except FileExistsError:
+            raise _exists(url) from None
+        except OSError:  # a file system without hard links
+            if os.path.lexists(place):
+                raise _exists(url) from None
+    os.replace(made, place)
 
 
 class Folder:
@@ -224,13 +247,19 @@ def folder(target: FolderTarget) -> Iterator[Folder]:
     fs, path = _open(target.url)
     if isinstance(fs, LocalFileSystem):
         with _hidden_folder(Path(path), target.url) as made:
-            with open(made / TABLE, "x", encoding="utf-8", newline="") as file:
+            table = made / TABLE
+            with _named_place(Path(path)), table.open("x", encoding="utf-8", newline="") as file:
                 filled = Folder(str(made), file)
                 yield filled
                 filled.flush()
             target.check_free()
             with explain_errors("FILE", target.url):
-                _put_in_place(made, Path(path), target.entries())
+                try:
+                    _put_in_place(made, Path(path), target.entries())
+                except OSError as error:
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise _exists(target.url) from None
+                    raise
         return
     with explain_errors("FILE", target.url):
         for entry in target.entries():
@@ -247,14 +276,13 @@ def _hidden_folder(path: Path, url: str) -> Iterator[Path]:
 
     What is left of it when the block ends is deleted.
     """
-    made = _hidden_name(str(path / path.name if path.is_dir() else path))
-    with explain_errors("FILE", url):
-        made.mkdir(parents=True)
-    try:
+    with ExitStack() as stack:
+        with explain_errors("FILE", url):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path)
+            place = path / path.name if path.is_dir() else path
+            made = stack.enter_context(hidden_place(place, Path.mkdir))
         yield made
-    finally:
-        if made.exists():
-            shutil.rmtree(made)
 
 
 def _put_in_place(made: Path, path: Path, entries: Sequence[str]) -> None:
@@ -263,7 +291,7 @@ def _put_in_place(made: Path, path: Path, entries: Sequence[str]) -> None:
     The old entries of `path` go to `made`.
     """
     if not path.exists():
-        os.rename(made, path)
+        os.rename(made, path)  # an error if another export has filled a folder there meanwhile
         return
     (made / "old").mkdir()
     with ExitStack() as undo:
@@ -273,9 +301,3 @@ def _put_in_place(made: Path, path: Path, entries: Sequence[str]) -> None:
                     os.replace(source / entry, place / entry)
                     undo.callback(os.replace, place / entry, source / entry)
         undo.pop_all()
-
-
-def _hidden_name(path: str) -> Path:
-    """Return a new name beside `path`, so that the file existing can be renamed to `path`."""
-    place = Path(path)
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")

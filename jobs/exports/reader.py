@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
-from jobs.boxes.choice import choose_boxes
+from jobs.boxes.choice import choose_boxes, numbers_of_class
 from jobs.boxes.options import BoxOptions
 from jobs.exports.classes import model_classes
 from jobs.exports.names import PLAIN, NameRules, SafeNames
@@ -29,7 +29,7 @@ class Choice:
     """Selects the boxes to export. An image without such a box is exported without boxes."""
 
     min_score: float = 0.0
-    labels: tuple[str, ...] = ()  # empty: all labels
+    labels: tuple[str, ...] = ()  # names or numbers; empty: all labels
     boxes: BoxOptions = field(default_factory=BoxOptions)  # further rules
 
     def check(self) -> None:
@@ -145,11 +145,13 @@ class Labels:
     def _select_labels(self, own: dict[int, str]) -> dict[int, str]:
         """The classes of the model whose boxes are read."""
         wanted = self._choice.labels
-        unknown = [label for label in wanted if label not in own.values()]
+        numbers = {label: numbers_of_class(own, label) for label in wanted}
+        unknown = [label for label, found in numbers.items() if not found]
         if unknown:
             names = ", ".join(dict.fromkeys(own.values())) or "none"
             raise InputError(f"--labels {','.join(unknown)}: the labels are {names}")
-        return {k: name for k, name in own.items() if not wanted or name in wanted}
+        chosen = {number for found in numbers.values() for number in found}
+        return {k: name for k, name in own.items() if not wanted or k in chosen}
 
     def _count(self, sql: str, **parameters: Any) -> int:
         (count,) = self._connection.execute(sql, parameters).fetchall()[0]

@@ -8,7 +8,8 @@ from typing import Any
 
 from jobs.coco.records import Image
 from pipeline.storage.files import InputError, open_location, uri
-from pipeline.storage.urls import identity
+from pipeline.storage.protocols import is_local
+from pipeline.storage.urls import identity, mask
 
 NEEDED = ("file_name", "width", "height")  # fields that each image must have
 
@@ -19,7 +20,7 @@ def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, 
     `stem` is the last part of the file_name, without its extension.
 
     `image_id` is the image's file_name; an address loses its secrets. With `base` it is the URL of
-    the file below `base`, as `label` names files.
+    the file below `base`, as `label` names files. Absolute names have to lie there.
     """
     root = None if base is None else uri(*open_location(base, "--images")).rstrip("/")
     for number, image in enumerate(images):
@@ -38,8 +39,23 @@ def _stem(name: str) -> str:
 
 
 def _below(root: str, name: str, entry: str) -> str:
-    path = posixpath.normpath(name.replace("\\", "/"))  # Windows writes backslashes
+    """The URL of the file `name` below `root`, whose own address the name may also be.
+
+    InputError if the file lies elsewhere.
+    """
+    path = name.replace("\\", "/")  # Windows writes backslashes
+    for start in (f"{root}/", _path_of(root)):
+        if start and path.startswith(start):
+            path = path[len(start) :]
+            break
+    has_protocol = "://" in path
+    path = posixpath.normpath(path)
     has_drive = re.match(r"[A-Za-z]:/", path)
-    if path.startswith(("/", "../")) or path in (".", "..") or "://" in name or has_drive:
-        raise InputError(f"--annotations: {entry} ({name}) lies outside of --images")
+    if path.startswith(("/", "../")) or path in (".", "..") or has_protocol or has_drive:
+        raise InputError(f"--annotations: {entry} ({mask(name)}) lies outside of --images")
     return identity(f"{root}/{path}")
+
+
+def _path_of(root: str) -> str:
+    """What absolute paths of files below a local folder start with; "" for other folders."""
+    return f"{root.removeprefix('file://').rstrip('/')}/" if is_local(root) else ""

@@ -16,6 +16,7 @@ from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally, near_duplicates_of, report
 from jobs.coco.fields import is_number
 from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
+from jobs.imports.earlier import images_of_other_files, shard_prefix
 from jobs.imports.images import NEEDED, image_rows
 from jobs.imports.options import ImportOptions
 from jobs.imports.results import BY_ID, CocoResults
@@ -67,19 +68,40 @@ def import_results(options: ImportOptions, startup: Startup | None = None) -> No
             images = image_rows(file.images(NEEDED), options.images)
             named = {label_id for label_id, name in enumerate(labels) if name}
             entries = read_results(detections, "DETECTIONS", named, ids_of_names(labels))
-            with CocoResults(images, entries, labels, Path(scratch)) as results:
-                writer.begin_writing()
-                _publish(options, source, results, tally, writer)
+            runs = writer.catalog.committed_runs()
+            earlier = images_of_other_files(options.output, runs, source.uri, scratch)
+            with CocoResults(images, entries, labels, Path(scratch), earlier) as results:
+                if results.images:
+                    writer.begin_writing()
+                    _publish(options, source, results, tally, writer)
         print(
             f"{counted(results.boxes, 'box')} of {counted(results.images, 'image')}, "
             f"by {options.model_name()}, in {mask(options.output)}",
             file=sys.stderr,
         )
-        if results.matched_by != BY_ID:
-            print(f"images are matched by {results.matched_by}, not by id", file=sys.stderr)
-        if results.beyond:
-            beyond = counted(results.beyond, "box")
-            print(f"kept as they are: {beyond} beyond the border of the image", file=sys.stderr)
+        for line in _remarks(results):
+            print(line, file=sys.stderr)
+
+
+def _remarks(results: CocoResults) -> list[str]:
+    """Lines about what a user may not expect of an import."""
+    lines = []
+    if results.matched_by != BY_ID:
+        lines.append(f"images are matched by {results.matched_by}, not by id")
+    if results.beyond:
+        beyond = counted(results.beyond, "box")
+        lines.append(f"kept as they are: {beyond} beyond the border of the image")
+    if results.left:
+        lines.append(
+            f"left as they are: {counted(results.left, 'image')} without an entry in DETECTIONS, "
+            "labelled by an import of another file"
+        )
+    if results.replaced:
+        lines.append(
+            f"replaced: the boxes of {counted(results.replaced, 'image')} that had some by an "
+            "import of another file (all entries of an image belong into one file)"
+        )
+    return lines
 
 
 def ids_of_names(labels: Sequence[str]) -> dict[str, int]:
@@ -146,7 +168,7 @@ def _publish(
     shards: list[str] = []
     began = time.monotonic()
     with writer.explain_takeover():
-        for shard, table in results.blocks(source.uri):
+        for shard, table in results.blocks(shard_prefix(source.uri)):
             receipt = stage(table, blocks)
             tally.add(receipt)
             files += publish_part(Part(len(shards), (shard,), (receipt.file,)), target)

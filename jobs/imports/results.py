@@ -1,6 +1,6 @@
 """Detections joined with their images and sorted by DuckDB on disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ _IMAGES = pa.schema(
         pa.field("height", pa.int32()),
     ]
 )
+EARLIER = pa.schema([pa.field("image_id", pa.string()), pa.field("num_detections", pa.int32())])
 _ENTRIES = pa.schema(
     [
         pa.field("entry", pa.int64()),  # from 1, in the order of the file
@@ -52,6 +53,19 @@ SELECT count(*) FROM (
     GROUP BY 1 HAVING count(*) > 1
 )
 """
+# Images without an entry that another import labelled are left out; the rest is numbered anew.
+_REPLACED = """
+SELECT count(*) FROM earlier WHERE num_detections > 0 AND image_id IN (
+    SELECT image_id FROM images SEMI JOIN entries ON entries.id = images.{column})
+"""
+_LEFT = """
+CREATE TABLE chosen AS
+SELECT row_number() OVER (ORDER BY number) - 1 AS number, * EXCLUDE (number) FROM images
+WHERE image_id NOT IN (SELECT image_id FROM earlier)
+    OR {column} IN (SELECT id FROM entries);
+DROP TABLE images;
+ALTER TABLE chosen RENAME TO images;
+"""
 _BOXES = """
 CREATE TABLE boxes AS
 SELECT number, entry, category_id AS label_id, score::FLOAT AS score,
@@ -71,12 +85,14 @@ GROUP BY number, image_id, width, height ORDER BY number
 
 
 class CocoResults:
-    """All images of an annotation file, with their boxes from a results file.
+    """The images of an annotation file, with their boxes from a results file.
 
-    `labels` are names by category id. `images` and `boxes` are numbers of rows. `matched_by` says
-    what the entries call their images by, of MATCHES. `beyond` is the
-    number of boxes that reach beyond their image. Such boxes are not clipped, so metrics computed
-    from them stay the same.
+    Images without an entry that an earlier import labelled are left out: results may come in
+    several files. `left` is their number, and `replaced` that of the images with an entry that had
+    boxes. `labels` are names by category id. `images` and `boxes` are numbers of rows. `matched_by`
+    says what the entries call their images by, of MATCHES. `beyond` is the number of boxes that
+    reach beyond their image. Such boxes are not clipped, so metrics computed from them stay the
+    same.
     """
 
     def __init__(
@@ -85,8 +101,11 @@ class CocoResults:
         results: Iterator[Result],
         labels: Sequence[str],
         scratch: Path,
+        earlier: Iterable[pa.RecordBatch] = (),
     ):
         """`images` and `labels` come from the annotation file; the database lies in `scratch`.
+
+        `earlier` has the rows (EARLIER) of images that imports of other files labelled.
 
         InputError, which names the image or the entry, if the two files do not fit together.
         """
@@ -94,9 +113,11 @@ class CocoResults:
         self._database.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout
         limit_memory(self._database, MEMORY, str(scratch))
         self.labels = tuple(labels)
-        self.images = self._take_images(images)
+        annotated = self._take_images(images)
         column = self._take_results(results)
         self.matched_by = MATCHES[column]
+        self.replaced, self.images = self._leave_out_labelled(earlier, column)
+        self.left = annotated - self.images
         self._database.execute(_BOXES.format(column=column))
         self._database.execute("DROP TABLE entries")
         counts = self._database.sql(
@@ -137,6 +158,24 @@ class CocoResults:
             f"{more}: all entries give the id of their image, or all its file_name"
         )
 
+    def _leave_out_labelled(
+        self, earlier: Iterable[pa.RecordBatch], column: str
+    ) -> tuple[int, int]:
+        """Leave out the images without an entry that are in `earlier`.
+
+        Returns how many images with an entry had boxes, and the number of images that stay.
+        """
+        self._database.register("batch", EARLIER.empty_table())
+        self._database.execute("CREATE TABLE earlier AS SELECT * FROM batch")
+        for batch in earlier:
+            self._database.register("batch", batch)
+            self._database.execute("INSERT INTO earlier SELECT * FROM batch")
+        self._database.unregister("batch")
+        ((replaced,),) = self._database.execute(_REPLACED.format(column=column)).fetchall()
+        self._database.execute(_LEFT.format(column=column))
+        ((images,),) = self._database.execute("SELECT count(*) FROM images").fetchall()
+        return replaced, images
+
     def _first_unknown(self, column: str) -> tuple[int, str, int] | None:
         """The first entry that names no image: its number, its id, and how many there are."""
         sql = _UNKNOWN_IMAGE.format(column=column)
@@ -160,12 +199,12 @@ class CocoResults:
         self._database.unregister("batch")
         return count
 
-    def blocks(self, shard: str) -> Iterator[tuple[str, pa.Table]]:
-        """Yield images and boxes as DETECTED rows: blocks, each a shard named after `shard`."""
+    def blocks(self, prefix: str) -> Iterator[tuple[str, pa.Table]]:
+        """Yield images and boxes as DETECTED rows: blocks, each a shard whose name has `prefix`."""
         now = datetime.now(UTC)
         for number, (start, stop) in enumerate(self._ranges()):
             found = self._database.sql(_BLOCK, params={"start": start, "stop": stop})
-            rows, name = found.to_arrow_table(), f"{shard}#images-{number:05d}"
+            rows, name = found.to_arrow_table(), f"{prefix}{number:05d}"
             yield name, _detected(rows, name, now)
 
     def _ranges(self) -> Iterator[tuple[int, int]]:

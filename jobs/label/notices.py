@@ -8,9 +8,11 @@ from jobs.accounting.plurals import counted
 from jobs.label.log.lines import print_line
 from jobs.label.options import LabelOptions
 from jobs.label.planning import carried_as_lines, image_columns_as_lines, unversioned_as_lines
+from jobs.output.carried import columns_that_become_text
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import computations
 from model.computation import Computation
+from pipeline.carry.types import name_of_type
 from pipeline.plan.carry_choice import parse_carry
 from pipeline.plan.plan import Plan
 from pipeline.storage.urls import mask, printable
@@ -35,6 +37,13 @@ def print_plan_notices(options: LabelOptions, found: Plan, runs: Sequence[Manife
             "--carry is for new objects: the images that "
             f"{mask(options.output)} holds already keep the columns that they have (--relabel "
             "makes them again)"
+        )
+    for column, earlier in columns_that_become_text(runs, found.shards.carry):
+        name = printable(column.name)
+        print_line(
+            f"--carry {name} is {name_of_type(column.type)} here and {earlier} in earlier runs: "
+            f"queries see it as text, so that no value changes (--carry {name}:{earlier} keeps "
+            "the type)"
         )
     if found.known and (options.image_column or options.id_column):
         print_line(

@@ -1,12 +1,12 @@
 """The carried columns of several runs as one set of columns: of the views, and of `compact`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
 from jobs.output.manifest import Manifest, carry_of_run
 from pipeline.carry.columns import Carry, Column
-from pipeline.carry.types import LIST, common_type, name_of_type
+from pipeline.carry.types import LIST, exact_common_type, list_of, name_of_type
 
 _SQL = {
     "string": "VARCHAR",
@@ -31,15 +31,38 @@ _SQL = {
 def common_carry(runs: Iterable[Manifest]) -> Carry:
     """All carried columns of some runs, in the order in which they came.
 
-    Where two runs have numbers of different types, the column holds both. Where they have other
-    types, it is text. Names differ by more than their case, as SQL makes no difference there.
+    Where two runs have numbers of different types, the column has a type that holds all numbers of
+    both as they are. Where there is no such type, as for int64 and float64, it is text. Names
+    differ by more than their case, as SQL makes no difference there.
     """
+    return _common(map(carry_of_run, runs))
+
+
+def columns_that_become_text(runs: Iterable[Manifest], new: Carry) -> Iterator[tuple[Column, str]]:
+    """The columns of a new run that no type but text holds together with those of earlier `runs`.
+
+    Each comes with the name of the type that it has in these runs.
+    """
+    before = common_carry(runs)
+    types = {column.name.casefold(): column.type for column in before.columns}
+    after = {column.name.casefold(): column.type for column in _common((before, new)).columns}
+    for column in new.columns:
+        earlier, later = (each.get(column.name.casefold()) for each in (types, after))
+        if earlier is not None and later not in (earlier, column.type) and _is_text(later):
+            yield column, name_of_type(earlier)
+
+
+def _is_text(kind: pa.DataType | None) -> bool:
+    return kind in (pa.string(), list_of(pa.string()))
+
+
+def _common(carries: Iterable[Carry]) -> Carry:
     found: dict[str, Column] = {}
-    for run in runs:
-        for column in carry_of_run(run).columns:
+    for carry in carries:
+        for column in carry.columns:
             key = column.name.casefold()
             before = found.setdefault(key, column)
-            kind = common_type(before.type, column.type) or pa.string()
+            kind = exact_common_type(before.type, column.type) or pa.string()
             found[key] = Column(before.name, kind)
     return Carry(tuple(found.values()))
 

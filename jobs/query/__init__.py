@@ -136,5 +136,8 @@ def _put(written: Path, file: str) -> None:
         try:
             shutil.copyfile(written, beside)
             os.replace(beside, place)
+        except OSError as error:  # the user knows FILE alone
+            error.filename = error.filename2 = None
+            raise
         finally:
             beside.unlink(missing_ok=True)

@@ -8,10 +8,9 @@ from jobs.output.run_documents import read_document
 from pipeline.formats.parquet import PARQUET_SUFFIXES
 from pipeline.formats.tars import TAR_SUFFIXES
 from pipeline.schema import UNSEEN, Member, Shard
-from pipeline.storage.protocols import is_local
 
 # Patterns that DuckDB reads too.
-_ADDRESS, _LOCAL = r"^[A-Za-z][A-Za-z0-9+.\-]*://", r"^[Ff][Ii][Ll][Ee]://"
+_STEPS = r"[/\\](\.|%2[Ee]){1,2}([/\\?#]|$)"  # `..` and `.`, which may lead out of a folder
 _ARCHIVED = rf"(?i)({'|'.join(map(re.escape, (*TAR_SUFFIXES, *PARQUET_SUFFIXES)))})#"
 # Fields of report.json that say nothing of an import: no image was read and no model computed.
 MADE_UP = (
@@ -28,28 +27,29 @@ MADE_UP = (
 
 @dataclass(frozen=True)
 class Imported:
-    """Where the image names of an import come from."""
+    """Where the images of an import may be read from.
 
-    has_folder: bool  # whether --images named the folder of the images
-    is_annotated_here: bool  # whether the annotation file lies on this machine
+    The names of images come from an annotation file, which anybody may have written. So only what
+    lies below the folder that the user named is opened, wherever else a name leads.
+    """
 
-    @property
-    def _may_be_local(self) -> bool:
-        """Whether names may be files of this machine, by the rule for lists of `label`."""
-        return self.has_folder or self.is_annotated_here
+    folder: str | None  # the URL that --images named
 
     def condition(self) -> str:
         """Return the SQL condition on `uri` for images that can be fetched for a page."""
-        local = "" if self._may_be_local else f" AND NOT regexp_matches(uri, '{_LOCAL}')"
+        if self.folder is None:
+            return "false"
+        below = f"{self.folder}/".replace("'", "''")
         return (
-            f"regexp_matches(uri, '{_ADDRESS}') AND NOT regexp_matches(uri, '{_ARCHIVED}'){local}"
+            f"starts_with(uri, '{below}') AND NOT regexp_matches(uri, '{_STEPS}') "
+            f"AND NOT regexp_matches(uri, '{_ARCHIVED}')"
         )
 
     def shard(self, uri: str) -> Shard | None:
         """Return a shard of one image that can be fetched; None for other images."""
-        if not re.search(_ADDRESS, uri) or re.search(_ARCHIVED, uri):
+        if self.folder is None or not uri.startswith(f"{self.folder}/"):
             return None
-        if re.search(_LOCAL, uri) and not self._may_be_local:
+        if re.search(_STEPS, uri) or re.search(_ARCHIVED, uri):
             return None
         return Shard(uri, "files", (Member(uri, UNSEEN, -1),))
 
@@ -71,4 +71,5 @@ def import_of_record(record: dict[str, Any]) -> Imported | None:
     options = record.get("options") or {}
     if "detections" not in options:
         return None
-    return Imported(bool(options.get("images")), is_local(str(options.get("annotations", ""))))
+    images = options.get("images")
+    return Imported(str(images).rstrip("/") if images else None)

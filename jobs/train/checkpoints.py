@@ -117,11 +117,14 @@ class Checkpoints:
             "images": self.images,
         }
         unfinished = self.last.with_suffix(".tmp")
-        torch.save(state, unfinished)
-        unfinished.replace(self.last)
+        with _named_file(self.last, unfinished):
+            with unfinished.open("wb") as file:  # to a path, torch hides that the disk is full
+                torch.save(state, file)
+            unfinished.replace(self.last)
 
     def save_weights(self, notes: Mapping[str, str]) -> None:
-        save_weights(self.net, self.weights, notes)
+        with _named_file(self.weights, self.weights.with_name(f"{WEIGHTS}.tmp")):
+            save_weights(self.net, self.weights, notes)
 
     def load(self) -> int:
         """Go on from `last.pt`; its step. A --learning-rate that is given replaces the earlier one.
@@ -165,3 +168,14 @@ def _listed(labels: tuple[str, ...]) -> str:
     named = [f"{number}={name}" for number, name in enumerate(labels) if name]
     more = f" and {len(named) - MOST_LISTED} more" if len(named) > MOST_LISTED else ""
     return ", ".join(named[:MOST_LISTED]) + more
+
+
+@contextmanager
+def _named_file(path: Path, unfinished: Path) -> Iterator[None]:
+    """Name the file `path` in errors of writing it, and delete what was written of it so far."""
+    try:
+        yield
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        error.filename = str(path.absolute())
+        raise

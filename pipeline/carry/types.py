@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipeline.carry.arrow_types import is_list, is_text, value_type
 
+MOST_BITS_OF_INTEGERS_IN_FLOATS = 32  # float64 holds integers up to 2^53
 LIST = "[]"  # at the end of the name of a type
 _TYPES = {
     "string": pa.string(),
@@ -81,7 +82,7 @@ def carried_type(kind: pa.DataType) -> pa.DataType | None:
 def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """A type for the values of both: of numbers, or of lists of numbers; None if there is none.
 
-    Integers and floats are float64, whose integers are exact up to 2^53.
+    Integers and floats are float64. A larger integer than float64 holds is not carried then.
     """
     if first == second:
         return first
@@ -94,6 +95,23 @@ def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     if integers + floats < 2:
         return None
     return pa.float64() if floats else _common_integer(first, second)
+
+
+def exact_common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """A type that holds every value of both as it is: of numbers, or of lists.
+
+    None if there is none but text. Lists of values without such a type are lists of texts.
+    """
+    if pa.types.is_list(first) and pa.types.is_list(second):
+        element = exact_common_type(first.value_type, second.value_type)
+        return list_of(element or pa.string())
+    common = common_type(first, second)
+    if common == pa.float64() and any(
+        pa.types.is_integer(kind) and kind.bit_width > MOST_BITS_OF_INTEGERS_IN_FLOATS
+        for kind in (first, second)
+    ):
+        return None
+    return common
 
 
 def _common_integer(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:

@@ -57,6 +57,7 @@ LOOKED_UP_TOGETHER = 1 << 12  # addresses whose requests wait in memory
 LOOK_SECONDS = 3.0  # for which requests for the details of one object are repeated
 DIGEST_BYTES = 12  # of an address; of ten million, two are the same by chance once in 10^15 lists
 # `file:/a.jpg` and `file://localhost/a.jpg` are `file:///a.jpg` too.
+_USER = re.compile(r"\A//[^\s/@:]+:[^\s/]*@")
 _OTHER_FORMS = re.compile(r"file:(?://localhost(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
 
@@ -266,9 +267,10 @@ def _details_of_last_store(url: str, details: Callable[[], dict[str, object]]) -
 def absolute_url(name: str, folder: str) -> str:
     """A name of a list as a URL or an absolute path. Relative names are below the URL `folder`.
 
-    `..` in a name never leaves the server or the bucket of a remote list.
+    `..` in a name never leaves the server or the bucket of a remote list. The user and password of
+    a name without a protocol (`//user:password@host/a.jpg`) are left out, as of all names.
     """
-    name = _OTHER_FORMS.sub("file://", name)
+    name = _USER.sub("//", _OTHER_FORMS.sub("file://", name))
     if protocol_of(name) is not None:
         return name
     path = posixpath.normpath(name)

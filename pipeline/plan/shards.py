@@ -29,6 +29,7 @@ from pipeline.carry.columns import (
     with_any_carried,
 )
 from pipeline.carry.values import PlainRow, plain_rows, struct_array
+from pipeline.formats.rows import MAX_ENCODED_BYTES
 from pipeline.schema import NOT_ALLOWED, UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.files import local_copy, open_location, open_object, write_whole
 from pipeline.storage.parquet import completed, read_group, read_tables, write_parquet
@@ -126,7 +127,7 @@ class Shards:
 
     @property
     def size(self) -> int:
-        """Bytes of all objects whose size is known."""
+        """Bytes of all objects whose size is known and that are read: not of images too large."""
         return pc.sum(self.outline["size"]).as_py() or 0
 
     @property
@@ -337,7 +338,9 @@ def _read_outline(path: Path) -> pa.Table:
         table = plan.read_row_group(group, columns=columns)
         objects = pc.list_value_length(table["members"]).to_numpy()
         sizes = member_values(table, "size").to_numpy()
-        before = np.concatenate([[0], np.cumsum(np.maximum(sizes, 0))])
+        is_loose = np.repeat(table["kind"].to_numpy() == "files", objects)
+        is_read = (sizes >= 0) & ~(is_loose & (sizes > MAX_ENCODED_BYTES))
+        before = np.concatenate([[0], np.cumsum(np.where(is_read, sizes, 0))])
         ends = np.cumsum(objects)
         arrays = [
             table["shard"],

@@ -1,9 +1,12 @@
 """Where the SQL of `query` comes from, what it may touch, and the files that answers go into."""
 
 import csv
+import errno
 import gzip
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -195,3 +198,19 @@ def test_sql_comes_from_a_file_or_from_stdin(
 def test_an_unknown_option_is_still_refused(output: str) -> None:
     with pytest.raises(SystemExit):
         main(["query", output, "--bogus", "SELECT 1"])
+
+
+def test_a_full_disk_names_the_file_of_the_user(
+    output: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    file = tmp_path / "answer.csv"
+    assert main(["query", output, "SELECT 1", "--out", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"detr-batch: --out {file}: the disk is full: make room on it, then run")

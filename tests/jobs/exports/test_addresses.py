@@ -12,6 +12,7 @@ from jobs.output import paths
 from jobs.output.run_documents import write_record, write_table
 from pipeline.storage.files import join
 from tests.support.labelled import LABELS, SOURCE, Labelled, random_boxes, write_run
+from tests.support.samples import jpeg
 
 TAR = f"{SOURCE}/s.tar"
 
@@ -111,18 +112,19 @@ def test_images_of_an_import_are_found_where_they_lie(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos/album").mkdir(parents=True)
-    for name in ("album/a.jpg", "b.jpg"):
-        (tmp_path / "photos" / name).write_bytes(name.encode())
+    contents = {"album/a.jpg": jpeg(1), "b.jpg": jpeg(2)}
+    for name, content in contents.items():
+        (tmp_path / "photos" / name).write_bytes(content)
     command = write_detections(tmp_path)
     assert main([*command, "--images", str(tmp_path / "photos")]) == 0
     options = ["--to", "yolo", "--with-images"]
     assert main(["export", str(tmp_path / "out"), str(tmp_path / "made"), *options]) == 0
-    for name in ("album/a.jpg", "b.jpg"):
-        assert (tmp_path / "made/images" / name).read_bytes() == name.encode()
+    for name, content in contents.items():
+        assert (tmp_path / "made/images" / name).read_bytes() == content
     command[2] = str(tmp_path / "nowhere")
     assert main(command) == 0
     assert main(["export", command[2], str(tmp_path / "more"), *options]) == 1
-    assert "`import --images URL` makes addresses" in capsys.readouterr().err
+    assert "only images below the folder that `import --images URL`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("to", ["coco", "yolo"])

@@ -11,6 +11,11 @@ from jobs.report.imported import Imported
 from tests.support.parameters import others_slow
 
 PICTURE = "data:image/jpeg"
+OUTSIDE = [
+    "1.jpg", "l/1.jpg", "/l/1.jpg", "file:///etc/passwd", "file:///l2/1.jpg", "FILE:///l/1.jpg",
+    "file:///l/../etc/passwd", "file:///l/a/./1.jpg", "s3://l/p/a.tar#1", "s3://l/p/a.TAR.GZ#1",
+    "s3://l/1.jpg", "http://127.0.0.1/1.jpg", "s3://l/p/%2e%2E/1.jpg", "s3://l/p/..",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +52,7 @@ def bring(lake: Path, output: Path, kind: str, *options: str, results: str = "re
 
 @pytest.mark.parametrize("kind", others_slow(["urls", "relative"]))
 def test_a_page_has_pictures_and_no_rates(lake: Path, tmp_path: Path, kind: str) -> None:
-    options = ["--images", str(lake / "lake")] if kind == "relative" else []
-    output = bring(lake, tmp_path / "out", kind, *options)
+    output = bring(lake, tmp_path / "out", kind, "--images", str(lake / "lake"))
     assert main(["report", output, "--html", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert page.count(PICTURE) >= 4 and "No image" not in page
@@ -56,8 +60,12 @@ def test_a_page_has_pictures_and_no_rates(lake: Path, tmp_path: Path, kind: str)
         assert words not in page, words
 
 
-def test_a_page_without_addresses_says_how_to_give_them(lake: Path, tmp_path: Path) -> None:
-    output = bring(lake, tmp_path / "out", "relative")
+@pytest.mark.parametrize("kind", ["urls", "relative"])
+def test_a_page_of_an_import_without_a_folder_has_no_pictures(
+    lake: Path, tmp_path: Path, kind: str
+) -> None:
+    """An annotation file alone opens nothing, and the page says how to name the folder."""
+    output = bring(lake, tmp_path / "out", kind)
     assert main(["report", output, "--html", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert PICTURE not in page and "--images URL" in page
@@ -97,12 +105,12 @@ def test_a_page_of_two_imports_that_differ_has_pictures(lake: Path, tmp_path: Pa
     assert PICTURE in (tmp_path / "page.html").read_text()
 
 
-def test_only_lists_of_this_machine_name_its_files() -> None:
-    here, elsewhere = Imported(False, True), Imported(False, False)
-    assert here.shard("file:///l/1.jpg") and not elsewhere.shard("FILE:///l/1.jpg")
-    assert elsewhere.shard("s3://l/1.jpg") and Imported(True, False).shard("file:///l/1.jpg")
-    for name in ("1.jpg", "l/1.jpg", "/l/1.jpg", "s3://l/a.tar#1", "s3://l/a.TAR.GZ#1"):
-        assert here.shard(name) is None, name
+def test_only_what_lies_below_the_folder_is_opened() -> None:
+    local, bucket = Imported("file:///l"), Imported("s3://l/p")
+    assert local.shard("file:///l/1.jpg") and bucket.shard("s3://l/p/a/1.jpg")
+    for imported in (Imported(None), local, bucket):
+        for name in OUTSIDE:
+            assert imported.shard(name) is None, name
 
 
 def test_sql_and_python_agree_about_images_that_can_be_fetched() -> None:
@@ -115,8 +123,11 @@ def test_sql_and_python_agree_about_images_that_can_be_fetched() -> None:
         "s3://l/a.tar#1",
         "s3://l/b.pq#7",
         "S3://l/c",
+        "s3://l/it's/c",
+        "file:///l/1.jpg",
+        *OUTSIDE,
     ]
-    for imported in (Imported(False, True), Imported(False, False)):
+    for imported in map(Imported, (None, "file:///l", "s3://l", "s3://l/it's")):
         found = duckdb.execute(
             f"SELECT uri FROM (SELECT unnest($names) AS uri) WHERE {imported.condition()}",
             {"names": names},

@@ -4,13 +4,15 @@ import errno
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from jobs.cli import main
-from jobs.train.checkpoints import LAST, LOCK, WEIGHTS, locked
+from jobs.cli import main, message_of
+from jobs.train.checkpoints import LAST, LOCK, WEIGHTS, Checkpoints, locked
+from jobs.train.options import TrainOptions
 from model.checkpoint import read_weights
 
 
@@ -122,3 +124,17 @@ def test_two_trainings_cannot_write_one_folder(
         assert main(train_command(dataset, "a.json", "--steps", "1")) == 1
     assert "another training writes to" in capsys.readouterr().err
     assert [file.name for file in (dataset / "out").iterdir()] == [LOCK]
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    """`/dev/full` takes the place of the unfinished file: torch itself says nothing of a disk."""
+    net = torch.nn.Linear(9, 9)
+    optimizer = torch.optim.SGD(net.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    net.config = SimpleNamespace(labels=())  # type: ignore[assignment]
+    checkpoints = Checkpoints(TrainOptions(tmp_path), net, optimizer, scheduler, "")  # type: ignore[arg-type]
+    (tmp_path / "last.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        checkpoints.save(1)
+    assert message_of(error.value).startswith(f"{tmp_path / LAST}: the disk is full: make room")
+    assert list(tmp_path.iterdir()) == []

@@ -166,6 +166,9 @@ def test_local_list_may_name_any_file(tmp_path: Path) -> None:
         ("../a.jpg", "file:///x", "file:///x/../a.jpg"),
         ("S3://b/../a", "file:///x", "S3://b/../a"),
         ("/a.jpg", "file:///x", "/a.jpg"),
+        ("//me:SECRET@h/a.jpg", "file:///x", "//h/a.jpg"),
+        ("//me:SEC@RET@h/a.jpg", "s3://b/x", "//h/a.jpg"),
+        ("//h/me:you@a.jpg", "file:///x", "//h/me:you@a.jpg"),
     ],
 )
 def test_relative_names_are_below_the_folder_of_their_list(

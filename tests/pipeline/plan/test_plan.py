@@ -19,7 +19,7 @@ from pipeline.plan.digests import (
 )
 from pipeline.plan.listing import HIDDEN, NO_IMAGE
 from pipeline.plan.plan import plan_shards
-from pipeline.plan.shards import read_plan_tables, write_shards
+from pipeline.plan.shards import read_plan_tables, tables_of_shards, write_shards
 from pipeline.schema import Member, Shard
 from pipeline.storage.files import InputError
 from tests.support.samples import encoded, jpeg, prepared, write_tar
@@ -175,3 +175,13 @@ def test_an_archive_that_takes_too_long_to_count_is_limited_where_it_is_read(
     monkeypatch.setattr("pipeline.plan.plan.COUNT_SECONDS", 0.01)
     (shard,) = plan_shards(str(tmp_path), limit=2).shards
     assert shard.limit == 2 and len(encoded(shard)) == 2
+
+
+def test_images_too_large_to_be_read_are_no_work() -> None:
+    """Estimates and progress count what is read: an archive of that size, but not an image."""
+    members = {"files": [10, -1, 300 << 30], "tar": [300 << 30]}
+    shards = [
+        Shard(kind, kind, tuple(Member(f"file:///{kind}/{n}", "e", n) for n in sizes))
+        for kind, sizes in members.items()
+    ]
+    assert write_shards(tables_of_shards(shards)).size == 10 + (300 << 30)
