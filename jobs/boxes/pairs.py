@@ -34,6 +34,9 @@ def read_files(options: Options) -> Options:
         if given is None:
             continue
         pairs = parse_pairs(given, option_of(name))
+        if name == "thresholds":
+            for word, value in pairs:
+                score_of(word, value)  # raises for a wrong one before weights are fetched
         if not _is_inline(given):
             changes[name] = json.dumps(dict(pairs), ensure_ascii=False)
             if len(changes[name].encode()) > MOST_BYTES:

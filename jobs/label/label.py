@@ -179,8 +179,8 @@ def _label_what_is_new(
     if run.shards:
         if spent := spent_before(command.budget, published.images, run.shards.objects):
             return published + spent, left_out_as_text(found.left_out, found.first_left_out)
-        writer.begin_writing()
         placed = _start_ray(command, run, startup)
+        writer.begin_writing()  # a run that does not fit on the machines leaves nothing
         if not options.relabel:
             print_other_computations(
                 command.output, command.labels.fingerprint, placed.computation, known_runs

@@ -52,14 +52,16 @@ def show_progress(
     """
     if not sys.stderr.isatty():
         started = last_line = time.monotonic()
+        said = ""
         for receipt in receipts:
             _add(receipt, tally, print_line)
             now = time.monotonic()
             is_due = now - last_line > pause_between_lines(now - started)
             if is_due and tally.steady_rate():  # the first block alone gives no rate
-                last_line = now
-                print_line(describe(tally, already, encoded_bytes))
-        print_line(describe_end(tally, already))
+                last_line, said = now, describe(tally, already, encoded_bytes)
+                print_line(said)
+        if (end := describe_end(tally, already)) != said:
+            print_line(end)
         return
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:

@@ -57,6 +57,8 @@ def test_other_commands_refuse_what_is_no_iou(
         (["--nms", "1"], "--nms 1: give an IoU"),
         (["--classes", "cirle"], "did you mean circle?"),
         (["--rename", "star=sun,5=moon"], "--rename: the class 5 is renamed twice"),
+        # before the weights of a model are read or fetched
+        (["--thresholds", "x=2", "--weights", "none.pth"], "--thresholds x=2: give a score of 0"),
     ],
 )
 def test_a_label_is_refused(

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally
+from jobs.label import progress
 from jobs.label.progress import (
     LONGEST_PAUSE,
     SHORTEST_PAUSE,
@@ -36,6 +38,22 @@ def test_the_last_line_of_a_short_run_does_not_say_that_it_starts(
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d 42 images, 4.0 .*", line)
     assert "starting" in describe(tally, 2, 0)
+
+
+def test_the_last_line_does_not_repeat_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SHORTEST_PAUSE", 0.0)
+    tally = Tally(startup=Startup(imports=0.01))
+
+    def receipts() -> Iterator[Receipt]:
+        for images in (4, 5):
+            yield receipt(images)
+            time.sleep(0.1)
+
+    show_progress(receipts(), tally)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "9 images, " in said[0]
 
 
 def test_a_run_without_receipts_ends_with_a_line_too() -> None:

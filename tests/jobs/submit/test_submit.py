@@ -199,7 +199,7 @@ def test_a_cluster_that_is_too_small_is_refused_within_a_minute(
     arguments = [f"{bucket}/in", f"{bucket}/out", "--weights", "random", "--device", "cuda"]
     done = cluster.submit(*arguments, "--num-gpus", "2-4")
     assert done.returncode == 2, done
-    assert "2 detectors want 1 GPU and 2.0 GiB of memory each, and 0 fit" in done.stdout
+    assert "2 detectors want 1 GPU and 1.5 GiB of memory each, and 0 fit" in done.stdout
     assert "It has 3 nodes with 2 CPUs and 0 GPUs" in done.stdout
     assert time.monotonic() - began < 60
     assert is_empty(f"{bucket}/out")
