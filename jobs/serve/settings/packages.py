@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from pipeline.storage.errors import InputError
 
-NEEDED = ("fastapi", "multipart", "prometheus_client", "starlette", "uvicorn")
+NEEDED = ("fastapi", "httptools", "multipart", "prometheus_client", "starlette", "uvicorn")
 
 
 def refuse_missing_packages() -> None:

@@ -22,6 +22,7 @@ from pipeline.storage.errors import InputError
         ({"max_images": 0}, "--max-images"),
         ({"batches": "b", "batch_detectors": 0}, "--batch-detectors must be"),
         ({"batch_detectors": 1}, "--batch-detectors is for --batches"),
+        ({"max_request_pixels": 1000}, "--max-request-pixels 1000 would refuse images of"),
         ({"max_queue": 8}, "--max-queue 8 would refuse every request of --max-images 64"),
         ({"host": "0.0.0.0"}, "give --keys"),
         ({"host": "::"}, "give --keys"),
