@@ -16,7 +16,7 @@ from jobs.accounting.startup import Startup
 from jobs.accounting.tally import Tally, near_duplicates_of, report
 from jobs.coco.fields import is_number
 from jobs.coco.reader import AnnotationFile, label_names, local_file, read_results
-from jobs.imports.earlier import images_of_other_files, shard_prefix
+from jobs.imports.earlier_imports import images_of_other_files, shard_prefix
 from jobs.imports.images import NEEDED, image_rows
 from jobs.imports.options import ImportOptions
 from jobs.imports.results import BY_ID, CocoResults

@@ -1,22 +1,24 @@
-"""The header of a JPEG: whether it is one that all decoders read alike."""
+"""The header of a JPEG: its segments, its size, and whether all decoders read it alike."""
 
+import re
 from collections.abc import Iterator
 
 START, SCAN, END = b"\xff\xd8\xff", 0xDA, 0xD9
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # with Huffman's code: baseline, extended, progressive
 ADOBE = 0xEE
-WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
+FILL = re.compile(b"\xff+")  # the last of them begins a marker
+WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 
 
 def segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the marker, the start and the end of each segment up to the head of the first scan."""
     at = 2
-    while at + 4 <= len(encoded) and encoded[at] == 0xFF:
+    while found := FILL.match(encoded, at):
+        at = found.end() - 1
+        if at + 4 > len(encoded):
+            return
         marker = encoded[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
         length = 0
         if marker not in WITHOUT_LENGTH:
             length = int.from_bytes(encoded[at + 2 : at + 4], "big")

@@ -5,13 +5,14 @@ The decoder has its own limit (`--max-pixels`), for the size that it finds.
 """
 
 import struct
+from itertools import islice
+
+from pipeline.stages import jpeg
 
 UNKNOWN = 26_000_000  # pixels that an image of another format counts as, unless it is tiny
 MOST_PER_BYTE = 10_000  # pixels; deflate packs 1000 bytes into one, of eight pixels each
 MOST_PARTS = 1000  # chunks or segments that are looked at
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers with the size of a JPEG
-_SCAN, _END = 0xDA, 0xD9
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def pixels_of(encoded: bytes) -> int:
@@ -20,7 +21,7 @@ def pixels_of(encoded: bytes) -> int:
     try:
         if encoded.startswith(_PNG):
             found = _pixels_of_png(encoded)
-        elif encoded.startswith(_JPEG):
+        elif encoded.startswith(jpeg.START):
             found = _pixels_of_jpeg(encoded)
         elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
             found = _pixels_of_webp(encoded)
@@ -43,20 +44,13 @@ def _pixels_of_png(encoded: bytes) -> int | None:
 
 
 def _pixels_of_jpeg(encoded: bytes) -> int | None:
-    at, most = 2, 0
-    for _ in range(MOST_PARTS):
-        mark, marker, length = struct.unpack_from(">BBH", encoded, at)
-        if mark != 0xFF or marker == _END:
-            return None
-        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # padding, or without a length
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker == _SCAN:
+    most = 0
+    for marker, start, _ in islice(jpeg.segments(encoded), MOST_PARTS):
+        if marker == jpeg.SCAN:
             return most
-        if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", encoded, at + 5)
+        if marker in jpeg.FRAMES:
+            height, width = struct.unpack_from(">HH", encoded, start + 5)
             most = max(most, width * height)
-        at += length + 2
     return None
 
 
