@@ -242,5 +242,8 @@ def save_weights(net: SetDetector, path: Path, notes: Mapping[str, str]) -> None
     }
     # (save_file would make a file that its owner alone may read.)
     unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_bytes(save(state, {**notes, "labels": json.dumps(net.config.labels)}))
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(save(state, {**notes, "labels": json.dumps(net.config.labels)}))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -19,9 +19,8 @@ def show(document: Any, as_text: Callable[[Any], str], for_programs: bool) -> No
 
 def check_page(output: str, file: Path) -> None:
     """Raise InputError if a page must not be written to `file`: if it holds anything else."""
-    from jobs.output.protected_files import (
-        refuse_within_output,  # slow to import, as is what follows
-    )
+    # Slow to import, as is what follows.
+    from jobs.output.protected_files import refuse_within_output
 
     refuse_within_output(output, file, "--html")
     if file.is_dir():

@@ -70,20 +70,23 @@ VARIABLES = (
         "pipeline/storage/image_hosts.py",
         "Which hosts and buckets a list of URLs may name: `public`, or `public,NAME,...` with "
         "hosts (`images.internal`, `10.0.0.7:9000`, `.corp.example`) and buckets "
-        "(`s3://photos/2026`). `public` stands for every public address of the web. Not set: all.",
+        "(`s3://photos/2026`). `public` stands for every public address of the web. Not set: all. "
+        "Each node reads its own: set it there, or by `submit --env`.",
     ),
     Variable(
         "DETR_BATCH_MAX_IMAGE_BYTES",
         "268435456",
         "pipeline/formats/rows.py",
         "Most bytes of an image, for lists from strangers. A larger one is `too_large`, and its "
-        "download ends there. `serve` sets it for the addresses of batches.",
+        "download ends there. `serve` sets it for the addresses of batches. Each node reads its "
+        "own, as above.",
     ),
     Variable(
         "DETR_BATCH_MAX_PIXELS",
         "100000000",
         "pipeline/stages/prepare.py",
-        "Most pixels of an image, without tiles. A larger one is `too_many_pixels`.",
+        "Most pixels of an image, without tiles. A larger one is `too_many_pixels`. Each node "
+        "reads its own, as above.",
     ),
     Variable(
         "DETR_BATCH_NOTIFY_SECRET",

@@ -1,4 +1,4 @@
-"""Hide lines of Ray (2.60) on stderr that are of no use to our users. Errors stay."""
+"""Hide lines of Ray (2.60) that are of no use to our users. Errors of ours stay."""
 
 import logging
 import os
@@ -21,11 +21,15 @@ _ACTOR_WARNING = b"has constructor arguments in the object store and max_restart
 # A run that a budget ends, and a probe, end their actors while these compute. Ray reports each call
 # that was under way as failed, and to be tried again.
 _KILLED_ON_PURPOSE = "The actor is dead because it was killed by `ray.kill`"
+UNHANDLED = "RAY_IGNORE_UNHANDLED_ERRORS"  # a variable that Ray reads at each such error
 _NOWHERE = "detr_batch_nowhere"  # a resource that no node has
 
 
 def hush_logs() -> None:
-    """Keep Ray's information, and tracebacks of errors that we print, to Ray's own log files."""
+    """Keep Ray's information, and tracebacks of errors that we print, to Ray's own log files.
+
+    Sets UNHANDLED in the environment of this process.
+    """
     for name, level in (("ray", logging.WARNING), ("ray.data", logging.CRITICAL)):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
@@ -35,7 +39,7 @@ def hush_logs() -> None:
     skip_lines(_KILLED_ON_PURPOSE)
     # Nobody waits for the tasks that a budget ends. Errors of all others are raised where they are
     # waited for.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    os.environ.setdefault(UNHANDLED, "1")
 
 
 def hush_actor_warning() -> None:

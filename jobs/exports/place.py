@@ -20,9 +20,14 @@ from jobs.exports.earlier_export import (
     is_export,
     is_of_format,
 )
-from jobs.exports.unfinished import hidden_place, remove_leftovers
 from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
 from pipeline.storage.retries import retry
+from pipeline.storage.unfinished import (
+    hidden_place,
+    named_in_errors,
+    put_file_in_place,
+    remove_leftovers,
+)
 from pipeline.storage.urls import mask, printable
 
 FILES_AT_ONCE = 256  # files put into a store together, because each put waits for a request
@@ -160,39 +165,18 @@ def one_file(url: str, overwrite: bool = True) -> Iterator[TextIO]:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 hidden = hidden_place(place, lambda made: made.touch(exist_ok=False))
                 temporary = stack.enter_context(hidden)
-            with _named_place(place), temporary.open("w", encoding="utf-8", newline="") as file:
+            with named_in_errors(place), temporary.open("w", encoding="utf-8", newline="") as file:
                 yield file
-            _put_file_in_place(temporary, place, url, overwrite)
+            try:
+                put_file_in_place(temporary, place, overwrite)
+            except FileExistsError:
+                raise _exists(url) from None
         return
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="") as file:
         yield cast(TextIO, file)
         file.flush()
         with explain_errors("FILE", url):
             retry(fs.put_file, file.name, path)
-
-
-@contextmanager
-def _named_place(place: Path) -> Iterator[None]:
-    """Name `place` in errors of writing, which name a hidden file or none."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            error.filename, error.filename2 = str(place), None
-        raise
-
-
-def _put_file_in_place(made: Path, place: Path, url: str, overwrite: bool) -> None:
-    if not overwrite:
-        try:
-            os.link(made, place)  # in contrast to a rename it fails where something is
-            return
-        except FileExistsError:
-            raise _exists(url) from None
-        except OSError:  # a file system without hard links
-            if os.path.lexists(place):
-                raise _exists(url) from None
-    os.replace(made, place)
 
 
 class Folder:
@@ -248,7 +232,7 @@ def folder(target: FolderTarget) -> Iterator[Folder]:
     if isinstance(fs, LocalFileSystem):
         with _hidden_folder(Path(path), target.url) as made:
             table = made / TABLE
-            with _named_place(Path(path)), table.open("x", encoding="utf-8", newline="") as file:
+            with named_in_errors(Path(path)), table.open("x", encoding="utf-8", newline="") as file:
                 filled = Folder(str(made), file)
                 yield filled
                 filled.flush()

@@ -22,7 +22,7 @@ def image_rows(images: Iterable[Image], base: str | None) -> Iterator[dict[str, 
     `image_id` is the image's file_name; an address loses its secrets. With `base` it is the URL of
     the file below `base`, as `label` names files. Absolute names have to lie there.
     """
-    root = None if base is None else uri(*open_location(base, "--images")).rstrip("/")
+    root = None if base is None else _without_end(uri(*open_location(base, "--images")))
     for number, image in enumerate(images):
         assert image.file_name is not None  # NEEDED guarantees it
         if root is None:
@@ -56,6 +56,12 @@ def _below(root: str, name: str, entry: str) -> str:
     return identity(f"{root}/{path}")
 
 
+def _without_end(url: str) -> str:
+    """A URL without the slashes at the end of its path; `file:///` is `file://`."""
+    protocol, separator, path = url.partition("://")
+    return f"{protocol}{separator}{path.rstrip('/')}"
+
+
 def _path_of(root: str) -> str:
     """What absolute paths of files below a local folder start with; "" for other folders."""
-    return f"{root.removeprefix('file://').rstrip('/')}/" if is_local(root) else ""
+    return f"{root.removeprefix('file://')}/" if is_local(root) else ""

@@ -128,6 +128,8 @@ def _digest(file: Path) -> str:
 def _is_known(options: ImportOptions, source: Member, mark: str, writer: OutputWriter) -> bool:
     """Whether OUTPUT took these detections in; InputError if it holds those of another model.
 
+    What came in once stays known, also where a later version of the file has replaced it.
+
     The plans of runs that `compact` merged are read too: the plan of a merged run has one version
     of each file.
     """

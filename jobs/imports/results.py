@@ -58,6 +58,7 @@ _REPLACED = """
 SELECT count(*) FROM earlier WHERE num_detections > 0 AND image_id IN (
     SELECT image_id FROM images SEMI JOIN entries ON entries.id = images.{column})
 """
+_COUNTS = "SELECT (SELECT count(*) FROM earlier), (SELECT count(*) FROM images)"
 _LEFT = """
 CREATE TABLE chosen AS
 SELECT row_number() OVER (ORDER BY number) - 1 AS number, * EXCLUDE (number) FROM images
@@ -171,6 +172,9 @@ class CocoResults:
             self._database.register("batch", batch)
             self._database.execute("INSERT INTO earlier SELECT * FROM batch")
         self._database.unregister("batch")
+        ((known, images),) = self._database.execute(_COUNTS).fetchall()
+        if not known:
+            return 0, images
         ((replaced,),) = self._database.execute(_REPLACED.format(column=column)).fetchall()
         self._database.execute(_LEFT.format(column=column))
         ((images,),) = self._database.execute("SELECT count(*) FROM images").fetchall()

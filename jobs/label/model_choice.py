@@ -61,6 +61,7 @@ def choice_of_output(output: str) -> tuple[str, str | None] | None:
     if not ours:
         return None
     given = None
-    with suppress(DamagedOutput):  # of a finished run, which `runs --verify` reports
+    # An import has no weights, and `runs --verify` reports what is damaged of a finished run.
+    with suppress(DamagedOutput):
         given = read_run_record(output, ours[-1])["options"]["weights"]
     return models[ours[-1]], given

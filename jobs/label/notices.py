@@ -15,6 +15,7 @@ from model.computation import Computation
 from pipeline.carry.types import name_of_type
 from pipeline.plan.carry_choice import parse_carry
 from pipeline.plan.plan import Plan
+from pipeline.storage.files import canonical_url
 from pipeline.storage.urls import mask, printable
 
 GONE_SHOWN = 3
@@ -38,12 +39,14 @@ def print_plan_notices(options: LabelOptions, found: Plan, runs: Sequence[Manife
             f"{mask(options.output)} holds already keep the columns that they have (--relabel "
             "makes them again)"
         )
-    for column, earlier in columns_that_become_text(runs, found.shards.carry):
+    source = canonical_url(options.input)
+    kept = [run for run in runs if not options.relabel or run["input"] != source]
+    for column, earlier in columns_that_become_text(kept, found.shards.carry):
         name = printable(column.name)
         print_line(
             f"--carry {name} is {name_of_type(column.type)} here and {earlier} in earlier runs: "
             f"queries see it as text, so that no value changes (--carry {name}:{earlier} keeps "
-            "the type)"
+            "the type, and NULL stands for what it cannot hold)"
         )
     if found.known and (options.image_column or options.id_column):
         print_line(

@@ -48,7 +48,7 @@ def columns_that_become_text(runs: Iterable[Manifest], new: Carry) -> Iterator[t
     after = {column.name.casefold(): column.type for column in _common((before, new)).columns}
     for column in new.columns:
         earlier, later = (each.get(column.name.casefold()) for each in (types, after))
-        if earlier is not None and later not in (earlier, column.type) and _is_text(later):
+        if earlier is not None and later != earlier and _is_text(later):
             yield column, name_of_type(earlier)
 
 

@@ -116,7 +116,7 @@ def _check_function(name: str) -> None:
     """Raise InputError for a function that stands for a table, unless it is known to read."""
     if name.lower() not in _READING_FUNCTIONS:
         raise InputError(
-            f"the function {name} may change something, and query only reads: leave it out"
+            f"the function {name} is none of those that are known to read: leave it out"
         )
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from jobs.query.formats import print_file, write_answer
 from pipeline.stages.box_rules import BoxRules
 from pipeline.storage.files import InputError, explain_errors, open_location
 from pipeline.storage.retries import retry
+from pipeline.storage.unfinished import hidden_place, put_file_in_place
 from pipeline.storage.urls import mask
 
 ROWS_SHOWN = 200  # most rows of a printed table
@@ -103,7 +103,7 @@ def query(
             if file is None:
                 print_file(written, form)
             else:
-                _put(written, file)
+                _put(written, file, overwrite)
                 print(f"{rows} row{'s' * (rows != 1)} in {mask(file)}", file=sys.stderr)
 
     run_with_second_attempt(partial(connect, output), ask, output, sql=sql)
@@ -119,25 +119,28 @@ def _check_free(file: str, overwrite: bool) -> None:
         if is_local and fs.exists(path) and not os.path.isfile(path):
             raise InputError(f"--out {mask(file)} is no regular file: stdout is written without it")
         if fs.exists(path) and not overwrite:
-            raise InputError(f"--out {mask(file)} exists: give another, or pass --overwrite")
+            raise _exists(file)
         if is_local and not Path(path).parent.is_dir():
             raise InputError(f"--out {mask(file)}: its folder does not exist; make it first")
 
 
-def _put(written: Path, file: str) -> None:
-    """Put the whole answer at `file`, or nothing."""
+def _exists(file: str) -> InputError:
+    return InputError(f"--out {mask(file)} exists: give another, or pass --overwrite")
+
+
+def _put(written: Path, file: str, overwrite: bool) -> None:
+    """Put the whole answer at `file`, or nothing. InputError if a file has appeared there."""
     fs, path = open_location(file, "--out")
     with explain_errors("--out", file):
         if not isinstance(fs, LocalFileSystem):
             retry(fs.put_file, str(written), path)
             return
         place = Path(os.path.realpath(path))  # a link stays, and leads to the answer
-        beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            shutil.copyfile(written, beside)
-            os.replace(beside, place)
-        except OSError as error:  # the user knows FILE alone
-            error.filename = error.filename2 = None
-            raise
-        finally:
-            beside.unlink(missing_ok=True)
+            with hidden_place(place, Path.touch) as beside:
+                shutil.copyfile(written, beside)
+                put_file_in_place(beside, place, overwrite)
+        except FileExistsError:
+            raise _exists(file) from None
+        except OSError as error:  # it names hidden files, or none
+            raise OSError(error.errno, error.strerror) from error

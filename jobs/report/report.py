@@ -232,8 +232,10 @@ def overview_as_text(document: dict[str, Any]) -> str:
     missing = totals["runs_without_price"]
     spent = "not known" if totals["usd"] is None else f"{totals['usd']:.4f} USD"
     without = f", of {missing} runs no price is known" if missing and missing < len(rows) else ""
-    compared = "; faster, slower, dearer, cheaper: than the median of the earlier runs"
-    return "\n".join([*lines, f"cost of all: {spent}{without}{compared * (len(rows) > 1)}"])
+    cost = f"cost of all: {spent}{without}"
+    if len(rows) > 1:
+        cost += "; faster, slower, dearer, cheaper: than the median of the earlier runs"
+    return "\n".join([*lines, cost])
 
 
 def _describe_price(run: dict[str, Any]) -> str:

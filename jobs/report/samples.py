@@ -49,7 +49,8 @@ class Shown:
     shard: str
     index: int
     size: tuple[int, int]  # (width, height) in pixels
-    boxes: list[dict[str, Any]]  # label, label_id, score and corners of each box, best score first
+    count: int  # boxes of the image that count
+    boxes: list[dict[str, Any]]  # label, label_id, score and corners of those drawn, best first
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def _read_image(
     tables: duckdb.DuckDBPyConnection, kind: str, shard: str, image_id: str, which: str
 ) -> Shown:
     """Read an image with the boxes for which the SQL condition `which` holds."""
-    ((uri, index, width, height),) = tables.execute(
-        "SELECT uri, index_in_shard, width, height FROM candidates "
+    ((uri, index, width, height, count),) = tables.execute(
+        "SELECT uri, index_in_shard, width, height, boxes FROM candidates "
         "WHERE shard = ? AND image_id = ? LIMIT 1",
         [shard, image_id],
     ).fetchall()
@@ -176,4 +177,4 @@ def _read_image(
     )
     names = [column[0] for column in boxes.description or []]
     rows = [dict(zip(names, row, strict=True)) for row in boxes.fetchall()]
-    return Shown(kind, image_id, uri, shard, index, (width, height), rows)
+    return Shown(kind, image_id, uri, shard, index, (width, height), count, rows)

@@ -14,6 +14,7 @@ from jobs.train.options import FROM_SCRATCH, TrainOptions
 from model.checkpoint import save_weights
 from model.set_detector import SetDetector
 from pipeline.storage.errors import CommandFailed, InputError
+from pipeline.storage.unfinished import named_in_errors
 from pipeline.storage.urls import mask
 
 LAST, WEIGHTS, LOCK = "last.pt", "model.safetensors", "train.lock"
@@ -39,10 +40,10 @@ def options_of_beginning(options: TrainOptions) -> TrainOptions:
     """
     last = options.output / LAST
     saved = _read(last)
-    began, model = saved.get("weights"), saved.get("trained", options.model)
+    began, model = saved.get("weights"), saved.get("model_name", options.model)
     if model != options.model:
         raise InputError(f"--resume: {last} is of a training of {model}: give --model {model}")
-    if began is None:  # of version 0.2 and before
+    if began is None:  # earlier versions did not record them
         return options
     if options.weights not in (FROM_SCRATCH, began) and mask(options.weights) != began:
         raise InputError(f"--resume: the training began from --weights {began}: leave it out")
@@ -52,7 +53,7 @@ def options_of_beginning(options: TrainOptions) -> TrainOptions:
 def _read(last: Path) -> dict[str, Any]:
     """The content of `last.pt`. CommandFailed if it is not as saved."""
     try:
-        saved: dict[str, Any] = torch.load(last, weights_only=True)
+        saved: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(saved, dict) or not {"model", "step"} <= saved.keys():
             raise ValueError("it is no state of a training")
     except Exception as error:  # files break in many ways, and torch has no common error
@@ -112,18 +113,21 @@ class Checkpoints:
             "scheduler": self.scheduler.state_dict(),
             "labels": list(self.net.config.labels),
             "step": step,
-            "trained": self.options.model,
+            "model_name": self.options.model,
             "weights": mask(self.options.weights),
             "images": self.images,
         }
         unfinished = self.last.with_suffix(".tmp")
-        with _named_file(self.last, unfinished):
-            with unfinished.open("wb") as file:  # to a path, torch hides that the disk is full
-                torch.save(state, file)
-            unfinished.replace(self.last)
+        with named_in_errors(self.last):
+            try:
+                with unfinished.open("wb") as file:  # to a path, torch hides that the disk is full
+                    torch.save(state, file)
+                unfinished.replace(self.last)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def save_weights(self, notes: Mapping[str, str]) -> None:
-        with _named_file(self.weights, self.weights.with_name(f"{WEIGHTS}.tmp")):
+        with named_in_errors(self.weights):
             save_weights(self.net, self.weights, notes)
 
     def load(self) -> int:
@@ -168,14 +172,3 @@ def _listed(labels: tuple[str, ...]) -> str:
     named = [f"{number}={name}" for number, name in enumerate(labels) if name]
     more = f" and {len(named) - MOST_LISTED} more" if len(named) > MOST_LISTED else ""
     return ", ".join(named[:MOST_LISTED]) + more
-
-
-@contextmanager
-def _named_file(path: Path, unfinished: Path) -> Iterator[None]:
-    """Name the file `path` in errors of writing it, and delete what was written of it so far."""
-    try:
-        yield
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        error.filename = str(path.absolute())
-        raise

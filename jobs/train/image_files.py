@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
@@ -14,7 +14,6 @@ from jobs.coco import records as coco
 from jobs.coco.file_names import portable_name
 from pipeline.storage.errors import InputError
 
-FILE_URL = "file://"
 READERS = 16  # threads that read headers: network disks answer slowly
 _SWAPPED = (5, 6, 7, 8)  # values of EXIF's orientation that turn an image by 90 degrees
 _ORIENTATION = 0x0112
@@ -54,7 +53,7 @@ def find_image_files(folder: Path, images: Iterable[coco.Image]) -> ImageFiles:
     """
     listed = list(images)
     files = ImageFiles()
-    owners: dict[Path, str] = {}  # file names by what was found by their ends
+    owners: dict[Path, _Looked] = {}
     with ThreadPoolExecutor(READERS) as readers:
         for looked in readers.map(partial(_look_at, folder), listed):
             _take(looked, files, owners)
@@ -71,18 +70,18 @@ class _Looked:
     answer: ImageFile | Unreadable | None  # None: there is no such file
 
 
-def _take(looked: _Looked, files: ImageFiles, owners: dict[Path, str]) -> None:
+def _take(looked: _Looked, files: ImageFiles, owners: dict[Path, _Looked]) -> None:
     if looked.answer is None:
         files.missing.append(looked.name)
         return
     path = looked.answer.path
+    owner = owners.setdefault(path, looked)
+    if owner is not looked and (owner.is_shortened or looked.is_shortened):
+        raise InputError(
+            f"{path} may be {owner.name} and {looked.name} of the annotations: give --images the "
+            "folder in which these names lie"
+        )
     if looked.is_shortened:
-        if path in owners:
-            raise InputError(
-                f"{path} may be {owners[path]} and {looked.name} of the annotations: give "
-                "--images the folder in which these names lie"
-            )
-        owners[path] = looked.name
         files.shortened.append(looked.name)
     if isinstance(looked.answer, Unreadable):
         files.unreadable.append(looked.answer)
@@ -106,12 +105,23 @@ def _possible_names(name: str) -> dict[str, bool]:
     where they are, or by the longest end that lies in the folder (`2024/a.jpg`, then `a.jpg`).
     """
     portable = portable_name(name)
-    local = url2pathname(portable[len(FILE_URL) :]) if portable.startswith(FILE_URL) else portable
-    names = dict.fromkeys((name, portable, local), False)
-    parts = local.split("/")
+    names = dict.fromkeys((name, portable), False)
+    protocol, path = _parts_of_url(portable)
+    if protocol == "file":
+        names[path] = False
+    parts = path.split("/")
     for first in range(1, len(parts)):
         names.setdefault("/".join(parts[first:]), True)
     return names
+
+
+def _parts_of_url(name: str) -> tuple[str, str]:
+    """The protocol of a URL, "" for other names; and its path, decoded."""
+    try:
+        parts = urlsplit(name) if "://" in name else None
+    except ValueError:  # no URL
+        parts = None
+    return ("", name) if parts is None else (parts.scheme, unquote(parts.path))
 
 
 def _read_header(image_id: str, path: Path) -> ImageFile | Unreadable:

@@ -56,8 +56,8 @@ LOOK_AT_ONCE = 16  # concurrent requests for details of objects in a list; laten
 LOOKED_UP_TOGETHER = 1 << 12  # addresses whose requests wait in memory
 LOOK_SECONDS = 3.0  # for which requests for the details of one object are repeated
 DIGEST_BYTES = 12  # of an address; of ten million, two are the same by chance once in 10^15 lists
-# `file:/a.jpg` and `file://localhost/a.jpg` are `file:///a.jpg` too.
 _USER = re.compile(r"\A//[^\s/@:]+:[^\s/]*@")
+# `file:/a.jpg` and `file://localhost/a.jpg` are `file:///a.jpg` too.
 _OTHER_FORMS = re.compile(r"file:(?://localhost(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
 

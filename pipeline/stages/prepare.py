@@ -99,7 +99,8 @@ class Preparer:
         whole, *tiles = views(*size, self.resize, self.enlarge, self.tiling)
         if decoded["pixels"] is None:
             is_left = self.leave_jpegs and not tiles and decoded["error"] is None
-            return is_left and decoded["orientation"] in range(1, 9)
+            has_size = decoded["rows"] is not None or decoded["columns"] is not None
+            return is_left and not has_size and decoded["orientation"] in range(1, 9)
         return (
             (decoded["rows"], decoded["columns"]) == (whole.rows, whole.columns)
             and len(decoded["pixels"]) == sum(view.bytes for view in (whole, *tiles))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster.ray_lines import _stderr_without, hush_logs
+from jobs.cluster.ray_lines import UNHANDLED, _stderr_without, hush_logs
 from jobs.label.log.lines import without_time
 from tests.support.samples import jpeg
 
@@ -44,13 +44,18 @@ def test_a_run_on_a_ray_of_its_own_says_what_it_did_and_no_more(tmp_path: Path) 
 
 
 def test_errors_of_tasks_that_nobody_waits_for_are_no_lines(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ray._private.worker import Worker
+    from ray._private import worker
 
     errors = [ValueError("ended by a budget")]
-    monkeypatch.setattr(Worker, "deserialize_objects", lambda *_: errors)
-    monkeypatch.delenv("RAY_IGNORE_UNHANDLED_ERRORS", raising=False)
+    monkeypatch.setattr(worker.Worker, "deserialize_objects", lambda *_: errors)
+    said: list[Exception] = []
+    monkeypatch.setattr(worker, "_unhandled_error_handler", said.append)
+    monkeypatch.setenv(UNHANDLED, "")  # so that it is restored
+    monkeypatch.delenv(UNHANDLED)
+    worker.Worker().raise_errors([], [])
+    assert said == errors
     hush_logs()
-    Worker().raise_errors([], [])
-    assert capfd.readouterr() == ("", "")
+    worker.Worker().raise_errors([], [])
+    assert said == errors

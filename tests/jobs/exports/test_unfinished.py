@@ -4,20 +4,21 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.cli import main, message_of
 from jobs.exports.place import one_file
-from jobs.exports.unfinished import hidden_place, remove_leftovers
 from pipeline.storage.errors import InputError
+from pipeline.storage.unfinished import hidden_place, remove_leftovers
 from tests.support.labelled import LABELS, SOURCE, Labelled, random_boxes, write_run
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from jobs.exports.unfinished import hidden_place
+from pipeline.storage.unfinished import hidden_place
 with hidden_place(Path(sys.argv[1]), Path.mkdir) as made:
     (made / "images").mkdir()
     (made / "images" / "a.jpg").write_bytes(b"a")
@@ -51,9 +52,9 @@ def test_the_next_export_deletes_what_a_killed_one_left(output: str, tmp_path: P
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
-def test_what_is_being_written_is_no_leftover(make: object, tmp_path: Path) -> None:
+def test_what_is_being_written_is_no_leftover(make: Callable[[Path], None], tmp_path: Path) -> None:
     place = tmp_path / "made"
-    with hidden_place(place, make) as first, hidden_place(place, make) as second:  # type: ignore[arg-type]
+    with hidden_place(place, make) as first, hidden_place(place, make) as second:
         remove_leftovers(place)
         assert first.exists() and second.exists() and first != second
     assert hidden(tmp_path) == []
@@ -61,11 +62,13 @@ def test_what_is_being_written_is_no_leftover(make: object, tmp_path: Path) -> N
 
 def test_a_file_that_appeared_meanwhile_stays(tmp_path: Path) -> None:
     place = tmp_path / "labels.json"
-    with pytest.raises(InputError, match="exists: give another, or pass --overwrite"):  # noqa: SIM117
-        with one_file(str(place), overwrite=False) as file:
-            file.write("mine")
-            with one_file(str(place), overwrite=False) as other:
-                other.write("other")
+    with (
+        pytest.raises(InputError, match="exists: give another, or pass --overwrite"),
+        one_file(str(place), overwrite=False) as file,
+    ):
+        file.write("mine")
+        with one_file(str(place), overwrite=False) as other:
+            other.write("other")
     assert place.read_text() == "other"
     with one_file(str(place), overwrite=True) as file:
         file.write("new")

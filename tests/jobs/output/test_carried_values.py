@@ -105,7 +105,7 @@ def test_columns_that_become_text_are_told() -> None:
             ([], pa.string()),
         )
     ]
-    assert told == [["int64"], [], [], []]
+    assert told == [["int64"], [], ["int64"], []]
 
 
 def test_large_integers_stay_beside_floats(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.output.catalog import committed_runs
+from jobs.report import samples
 from jobs.report.facts import Facts, gather_facts
 from jobs.report.samples import BEST, DOUBTFUL
 from tests.support.labelled import Box, Labelled, random_boxes, write_run
@@ -54,6 +55,17 @@ def test_classes_without_a_name_are_counted_apart_and_never_drawn(tmp_path: Path
     assert (facts.unnamed, facts.sure, sum(facts.scores), facts.kept[0].boxes) == (2, 1, 1, 1)
     assert [[box["label"] for box in one.boxes] for one in facts.samples.images] == [["circle"]]
     assert [label for label, _ in facts.samples.by_class] == ["circle"]
+
+
+def test_an_image_of_many_boxes_shows_the_best_and_counts_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "BOXES_DRAWN", 2)
+    boxes = [Box(1, 0.9 - n / 10, 0, 0, 50, 50) for n in range(8)]  # 7 from 0.3 up
+    facts = facts_of(tmp_path, [Labelled("file:///l/1.jpg", boxes)])
+    (shown,) = facts.samples.images
+    assert shown.count == 7
+    assert [box["score"] for box in shown.boxes] == pytest.approx([0.9, 0.8])
 
 
 def test_images_without_a_box_and_extremes_of_each_class_are_shown(tmp_path: Path) -> None:

@@ -159,24 +159,25 @@ def test_urls_are_found_where_they_are_or_by_their_longest_end(folder: Path) -> 
     for name in ("2.png", "album/2.png", "my album/2.png"):
         write_images(folder, name)
     one = (folder / "my album" / "2.png").as_uri()
-    names = [one, "file:///elsewhere/album/2.png", "/elsewhere/2.png"]
+    names = [one, "FILE://localhost/elsewhere/album/2.png", "https://h.example/x/%32.png?a=b"]
     images = [image(number, file_name=name) for number, name in enumerate(names)]
     dataset = read(folder, images=images, annotations=[box(0)])
     found = [dataset.files.found[str(number)].path for number in range(3)]
     assert found == [folder / name for name in ("my album/2.png", "album/2.png", "2.png")]
-    assert "found by the ends of their names: 2; the first is file:///else" in "".join(
+    assert "found by the ends of their names: 2; the first is FILE://local" in "".join(
         dataset.notes
     )
 
 
+@pytest.mark.parametrize("first", ["a/1.png", "1.png"])
 def test_two_images_that_would_be_one_file_are_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    first: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [image(0, file_name="a/1.png"), image(1, file_name="b/1.png")]
+    names = [image(0, file_name=first), image(1, file_name="b/1.png")]
     truth = write_truth(folder, images=names)
     command = ["train", str(folder / "out"), "--images", str(folder), "--annotations", str(truth)]
     assert main(command) == 2
-    assert "1.png may be a/1.png and b/1.png of the annotations" in capsys.readouterr().err
+    assert f"1.png may be {first} and b/1.png of the annotations" in capsys.readouterr().err
 
 
 def test_images_that_are_missing_or_damaged_are_left_out_and_counted(folder: Path) -> None:

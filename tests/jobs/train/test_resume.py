@@ -35,7 +35,7 @@ def test_what_was_saved_is_damaged(
 def test_other_weights_and_another_model_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = {"model": {}, "step": 5, "weights": "packaged", "trained": "shapes-tiny"}
+    saved = {"model": {}, "step": 5, "weights": "packaged", "model_name": "shapes-tiny"}
     torch.save(saved, tmp_path / LAST)
     for words, line in (
         (["--weights", "shapes-tiny"], "began from --weights packaged: leave it out"),

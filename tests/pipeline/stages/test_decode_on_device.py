@@ -145,7 +145,14 @@ def test_what_the_device_refuses_is_decoded_elsewhere_and_costs_no_other(
 
 
 @pytest.mark.parametrize(
-    "lie", [{"orientation": 9}, {"width": None}, {"width": 2**20, "height": 2**20}, {"error": "no"}]
+    "lie",
+    [
+        {"orientation": 9},
+        {"width": None},
+        {"width": 2**20, "height": 2**20},
+        {"error": "no"},
+        {"rows": 5, "columns": 5},
+    ],
 )
 def test_the_answer_of_who_read_the_header_is_checked(
     lie: dict[str, Any], leaving: Preparer

@@ -39,18 +39,18 @@ def receiver() -> Iterator[Webhook]:
         yield found
 
 
-def run_published(told: AnnouncedRun) -> None:
+def run_published(announced: AnnouncedRun) -> None:
     done = published_run()
-    told.state, told.figures, told.files = done.state, done.figures, done.files
+    announced.state, announced.figures, announced.files = done.state, done.figures, done.files
 
 
 def tell(options: NotifyOptions, output: Path | str, error: BaseException | None = None) -> None:
     """Tell of one run, which ends with `error`, and of the end of its command."""
     notifier = Notifier(options, str(output).replace("labels", "photos"), str(output))
-    with suppress(BaseException), notifier.run(begun_run()) as told:
+    with suppress(BaseException), notifier.run(begun_run()) as announced:
         if error is not None:
             raise error
-        run_published(told)
+        run_published(announced)
     notifier.end(Ending(0) if error is None else Ending(1, str(error)))
 
 
@@ -124,8 +124,8 @@ def test_receivers_that_are_away_cost_no_more_than_lines(
         notifier = Notifier(options, "in", str(tmp_path / "labels"))
         (tmp_path / "folder").rmdir()
         began = time.monotonic()
-        with notifier.run(begun_run()) as told:
-            run_published(told)
+        with notifier.run(begun_run()) as announced:
+            run_published(announced)
         notifier.end(Ending(0))
         assert time.monotonic() - began < 0.9
     first, second = capsys.readouterr().err.splitlines()

@@ -1,10 +1,11 @@
-"""The hidden files and folders in which exports write, until they are whole.
+"""The hidden files and folders in which commands write for users, until they are whole.
 
-A killed export leaves its own behind. The next export to the same place deletes it: a lock, which
-ends with its process, tells whether somebody still writes there. Locks are of this machine. Where a
-file system has none, or another machine writes, leftovers stay.
+A killed command leaves its own behind. The next one that writes to the same place deletes it: a
+lock, which ends with its process, tells whether somebody still writes there. Locks are of this
+machine. Where a file system has none, or another machine writes, leftovers stay.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -35,17 +36,44 @@ def hidden_place(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         _remove(made)
 
 
+def put_file_in_place(made: Path, place: Path, overwrite: bool) -> None:
+    """Let the file `made` appear at `place`, as a whole.
+
+    FileExistsError if something has appeared there meanwhile and must not be replaced.
+    """
+    if not overwrite:
+        try:
+            os.link(made, place)  # in contrast to a rename it fails where something is
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(place):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place)) from None
+    os.replace(made, place)
+
+
+@contextmanager
+def named_in_errors(place: Path) -> Iterator[None]:
+    """Name `place` in errors of writing it, which name a hidden file or none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(place.absolute())
+        raise
+
+
 def remove_leftovers(place: Path) -> None:
-    """Delete what killed exports to `place` left beside it, as far as this user may."""
+    """Delete what killed commands that wrote to `place` left beside it, as far as this user may."""
     with suppress(OSError), _locked(place.parent):
         _remove_leftovers(place)
 
 
 def _remove_leftovers(place: Path) -> None:
     hidden = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.unfinished")
-    with suppress(OSError):  # of somebody else
-        for name in os.listdir(place.parent):
-            if hidden.fullmatch(name) and not _is_held(place.with_name(name)):
+    for name in os.listdir(place.parent):
+        if hidden.fullmatch(name) and not _is_held(place.with_name(name)):
+            with suppress(OSError):  # of somebody else
                 _remove(place.with_name(name))
 
 
