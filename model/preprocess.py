@@ -69,7 +69,7 @@ def form_batch(
 
 
 def _decoded(image: Tensor | Jpeg, target: Size, detector: BatchDetector) -> Tensor:
-    """The pixels of an image. Of a JPEG they are as small as `target`, and not yet enlarged."""
+    """The pixels of an image, as large as its file or, on a GPU, at most as large as `target`."""
     if not isinstance(image, Jpeg):
         return image
     pixels = decode(image, detector.device)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 BITS = 14  # of weights where an axis is enlarged, as the largest of them is 1
 ONE = 1 << BITS
 MOST_PIXELS = ONE - 1  # of a side: from 16,384 on, rounded weights may sum up to more than ONE
-LARGEST_WEIGHT, MOST_BITS = 1 << 15, 22  # torch keeps weights within an int16
+WEIGHTS_BELOW, MOST_BITS = 1 << 15, 22  # torch keeps weights within an int16
 
 Taps = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -68,7 +68,7 @@ def axis(source: int, target: int) -> Axis:
     weights /= weights.cumsum(1)[:, -1:]  # `sum` adds in another order, and rounds otherwise
     largest = weights.max()
     bits = 0
-    while bits < MOST_BITS and int(0.5 + largest * (1 << (bits + 1))) < LARGEST_WEIGHT:
+    while bits < MOST_BITS and int(0.5 + largest * (1 << (bits + 1))) < WEIGHTS_BELOW:
         bits += 1
     whole = (0.5 + weights * (1 << bits)).astype(np.int32)
     return Axis(first.astype(np.int32), whole, bits)

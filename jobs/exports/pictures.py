@@ -165,7 +165,7 @@ class Pictures:
             self._leave_out(image, row["status"], row["error"])
             return False
         encoded = bytes(row["encoded"])
-        if image.etag is None and not looks_like_image(encoded[:HEAD_BYTES]):
+        if not _may_be_copied(image, encoded[:HEAD_BYTES]):
             self._leave_out(image, UNDECODABLE, NO_IMAGE)
             return False
         self._folder.add(f"{self._images}/{image.name}", encoded)
@@ -176,7 +176,7 @@ class Pictures:
         try:
             fs, path = open_member(member, "image")
             with open(path, "rb") as file:  # a link to a file that nobody may read is of no use
-                is_image = member.etag != UNSEEN or looks_like_image(file.read(HEAD_BYTES))
+                is_image = _may_be_copied(image, file.read(HEAD_BYTES))
                 changed = member.etag != UNSEEN and not is_planned(fs, path, member)
         except (InputError, OSError) as error:
             self._leave_out(image, UNREADABLE, str(error))
@@ -194,6 +194,14 @@ class Pictures:
         count, example = self.missing.get(status, (0, ""))
         example = example or printable(f"{mask(image.image_id)}: {reason}")
         self.missing[status] = (count + 1, example)
+
+
+def _may_be_copied(image: LabelledImage, head: bytes) -> bool:
+    """Whether a file is an image, as far as its first bytes show.
+
+    What `label` decoded is one. Nobody has opened what an import names, which has no version.
+    """
+    return image.etag is not None or looks_like_image(head)
 
 
 def _row_instead(_: int, why: ChildFailed) -> Row:

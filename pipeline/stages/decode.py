@@ -112,8 +112,9 @@ def header_row(
 ) -> Row | None:
     """The row of a JPEG that is left to the detector; None for an image that is decoded here.
 
-    These are all but plain JPEGs, those that fail, and those of several views. Small ones too, as
-    tables are bounded by their bytes, and would have too many images.
+    Decoded here are files that are no plain JPEG, those whose header fails, and images with tiles.
+    So are images that become much larger: tables are bounded by their bytes, and would have too
+    many of them.
     """
     if not is_plain(encoded):
         return None

@@ -49,6 +49,9 @@ TOP = 100  # detections that are kept per image, or view of an image, as publish
 DETECT_SECONDS = 600.0
 
 
+Prepare = Callable[[pa.Table], Iterator[pa.Table]]  # ENCODED -> PREPARED
+
+
 @dataclass(frozen=True)
 class DetectorSpec:
     """The parameters from which an actor builds its detector."""
@@ -69,7 +72,7 @@ class DetectorSpec:
     measures_gpu: bool = False  # whether it reports use, memory and power of its GPU
     # Makes what prepares JPEGs that the device refuses to decode, ENCODED -> PREPARED. None if all
     # images come with their pixels.
-    preparer: Callable[[], Callable[[pa.Table], Iterator[pa.Table]]] | None = None
+    preparer: Callable[[], Prepare] | None = None
 
 
 class Detector:
@@ -105,7 +108,7 @@ class Detector:
                     "--decode cpu labels on"
                 )
                 return
-        self._prepare: Callable[[pa.Table], Iterator[pa.Table]] | None = None
+        self._prepare: Prepare | None = None
         self._preparing = threading.Lock()
         self.computation = computation_here(
             spec.device, spec.precision, spec.threads, spec.count
@@ -123,7 +126,7 @@ class Detector:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Convert a PREPARED table to a DETECTED table with the same rows.
 
-        JPEGs that the device does not decode are prepared in this process, and detected then.
+        JPEGs that the device does not decode are prepared by a confined child, and detected then.
 
         Raises CheckpointError if the weights are missing, or other ones than the command found,
         OutOfMemory if memory does not hold a batch, and CommandFailed if no JPEG can be decoded.
@@ -131,12 +134,12 @@ class Detector:
         if self.refusal is not None:
             raise self.refusal
         self.runner.compute_first(self.batcher.detect)
-        prepared = _rows_in_order(table)
+        prepared = _rows_to_detect(table)
         outcomes = self._detect(table, prepared)
         refused = [row for row in prepared if outcomes[row].is_refused]
         if refused:
             table = _replaced(table, refused, self._prepare_refused(table.take(refused)))
-            prepared = _rows_in_order(table)
+            prepared = _rows_to_detect(table)
             outcomes |= self._detect(table, sorted({*refused} & {*prepared}))
         whole = [outcomes[row] for row in prepared]
         detected = _detected(table, prepared, whole, refused, self.computation)
@@ -213,7 +216,7 @@ def _key(shard: str, index: int, view: int) -> str:
     return hashlib.sha256(f"{shard}\0{index}{number}".encode()).hexdigest()[:24]
 
 
-def _rows_in_order(table: pa.Table) -> list[int]:
+def _rows_to_detect(table: pa.Table) -> list[int]:
     """The rows of a PREPARED table that did not fail."""
     found = pc.equal(table["status"], OK).to_numpy(zero_copy_only=False)
     return [int(row) for row in np.flatnonzero(found)]

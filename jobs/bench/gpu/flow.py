@@ -12,6 +12,7 @@ import torch
 from jobs.bench.gpu.context import Absent, Context, Wrong
 from jobs.bench.gpu.labelling import Labelled, Watch, run_label
 from jobs.bench.gpu.sizes import Size, draw_sizes
+from model.jpeg import Refused, check_decoder
 from model.zoo import resolved_precision
 
 ONE_SIZE, MIX = "one size", "mix"
@@ -69,14 +70,14 @@ def run(context: Context) -> None:
         for name in context.left_to_do([DECODING]):
             with context.case(name):
                 check_packages(context.device)
-                check_decoder(context)
+                check_gpu_decodes(context)
                 _decode(context, provide_photos(Path(folder) / MIX, MIX, images, context.tiny))
         for name in cases:
             with context.case(name):
                 check_packages(context.device)
                 load, calls, decode = CASES[name]
                 if decode == "gpu":
-                    check_decoder(context)
+                    check_gpu_decodes(context)
                 photos = provide_photos(Path(folder) / load, load, images, context.tiny)
                 _measure(context, name, photos, images, calls, decode)
 
@@ -96,10 +97,14 @@ def check_packages(device: str) -> None:
         )
 
 
-def check_decoder(context: Context) -> None:
-    """Absent if the device decodes no JPEG."""
+def check_gpu_decodes(context: Context) -> None:
+    """Absent if there is no GPU, or this torchvision decodes no JPEG on it."""
     if not context.on_gpu:
         raise Absent("CPUs decode JPEGs in preparers: `label --decode gpu` is for GPUs")
+    try:
+        check_decoder(torch.device(context.device))
+    except Refused as error:
+        raise Absent(f"torchvision decodes no JPEG on {context.device} ({error})") from error
 
 
 def count_images(context: Context, cases: int) -> int:

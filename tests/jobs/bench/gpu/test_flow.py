@@ -129,7 +129,7 @@ def test_decoding_on_a_device_is_measured_behind_a_check_of_its_pixels(
 def test_without_a_gpu_decoding_on_it_is_left_out(tmp_path: Path) -> None:
     context = Context("flow", tmp_path, "cpu", False, time.monotonic() + 60)
     with pytest.raises(Absent, match="`label --decode gpu` is for GPUs"):
-        flow.check_decoder(context)
+        flow.check_gpu_decodes(context)
 
 
 def test_without_ray_every_case_is_left_out(
