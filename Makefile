@@ -59,7 +59,7 @@ demo: setup  ## render scenes, label them, compare with the truth
 test: setup  ## all tests but the slow ones, three files at a time
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-test-unit: setup  ## those without servers, clusters, browsers and whole networks: in a minute
+test-unit: setup  ## those of single parts, without servers, whole commands and networks: in a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not network and not integration"
 
 test-seeds: setup  ## those of random inputs, with 50 seeds each: an hour
