@@ -52,6 +52,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
-        """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""
+    async def detect_all(
+        self, images: Sequence[bytes], pixels: Sequence[int] = ()
+    ) -> list[Labelled]:
+        """Detect in image files: one answer for each. Raises Overloaded for all, or for none.
+
+        `pixels` is what each of them counts as (pixels.py); none: they count as small.
+        """
         ...

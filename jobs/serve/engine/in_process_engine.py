@@ -8,7 +8,6 @@ from jobs.serve.engine.admission import Admission
 from jobs.serve.engine.decoders import Decoding
 from jobs.serve.engine.detectors import Detecting
 from jobs.serve.engine.engine import Labelled
-from jobs.serve.engine.pixels import pixels_of
 from jobs.serve.engine.rows import answers
 from jobs.serve.engine.spec import EngineSpec
 
@@ -29,9 +28,11 @@ class InProcessEngine:
         """Take a place for a request whose images are not known yet. See `Engine`."""
         return self._admission.expect()
 
-    async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
-        """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""
-        with self._admission.admit(len(images), sum(map(pixels_of, images))):
+    async def detect_all(
+        self, images: Sequence[bytes], pixels: Sequence[int] = ()
+    ) -> list[Labelled]:
+        """Detect in image files: one answer for each. See `Engine`."""
+        with self._admission.admit(len(images), sum(pixels)):
             return list(await asyncio.gather(*map(self._detect_one, images)))
 
     async def _detect_one(self, encoded: bytes) -> Labelled:

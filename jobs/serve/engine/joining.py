@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.serve.engine.engine import Labelled
-from jobs.serve.engine.pixels import pixels_of
 
 MOST_IMAGES = 8  # of a call
 MOST_PIXELS = 25_000_000  # of a call, or of the one image in it, which is large then
@@ -54,11 +53,11 @@ class Joiner:
         self._seconds = math.inf  # of one image, in the newest call
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def detect(self, images: Sequence[bytes]) -> list[Labelled]:
-        """The answers of images. Raises what a call with one of them raises."""
+    async def detect(self, images: Sequence[tuple[bytes, int]]) -> list[Labelled]:
+        """The answers of images, each with the pixels that it counts as. Raises what a call with one of them raises."""
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        entries = [_Entry(image, pixels_of(image), loop.create_future(), now) for image in images]
+        entries = [_Entry(*image, loop.create_future(), now) for image in images]
         self._waiting.append(deque(entries))
         self._start_calls()
         try:

@@ -15,8 +15,11 @@ MOST_PARTS = 1000  # chunks or segments that are looked at
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def pixels_of(encoded: bytes) -> int:
-    """The pixels that an image counts as: those of its head, or those that it may have."""
+def pixels_of(encoded: bytes, most: int) -> int:
+    """The pixels that an image counts as: those of its head, or those that it may have.
+
+    `most` is what the decoder allows.
+    """
     found = None
     try:
         if encoded.startswith(_PNG):
@@ -27,7 +30,7 @@ def pixels_of(encoded: bytes) -> int:
             found = _pixels_of_webp(encoded)
     except struct.error:  # it ends before
         pass
-    return min(UNKNOWN, len(encoded) * MOST_PER_BYTE) if found is None else found
+    return min(UNKNOWN, most, len(encoded) * MOST_PER_BYTE) if found is None else found
 
 
 def _pixels_of_png(encoded: bytes) -> int | None:

@@ -13,7 +13,6 @@ from jobs.serve.engine.admission import Admission
 from jobs.serve.engine.engine import Labelled, Overloaded
 from jobs.serve.engine.joining import Joiner
 from jobs.serve.engine.parts import ServedModel
-from jobs.serve.engine.pixels import pixels_of
 from jobs.serve.engine.rows import answers, seconds_of_image
 from pipeline.schema import DETECTOR_ERROR, TIMED_OUT, WORKER_CRASH
 
@@ -36,12 +35,15 @@ class ServeEngine:
         """Take a place for a request whose images are not known yet. See `Engine`."""
         return self._admission.expect()
 
-    async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
-        """Detect in image files: one answer for each. Raises Overloaded for all, or for none."""
-        with self._admission.admit(len(images), sum(map(pixels_of, images))):
+    async def detect_all(
+        self, images: Sequence[bytes], pixels: Sequence[int] = ()
+    ) -> list[Labelled]:
+        """Detect in image files: one answer for each. See `Engine`."""
+        with self._admission.admit(len(images), sum(pixels)):
+            counted = list(zip(images, pixels or [0] * len(images), strict=True))
             try:
                 async with asyncio.timeout(self._seconds):
-                    return await self._joiner.detect(images)
+                    return await self._joiner.detect(counted)
             except TimeoutError:
                 late = Labelled(TIMED_OUT, f"no result within {self._seconds:g} s")
                 return [late] * len(images)

@@ -86,10 +86,11 @@ async def detect(
     request.state.headers |= headers
     least = service.settings.score_threshold if threshold is None else threshold
     fetched = _bounded(await _fetch_all(request, images), service.settings)
-    usable = [image for image in fetched if isinstance(image, bytes)]
+    usable = [image for image in fetched if not isinstance(image, ImageFailed)]
     request.state.leave()  # from here on, its images count
     try:
-        labelled = iter(await service.engine.detect_all(usable) if usable else [])
+        files, pixels = [file for file, _ in usable], [own for _, own in usable]
+        labelled = iter(await service.engine.detect_all(files, pixels) if usable else [])
     except Overloaded as error:
         raise _busy(error) from error
     found = [
@@ -115,23 +116,31 @@ async def _fetch_all(request: Request, images: Sequence[str | bytes]) -> list[by
 
 def _bounded(
     fetched: Sequence[bytes | ImageFailed], settings: ApiSettings
-) -> list[bytes | ImageFailed]:
-    """The images, but for those with which a request would have too many pixels in all."""
+) -> list[tuple[bytes, int] | ImageFailed]:
+    """The images with the pixels that they count as, but for those that have too many.
+
+    Those are images above the limit of one, which count as nothing, and those with which a request
+    would have too many in all.
+    """
     most, pixels = settings.max_request_pixels, 0
-    found: list[bytes | ImageFailed] = []
+    found: list[tuple[bytes, int] | ImageFailed] = []
     for image in fetched:
-        own = pixels_of(image) if isinstance(image, bytes) else 0
-        if own > settings.max_pixels:  # which the decoder refuses at once
-            own = 0
-        if own and pixels + own > most:
+        if isinstance(image, ImageFailed):
+            found.append(image)
+            continue
+        own = pixels_of(image, settings.max_pixels)
+        if own > settings.max_pixels:
+            text = f"the image has {own} pixels, and {settings.max_pixels} are allowed"
+            found.append(ImageFailed(TOO_MANY_PIXELS, text))
+        elif pixels + own > most:
             text = (
                 f"with this one, the images of the request have {pixels + own} pixels, and {most} "
                 "are allowed: send fewer at a time"
             )
-            image = ImageFailed(TOO_MANY_PIXELS, text)
+            found.append(ImageFailed(TOO_MANY_PIXELS, text))
         else:
+            found.append((image, own))
             pixels += own
-        found.append(image)
     return found
 
 

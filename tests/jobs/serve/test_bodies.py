@@ -40,7 +40,9 @@ class Standing:
         (answer,) = await self.detect_all([encoded])
         return answer
 
-    async def detect_all(self, images: Sequence[bytes]) -> list[Labelled]:
+    async def detect_all(
+        self, images: Sequence[bytes], pixels: Sequence[int] = ()
+    ) -> list[Labelled]:
         await asyncio.sleep(self.seconds)
         if isinstance(self.answer, Exception):
             raise self.answer

@@ -79,6 +79,10 @@ def test_too_many_images_are_refused_at_once(engine: Engine) -> None:
     assert again.is_ok, "what was refused holds no place"
 
 
+def small(images: Sequence[bytes]) -> list[tuple[bytes, int]]:
+    return [(image, 1) for image in images]
+
+
 class Calls:
     """Answers by the first byte of an image. A call waits until it is let go."""
 
@@ -103,9 +107,9 @@ def test_images_go_alone_while_calls_are_free_and_together_afterwards() -> None:
 
     async def ask() -> None:
         joiner = Joiner(calls, 4)
-        await joiner.detect([b"first"])
+        await joiner.detect(small([b"first"]))
         texts = [str(number) for number in range(100)]
-        found = await asyncio.gather(*(joiner.detect([text.encode()]) for text in texts))
+        found = await asyncio.gather(*(joiner.detect(small([text.encode()])) for text in texts))
         assert [one.error for (one,) in found] == texts
 
     run_coroutine(ask())
@@ -120,8 +124,8 @@ def test_images_of_one_request_are_shared_among_calls() -> None:
 
     async def ask() -> None:
         joiner = Joiner(calls, 8)
-        await joiner.detect([b"first"])
-        await joiner.detect([b"one"] * 8)
+        await joiner.detect(small([b"first"]))
+        await joiner.detect(small([b"one"] * 8))
 
     run_coroutine(ask())
     assert calls.sizes == [1, 2, 2, 1, 1, 1, 1]
@@ -132,7 +136,7 @@ def test_slow_images_do_not_wait_for_one_another() -> None:
 
     async def ask() -> None:
         joiner = Joiner(calls, 2)
-        await asyncio.gather(*(joiner.detect([b"one"]) for _ in range(20)))
+        await asyncio.gather(*(joiner.detect(small([b"one"])) for _ in range(20)))
 
     run_coroutine(ask())
     assert set(calls.sizes) == {1}
@@ -144,7 +148,7 @@ def test_slow_images_that_have_waited_long_go_together(monkeypatch: pytest.Monke
 
     async def ask() -> None:
         joiner = Joiner(calls, 2)
-        await asyncio.gather(*(joiner.detect([b"one"]) for _ in range(30)))
+        await asyncio.gather(*(joiner.detect(small([b"one"])) for _ in range(30)))
 
     run_coroutine(ask())
     assert calls.sizes[:2] == [1, 1] and max(calls.sizes) > 2
@@ -154,7 +158,7 @@ def test_slow_images_that_have_waited_long_go_together(monkeypatch: pytest.Monke
 def test_error_of_a_call_reaches_its_images_alone() -> None:
     async def ask() -> list[list[Labelled] | BaseException]:
         joiner = Joiner(Calls(), 2)
-        asked = [joiner.detect([text]) for text in (b"good", b"end", b"fine")]
+        asked = [joiner.detect(small([text])) for text in (b"good", b"end", b"fine")]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     good, ended, fine = run_coroutine(ask())
@@ -167,12 +171,12 @@ def test_images_of_a_client_that_is_gone_are_not_computed() -> None:
 
     async def ask() -> None:
         joiner = Joiner(calls, 1)
-        first = asyncio.create_task(joiner.detect([b"first"]))
-        gone = asyncio.create_task(joiner.detect([b"gone"] * 5))
+        first = asyncio.create_task(joiner.detect(small([b"first"])))
+        gone = asyncio.create_task(joiner.detect(small([b"gone"] * 5)))
         await asyncio.sleep(0)
         gone.cancel()
         await first
-        await joiner.detect([b"last"])
+        await joiner.detect(small([b"last"]))
 
     run_coroutine(ask())
     assert sum(calls.sizes) == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jobs.serve.engine.engine import Engine, Labelled, Overloaded
 from jobs.serve.engine.joining import Joiner
 from jobs.serve.engine.pixels import MOST_PER_BYTE, UNKNOWN, pixels_of
 from jobs.serve.settings.settings import ApiSettings
+from tests.jobs.serve.test_bodies import CAT, Standing, body_of, post
 from tests.support.coroutines import run_coroutine
 from tests.support.serving import MODEL, data_uri, scene_file, serving
 
@@ -28,6 +30,7 @@ def image_file(format: str, width: int = WIDTH, height: int = HEIGHT, **options:
 
 
 LARGE = image_file("PNG", 6000, 5000)
+MOST = 100_000_000  # pixels of an image
 
 
 @pytest.mark.parametrize(
@@ -43,22 +46,22 @@ LARGE = image_file("PNG", 6000, 5000)
 )
 def test_pixels_of_a_head(format: str, options: dict[str, Any]) -> None:
     encoded = image_file(format, **options)
-    assert pixels_of(encoded) == WIDTH * HEIGHT
+    assert pixels_of(encoded, MOST) == WIDTH * HEIGHT
     for end in range(0, len(encoded), 7):
-        assert pixels_of(encoded[:end]) in (WIDTH * HEIGHT, min(UNKNOWN, end * MOST_PER_BYTE))
+        assert pixels_of(encoded[:end], MOST) in (WIDTH * HEIGHT, min(UNKNOWN, end * MOST_PER_BYTE))
 
 
 def test_what_is_unknown_counts_as_large_unless_it_is_tiny() -> None:
     for format in ("TIFF", "GIF", "BMP", "TGA"):
-        assert pixels_of(image_file(format) + bytes(3000)) == UNKNOWN
-    assert pixels_of(b"no image") == 8 * MOST_PER_BYTE and pixels_of(b"") == 0
+        assert pixels_of(image_file(format) + bytes(3000), MOST) == UNKNOWN
+    assert pixels_of(b"no image", MOST) == 8 * MOST_PER_BYTE and pixels_of(b"", MOST) == 0
 
 
 def test_the_largest_of_several_sizes_counts() -> None:
     small, large = image_file("PNG"), image_file("PNG", 6000, 5000)
-    assert pixels_of(small[:33] + large[8:]) == 6000 * 5000
+    assert pixels_of(small[:33] + large[8:], MOST) == 6000 * 5000
     small, large = image_file("JPEG"), image_file("JPEG", 6000, 5000)
-    assert pixels_of(small[: small.index(b"\xff\xda")] + large[2:]) == 6000 * 5000
+    assert pixels_of(small[: small.index(b"\xff\xda")] + large[2:], MOST) == 6000 * 5000
 
 
 class Calls:
@@ -82,11 +85,11 @@ def test_small_images_pass_large_ones_by() -> None:
 
     async def ask() -> None:
         joiner = Joiner(calls, 8)
-        large = [asyncio.create_task(joiner.detect([LARGE] * 4)) for _ in range(3)]
+        large = [asyncio.create_task(joiner.detect([(LARGE, 6000 * 5000)] * 4)) for _ in range(3)]
         await asyncio.sleep(0)
         async with asyncio.timeout(0.15):
             for _ in range(3):
-                await joiner.detect([b"one"] * 5)
+                await joiner.detect([(b"one", 1)] * 5)
         assert not any(task.done() for task in large)
         await asyncio.gather(*large)
 
@@ -104,7 +107,7 @@ def test_requests_take_turns() -> None:
 
     async def ask() -> None:
         joiner = Joiner(call, 1)
-        await asyncio.gather(joiner.detect([b"a"] * 6), joiner.detect([b"b"] * 2))
+        await asyncio.gather(joiner.detect([(b"a", 1)] * 6), joiner.detect([(b"b", 1)] * 2))
 
     run_coroutine(ask())
     assert order[:5] == [b"a", b"a", b"b", b"a", b"b"]
@@ -124,8 +127,8 @@ def test_a_request_has_so_many_pixels(engine: Engine) -> None:
     """What would be too much is an item with an error, and what comes behind it may fit."""
     scene = scene_file()
     wide = image_file("PNG", 1500, 1000)
-    most = 2 * pixels_of(scene)
-    assert pixels_of(wide) > pixels_of(scene)
+    most = 2 * pixels_of(scene, MOST)
+    assert pixels_of(wide, MOST) > pixels_of(scene, MOST)
     settings = ApiSettings(max_request_pixels=most, max_pixels=most)
     with serving(settings, engine) as address:
         images = [data_uri(one) for one in (scene, wide, scene)]
@@ -136,3 +139,38 @@ def test_a_request_has_so_many_pixels(engine: Engine) -> None:
     codes = [one["error"] and one["error"]["code"] for one in data]
     assert codes == [None, "too_many_pixels", None]
     assert f"and {most} are allowed" in data[1]["error"]["message"]
+
+
+class Asked(Standing):
+    """Keeps what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(CAT)
+        self.asked: list[tuple[bytes, int]] = []
+
+    async def detect_all(
+        self, images: Sequence[bytes], pixels: Sequence[int] = ()
+    ) -> list[Labelled]:
+        self.asked += zip(images, pixels, strict=True)
+        return await super().detect_all(images, pixels)
+
+
+def test_an_image_that_claims_more_than_is_allowed_counts_as_nothing() -> None:
+    """Else 45 bytes would keep the images of all others out."""
+    huge = image_file("PNG")[:16] + struct.pack(">II", 1 << 31, 1 << 31) + bytes(9)
+    huge += struct.pack(">I4sI", 0, b"IDAT", 0)
+    scene, engine = scene_file(), Asked()
+    with serving(ApiSettings(), engine) as address:
+        images = [data_uri(one) for one in (huge, scene)]
+        data = post(address, json=body_of(*images)).json()["data"]
+    assert [one["status"] for one in data] == ["failed", "ok"]
+    assert data[0]["error"]["code"] == "too_many_pixels"
+    assert engine.asked == [(scene, pixels_of(scene, MOST))]
+
+
+def test_an_image_of_unknown_size_is_left_to_the_decoder() -> None:
+    engine = Asked()
+    with serving(ApiSettings(max_pixels=30_000), engine) as address:
+        answer = post(address, json=body_of(data_uri(image_file("GIF")))).json()
+    assert answer["data"][0]["status"] == "ok"
+    assert [pixels for _, pixels in engine.asked] == [30_000]
