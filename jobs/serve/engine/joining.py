@@ -54,7 +54,10 @@ class Joiner:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def detect(self, images: Sequence[tuple[bytes, int]]) -> list[Labelled]:
-        """The answers of images, each with the pixels that it counts as. Raises what a call with one of them raises."""
+        """The answers of images, each with the pixels that it counts as.
+
+        Raises what a call with one of them raises.
+        """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         entries = [_Entry(*image, loop.create_future(), now) for image in images]

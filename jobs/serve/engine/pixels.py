@@ -18,14 +18,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def pixels_of(encoded: bytes, most: int) -> int:
     """The pixels that an image counts as: those of its head, or those that it may have.
 
-    `most` is what the decoder allows.
+    `most` is what the decoder allows, and what a head of too many parts counts as.
     """
     found = None
     try:
         if encoded.startswith(_PNG):
-            found = _pixels_of_png(encoded)
+            found = _pixels_of_png(encoded, most)
         elif encoded.startswith(jpeg.START):
-            found = _pixels_of_jpeg(encoded)
+            found = _pixels_of_jpeg(encoded, most)
         elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
             found = _pixels_of_webp(encoded)
     except struct.error:  # it ends before
@@ -33,7 +33,8 @@ def pixels_of(encoded: bytes, most: int) -> int:
     return min(UNKNOWN, most, len(encoded) * MOST_PER_BYTE) if found is None else found
 
 
-def _pixels_of_png(encoded: bytes) -> int | None:
+def _pixels_of_png(encoded: bytes, beyond: int) -> int | None:
+    """The pixels of the head; `beyond` for one of more than MOST_PARTS; None for what is none."""
     at, most = len(_PNG), 0
     for _ in range(MOST_PARTS):
         length, kind = struct.unpack_from(">I4s", encoded, at)
@@ -43,18 +44,20 @@ def _pixels_of_png(encoded: bytes) -> int | None:
             width, height = struct.unpack_from(">II", encoded, at + 8)
             most = max(most, width * height)
         at += length + 12
-    return None
+    return beyond
 
 
-def _pixels_of_jpeg(encoded: bytes) -> int | None:
+def _pixels_of_jpeg(encoded: bytes, beyond: int) -> int | None:
+    """As `_pixels_of_png`."""
     most = 0
-    for marker, start, _ in islice(jpeg.segments(encoded), MOST_PARTS):
+    parts = list(islice(jpeg.segments(encoded), MOST_PARTS))
+    for marker, start, _ in parts:
         if marker == jpeg.SCAN:
             return most
         if marker in jpeg.FRAMES:
             height, width = struct.unpack_from(">HH", encoded, start + 5)
             most = max(most, width * height)
-    return None
+    return beyond if len(parts) == MOST_PARTS else None
 
 
 def _pixels_of_webp(encoded: bytes) -> int | None:

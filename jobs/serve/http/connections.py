@@ -13,7 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS = 10.0  # from the begin of a connection, or of a head, until the head is whole
 KEEP_ALIVE_SECONDS = 75  # from an answer until the next head begins; the rest of a body comes then
-UNREAD_SECONDS = 60.0  # for which a client may read nothing of an answer that waits
+# A client must read so many bytes of an answer in so many seconds.
+UNREAD_SECONDS, LEAST_READ = 60.0, 64 << 10
 
 
 class TimedProtocol(HttpToolsProtocol):
@@ -24,6 +25,11 @@ class TimedProtocol(HttpToolsProtocol):
         self._waits_since: float | None = None  # None: a request is under way
         self._closing: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+
+    @property
+    def unsent(self) -> int:
+        """The bytes of answers that its client has not taken yet."""
+        return int(self.transport.get_write_buffer_size())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,7 +52,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+        self._watch_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -60,7 +66,24 @@ class TimedProtocol(HttpToolsProtocol):
     def _wait(self, seconds: float) -> None:
         self._stop_waiting()
         self._waits_since = time.monotonic()
-        self._closing = self.loop.call_later(seconds, self._close)
+        self._closing = self.loop.call_later(seconds, self._expire, seconds, self.unsent)
+
+    def _expire(self, seconds: float, unsent: int) -> None:
+        """Close a connection whose time is over, unless an answer is still on its way."""
+        if 0 < self.unsent < unsent:
+            self._wait(seconds)
+        else:
+            self._close()
+
+    def _watch_reading(self) -> None:
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._check_reading, self.unsent)
+
+    def _check_reading(self, unsent: int) -> None:
+        """Give an answer up of which too little was read since it had so many `unsent` bytes."""
+        if unsent - self.unsent < LEAST_READ:
+            self.transport.abort()
+        else:
+            self._watch_reading()
 
     def _stop_waiting(self) -> None:
         self._waits_since = None
@@ -87,7 +110,7 @@ class TimedProtocol(HttpToolsProtocol):
         waiting = [
             (one._waits_since, id(one), one)
             for one in others
-            if one is not self and one._waits_since is not None
+            if one is not self and one._waits_since is not None and not one.unsent
         ]
         if waiting:
             min(waiting)[-1]._close()

@@ -13,7 +13,7 @@ from PIL import Image
 from jobs.serve.engine.admission import PIXELS_PER_IMAGE, Admission
 from jobs.serve.engine.engine import Engine, Labelled, Overloaded
 from jobs.serve.engine.joining import Joiner
-from jobs.serve.engine.pixels import MOST_PER_BYTE, UNKNOWN, pixels_of
+from jobs.serve.engine.pixels import MOST_PARTS, MOST_PER_BYTE, UNKNOWN, pixels_of
 from jobs.serve.settings.settings import ApiSettings
 from tests.jobs.serve.test_bodies import CAT, Standing, body_of, post
 from tests.support.coroutines import run_coroutine
@@ -57,6 +57,14 @@ def test_what_is_unknown_counts_as_large_unless_it_is_tiny() -> None:
     assert pixels_of(b"no image", MOST) == 8 * MOST_PER_BYTE and pixels_of(b"", MOST) == 0
 
 
+def test_a_head_of_too_many_parts_counts_as_the_most_that_is_allowed() -> None:
+    encoded = image_file("JPEG")
+    comments = b"\xff\xfe\x00\x03a" * (MOST_PARTS + 1)
+    assert pixels_of(encoded[:2] + comments + encoded[2:], MOST) == MOST
+    encoded, chunk = image_file("PNG"), struct.pack(">I4sI", 0, b"teXt", 0)
+    assert pixels_of(encoded[:33] + chunk * MOST_PARTS + encoded[33:], MOST) == MOST
+
+
 def test_the_largest_of_several_sizes_counts() -> None:
     small, large = image_file("PNG"), image_file("PNG", 6000, 5000)
     assert pixels_of(small[:33] + large[8:], MOST) == 6000 * 5000
@@ -65,17 +73,18 @@ def test_the_largest_of_several_sizes_counts() -> None:
 
 
 class Calls:
-    """Large images take a second, others nothing."""
+    """Large images take until they are let go, others nothing."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
+        self.go = asyncio.Event()
 
     async def __call__(self, images: Sequence[bytes]) -> tuple[list[Labelled], float]:
         large = images[0] == LARGE
         assert not large or len(images) == 1
         self.now += large
         self.most = max(self.most, self.now)
-        await asyncio.sleep(0.2 if large else 0.01)
+        await (self.go.wait() if large else asyncio.sleep(0))
         self.now -= large
         return [Labelled("ok")] * len(images), 0.01
 
@@ -87,10 +96,10 @@ def test_small_images_pass_large_ones_by() -> None:
         joiner = Joiner(calls, 8)
         large = [asyncio.create_task(joiner.detect([(LARGE, 6000 * 5000)] * 4)) for _ in range(3)]
         await asyncio.sleep(0)
-        async with asyncio.timeout(0.15):
-            for _ in range(3):
-                await joiner.detect([(b"one", 1)] * 5)
+        for _ in range(3):
+            await joiner.detect([(b"one", 1)] * 5)
         assert not any(task.done() for task in large)
+        calls.go.set()
         await asyncio.gather(*large)
 
     run_coroutine(ask())
