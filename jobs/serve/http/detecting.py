@@ -117,10 +117,10 @@ async def _fetch_all(request: Request, images: Sequence[str | bytes]) -> list[by
 def _bounded(
     fetched: Sequence[bytes | ImageFailed], settings: ApiSettings
 ) -> list[tuple[bytes, int] | ImageFailed]:
-    """The images with the pixels that they count as, but for those that have too many.
+    """The images with the pixels that they count as, and errors in place of some.
 
-    Those are images above the limit of one, which count as nothing, and those with which a request
-    would have too many in all.
+    Those are images with which a request would have too many in all. One that has more than a
+    single one may have counts as nothing.
     """
     most, pixels = settings.max_request_pixels, 0
     found: list[tuple[bytes, int] | ImageFailed] = []
@@ -129,10 +129,9 @@ def _bounded(
             found.append(image)
             continue
         own = pixels_of(image, settings.max_pixels)
-        if own > settings.max_pixels:
-            text = f"the image has {own} pixels, and {settings.max_pixels} are allowed"
-            found.append(ImageFailed(TOO_MANY_PIXELS, text))
-        elif pixels + own > most:
+        if own > settings.max_pixels:  # which the decoder refuses at once
+            own = 0
+        if pixels + own > most:
             text = (
                 f"with this one, the images of the request have {pixels + own} pixels, and {most} "
                 "are allowed: send fewer at a time"
