@@ -62,11 +62,15 @@ class Placement:
         rules = (self.layout.detectors.nodes, self.layout.nodes)
         return bool(counts and any(matches(node.labels, rule) for rule in rules))
 
+    def fitting(self, nodes: Sequence[Node]) -> int:
+        """How many detectors fit on `nodes`, if they are empty and no detector has a place yet."""
+        wanted, labels = self.detector(), self.layout.detectors.nodes
+        return sum(node.holds(wanted) for node in nodes if matches(node.labels, labels))
+
     def lacks(self, nodes: Sequence[Node]) -> str | None:
         """The demand of the run that does not fit on `nodes`, even if they are empty, or None."""
         lacking = []
-        pool, wanted = self.layout.detectors, self.detector()
-        fitting = sum(node.holds(wanted) for node in nodes if matches(node.labels, pool.nodes))
+        pool, wanted, fitting = self.layout.detectors, self.detector(), self.fitting(nodes)
         if fitting < pool.fewest:
             lacking.append(
                 f"{pool.fewest} detectors want {_amounts(wanted)} each{_where(pool.nodes)}, and "

@@ -165,13 +165,20 @@ def application(
     """
     pool, on_cluster = placement.layout.detectors, bool(options.address)
     preparers = placement.layout.preparers
+    decoders = preparers or DECODERS_PER_DETECTOR * pool.most
     decoding = serve.deployment(Decoding).options(
-        **_replicas(1, DECODERS_PER_DETECTOR * pool.most, CALLS_AHEAD / 4)
+        **_replicas(1, decoders, CALLS_AHEAD / 4)
         if preparers is None
-        else _replicas(preparers, preparers, CALLS_AHEAD),
+        else _replicas(decoders, decoders, CALLS_AHEAD),
         **_common(ACTOR_CPUS, CALLS_AHEAD, options.max_queue),
     )
-    served = replace(spec.served, calls=CALLS_PER_DETECTOR * pool.most)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    apis = (1, MOST_APIS) if on_cluster else (max(1, cpus // CPUS_PER_API),) * 2
+    served = replace(
+        spec.served,
+        calls=CALLS_PER_DETECTOR * pool.most,
+        large=large_at_once(pool.most, decoders, apis[1]),
+    )
     calls, (kind, arguments) = spec.detector.calls, detecting
     detectors = serve.deployment(kind).options(
         **_replicas(pool.fewest, pool.most, calls),
@@ -183,8 +190,6 @@ def application(
             memory=pool.memory,
         ),
     )
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    apis = (1, MOST_APIS) if on_cluster else (max(1, cpus // CPUS_PER_API),) * 2
     api = serve.deployment(Api if on_cluster else ListeningApi).options(
         **_replicas(*apis, REQUESTS_PER_API),
         **_common(TASK_CPUS, REQUESTS, REQUESTS),
@@ -192,6 +197,14 @@ def application(
     computing = decoding.bind(spec.decoding), detectors.bind(spec, *arguments)
     is_alone = apis == (1, 1)
     return api.bind(options, served, is_alone, *computing, _batching(options, share))
+
+
+def large_at_once(detectors: int, decoders: int, apis: int) -> int:
+    """How many large images each replica of Api may have under way.
+
+    As many as there are detectors, if a decoder stays free of those of all replicas.
+    """
+    return max(1, min(detectors, (decoders - 1) // apis))
 
 
 def _batching(options: ServeOptions, share: BatchShare) -> Application | None:

@@ -12,7 +12,6 @@ from jobs.serve.batches.run import Starter, starter
 from jobs.serve.batches.settings import BatchSettings
 from jobs.serve.batches.store import Store
 from jobs.serve.batches.work import BatchWork, Stopped
-from jobs.serve.http.limits import Windows
 from pipeline.storage.errors import CommandFailed, InputError, OutputError, StorageUnavailable
 from pipeline.storage.lock import OutputLock
 from pipeline.storage.protocols import is_local
@@ -22,7 +21,6 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS, LOOK_SECONDS_REMOTE = 1.0, 5.0  # between two looks at the store
 CLAIM = "claim.json"
-DAY_SECONDS = 24 * 3600.0
 MISTAKE = BatchError(
     code="internal_error", message="The server made a mistake; its log says which."
 )
@@ -43,7 +41,6 @@ class Batches:
         self._start = start or starter(settings)
         usual = LOOK_SECONDS if is_local(store.url) else LOOK_SECONDS_REMOTE
         self._seconds = usual if look_seconds is None else look_seconds
-        self._day = Windows(seconds=DAY_SECONDS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 
@@ -83,7 +80,7 @@ class Batches:
                 self._claim(record)
 
     def _of(self, record: Record) -> BatchWork:
-        return BatchWork(self._store, self._settings, self._start, record, self._wait, self._day)
+        return BatchWork(self._store, self._settings, self._start, record, self._wait)
 
     def _claim(self, record: Record) -> None:
         """Take a batch to its end, unless another server does. Raises Stopped."""

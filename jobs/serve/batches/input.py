@@ -23,14 +23,13 @@ from jobs.serve.batches.store import Store
 from jobs.serve.http.images import (
     BAD_ADDRESS,
     LONGEST_ADDRESS,
-    NOT_ALLOWED,
     ImageFailed,
     bytes_of_data,
 )
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.formats.members import make_member
-from pipeline.schema import EMPTY_FILE
+from pipeline.schema import ADDRESS_NOT_ALLOWED, EMPTY_FILE
 from pipeline.storage.errors import InputError
 from pipeline.storage.files import open_location
 from pipeline.storage.image_hosts import RefusedAddress
@@ -188,7 +187,7 @@ def allowed_identity(address: str, settings: ApiSettings) -> str:
         settings.hosts.check(address)
         return identity_of(address)
     except RefusedAddress as error:
-        raise ImageFailed(NOT_ALLOWED, str(error)) from error
+        raise ImageFailed(ADDRESS_NOT_ALLOWED, str(error)) from error
     except InputError as error:
         raise ImageFailed(BAD_ADDRESS, str(error)) from error
 

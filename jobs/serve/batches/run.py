@@ -30,9 +30,8 @@ OF_RAY, KEPT = "RAY_", ("RAY_TMPDIR",)
 OF_ACTORS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
-Variables = dict[
-    str, str
-]  # of the environment of a run: what its list may name, and how large it is
+# Of the environment of a run: what its list may name, and how large its images may be.
+Variables = dict[str, str]
 
 
 class LabelRun(Protocol):

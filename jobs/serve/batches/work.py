@@ -1,13 +1,13 @@
 """The steps of one batch: read its input, run `label`, write its answers."""
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
 from jobs.label.options import LabelOptions
+from jobs.serve.batches.day import refusal_of
 from jobs.serve.batches.files import Files
 from jobs.serve.batches.input import IMAGES_FOLDER, LIST, InputWriter
 from jobs.serve.batches.lakes import INPUT, OUTPUT, is_lake
@@ -28,7 +28,6 @@ from jobs.serve.batches.records import (
 from jobs.serve.batches.run import LabelRun, Starter, Variables
 from jobs.serve.batches.settings import MOST_THRESHOLD, BatchSettings
 from jobs.serve.batches.store import Store
-from jobs.serve.http.limits import Windows
 from pipeline.storage.image_hosts import VARIABLE as HOSTS
 from pipeline.storage.image_hosts import ImageHosts
 from pipeline.storage.lock import OutputLock
@@ -58,14 +57,10 @@ class BatchWork:
         start: Starter,
         record: Record,
         wait: Callable[[Record], None],
-        day: Windows,
     ):
-        """`wait` waits until the run is looked at again. It raises Stopped.
-
-        `day` counts the images of the batches of each key.
-        """
+        """`wait` waits until the run is looked at again. It raises Stopped."""
         self._store, self._settings, self._start = store, settings, start
-        self._record, self._wait, self._day = record, wait, day
+        self._record, self._wait = record, wait
 
     def advance(self, claim: OutputLock) -> None:
         """Take the batch to its end.
@@ -132,30 +127,17 @@ class BatchWork:
             text = f"The file {batch.input_file_id} was deleted before it was read."
             missing = BatchError(code="file_not_found", message=text, param="input_file_id")
             raise InvalidInput([missing]) from error
-        self._take(writer.images)
+        allowance = self._record.allowance()
+        if allowance and (refusal := refusal_of(allowance, self._record, writer.images)):
+            raise InvalidInput([refusal])
         return Validated(
             at=int(time.time()),
             images=writer.images,
             bad=writer.bad,
             listed=writer.listed,
             threshold=settings.score_threshold if writer.threshold is None else writer.threshold,
+            key=None if allowance is None else allowance.key,
         )
-
-    def _take(self, images: int) -> None:
-        """Take images from the day of the key. Raises InvalidInput if it has too few left."""
-        allowance = self._record.allowance()
-        if allowance is None:
-            return
-        found = self._day.take(allowance.key, "images", allowance.images, images)
-        if not found.taken:
-            text = (
-                f"The batch has {images} images. The batches of its key may have {found.limit} in "
-                f"24 hours, and {found.left} are left"
-            )
-            wait = f" for {math.ceil(found.reset / 60)} minutes" if found.reset else ""
-            advice = "make smaller batches" if images > found.limit else "create it again then"
-            error = BatchError(code="rate_limit_exceeded", message=f"{text}{wait}: {advice}.")
-            raise InvalidInput([error])
 
     def _options(self, batch: Batch, threshold: float = 0.0) -> LabelOptions:
         """The options of the run of the batch."""

@@ -19,7 +19,6 @@ from jobs.serve.engine.engine import Labelled
 
 MOST_IMAGES = 8  # of a call
 MOST_PIXELS = 25_000_000  # of a call, or of the one image in it, which is large then
-CALLS_PER_LARGE = 4  # so many calls there are for each large image that is decoded at a time
 # Seconds that a detector computes for a call, so that no image waits long for others. Where images
 # have waited before, it may be as long as this share of that time.
 CALL_SECONDS, WAITED_SHARE = 0.2, 0.5
@@ -44,11 +43,14 @@ class _Entry:
 class Joiner:
     """Shares a number of concurrent calls between all requests. One event loop may use it."""
 
-    def __init__(self, call: Call, calls: int):
-        """`call` returns an answer for each image, and the seconds that an image took."""
+    def __init__(self, call: Call, calls: int, large: int = 1):
+        """`call` returns an answer for each image, and the seconds that an image took.
+
+        So many `large` images are under way at a time.
+        """
         self._call, self._free = call, calls
         self._shares = max(1, calls // 2)  # the other half of the calls is for who comes next
-        self._large_free = max(1, calls // CALLS_PER_LARGE)
+        self._large_free = large
         self._waiting: deque[deque[_Entry]] = deque()  # of each request, whose turn it is first
         self._seconds = math.inf  # of one image, in the newest call
         self._under_way: set[asyncio.Task[None]] = set()

@@ -17,6 +17,7 @@ class ServedModel:
     labels: Sequence[str]  # class names by number; "" is a number that stands for no class
     max_queue: int  # images that wait or are computed
     calls: int = 4  # in flight, see joining.py
+    large: int = 1  # of the images in flight
     seconds: float = SECONDS  # from an image's admission to its answer
 
 

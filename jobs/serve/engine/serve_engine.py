@@ -29,7 +29,7 @@ class ServeEngine:
         self.model, self.labels, self._seconds = served.model, served.labels, served.seconds
         self._decoding, self._detecting = decoding, detecting
         self._admission = Admission(served.max_queue)
-        self._joiner = Joiner(self._call, served.calls)
+        self._joiner = Joiner(self._call, served.calls, served.large)
 
     def expect(self) -> Callable[[], None]:
         """Take a place for a request whose images are not known yet. See `Engine`."""

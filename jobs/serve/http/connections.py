@@ -1,11 +1,12 @@
 """Connections of clients that listen to nobody: none holds a place without a request for long.
 
-A connection waits until the head of a request is whole, and again after each answer. It has a time
-for that, however it drips, and where all places are taken, the one that has waited longest goes
-first. So only requests take places, and what a request may take is bounded elsewhere.
+A connection waits until the head of a request is whole, and again once an answer is sent. It has
+a time for that, however it drips, and where all places are taken, the one that has waited longest
+goes first. So only requests take places, and what a request may take is bounded elsewhere.
 """
 
 import asyncio
+import socket
 import time
 from typing import Any
 
@@ -22,23 +23,23 @@ class TimedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self._waits_since: float | None = None  # None: a request is under way
+        self._waits_since: float | None = None  # None: a request or an answer is under way
+        self._wait_after: float | None = None  # seconds to wait for, once the answer is sent
         self._closing: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
-    @property
-    def unsent(self) -> int:
-        """The bytes of answers that its client has not taken yet."""
-        return int(self.transport.get_write_buffer_size())
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing is paused while anything is unsent
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # else the system takes megabytes at a time
+            option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
+            transport.get_extra_info("socket").setsockopt(*option, LEAST_READ)
         self._wait(HEAD_SECONDS)
         self._make_room()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._waits_since is not None:
+        if self._waits_since is not None or self._wait_after is not None:
             self._wait(HEAD_SECONDS)
 
     def on_headers_complete(self) -> None:
@@ -57,6 +58,8 @@ class TimedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_unread()
+        if self._wait_after is not None:
+            self._wait(self._wait_after)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -64,29 +67,30 @@ class TimedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _wait(self, seconds: float) -> None:
+        """Wait for a head that has so many seconds, as soon as nothing is unsent."""
         self._stop_waiting()
+        if self._unsent():
+            self._wait_after = seconds
+            return
         self._waits_since = time.monotonic()
-        self._closing = self.loop.call_later(seconds, self._expire, seconds, self.unsent)
+        self._closing = self.loop.call_later(seconds, self._close)
 
-    def _expire(self, seconds: float, unsent: int) -> None:
-        """Close a connection whose time is over, unless an answer is still on its way."""
-        if 0 < self.unsent < unsent:
-            self._wait(seconds)
-        else:
-            self._close()
+    def _unsent(self) -> int:
+        """The bytes of answers that its client has not taken yet."""
+        return int(self.transport.get_write_buffer_size())
 
     def _watch_reading(self) -> None:
-        self._unread = self.loop.call_later(UNREAD_SECONDS, self._check_reading, self.unsent)
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._check_reading, self._unsent())
 
     def _check_reading(self, unsent: int) -> None:
         """Give an answer up of which too little was read since it had so many `unsent` bytes."""
-        if unsent - self.unsent < LEAST_READ:
+        if unsent - self._unsent() < LEAST_READ:
             self.transport.abort()
         else:
             self._watch_reading()
 
     def _stop_waiting(self) -> None:
-        self._waits_since = None
+        self._waits_since = self._wait_after = None
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
@@ -110,7 +114,7 @@ class TimedProtocol(HttpToolsProtocol):
         waiting = [
             (one._waits_since, id(one), one)
             for one in others
-            if one is not self and one._waits_since is not None and not one.unsent
+            if one is not self and one._waits_since is not None
         ]
         if waiting:
             min(waiting)[-1]._close()

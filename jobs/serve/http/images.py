@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver
 
 from jobs.serve.http.metrics import Metrics
 from jobs.serve.settings.settings import ApiSettings
-from pipeline.schema import EMPTY_FILE, TIMED_OUT, TOO_LARGE, UNREADABLE
+from pipeline.schema import ADDRESS_NOT_ALLOWED, EMPTY_FILE, TIMED_OUT, TOO_LARGE, UNREADABLE
 from pipeline.storage.checked_connector import CheckedConnector
 from pipeline.storage.files import describe_error, open_location, read_object
 from pipeline.storage.image_hosts import RefusedAddress
@@ -23,7 +23,7 @@ from pipeline.storage.retries import repeat_while
 from pipeline.storage.urls import mask
 from pipeline.storage.web import exact_session
 
-NOT_ALLOWED, BAD_ADDRESS = "address_not_allowed", "bad_address"
+BAD_ADDRESS = "bad_address"
 REDIRECTS = 5
 PIECE = 1 << 16  # bytes
 LONGEST_ADDRESS = 8192  # characters
@@ -74,7 +74,7 @@ class ImageSource:
                 of_web = protocol_of(address) in WEB
                 found = await (self._from_web(address) if of_web else self._from_bucket(address))
         except RefusedAddress as error:
-            raise ImageFailed(NOT_ALLOWED, str(error)) from error
+            raise ImageFailed(ADDRESS_NOT_ALLOWED, str(error)) from error
         except TimeoutError as error:
             seconds = self._settings.download_seconds
             text = f"{mask(address)} did not send the image within {seconds:g} s"

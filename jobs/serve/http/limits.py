@@ -26,22 +26,20 @@ class Remaining:
 class Windows:
     """Counts in fixed minutes; the minute of a key begins with the first request in it."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, seconds: float | None = None):
-        """`seconds` is the length of the windows; None: a minute."""
-        self._clock, self._seconds = clock, seconds
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
         self._used: dict[tuple[str, Kind], tuple[float, int]] = {}  # when it began, and how many
 
     def take(self, key: str, kind: Kind, limit: int, count: int) -> Remaining:
         """Take `count` from the minute of a key, or nothing if there is too little left."""
         now = self._clock()
-        window = WINDOW if self._seconds is None else self._seconds
         began, used = self._used.get((key, kind), (now, 0))
-        if now - began >= window:
+        if now - began >= WINDOW:
             began, used = now, 0
         taken = used + count <= limit
         used += count if taken else 0
         self._used[key, kind] = began, used
-        reset = window - (now - began) if used else 0.0
+        reset = WINDOW - (now - began) if used else 0.0
         return Remaining(limit, max(0, limit - used), reset, taken)
 
 

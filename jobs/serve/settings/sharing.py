@@ -37,7 +37,7 @@ def detectors_that_fit(placement: Placement, nodes: Sequence[Node], on_cluster: 
         return math.inf
     if not placement.layout.detectors.num_gpus:
         return placement.layout.detectors.most
-    return sum(node.holds(placement.detector()) for node in nodes)
+    return placement.fitting(nodes)
 
 
 def share_detectors(

@@ -1,5 +1,6 @@
 """A key's limit of images holds in batches too: in a day, they may have what its minutes allow."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,40 @@ def test_batches_of_a_key_have_what_its_minutes_allow_in_a_day(
         pass_with(IMAGES[:2], limited)
         assert "0 are left" in failure(IMAGES[:1])
         pass_with([*IMAGES, *IMAGES], free)
+
+
+def test_the_count_stands_in_the_store(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MINUTES_OF_DAY", 3)  # 6 images
+    file = str(tmp_path / "keys.json")
+    _, key = add_key(file, "limited", images_per_minute=2)
+    settings = ApiSettings(keys=file)
+
+    def ended(images: list[str], status: str) -> str:
+        """What a server that was just started says to a batch of images, once it has the status."""
+        with batching(str(tmp_path), engine, settings, start_waiting) as address:
+            client = client_of(address, key)
+            batch = wait_for(client, create(client, [request("a", images)]), status)
+            if status == "in_progress":
+                client.batches.cancel(batch.id)
+                wait_for(client, batch, "cancelled")
+            errors = batch.errors.data if batch.errors else None
+            return "".join(error.message or "" for error in errors or [])
+
+    hours = 3600
+    start = time.time()
+    for after, count, status, text in (
+        (0, 4, "in_progress", ""),
+        (12 * hours, 2, "in_progress", ""),
+        (13 * hours, 2, "failed", "0 are left for 660 minutes"),  # until 24 h
+        (13 * hours, 5, "failed", "0 are left for 1380 minutes"),  # until 36 h
+        (24 * hours + 60, 4, "in_progress", ""),
+        (24 * hours + 60, 1, "failed", "0 are left for 719 minutes"),
+    ):
+        monkeypatch.setattr(time, "time", lambda after=after: start + after)
+        said = ended([f"https://example.com/{n}.jpg" for n in range(count)], status)
+        assert text in said
 
 
 def test_a_key_with_a_limit_of_images_labels_no_lakes(tmp_path: Path, engine: Engine) -> None:

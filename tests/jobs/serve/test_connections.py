@@ -131,8 +131,8 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
     with serving(ApiSettings(), Standing(large)) as address:
         assert len(post(address, json=body_of()).content) > size
         with connected(address, head + body) as connection:
+            came = len(connection.recv(1))
             time.sleep(1.5)
-            came = 0
             with suppress(OSError):
                 while more := connection.recv(1 << 20):
                     came += len(more)
@@ -156,3 +156,44 @@ def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch: pytest.M
             assert more, f"closed after {came} of {size} bytes"
             came += len(more)
             time.sleep(0.02)  # so that it takes longer than each of the times
+
+
+def test_a_client_may_read_as_slowly_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.0)
+    size = 20_000_000
+    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
+    body = json.dumps(body_of()).encode()
+    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
+    with (
+        serving(ApiSettings(), Standing(large)) as address,
+        connected(address, head + body) as connection,
+    ):
+        came = 0
+        until = time.monotonic() + 5
+        while came < size:
+            is_slow = time.monotonic() < until  # 200 kB a second
+            more = connection.recv(20_000 if is_slow else 1 << 20)
+            assert more, f"closed after {came} of {size} bytes"
+            came += len(more)
+            time.sleep(0.1 * is_slow)
+
+
+def test_the_time_of_the_next_head_begins_when_an_answer_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HEAD_SECONDS", "KEEP_ALIVE_SECONDS"):
+        monkeypatch.setattr(connections, name, 0.5)
+    size = 30_000_000
+    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
+    body = json.dumps(body_of()).encode()
+    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
+    with (
+        serving(ApiSettings(), Standing(large)) as address,
+        connected(address, head + body + HALF) as connection,
+    ):
+        connection.recv(1)
+        time.sleep(1.5)  # the answer is on its way, and not read
+        came = 1
+        while more := connection.recv(1 << 20):  # it ends as the second head does not come
+            came += len(more)
+        assert came > size

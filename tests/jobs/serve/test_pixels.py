@@ -10,6 +10,7 @@ import pytest
 import requests
 from PIL import Image
 
+from jobs.serve.deploy import large_at_once
 from jobs.serve.engine.admission import PIXELS_PER_IMAGE, Admission
 from jobs.serve.engine.engine import Engine, Labelled, Overloaded
 from jobs.serve.engine.joining import Joiner
@@ -93,7 +94,7 @@ def test_small_images_pass_large_ones_by() -> None:
     calls = Calls()
 
     async def ask() -> None:
-        joiner = Joiner(calls, 8)
+        joiner = Joiner(calls, 8, large=2)
         large = [asyncio.create_task(joiner.detect([(LARGE, 6000 * 5000)] * 4)) for _ in range(3)]
         await asyncio.sleep(0)
         for _ in range(3):
@@ -104,6 +105,17 @@ def test_small_images_pass_large_ones_by() -> None:
 
     run_coroutine(ask())
     assert calls.most == 2, "of eight calls"
+
+
+@pytest.mark.parametrize(
+    ("detectors", "decoders", "apis", "large"),
+    [(1, 1, 1, 1), (2, 8, 1, 2), (32, 32, 16, 1), (8, 32, 2, 8), (16, 64, 8, 7)],
+)
+def test_large_images_leave_a_decoder_free(
+    detectors: int, decoders: int, apis: int, large: int
+) -> None:
+    assert large_at_once(detectors, decoders, apis) == large
+    assert large * apis < decoders or decoders == 1
 
 
 def test_requests_take_turns() -> None:

@@ -19,8 +19,9 @@ GPUS = Node({"CPU": 32.0, "GPU": 8.0, "memory": 256.0 * GIB}, {})
 
 def options_of(node: Node, address: str | None, **given: object) -> ServeOptions:
     device = "cuda" if "GPU" in node.resources else "cpu"
+    all_given: dict[str, Any]
     all_given = {"model": "shapes-tiny", "device": device, "batches": "b", **given}
-    return ServeOptions(**all_given, address=address)  # type: ignore[arg-type]
+    return ServeOptions(**all_given, address=address)
 
 
 def shares(node: Node, address: str | None = None, room: float = -1, **given: object) -> object:
