@@ -29,6 +29,9 @@ STATISTICS = (
     "update_iteration_metrics",
 )
 COORDINATOR = "DefaultAutoscalingCoordinator"
+# The functions by which Ray Data asks an actor on which nodes its other actors are. The loop that
+# starts tasks waits for the answers, and so for the process of this actor.
+TRACKER, LOCATIONS = "get_or_create_actor_location_tracker", "get_actor_locations"
 
 
 @contextmanager
@@ -39,9 +42,11 @@ def private_ray() -> Iterator[None]:
     home directory that other users can read. The token of this Ray is in the memory of its
     processes only. Tokens that the environment names, and RAY_AUTH_MODE=disabled, are respected.
 
-    It has none of the processes HELPERS.
+    It has none of the processes HELPERS, and its agent is the one of a Ray without a dashboard. The
+    other one binds a fixed port, so that a second Ray of a machine started 5 s later; and nobody
+    can find the port at which it shows metrics.
     """
-    from ray._private import ray_constants
+    from ray._private import ray_constants, utils
     from ray._private.node import Node
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
@@ -55,12 +60,15 @@ def private_ray() -> Iterator[None]:
     if own_token:
         os.environ[TOKEN] = secrets.token_hex(32)
         AuthenticationTokenLoader.instance().reset_cache()
+    dashboard_error = utils.get_dashboard_dependency_error
+    utils.get_dashboard_dependency_error = lambda: ImportError("no dashboard is wanted")
     starts = {name: getattr(Node, name) for name in HELPERS}
     for name in HELPERS:
         setattr(Node, name, lambda *_, **__: None)
     try:
         yield
     finally:
+        utils.get_dashboard_dependency_error = dashboard_error
         for name, start in starts.items():
             setattr(Node, name, start)
         ray_constants.ENABLE_RAY_CLUSTER = may_join
@@ -89,26 +97,44 @@ class OwnMachine:
         return self._resources
 
 
+class NoTracker:
+    """What actors of Ray Data tell where they are, on a machine that is the only node."""
+
+    class update_actor_location:
+        """Called as a method of an actor is."""
+
+        @staticmethod
+        def remote(*_: object) -> None:
+            """Ignore it."""
+
+
 @contextmanager
 def ray_data_without_helpers() -> Iterator[None]:
-    """Flows of this block have no actors for statistics and for sharing a cluster with others.
+    """Flows of this block have no actors for statistics, for sharing a cluster, and for locations.
 
-    Each of these two actors takes 0.9 s of a CPU, because its worker starts and imports Ray Data.
+    Each of these actors takes 0.5 to 0.9 s of a CPU, because its worker starts and imports Ray
+    Data.
     """
     from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
+    from ray.data._internal.execution.operators import actor_pool_map_operator as pools
     from ray.data._internal.stats import _StatsManager
 
     calls = {name: vars(_StatsManager)[name] for name in STATISTICS}
     coordinator = getattr(autoscaler, COORDINATOR)
+    tracking = {name: getattr(pools, name) for name in (TRACKER, LOCATIONS)}
     for name in STATISTICS:
         setattr(_StatsManager, name, staticmethod(lambda *_, **__: None))
     setattr(autoscaler, COORDINATOR, OwnMachine)
+    setattr(pools, TRACKER, NoTracker)
+    setattr(pools, LOCATIONS, lambda _: {})
     try:
         yield
     finally:
         for name, call in calls.items():
             setattr(_StatsManager, name, call)
         setattr(autoscaler, COORDINATOR, coordinator)
+        for name, function in tracking.items():
+            setattr(pools, name, function)
 
 
 @dataclass(frozen=True)

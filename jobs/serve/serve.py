@@ -13,8 +13,9 @@ from typing import Any
 import ray
 
 from jobs.cluster.placement import Placement, placement_on
+from jobs.cluster.ray_start import start_ray
 from jobs.cluster.request import ClusterRequest
-from jobs.cluster.start import alive_nodes, check_machines, start_ray, wait_until_it_fits
+from jobs.cluster.start import alive_nodes, check_machines, wait_until_it_fits
 from jobs.label.log.lines import print_line
 from jobs.serve.batches.label_command import RAY_NICENESS
 from jobs.serve.batches.store import Store
@@ -52,7 +53,7 @@ def serve(options: ServeOptions) -> int:
         Store(options.batches).check()
     detector = describe(settled(options.model), options.weights)
     offered_precision(options.model, detector.precisions, options.precision)
-    if missing := sandbox.why_absent():  # before Ray starts threads
+    if missing := sandbox.why_absent():
         print_line(f"images are decoded without a sandbox on this machine: {missing}")
     where = "the cluster" if options.address else "this machine"
     print_line(f"starting Ray and the model on {where}")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 # Starts a Ray as `label` does, with a worker and an actor, and prints what its processes show.
 SHOW = """
 import json, os, time
 import psutil, ray
-from jobs.cluster.start import start_ray
+from jobs.cluster.ray_start import start_ray
 start_ray(None)
 
 @ray.remote(num_cpus=0.1)
@@ -37,6 +38,12 @@ print(json.dumps({
         for process in [psutil.Process(), *processes]
         for connection in process.net_connections("inet")
         if connection.status in ("LISTEN", "NONE")
+    ],
+    "ports": [
+        connection.laddr.port
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == "LISTEN"
     ],
     "names": sorted({process.name() for process in processes}),
     "tokens": sorted(map(str, tokens)),
@@ -114,6 +121,8 @@ def test_a_local_ray_is_for_its_own_command_alone(tmp_path: Path) -> None:
     for helper in ("dashboard/dashboard.py", "monitor.py", "log_monitor.py"):
         assert not [one for one in shown["commands"] if helper in one], "it slows the start"
     assert len(shown["sockets"]) >= len(shown["names"])
+    fixed = DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    assert fixed not in shown["ports"], "the next Ray of this machine would wait 5 s for it"
     assert [one for one in shown["sockets"] if not is_loopback(one)] == []
     assert len(token) >= 32, "all processes have one token, and it cannot be guessed"
     assert shown["own"] is None, "what the command starts itself needs no token"
@@ -130,7 +139,7 @@ def test_a_local_ray_is_for_its_own_command_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_token_of_the_environment_is_respected(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("f" * 64)
-    start = "from jobs.cluster.start import start_ray; start_ray(None); import os, ray\n"
+    start = "from jobs.cluster.ray_start import start_ray; start_ray(None); import os, ray\n"
     start += "print(ray.get(ray.remote(lambda: os.environ.get('RAY_AUTH_TOKEN')).remote()))\n"
     start += "print(os.environ['RAY_AUTH_TOKEN_PATH'], os.environ['RAY_AUTH_MODE'])"
     done = subprocess.run(

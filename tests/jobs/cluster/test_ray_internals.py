@@ -13,7 +13,10 @@ import pytest
 from jobs.cluster.ray_internals import (
     COORDINATOR,
     HELPERS,
+    LOCATIONS,
     STATISTICS,
+    TRACKER,
+    NoTracker,
     OwnMachine,
     private_ray,
     problem_of_selector,
@@ -21,7 +24,7 @@ from jobs.cluster.ray_internals import (
     read_autoscaler,
     skip_lines,
 )
-from jobs.cluster.start import START_TOO_SLOW, start_ray
+from jobs.cluster.ray_start import START_TOO_SLOW, start_ray
 from pipeline.storage.errors import CommandFailed
 
 ROOT = Path(__file__).parents[3]
@@ -29,10 +32,15 @@ ROOT = Path(__file__).parents[3]
 FLOW = """
 import ray
 from jobs.cluster.ray_internals import ray_data_without_helpers
-from jobs.cluster.start import start_ray
+from jobs.cluster.ray_start import start_ray
 start_ray(None)
+
+class Same:
+    def __call__(self, batch):
+        return batch
+
 with ray_data_without_helpers():
-    rows = ray.data.range(3).map_batches(lambda batch: batch).take_all()
+    rows = ray.data.range(3).map_batches(Same, concurrency=1).take_all()
 print([row["id"] for row in rows], ray.util.list_named_actors(all_namespaces=True))
 """
 
@@ -44,13 +52,17 @@ def test_rules_that_ray_documents_are_accepted(rule: str) -> None:
 
 
 def test_ray_has_the_helpers_again_after_the_start_of_a_private_ray() -> None:
+    from ray._private import utils
     from ray._private.node import Node
 
     methods = {name: getattr(Node, name) for name in HELPERS}
+    error = utils.get_dashboard_dependency_error
     with pytest.raises(ConnectionError), private_ray():
         assert all(getattr(Node, name) is not methods[name] for name in HELPERS)
+        assert isinstance(utils.get_dashboard_dependency_error(), ImportError)
         raise ConnectionError
     assert {name: getattr(Node, name) for name in HELPERS} == methods
+    assert utils.get_dashboard_dependency_error is error
 
 
 def test_messages_of_the_autoscaler_have_the_fields_that_are_read() -> None:
@@ -94,15 +106,27 @@ def test_all_calls_of_the_coordinator_are_replaced() -> None:
 
 def test_the_replaced_parts_of_ray_data_come_back_after_an_error() -> None:
     from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
+    from ray.data._internal.execution.operators import actor_pool_map_operator as pools
     from ray.data._internal.stats import _StatsManager
 
+    tracking = [getattr(pools, name) for name in (TRACKER, LOCATIONS)]
     parts = [vars(_StatsManager)[name] for name in STATISTICS]
     coordinator = getattr(autoscaler, COORDINATOR)
     with pytest.raises(ConnectionError), ray_data_without_helpers():
         assert getattr(autoscaler, COORDINATOR) is OwnMachine
+        assert getattr(pools, TRACKER) is NoTracker
         raise ConnectionError
     assert [vars(_StatsManager)[name] for name in STATISTICS] == parts
     assert getattr(autoscaler, COORDINATOR) is coordinator
+    assert [getattr(pools, name) for name in (TRACKER, LOCATIONS)] == tracking
+
+
+def test_the_tracker_has_the_method_that_actors_of_ray_data_call() -> None:
+    from ray.data._internal.execution.node_trackers.actor_location import ActorLocationTracker
+
+    methods = ActorLocationTracker.__ray_metadata__.method_meta.methods
+    assert {"update_actor_location", "get_actor_locations"} <= methods.keys()
+    NoTracker().update_actor_location.remote("actor", "node")
 
 
 @pytest.mark.parametrize("is_err", [False, True])  # Ray prints errors of its servers on stdout
