@@ -144,7 +144,8 @@ def _receipts(
         # Ray 2.60 deprecates `scheduling_strategy`. pyproject.toml requires a version below 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         flow = (
-            ray.data.from_arrow(tables)
+            # `from_arrow` would start a task for each table, and wait for them.
+            ray.data.from_blocks(tables)
             .map_batches(
                 read[0],
                 fn_args=read[1:],
@@ -233,7 +234,7 @@ def _by_tasks(
 ) -> Iterator[pa.Table]:
     """The results of `function(table, argument)`, with one Ray task per table."""
     _set_context()
-    flow = ray.data.from_arrow(tables).map_batches(
+    flow = ray.data.from_blocks(tables).map_batches(
         function,
         fn_args=(argument,),
         batch_size=None,
