@@ -55,12 +55,12 @@ class _Request(ClientRequest):
         super().__init__(method, sendable(str(url)), **options)
 
 
-async def exact_session(timeout: ClientTimeout = TIMEOUT, **options: Any) -> ClientSession:
+async def exact_session(timeout: ClientTimeout | None = None, **options: Any) -> ClientSession:
     """A session that sends addresses as they are given, and asks for bodies as they are stored."""
     return ClientSession(
         request_class=_Request,
         requote_redirect_url=False,
-        timeout=timeout,
+        timeout=timeout or TIMEOUT,
         # Images gain nothing by compression, and lengths are those of the content without it.
         headers={"Accept-Encoding": "identity"},
         **options,
