@@ -1,6 +1,6 @@
 """The classes of the model that made an OUTPUT, by label id, whatever was detected."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import duckdb
 
@@ -39,6 +39,21 @@ def model_classes(
             )
         found.update(classes)
     return dict(sorted(found.items())), lines
+
+
+def rewrite_names(classes: dict[int, str], rewrite: Callable[[str], str]) -> dict[int, str]:
+    """Return the names by label id as `rewrite` makes them, and keep different ones different.
+
+    A name that becomes that of another class gets its label id.
+    """
+    originals = {name: name for name in classes.values() if rewrite(name) == name}
+    found = {}
+    for label_id, name in classes.items():
+        made = rewrite(name)
+        while originals.setdefault(made, name) != name:
+            made = f"{made}_{label_id}"
+        found[label_id] = made
+    return found
 
 
 def _classes_of_named_model(name: str) -> dict[int, str]:

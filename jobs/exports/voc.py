@@ -4,6 +4,7 @@ import csv
 from functools import lru_cache
 from xml.sax.saxutils import escape
 
+from jobs.exports.classes import rewrite_names
 from jobs.exports.earlier_export import TABLE, Layout
 from jobs.exports.names import NameRules
 from jobs.exports.place import Folder
@@ -23,7 +24,7 @@ def write(labels: Labels, folder: Folder) -> None:
     CVAT and datumaro find a dataset by the list of its images. Of classes that `labelmap.txt` does
     not name they know those of VOC alone.
     """
-    names = _names_in_label_map(labels.classes)
+    names = rewrite_names(labels.classes, _name_in_label_map)
     table = csv.writer(folder.table)
     table.writerow(MAPPING)
     with folder.open_text(LIST) as images:
@@ -34,20 +35,22 @@ def write(labels: Labels, folder: Folder) -> None:
             table.writerow((file, *mapping_row(image)))
     folder.add(LABEL_MAP, _label_map(names))
     if changed := [labels.classes[k] for k, name in names.items() if name != labels.classes[k]]:
-        shown = ", ".join(map(printable, changed))
+        shown = ", ".join(_shown(name) for name in changed)
         labels.remarks.append(f"classes with other names, for the signs in labelmap.txt: {shown}")
 
 
-def _names_in_label_map(classes: dict[int, str]) -> dict[int, str]:
-    """Return names by label id without the signs that mean something in `labelmap.txt`.
+def _name_in_label_map(label: str) -> str:
+    """Return a name without the signs that mean something in `labelmap.txt`.
 
     A colon ends the name there, and a line that starts with # is a comment.
     """
-    names = {}
-    for label_id, label in classes.items():
-        name = " ".join(printable(label).split()).replace(":", "_")
-        names[label_id] = f"_{name[1:]}" if name.startswith("#") else name
-    return names
+    name = " ".join(printable(label).split()).replace(":", "_")
+    return f"_{name[1:]}" if name.startswith("#") else name
+
+
+def _shown(name: str) -> str:
+    """Return a name as it stands in a line."""
+    return repr(name) if name != name.strip() or not name.isprintable() else name
 
 
 def _label_map(names: dict[int, str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 import yaml
 
+from jobs.exports.classes import rewrite_names
 from jobs.exports.earlier_export import TABLE, Layout
 from jobs.exports.names import NameRules
 from jobs.exports.place import Folder
@@ -51,7 +52,8 @@ def write(labels: Labels, folder: Folder) -> None:
     # Without `path`, the other paths are relative to the folder of the file.
     data = {"train": IMAGES, "val": IMAGES, "nc": len(names), "names": names}
     folder.add("data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
-    folder.add("classes.txt", "".join(" ".join(name.split()) + "\n" for name in names.values()))
+    lines = rewrite_names(names, lambda name: " ".join(name.split()))
+    folder.add("classes.txt", "".join(f"{name}\n" for name in lines.values()))
     if unread:
         suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
         labels.remarks.append(f"Ultralytics reads no images of these formats: {suffixes}")

@@ -67,6 +67,7 @@ def make_app(
     app.state.service = service
     app.state.probe = health.Probe(engine)
     app.state.store = batches
+    app.state.keys = keys
     routers = [detections.router, chat.router, models.router, health.router, page.router]
     of_batches = [file_routes.router, routes.router] if batches else [no_batches.router]
     for router in [*routers, *of_batches]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from jobs.label.log.lines import print_line
 from jobs.serve.batches.label_command import RAY_NICENESS
 from jobs.serve.batches.store import Store
 from jobs.serve.deploy import build, end, quieten_ray_serve, start
-from jobs.serve.http.keys import read_keys
+from jobs.serve.http.keys import REREAD_SECONDS, STALE_SECONDS, read_keys
 from jobs.serve.running import refuse_second_endpoint, report_or_stop
 from jobs.serve.settings.options import ServeOptions
 from model.description import Description
@@ -28,7 +29,7 @@ from model.detectors import describe, settled
 from model.named import RANDOM
 from model.zoo import offered_precision
 from pipeline.isolation import sandbox
-from pipeline.storage.errors import InputError
+from pipeline.storage.errors import InputError, StorageUnavailable
 from pipeline.storage.protocols import is_local
 
 EXIT_OK = 0
@@ -72,12 +73,31 @@ def serve(options: ServeOptions) -> int:
             if options.detach:
                 is_ours = False
                 return EXIT_OK
-            signal.pause()
+            _wait(options.keys)
     except KeyboardInterrupt:
         print_line("ending: requests under way have a few seconds")
     finally:
         _end(is_ours, bool(options.address))
     return EXIT_OK
+
+
+def _wait(keys: str | None) -> None:
+    """Wait for a signal. Lines say when the keys cannot be read any more, and when they can."""
+    failure = None
+    while True:
+        if keys is None:
+            signal.pause()
+            continue
+        time.sleep(REREAD_SECONDS)
+        try:
+            read_keys(keys)
+            found = None
+        except (InputError, StorageUnavailable) as error:
+            found = str(error)
+        if found != failure:
+            later = f"for {STALE_SECONDS:.0f} s, those of before hold: {found}"
+            print_line("the keys can be read again" if found is None else later)
+        failure = found
 
 
 def _absolute(location: str | None) -> str | None:

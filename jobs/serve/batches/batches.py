@@ -1,11 +1,16 @@
-"""Takes batches from their input to their answers, one at a time, oldest first.
+"""Takes batches from their input to their answers, one at a time. Scopes take turns.
 
-What is done stands in the store, so that a batch goes on where it was when a server is killed. Of
-several servers over one store, one has the claim of a batch: a lock with a lease, as OUTPUT has.
+Of a scope, the oldest batch comes first. The inputs of batches that wait are read meanwhile, so
+that one that is wrong fails soon. What is done stands in the store, so that a batch goes on where
+it was when a server is killed. Of several servers over one store, one has the claim of a batch: a
+lock with a lease, as OUTPUT has.
 """
 
 import logging
+import math
 import threading
+import time
+from collections.abc import Callable
 
 from jobs.serve.batches.records import BatchError, Record, open_records
 from jobs.serve.batches.run import Starter, starter
@@ -41,6 +46,8 @@ class Batches:
         self._start = start or starter(settings)
         usual = LOOK_SECONDS if is_local(store.url) else LOOK_SECONDS_REMOTE
         self._seconds = usual if look_seconds is None else look_seconds
+        self._read: set[str] = set()  # waiting batches whose input was read here, or tried
+        self._turns: dict[str, float] = {}  # when the last batch of a scope ended here
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 
@@ -59,38 +66,69 @@ class Batches:
 
     def _work(self) -> None:
         while not self._stop.is_set():
+            has_worked = False
             try:
-                for record in open_records(self._store):
-                    self._claim(record)
+                has_worked = self._give_a_turn()
             except Stopped:
                 return
             except StorageUnavailable as error:
                 log.warning("batches wait: %s", mask(str(error)))
-            self._stop.wait(self._seconds)
+            if not has_worked:
+                self._stop.wait(self._seconds)
+
+    def _give_a_turn(self) -> bool:
+        """Take a batch to its end, of the scope whose last turn is the longest time ago.
+
+        Returns False if there is none that no other server works on. Raises Stopped.
+        """
+        scopes: dict[str, list[Record]] = {}
+        for record in open_records(self._store):
+            scopes.setdefault(record.scope_folder, []).append(record)
+        for scope in sorted(scopes, key=lambda scope: self._turns.get(scope, -math.inf)):
+            if any(map(self._advance, scopes[scope])):  # oldest first
+                self._turns[scope] = time.monotonic()
+                return True
+        return False
 
     def _wait(self, current: Record) -> None:
-        """Wait for the next look at the run of the `current` batch, and end others that must end.
+        """Wait for the next look at the run of the `current` batch.
+
+        Of others, end those that must end, and read the inputs of those that are new.
 
         Raises Stopped if this server ends.
         """
         if self._stop.wait(self._seconds):
             raise Stopped
-        for record in open_records(self._store):
-            if record.id != current.id and self._of(record).must_end():
-                self._claim(record)
+        records = open_records(self._store)
+        self._read &= {record.id for record in records}
+        for record in records:
+            if record.id == current.id:
+                continue
+            if self._of(record).must_end():
+                self._advance(record)
+            elif record.id not in self._read:
+                self._read.add(record.id)
+                self._claim(record, BatchWork.read_input)
+
+    def _advance(self, record: Record) -> bool:
+        self._read.discard(record.id)
+        return self._claim(record, BatchWork.advance)
 
     def _of(self, record: Record) -> BatchWork:
         return BatchWork(self._store, self._settings, self._start, record, self._wait)
 
-    def _claim(self, record: Record) -> None:
-        """Take a batch to its end, unless another server does. Raises Stopped."""
+    def _claim(self, record: Record, step: Callable[[BatchWork, OutputLock], None]) -> bool:
+        """Do a step of a batch, unless another server works on it, and return whether it is done.
+
+        Raises Stopped.
+        """
         if record.ended() is not None:  # a server was killed before it took it off the open ones
             record.close()
-            return
+            return True
         work = self._of(record)
         try:
             with OutputLock(f"{self._store.url}/{record.folder}", CLAIM) as claim:
-                work.advance(claim)
+                step(work, claim)
         except InputError as error:
             log.info("batch %s: %s", record.id, mask(str(error)))
         except (OutputError, CommandFailed) as error:
@@ -100,3 +138,6 @@ class Batches:
         except Exception:
             log.exception("batch %s: a mistake of the server", record.id)
             work.fail([MISTAKE])
+        else:
+            return True
+        return False

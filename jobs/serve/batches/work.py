@@ -82,6 +82,20 @@ class BatchWork:
         claim.check()
         self._finish(batch, files)
 
+    def read_input(self, _: OutputLock) -> None:
+        """Read the input of a batch that waits for its turn. One that is wrong ends.
+
+        That of a lake has nothing to read, and is validated when its run begins.
+        """
+        found = self._record.created()
+        if found is None or is_lake(found[0].metadata) or self._record.validated() is not None:
+            return
+        batch, scope = found
+        try:
+            self._validate(batch, Files(self._store, scope))
+        except InvalidInput as error:
+            self.fail(error.errors)
+
     def must_end(self) -> bool:
         """Whether the batch is cancelled or expired."""
         found = self._record.created()

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from jobs.serve.engine.engine import Engine, Overloaded
 from jobs.serve.http.detecting import service_of
+from jobs.serve.http.keys import KeyRing
 from jobs.serve.http.metrics import CONTENT_TYPE
 from jobs.serve.protocol.errors import ApiError
 
@@ -65,7 +66,10 @@ async def live() -> Health:
 
 @router.get("/health/ready")
 async def ready(request: Request) -> Health:
-    """Whether the detectors detect: a small image is sent to them. 503 otherwise."""
+    """Whether keys are known, and the detectors detect a small image. 503 otherwise."""
+    keys: KeyRing | None = request.app.state.keys
+    if keys is not None and keys.is_stale:
+        raise ApiError(503, "The file of the keys cannot be read any more.", "not_ready")
     probe: Probe = request.app.state.probe
     failure = await probe.failure()
     if failure is not None:

@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.serve.protocol.callers import Caller
 from pipeline.storage.conditional import replace_if
@@ -31,7 +34,9 @@ PREFIX = "sk-detr-"  # pipeline/storage/secret_names.py hides what begins with i
 REREAD_SECONDS = 2.0
 STALE_SECONDS = 300.0  # for which a server goes on with keys that it cannot read again
 ATTEMPTS = 10  # at a change of the document while others change it
-FORMAT = 1
+
+
+Limit = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,23 @@ class Key:
     id: str
     name: str
     scope: str
-    sha256: str
-    requests_per_minute: int | None  # None: no limit
-    images_per_minute: int | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    requests_per_minute: Limit | None  # None: no limit
+    images_per_minute: Limit | None
     created: str  # UTC, as ISO 8601
     revoked: str | None = None
 
     def caller(self) -> Caller:
         return Caller(self.id, self.scope, self.requests_per_minute, self.images_per_minute)
+
+
+class _Document(BaseModel):
+    """What the file holds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: Literal[1]
+    keys: list[Key]
 
 
 def digest_of(secret: str) -> str:
@@ -139,18 +153,19 @@ def _private_files() -> Iterator[None]:
 
 
 def _document(keys: list[Key]) -> bytes:
-    document = {"format": FORMAT, "keys": [asdict(key) for key in keys]}
+    document = {"format": 1, "keys": [asdict(key) for key in keys]}
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def _parsed(data: bytes, url: str) -> list[Key]:
     try:
-        document = json.loads(data)
-        if document["format"] != FORMAT:
-            raise ValueError("it is of another version")
-        return [Key(**key) for key in document["keys"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{mask(url)} is no file of keys of detr-batch serve-keys") from error
+        return _Document.model_validate_json(data).keys
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise InputError(
+            f"{mask(url)} is no file of keys of detr-batch serve-keys ({where}{first['msg']})"
+        ) from error
 
 
 class KeyRing:
@@ -162,12 +177,17 @@ class KeyRing:
         self._keys = read_keys(url)
         self._read_at = time.monotonic()
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the document could not be read for STALE_SECONDS."""
+        return time.monotonic() - self._read_at > STALE_SECONDS
+
     def caller(self, secret: str) -> Caller | None:
         """The holder of a key; None if the key is unknown or revoked.
 
         Raises StorageUnavailable if the document could not be read for STALE_SECONDS.
         """
-        if time.monotonic() - self._read_at > STALE_SECONDS:
+        if self.is_stale:
             raise StorageUnavailable(f"the keys {mask(self._url)} cannot be read any more")
         digest = digest_of(secret)
         found = None
@@ -183,5 +203,5 @@ class KeyRing:
             try:
                 self._keys = await asyncio.to_thread(read_keys, self._url)
                 self._read_at = time.monotonic()
-            except (InputError, StorageUnavailable) as error:
-                log.warning("%s", error)
+            except Exception as error:  # whatever it is, the next reading may do
+                log.warning("the keys are those of before: %s", mask(str(error)))

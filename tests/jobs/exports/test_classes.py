@@ -127,6 +127,29 @@ def test_a_run_without_a_class_list_has_that_of_a_later_run(output: str) -> None
     assert lines == []
 
 
+@pytest.mark.parametrize("form", ["voc", "yolo"])
+def test_classes_with_names_that_become_equal_stay_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    labels = ("", "x:y", "x_y", "a ", "a", " a", "n\nl", "n l", "n l_6")
+    images = [Labelled(f"{SOURCE}/a.jpg", [box(k) for k in range(1, len(labels))])]
+    output = write_run(tmp_path / "out", images, labels, source=SOURCE)
+    made = tmp_path / "made"
+    assert main(["export", output, str(made), "--to", form]) == 0
+    if form == "yolo":
+        names = (made / "classes.txt").read_text().splitlines()
+        assert names == ["x:y", "x_y", "a_2", "a", "a_4", "n l_5", "n l", "n l_6"]  # numbers from 0
+        return
+    text = (made / "Annotations/a.xml").read_text()
+    names = [line.strip()[6:-7] for line in text.splitlines() if "<name>" in line]
+    wanted = ["x_y_1", "x_y", "a_3", "a", "a_5", "n l_6_6", "n l", "n l_6"]
+    assert sorted(names) == sorted(wanted)
+    lines = (made / "labelmap.txt").read_text().splitlines()[2:]
+    assert [line.split(":")[0] for line in lines] == wanted
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "other names" in one]
+    assert line.endswith(r"x:y, 'a ', ' a', 'n\nl'")
+
+
 def test_voc_names_classes_as_its_label_map_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

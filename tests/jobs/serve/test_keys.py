@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+import requests
 from openai import OpenAI
 
 from jobs.cli import main
@@ -83,7 +84,13 @@ def test_keys_in_a_bucket(bucket: str) -> None:
     assert caller is not None and caller.scope == "team"
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1, "keys": [{}]}', "\xff"])
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", '{"format": 1, "keys": [{}]}', "\xff", DEEP, '{"format": 2, "keys": []}'],
+)
 def test_a_file_that_holds_no_keys_is_refused(file: str, content: str) -> None:
     Path(file).write_text(content, encoding="latin-1")
     for act in (lambda: read_keys(file), lambda: add_key(file, "a")):
@@ -91,6 +98,30 @@ def test_a_file_that_holds_no_keys_is_refused(file: str, content: str) -> None:
             act()
     with pytest.raises(InputError, match="does not exist"):
         read_keys(file + "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sha256", None),
+        ("sha256", "é" * 64),
+        ("requests_per_minute", "x"),
+        ("images_per_minute", -1),
+        ("scope", None),
+        ("scope", ["a"]),
+        ("revoked", True),
+        ("admin", True),
+    ],
+)
+def test_a_key_with_a_value_that_it_cannot_have_is_refused(
+    file: str, name: str, value: object
+) -> None:
+    add_key(file, "a")
+    document = json.loads(Path(file).read_text())
+    document["keys"][0][name] = value
+    Path(file).write_text(json.dumps(document))
+    with pytest.raises(InputError, match=rf"no file of keys .*keys: 0: {name}"):
+        read_keys(file)
 
 
 def test_keys_that_cannot_be_read_any_more_open_nothing(
@@ -102,6 +133,15 @@ def test_keys_that_cannot_be_read_any_more_open_nothing(
     monkeypatch.setattr(keys, "STALE_SECONDS", -1.0)
     with pytest.raises(StorageUnavailable):
         ring.caller(secret)
+
+
+def test_a_server_whose_keys_cannot_be_read_is_not_ready(
+    guarded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert requests.get(f"{guarded}/health/ready").status_code == 200
+    monkeypatch.setattr(keys, "STALE_SECONDS", -1.0)
+    answer = requests.get(f"{guarded}/health/ready")
+    assert answer.status_code == 503 and "keys" in answer.json()["error"]["message"]
 
 
 def test_the_command_prints_the_key_once(file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,8 +160,6 @@ def test_the_command_prints_the_key_once(file: str, capsys: pytest.CaptureFixtur
 
 
 def test_without_a_valid_key_there_is_401(guarded: str) -> None:
-    import requests
-
     with pytest.raises(openai.AuthenticationError) as raised:
         client(guarded, "sk-detr-wrong").models.list()
     assert raised.value.code == "invalid_api_key" and raised.value.type == "authentication_error"
@@ -139,6 +177,10 @@ def test_a_running_server_learns_of_new_and_revoked_keys(
     monkeypatch.setattr(keys, "REREAD_SECONDS", 0.05)
     time.sleep(2.1)  # for the pause that has begun
     _, secret = add_key(file, "second")
+    good = Path(file).read_bytes()
+    Path(file).write_text(DEEP)
+    time.sleep(0.5)
+    Path(file).write_bytes(good)
     until = time.monotonic() + 5
     while time.monotonic() < until:
         try:
