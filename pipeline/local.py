@@ -5,7 +5,7 @@ strangers made.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, overload
@@ -90,6 +90,8 @@ class LocalDetector:
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self([images])[0]
+        if isinstance(images, bytes) or not isinstance(images, Iterable):
+            images = [images]
         pixels = [_pixels_of(image) for image in images]
         targets = [self.detector.resize.target_size(*one.shape[:2]) for one in pixels]
         found: dict[int, Found] = {}
@@ -186,7 +188,12 @@ def _pixels_of(image: Picture) -> Pixels:
             raise InputError(
                 f"an image must be (H, W, 3) uint8, and is {image.shape} {image.dtype}"
             )
-        return np.ascontiguousarray(image)
+        whole = np.ascontiguousarray(image)
+        return whole if whole.flags.writeable else whole.copy()  # torch takes no others
+    if not isinstance(image, str | os.PathLike):
+        raise InputError(
+            f"{type(image).__name__} is no image: give the path of a file, a PIL image or an array"
+        )
     try:
         encoded = Path(image).read_bytes()
     except OSError as error:

@@ -26,12 +26,17 @@ class Estimate(TypedDict):
 
 
 def estimate(
-    reports: list[dict[str, Any]], encoded_bytes: int, rates: Rates, images: int | None = None
+    reports: list[dict[str, Any]],
+    encoded_bytes: int,
+    rates: Rates,
+    loose: int = 0,
+    loose_bytes: int = 0,
 ) -> Estimate | None:
     """Estimate a run from reports of earlier runs, oldest first. None if no report has enough data.
 
     The time is the start-up time plus a time for each byte. Bytes are used because the number of
-    images in an archive is not known before it is read; `images` is their number where it is known.
+    images in an archive is not known before it is read. Of all bytes, `loose_bytes` are those of
+    `loose` files, which are an image each.
     """
     known = [
         report
@@ -56,7 +61,7 @@ def estimate(
     wall = last["wall_seconds"] / 3600
     nodes = {kind: last["node_hours"].get(kind, 0.0) / wall for kind in (GPU, CPU)}
     found = Estimate(
-        images=max(1, round(encoded_bytes * density)) if images is None else images,
+        images=max(1, loose + round((encoded_bytes - loose_bytes) * density)),
         seconds=seconds,
         usd=usd_of(seconds, nodes, rates),
         runs=len(known),

@@ -7,6 +7,7 @@ import platform
 import random
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 import torch
 
+from jobs.accounting.plurals import counted
 from model.cuda_graphs import record
 from pipeline.storage.errors import InputError
 
@@ -141,7 +143,8 @@ def environment(device: str) -> dict[str, str]:
 
 def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
     """Add rows that were measured here and now. InputError for a file with other columns."""
-    append_rows([environment(device) | asdict(row) for row in measurements], path)
+    added = append_rows([environment(device) | asdict(row) for row in measurements], path)
+    print(f"{counted(added, 'row')} added to {path}", file=sys.stderr)
 
 
 def append_rows(rows: list[dict[str, Any]], path: Path = RESULTS) -> int:

@@ -38,6 +38,9 @@ from pipeline.storage.urls import mask, printable
 Options = TypeVar("Options")
 
 
+SHOWN = 5  # arguments of many that are none
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that prints an error in one line. The usage of many options would hide it."""
 
@@ -61,7 +64,10 @@ class Parser(argparse.ArgumentParser):
         if rest and self._subparsers is None:  # here its options are known
             options = [name for name in self._option_string_actions if name.startswith("--")]
             near = _near(rest[0].partition("=")[0], options)
-            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+            shown = " ".join(rest[:SHOWN]) + (" ..." if len(rest) > SHOWN else "")
+            if not any(map(_is_option, rest)):
+                near = ": it takes fewer names (of one with * or ?, a shell makes many)"
+            self.error(f"unrecognized arguments: {shown}{near}")
         return found, rest
 
 

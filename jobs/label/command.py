@@ -63,7 +63,7 @@ class Command:
 
     def estimate(self, shards: Shards) -> Estimate | None:
         """The estimated time and cost of `shards`, from earlier runs of the same model."""
-        return estimate(self.past_reports(), shards.size, self.options.rates(), shards.images)
+        return estimate(self.past_reports(), shards.size, self.options.rates(), *shards.loose)
 
     def past_reports(self) -> list[dict[str, Any]]:
         """The reports of the newest runs of the same model, oldest first."""

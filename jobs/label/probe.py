@@ -4,7 +4,8 @@ The probe is the dataflow itself, with the workers that the run would have, so t
 (cores, memory, the network) is in its rate. A machine without a cluster starts a Ray of its own.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -78,6 +79,7 @@ def _probe(command: Command, shards: Shards, images: int, startup: Startup) -> E
         node_hours, hours = nodes.read()
     if not receipts:
         return None
+    _print_failures(receipts)
     first = receipts[0].finished_at - startup.began
     count = {kind: node_hours.get(kind, 0.0) / hours for kind in (GPU, CPU)}
     found = estimate_by_probe(receipts, sample, first, count, command.options.rates())
@@ -87,6 +89,19 @@ def _probe(command: Command, shards: Shards, images: int, startup: Startup) -> E
             "the archives hold"
         )
     return found
+
+
+def _print_failures(receipts: Sequence[Receipt]) -> None:
+    """Print how many images of the probe failed, by status."""
+    failed = sum((Counter(receipt.failed) for receipt in receipts), Counter[str]())
+    if not failed:
+        return
+    images = sum(receipt.images for receipt in receipts)
+    statuses = ", ".join(f"{count} {status}" for status, count in failed.most_common())
+    print_line(
+        f"{failed.total()} of {counted(images, 'image')} of the probe failed, and so would as many "
+        f"of the run: {statuses}"
+    )
 
 
 @contextmanager

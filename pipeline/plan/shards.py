@@ -142,6 +142,12 @@ class Shards:
             return None
         return self.objects
 
+    @property
+    def loose(self) -> tuple[int, int]:
+        """The number of loose files, and their bytes."""
+        files = self.outline.filter(pc.equal(self.outline["kind"], "files"))
+        return pc.sum(files["objects"]).as_py() or 0, pc.sum(files["size"]).as_py() or 0
+
     def first_member(self) -> Member:
         """The first object that the listing could look at; the very first if there is none."""
         every = (member for shard in self for member in shard.members)

@@ -48,6 +48,20 @@ def test_paths_pil_images_and_arrays_give_the_same(detector: LocalDetector, fold
     assert by_path.scores == sorted(by_path.scores, reverse=True) and by_path.scores[-1] >= 0.3
 
 
+def test_an_array_that_may_not_be_written_is_an_image_too(
+    detector: LocalDetector, folder: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    found = detector(np.asarray(Image.open(folder / "0.png")))
+    assert found.boxes == detector(folder / "0.png").boxes
+    assert not [one for one in recwarn if "writable" in str(one.message)]
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", 7, [b"bytes"], None])
+def test_what_is_no_image_is_named(detector: LocalDetector, wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"(bytes|int|NoneType) is no image: give the path"):
+        detector(wrong)
+
+
 def test_images_keep_their_order(detector: LocalDetector, folder: Path) -> None:
     paths = sorted(folder.iterdir())
     together = detector([*paths, paths[0]])

@@ -44,12 +44,19 @@ def report_of(startup: float, seconds: float, usd_hours: float = 0.01) -> dict[s
 
 
 def test_three_new_images_take_the_start_up_and_are_three() -> None:
-    found = estimate([report_of(20.0, 100.0)], 24, LabelOptions("a", "b").rates(), images=3)
+    found = estimate(
+        [report_of(20.0, 100.0)], 24, LabelOptions("a", "b").rates(), loose=3, loose_bytes=24
+    )
     assert found is not None and found["seconds"] == pytest.approx(22.4)
     assert as_text(found).startswith("about 3 images, 22 s, no price was given (by the last run)")
     some = estimate([report_of(20.0, 100.0)], 1, LabelOptions("a", "b", usd_per_hour=0.01).rates())
     assert some is not None and some["images"] == 1
     assert "about 1 image, 20 s, 0.000056 USD" in as_text(some)
+
+
+def test_loose_files_are_counted_and_archives_are_estimated() -> None:
+    found = estimate([report_of(20.0, 100.0)], 60, LabelOptions("a", "b").rates(), 3, 20)
+    assert found is not None and found["images"] == 3 + 4
 
 
 def test_several_runs_give_a_range() -> None:

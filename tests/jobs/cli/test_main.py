@@ -156,7 +156,11 @@ def test_the_command_line_imports_no_large_package() -> None:
             "label: unrecognized arguments: --score-treshold 0.4: did you mean --score-threshold?",
         ),
         ("label a b --score-treshhold=0.4", "did you mean --score-threshold?"),
-        ("label a b c", "label: unrecognized arguments: c (see detr-batch label --help)"),
+        (
+            "label a b c",
+            "label: unrecognized arguments: c: it takes fewer names (of one with * or ?, a shell "
+            "makes many) (see detr-batch label --help)",
+        ),
         ("lable a b", "did you mean label?"),
         ("export a b --to pascal", "export: argument --to: invalid choice: 'pascal': did you mean"),
         ("export a b --to VOC2007", "did you mean voc?"),

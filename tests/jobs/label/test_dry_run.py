@@ -40,3 +40,15 @@ def test_dry_run_writes_nothing(
     assert "image files    7 in 1 shard, " in printed
     assert "ignored        files that are no images (1: notes.md)\n" in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_probe_says_what_failed(
+    photos: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        (photos / f"{name}.jpg").write_bytes(b"no JPEG")
+    options = tiny_options(photos, tmp_path / "out", weights, dry_run=True)
+    assert label(options) == 0
+    assert "3 of 7 images of the probe failed" in (told := capsys.readouterr().err)
+    assert "3 undecodable" in told

@@ -74,6 +74,8 @@ def test_a_typo_in_a_path_is_guessed(photos: Path) -> None:
         assert "region" not in said
     said = refusal(photos.parent / "holiday", photos.parent / "out")
     assert said.endswith("does not exist: check the spelling")
+    said = refusal(photos / "*.jpg", photos.parent / "out")
+    assert said.endswith("patterns are not taken, so name the folder, or a list")
 
 
 @pytest.mark.parametrize(
