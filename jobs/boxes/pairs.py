@@ -146,7 +146,8 @@ def _parse_lines(text: str, where: str) -> Pairs:
 
 def _read_text(url: str, option: str) -> str:
     """A small text in UTF-8 at a path or URL."""
-    from pipeline.storage.files import explain_errors, open_location, read_object
+    from pipeline.storage.explained_errors import explain_errors
+    from pipeline.storage.files import open_location, read_object
 
     with explain_errors(option, url):
         data = read_object(*open_location(url, option), MOST_BYTES + 1)

@@ -9,14 +9,8 @@ from fsspec.implementations.local import LocalFileSystem
 from jobs.output import paths
 from pipeline.schema import Member
 from pipeline.storage.access import use_input_access
-from pipeline.storage.files import (
-    describe_error,
-    join,
-    open_location,
-    open_object,
-    read_object,
-    write_whole,
-)
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import join, open_location, open_object, read_object, write_whole
 from pipeline.storage.urls import mask
 
 PACKAGES = ("ray", "torch", "pyarrow", "fsspec", "s3fs", "pillow", "simplejpeg")

@@ -20,7 +20,8 @@ from fsspec.implementations.local import LocalFileSystem
 from jobs.coco.document import Document
 from jobs.coco.fields import Entry, WrongField, annotation_of, category_of, image_of, result_of
 from jobs.coco.records import Annotation, Annotations, Category, Image, Result, Unlisted
-from pipeline.storage.files import InputError, copy_to_file, explain_errors, open_location
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import InputError, copy_to_file, open_location
 from pipeline.storage.urls import mask
 
 MOST_LABELS = 100_000

@@ -20,7 +20,8 @@ from jobs.exports.earlier_export import (
     is_export,
     is_of_format,
 )
-from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import InputError, join, open_location, remove_tree
 from pipeline.storage.retries import retry
 from pipeline.storage.unfinished import (
     hidden_place,

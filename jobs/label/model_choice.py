@@ -13,7 +13,7 @@ from jobs.output.store import OutputStore
 from model.detectors import is_ours, settled
 from model.named import MODELS, weights_of
 from pipeline.storage.errors import InputError
-from pipeline.storage.files import explain_errors
+from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.urls import mask, printable
 
 

@@ -5,7 +5,8 @@ import os
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.output.store import OutputStore
-from pipeline.storage.files import InputError, explain_errors, object_info, open_location, uri
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import InputError, object_info, open_location, uri
 from pipeline.storage.urls import mask
 
 

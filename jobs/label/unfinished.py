@@ -23,7 +23,7 @@ from jobs.output.store import OutputStore
 from pipeline.plan.listing import LEFT_OUT, list_objects
 from pipeline.plan.shards import Shards, read_plan_tables, write_shards
 from pipeline.storage.errors import DamagedFile, InputError
-from pipeline.storage.files import explain_errors
+from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.urls import identity, mask
 
 

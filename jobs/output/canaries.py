@@ -14,7 +14,7 @@ from typing import Any
 from jobs.output import paths
 from jobs.output.documents import convert_document, require, seal, unseal
 from jobs.output.store import OutputStore
-from pipeline.storage.files import explain_errors
+from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.urls import mask
 
 

@@ -19,7 +19,7 @@ from jobs.output.log import (
 )
 from jobs.output.manifest import Manifest, check_manifest, manifest_of_bytes
 from jobs.output.store import OutputStore, Store
-from pipeline.storage.files import explain_errors
+from pipeline.storage.explained_errors import explain_errors
 
 
 @dataclass

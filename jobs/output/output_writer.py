@@ -21,7 +21,8 @@ from jobs.output.run_ids import refuse_unset_clock
 from jobs.output.store import OutputStore
 from pipeline.stages.publish import PublishTarget
 from pipeline.storage.errors import OutputError
-from pipeline.storage.files import InputError, explain_errors, join, open_location, remove_tree
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import InputError, join, open_location, remove_tree
 from pipeline.storage.lock import LockLost, OutputLock
 from pipeline.storage.retries import repeat_while
 

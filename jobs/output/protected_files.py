@@ -11,7 +11,8 @@ from jobs.output.paths import OLD_LOCK, RUNS, STAGING, TABLES
 from pipeline.formats.members import open_member
 from pipeline.schema import UNSEEN, Member
 from pipeline.storage.errors import InputError
-from pipeline.storage.files import explain_errors, join, open_location, uri
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import join, open_location, uri
 from pipeline.storage.protocols import protocol_of
 from pipeline.storage.urls import mask, printable
 

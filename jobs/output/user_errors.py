@@ -9,7 +9,8 @@ from jobs.output.catalog import read_catalog
 from jobs.output.manifest import Manifest
 from jobs.output.paths import RUNS, STAGING, document
 from pipeline.storage.errors import InputError
-from pipeline.storage.files import explain_errors, join, open_location
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import join, open_location
 from pipeline.storage.urls import mask
 
 LOOKED_AT = 100  # most folders that may be an OUTPUT

@@ -24,7 +24,8 @@ from jobs.query.formats import Form as Form
 from jobs.query.formats import form_of as form_of
 from jobs.query.formats import print_file, write_answer
 from pipeline.stages.box_rules import BoxRules
-from pipeline.storage.files import InputError, explain_errors, open_location
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import InputError, open_location
 from pipeline.storage.retries import retry
 from pipeline.storage.unfinished import hidden_place, put_file_in_place
 from pipeline.storage.urls import mask

@@ -14,7 +14,8 @@ from pipeline.isolation.child import Row
 from pipeline.schema import Shard
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import StorageUnavailable
-from pipeline.storage.files import describe_error, open_object
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import open_object
 from pipeline.storage.retries import is_transient, is_unknown_host
 
 COUNT = pa.schema([pa.field("images", pa.int64())])

@@ -29,7 +29,8 @@ from pipeline.schema import (
     Shard,
 )
 from pipeline.storage.availability import ask, know
-from pipeline.storage.files import describe_error, read_object
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import read_object
 from pipeline.storage.retries import retry
 from pipeline.storage.urls import identity
 

@@ -23,13 +23,8 @@ from pipeline.schema import (
 from pipeline.storage import retries
 from pipeline.storage.availability import ask, concerns_object_alone
 from pipeline.storage.environment import number_of_variable
-from pipeline.storage.files import (
-    InputError,
-    StorageUnavailable,
-    describe_error,
-    object_info,
-    open_object,
-)
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import InputError, StorageUnavailable, object_info, open_object
 from pipeline.storage.image_hosts import RefusedAddress
 from pipeline.storage.retries import is_from_store, is_transient, is_unknown_host
 from pipeline.storage.urls import identity, mask

@@ -8,7 +8,8 @@ from pipeline.formats.image_names import HEAD_BYTES, looks_like_image
 from pipeline.formats.members import open_member
 from pipeline.plan.listing import NO_IMAGE, UNNAMED, ListedObject
 from pipeline.schema import Member
-from pipeline.storage.files import StorageUnavailable, describe_error, read_object
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import StorageUnavailable, read_object
 from pipeline.storage.retries import is_transient
 
 LOOK_AT_ONCE = 16  # concurrent requests; latency is the limit

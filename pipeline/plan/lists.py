@@ -38,10 +38,10 @@ from pipeline.storage.availability import (
     forget_stores,
     know,
 )
+from pipeline.storage.explained_errors import describe_error
 from pipeline.storage.files import (
     InputError,
     StorageUnavailable,
-    describe_error,
     join,
     object_info,
     open_location,

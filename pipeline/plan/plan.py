@@ -33,7 +33,8 @@ from pipeline.plan.shards import Shards, tables_of_shards, write_shards
 from pipeline.schema import UNREACHED, UNSEEN, Member, Shard
 from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import StorageUnavailable
-from pipeline.storage.files import InputError, explain_errors, open_location, uri
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import InputError, open_location, uri
 from pipeline.storage.urls import identity, mask, printable
 
 # Loose files are grouped into shards, so that a task reads for seconds and not for one file.

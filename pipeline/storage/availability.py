@@ -14,7 +14,8 @@ from functools import partial
 from math import inf
 from typing import TypeVar
 
-from pipeline.storage.files import InputError, describe_error, open_location
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import InputError, open_location
 from pipeline.storage.protocols import WEB, protocol_of, store_of
 from pipeline.storage.retries import answered_status, is_transient, is_unknown_host, repeat_while
 

@@ -32,11 +32,11 @@ from pipeline.storage.clock import monotonic_seconds
 from pipeline.storage.conditional import remove_if, replace_if
 from pipeline.storage.environment import number_of_variable
 from pipeline.storage.errors import OutputError
+from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.files import (
     CONFLICTS,
     InputError,
     create_whole,
-    explain_errors,
     join,
     open_location,
     read_object,

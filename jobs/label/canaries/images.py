@@ -17,7 +17,8 @@ from pipeline.schema import ENCODED, OK
 from pipeline.stages.canaries import Canary
 from pipeline.stages.prepare import Preparer
 from pipeline.storage.errors import InputError
-from pipeline.storage.files import explain_errors, open_location, read_object
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import open_location, read_object
 from pipeline.storage.urls import mask, printable
 
 RENDERED_FILE = Path(__file__).parent / "scenes" / "annotations.json"

@@ -20,7 +20,8 @@ from jobs.label.notify.outbox import Outbox
 from jobs.label.notify.post import NotDelivered, post
 from jobs.label.notify.receiver import Receiver, is_web
 from jobs.label.notify.signature import signed_headers
-from pipeline.storage.files import canonical_url, create_whole, describe_error, join, open_location
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import canonical_url, create_whole, join, open_location
 from pipeline.storage.protocols import is_local
 from pipeline.storage.urls import mask, printable
 

@@ -20,10 +20,9 @@ from fsspec import AbstractFileSystem
 
 from jobs.serve.protocol.errors import ApiError
 from pipeline.storage.errors import InputError, OutputError, StorageUnavailable
+from pipeline.storage.explained_errors import describe_error, explain_errors
 from pipeline.storage.files import (
     create_whole,
-    describe_error,
-    explain_errors,
     join,
     object_info,
     open_location,

@@ -16,7 +16,8 @@ from jobs.serve.http.metrics import Metrics
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.schema import ADDRESS_NOT_ALLOWED, EMPTY_FILE, TIMED_OUT, TOO_LARGE, UNREADABLE
 from pipeline.storage.checked_connector import CheckedConnector
-from pipeline.storage.files import describe_error, open_location, read_object
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import open_location, read_object
 from pipeline.storage.image_hosts import RefusedAddress
 from pipeline.storage.protocols import WEB, protocol_of
 from pipeline.storage.retries import repeat_while

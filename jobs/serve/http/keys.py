@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jobs.serve.protocol.callers import Caller
 from pipeline.storage.conditional import replace_if
 from pipeline.storage.errors import InputError, StorageUnavailable
-from pipeline.storage.files import create_whole, explain_errors, open_location, read_object
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import create_whole, open_location, read_object
 from pipeline.storage.urls import mask
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.storage import retries
 from pipeline.storage.errors import InputError, StorageUnavailable
-from pipeline.storage.files import explain_errors, open_location, read_object
+from pipeline.storage.explained_errors import explain_errors
+from pipeline.storage.files import open_location, read_object
 from pipeline.storage.s3 import S3Files
 from tests.chaos.faulty_store import FaultyStore
 

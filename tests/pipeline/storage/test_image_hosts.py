@@ -14,7 +14,8 @@ from pipeline.plan.lists import read_url_list
 from pipeline.schema import NOT_ALLOWED, Member, Shard
 from pipeline.storage.checked_connector import CheckedConnector
 from pipeline.storage.errors import InputError
-from pipeline.storage.files import describe_error, open_location, read_object
+from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.files import open_location, read_object
 from pipeline.storage.image_hosts import (
     VARIABLE,
     ImageHosts,

@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from jobs.cli import exit_code_of, message_of
 from jobs.label.execution import explained_failures
 from pipeline.storage.errors import CommandFailed, StorageUnavailable
-from pipeline.storage.files import explain_errors
+from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.limits import FEWEST_OPEN_FILES, low_limit, reached_limit
 from tests.support.labelled import Labelled, write_run
 
