@@ -95,8 +95,8 @@ def _wait(keys: str | None) -> None:
         except (InputError, StorageUnavailable) as error:
             found = str(error)
         if found != failure:
-            later = f"for {STALE_SECONDS:.0f} s, those of before hold: {found}"
-            print_line("the keys can be read again" if found is None else later)
+            before = f"the keys of before hold for {STALE_SECONDS:.0f} s: {found}"
+            print_line("the keys can be read again" if found is None else before)
         failure = found
 
 

@@ -116,7 +116,7 @@ class _Misfit(Exception):
 
 @dataclass
 class _Values:
-    """The members of an `enum`. Those that are no lists or objects are found at once."""
+    """The members of an `enum` or `const`. Those that are no lists or objects are found at once."""
 
     plain: frozenset[Any]
     others: list[Any]
@@ -154,8 +154,12 @@ class _Fitting:
         kinds = self._once("type", schema, lambda: _kinds(schema.get("type")))
         if kinds is not None and not _is_one_of(value, kinds):
             raise _Misfit(place, "is no {}", schema["type"])
-        if "enum" in schema and not self._is_in_enum(value, schema, place):
-            raise _Misfit(place, "is none of {}", schema["enum"])
+        if "enum" in schema:
+            members = _keyword(schema, "enum", list, place)
+            if not self._is_one_of(value, members, "enum", schema):
+                raise _Misfit(place, "is none of {}", members)
+        if "const" in schema and not self._is_one_of(value, [schema["const"]], "const", schema):
+            raise _Misfit(place, "is not {}", schema["const"])
         if isinstance(value, list) and isinstance(schema.get("items"), dict):
             return [self.fit(one, schema["items"], f"{place}[]", depth - 1) for one in value]
         if isinstance(value, dict):
@@ -175,9 +179,9 @@ class _Fitting:
         found: T = self._read[key]
         return found
 
-    def _is_in_enum(self, value: Any, schema: dict[str, Any], place: str) -> bool:
-        members = _keyword(schema, "enum", list, place)
-        values = self._once("enum", schema, lambda: _Values.of(members))
+    def _is_one_of(self, value: Any, members: list[Any], name: str, schema: dict[str, Any]) -> bool:
+        """Whether a value is one of the members of a keyword."""
+        values = self._once(name, schema, lambda: _Values.of(members))
         if not isinstance(value, (list, dict)):
             return value in values.plain
         for other in values.others:

@@ -78,6 +78,8 @@ LONG = "x" * 1_000_000
 # What fits no alternative, each of a size that no answer may be measured at again and again.
 FAILING: dict[str, dict[str, Any]] = {
     "enum": {"enum": [LONG]},
+    "const": {"const": LONG},
+    "const of a list": {"const": [0] * 8000},
     "enum of many": {"enum": [f"{n}" for n in range(9000)]},
     "enum of equal hashes": {"enum": [n * ((1 << 61) - 1) for n in range(9000)]},
     "enum of lists": {"enum": [[n] * 10 for n in range(800)]},
@@ -151,6 +153,15 @@ def test_alternatives_of_a_whole_answer_are_tried() -> None:
 def test_a_required_property_is_demanded_without_a_list_of_properties() -> None:
     with pytest.raises(ApiError, match="has no `sizes`: it has images"):
         check_format(format_of({"required": ["sizes"]}))
+
+
+def test_a_constant_is_demanded_as_a_list_of_one_is() -> None:
+    for schema in ({"const": {"a": 1}}, {"properties": {"images": {"const": 1}}}):
+        with pytest.raises(ApiError, match=r"cannot be met: answer.* is not"):
+            check_format(format_of(schema))
+    status = {"images": {"items": {"properties": {"status": {"const": "ok"}}}}}
+    answer = {"images": [{"index": 0, "status": "ok"}]}
+    assert shaped(answer, format_of({"properties": status})) == {"images": [{"status": "ok"}]}
 
 
 def format_of(schema: dict[str, Any]) -> SchemaFormat:
