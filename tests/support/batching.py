@@ -1,6 +1,7 @@
 """An endpoint with files and batches on loopback, whose runs of `label` need no Ray."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,24 @@ from tests.support.serving import MODEL, serving
 ENDED = ("completed", "failed", "expired", "cancelled")
 WAIT_SECONDS, LOOK_SECONDS = 300.0, 0.1
 Request = dict[str, Any]
+
+
+class StandingRun:
+    """A run of `label` that stands still, until it may end: then it has refused."""
+
+    def __init__(self, may_end: threading.Event | None = None):
+        self._may_end = may_end or threading.Event()
+
+    def exit_code(self) -> int | None:
+        return 2 if self._may_end.is_set() else None
+
+    def reason(self) -> str:
+        return "detr-batch: no"
+
+    def stop(self) -> None:
+        pass
+
+    leave = stop
 
 
 def label_alone(options: LabelOptions, variables: Variables) -> Process:

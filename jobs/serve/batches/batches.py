@@ -79,7 +79,7 @@ class Batches:
     def _give_a_turn(self) -> bool:
         """Take a batch to its end, of the scope whose last turn is the longest time ago.
 
-        Returns False if there is none that no other server works on. Raises Stopped.
+        Returns whether there was one that could end. Raises Stopped.
         """
         scopes: dict[str, list[Record]] = {}
         for record in open_records(self._store):
@@ -93,12 +93,17 @@ class Batches:
     def _wait(self, current: Record) -> None:
         """Wait for the next look at the run of the `current` batch.
 
-        Of others, end those that must end, and read the inputs of those that are new.
-
-        Raises Stopped if this server ends.
+        Of others, end those that must end, and read the inputs of those that are new. If the store
+        fails at that, the run goes on. Raises Stopped if this server ends.
         """
         if self._stop.wait(self._seconds):
             raise Stopped
+        try:
+            self._look_at_others(current)
+        except StorageUnavailable as error:
+            log.warning("other batches wait: %s", mask(str(error)))
+
+    def _look_at_others(self, current: Record) -> None:
         records = open_records(self._store)
         self._read &= {record.id for record in records}
         for record in records:
@@ -108,7 +113,7 @@ class Batches:
                 self._advance(record)
             elif record.id not in self._read:
                 self._read.add(record.id)
-                self._claim(record, BatchWork.read_input)
+                self._claim(record, BatchWork.read_input)  # which is tried once
 
     def _advance(self, record: Record) -> bool:
         self._read.discard(record.id)
@@ -117,8 +122,8 @@ class Batches:
     def _of(self, record: Record) -> BatchWork:
         return BatchWork(self._store, self._settings, self._start, record, self._wait)
 
-    def _claim(self, record: Record, step: Callable[[BatchWork, OutputLock], None]) -> bool:
-        """Do a step of a batch, unless another server works on it, and return whether it is done.
+    def _claim(self, record: Record, step: Callable[[BatchWork, OutputLock], bool]) -> bool:
+        """Do a step of a batch, unless another server works on it, and return whether it has ended.
 
         Raises Stopped.
         """
@@ -128,7 +133,7 @@ class Batches:
         work = self._of(record)
         try:
             with OutputLock(f"{self._store.url}/{record.folder}", CLAIM) as claim:
-                step(work, claim)
+                return step(work, claim)
         except InputError as error:
             log.info("batch %s: %s", record.id, mask(str(error)))
         except (OutputError, CommandFailed) as error:
@@ -138,6 +143,4 @@ class Batches:
         except Exception:
             log.exception("batch %s: a mistake of the server", record.id)
             work.fail([MISTAKE])
-        else:
-            return True
         return False

@@ -62,14 +62,14 @@ class BatchWork:
         self._store, self._settings, self._start = store, settings, start
         self._record, self._wait = record, wait
 
-    def advance(self, claim: OutputLock) -> None:
-        """Take the batch to its end.
+    def advance(self, claim: OutputLock) -> bool:
+        """Take the batch to its end. Returns False if its creation has not ended.
 
         Raises Stopped, LockLost if another server has taken the claim over, and what stores raise.
         """
         found = self._record.created()
-        if found is None:  # it is being created
-            return
+        if found is None:  # it is being created, or who created it was killed
+            return False
         batch, scope = found
         files = Files(self._store, scope)
         try:
@@ -78,23 +78,26 @@ class BatchWork:
                 self._label(batch, validated, claim)
         except InvalidInput as error:
             self.fail(error.errors)
-            return
+            return True
         claim.check()
         self._finish(batch, files)
+        return True
 
-    def read_input(self, _: OutputLock) -> None:
-        """Read the input of a batch that waits for its turn. One that is wrong ends.
+    def read_input(self, _: OutputLock) -> bool:
+        """Read the input of a batch that waits for its turn. Returns whether it is wrong, and ends.
 
         That of a lake has nothing to read, and is validated when its run begins.
         """
         found = self._record.created()
         if found is None or is_lake(found[0].metadata) or self._record.validated() is not None:
-            return
+            return False
         batch, scope = found
         try:
             self._validate(batch, Files(self._store, scope))
         except InvalidInput as error:
             self.fail(error.errors)
+            return True
+        return False
 
     def must_end(self) -> bool:
         """Whether the batch is cancelled or expired."""

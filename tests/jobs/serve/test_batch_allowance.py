@@ -14,28 +14,13 @@ from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.image_hosts import ImageHosts
-from tests.support.batching import batching, client_of, create, request, wait_for
+from tests.support.batching import StandingRun, batching, client_of, create, request, wait_for
 
 IMAGES = [f"https://example.com/{n}.jpg" for n in range(4)]
 
 
-class Waiting:
-    """A run of `label` that does not end by itself."""
-
-    def exit_code(self) -> int | None:
-        return None
-
-    def reason(self) -> str:
-        return ""
-
-    def stop(self) -> None:
-        pass
-
-    leave = stop
-
-
 def start_waiting(_: LabelOptions, __: Variables) -> LabelRun:
-    return Waiting()
+    return StandingRun()
 
 
 def test_batches_of_a_key_have_what_its_minutes_allow_in_a_day(

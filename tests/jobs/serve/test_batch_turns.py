@@ -1,34 +1,21 @@
 """Batches of several scopes: none keeps the others out, and what is wrong is said soon."""
 
 import threading
+import time
 from pathlib import Path
 
+import pytest
+
 from jobs.label.options import LabelOptions
+from jobs.serve.batches.records import Record, open_records
 from jobs.serve.batches.run import LabelRun, Variables
+from jobs.serve.batches.store import Store
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
-from tests.support.batching import batching, client_of, create, request, wait_for
+from tests.support.batching import StandingRun, batching, client_of, create, request, wait_for
 
 ADDRESS = "https://example.com/a.jpg"
-
-
-class Failing:
-    """A run of `label` that refuses, once it may end."""
-
-    def __init__(self, may_end: threading.Event):
-        self._may_end = may_end
-
-    def exit_code(self) -> int | None:
-        return 2 if self._may_end.is_set() else None
-
-    def reason(self) -> str:
-        return "detr-batch: no"
-
-    def stop(self) -> None:
-        pass
-
-    leave = stop
 
 
 def test_scopes_take_turns(tmp_path: Path, engine: Engine) -> None:
@@ -38,7 +25,7 @@ def test_scopes_take_turns(tmp_path: Path, engine: Engine) -> None:
 
     def start(options: LabelOptions, _: Variables) -> LabelRun:
         started.append(options.output.split("/")[-2])  # the folder of the batch
-        return Failing(may_end)
+        return StandingRun(may_end)
 
     with batching(str(tmp_path), engine, ApiSettings(keys=file), start) as address:
         ann, bob = (client_of(address, key) for key in keys.values())
@@ -53,3 +40,28 @@ def test_scopes_take_turns(tmp_path: Path, engine: Engine) -> None:
         for client, batch in ((ann, of_ann[-1]), (bob, of_bob)):
             wait_for(client, batch, "failed")
         assert started == [one.id for one in (of_ann[0], of_bob, of_ann[1], of_ann[2])]
+
+
+def test_a_batch_whose_creation_was_cut_off_holds_up_no_other(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def counted(store: Store) -> list[Record]:
+        looks.append(time.monotonic())
+        return open_records(store)
+
+    monkeypatch.setattr("jobs.serve.batches.batches.open_records", counted)
+    may_end = threading.Event()
+    may_end.set()
+    with batching(str(tmp_path), engine, start=lambda *_: StandingRun(may_end)) as address:
+        client = client_of(address)
+        done = wait_for(client, create(client, [request("a", [ADDRESS])]), "failed")
+        (scope,) = {path.parent.name for path in tmp_path.glob("batches/*/batch_*")}
+        name = f"{scope}.batch_{'0' * 36}"  # older than all others of its scope
+        (tmp_path / "batches" / "open" / name).touch()
+        later = wait_for(client, create(client, [request("a", [ADDRESS])]), "failed")
+        assert later.id != done.id
+        del looks[:]
+        time.sleep(1)
+    assert len(looks) < 20, "it waits between two looks"

@@ -122,60 +122,53 @@ def test_requests_beyond_all_places_are_503() -> None:
             assert time.monotonic() < until
 
 
+@contextmanager
+def asked_for(size: int, more: bytes = b"") -> Iterator[socket.socket]:
+    """A connection on which an answer of more than `size` bytes was asked for, and `more` sent."""
+    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
+    body = json.dumps(body_of()).encode()
+    request = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with (
+        serving(ApiSettings(), Standing(large)) as address,
+        connected(address, request + more) as connection,
+    ):
+        yield connection
+
+
+LARGE = 30_000_000  # more than the system holds for a connection
+
+
 def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.4)
-    size = 30_000_000  # more than the system holds for a connection
-    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
-    body = json.dumps(body_of()).encode()
-    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
-    with serving(ApiSettings(), Standing(large)) as address:
-        assert len(post(address, json=body_of()).content) > size
-        with connected(address, head + body) as connection:
-            came = len(connection.recv(1))
-            time.sleep(1.5)
-            with suppress(OSError):
-                while more := connection.recv(1 << 20):
-                    came += len(more)
-            assert 0 < came < size
+    with asked_for(LARGE) as connection:
+        came = len(connection.recv(1))
+        time.sleep(1.5)
+        with suppress(OSError):
+            while more := connection.recv(1 << 20):
+                came += len(more)
+        assert 0 < came < LARGE
 
 
-def test_a_client_that_reads_slowly_gets_all_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("at_once", "pause", "seconds"),
+    [
+        (200_000, 0.02, 60.0),  # so that it takes longer than each of the times
+        (20_000, 0.1, 5.0),  # three times what a client must read, until it hurries
+    ],
+)
+def test_a_client_that_reads_slowly_gets_all_of_its_answer(
+    at_once: int, pause: float, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("UNREAD_SECONDS", "KEEP_ALIVE_SECONDS"):
         monkeypatch.setattr(connections, name, 1.0)
-    size = 20_000_000
-    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
-    body = json.dumps(body_of()).encode()
-    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
-    with (
-        serving(ApiSettings(), Standing(large)) as address,
-        connected(address, head + body) as connection,
-    ):
-        came = 0
-        while came < size:
-            more = connection.recv(200_000)
-            assert more, f"closed after {came} of {size} bytes"
+    with asked_for(LARGE) as connection:
+        came, until = 0, time.monotonic() + seconds
+        while came < LARGE:
+            is_slow = time.monotonic() < until
+            more = connection.recv(at_once if is_slow else 1 << 20)
+            assert more, f"closed after {came} of {LARGE} bytes"
             came += len(more)
-            time.sleep(0.02)  # so that it takes longer than each of the times
-
-
-def test_a_client_may_read_as_slowly_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.0)
-    size = 20_000_000
-    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
-    body = json.dumps(body_of()).encode()
-    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
-    with (
-        serving(ApiSettings(), Standing(large)) as address,
-        connected(address, head + body) as connection,
-    ):
-        came = 0
-        until = time.monotonic() + 5
-        while came < size:
-            is_slow = time.monotonic() < until  # 200 kB a second
-            more = connection.recv(20_000 if is_slow else 1 << 20)
-            assert more, f"closed after {came} of {size} bytes"
-            came += len(more)
-            time.sleep(0.1 * is_slow)
+            time.sleep(pause * is_slow)
 
 
 def test_the_time_of_the_next_head_begins_when_an_answer_is_sent(
@@ -183,17 +176,9 @@ def test_the_time_of_the_next_head_begins_when_an_answer_is_sent(
 ) -> None:
     for name in ("HEAD_SECONDS", "KEEP_ALIVE_SECONDS"):
         monkeypatch.setattr(connections, name, 0.5)
-    size = 30_000_000
-    large = Labelled("ok", None, 8, 6, ["x" * size], [0.5], [(1.0, 2.0, 3.0, 4.0)])
-    body = json.dumps(body_of()).encode()
-    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
-    with (
-        serving(ApiSettings(), Standing(large)) as address,
-        connected(address, head + body + HALF) as connection,
-    ):
-        connection.recv(1)
+    with asked_for(LARGE, HALF) as connection:
+        came = len(connection.recv(1))
         time.sleep(1.5)  # the answer is on its way, and not read
-        came = 1
         while more := connection.recv(1 << 20):  # it ends as the second head does not come
             came += len(more)
-        assert came > size
+        assert came > LARGE
