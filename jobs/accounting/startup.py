@@ -9,11 +9,11 @@ from pipeline.storage import retries
 from pipeline.storage.clock import steady_time
 
 # The parts in their usual order. A part that did not happen is not recorded.
-IMPORTS = "imports"  # Python loads its code, and beside it a Ray of this machine starts
+IMPORTS = "imports"  # the process starts, and Python loads its code
 WEIGHTS = "weights"  # weights are found, hashed, and checked against the model
 CATALOGUE = "catalogue"  # OUTPUT is locked, and its catalog is read
 LISTING = "listing"  # INPUT is listed, and the plan is written
-RAY = "ray"  # Ray of a cluster is joined, or what is left of the start
+RAY = "ray"  # Ray is started or joined
 FIRST_BLOCK = "first block"  # workers start, models load, and the first images come out
 
 

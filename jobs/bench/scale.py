@@ -31,7 +31,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from jobs.bench.measure import FEWEST_ROUNDS, Measurement, milliseconds
 from jobs.bench.simulated import SimulatedDetector
-from jobs.cluster.ray_start import start_ray
+from jobs.cluster.start import start_ray
 from jobs.demo.scenes import render_scene
 from model.named import named_model
 from pipeline.dataflow import FlowSettings, Layout, Pool, label_shards, read_back_staging

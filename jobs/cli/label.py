@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import process
 from jobs.cli.options import add_command
 from jobs.cli.process import begin_startup, exit_at_sigterm
 from jobs.label.log.lines import as_line
@@ -32,30 +31,12 @@ def _label(options: LabelOptions) -> int:
     from jobs.label.notify.notifier import Notifier
 
     notifier = Notifier(options, options.input, options.output, options.page)
-    _start_early(options)
     from jobs.label.label import label  # slow to import: wrong receivers are refused before
 
     if options.dry_run or not notifier.has_receivers:
         return label(options, begin_startup())
     exit_at_sigterm()
     return _tell_end(notifier, lambda: label(options, begin_startup(), notifier))
-
-
-def _start_early(options: LabelOptions) -> None:
-    """Start a Ray that this command will need, unless it is refused at once or only plans.
-
-    A command with nothing new to label starts it in vain, and ends it.
-    """
-    if options.address or options.dry_run or not process.was_created_for_command:
-        return
-    from jobs.cluster.ray_start import start_ray_beside_torch
-    from jobs.label.places import check_places
-    from pipeline.isolation import sandbox
-
-    sandbox.why_absent()
-    options.check()
-    check_places(options.input, options.output)
-    start_ray_beside_torch()
 
 
 def _tell_end(notifier: "Notifier", command: Callable[[], int]) -> int:

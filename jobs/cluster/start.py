@@ -1,9 +1,12 @@
-"""Place a run on Ray's nodes, and check them before anything is computed."""
+"""Start or join Ray for a run, and check it before anything is computed."""
 
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
@@ -11,23 +14,28 @@ import psutil
 import ray
 import torch
 from ray.autoscaler.v2.sdk import request_cluster_resources
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import AuthenticationError, GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cluster.placement import Node, Placement, placement_on
 from jobs.cluster.probe import PACKAGES, probe
-from jobs.cluster.ray_internals import AutoscalerView, read_autoscaler
-from jobs.cluster.ray_start import start_ray
+from jobs.cluster.ray_internals import AutoscalerView, private_ray, read_autoscaler
+from jobs.cluster.ray_lines import hush_actor_warning, hush_logs
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, Layout
 from pipeline.schema import Member
-from pipeline.storage.errors import InputError
+from pipeline.storage.errors import CommandFailed, InputError
+from pipeline.storage.limits import low_limit
 from pipeline.storage.urls import mask
 
+START_TOO_SLOW = "timed out during startup"  # in Ray's error where its first node is late
 CONNECT_SECONDS = 10.0  # to wait for a connection to a cluster
 JOIN_SECONDS = 30.0  # to wait for nodes that join, and for the autoscaler
 LOOK_SECONDS = 1.0  # between two looks at the cluster
 PROBE_SECONDS = 120.0  # for all nodes; a worker starts, and fetches the code of the job
+# Ray's own settings of a Ray that ends with this process. By default `ray.init` waits for a worker
+# for each CPU, although the first actors want others.
+LOCAL_SETTINGS = {"prestart_worker_first_driver": False}
 
 
 def check_machines(request: ClusterRequest) -> None:
@@ -58,6 +66,62 @@ def check_reachable(address: str) -> None:
         socket.create_connection((target.hostname, target.port), CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to the cluster at an address, or start a local one that ends with this process."""
+    hush_logs()
+    if ray.is_initialized():
+        return
+    start = nullcontext() if address else private_ray()
+    if not address and (limit := low_limit()) is not None:
+        raise CommandFailed(f"{limit}, then run the same command again")
+    address = address or "local"  # never an old cluster that still runs on this machine
+    try:
+        with start:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                include_dashboard=False,
+                configure_logging=False,
+                _system_config=None if address != "local" else LOCAL_SETTINGS,
+            )
+    except (AuthenticationError, ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        if address == "local":
+            raise InputError(f"Ray does not start on this machine: {reason}") from error
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there, or it wants another token (set "
+            f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {reason}"
+        ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            place = "on this machine" if address == "local" else f"for --address {address}"
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise CommandFailed(f"Ray does not start {place}: {reason}") from error
+        raise InputError(
+            f"--address {address}: {' '.join(str(error).split())}. Use the image of "
+            "infra/Dockerfile on all nodes, or install the cluster's versions here"
+        ) from error
+    except Exception as error:  # Ray (2.60) raises this type where its first node is late
+        if START_TOO_SLOW not in str(error):
+            raise
+        raise CommandFailed(
+            "Ray did not start within half a minute, as it does where a machine is very busy or "
+            "short of memory: nothing is lost, run the same command again"
+        ) from error
+    hush_actor_warning()
+    _take_sigterm_back()
+
+
+def _take_sigterm_back() -> None:
+    """Let Python alone handle SIGTERM again.
+
+    Ray (2.60) also handles it in C++, which prints a stack and aborts the process after three
+    seconds, even if it is about to release its lock.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def alive_nodes() -> dict[str, Node]:

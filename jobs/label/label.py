@@ -203,7 +203,7 @@ def _label_what_is_new(
 
 def _start_ray(command: Command, run: Run, startup: Startup) -> Placed:
     """Start or join Ray, and place the run on it. Raises InputError if it does not fit there."""
-    if missing := sandbox.why_absent():  # workers log their own
+    if missing := sandbox.why_absent():  # before Ray starts threads; workers log their own
         print_line(f"images are decoded without a sandbox on this machine: {missing}")
     request = command.machines(run.shards)
     precision = offered_precision(

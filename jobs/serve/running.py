@@ -5,8 +5,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
 from jobs.cluster.ray_internals import serve_address
-from jobs.cluster.ray_start import start_ray
-from jobs.cluster.start import check_machines
+from jobs.cluster.start import check_machines, start_ray
 from jobs.serve.deploy import NAME, end
 from jobs.serve.settings.options import ServeOptions
 from pipeline.storage.errors import InputError

@@ -14,9 +14,8 @@ from typing import Any
 import ray
 
 from jobs.cluster.placement import Placement, placement_on
-from jobs.cluster.ray_start import start_ray
 from jobs.cluster.request import ClusterRequest
-from jobs.cluster.start import alive_nodes, check_machines, wait_until_it_fits
+from jobs.cluster.start import alive_nodes, check_machines, start_ray, wait_until_it_fits
 from jobs.label.log.lines import print_line
 from jobs.serve.batches.label_command import RAY_NICENESS
 from jobs.serve.batches.store import Store
@@ -54,7 +53,7 @@ def serve(options: ServeOptions) -> int:
         Store(options.batches).check()
     detector = describe(settled(options.model), options.weights)
     offered_precision(options.model, detector.precisions, options.precision)
-    if missing := sandbox.why_absent():
+    if missing := sandbox.why_absent():  # before Ray starts threads
         print_line(f"images are decoded without a sandbox on this machine: {missing}")
     where = "the cluster" if options.address else "this machine"
     print_line(f"starting Ray and the model on {where}")
@@ -83,21 +82,26 @@ def serve(options: ServeOptions) -> int:
 
 def _wait(keys: str | None) -> None:
     """Wait for a signal. Lines say when the keys cannot be read any more, and when they can."""
-    failure = None
+    if keys is None:
+        signal.pause()
+        return
+    failure = ""
     while True:
-        if keys is None:
-            signal.pause()
-            continue
         time.sleep(REREAD_SECONDS)
-        try:
-            read_keys(keys)
-            found = None
-        except (InputError, StorageUnavailable) as error:
-            found = str(error)
-        if found != failure:
-            before = f"the keys of before hold for {STALE_SECONDS:.0f} s: {found}"
-            print_line("the keys can be read again" if found is None else before)
-        failure = found
+        before, failure = failure, _failure_of_keys(keys)
+        if failure and failure != before:
+            print_line(f"the keys of before hold for {STALE_SECONDS:.0f} s: {failure}")
+        elif before and not failure:
+            print_line("the keys can be read again")
+
+
+def _failure_of_keys(keys: str) -> str:
+    """Why the keys cannot be read; "" if they can."""
+    try:
+        read_keys(keys)
+    except (InputError, StorageUnavailable) as error:
+        return str(error)
+    return ""
 
 
 def _absolute(location: str | None) -> str | None:

@@ -24,7 +24,6 @@ import platform
 import signal
 import struct
 import sys
-from functools import cache
 
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC = 1, 1
@@ -126,12 +125,8 @@ def _install_filter() -> None:
     _checked(call(number, mode, flags, ctypes.c_char_p(program)))
 
 
-@cache
 def why_absent() -> str:
-    """Why this machine has no such filter; "" if it has. A process that is forked tries it.
-
-    The first call comes before Ray starts threads, which a fork does not take along.
-    """
+    """Why this machine has no such filter; "" if it has. A process that is forked tries it."""
     if sys.platform != "linux" or platform.machine() not in MACHINES or sys.maxsize < 2**32:
         return f"there is none for {sys.platform} on {platform.machine()}"
     process = os.fork()

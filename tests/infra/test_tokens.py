@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 START_SECONDS = 90.0
 CONNECT = """
 import os, sys, ray
-from jobs.cluster.ray_start import start_ray
+from jobs.cluster.start import start_ray
 from pipeline.storage.errors import InputError
 try:
     start_ray(sys.argv[1])

@@ -17,8 +17,7 @@ from jobs.bench.serve.alone import Alone
 from jobs.bench.serve.clients import Load, bodies_of, run_clients
 from jobs.bench.serve.simulated import SimulatedDetecting
 from jobs.cluster.placement import placement_on
-from jobs.cluster.ray_start import start_ray
-from jobs.cluster.start import alive_nodes
+from jobs.cluster.start import alive_nodes, start_ray
 from jobs.demo.scenes import render_scene
 from jobs.serve.deploy import DETECTING, application, end, quieten_ray_serve, start
 from jobs.serve.engine.spec import local_engine_spec

@@ -16,7 +16,7 @@ from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 SHOW = """
 import json, os, time
 import psutil, ray
-from jobs.cluster.ray_start import start_ray
+from jobs.cluster.start import start_ray
 start_ray(None)
 
 @ray.remote(num_cpus=0.1)
@@ -139,7 +139,7 @@ def test_a_local_ray_is_for_its_own_command_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_token_of_the_environment_is_respected(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("f" * 64)
-    start = "from jobs.cluster.ray_start import start_ray; start_ray(None); import os, ray\n"
+    start = "from jobs.cluster.start import start_ray; start_ray(None); import os, ray\n"
     start += "print(ray.get(ray.remote(lambda: os.environ.get('RAY_AUTH_TOKEN')).remote()))\n"
     start += "print(os.environ['RAY_AUTH_TOKEN_PATH'], os.environ['RAY_AUTH_MODE'])"
     done = subprocess.run(

@@ -24,7 +24,7 @@ from jobs.cluster.ray_internals import (
     read_autoscaler,
     skip_lines,
 )
-from jobs.cluster.ray_start import START_TOO_SLOW, start_ray
+from jobs.cluster.start import START_TOO_SLOW, start_ray
 from pipeline.storage.errors import CommandFailed
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 FLOW = """
 import ray
 from jobs.cluster.ray_internals import ray_data_without_helpers
-from jobs.cluster.ray_start import start_ray
+from jobs.cluster.start import start_ray
 start_ray(None)
 
 class Same:

@@ -7,7 +7,7 @@ import pytest
 
 ENDED = """
 import os, signal, time
-from jobs.cluster.ray_start import start_ray
+from jobs.cluster.start import start_ray
 start_ray(None)
 try:
     os.kill(os.getpid(), signal.SIGTERM)

@@ -59,8 +59,7 @@ CLUSTER = {
 }
 ASK = """
 import sys
-from jobs.cluster.ray_start import start_ray
-from jobs.cluster.start import wait_until_it_fits
+from jobs.cluster.start import start_ray, wait_until_it_fits
 from jobs.label.options import LabelOptions
 address, gpus, role = sys.argv[1:]
 options = LabelOptions(
