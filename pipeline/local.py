@@ -91,7 +91,7 @@ class LocalDetector:
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self([images])[0]
         if isinstance(images, bytes) or not isinstance(images, Iterable):
-            images = [images]
+            raise _no_image(images)
         pixels = [_pixels_of(image) for image in images]
         targets = [self.detector.resize.target_size(*one.shape[:2]) for one in pixels]
         found: dict[int, Found] = {}
@@ -173,6 +173,11 @@ def load(
     return LocalDetector(load_detector(model, wanted), threshold)
 
 
+def _no_image(given: object) -> InputError:
+    kind = type(given).__name__
+    return InputError(f"{kind} is no image: give the path of a file, a PIL image or an array")
+
+
 def _pixels_of(image: Picture) -> Pixels:
     """An image as (H, W, 3) uint8 RGB, upright."""
     if isinstance(image, Image.Image):
@@ -191,9 +196,7 @@ def _pixels_of(image: Picture) -> Pixels:
         whole = np.ascontiguousarray(image)
         return whole if whole.flags.writeable else whole.copy()  # torch takes no others
     if not isinstance(image, str | os.PathLike):
-        raise InputError(
-            f"{type(image).__name__} is no image: give the path of a file, a PIL image or an array"
-        )
+        raise _no_image(image)
     try:
         encoded = Path(image).read_bytes()
     except OSError as error:

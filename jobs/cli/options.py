@@ -38,7 +38,7 @@ from pipeline.storage.urls import mask, printable
 Options = TypeVar("Options")
 
 
-SHOWN = 5  # arguments of many that are none
+SHOWN = 5  # unrecognized arguments that an error shows
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,11 +63,12 @@ class Parser(argparse.ArgumentParser):
                 setattr(found, action.dest, rest.pop(0))
         if rest and self._subparsers is None:  # here its options are known
             options = [name for name in self._option_string_actions if name.startswith("--")]
-            near = _near(rest[0].partition("=")[0], options)
             shown = " ".join(rest[:SHOWN]) + (" ..." if len(rest) > SHOWN else "")
-            if not any(map(_is_option, rest)):
-                near = ": it takes fewer names (of one with * or ?, a shell makes many)"
-            self.error(f"unrecognized arguments: {shown}{near}")
+            if any(map(_is_option, rest)):
+                hint = _near(rest[0].partition("=")[0], options)
+            else:
+                hint = ": it takes fewer names (of one with * or ?, a shell makes many)"
+            self.error(f"unrecognized arguments: {shown}{hint}")
         return found, rest
 
 

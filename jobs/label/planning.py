@@ -153,7 +153,7 @@ def image_columns_as_lines(found: Plan) -> list[str]:
     shown = columns[:COLUMNS_SHOWN]
     if more := sum(number for _, number in columns[COLUMNS_SHOWN:]):
         shown.append(("other columns", more))
-    return [printable(f"images of {n} new Parquet files: {name}") for name, n in shown]
+    return [printable(f"images of {counted(n, 'new Parquet file')}: {name}") for name, n in shown]
 
 
 def carried_as_lines(found: Plan) -> list[str]:

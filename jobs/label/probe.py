@@ -99,8 +99,8 @@ def _print_failures(receipts: Sequence[Receipt]) -> None:
     images = sum(receipt.images for receipt in receipts)
     statuses = ", ".join(f"{count} {status}" for status, count in failed.most_common())
     print_line(
-        f"{failed.total()} of {counted(images, 'image')} of the probe failed, and so would as many "
-        f"of the run: {statuses}"
+        f"{failed.total()} of {counted(images, 'image')} of the probe failed, and the same share "
+        f"of the run would: {statuses}"
     )
 
 

@@ -33,7 +33,8 @@ from pipeline.storage.protocols import protocol_of
 from pipeline.storage.urls import mask
 
 SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
-VIEWS = "latest, latest_images, detections and images"
+VIEWS = ("latest", "latest_images", *TABLES)
+_NO_TABLE = re.compile(r"Table with name .* does not exist!")
 _NO_FILE = "No files found that match the pattern"  # in DuckDB's words, of a file in a query
 _NAMES_FILE = re.compile(r"""['"][^'"]*[./][^'"]*['"]""")
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
@@ -197,8 +198,8 @@ def _explained(error: duckdb.Error, outputs: Sequence[str], sql: str) -> InputEr
         if name := named_file(text, output):
             return _unreadable_file(output, name, last)
     mistakes = duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError
-    if isinstance(error, duckdb.CatalogException) and "Table with name" in text:
-        return InputError(f"{text.splitlines()[0].partition('Did you')[0]} (there are {VIEWS})")
+    if isinstance(error, duckdb.CatalogException) and (found := _NO_TABLE.search(text)):
+        return InputError(f"{found[0]} (there are {', '.join(VIEWS)})")
     if isinstance(error, mistakes) or _NO_FILE in text:
         return InputError(text)
     if not isinstance(error, duckdb.OutOfMemoryException):

@@ -134,7 +134,7 @@ def _describe_near_duplicates(report: dict[str, Any]) -> list[str]:
         return []
     return [
         f"  near pairs   {near['same_class']} of boxes of one class with an IoU above "
-        f"{near['iou']:g}, {near['any_class']} of boxes of any"
+        f"{near['iou']:g}, {near['any_class']} of boxes of any two"
     ]
 
 

@@ -202,7 +202,8 @@ def application(
 def large_at_once(detectors: int, decoders: int, apis: int) -> int:
     """How many large images each replica of Api may have under way.
 
-    As many as there are detectors, if a decoder stays free of those of all replicas.
+    As many as there are detectors, if a decoder stays free of those of all replicas, but one in any
+    case: with fewer decoders than replicas they may take all.
     """
     return max(1, min(detectors, (decoders - 1) // apis))
 

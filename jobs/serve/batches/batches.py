@@ -11,9 +11,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from itertools import chain
 
+from jobs.label.options import LabelOptions
 from jobs.serve.batches.records import BatchError, Record, open_records
-from jobs.serve.batches.run import Starter, starter
+from jobs.serve.batches.run import LabelRun, Starter, Variables, starter
 from jobs.serve.batches.settings import BatchSettings
 from jobs.serve.batches.store import Store
 from jobs.serve.batches.work import BatchWork, Stopped
@@ -46,8 +48,8 @@ class Batches:
         self._start = start or starter(settings)
         usual = LOOK_SECONDS if is_local(store.url) else LOOK_SECONDS_REMOTE
         self._seconds = usual if look_seconds is None else look_seconds
-        self._read: set[str] = set()  # waiting batches whose input was read here, or tried
-        self._turns: dict[str, float] = {}  # when the last batch of a scope ended here
+        self._inputs_read: set[str] = set()  # of batches that wait for their turn
+        self._run_began: dict[str, float] = {}  # when the last run of a scope began here
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 
@@ -77,23 +79,21 @@ class Batches:
                 self._stop.wait(self._seconds)
 
     def _give_a_turn(self) -> bool:
-        """Take a batch to its end, of the scope whose last turn is the longest time ago.
+        """Take a batch to its end, of the scope whose last run began the longest time ago.
 
-        Returns whether there was one that could end. Raises Stopped.
+        Returns False if no batch can be worked on now. Raises Stopped.
         """
         scopes: dict[str, list[Record]] = {}
         for record in open_records(self._store):
             scopes.setdefault(record.scope_folder, []).append(record)
-        for scope in sorted(scopes, key=lambda scope: self._turns.get(scope, -math.inf)):
-            if any(map(self._advance, scopes[scope])):  # oldest first
-                self._turns[scope] = time.monotonic()
-                return True
-        return False
+        of_scopes = sorted(scopes.items(), key=lambda one: self._run_began.get(one[0], -math.inf))
+        records = chain.from_iterable(oldest_first for _, oldest_first in of_scopes)
+        return any(self._step(record, BatchWork.advance) for record in records)
 
     def _wait(self, current: Record) -> None:
         """Wait for the next look at the run of the `current` batch.
 
-        Of others, end those that must end, and read the inputs of those that are new. If the store
+        Of others, end those that must end, and read the input of one that is new. If the store
         fails at that, the run goes on. Raises Stopped if this server ends.
         """
         if self._stop.wait(self._seconds):
@@ -104,41 +104,41 @@ class Batches:
             log.warning("other batches wait: %s", mask(str(error)))
 
     def _look_at_others(self, current: Record) -> None:
-        records = open_records(self._store)
-        self._read &= {record.id for record in records}
+        records = [one for one in open_records(self._store) if one.id != current.id]
+        self._inputs_read &= {record.id for record in records}
         for record in records:
-            if record.id == current.id:
-                continue
+            if self._stop.is_set():
+                raise Stopped
             if self._of(record).must_end():
-                self._advance(record)
-            elif record.id not in self._read:
-                self._read.add(record.id)
-                self._claim(record, BatchWork.read_input)  # which is tried once
-
-    def _advance(self, record: Record) -> bool:
-        self._read.discard(record.id)
-        return self._claim(record, BatchWork.advance)
+                self._step(record, BatchWork.advance)
+            elif record.id not in self._inputs_read and self._step(record, BatchWork.read_input):
+                self._inputs_read.add(record.id)
+                return  # an input may take half a minute, and the run is looked at in between
 
     def _of(self, record: Record) -> BatchWork:
-        return BatchWork(self._store, self._settings, self._start, record, self._wait)
+        def start(options: LabelOptions, variables: Variables) -> LabelRun:
+            self._run_began[record.scope_folder] = time.monotonic()
+            return self._start(options, variables)
 
-    def _claim(self, record: Record, step: Callable[[BatchWork, OutputLock], bool]) -> bool:
-        """Do a step of a batch, unless another server works on it, and return whether it has ended.
+        return BatchWork(self._store, self._settings, start, record, self._wait)
 
-        Raises Stopped.
+    def _step(self, record: Record, step: Callable[[BatchWork, OutputLock], bool]) -> bool:
+        """Do a step of a batch, unless another server works on it, and return whether it is done.
+
+        A store that fails is that of this batch: others may have another one. Raises Stopped.
         """
-        if record.ended() is not None:  # a server was killed before it took it off the open ones
-            record.close()
-            return True
         work = self._of(record)
         try:
+            if record.ended() is not None:  # a server was killed before it took it off
+                record.close()
+                return True
             with OutputLock(f"{self._store.url}/{record.folder}", CLAIM) as claim:
                 return step(work, claim)
         except InputError as error:
             log.info("batch %s: %s", record.id, mask(str(error)))
-        except (OutputError, CommandFailed) as error:
+        except (OutputError, CommandFailed, StorageUnavailable) as error:
             log.warning("batch %s is tried again: %s", record.id, mask(str(error)))
-        except (Stopped, StorageUnavailable):
+        except Stopped:
             raise
         except Exception:
             log.exception("batch %s: a mistake of the server", record.id)

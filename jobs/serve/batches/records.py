@@ -107,7 +107,6 @@ class Validated(BaseModel):
     bad: int = 0  # lines that ask for nothing valid, and images that cannot be asked for
     listed: int = 0  # distinct addresses in the list that `label` reads
     threshold: float  # the least score that a line wants
-    key: str | None = None  # whose limit of images it counts to; None without a limit
     runs_before: str | None = None  # the newest run that a lake's OUTPUT had before
 
 

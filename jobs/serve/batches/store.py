@@ -147,11 +147,6 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{int(time.time() * 1000):012x}{secrets.token_hex(12)}"
 
 
-def time_of_id(text: str, prefix: str) -> float:
-    """The Unix time at which an id was made, in seconds."""
-    return int(text.removeprefix(prefix)[:12], 16) / 1000
-
-
 def is_id(text: str, prefix: str) -> bool:
     """Whether a text of a client has the form of an id. Others may lead out of their folder."""
     return re.fullmatch(rf"{prefix}[0-9a-f]{{36}}", text) is not None

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from jobs.label.options import LabelOptions
-from jobs.serve.batches.day import refusal_of
+from jobs.serve.batches.day import take_images
 from jobs.serve.batches.files import Files
 from jobs.serve.batches.input import IMAGES_FOLDER, LIST, InputWriter
 from jobs.serve.batches.lakes import INPUT, OUTPUT, is_lake
@@ -84,20 +84,22 @@ class BatchWork:
         return True
 
     def read_input(self, _: OutputLock) -> bool:
-        """Read the input of a batch that waits for its turn. Returns whether it is wrong, and ends.
+        """Read the input of a batch that waits for its turn. Returns as `advance`.
 
-        That of a lake has nothing to read, and is validated when its run begins.
+        One that is wrong ends. That of a lake has nothing to read, and is validated when its run
+        begins.
         """
         found = self._record.created()
-        if found is None or is_lake(found[0].metadata) or self._record.validated() is not None:
+        if found is None:
             return False
         batch, scope = found
+        if is_lake(batch.metadata) or self._record.validated() is not None:
+            return True
         try:
             self._validate(batch, Files(self._store, scope))
         except InvalidInput as error:
             self.fail(error.errors)
-            return True
-        return False
+        return True
 
     def must_end(self) -> bool:
         """Whether the batch is cancelled or expired."""
@@ -145,7 +147,7 @@ class BatchWork:
             missing = BatchError(code="file_not_found", message=text, param="input_file_id")
             raise InvalidInput([missing]) from error
         allowance = self._record.allowance()
-        if allowance and (refusal := refusal_of(allowance, self._record, writer.images)):
+        if allowance and (refusal := take_images(allowance, self._record, writer.images)):
             raise InvalidInput([refusal])
         return Validated(
             at=int(time.time()),
@@ -153,7 +155,6 @@ class BatchWork:
             bad=writer.bad,
             listed=writer.listed,
             threshold=settings.score_threshold if writer.threshold is None else writer.threshold,
-            key=None if allowance is None else allowance.key,
         )
 
     def _options(self, batch: Batch, threshold: float = 0.0) -> LabelOptions:

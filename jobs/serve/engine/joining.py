@@ -46,7 +46,7 @@ class Joiner:
     def __init__(self, call: Call, calls: int, large: int = 1):
         """`call` returns an answer for each image, and the seconds that an image took.
 
-        So many `large` images are under way at a time.
+        At most `large` of the images that are under way at a time are large.
         """
         self._call, self._free = call, calls
         self._shares = max(1, calls // 2)  # the other half of the calls is for who comes next

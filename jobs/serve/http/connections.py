@@ -8,6 +8,7 @@ goes first. So only requests take places, and what a request may take is bounded
 import asyncio
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -33,7 +34,8 @@ class TimedProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=0)  # writing is paused while anything is unsent
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # else the system takes megabytes at a time
             option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
-            transport.get_extra_info("socket").setsockopt(*option, LEAST_READ)
+            with suppress(OSError):  # the client has gone
+                transport.get_extra_info("socket").setsockopt(*option, LEAST_READ)
         self._wait(HEAD_SECONDS)
         self._make_room()
 
@@ -48,6 +50,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._unset_keepalive_if_required()  # uvicorn's time begins before the answer is sent
         if self.cycle.response_complete:  # else the next request of this connection has begun
             self._wait(KEEP_ALIVE_SECONDS)
 

@@ -7,7 +7,6 @@ guess 256 random bits. Servers read the document again every REREAD_SECONDS.
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
 import operator
 import os
@@ -15,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Literal
@@ -62,7 +61,7 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    format: Literal[1]
+    format: Literal[1] = 1
     keys: list[Key]
 
 
@@ -154,8 +153,7 @@ def _private_files() -> Iterator[None]:
 
 
 def _document(keys: list[Key]) -> bytes:
-    document = {"format": 1, "keys": [asdict(key) for key in keys]}
-    return (json.dumps(document, indent=1) + "\n").encode()
+    return (_Document(keys=keys).model_dump_json(indent=1) + "\n").encode()
 
 
 def _parsed(data: bytes, url: str) -> list[Key]:

@@ -118,7 +118,7 @@ class _Misfit(Exception):
 class _Values:
     """The members of an `enum` or `const`. Those that are no lists or objects are found at once."""
 
-    plain: frozenset[Any]
+    plain: frozenset[tuple[bool, Any]]
     others: list[Any]
 
     @classmethod
@@ -127,7 +127,12 @@ class _Values:
         plain = (one for one in members if not isinstance(one, (list, dict)))
         # No answer has larger numbers, and of those many may have the same hash.
         usual = (one for one in plain if not isinstance(one, int) or abs(one) < 1 << 53)
-        return cls(frozenset(usual), others)
+        return cls(frozenset(map(_typed, usual)), others)
+
+
+def _typed(value: Any) -> tuple[bool, Any]:
+    """A value that equals another one only if both are truth values, or none is."""
+    return isinstance(value, bool), value
 
 
 class _Fitting:
@@ -183,7 +188,7 @@ class _Fitting:
         """Whether a value is one of the members of a keyword."""
         values = self._once(name, schema, lambda: _Values.of(members))
         if not isinstance(value, (list, dict)):
-            return value in values.plain
+            return _typed(value) in values.plain
         for other in values.others:
             self._step(1 + 10 * len(value))
             if value == other:

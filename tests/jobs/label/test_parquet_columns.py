@@ -65,7 +65,7 @@ def test_a_run_of_a_version_without_these_options_is_resumed(options: LabelOptio
 
 def test_the_plan_says_which_columns_hold_the_images(options: LabelOptions) -> None:
     found = plan_images(plan_request(options), NOTHING_KNOWN)
-    assert "images of 1 new Parquet files: column scan\n" in plan_as_text(found, None, "")
+    assert "images of 1 new Parquet file: column scan\n" in plan_as_text(found, None, "")
     found = plan_images(plan_request(replace(options, image_column=None)), NOTHING_KNOWN)
     said = "column photo in the first, chosen from photo, scan by its values\n"
     assert said in plan_as_text(found, None, "")

@@ -75,7 +75,10 @@ def test_a_typo_in_a_path_is_guessed(photos: Path) -> None:
     said = refusal(photos.parent / "holiday", photos.parent / "out")
     assert said.endswith("does not exist: check the spelling")
     said = refusal(photos / "*.jpg", photos.parent / "out")
-    assert said.endswith("patterns are not taken, so name the folder, or a list")
+    assert said.endswith("Patterns are not taken: name the folder, or a list")
+    (photos / "a[1].jpg").touch()
+    said = refusal(photos / "a[2].jpg", photos.parent / "out")
+    assert said.endswith(f"is it {photos / 'a[1].jpg'}?")
 
 
 @pytest.mark.parametrize(

@@ -129,5 +129,5 @@ def test_what_only_root_may_read_on_a_disk_is_counted() -> None:
 
 def test_another_folder_that_may_not_be_read_ends_the_planning() -> None:
     """Its images would count as gone."""
-    with disk_with("photos") as disk, pytest.raises(InputError, match="may not be read"):
+    with disk_with("photos") as disk, pytest.raises(InputError, match="forbidden"):
         plan_shards(str(disk))

@@ -113,3 +113,19 @@ def test_labels_are_published_though_nobody_can_be_told(tmp_path: Path) -> None:
     assert "2 messages not delivered: it answered 404" in printed
     assert SECRET_PATH not in printed
     assert rows(lake.output, "SELECT count(*) FROM images WHERE status = 'ok'") == [(3,)]
+
+
+def test_a_command_that_is_refused_is_told_too(tmp_path: Path) -> None:
+    with webhook() as notify:
+        command = [sys.executable, "-m", "jobs.cli", "label", str(tmp_path / "gone"), "labels"]
+        done = subprocess.run(
+            [*command, "--model", "shapes-tiny", "--notify", "env:HOOK"],
+            env={**os.environ, "DETR_BATCH_NOTIFY_SECRET": KEY, "HOOK": notify.url},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    assert done.returncode == 2 and "does not exist" in done.stderr
+    (request,) = notify.requests
+    assert b"does not exist" in request.body

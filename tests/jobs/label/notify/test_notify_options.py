@@ -72,6 +72,19 @@ def test_a_report_is_signed_or_refused(
     assert slack.notify_key() is None
 
 
+@pytest.mark.parametrize(
+    "held", [b"\xff\xd8\xff", b"a,b\n", b"[" * 100_000, b"[1]\n", b'{"images": [], "info": {}}']
+)
+def test_no_event_is_appended_to_a_file_of_something_else(
+    held: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(held)
+    assert main(["label", "in", str(tmp_path / "labels"), "--lineage", str(file)]) == 2
+    assert "is no file of events: name another" in capsys.readouterr().err
+    assert file.read_bytes() == held
+
+
 def test_events_are_not_written_among_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
