@@ -61,7 +61,7 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[1]
     keys: list[Key]
 
 
@@ -153,7 +153,7 @@ def _private_files() -> Iterator[None]:
 
 
 def _document(keys: list[Key]) -> bytes:
-    return (_Document(keys=keys).model_dump_json(indent=1) + "\n").encode()
+    return (_Document(format=1, keys=keys).model_dump_json(indent=1) + "\n").encode()
 
 
 def _parsed(data: bytes, url: str) -> list[Key]:

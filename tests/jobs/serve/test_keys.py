@@ -89,7 +89,16 @@ DEEP = "[" * 100_000
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{}", "[]", '{"format": 1, "keys": [{}]}', "\xff", DEEP, '{"format": 2, "keys": []}'],
+    [
+        "",
+        "{}",
+        "[]",
+        '{"format": 1, "keys": [{}]}',
+        "\xff",
+        DEEP,
+        '{"keys": []}',
+        '{"format": 2, "keys": []}',
+    ],
 )
 def test_a_file_that_holds_no_keys_is_refused(file: str, content: str) -> None:
     Path(file).write_text(content, encoding="latin-1")
