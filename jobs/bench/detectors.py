@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.bench.measure import say_progress
 from jobs.bench.peers import VARIANTS, peer
 from model.cuda_graphs import RECORD_AT, Graphed, record
 from model.description import Load
@@ -279,6 +280,7 @@ class Worker:
     """A subject's process. CommandFailed if it fails, TimeoutError if it takes too long."""
 
     def __init__(self, subject: Subject):
+        say_progress(f"starting {subject.name}: {subject.model} in {subject.precision}")
         context = multiprocessing.get_context("spawn")
         self.subject = subject
         self.pipe, theirs = context.Pipe()

@@ -52,6 +52,11 @@ class Measurement:
     details: dict[str, Any] = field(default_factory=dict)  # other measurements, as JSON
 
 
+def say_progress(text: str) -> None:
+    """Print what takes time now, for people who wait for it."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def interleaved(
     subjects: Mapping[Name, Callable[[], float]], seconds: float
 ) -> dict[Name, list[float]]:
@@ -60,6 +65,7 @@ def interleaved(
     Other load on the machine thus affects all of them alike. Each subject returns the seconds that
     it took. There are at least FEWEST_ROUNDS rounds; the caller has warmed the subjects up.
     """
+    say_progress(f"timing {counted(len(subjects), 'subject')} in turn, for about {seconds:g} s")
     took: dict[Name, list[float]] = {name: [] for name in subjects}
     order = list(subjects)
     while sum(map(sum, took.values())) < seconds or len(took[order[0]]) < FEWEST_ROUNDS:
@@ -144,7 +150,7 @@ def environment(device: str) -> dict[str, str]:
 def append(measurements: list[Measurement], device: str, path: Path = RESULTS) -> None:
     """Add rows that were measured here and now. InputError for a file with other columns."""
     added = append_rows([environment(device) | asdict(row) for row in measurements], path)
-    print(f"{counted(added, 'row')} added to {path}", file=sys.stderr)
+    say_progress(f"{counted(added, 'row')} added to {path}")
 
 
 def append_rows(rows: list[dict[str, Any]], path: Path = RESULTS) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.bench.measure import Measurement, interleaved, milliseconds
+from jobs.bench.measure import Measurement, interleaved, milliseconds, say_progress
 from jobs.bench.peers import save_peer
 from jobs.demo.scenes import render_scene
 from jobs.output import paths
@@ -83,6 +83,7 @@ def bench_pipeline(
             OURS: lambda output: _ours(folder / "photos", output, options),
             PLAIN: lambda output: _plain(folder / "photos", output, model, device),
         }
+        say_progress("running each pipeline once, to compare their answers")
         scores = {name: subject(next(outputs))[1] for name, subject in subjects.items()}
         error = difference(scores[OURS], scores[PLAIN])
         if not error <= TOLERANCE:

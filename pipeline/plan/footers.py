@@ -39,6 +39,7 @@ class _Footer:
     candidates: str = ""  # the names of the columns that may hold the images
     is_clear: bool = True  # whether there is only one
     error: str = ""  # why there are none
+    misfit: str = ""  # why a column that the user named holds no images, or no ids
     names: str = ""  # of the columns, for people; "" if they are not known
     # The types of those columns that are to be carried along, by name.
     carried: Mapping[str, pa.DataType] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class _Footer:
 class FooterReader:
     """Reads the footers of the Parquet files of one plan.
 
-    `image_column` is the column of images that the user named, and `access` how stores are asked.
+    `image_column` and `id_column` are those that the user named, and `access` how stores are asked.
     Files that are not below the URL `base` are named by a list: they are not looked at, because
     each entry of a list has a row. Files on the web are not looked at, because they would be copied
     whole. `choice` is told which columns there are.
@@ -58,13 +59,15 @@ class FooterReader:
         looks: Looks,
         base: str,
         image_column: str | None,
+        id_column: str | None,
         access: str | None,
         choice: CarryChoice,
     ):
         self._looks, self._base, self._choice = looks, base, choice
-        self._image_column, self._access = image_column, access
+        self._image_column, self._id_column, self._access = image_column, id_column, access
         self.columns: Counter[str] = Counter()  # number of files by the columns of their images
         self.error = ""  # why the first file without images has none
+        self._misfit, self._any_fits = "", False
         self._chosen: dict[str, str] = {}  # by candidates, the column of the first such file
 
     def name_kinds(self, found: Sequence[ListedObject]) -> list[ListedObject]:
@@ -85,7 +88,16 @@ class FooterReader:
         ):
             self._choice.note_unknown_columns()
         left_out = {member for member, footer in footers.items() if footer.error}
+        planned = [one for one, kind in found if kind == "parquet" and one not in left_out]
+        misfits = [footers[one].misfit if one in footers else "" for one in planned]
+        self._any_fits = self._any_fits or not all(misfits)
+        self._misfit = self._misfit or next(filter(None, misfits), "")
         return [(one, NO_IMAGE_COLUMN if one in left_out else kind) for one, kind in found]
+
+    @property
+    def misfit(self) -> str:
+        """Why the columns that the user named fit no planned file. "" if one may be read."""
+        return "" if self._any_fits else self._misfit
 
     def _column_of(self, member: Member, footer: _Footer) -> str:
         """The column of the images of a file, for people. Of like files only one is opened."""
@@ -121,15 +133,20 @@ class FooterReader:
         carried = {
             name: columns.types[name] for name in self._choice.names if name in columns.types
         }
-        footer = _footer_of(columns, self._image_column)
+        footer = _footer_of(columns, self._image_column, self._id_column)
         return replace(footer, names=columns.names_as_text(), carried=carried)
 
 
-def _footer_of(columns: Columns, named: str | None) -> _Footer:
+def _footer_of(columns: Columns, named: str | None, id_column: str | None) -> _Footer:
     """What the columns say. A file that lacks a named column is planned: its row will say so."""
     try:
         leaves = columns.image_candidates(named)
-        return _Footer(names_of_leaves(leaves), is_clear=len(leaves) == 1)
     except NoImageColumn as error:
         is_planned = named is not None and (columns.has(named) or columns.has_candidates())
-        return _Footer() if is_planned else _Footer(error=str(error))
+        return _Footer(misfit=str(error)) if is_planned else _Footer(error=str(error))
+    footer = _Footer(names_of_leaves(leaves), is_clear=len(leaves) == 1)
+    try:
+        columns.id_leaf(id_column)
+    except NoImageColumn as error:
+        return replace(footer, misfit=str(error))
+    return footer

@@ -86,8 +86,9 @@ def plan_shards(
     of INPUT are asked, from now on in this process. `is_of_output` finds files of other OUTPUTs, as
     in `list_objects`. `carry` names the columns that images carry along, as --carry does.
 
-    Raises InputError if INPUT is missing, forbidden or holds nothing to label, or if a column that
-    is to be carried along is not there.
+    Raises InputError if INPUT is missing, forbidden or holds nothing to label, if a column that is
+    to be carried along is not there, or if nothing is known yet and the named columns fit no
+    Parquet file.
     """
     if format not in FORMATS:
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
@@ -98,7 +99,7 @@ def plan_shards(
     choice = CarryChoice(parse_carry(carry), access)
     compared = _Comparison(
         known,
-        FooterReader(looks, base, image_column, access, choice),
+        FooterReader(looks, base, image_column, id_column, access, choice),
         HeadReader(looks),
         choice,
     )
@@ -125,6 +126,8 @@ def plan_shards(
             f"files ({left_out_as_text(compared.left_out, first) or 'it is empty'})"
             + (f". The first of them: {error}" if (error := compared.footers.error) else "")
         )
+    if (misfit := compared.footers.misfit) and compared.is_first:
+        raise InputError(f"INPUT {mask(input_url)}, the first Parquet file: {misfit}")
     if compared.planned and not choice.of_list:
         shards = shards.with_carry(choice.choose())
     known_and_same = compared.wanted - compared.planned
@@ -187,6 +190,11 @@ class _Comparison:
         self.left_out: Counter[str] = Counter()
         self._first_left_out: dict[str, Member] = {}
         self._seen = np.zeros(known.uris.shape[1], bool)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no object is known, so that this is the first run of an OUTPUT."""
+        return not len(self._seen)
 
     def select_new(self, listed: Iterable[Sequence[ListedObject]]) -> Iterator[tuple[Member, str]]:
         """Yield the objects that a plan must contain, with their kinds."""

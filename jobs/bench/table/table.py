@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.bench.detectors import DETECTOR, Subject, Worker
 from jobs.bench.gpu.sizes import Size, coco_sizes
-from jobs.bench.measure import Measurement, interleaved, milliseconds
+from jobs.bench.measure import Measurement, interleaved, milliseconds, say_progress
 from model.config import FasterRcnnConfig
 from model.faster_rcnn import build as build_faster_rcnn
 from model.named import RANDOM, named_model
@@ -133,6 +133,7 @@ def bench_table(
 
 
 def _counted(model: str) -> dict[str, Any]:
+    say_progress(f"counting the operations of {model}")
     net = network(model)
     each = [gmacs(net, model, size) for size in counted_sizes()]
     millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ def lake(tmp_path: Path) -> Path:
         (lake / "other" / name).mkdir(parents=True)
         pq.write_table(schema.empty_table(), lake / "other" / name / "part-0.parquet")
     write(lake / "photos.parquet", jpg=[jpeg()], id=[7])
-    write(lake / "pairs.parquet", photo=[jpeg()], thumb=[jpeg()])
+    write(lake / "pairs.parquet", photo=[jpeg()], thumb=[jpeg()], id=[8])
     return lake
 
 
@@ -84,6 +85,28 @@ def test_a_named_column_is_planned_and_kept(lake: Path, tmp_path: Path) -> None:
     assert "no column thumb (--image-column): the columns are jpg, id" in row["error"]
     # Bytes that are called otherwise, and a text, are planned where they are named.
     assert "00001.parquet" in names(plan_shards(str(lake), image_column="sha256"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "error"),
+    [
+        ({"image_column": "pictur"}, "no column pictur .--image-column.: the columns are photo, "),
+        ({"image_column": "id"}, "the column id .--image-column. holds int64, and no bytes"),
+        ({"id_column": "name"}, "no column name .--id-column.: the columns are photo, thumb, id"),
+    ],
+)
+def test_columns_that_fit_no_file_are_refused_where_nothing_is_labelled_yet(
+    lake: Path, columns: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(InputError, match=f"the first Parquet file: {error}"):
+        plan_shards(str(lake), **columns)
+    known = consume_into_known(
+        [Objects(digest_versions([(str(lake / "gone.parquet"), "")]))], lambda: iter([])
+    )
+    assert "pairs.parquet" in names(plan_shards(str(lake), known=known, **columns))
+    write(lake / "fits.parquet", pictur=[jpeg()], name=["a"])
+    if columns != {"image_column": "id"}:
+        assert "fits.parquet" in names(plan_shards(str(lake), **columns))
 
 
 def test_a_plan_of_an_earlier_version_names_no_columns(lake: Path, tmp_path: Path) -> None:
