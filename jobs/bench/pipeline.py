@@ -43,7 +43,7 @@ def write_photos(folder: Path, images: int) -> None:
 def _run(*command: str) -> float:
     """Return seconds of the whole command. CommandFailed, with its last line, if it fails."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-m", *command], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise CommandFailed(f"{command[0]} failed: {reason}")

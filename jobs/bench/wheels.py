@@ -100,7 +100,7 @@ def download_wheels(pins: Sequence[str], folder: Path, python: str) -> None:
 
     RuntimeError, after all were tried, names those without a wheel.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for abi in (f"cp{python.replace('.', '')}", "abi3", "none"):
         command += ["--abi", abi]

@@ -36,7 +36,7 @@ class ExportOptions(BoxOptions):
     overwrite: bool = field(default=False, metadata={"help": "replace what lies at FILE"})
     with_images: bool = field(
         default=False,
-        metadata={"help": "yolo, voc: put the images beside the labels, with unchanged bytes"},
+        metadata={"help": "coco, yolo, voc: a folder with the images, whose bytes are unchanged"},
     )
     link_images: bool = field(
         default=False,
@@ -44,6 +44,10 @@ class ExportOptions(BoxOptions):
             "help": "the same with links to local files; what a tool writes to such an image, it "
             "writes to yours"
         },
+    )
+    flat: bool = field(
+        default=False,
+        metadata={"help": "names of images without folders, album__a.jpg: for supervision"},
     )
     image_prefix: str | None = field(
         default=None,
@@ -68,7 +72,7 @@ def add(commands: Any) -> None:
         _export,
         help="the newest labels in the format of another tool",
         description="Write the newest labels of OUTPUT: coco, labelstudio and csv into one file, "
-        "yolo and voc into a folder. FILE is a local path or a URL (s3://bucket/labels.json).",
+        "yolo and voc, and coco with images, into a folder. FILE is a local path or a URL (s3://bucket/labels.json).",
     )
     add_command(
         commands,
@@ -91,7 +95,9 @@ def _export(options: ExportOptions) -> int:
         raise InputError(f"--labels {given} names no label: give some with commas between")
     boxes = BoxOptions(**{one.name: getattr(options, one.name) for one in fields(BoxOptions)})
     choice = Choice(options.min_score, labels, boxes)
-    images = ImageOptions(options.with_images, options.link_images, options.image_prefix or "")
+    images = ImageOptions(
+        options.with_images, options.link_images, options.flat, options.image_prefix or ""
+    )
     export(
         options.output,
         options.file,

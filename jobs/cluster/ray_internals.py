@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 # The variables in which Ray looks for its token. Then it reads, or writes, ~/.ray/auth_token.
 TOKEN, TOKEN_PATH, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
@@ -74,6 +75,26 @@ def private_ray() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = may_join
         if own_token:
             del os.environ[TOKEN]  # the processes of Ray have it, and this one remembers it
+
+
+@contextmanager
+def no_imports_from_this_folder() -> Iterator[None]:
+    """Workers of a job that begins within the block do not import from the current folder.
+
+    By default `ray.init` puts the current folder, which may be one of images that anybody wrote, in
+    front of all others where workers look for modules, and so the folder of the script.
+    """
+    serialize = JobConfig._serialize
+
+    def serialize_without_folders(config: JobConfig) -> bytes:
+        config._py_driver_sys_path.clear()
+        return serialize(config)
+
+    JobConfig._serialize = serialize_without_folders
+    try:
+        yield
+    finally:
+        JobConfig._serialize = serialize
 
 
 class OwnMachine:

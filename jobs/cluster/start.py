@@ -19,7 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cluster.placement import Node, Placement, placement_on
 from jobs.cluster.probe import PACKAGES, probe
-from jobs.cluster.ray_internals import AutoscalerView, private_ray, read_autoscaler
+from jobs.cluster.ray_internals import (
+    AutoscalerView,
+    no_imports_from_this_folder,
+    private_ray,
+    read_autoscaler,
+)
 from jobs.cluster.ray_lines import hush_actor_warning, hush_logs
 from jobs.cluster.request import ClusterRequest
 from pipeline.dataflow import ACTOR_CPUS, Layout
@@ -78,7 +83,7 @@ def start_ray(address: str | None) -> None:
         raise CommandFailed(f"{limit}, then run the same command again")
     address = address or "local"  # never an old cluster that still runs on this machine
     try:
-        with start:
+        with start, no_imports_from_this_folder():
             ray.init(
                 address=address,
                 log_to_driver=False,

@@ -29,7 +29,8 @@ class Layout:
     def entries(self, with_images: bool) -> tuple[str, ...]:
         """Return the names in the folder, TABLE last."""
         images = (self.images,) if with_images else ()
-        return (self.labels, *images, *(file.partition("/")[0] for file in self.files))
+        files = (file.partition("/")[0] for file in self.files)
+        return tuple(dict.fromkeys((self.labels, *images, *files)))
 
 
 def is_export(fs: AbstractFileSystem, path: str) -> bool:

@@ -41,6 +41,7 @@ class ImageOptions:
 
     copied: bool = False  # whether they are put beside the labels
     linked: bool = False  # whether local files are linked there instead of copied
+    flat: bool = False  # whether all get names in one folder
     prefix: str = ""  # the address below which Label Studio finds them
 
     @property
@@ -53,6 +54,7 @@ class ToFile:
     """A format that is one file."""
 
     write: Callable[[Labels, TextIO], None]
+    with_images: "ToFolder | None" = None  # what it is with the images
 
     def target(self, url: str, overwrite: bool) -> FileTarget:
         return FileTarget(url, overwrite)
@@ -71,16 +73,28 @@ class ToFolder:
     layout: Layout
     placed: bool = False  # see ImageOptions
     linked: bool = False
+    flat: bool = False
+    looked_into: bool = True  # whether all readers look into the folders below that of the images
 
     def target(self, url: str, overwrite: bool) -> FolderTarget:
         return FolderTarget(url, overwrite, self.layout, self.placed)
 
     def __call__(self, labels: Labels, url: str, overwrite: bool) -> None:
+        labels.flat = self.flat
         with folder(self.target(url, overwrite)) as place:
             if self.placed:
                 self._write_with_images(labels, place)
-                return
-            self.write(labels, place)
+            else:
+                self.write(labels, place)
+        if labels.nested and not self.looked_into:
+            labels.remarks.append(
+                f"{counted(labels.nested, 'image')} in folders below {self.layout.images}, where "
+                "supervision does not look: --flat gives all of them names in one folder"
+            )
+        if not self.placed:
+            self._say_where_images_belong(labels, url)
+
+    def _say_where_images_belong(self, labels: Labels, url: str) -> None:
         labels.remarks.append(
             f"the images belong into {mask(url)}/{self.layout.images} under the names in "
             f"{TABLE}: --with-images puts them there"
@@ -98,10 +112,10 @@ class ToFolder:
 
 
 EXPORTS: dict[str, ToFile | ToFolder] = {
-    "coco": ToFile(coco.write),
-    "yolo": ToFolder(yolo.write, yolo.LAYOUT),
+    "coco": ToFile(coco.write, ToFolder(coco.write_folder, coco.LAYOUT)),
+    "yolo": ToFolder(yolo.write, yolo.LAYOUT, looked_into=False),
     "labelstudio": ToFile(labelstudio.write),
-    "voc": ToFolder(voc.write, voc.LAYOUT),
+    "voc": ToFolder(voc.write, voc.LAYOUT, looked_into=False),
     "csv": ToFile(table.write),
 }
 
@@ -177,12 +191,19 @@ def _format(to: str, url: str, images: ImageOptions) -> ToFile | ToFolder:
         )
     if images.prefix:
         return ToFile(partial(labelstudio.write, prefix=images.prefix))
-    if not images.placed:
+    if images.placed and isinstance(form, ToFile) and form.with_images is not None:
+        form = form.with_images
+        if url.lower().endswith(".json"):
+            raise InputError(f"FILE {mask(url)}: with the images {to} is a folder; give its name")
+    if not (images.placed or images.flat):
         return form
-    option = "--link-images" if images.linked else "--with-images"
+    option = "--flat" if images.flat else "--with-images"
+    option = "--link-images" if images.linked else option
     if isinstance(form, ToFile):
-        folders = " and ".join(name for name, one in EXPORTS.items() if isinstance(one, ToFolder))
-        raise InputError(f"{option} is for {folders}, which are folders, and {to} is one file")
+        raise InputError(
+            f"{option}: {to} is one file; yolo and voc are folders, and coco is one with "
+            "--with-images"
+        )
     if images.linked and not is_local_folder(url):
         raise InputError(f"--link-images: {mask(url)} can hold no links; give --with-images")
-    return replace(form, placed=True, linked=images.linked)
+    return replace(form, placed=images.placed, linked=images.linked, flat=images.flat)

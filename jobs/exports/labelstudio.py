@@ -23,9 +23,9 @@ def write(labels: Labels, file: TextIO, prefix: str = "") -> None:
     hidden, archived, example = 0, 0, ""
     for image in labels.images(voc.RULES if prefix else PLAIN):
         address = _address(image, labels.folder_of(image), prefix)
-        if not prefix and (_is_archived(image) or not SHOWN.match(address)):
+        if not prefix and (image.is_archived or not SHOWN.match(address)):
             hidden, example = hidden + 1, example or address
-        archived += _is_archived(image)
+        archived += image.is_archived
         task = json.dumps(_task(image, address))
         file.write(("," if image.number > 1 else "") + "\n" + task)
     file.write("\n]\n")
@@ -44,10 +44,6 @@ def write(labels: Labels, file: TextIO, prefix: str = "") -> None:
     labels.remarks.append(f"labeling interface: {interface}")
 
 
-def _is_archived(image: LabelledImage) -> bool:
-    return image.image_id.startswith(f"{image.shard}#") or image.uri != image.image_id
-
-
 def _address(image: LabelledImage, folder: str, prefix: str) -> str:
     """Return where Label Studio finds an image.
 
@@ -56,7 +52,7 @@ def _address(image: LabelledImage, folder: str, prefix: str) -> str:
     """
     if not prefix:
         return image.image_id
-    path = image.name if _is_archived(image) else below(image.image_id, image.shard, folder)
+    path = image.name if image.is_archived else below(image.image_id, image.shard, folder)
     path = quote(path) if _ENCODED.match(prefix) else path
     return f"{prefix}{'' if prefix.endswith(('/', '=')) else '/'}{path}"
 

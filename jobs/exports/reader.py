@@ -1,7 +1,7 @@
 """The source of every export format: a stream of the newest labels, image by image."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
@@ -77,6 +77,16 @@ class LabelledImage:
     height: int
     boxes: tuple[Box, ...]
 
+    @property
+    def is_archived(self) -> bool:
+        """Whether it is a member of an archive or a row of a Parquet file."""
+        return is_archived(self.image_id, self.shard, self.uri)
+
+
+def is_archived(image_id: str, shard: str, uri: str) -> bool:
+    """Whether an image is a member of an archive or a row of a Parquet file, by its row."""
+    return image_id.startswith(f"{shard}#") or uri != image_id
+
 
 # Columns of the table that maps label files to images.
 MAPPING = ("file", "picture", "image_id", "shard", "width", "height")
@@ -114,8 +124,8 @@ class Labels:
 
     `classes` maps the label ids of all classes to their names, in order of ids, and `chosen` those
     of the classes whose boxes are exported. Both are those that `choice` renames the classes of the
-    model to. `unnamed` is the number of boxes that are left out because their label id has no name.
-    `remarks` are lines for the user.
+    model to. `nested` is the number of images whose names have a folder, and `unnamed` that of the
+    boxes that are left out because their label id has no name. `remarks` are lines for the user.
 
     InputError if `choice` names a label that OUTPUT's model does not know, or contradicts itself.
     """
@@ -140,7 +150,8 @@ class Labels:
         self._folder_of_run = cache(lambda run: image_folder(output, self._manifest(run)))
         # Takes the images and yields those that are exported.
         self.select: Callable[[Iterator[LabelledImage]], Iterator[LabelledImage]] = iter
-        self.written = self.boxes = 0
+        self.flat = False  # whether all names are in one folder
+        self.written = self.boxes = self.nested = 0
 
     def _select_labels(self, own: dict[int, str]) -> dict[int, str]:
         """The classes of the model whose boxes are read."""
@@ -170,6 +181,7 @@ class Labels:
         for image in self.select(self._read_images(rules)):
             self.written += 1
             self.boxes += len(image.boxes)
+            self.nested += "/" in image.name
             yield image
 
     def folder_of(self, image: LabelledImage) -> str:
@@ -177,13 +189,14 @@ class Labels:
         return self._folder_of_run(image.run)
 
     def _read_images(self, rules: NameRules) -> Iterator[LabelledImage]:
-        with SafeNames(rules) as names:
+        with SafeNames(replace(rules, flat=self.flat)) as names:
             rows = groupby(self._fetch_rows(), key=itemgetter(*range(_IMAGE_COLUMNS)))
             for number, (key, boxes_of_image) in enumerate(rows, 1):
                 run, shard, index, image_id, uri, etag, model, width, height = key
                 found = [row[_IMAGE_COLUMNS:] for row in boxes_of_image]
                 boxes = self._select_boxes([row for row in found if row[0] is not None])
-                paths = names.name(image_id, shard, self._folder_of_run(run))
+                is_file = not is_archived(image_id, shard, uri)
+                paths = names.name(image_id, shard, self._folder_of_run(run), is_file)
                 place = (run, shard, index, uri, etag)
                 yield LabelledImage(number, *paths, image_id, *place, model, width, height, boxes)
 

@@ -17,19 +17,9 @@ from jobs.exports.reader import MAPPING, LabelledImage, Labels, mapping_row
 
 IMAGES = "images"
 LAYOUT = Layout("labels", ("data.yaml", "classes.txt", TABLE), IMAGES)
-# Suffixes that Ultralytics reads, and other suffixes of the same formats.
+# Suffixes that Ultralytics reads.
 _READ = frozenset(".avif .bmp .dng .heic .heif .jp2 .jpeg .jpg .mpo .png .tif .tiff .webp".split())
-_RENAMED = {
-    **dict.fromkeys((".jfif", ".jpe", ".jif", ".jfi", ".jps", ".pjp", ".pjpeg"), ".jpg"),
-    **dict.fromkeys((".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jph"), ".jp2"),
-    **dict.fromkeys((".heics", ".hif"), ".heic"),
-    **dict.fromkeys((".btf", ".tf8"), ".tif"),
-    ".apng": ".png",
-    ".dib": ".bmp",
-    ".avifs": ".avif",
-    ".heifs": ".heif",
-}
-RULES = NameRules(".txt", IMAGES, _RENAMED)
+RULES = NameRules(".txt", IMAGES)
 
 
 def write(labels: Labels, folder: Folder) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,8 +24,12 @@ from pipeline.plan.list_names import (
 from pipeline.storage.files import InputError, open_object
 from pipeline.storage.urls import mask
 
+log = logging.getLogger(__name__)
+
 CSV_SUFFIXES = (".csv", ".tsv")
 LONGEST_HEADER = 1 << 16  # characters
+# What csv says of a quote that opens a cell and is not closed at the end of one.
+_OPEN_QUOTE = ("unexpected end of data", "expected after")
 
 
 def is_csv_list(fs: AbstractFileSystem, path: str) -> bool:
@@ -38,11 +43,14 @@ def names_in_csv(
 ) -> Iterator[tuple[str, Said]]:
     """The names in a table, each with the values that `choice` carries along.
 
-    An empty cell is null. Raises InputError for a cell that is too long, and for columns that are
-    to be carried along and that the table lacks.
+    An empty cell is null. A quoted cell may hold line breaks, and the rows with such cells are
+    logged, because the quote may be none. Raises InputError for a cell that is too long, for one
+    whose quote is not closed at its end, and for columns that are to be carried along and that the
+    table lacks.
     """
     with _opened(fs, path) as text:
-        rows = csv.reader(_lines(text, path), delimiter=_delimiter(fs, path))
+        rows = csv.reader(_lines(text, path), delimiter=_delimiter(fs, path), strict=True)
+        begins, broken, first_broken = 1, 0, 0
         try:
             header = next(rows)
             columns = address_names(header)
@@ -50,12 +58,29 @@ def names_in_csv(
             texts = pa.schema([(name, pa.string()) for name in dict.fromkeys(header)])
             carry = choice.choose_for_list(path, texts) if choice else NO_CARRY
             places = {name: header.index(name) for name in (columns[0], *carry.as_document())}
+            begins = rows.line_num + 1
             for row in rows:
+                if rows.line_num > begins:
+                    broken, first_broken = broken + 1, first_broken or begins
+                begins = rows.line_num + 1
                 cells = {name: row[at] or None for name, at in places.items() if at < len(row)}
                 if name := (cells.get(columns[0]) or "").strip():
                     yield name, values_of_json(cells, carry, MOST_LISTED_BYTES) if carry else None
         except csv.Error as error:
-            raise InputError(f"line {rows.line_num} of the list {mask(path)}: {error}") from error
+            place = f"line {begins} of the list {mask(path)}"
+            if any(text in str(error) for text in _OPEN_QUOTE):
+                raise InputError(
+                    f'{place}: a quote (") opens a cell of this row, and is not closed at the end '
+                    "of one. In CSV and TSV a cell that begins with a quote stands in quotes, and "
+                    "its own quotes are doubled"
+                ) from error
+            raise InputError(f"{place}: {error}") from error
+    if broken:
+        log.warning(
+            "%s: rows with line breaks in quoted cells: %d, the first in line %d. If a quote there "
+            "is a part of a text, it hides the entries that follow: double it",
+            *(mask(path), broken, first_broken),
+        )
 
 
 @contextmanager

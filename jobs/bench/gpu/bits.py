@@ -99,7 +99,14 @@ class Worker:
 
     def __init__(self, context: Context, environment: dict[str, str], thorough: bool):
         self.context, self.environment = context, environment
-        self.command = [sys.executable, "-m", "jobs.bench.gpu.bits", "--device", context.device]
+        self.command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "jobs.bench.gpu.bits",
+            "--device",
+            context.device,
+        ]
         self.command += ["--tiny"] if context.tiny else []
         self.command += ["--thorough"] if thorough else []
         self.process: subprocess.Popen[str] | None = None

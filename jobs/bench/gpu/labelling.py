@@ -124,7 +124,7 @@ def run_label(output: Path, options: dict[str, Any], calls: int, device: str) ->
     names it. CommandFailed, with the last line of the output, if `label` fails.
     """
     given = json.dumps({**options, "output": str(output)})
-    command = [sys.executable, "-m", "jobs.bench.gpu.labelling", str(calls)]
+    command = [sys.executable, "-P", "-m", "jobs.bench.gpu.labelling", str(calls)]
     # The run must not use a cluster that this machine's environment names.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with TemporaryFile() as log, TemporaryDirectory(prefix="detr-batch-fill-") as batches:

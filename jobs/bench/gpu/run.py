@@ -131,7 +131,7 @@ def run_step(options: GpuRequest, step: str, seconds: float) -> str:
 
 def _run_process(options: GpuRequest, step: str, seconds: float) -> int | None:
     """Run a step's process and return its exit code; None if its time was over."""
-    command = [sys.executable, "-X", "faulthandler", "-m", "jobs.bench.gpu.step", step]
+    command = [sys.executable, "-P", "-X", "faulthandler", "-m", "jobs.bench.gpu.step", step]
     command += ["--out", str(options.out), "--device", options.device]
     command += ["--deadline", str(time.monotonic() + seconds)]  # all processes share this clock
     command += ["--tiny"] if options.tiny else []

@@ -25,7 +25,7 @@ def main(parent: int, words: list[str]) -> None:
         sys.exit(1)
     os.nice(NICENESS)
     os.environ[RAY_NICENESS] = "0"
-    os.execv(sys.executable, [sys.executable, "-m", "jobs.cli", "label", *words])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "jobs.cli", "label", *words])
 
 
 if __name__ == "__main__":

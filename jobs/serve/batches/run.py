@@ -76,7 +76,7 @@ class Process:
     def __init__(self, words: list[str], variables: dict[str, str]):
         self._log = tempfile.TemporaryFile(prefix="detr-batch-")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-P", "-m", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._log,

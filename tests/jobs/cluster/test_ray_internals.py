@@ -18,6 +18,7 @@ from jobs.cluster.ray_internals import (
     TRACKER,
     NoTracker,
     OwnMachine,
+    no_imports_from_this_folder,
     private_ray,
     problem_of_selector,
     ray_data_without_helpers,
@@ -63,6 +64,19 @@ def test_ray_has_the_helpers_again_after_the_start_of_a_private_ray() -> None:
         raise ConnectionError
     assert {name: getattr(Node, name) for name in HELPERS} == methods
     assert utils.get_dashboard_dependency_error is error
+
+
+def test_workers_import_from_no_folder_that_ray_adds() -> None:
+    from ray._private import worker
+    from ray.job_config import JobConfig
+
+    assert "job_config._py_driver_sys_path.extend" in inspect.getsource(worker.connect)
+    serialize = JobConfig._serialize
+    assert b"/lake" in JobConfig(_py_driver_sys_path=["/lake"])._serialize()
+    with pytest.raises(ConnectionError), no_imports_from_this_folder():
+        assert b"/lake" not in JobConfig(_py_driver_sys_path=["/lake"])._serialize()
+        raise ConnectionError
+    assert JobConfig._serialize is serialize
 
 
 def test_messages_of_the_autoscaler_have_the_fields_that_are_read() -> None:

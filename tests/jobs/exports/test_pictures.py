@@ -46,7 +46,9 @@ def labels_by_ultralytics(picture: Path) -> Path:
 
 
 @pytest.mark.parametrize("option", ["--with-images", "--link-images"])
-@pytest.mark.parametrize(("to", "folder"), [("yolo", "images"), ("voc", "JPEGImages")])
+@pytest.mark.parametrize(
+    ("to", "folder"), [("yolo", "images"), ("voc", "JPEGImages"), ("coco", "images")]
+)
 def test_images_lie_beside_their_labels(
     to: str, folder: str, option: str, written: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -189,10 +191,10 @@ def test_images_come_from_and_go_to_a_bucket(bucket: str, tmp_path: Path) -> Non
     assert main(["export", output, f"{bucket}/more", "--to", "yolo", "--link-images"]) == 2
 
 
-@pytest.mark.parametrize("to", ["coco", "csv", "labelstudio"])
+@pytest.mark.parametrize("to", ["csv", "labelstudio"])
 def test_formats_of_one_file_take_no_images(
     to: str, written: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(tmp_path, to, "--with-images") == 2
     said = capsys.readouterr().err
-    assert f"--with-images is for yolo and voc, which are folders, and {to} is one file" in said
+    assert f"--with-images: {to} is one file; yolo and voc are folders, and coco is one" in said

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.support.samples import jpeg
 TOOLS = Path(__file__).parents[3] / ".venv/tools/bin/python"
 READERS = Path(__file__).with_name("tool_readers.py")
 # Pixels by which a corner may differ: VOC has whole pixels, and datumaro adds none to the last.
-PIXELS = {"ultralytics": 0.01, "fiftyone_yolo": 0.01, "fiftyone_coco": 0.01}
+PIXELS = dict.fromkeys(("ultralytics", "fiftyone_yolo", "fiftyone_coco", "datumaro_coco"), 0.01)
 WHOLE_PIXELS = 2.01
 
 pytestmark = [
@@ -31,11 +32,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A labelled lake, exported with images as `yolo` and `voc`, and as `coco.json`."""
+    """A labelled lake, exported with images as `yolo`, `voc` and `coco`, and as `coco.json`."""
     folder = tmp_path_factory.mktemp("images")  # a folder of this name lies above all images
     write_labelled_lake(folder)
     output = str(folder / "out")
-    for to in ("yolo", "voc"):
+    for to in ("yolo", "voc", "coco"):
         assert main(["export", output, str(folder / to), "--to", to, "--with-images"]) == 0
     assert main(["export", output, str(folder / "coco.json"), "--to", "coco"]) == 0
     yield folder
@@ -71,6 +72,7 @@ def labelled_boxes(folder: Path) -> dict[str, list[Any]]:
         ("fiftyone_yolo", "yolo", "images"),
         ("datumaro", "voc", "JPEGImages"),
         ("fiftyone_voc", "voc", "JPEGImages"),
+        ("datumaro_coco", "coco", "images"),
     ],
 )
 def test_a_tool_finds_every_image_and_box(
@@ -87,12 +89,30 @@ def test_a_tool_finds_every_image_and_box(
         check_boxes(found[path], boxes, PIXELS.get(reader, WHOLE_PIXELS))
 
 
-def test_fiftyone_reads_coco(folder: Path) -> None:
+def test_fiftyone_reads_coco_with_its_images(folder: Path) -> None:
+    made = folder / "coco"
+    document = made / "annotations/instances_default.json"
+    found = read_with_tool("fiftyone_coco", folder, document, made / "images")
+    rows, wanted = by_image_id(made), labelled_boxes(folder)
+    assert len(found) == len(rows) == len(wanted)
+    for image_id, boxes in wanted.items():
+        path = str(made / "images" / rows[image_id]["picture"])
+        check_boxes(found[path], boxes, PIXELS["fiftyone_coco"])
+
+
+def test_fiftyone_finds_the_loose_images_of_coco_in_the_lake(folder: Path) -> None:
+    """It stops at an image without a file, so those of the archive lie there too."""
     images = json.loads((folder / "coco.json").read_text())["images"]
     for image in images:
-        placed = folder / "placed" / image["file_name"]
-        placed.parent.mkdir(parents=True, exist_ok=True)
-        placed.write_bytes(jpeg())
+        placed = folder / "lake" / image["file_name"]
+        assert placed.exists() == ("#" not in image["image_id"])
+    shutil.copytree(folder / "lake", folder / "placed")
+    (folder / "placed/s.tar").unlink()
+    for image in images:
+        if "#" in image["image_id"]:
+            placed = folder / "placed" / image["file_name"]
+            placed.parent.mkdir(parents=True, exist_ok=True)
+            placed.write_bytes(jpeg())
     found = read_with_tool("fiftyone_coco", folder, folder / "coco.json", folder / "placed")
     wanted = labelled_boxes(folder)
     assert len(found) == len(images) == len(wanted)

@@ -32,11 +32,19 @@ def ultralytics(made: str) -> Found:
 
 
 def datumaro(made: str) -> Found:
+    return _datumaro(made, "voc")
+
+
+def datumaro_coco(made: str) -> Found:
+    return _datumaro(made, "coco_instances")
+
+
+def _datumaro(made: str, form: str) -> Found:
     module = importlib.import_module("datumaro")
     environment = importlib.import_module("datumaro.components.environment").Environment()
-    assert "voc" in environment.detect_dataset(made)
+    assert form in environment.detect_dataset(made)
     kind = module.AnnotationType
-    read = module.Dataset.import_from(made, "voc")
+    read = module.Dataset.import_from(made, form)
     names = [label.name for label in read.categories()[kind.label]]
     for item in read:
         height, width = item.media.size

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from pipeline.carry.values import struct_array
+from pipeline.plan import list_csv
 from pipeline.plan.lists import is_list
 from pipeline.plan.plan import plan_shards
 from pipeline.storage.files import InputError, open_location
+from tests.support.logs import listen
 from tests.support.samples import jpeg
 
 HEADER = ["id", "Image URL", "caption", "n", "seen"]
@@ -74,11 +76,35 @@ def test_a_table_without_addresses_is_no_list(tmp_path: Path) -> None:
     assert not is_list(*open_location(str(tmp_path / "t.csv"), "INPUT"))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_quote_that_is_not_closed_hides_no_entries(
+    suffix: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listen(list_csv.__name__, caplog, monkeypatch)
+    tab = "\t" if suffix == "tsv" else ","
+    rows = ["url,caption", "a.jpg,plain", 'b.jpg,"Open the door', "c.jpg,two", 'd.jpg,said "no"']
+    path = tmp_path / f"list.{suffix}"
+    path.write_text("\n".join(rows).replace(",", tab) + "\n")
+    with pytest.raises(InputError, match=r"line 3 of the list .*is not closed at the end"):
+        plan_shards(str(path))
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(1))
+    rows[2:] = ['b.jpg,"Open ""the"" door"', 'c.jpg,5 " wide', 'd.jpg,"one\ntwo"']
+    path.write_text("\n".join(rows).replace(",", tab) + "\n")
+    assert plan_shards(str(path)).shards.images == 4
+    assert "rows with line breaks in quoted cells: 1, the first in line 5" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "carry", "reason"),
     [
         ("url,a\nx.jpg,1\n", "b", "the list .* has no such column; its columns are url, a"),
         ("url,a\n" + "x" * 200_000 + ",1\n", None, "line 2 of the list .*field limit"),
+        ('a,url\n"b\n1,x.jpg\n', None, "line 2 of the list .*a quote .*opens a cell"),
+        ('url,a\nx.jpg,1\ny.jpg,"b\nz.jpg,"c"\n', None, "line 3 of the list .*not closed"),
         ("url,a\n" + "x" * 2_000_000, None, "a line of the list .* has more than 1,048,576"),
     ],
 )
