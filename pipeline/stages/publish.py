@@ -8,6 +8,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,24 +134,14 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
     The images table is sorted by shard and position, the detections table by label and score.
     Raises OutputError for a damaged block, after removing it.
     """
-    blocks = []
-    for name in part.files:
-        table = _read_block_or_remove_it(target.staging, name)
-        blocks.append(table.filter(pc.is_in(table["shard"], pa.array(part.shards, pa.string()))))
-    rows = pa.concat_tables(blocks).sort_by(
-        [("shard", "ascending"), ("index_in_shard", "ascending")]
-    )
-    rows = _number_images(_drop_repeated_images(rows))
-    tables = {
-        "images": images_table(rows, target),
-        "detections": detections_table(rows, target),
-    }
-    images, detections = (
-        write_part(target.output, target.part_name.format(table=name, number=part.number), table)
-        for name, table in tables.items()
-    )
-    lost = pc.sum(rows[NOT_CARRIED]).as_py() if NOT_CARRIED in rows.column_names else 0
+    rows = _read_part(part, target)
     near = _near_duplicates(rows)
+    name = partial(target.part_name.format, number=part.number)
+    images = write_part(target.output, name(table="images"), images_table(rows, target))
+    lost = pc.sum(rows[NOT_CARRIED]).as_py() if NOT_CARRIED in rows.column_names else 0
+    table = detections_table(rows, target)
+    del rows  # a million boxes take 100 MB in each form
+    detections = write_part(target.output, name(table="detections"), table)
     return [
         replace(images, not_carried=lost or 0),
         replace(
@@ -159,6 +150,18 @@ def publish_part(part: Part, target: PublishTarget) -> list[PartFile]:
             near_duplicates_any_class=near.any_class,
         ),
     ]
+
+
+def _read_part(part: Part, target: PublishTarget) -> pa.Table:
+    """The DETECTED rows of a part, sorted and numbered, without repeated images."""
+    blocks = []
+    for name in part.files:
+        table = _read_block_or_remove_it(target.staging, name)
+        blocks.append(table.filter(pc.is_in(table["shard"], pa.array(part.shards, pa.string()))))
+    rows = pa.concat_tables(blocks).sort_by(
+        [("shard", "ascending"), ("index_in_shard", "ascending")]
+    )
+    return _number_images(_drop_repeated_images(rows))
 
 
 def _near_duplicates(rows: pa.Table) -> NearDuplicates:
@@ -253,7 +256,7 @@ def detections_table(rows: pa.Table, target: PublishTarget) -> pa.Table:
         "shard": rows["shard"].take(parent),
         "detection": pa.array(np.arange(len(flat)) - np.repeat(starts, lengths), pa.int32()),
         "label": pa.array(target.labels, pa.string()).take(fields["label_id"]),
-        "run_id": pa.array([target.run_id] * len(flat), pa.string()),
+        "run_id": pa.repeat(pa.scalar(target.run_id, pa.string()), len(flat)),
     }
     return sort_by_label(pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS))
 
