@@ -13,7 +13,9 @@ request for one is repeated when the lease has ended.
 
 The clocks of two machines differ and jump. A holder is therefore considered alive if it renews its
 lease. A holder whose lease seems to have ended is watched for a while before it is considered dead.
-A lease that is too long to watch is not taken over until the user deletes the file.
+A lease that is too long to watch is not taken over until the user deletes the file. The lock of a
+local OUTPUT also says which process holds it: where that process ran on this machine and has ended,
+its lock is taken over at once.
 """
 
 import json
@@ -41,6 +43,8 @@ from pipeline.storage.files import (
     open_location,
     read_object,
 )
+from pipeline.storage.limits import reached_limit
+from pipeline.storage.process_identity import has_ended, identity_of_process
 from pipeline.storage.retries import repeat_while
 from pipeline.storage.urls import mask
 
@@ -71,14 +75,19 @@ class Lease:
     holder: str  # "host:pid", for people
     lease_seconds: float
     expires_at: float  # Unix time on the holder's clock
+    process: str = ""  # see process_identity.py; "" if it is not known, as before 0.2
+
+
+_FIELDS = tuple(field.name for field in fields(Lease))
 
 
 def lease_of_bytes(data: bytes) -> Lease | None:
     """The lease in the bytes of a lock file; None if the bytes are not a valid lease."""
     try:
         document = json.loads(data)
-        lease = Lease(*(document[field.name] for field in fields(Lease)))
-        texts, numbers = (lease.token, lease.holder), (lease.lease_seconds, lease.expires_at)
+        lease = Lease(**{name: document[name] for name in _FIELDS if name in document})
+        texts = lease.token, lease.holder, lease.process
+        numbers = lease.lease_seconds, lease.expires_at
         whole = (
             all(isinstance(text, str) for text in texts)
             and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
@@ -160,9 +169,12 @@ class OutputLock:
     def _lives(self, holder: Lease) -> bool:
         """Whether the holder of the lease is alive.
 
-        If the clocks agree, the end time of the lease decides. Otherwise the holder is watched for
-        a renewal. Raises InputError if renewals are too rare to wait for one.
+        A process of this machine that has ended is dead. Else, if the clocks agree, the end time of
+        the lease decides. Otherwise the holder is watched for a renewal. Raises InputError if
+        renewals are too rare to wait for one.
         """
+        if isinstance(self.fs, LocalFileSystem) and has_ended(holder.process):
+            return False
         lease = holder.lease_seconds
         remaining = holder.expires_at - time.time()
         if 0 < remaining <= lease:
@@ -175,7 +187,10 @@ class OutputLock:
                 f"{self._place()} is of {holder.holder}, and only in {watch:.0f} s would it tell "
                 "whether that command still runs: wait for it, or delete the file if it has ended"
             )
-        log.info("watching for %.0f s whether %s lives", watch, holder.holder)
+        log.warning(
+            "%s is locked by %s, whose lease has ended: watching for %.0f s whether it lives",
+            *(mask(self.output), holder.holder, watch),
+        )
         until = monotonic_seconds() + watch
         while monotonic_seconds() < until:
             time.sleep(LOOK_SECONDS)
@@ -237,12 +252,15 @@ class OutputLock:
             )
 
     def _why_not_renewed(self) -> str:
-        return "" if self._failure is None else f" ({mask(str(self._failure))})"
+        if self._failure is None:
+            return ""
+        return f" ({reached_limit(self._failure) or mask(str(self._failure))})"
 
     def _content(self) -> bytes:
         holder = f"{socket.gethostname()}:{os.getpid()}"
         ends = time.time() + self.lease_seconds
-        return json.dumps(asdict(Lease(self.token, holder, self.lease_seconds, ends))).encode()
+        lease = Lease(self.token, holder, self.lease_seconds, ends, identity_of_process())
+        return json.dumps(asdict(lease)).encode()
 
     def _read(self) -> Lease | None:
         """The lease in the lock file; None if there is no file. OutputError if it is damaged."""

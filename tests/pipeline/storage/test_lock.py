@@ -1,6 +1,8 @@
 """The lock on a local disk and on a real S3 server with conditional writes."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from pipeline.storage.files import InputError, OutputError, create_whole, join, open_location
 from pipeline.storage.lock import OLD_NAME, LockLost, OutputLock, lease_of_bytes
+from pipeline.storage.process_identity import has_ended, identity_of_process
 from tests.support.damage import warnings_of
 
 LOCK_NAME = "lock.json"
@@ -223,6 +226,66 @@ def test_lease_outlives_a_store_that_fails_for_a_while(tmp_path: Path) -> None:
         lock.check()
         with pytest.raises(InputError, match="is being written by"):
             OutputLock(str(tmp_path / "out"), LOCK_NAME).__enter__()
+
+
+HOLD = """
+import sys, time
+from pipeline.storage.lock import OutputLock
+with OutputLock(*sys.argv[1:]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which process it was")
+def test_the_lock_of_a_killed_process_of_this_machine_is_taken_at_once(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    command = [sys.executable, "-c", HOLD, out, LOCK_NAME]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGSTOP)
+        with pytest.raises(InputError, match=rf"is being written by .*:{holder.pid} "):
+            OutputLock(out, LOCK_NAME).__enter__()
+        holder.kill()
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie
+        with OutputLock(out, LOCK_NAME) as lock:
+            lock.check()
+    assert has_ended(f"{' '.join(identity_of_process().split(' ')[:2])} {holder.pid} 1")
+
+
+def test_a_process_is_told_from_others_by_all_that_is_known() -> None:
+    boot, namespace, pid, start = identity_of_process().split(" ")
+    assert not has_ended(f"{boot} {namespace} {pid} {start}")
+    assert has_ended(f"{boot} {namespace} {pid} {int(start) + 1}")  # its number is used again
+    for other in (
+        "",
+        "x",
+        f"other {namespace} {pid} 1",
+        f"{boot} pid:[1] {pid} 1",
+        f"{boot} a b c d",
+    ):
+        assert not has_ended(other)
+    assert not has_ended(f"{boot} {namespace} ../{pid} 1")
+
+
+def test_a_holder_whose_process_is_unknown_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = warnings_of("pipeline.storage.lock", monkeypatch)
+    (tmp_path / LOCK_NAME).write_bytes(lease(lease_seconds=0.5))
+    with OutputLock(str(tmp_path), LOCK_NAME):
+        pass
+    (line,) = logged
+    assert "is locked by h:1, whose lease has ended: watching for 0 s whether it lives" in line
+
+
+def test_a_full_disk_is_said_to_be_why_a_lease_ended(tmp_path: Path) -> None:
+    with OutputLock(str(tmp_path), LOCK_NAME, lease_seconds=0.5) as lock:
+        lock._stop.set()
+        lock._failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time.sleep(0.6)
+        with pytest.raises(LockLost, match="the disk is full: make room on it"):
+            lock.check()
 
 
 def test_a_lease_that_ended_says_why(tmp_path: Path) -> None:
