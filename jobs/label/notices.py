@@ -32,8 +32,7 @@ def print_plan_notices(options: LabelOptions, found: Plan, runs: Sequence[Manife
         *unversioned_as_lines(found),
     ):
         print_line(line)
-    wanted = {column.name for column in parse_carry(options.carry)}
-    if found.known and any(not wanted <= run.get("carried", {}).keys() for run in runs):
+    if found.known and any(_carries_otherwise(options, run) for run in runs):
         print_line(
             "--carry is for new objects: the images that "
             f"{mask(options.output)} holds already keep the columns that they have (--relabel "
@@ -55,6 +54,16 @@ def print_plan_notices(options: LabelOptions, found: Plan, runs: Sequence[Manife
         )
     if found.again and not options.relabel:
         print_line(f"tried again: {counted(found.again, 'object')} that failed")
+
+
+def _carries_otherwise(options: LabelOptions, run: Manifest) -> bool:
+    """Whether a run lacks a column of --carry, or has it in another type than the user gives."""
+    carried = run.get("carried", {})
+    return any(
+        column.name not in carried
+        or (column.type is not None and carried[column.name] != name_of_type(column.type))
+        for column in parse_carry(options.carry)
+    )
 
 
 def planned_as_text(found: Plan) -> str:

@@ -41,14 +41,15 @@ def common_carry(runs: Iterable[Manifest]) -> Carry:
 def columns_that_become_text(runs: Iterable[Manifest], new: Carry) -> Iterator[tuple[Column, str]]:
     """The columns of a new run that no type but text holds together with those of earlier `runs`.
 
-    Each comes with the name of the type that it has in these runs.
+    Those that are text in the new run too, and were before, are left out. Each comes with the name
+    of the type that it has in these runs.
     """
     before = common_carry(runs)
     types = {column.name.casefold(): column.type for column in before.columns}
     after = {column.name.casefold(): column.type for column in _common((before, new)).columns}
     for column in new.columns:
         earlier, later = (each.get(column.name.casefold()) for each in (types, after))
-        if earlier is not None and later != earlier and _is_text(later):
+        if earlier is not None and _is_text(later) and not (earlier == later == column.type):
             yield column, name_of_type(earlier)
 
 

@@ -35,6 +35,7 @@ from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import StorageUnavailable
 from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.files import InputError, open_location, uri
+from pipeline.storage.protocols import is_local
 from pipeline.storage.urls import identity, mask, printable
 
 # Loose files are grouped into shards, so that a task reads for seconds and not for one file.
@@ -270,7 +271,8 @@ class _Comparison:
 
 
 def _count_unversioned(rows: Iterable[ListedObject]) -> int:
-    return sum(member.is_unversioned for member, _ in rows)
+    # A local object without a version is a link that leads nowhere.
+    return sum(member.is_unversioned and not is_local(member.uri) for member, _ in rows)
 
 
 def _group_into_shards(base: str, found: Iterable[tuple[Member, str]]) -> Iterator[Shard]:

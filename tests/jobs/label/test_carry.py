@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,10 +67,17 @@ def test_images_that_are_there_keep_their_columns_and_it_is_said(
     options: LabelOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = plan_images(plan_request(options), NOTHING_KNOWN)
-    runs: list[Any] = [{"carried": {"split": "string", "n": "int8"}}, {}]
+    same: dict[str, Any] = {"carried": {"split": "string", "n": "float64"}}
+    typed: dict[str, Any] = {"carried": {"split": "string", "n": "int8"}}  # --carry says n:float
     said = "--carry is for new objects: the images that"
-    for known, count, expected in ((0, 2, False), (3, 1, False), (3, 2, True)):
-        print_plan_notices(options, replace(found, known=known), runs[:count])
+    for known, runs, expected in (
+        (0, [same, {}], False),
+        (3, [same], False),
+        (3, [same, {}], True),
+        (3, [typed], True),
+        (0, [typed], False),
+    ):
+        print_plan_notices(options, replace(found, known=known), cast(Any, runs))
         assert (said in capsys.readouterr().err) == expected
 
 

@@ -217,3 +217,11 @@ def test_objects_without_a_version_are_counted_in_a_line(tmp_path: Path) -> None
         assert line in plan_as_text(found, None, "")
         file.headers = {"ETag": '"1"'}
         assert unversioned_as_lines(plan_shards(str(tmp_path / "list.txt"))) == []
+
+
+def test_a_link_that_leads_nowhere_is_no_object_of_a_store_without_versions(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "b.jpg").symlink_to("nowhere")
+    found = plan_shards(str(tmp_path))
+    assert found.shards.images == 2
+    assert unversioned_as_lines(found) == []

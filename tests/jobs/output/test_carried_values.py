@@ -103,9 +103,11 @@ def test_columns_that_become_text_are_told() -> None:
             (runs[:1], pa.float64()),
             (runs, pa.string()),
             ([], pa.string()),
+            ([run_with("string")], pa.float64()),
+            ([run_with("string")], pa.string()),
         )
     ]
-    assert told == [["int64"], [], ["int64"], []]
+    assert told == [["int64"], [], ["int64"], [], ["string"], []]
 
 
 def test_large_integers_stay_beside_floats(tmp_path: Path) -> None:
