@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from jobs.bench.measure import Measurement, Wrong, interleaved, milliseconds, timer
+from jobs.bench.measure import Measurement, Wrong, interleaved, milliseconds, say_progress, timer
 from model.ops import Implementation, fused_ms_deform_attn
 from model.ops.sampling import sampling_locations
 from model.zoo import DTYPES
@@ -109,6 +109,7 @@ def bench_op(
     measurements = []
     for case in names:
         batch, queries = cases(device)[case]
+        say_progress(f"checking the implementations on {case}, {queries} queries")
         tensors = inputs(batch, queries, DTYPES[precision], device)
         precise = {name: tensor.float() for name, tensor in tensors.items()}
         expected = _ours(precise, "reference")

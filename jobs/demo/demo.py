@@ -18,7 +18,7 @@ LAKE_SEED = 2_000_000  # neither training nor validation draws from it
 def demo(folder: Path, images: int, usd_per_hour: float) -> int:
     """Everything in `folder`; a repeated demo labels into a fresh OUTPUT."""
     lake = folder / "lake"
-    print(f"rendering {images} scenes into {lake} ...", flush=True)
+    print(f"rendering {images} scenes into {lake}: up to a minute", flush=True)
     truth = write_lake(lake, images, LAKE_SEED)
     output = str(folder / f"labels-{time.strftime('%Y%m%dT%H%M%S')}")
     options = LabelOptions(

@@ -38,7 +38,8 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def _missing_lines(images: dict[str, Any], only_labelled: bool) -> list[str]:
-    count = "left out" if only_labelled else "count as images without detections"
+    counts = "count as images without detections; --only-labelled leaves them out"
+    count = "left out" if only_labelled else counts
     kinds = {
         "failed": f"annotated, but failed: {count}",
         "not_labelled": f"annotated, but not labelled: {count}",

@@ -1,8 +1,10 @@
 """Progress of a run on stderr: a live line on a terminal, lines with the time elsewhere."""
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -53,13 +55,15 @@ def show_progress(
     if not sys.stderr.isatty():
         started = last_line = time.monotonic()
         said = ""
-        for receipt in receipts:
-            _add(receipt, tally, print_line)
-            now = time.monotonic()
-            is_due = now - last_line > pause_between_lines(now - started)
-            if is_due and tally.steady_rate():  # the first block alone gives no rate
-                last_line, said = now, describe(tally, already, encoded_bytes)
-                print_line(said)
+        with _lines_before_the_first(tally) as has_line:
+            for receipt in receipts:
+                _add(receipt, tally, print_line)
+                now = time.monotonic()
+                is_due = now - last_line > pause_between_lines(now - started)
+                if is_due and tally.steady_rate():  # the first block alone gives no rate
+                    has_line.set()
+                    last_line, said = now, describe(tally, already, encoded_bytes)
+                    print_line(said)
         if (end := describe_end(tally, already)) != said:
             print_line(end)
         return
@@ -70,6 +74,29 @@ def show_progress(
             _add(receipt, tally, partial(console.print, highlight=False))
             bar.update(task, description=describe(tally, already, encoded_bytes))
         bar.update(task, description=describe_end(tally, already))
+
+
+@contextmanager
+def _lines_before_the_first(tally: Tally) -> Iterator[threading.Event]:
+    """Print a line now and then as a sign of life until the event that this yields is set."""
+    has_line = threading.Event()
+
+    def wait() -> None:
+        pause = SHORTEST_PAUSE
+        while not has_line.wait(pause):
+            print_line(
+                f"{counted(tally.images, 'image')} so far: workers start, and the first images "
+                "take longest"
+            )
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    thread = threading.Thread(target=wait, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield has_line
+    finally:
+        has_line.set()
+        thread.join()
 
 
 def pause_between_lines(seconds: float) -> float:

@@ -43,7 +43,7 @@ def test_the_last_line_of_a_short_run_does_not_say_that_it_starts(
 def test_the_last_line_does_not_repeat_the_one_before(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "SHORTEST_PAUSE", 0.0)
+    monkeypatch.setattr(progress, "pause_between_lines", lambda _: 0.0)
     tally = Tally(startup=Startup(imports=0.01))
 
     def receipts() -> Iterator[Receipt]:
@@ -54,6 +54,22 @@ def test_the_last_line_does_not_repeat_the_one_before(
     show_progress(receipts(), tally)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "9 images, " in said[0]
+
+
+def test_a_log_has_a_sign_of_life_before_the_first_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SHORTEST_PAUSE", 0.05)
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "print_line", lines.append)
+
+    def receipts() -> Iterator[Receipt]:
+        end = time.monotonic() + 60
+        while not lines and time.monotonic() < end:
+            time.sleep(0.01)
+        yield receipt(3)
+
+    show_progress(receipts(), Tally(startup=Startup(imports=10.0)))
+    assert "0 images so far: workers start" in lines[0]
+    assert "3 images, " in lines[-1]
 
 
 def test_a_run_without_receipts_ends_with_a_line_too() -> None:
