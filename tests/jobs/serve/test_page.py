@@ -80,6 +80,31 @@ def test_boxes_lie_where_the_objects_are(browser: Browser, endpoint: str, photo:
     page.context.close()
 
 
+def test_names_stay_within_the_image_and_off_one_another(
+    browser: Browser, endpoint: str, photo: Path
+) -> None:
+    page, _ = opened(browser, endpoint, 390)
+    page.locator("#threshold").fill("0.05")  # as many names as there can be
+    page.set_input_files("#file", photo)
+    expect(page.locator("#result")).to_be_visible(timeout=WAIT)
+    sides = (
+        "one => { const at = one.getBoundingClientRect();"
+        " return [at.left, at.top, at.right, at.bottom]; }"
+    )
+    image = page.locator("#image").evaluate(sides)
+    places = page.locator("#boxes rect:not([fill=none])").evaluate_all(f"all => all.map({sides})")
+    texts = page.locator("#boxes text").evaluate_all(f"all => all.map({sides})")
+    assert 0 < len(texts) == len(places) <= page.locator("#boxes rect[fill=none]").count()
+    for (left, top, right, bottom), text in zip(places, texts, strict=True):
+        assert image[0] - 1 <= left <= text[0] and text[2] <= right <= image[2] + 1
+        assert image[1] - 1 <= top and bottom <= image[3] + 1
+    for number, (left, top, right, bottom) in enumerate(places):
+        for other in places[number + 1 :]:
+            apart = (left - other[2], other[0] - right, top - other[3], other[1] - bottom)
+            assert max(apart) > -0.1
+    page.context.close()
+
+
 @pytest.mark.slow
 def test_an_image_may_be_dropped(browser: Browser, endpoint: str, photo: Path) -> None:
     page, trouble = opened(browser, endpoint)

@@ -35,15 +35,29 @@ function drawBoxes(answer) {
   const names = detections.map((one) => `${one.label} ${one.score.toFixed(2)}`).join(", ");
   const title = element("title", { id: "boxes-title" }, `Boxes: ${names || "none"}`);
   drawing.replaceChildren(title);
-  for (const { label, score, box: [left, top, right, bottom] } of [...detections].reverse()) {
-    const colour = colourOf(label), text = `${label} ${score.toFixed(2)}`;
-    const above = Math.max(0, top - 1.3 * size);
-    drawing.append(
-      element("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: colour, "stroke-width": line }),
-      element("rect", { x: left, y: above, width: 0.62 * size * text.length, height: 1.3 * size, fill: colour }),
-      element("text", { x: left + 0.25 * size, y: above + size, "font-size": size, "font-family": "ui-monospace, monospace", fill: "#000" }, text),
-    );
+  for (const { label, box: [left, top, right, bottom] } of [...detections].reverse()) {
+    drawing.append(element("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: colourOf(label), "stroke-width": line }));
   }
+  const taken = [];
+  for (const detection of detections) drawName(drawing, detection, taken, { width, height, size });
+}
+
+// Draws a name beside its box, within the image, and over no name in `taken`. The table has all
+// names, so one for which there is no room is left out.
+function drawName(drawing, { label, score, box: [left, top, right, bottom] }, taken, { width, height, size }) {
+  const text = element("text", { "font-size": size, "font-family": "ui-monospace, monospace", fill: "#000", class: "name" }, `${label} ${score.toFixed(2)}`);
+  drawing.append(text);
+  const wide = text.getComputedTextLength() + 0.5 * size, high = 1.3 * size;
+  const into = (x) => Math.max(0, Math.min(x, width - wide));
+  const places = [top - high, bottom, top].flatMap((y) => [[into(left), y], [into(right - wide), y]]);
+  const found = places.find(([x, y]) => y >= 0 && y + high <= height && wide <= width
+    && taken.every((other) => x >= other.x + other.wide || other.x >= x + wide || y >= other.y + high || other.y >= y + high));
+  if (!found) return text.remove();
+  const [x, y] = found;
+  taken.push({ x, y, wide });
+  text.setAttribute("x", x + 0.25 * size);
+  text.setAttribute("y", y + size);
+  text.before(element("rect", { x, y, width: wide, height: high, fill: colourOf(label) }));
 }
 
 function listRows(detections) {
