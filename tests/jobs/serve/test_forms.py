@@ -1,9 +1,11 @@
 """Forms: their charset, their fields, and how fast and how many of them come."""
 
+import json
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +18,7 @@ from jobs.serve.http.forms import LONGEST_FIELD
 from jobs.serve.http.keys import add_key
 from jobs.serve.protocol import error_handlers
 from jobs.serve.settings.settings import ApiSettings
-from tests.jobs.serve.test_bodies import CAT, Standing, exchange
+from tests.jobs.serve.test_bodies import CAT, Standing, body_of, exchange
 from tests.support.logs import listen
 from tests.support.serving import serving
 
@@ -156,6 +158,26 @@ def test_a_key_has_only_some_requests_at_a_time(tmp_path: Path) -> None:
             answer = requests.get(f"{address}/v1/models", headers=headers, timeout=20)
             assert answer.status_code == status, answer.text
         assert requests.get(f"{address}/health/live", timeout=20).status_code == 200
+
+
+def test_a_request_is_under_way_until_its_answer_is_read(tmp_path: Path) -> None:
+    keys = str(tmp_path / "keys.json")
+    key = add_key(keys, "a")[1]
+    large = replace(CAT, labels=["x" * 30_000_000])  # more than the system holds
+    settings = ApiSettings(requests_at_once=1, keys=keys)
+    ask = f"GET /v1/models HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    with serving(settings, Standing(large)) as address:
+        body = json.dumps(body_of()).encode()
+        kind = f"\r\nAuthorization: Bearer {key}"
+        head = head_of("/v1/detections", kind, len(body))
+        head = head.replace(b"multipart/form-data; boundary=x", b"application/json")
+        with opened(address, head + body) as connection:
+            assert connection.recv(1)
+            wait_for(address, ask, b"HTTP/1.1 429")
+            came = 1
+            while came < 30_000_000:
+                came += len(connection.recv(1 << 20))
+            wait_for(address, ask, b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("path", ROUTES)
