@@ -42,6 +42,7 @@ class Gate:
         self._sends_request_ids = sends_request_ids
         self._held = 0  # bytes of bodies and of downloads
         self._requests = Places(self._settings.requests_at_once, "requests of the key")
+        self._bodies = Places(self._settings.bodies_at_once, "requests whose images still come")
         self._uploads = Places(self._settings.uploads_at_once, "uploads")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,11 +90,12 @@ class Gate:
         if path not in PATHS or scope["method"] != "POST":
             await self._answer(scope, headers, receive, answer)
             return
-        state["leave"] = expect(self._service)  # what is refused uses up no limit of its key
-        try:
+        with ExitStack() as stack:  # what is refused uses up no limit of its key
+            if state["caller"] != EVERYBODY:
+                stack.enter_context(self._bodies.taken(state["caller"].key))
+            stack.callback(expect(self._service))
+            state["leave"] = stack.close
             await self._answer(scope, headers, receive, answer)
-        finally:
-            state["leave"]()
 
     async def _answer(
         self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"

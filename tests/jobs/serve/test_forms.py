@@ -20,7 +20,7 @@ from jobs.serve.protocol import error_handlers
 from jobs.serve.settings.settings import ApiSettings
 from tests.jobs.serve.test_bodies import CAT, Standing, body_of, exchange
 from tests.support.logs import listen
-from tests.support.serving import serving
+from tests.support.serving import MODEL, serving
 
 ROUTES = ("/v1/files", "/v1/detections")
 PURPOSE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -158,6 +158,28 @@ def test_a_key_has_only_some_requests_at_a_time(tmp_path: Path) -> None:
             answer = requests.get(f"{address}/v1/models", headers=headers, timeout=20)
             assert answer.status_code == status, answer.text
         assert requests.get(f"{address}/health/live", timeout=20).status_code == 200
+
+
+def test_a_key_has_only_some_bodies_that_still_come(tmp_path: Path) -> None:
+    """And those whose images are detected in do not count."""
+    keys = str(tmp_path / "keys.json")
+    ours, theirs = (add_key(keys, name)[1] for name in "ab")
+    settings = ApiSettings(bodies_at_once=2, keys=keys)
+    with serving(settings, Standing(CAT, 0.5)) as address:
+        url = f"{address}/v1/detections"
+
+        def ask(key: str, model: str = MODEL) -> int:
+            headers, body = {"authorization": f"Bearer {key}"}, {**body_of(), "model": model}
+            return requests.post(url, json=body, headers=headers, timeout=20).status_code
+
+        for _ in range(3):
+            assert ask(ours) == 200
+        slow = head_of("/v1/detections", f"\r\nAuthorization: Bearer {ours}")
+        with ExitStack() as stack:
+            for _ in range(2):
+                stack.enter_context(opened(address, slow))
+            wait_for(address, slow, b"HTTP/1.1 429")
+            assert (ask(ours, "none"), ask(theirs, "none")) == (429, 404)
 
 
 def test_a_request_is_under_way_until_its_answer_is_read(tmp_path: Path) -> None:
