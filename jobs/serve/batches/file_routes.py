@@ -21,6 +21,7 @@ from jobs.serve.protocol.parsing import shown
 router = APIRouter(tags=["files"])
 FORM_SECONDS = 600.0  # in which an upload must have come
 FIELDS = 16  # of a form, at most
+IN_MEMORY = 64 << 10  # bytes of a file that still comes: uploads are not counted
 
 
 class FileList(BaseModel):
@@ -81,7 +82,7 @@ async def upload_file(request: Request, files: TheirFiles) -> File:
         raise _no_file()
     try:
         async with asyncio.timeout(FORM_SECONDS):
-            form = await read_form(request, most_files=1, most_fields=FIELDS)
+            form = await read_form(request, 1, FIELDS, IN_MEMORY)
     except TimeoutError as error:
         text = f"The file did not come within {FORM_SECONDS:.0f} s."
         raise ApiError(408, text, "request_timeout", headers={"connection": "close"}) from error

@@ -16,6 +16,7 @@ from jobs.serve.protocol.parsing import parse_body, parse_document
 
 router = APIRouter()
 Address = Annotated[str, StringConstraints(min_length=1)]
+IN_MEMORY = 1 << 20  # bytes of a file of a form; bodies are counted, wherever they are
 Threshold = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -69,7 +70,7 @@ async def create_detections(request: Request) -> Detections:
     images: list[str | bytes]
     if is_form(request):
         most = service.settings.max_images
-        form = await read_form(request, most_files=most, most_fields=most)
+        form = await read_form(request, most, most, IN_MEMORY)
         try:
             asked = _parsed_form(form)
             images = [await file.read() for file in _files(form)]

@@ -13,7 +13,6 @@ from jobs.serve.protocol.parsing import shown
 
 FORM = "multipart/form-data"
 LONGEST_FIELD = 4 << 10  # bytes of a field that is no file
-IN_MEMORY = 64 << 10  # bytes of a file; the others are on the disk
 # Others would let a client choose a codec, and some take seconds for what a field may hold.
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 # It warns of each sign that a client has wrong, which its answer says.
@@ -25,8 +24,13 @@ def is_form(request: Request) -> bool:
     return _content_type(request)[0] == FORM.encode()
 
 
-async def read_form(request: Request, most_files: int, most_fields: int) -> FormData:
-    """The form in a body, which is to be closed. Raises ApiError if it is none that can be read."""
+async def read_form(
+    request: Request, most_files: int, most_fields: int, in_memory: int
+) -> FormData:
+    """The form in a body, which is to be closed. Raises ApiError if it is none that can be read.
+
+    A file of more than `in_memory` bytes is on the disk.
+    """
     charset = _content_type(request)[1].get(b"charset", b"utf-8").decode("latin-1")
     if charset.strip().lower() not in CHARSETS:
         text = f"The form is in `{shown(charset)}`: send it in utf-8, or name no charset."
@@ -39,7 +43,7 @@ async def read_form(request: Request, most_files: int, most_fields: int) -> Form
             max_fields=most_fields,
             max_part_size=LONGEST_FIELD,
         )
-        parser.spool_max_size = IN_MEMORY
+        parser.spool_max_size = in_memory
         try:
             return await parser.parse()
         except MultiPartException as error:

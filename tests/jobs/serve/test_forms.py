@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -91,6 +92,25 @@ def test_fields_are_short(address: str, path: str) -> None:
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_form"
     many = PURPOSE * 65 + END
     assert post(address, path, many).json()["error"]["code"] == "invalid_form"
+
+
+def test_an_upload_that_still_comes_holds_little_memory(address: str) -> None:
+    field = PURPOSE.replace(b"batch", b"b" * LONGEST_FIELD)
+    file = FILE.removesuffix(b"\r\n") % (b"a.jsonl", b"x" * 900_000)
+    with ExitStack() as stack:
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        for _ in range(10):
+            sent = head_of("/v1/files") + 15 * field + file
+            stack.enter_context(opened(address, sent))
+        del sent
+        until = time.monotonic() + 20  # they are taken one by one, and read
+        while "requests_in_flight 11.0" not in requests.get(f"{address}/metrics", timeout=20).text:
+            assert time.monotonic() < until
+        time.sleep(1)
+        while tracemalloc.get_traced_memory()[0] > 10 * 300_000:
+            assert time.monotonic() < until, "they hold their files"
+            time.sleep(0.1)
 
 
 def test_what_is_no_form_with_files_is_not_read(address: str) -> None:
