@@ -13,6 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from jobs.serve.batches.files import MOST_BYTES, PREFIX, File, Files, plain_name
 from jobs.serve.batches.store import Order, Store, check_cursor
+from jobs.serve.http.forms import FORM, is_form, read_form
 from jobs.serve.protocol.callers import Caller, caller_of
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.protocol.parsing import shown
@@ -20,6 +21,7 @@ from jobs.serve.protocol.parsing import shown
 router = APIRouter(tags=["files"])
 FORM_SECONDS = 600.0  # in which an upload must have come
 FIELDS = 16  # of a form, at most
+IN_MEMORY = 64 << 10  # bytes of a file that still comes: uploads are not counted
 
 
 class FileList(BaseModel):
@@ -44,7 +46,7 @@ BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": {
+            FORM: {
                 "schema": {
                     "type": "object",
                     "properties": {
@@ -76,9 +78,11 @@ TheirFiles = Annotated[Files, Depends(files_of)]
 @router.post("/v1/files", openapi_extra=BODY)
 async def upload_file(request: Request, files: TheirFiles) -> File:
     """Upload the input of a batch: one JSON request on each line."""
+    if not is_form(request):
+        raise _no_file()
     try:
         async with asyncio.timeout(FORM_SECONDS):
-            form = await request.form(max_files=1, max_fields=FIELDS)
+            form = await read_form(request, 1, FIELDS, IN_MEMORY)
     except TimeoutError as error:
         text = f"The file did not come within {FORM_SECONDS:.0f} s."
         raise ApiError(408, text, "request_timeout", headers={"connection": "close"}) from error
@@ -88,12 +92,16 @@ async def upload_file(request: Request, files: TheirFiles) -> File:
         await form.close()
 
 
+def _no_file() -> ApiError:
+    text = "The parameter `file` must be a file, as curl sends it by -F file=@requests.jsonl."
+    return ApiError(400, text, "invalid_value", "file")
+
+
 def _uploaded(form: FormData) -> UploadFile:
     """The file of a form. Raises ApiError for a form that is not as it should be."""
     file = form.get("file")
     if not isinstance(file, UploadFile):
-        text = "The parameter `file` must be a file, as curl sends it by -F file=@requests.jsonl."
-        raise ApiError(400, text, "invalid_value", "file")
+        raise _no_file()
     if form.get("purpose") != "batch":
         text = "The parameter `purpose` must be `batch`: this server has no other use for files."
         raise ApiError(400, text, "invalid_value", "purpose")

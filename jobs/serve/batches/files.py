@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from jobs.serve.batches.store import Order, Store, folder_of_scope, is_id, new_id, page_of
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.protocol.parsing import shown
+from pipeline.storage.errors import StorageUnavailable
 
 PREFIX = "file-"
 MOST_BYTES = 200 << 20  # of an uploaded file, as OpenAI allows for batches
@@ -49,10 +50,16 @@ class Files:
             filename=filename,
             purpose=purpose,
         )
-        self._store.write(f"{self._folder}/{file.id}/content", content)
-        # From now on the file exists.
         document = file.model_dump_json().encode()
-        self._store.write(f"{self._folder}/{file.id}/file.json", document)
+        name = f"{self._folder}/{file.id}/content"
+        self._store.write(name, content)
+        try:  # from now on the file exists
+            self._store.write(f"{self._folder}/{file.id}/file.json", document)
+        except StorageUnavailable:
+            if not file_id:  # nobody will know its name
+                with suppress(StorageUnavailable):
+                    self._store.remove(name)
+            raise
         return file
 
     def find(self, file_id: str) -> File | None:

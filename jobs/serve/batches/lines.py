@@ -13,12 +13,14 @@ from typing import Any, BinaryIO
 from jobs.serve.batches.records import BatchError, Endpoint
 from jobs.serve.http.chat import ChatRequest, images_of
 from jobs.serve.http.detections import DetectionsRequest
+from jobs.serve.protocol.counting import has_more_values
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.protocol.parsing import parse_document, repr_of, shown
 from jobs.serve.protocol.response_format import check_format
 
 MOST_LINES = 50_000
 LONGEST_LINE = 64 << 20  # bytes, as of the body of a request
+MOST_LINE_VALUES = 100_000  # beyond it nothing is parsed; a request has MOST_VALUES
 LONGEST_ID = 512  # characters
 ERRORS_SHOWN = 20
 CHAT: Endpoint = "/v1/chat/completions"
@@ -80,8 +82,11 @@ class Lines:
 
     def _line(self, number: int, text: bytes) -> Line | None:
         """The line; None for one that fails the batch."""
+        if has_more_values(text, MOST_LINE_VALUES):
+            self._add("too_many_values", number, f"has more than {MOST_LINE_VALUES:,} values")
+            return None
         try:
-            given = json.loads(text)
+            given = json.loads(text.decode("utf-8-sig"))  # what is counted is UTF-8
         except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict):

@@ -17,6 +17,9 @@ HEAD_SECONDS = 10.0  # from the begin of a connection, or of a head, until the h
 KEEP_ALIVE_SECONDS = 75  # from an answer until the next head begins; the rest of a body comes then
 # A client must read so many bytes of an answer in so many seconds.
 UNREAD_SECONDS, LEAST_READ = 60.0, 64 << 10
+# Bytes of a head, also of what follows a body in chunks: nothing else bounds them. Each field
+# counts as 32 more, as HTTP/2 has it.
+LARGEST_HEAD, PER_FIELD = 64 << 10, 32
 
 
 class TimedProtocol(HttpToolsProtocol):
@@ -28,6 +31,14 @@ class TimedProtocol(HttpToolsProtocol):
         self._wait_after: float | None = None  # seconds to wait for, once the answer is sent
         self._closing: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._head = 0  # bytes of the fields of this request
+        self._untold = 0  # bytes that came since the parser last told of any
+
+    def data_received(self, data: bytes) -> None:
+        self._untold += len(data)
+        super().data_received(data)
+        if self._untold > LARGEST_HEAD:  # a field or the like that does not end
+            self._close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,8 +52,32 @@ class TimedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head = self._untold = 0
         if self._waits_since is not None or self._wait_after is not None:
             self._wait(HEAD_SECONDS)
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + PER_FIELD)
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._untold = 0
+        super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        """Called by the parser."""
+        self._untold = 0
+
+    def _count(self, size: int) -> None:
+        """Count bytes of a head. What is raised ends the connection with status 400."""
+        self._untold = 0
+        self._head += size
+        if self._head > LARGEST_HEAD:
+            raise ValueError(f"the head has more than {LARGEST_HEAD} bytes")
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()

@@ -9,14 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.datastructures import FormData, UploadFile
 
 from jobs.serve.http.detecting import check_model, detect, service_of, usage_of
+from jobs.serve.http.forms import FORM, is_form, read_form
 from jobs.serve.protocol.answers import Detections
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.protocol.parsing import parse_body, parse_document
 
 router = APIRouter()
 Address = Annotated[str, StringConstraints(min_length=1)]
+IN_MEMORY = 1 << 20  # bytes of a file of a form; bodies are counted, wherever they are
 Threshold = Annotated[float, Field(ge=0, le=1)]
-FORM = "multipart/form-data"
 
 
 class DetectionsRequest(BaseModel):
@@ -67,11 +68,14 @@ async def create_detections(request: Request) -> Detections:
     """
     service = service_of(request)
     images: list[str | bytes]
-    if request.headers.get("content-type", "").lower().startswith(FORM):
+    if is_form(request):
         most = service.settings.max_images
-        async with request.form(max_files=most, max_fields=most) as form:
+        form = await read_form(request, most, most, IN_MEMORY)
+        try:
             asked = _parsed_form(form)
             images = [await file.read() for file in _files(form)]
+        finally:
+            await form.close()
     else:
         asked = parse_body(DetectionsRequest, await request.body())
         images = [*asked.images]

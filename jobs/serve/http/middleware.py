@@ -4,7 +4,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.serve.http.detecting import Service, expect
 from jobs.serve.http.keys import KeyRing
 from jobs.serve.http.limits import take
+from jobs.serve.http.places import Places
 from jobs.serve.protocol.answers import PATHS
 from jobs.serve.protocol.callers import Caller
 from jobs.serve.protocol.error_handlers import response_of, unexpected_error
@@ -20,6 +22,8 @@ from jobs.serve.protocol.errors import ApiError
 
 EVERYBODY = Caller("", "everybody")  # where no key is needed
 UPLOADS = "/v1/files"
+LEAST_CAME = 64 << 10  # bytes of an upload that come while it is waited for `body_seconds`
+TAIL = 16 << 10  # bytes at the end of an answer that the system takes, whatever its client reads
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # of a client, which may go into logs
 
 
@@ -37,6 +41,9 @@ class Gate:
         self._settings = service.settings
         self._sends_request_ids = sends_request_ids
         self._held = 0  # bytes of bodies and of downloads
+        self._requests = Places(self._settings.requests_at_once, "requests of the key")
+        self._bodies = Places(self._settings.bodies_at_once, "requests whose images still come")
+        self._uploads = Places(self._settings.uploads_at_once, "uploads")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +59,11 @@ class Gate:
         answer = _Answer(send, state["headers"])
         with self._service.metrics.request(scope, answer):
             try:
-                await self._admit(scope, headers, receive, answer)
+                if scope["path"].startswith("/v1/"):
+                    scope["state"]["caller"] = self._caller(headers)
+                with self._places(scope):
+                    await self._admit(scope, headers, receive, answer)
+                    await answer.finish()
             except ApiError as error:
                 await self._refuse(error, scope, receive, answer)
             except Exception as error:
@@ -60,20 +71,31 @@ class Gate:
                     raise
                 await self._refuse(unexpected_error(error), scope, receive, answer)
 
+    @contextmanager
+    def _places(self, scope: Scope) -> Iterator[None]:
+        """Take the places of a request during the block. Raises ApiError with status 429."""
+        caller, client = scope["state"].get("caller"), scope.get("client")
+        with ExitStack() as stack:
+            if caller is not None and caller != EVERYBODY:
+                stack.enter_context(self._requests.taken(caller.key))
+            if caller is not None and _is_upload(scope):
+                address = client[0] if client else ""
+                stack.enter_context(self._uploads.taken(caller.key or address))
+            yield
+
     async def _admit(
         self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
     ) -> None:
         state, path = scope["state"], scope["path"]
-        if path.startswith("/v1/"):
-            state["caller"] = self._caller(headers)
         if path not in PATHS or scope["method"] != "POST":
             await self._answer(scope, headers, receive, answer)
             return
-        state["leave"] = expect(self._service)  # what is refused uses up no limit of its key
-        try:
+        with ExitStack() as stack:  # what is refused uses up no limit of its key
+            if state["caller"] != EVERYBODY:
+                stack.enter_context(self._bodies.taken(state["caller"].key))
+            stack.callback(expect(self._service))
+            state["leave"] = stack.close
             await self._answer(scope, headers, receive, answer)
-        finally:
-            state["leave"]()
 
     async def _answer(
         self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
@@ -82,7 +104,7 @@ class Gate:
         if path.startswith("/v1/"):
             counter = self._service.counter
             state["headers"] |= await take(counter, state["caller"], "requests", 1)
-        body = _Body(receive, self, is_upload=path == UPLOADS)
+        body = _Body(receive, self, is_upload=_is_upload(scope))
         body.check_announced(headers)
         state["hold"] = body.hold
         try:
@@ -143,6 +165,10 @@ class Gate:
         return self._settings.body_seconds
 
 
+def _is_upload(scope: Scope) -> bool:
+    return bool(scope["path"] == UPLOADS and scope["method"] == "POST")
+
+
 class _Body:
     """The body of a request, which is counted while it comes."""
 
@@ -150,7 +176,8 @@ class _Body:
         self._receive, self._gate, self._is_upload = receive, gate, is_upload
         self._came = self._held = 0  # bytes
         self._is_whole = False
-        self._until = time.monotonic() + gate.body_seconds
+        self._left = gate.body_seconds  # for which it is waited for more
+        self._since = 0  # bytes that have come since an upload had all of them left
 
     def check_announced(self, headers: Headers) -> None:
         """Refuse a body whose announced length is too large, before anything is read."""
@@ -165,23 +192,30 @@ class _Body:
             if self._came + size > self._gate.most_bytes(self._is_upload):
                 raise self._too_large()
             self._came += size
+            self._since += size
             if not self._is_upload:  # which a file on the disk takes
                 self.hold(size)
             self._is_whole = not message.get("more_body", False)
         return message
 
     async def _next(self) -> Message:
-        if self._is_upload or self._is_whole:  # then it waits until the client is gone
+        if self._is_whole:  # then it waits until the client is gone
             return await self._receive()
+        if self._is_upload and self._since >= LEAST_CAME:
+            self._left, self._since = self._gate.body_seconds, 0
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(self._until - time.monotonic()):
+            async with asyncio.timeout(self._left):
                 return await self._receive()
         except TimeoutError as error:
             seconds = self._gate.body_seconds
-            raise ApiError(
-                408, f"The body did not come within {seconds:g} s.", "request_timeout",
-                headers={"connection": "close"},
-            ) from error  # fmt: skip
+            text = f"The body did not come within {seconds:g} s."
+            if self._is_upload:
+                text = f"Less than {LEAST_CAME >> 10} KiB of the file came in {seconds:g} s."
+            headers = {"connection": "close"}
+            raise ApiError(408, text, "request_timeout", headers=headers) from error
+        finally:
+            self._left -= time.monotonic() - began
 
     def hold(self, size: int) -> None:
         """Count bytes that the request holds until it is answered, also those of downloads."""
@@ -204,11 +238,20 @@ class _Body:
 
 
 class _Answer:
-    """Sends an answer, with the headers that all answers have."""
+    """Sends an answer, with the headers that all answers have.
+
+    A long answer ends with `finish`, which waits until its client has read next to all of it.
+    """
 
     def __init__(self, send: Send, headers: dict[str, str]):
         self._send, self._headers = send, headers
         self.status: int | None = None
+        self._is_unfinished = False
+
+    async def finish(self) -> None:
+        """End the answer, once it is read but for what the system holds."""
+        if self._is_unfinished:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -217,4 +260,7 @@ class _Answer:
             headers.setdefault("x-content-type-options", "nosniff")
             for name, value in self._headers.items():
                 headers[name] = value
+        elif not message.get("more_body", False) and len(message.get("body", b"")) > TAIL:
+            self._is_unfinished = True
+            message = {**message, "more_body": True}
         await self._send(message)

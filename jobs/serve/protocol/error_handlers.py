@@ -6,6 +6,7 @@ import traceback
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from jobs.serve.protocol.errors import ApiError
@@ -14,6 +15,7 @@ from pipeline.storage.errors import StorageUnavailable
 from pipeline.storage.urls import mask, printable
 
 log = logging.getLogger(__name__)
+CLIENT_HAS_GONE = 499  # a status for metrics, which nobody gets
 
 
 def install(app: FastAPI) -> None:
@@ -26,6 +28,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         return response_of(invalid_request(error.errors()))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_HAS_GONE)
 
     @app.exception_handler(HTTPException)
     async def of_framework(request: Request, error: HTTPException) -> Response:

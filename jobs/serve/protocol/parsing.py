@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from jobs.serve.protocol.counting import has_more_values
 from jobs.serve.protocol.errors import ApiError
 from pipeline.storage.urls import mask, printable
 
@@ -26,6 +27,8 @@ _ABRIDGED.maxstring = _ABRIDGED.maxother = SEARCHED
 
 def parse_body(kind: type[Model], body: bytes) -> Model:
     """A JSON document as a model. Raises ApiError if it is none, or if the model refuses it."""
+    if has_more_values(body, MOST_VALUES):
+        raise _too_many_values()
     try:
         document = from_json(body)
     except ValueError as error:
@@ -51,9 +54,13 @@ def _check_number_of_values(document: Any) -> None:
         if isinstance(parts, list):
             count += len(parts)
             if count > MOST_VALUES:
-                text = f"The body has more than {MOST_VALUES:,} values: send fewer at a time."
-                raise ApiError(400, text, "too_many_values")
+                raise _too_many_values()
             rest += parts
+
+
+def _too_many_values() -> ApiError:
+    text = f"The body has more than {MOST_VALUES:,} values: send fewer at a time."
+    return ApiError(400, text, "too_many_values")
 
 
 def invalid_request(errors: Sequence[Any]) -> ApiError:

@@ -20,7 +20,11 @@ class ApiSettings:
     max_body_bytes: int = 64 << 20  # of a request that is no upload of a file
     max_upload_bytes: int = (200 << 20) + (1 << 20)  # with the form around it
     held_bytes: int = 1 << 30  # bodies and downloads of all requests at a time
-    body_seconds: float = 60.0  # in which a body that is no upload must have come
+    # In which a body must have come, and of an upload some part (`LEAST_CAME`).
+    body_seconds: float = 60.0
+    requests_at_once: int = 256  # of a key, of the 1024 connections of a replica
+    bodies_at_once: int = 128  # of a key, of the requests with images whose bodies still come
+    uploads_at_once: int = 16  # of a key; where none is needed, of an address
     downloads: int = 32  # at a time
     download_seconds: float = 20.0  # of an image, with its redirects
     stall_seconds: float = 5.0  # between two pieces of an image

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.serve.batches.input import LIST, WANTED, InputWriter
-from jobs.serve.batches.lines import InvalidInput, Line, Lines
+from jobs.serve.batches.lines import MOST_LINE_VALUES, InvalidInput, Line, Lines
 from jobs.serve.batches.records import BatchError
 from jobs.serve.batches.store import Store
+from jobs.serve.protocol.parsing import MOST_VALUES
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.plan.lists import read_url_list
 from pipeline.storage.files import open_location
@@ -70,6 +71,28 @@ def test_images_are_found_again_by_the_names_that_label_gives(tmp_path: Path) ->
     assert wanted[-2:] == [wanted[2], wanted[len(addresses) - 1]]
     assert len(set(wanted)) == len(addresses)
     assert "token" not in "".join(wanted) and "12ab" not in "".join(wanted)
+
+
+def test_a_line_of_too_many_values_is_not_parsed() -> None:
+    bad = request("a", [MODEL])
+    bad["body"]["images"] = [[]] * MOST_VALUES
+    (line,) = read_lines([bad])  # the request fails alone
+    assert line.error is not None and line.error.code == "too_many_values"
+    bad["body"]["images"] = [{"": 0}] * (MOST_LINE_VALUES + 1)
+    (error,) = errors_of([bad])
+    assert (error.code, error.line) == ("too_many_values", 1)
+
+
+def test_a_line_is_utf_8() -> None:
+    text = json.dumps(request("é", [MODEL]), ensure_ascii=False)
+    for charset, is_read in (("utf-8", True), ("utf-8-sig", True), ("utf-16", False)):
+        file = io.BytesIO(text.encode(charset))
+        if is_read:
+            assert [one.custom_id for one in Lines(file, "/v1/detections", MODEL, 3)] == ["é"]
+            continue
+        with pytest.raises(InvalidInput) as caught:
+            list(Lines(file, "/v1/detections", MODEL, 3))
+        assert caught.value.errors[0].code == "invalid_json_line"
 
 
 def test_many_addresses_differ_in_secrets_alone(tmp_path: Path) -> None:

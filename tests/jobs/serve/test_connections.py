@@ -15,7 +15,7 @@ from jobs.serve.engine.engine import Labelled
 from jobs.serve.http import connections
 from jobs.serve.settings.settings import ApiSettings
 from tests.jobs.serve.test_bodies import CAT, HEAD, Standing, body_of, post
-from tests.support.serving import CONNECTIONS, serving
+from tests.support.serving import CONNECTIONS, data_uri, serving
 
 HALF = b"GET /health/live HTTP/1.1\r\nHost: a\r\nX-A: "
 WHOLE = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -71,6 +71,40 @@ def seconds_open(connection: socket.socket, drip: bytes = b"") -> float:
 def test_a_head_that_does_not_come_is_given_up(address: str, sent: bytes, drip: bytes) -> None:
     with connected(address, sent) as connection:
         assert seconds_open(connection, drip) < 2
+
+
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+ENDLESS = {
+    "field": (HALF, b"a" * 1000),
+    "fields": (HALF, b"a\r\nX: " * 200),
+    "empty fields": (HALF, b"\r\nX:" * 250),
+    "url": (b"GET /", b"a" * 1000),
+    "field behind a body": (CHUNKED + b"0\r\nX: ", b"a" * 1000),
+    "fields behind a body": (CHUNKED + b"0\r\nX: ", b"a\r\nX: " * 200),
+    "extension of a chunk": (CHUNKED + b"1;a=", b"a" * 1000),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_has_no_end_is_given_up_soon(name: str) -> None:
+    begin, more = ENDLESS[name]
+    most = 20 << 20  # far more than the system holds for a connection
+    with serving(ApiSettings(), Standing(CAT)) as address, connected(address, begin) as connection:
+        sent = 0
+        with suppress(OSError):
+            while sent < most:
+                connection.sendall(more * 100)
+                sent += 100 * len(more)
+        assert sent < most
+        assert requests.get(f"{address}/health/live", timeout=20).status_code == 200
+
+
+def test_a_head_may_be_long_and_chunks_small(address: str) -> None:
+    fields = {f"x-{n}": "a" * 1000 for n in range(50)}
+    assert requests.get(f"{address}/health/live", headers=fields, timeout=20).status_code == 200
+    body = json.dumps(body_of(data_uri(b"x" * 100_000))).encode()
+    pieces = (body[start : start + 10] for start in range(0, len(body), 10))
+    assert requests.post(f"{address}/v1/detections", data=pieces, timeout=20).status_code == 200
 
 
 @pytest.mark.parametrize("drip", [b"", b"G"])

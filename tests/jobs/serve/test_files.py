@@ -14,6 +14,7 @@ from jobs.serve.batches.store import Store
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
+from pipeline.storage.errors import StorageUnavailable
 from tests.support.batching import client_of
 from tests.support.coroutines import run_coroutine
 from tests.support.serving import serving
@@ -127,6 +128,26 @@ def test_the_asynchronous_client(client: OpenAI) -> None:
             assert content.content == CONTENT
 
     run_coroutine(use())
+
+
+def test_a_file_that_is_not_saved_leaves_nothing(tmp_path: Path) -> None:
+    class Full(Store):
+        """A store that is full when the document shall be written."""
+
+        def write(self, name: str, content: bytes | Path) -> None:
+            if name.endswith("file.json"):
+                raise StorageUnavailable("full")
+            super().write(name, content)
+
+    content = tmp_path / "a.jsonl"
+    content.write_bytes(CONTENT)
+    for store, name in (
+        (Full(str(tmp_path / "full")), "a"),
+        (Store(str(tmp_path / "b")), "\ud800"),
+    ):
+        with pytest.raises((StorageUnavailable, ValueError)):
+            serve_files.Files(store, "scope").save(content, name, "batch")
+        assert not [path for path in Path(store.url).rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,17 @@
 
 import json
 import time
+import tracemalloc
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 
 from jobs.serve.http.chat import ChatRequest
 from jobs.serve.http.detections import DetectionsRequest
+from jobs.serve.protocol import counting
+from jobs.serve.protocol.counting import has_more_values
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.protocol.parsing import LONGEST_VALUE, MOST_VALUES, parse_body, shown
 from jobs.serve.protocol.response_format import SchemaFormat, check_format, shaped
@@ -28,6 +33,69 @@ LARGE = {
         "invalid_value",
     ),
 }
+
+
+MOST_SECONDS, MOST_MEMORY = 3.0, 400 << 20  # beside 63 MiB of each of these
+MANY: dict[str, Callable[[], bytes]] = {
+    "lists": lambda: b'{"images":[' + b"[]," * (21 << 20) + b"0]}",
+    "brackets": lambda: b"[" * (63 << 20),
+    "documents": lambda: b'{"images":[' + b'{"":0},' * (9 << 20) + b"0]}",
+    "behind a text": lambda: (
+        b'{"a":"' + b"\\\\," * (11 << 20) + b'","b":[' + b"0," * (15 << 20) + b"0]}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_values_are_counted_before_they_are_made(name: str) -> None:
+    body = MANY[name]()
+    began = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ApiError) as raised:
+            parse_body(DetectionsRequest, body)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - began < MOST_SECONDS and most < MOST_MEMORY
+    assert raised.value.code == "too_many_values"
+
+
+def test_signs_within_texts_are_no_values() -> None:
+    text = '\\",[{\\\\' * (MOST_VALUES + 1)
+    body = json.dumps({"model": text, "images": [text, text]}).encode()
+    for start in range(40):  # wherever a piece ends
+        assert not has_more_values(b" " * start + body, 2)
+    assert parse_body(DetectionsRequest, body).images == [text, text]
+
+
+def test_documents_are_counted_as_they_are_parsed(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = Random(seed)
+    for _ in range(300):
+        document = any_document(random, 4)
+        text = json.dumps(document, ensure_ascii=random.random() < 0.5).encode()
+        values = values_of(document)
+        monkeypatch.setattr(counting, "PIECE", random.randint(1, 40))
+        assert not has_more_values(text, values)
+        if values > 3:
+            assert has_more_values(text, (values - 2) // 2)
+
+
+def any_document(random: Random, depth: int) -> Any:
+    if not depth or random.random() < 0.3:
+        return "".join(random.choice('",[{}]\\\\:aé\n') for _ in range(random.randint(0, 9)))
+    parts = [any_document(random, depth - 1) for _ in range(random.randint(0, 5))]
+    return parts if random.random() < 0.5 else {f'{n}\\"[,': part for n, part in enumerate(parts)}
+
+
+def values_of(document: Any) -> int:
+    """All but the document itself."""
+    if not isinstance(document, dict | list):
+        return 0
+    parts = document.values() if isinstance(document, dict) else document
+    return len(document) + sum(map(values_of, parts))
 
 
 @pytest.mark.parametrize("name", LARGE)
