@@ -90,7 +90,8 @@ async def detect(
     request.state.leave()  # from here on, its images count
     try:
         files, pixels = [file for file, _ in usable], [own for _, own in usable]
-        labelled = iter(await service.engine.detect_all(files, pixels) if usable else [])
+        with request.state.take_images(len(usable)):
+            labelled = iter(await service.engine.detect_all(files, pixels) if usable else [])
     except Overloaded as error:
         raise _busy(error) from error
     found = [

@@ -5,7 +5,8 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -44,6 +45,8 @@ class Gate:
         self._requests = Places(self._settings.requests_at_once, "requests of the key")
         self._bodies = Places(self._settings.bodies_at_once, "requests whose images still come")
         self._uploads = Places(self._settings.uploads_at_once, "uploads")
+        self._images = Places(self._settings.images_at_once, "images of the key")
+        self._bytes = Places(self._settings.held_bytes // 2, "bytes of bodies and downloads")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,7 +107,9 @@ class Gate:
         if path.startswith("/v1/"):
             counter = self._service.counter
             state["headers"] |= await take(counter, state["caller"], "requests", 1)
-        body = _Body(receive, self, is_upload=_is_upload(scope))
+        key = state["caller"].key if "caller" in state else ""
+        state["take_images"] = partial(self._images.taken, key) if key else nullcontext
+        body = _Body(receive, self, key, is_upload=_is_upload(scope))
         body.check_announced(headers)
         state["hold"] = body.hold
         try:
@@ -139,8 +144,11 @@ class Gate:
     ) -> None:
         await response_of(error)(scope, receive, answer)
 
-    def hold(self, size: int) -> None:
-        """Count bytes that a request holds. Raises ApiError if all requests hold too many."""
+    def hold(self, size: int, key: str) -> None:
+        """Count bytes that a request of a key, "" for none, holds.
+
+        Raises ApiError if all requests hold too many, or those of the key.
+        """
         if self._held + size > self._settings.held_bytes:
             raise ApiError(
                 503,
@@ -148,11 +156,15 @@ class Gate:
                 "overloaded",
                 headers={"retry-after": "1"},
             )
+        if key:
+            self._bytes.take(key, size)
         self._held += size
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, key: str) -> None:
         """Count bytes of a body as gone."""
         self._held -= size
+        if key:
+            self._bytes.give(key, size)
 
     def most_bytes(self, is_upload: bool) -> int:
         """Bytes of one body."""
@@ -172,8 +184,8 @@ def _is_upload(scope: Scope) -> bool:
 class _Body:
     """The body of a request, which is counted while it comes."""
 
-    def __init__(self, receive: Receive, gate: Gate, is_upload: bool):
-        self._receive, self._gate, self._is_upload = receive, gate, is_upload
+    def __init__(self, receive: Receive, gate: Gate, key: str, is_upload: bool):
+        self._receive, self._gate, self._key, self._is_upload = receive, gate, key, is_upload
         self._came = self._held = 0  # bytes
         self._is_whole = False
         self._left = gate.body_seconds  # for which it is waited for more
@@ -219,12 +231,12 @@ class _Body:
 
     def hold(self, size: int) -> None:
         """Count bytes that the request holds until it is answered, also those of downloads."""
-        self._gate.hold(size)
+        self._gate.hold(size, self._key)
         self._held += size
 
     def release(self) -> None:
         """Say that nothing is held any more."""
-        self._gate.release(self._held)
+        self._gate.release(self._held, self._key)
         self._held = 0
 
     def _too_large(self) -> ApiError:

@@ -169,6 +169,7 @@ class ServeOptions(ActionOptions):
             self.max_pixels,
             self.max_request_pixels,
             bodies_at_once=max(1, self.max_queue // 2),
+            images_at_once=max(1, self.max_queue // 2),
             batch_outputs=ImageHosts.of(self.allow_batch_outputs).entries,
         )
 

@@ -23,6 +23,7 @@ class ApiSettings:
     # In which a body must have come, and of an upload some part (`LEAST_CAME`).
     body_seconds: float = 60.0
     requests_at_once: int = 256  # of a key, of the 1024 connections of a replica
+    images_at_once: int = 128  # of a key, that wait or are computed
     bodies_at_once: int = 128  # of a key, of the requests with images whose bodies still come
     uploads_at_once: int = 16  # of a key; where none is needed, of an address
     downloads: int = 32  # at a time

@@ -1,10 +1,13 @@
 """Forms: their charset, their fields, and how fast and how many of them come."""
 
+import asyncio
 import json
 import socket
+import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import requests
 
 from jobs.serve.batches.store import Store
+from jobs.serve.engine.engine import Labelled
 from jobs.serve.http import middleware
 from jobs.serve.http.forms import LONGEST_FIELD
 from jobs.serve.http.keys import add_key
@@ -21,7 +25,7 @@ from jobs.serve.protocol import error_handlers
 from jobs.serve.settings.settings import ApiSettings
 from tests.jobs.serve.test_bodies import CAT, Standing, body_of, exchange
 from tests.support.logs import listen
-from tests.support.serving import MODEL, serving
+from tests.support.serving import MODEL, data_uri, serving
 
 ROUTES = ("/v1/files", "/v1/detections")
 PURPOSE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -200,6 +204,67 @@ def test_a_key_has_only_some_bodies_that_still_come(tmp_path: Path) -> None:
                 stack.enter_context(opened(address, slow))
             wait_for(address, slow, b"HTTP/1.1 429")
             assert (ask(ours, "none"), ask(theirs, "none")) == (429, 404)
+
+
+class Busy(Standing):
+    """An engine whose first answer waits until `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(CAT)
+        self.has_begun, self.go_on = threading.Event(), threading.Event()
+
+    async def detect_all(
+        self, images: Sequence[bytes], pixels: Sequence[int] = ()
+    ) -> list[Labelled]:
+        is_first = not self.has_begun.is_set()
+        self.has_begun.set()
+        while is_first and not self.go_on.is_set():
+            await asyncio.sleep(0.01)
+        return [CAT] * len(images)
+
+
+def test_a_key_has_only_some_images_at_a_time(tmp_path: Path) -> None:
+    """One request may have any number, so that none is refused for ever."""
+    keys = str(tmp_path / "keys.json")
+    ours, theirs = (add_key(keys, name)[1] for name in "ab")
+    engine, settings = Busy(), ApiSettings(images_at_once=1, keys=keys)
+    with serving(settings, engine) as address, ThreadPoolExecutor(1) as pool:
+
+        def ask(key: str) -> int:
+            headers, body = {"authorization": f"Bearer {key}"}, body_of(*[data_uri(b"x")] * 2)
+            url = f"{address}/v1/detections"
+            return requests.post(url, json=body, headers=headers, timeout=20).status_code
+
+        first = pool.submit(ask, ours)
+        try:
+            assert engine.has_begun.wait(20)
+            assert (ask(ours), ask(theirs)) == (429, 200)
+        finally:
+            engine.go_on.set()
+        assert (first.result(), ask(ours)) == (200, 200)
+
+
+def test_a_key_holds_only_half_of_what_may_be_held(tmp_path: Path) -> None:
+    keys = str(tmp_path / "keys.json")
+    ours, theirs = (add_key(keys, name)[1] for name in "ab")
+    engine, settings = Busy(), ApiSettings(held_bytes=200_000, keys=keys)
+    engine.go_on.set()
+    with serving(settings, engine) as address, ExitStack() as stack:
+
+        def ask(key: str) -> int:
+            headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+            body = json.dumps(body_of()).encode() + b" " * 60_000
+            url = f"{address}/v1/detections"
+            return requests.post(url, data=body, headers=headers, timeout=20).status_code
+
+        assert ask(ours) == 200
+        head = head_of("/v1/detections", f"\r\nAuthorization: Bearer {ours}", 90_000)
+        head = head.replace(b"multipart/form-data; boundary=x", b"application/json")
+        stack.enter_context(opened(address, head + b"x" * 60_000))
+        until = time.monotonic() + 20
+        while (code := ask(ours)) == 200 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert (code, ask(theirs)) == (429, 200)
 
 
 def test_a_request_is_under_way_until_its_answer_is_read(tmp_path: Path) -> None:
