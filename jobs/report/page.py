@@ -48,6 +48,7 @@ def gather_contents(
     record = read_document(output, manifest["run_id"], "run.json")
     threshold = record["options"].get("score_threshold")
     imported = import_of_record(record)
+    source = manifest["input"] if imported is None else imported.folder or ""
     if imported is None:
         facts = gather_facts(output, manifest, planned.archives, threshold)
     else:
@@ -58,7 +59,7 @@ def gather_contents(
         record,
         imported is not None,
         facts,
-        make_sheet(facts.samples, planned, imported, reader),
+        make_sheet(facts.samples, source, planned, imported, reader),
         compare_with_last_run(output, manifest),
     )
 
@@ -78,7 +79,10 @@ def render_page(contents: Contents, report: dict[str, Any]) -> str:
         sheet=contents.sheet,
         since=contents.since,
         per_images=PER_IMAGES,
-        names=shorten_names(name for failure in facts.failures for name, _ in failure.samples),
+        names=shorten_names(
+            (name for failure in facts.failures for name, _ in failure.samples),
+            [contents.manifest["input"]],
+        ),
         failures_query=_make_failures_query(contents.output, run_id),
         charts=_draw_charts(report, facts, threshold),
         threshold=threshold,
