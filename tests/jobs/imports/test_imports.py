@@ -235,16 +235,6 @@ def test_names_stand_for_images_and_categories(
     assert found[0] == found[1] and len(found[0]) == 3
 
 
-def test_a_name_without_folder_that_two_images_have_is_refused(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = [*IMAGES, {"id": 12, "file_name": "a.png", "width": 9, "height": 9}]
-    truth = write(tmp_path, "two.json", document(images=images))
-    results = write(tmp_path, "named.json", [{**ENTRIES[0], "image_id": "a"}])
-    assert bring((results, truth), tmp_path / "out") == 2
-    assert "image_id a is of no image" in capsys.readouterr().err
-
-
 def image(**changes: Any) -> dict[str, Any]:
     return document(images=[*IMAGES[:2], {**IMAGES[2], **changes}])
 
@@ -275,16 +265,6 @@ def test_annotations_that_cannot_be_used(
     assert message in said
     assert said.startswith(f"detr-batch: --annotations {tmp_path / 'bad.json'}")
     assert not (tmp_path / "out").exists()
-
-
-def test_an_empty_list_is_said_to_be_empty(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    empty = write(tmp_path, "empty.json", [])
-    assert bring((empty, files[1]), tmp_path / "out", "--model", "m") == 0
-    said = capsys.readouterr().err
-    assert f"0 boxes of 3 images, by m, in {tmp_path / 'out'}\n" in said
-    assert f"DETECTIONS {empty} has no detection: its list is empty" in said
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "bit 5 at 0.0", "bit 7 at 0.3"])
