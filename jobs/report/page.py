@@ -8,7 +8,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
 
-from jobs.accounting.estimate import accuracy
+from jobs.accounting.estimate import accuracy, describe_source
 from jobs.boxes.options import box_words
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
@@ -91,6 +91,7 @@ def render_page(contents: Contents, report: dict[str, Any]) -> str:
         comparison=compare_with_reference(report.get("usd_per_1000_images")),
         nodes=(report.get("cost") or {}).get("nodes"),
         off=accuracy(report),
+        estimated_by=describe_source(report["estimate"]) if report.get("estimate") else "",
         phases=phases(report),
         stages=stages(report),
         made_at=time.time(),
