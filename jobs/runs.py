@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.accounting.plurals import counted
 from jobs.output import paths
 from jobs.output.catalog import committed_runs
 from jobs.output.documents import FORMAT
@@ -66,7 +67,7 @@ def as_text(runs: list[dict[str, Any]]) -> str:
 def problems_as_text(problems: list[Problem]) -> str:
     """Describe the result of `verify` for people."""
     lines = [f"{one['run_id']} {one['path']}: {one['what']}" for one in problems]
-    summary = f"{len(lines)} problems" if lines else "all files are as they were written"
+    summary = counted(len(lines), "problem") if lines else "all files are as they were written"
     return "\n".join([*lines, summary])
 
 

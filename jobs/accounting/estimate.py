@@ -85,14 +85,18 @@ def as_text(found: Estimate | None) -> str:
         return "not known before a first run over like images; --probe 200 measures it"
     cost = "no price was given" if found["usd"] is None else f"{format_figure(found['usd'])} USD"
     time = format_duration(found["seconds"])
-    if "probed" in found:
-        source = f"a probe of {counted(found['probed'], 'image')}"
-    else:
-        source = "the last run" if found["runs"] == 1 else f"the last {found['runs']} runs"
-    text = f"about {counted(found['images'], 'image')}, {time}, {cost} (by {source})"
+    images = counted(found["images"], "image")
+    text = f"about {images}, {time}, {cost} (by {describe_source(found)})"
     if "least_seconds" not in found:
         return text
     return f"{text}\n{'':<14} {_interval_as_text(found)}"
+
+
+def describe_source(found: Estimate) -> str:
+    """What an estimate was made from."""
+    if "probed" in found:
+        return f"a probe of {counted(found['probed'], 'image')}"
+    return "the last run" if found["runs"] == 1 else f"the last {found['runs']} runs"
 
 
 def _interval_as_text(found: Estimate) -> str:

@@ -81,27 +81,42 @@ def option_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def label_words(options: Mapping[str, Any]) -> list[str]:
-    """The words, for a shell, of all recorded options that decide labels of a model.
+def choosing_values(options: Mapping[str, Any]) -> dict[str, str | float]:
+    """All recorded options that decide labels of a model and are not at their defaults, by field.
 
     Its weights and the threshold of all classes are not among them.
     """
-    words = box_words(options)
+    found = _box_values(options)
     for name in ("tile", "tile_overlap"):
         value = options.get(name)
-        words += [option_of(name), word_of(value)] if value is not None else []
+        found |= {name: value} if value is not None else {}
     decode = options.get("decode", "cpu")  # versions before 0.2 had no such option
-    return [*words, *(["--decode", decode] if decode != "cpu" else [])]
+    return found | ({"decode": decode} if decode != "cpu" else {})
+
+
+def label_words(options: Mapping[str, Any]) -> list[str]:
+    """The words, for a shell, that give the options of `choosing_values`."""
+    return _as_words(choosing_values(options))
 
 
 def box_words(options: Mapping[str, Any]) -> list[str]:
     """The words of a command line, for a shell, that give the recorded options of BoxOptions."""
-    words = []
-    for one in fields(BoxOptions):
-        value = options.get(one.name)  # versions before 0.2 had no such option
-        if value is not None and value != one.default:
-            words += [option_of(one.name), shlex.quote(word_of(value))]
-    return words
+    return _as_words(_box_values(options))
+
+
+def _box_values(options: Mapping[str, Any]) -> dict[str, str | float]:
+    # Versions before 0.2 had no such options.
+    given = {one.name: options.get(one.name, one.default) for one in fields(BoxOptions)}
+    return {
+        one.name: given[one.name]
+        for one in fields(BoxOptions)
+        if given[one.name] is not None and given[one.name] != one.default
+    }
+
+
+def _as_words(values: Mapping[str, str | float]) -> list[str]:
+    pairs = ((option_of(name), shlex.quote(word_of(value))) for name, value in values.items())
+    return [word for pair in pairs for word in pair]
 
 
 def word_of(value: str | float) -> str:

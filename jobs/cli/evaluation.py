@@ -1,7 +1,6 @@
 """`detr-batch evaluate` and `compare`: compare labels with annotations, or with other labels."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from jobs.boxes.options import SuppressionOptions
@@ -43,9 +42,12 @@ class EvaluateOptions(SuppressionOptions):
 
 @dataclass(frozen=True)
 class CompareOptions(Comparison):
-    html: Path | None = field(
+    html: str | None = field(
         default=None,
-        metadata={"metavar": "FILE", "help": "a page with the images that differ most"},
+        metadata={
+            "metavar": "FILE",
+            "help": "a page with the images that differ most, at a path or URL",
+        },
     )
     json: bool = field(default=False, metadata={"help": "for programs"})
 

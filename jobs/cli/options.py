@@ -33,6 +33,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
+from pipeline.storage.protocols import protocol_of
 from pipeline.storage.urls import mask, printable
 
 Options = TypeVar("Options")
@@ -204,7 +205,14 @@ def _type(hint: Any) -> Callable[[str], Any]:
     """The type of a value: str, int, float or Path. A type with None gives the type without it."""
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     assert len(kinds) == 1 and kinds[0] in (str, int, float, Path), hint
-    return _value(kinds[0])
+    return _value(_local_path if kinds[0] is Path else kinds[0])
+
+
+def _local_path(text: str) -> Path:
+    """A path of this machine. Of a URL, Path would make one slash of two."""
+    if protocol_of(text) is not None:
+        raise argparse.ArgumentTypeError(f"{mask(text)} is a URL: give a path of this machine")
+    return Path(text)
 
 
 def _choice(other_names: Mapping[str, str]) -> Callable[[str], str]:

@@ -29,9 +29,12 @@ class ReportOptions:
         default=False, metadata={"one_of": "which", "help": "a line a run, with trends and totals"}
     )
     json: bool = field(default=False, metadata={"help": "for programs"})
-    html: Path | None = field(
+    html: str | None = field(
         default=None,
-        metadata={"metavar": "FILE", "help": "write a page of its own, with images"},
+        metadata={
+            "metavar": "FILE",
+            "help": "write a page of its own, with images, to a path or URL",
+        },
     )
 
 

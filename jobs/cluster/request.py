@@ -55,6 +55,10 @@ def cluster_request(
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", "1" if num_gpus is None else num_gpus)
     fewest = int(found[1]) if found else 0
     most = int(found[2] or fewest) if found else 0
+    if num_gpus is not None and num_gpus.isdecimal() and not most:
+        raise InputError(
+            f"--num-gpus {num_gpus}: at least 1 is needed; without GPUs, leave the option out"
+        )
     if not 1 <= fewest <= most:
         raise InputError(f"--num-gpus {num_gpus}: give a number, or a range like 2-8")
     if num_gpus is not None and device == "cpu":

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.compare.changed_images import MATCHED
 from jobs.compare.text import describe_thresholds, threshold_of
+from jobs.output.catalog import committed_runs
 from jobs.report.captions import shorten_names
 from jobs.report.drawing import Box, data_uri, draw_boxes
 from jobs.report.imported import read_import
@@ -53,11 +54,19 @@ def _make_tiles(result: dict[str, Any], reader: PictureReader) -> list[dict[str,
     for i, image in zip(missing, again, strict=True):
         if image.pixels is not None:
             fetched[i], sides[i] = image, "a"
-    names = shorten_names(one["image_b"] for one in different)
+    names = shorten_names((one["image_b"] for one in different), _list_inputs(result["b"]))
     return [
         _make_tile(one, names[one["image_b"]], image, side)
         for one, image, side in zip(different, fetched, sides, strict=True)
     ]
+
+
+def _list_inputs(side: dict[str, Any]) -> list[str]:
+    """List where the images of one side lie."""
+    output = side["output"]
+    imports = [read_import(output, run) for run in side["imported_runs"]]
+    folders = [one.folder for one in imports if one is not None and one.folder]
+    return [run["input"] for run in committed_runs(output)] + folders
 
 
 def _make_tile(one: dict[str, Any], name: str, image: FetchedImage, side: str) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def import_results(options: ImportOptions, startup: Startup | None = None) -> No
         source = Member(
             canonical_url(options.detections), _digest(detections), detections.stat().st_size
         )
-        file = AnnotationFile(annotations, "--annotations")
+        names = _names(options)
+        file = AnnotationFile(annotations, names[1])
         labels = label_names({one.id: one.name for one in file.categories()}, file.name)
         with OutputWriter(options.output, options.single_writer) as writer:
             mark = fingerprint(options.model_name(), labels)
@@ -67,30 +68,45 @@ def import_results(options: ImportOptions, startup: Startup | None = None) -> No
                 return
             images = image_rows(file.images(NEEDED), options.images)
             named = {label_id for label_id, name in enumerate(labels) if name}
-            entries = read_results(detections, "DETECTIONS", named, ids_of_names(labels))
+            entries = read_results(detections, names[0], named, ids_of_names(labels))
             runs = writer.catalog.committed_runs()
             earlier = images_of_other_files(options.output, runs, source.uri, scratch)
-            with CocoResults(images, entries, labels, Path(scratch), earlier) as results:
+            with CocoResults(images, entries, labels, Path(scratch), names, earlier) as results:
                 if results.images:
                     writer.begin_writing()
                     _publish(options, source, results, tally, writer)
         print(
             f"{counted(results.boxes, 'box')} of {counted(results.images, 'image')}, "
-            f"by {options.model_name()}, in {mask(options.output)}",
+            f"by {_describe_model(options)}, in {mask(options.output)}",
             file=sys.stderr,
         )
-        for line in _remarks(results):
+        for line in _remarks(results, names[0]):
             print(line, file=sys.stderr)
 
 
-def _remarks(results: CocoResults) -> list[str]:
-    """Lines about what a user may not expect of an import."""
+def _names(options: ImportOptions) -> tuple[str, str]:
+    """What errors call the two files."""
+    return f"DETECTIONS {mask(options.detections)}", f"--annotations {mask(options.annotations)}"
+
+
+def _describe_model(options: ImportOptions) -> str:
+    if options.model:
+        return options.model
+    return f"the model {options.model_name()} (--model gives another name)"
+
+
+def _remarks(results: CocoResults, name: str) -> list[str]:
+    """Lines about what a user may not expect of an import of the file called `name`."""
     lines = []
+    if not results.entries:
+        lines.append(f"{name} has no detection: its list is empty")
     if results.matched_by != BY_ID:
         lines.append(f"images are matched by {results.matched_by}, not by id")
     if results.beyond:
         beyond = counted(results.beyond, "box")
         lines.append(f"kept as they are: {beyond} beyond the border of the image")
+    if results.flat:
+        lines.append(f"kept as they are: {counted(results.flat, 'box')} without an area")
     if results.left:
         lines.append(
             f"left as they are: {counted(results.left, 'image')} without an entry in DETECTIONS, "

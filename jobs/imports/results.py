@@ -71,7 +71,7 @@ _BOXES = """
 CREATE TABLE boxes AS
 SELECT number, entry, category_id AS label_id, score::FLOAT AS score,
     x::FLOAT AS x_min, y::FLOAT AS y_min, (x + w)::FLOAT AS x_max, (y + h)::FLOAT AS y_max,
-    least(x, y, width - x - w, height - y - h) < 0 AS beyond
+    least(x, y, width - x - w, height - y - h) < 0 AS beyond, least(w, h) <= 0 AS flat
 FROM entries JOIN images ON entries.id = images.{column}
 ORDER BY number, score DESC, entry
 """
@@ -91,9 +91,9 @@ class CocoResults:
     Images without an entry that an earlier import labelled are left out: results may come in
     several files. `left` is their number, and `replaced` that of the images with an entry that had
     boxes. `labels` are names by category id. `images` and `boxes` are numbers of rows. `matched_by`
-    says what the entries call their images by, of MATCHES. `beyond` is the number of boxes that
-    reach beyond their image. Such boxes are not clipped, so metrics computed from them stay the
-    same.
+    says what the entries call their images by, of MATCHES. `entries` is their number. `beyond` is
+    the number of boxes that reach beyond their image, and `flat` that of boxes without an area.
+    Such boxes are kept as they are, so metrics computed from them stay the same.
     """
 
     def __init__(
@@ -102,9 +102,12 @@ class CocoResults:
         results: Iterator[Result],
         labels: Sequence[str],
         scratch: Path,
+        names: tuple[str, str],
         earlier: Iterable[pa.RecordBatch] = (),
     ):
         """`images` and `labels` come from the annotation file; the database lies in `scratch`.
+
+        `names` are what errors call the results file and the annotation file.
 
         `earlier` has the rows (EARLIER) of images that imports of other files labelled.
 
@@ -113,7 +116,7 @@ class CocoResults:
         self._database = duckdb.connect(str(scratch / "results.duckdb"))
         self._database.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout
         limit_memory(self._database, MEMORY, str(scratch))
-        self.labels = tuple(labels)
+        self.labels, (self._results_name, self._images_name) = tuple(labels), names
         annotated = self._take_images(images)
         column = self._take_results(results)
         self.matched_by = MATCHES[column]
@@ -122,9 +125,9 @@ class CocoResults:
         self._database.execute(_BOXES.format(column=column))
         self._database.execute("DROP TABLE entries")
         counts = self._database.sql(
-            "SELECT count(*), count(*) FILTER (beyond) FROM boxes"
+            "SELECT count(*), count(*) FILTER (beyond), count(*) FILTER (flat) FROM boxes"
         ).fetchall()
-        self.boxes, self.beyond = counts[0]
+        self.boxes, self.beyond, self.flat = counts[0]
 
     def __enter__(self) -> "CocoResults":
         return self
@@ -140,12 +143,12 @@ class CocoResults:
                 f"SELECT {column} FROM images GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
             ).fetchone()
             if again:
-                raise InputError(f"--annotations: two images have the {word} {again[0]}")
+                raise InputError(f"{self._images_name}: two images have the {word} {again[0]}")
         return count
 
     def _take_results(self, results: Iterator[Result]) -> str:
         """Store the entries, and return the column of `images` that all of them name."""
-        self._store("entries", _ENTRIES, _result_rows(results))
+        self.entries = self._store("entries", _ENTRIES, _result_rows(results))
         first = self._first_unknown("id")
         if first is None:
             return "id"
@@ -155,8 +158,8 @@ class CocoResults:
         entry, image_id, count = first
         more = f" (one of {count} such entries)" if count > 1 else ""
         raise InputError(
-            f"DETECTIONS: entry {entry}: image_id {image_id} is of no image in --annotations"
-            f"{more}: all entries give the id of their image, or all its file_name"
+            f"{self._results_name}: entry {entry}: image_id {image_id} is of no image in "
+            f"--annotations{more}: all entries give the id of their image, or all its file_name"
         )
 
     def _leave_out_labelled(

@@ -33,7 +33,12 @@ from jobs.label.notices import print_other_computations, print_plan_notices
 from jobs.label.notify.announced_run import AnnouncedRun, figures_so_far
 from jobs.label.notify.notifier import Notifier
 from jobs.label.options import LabelOptions
-from jobs.label.outcome import EXIT_OK, print_outcome, print_way_to_failures
+from jobs.label.outcome import (
+    EXIT_OK,
+    print_outcome,
+    print_untried_failures,
+    print_way_to_failures,
+)
 from jobs.label.places import check_places
 from jobs.label.planning import (
     Run,
@@ -96,6 +101,8 @@ def label(
         runs = writer.catalog.committed_runs()
     if not published.images and published.ended is None:
         print(f"nothing new under {mask(options.input)}: {mask(options.output)} holds it all")
+        if options.retry_failed:
+            print_untried_failures(options.output, runs)
         if any(run["images"].keys() - {OK} for run in runs):
             print_way_to_failures(options.output)
     code = print_outcome(

@@ -1,13 +1,15 @@
 """What `label` prints at its end, and its exit code."""
 
 import shlex
+from collections.abc import Sequence
 
 from jobs.accounting.plurals import counted
 from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.log.lines import print_line
 from jobs.label.publication import Published
+from jobs.output.manifest import Manifest
 from pipeline.carry.values import MOST_VALUE_BYTES
-from pipeline.schema import OK
+from pipeline.schema import ALWAYS_RETRIED, OK, RETRIED_ON_REQUEST
 from pipeline.storage.urls import mask
 
 EXIT_OK, EXIT_TOO_MANY_FAILURES = 0, 3
@@ -17,6 +19,26 @@ def print_way_to_failures(output: str) -> None:
     """Print the query for the images that failed."""
     sql = "SELECT image_id, status, error FROM latest_images WHERE status <> 'ok'"
     print_line(f'what failed: detr-batch query {shlex.quote(mask(output))} "{sql}"')
+
+
+def print_untried_failures(output: str, runs: Sequence[Manifest]) -> None:
+    """Print how many images failed for reasons that --retry-failed does not try again."""
+    from jobs.output.views import connect, explain_query_errors  # DuckDB would delay the start
+
+    tried = (OK, *ALWAYS_RETRIED, *RETRIED_ON_REQUEST)
+    if not any(run["images"].keys() - set(tried) for run in runs):
+        return
+    marks = ", ".join("?" * len(tried))
+    sql = f"SELECT count(*) FROM latest_images WHERE status NOT IN ({marks})"
+    with explain_query_errors(output), connect(output, runs) as tables:
+        ((count,),) = tables.execute(sql, list(tried)).fetchall()
+    if count:
+        is_one = count == 1
+        print_line(
+            f"{counted(count, 'image')} that failed {'is' if is_one else 'are'} not tried again: "
+            f"{'its reason lies' if is_one else 'their reasons lie'} in the image itself, and a "
+            "new version of it is labelled"
+        )
 
 
 def print_outcome(

@@ -40,6 +40,23 @@ class Catalog:
         """
         return [run for _, run in sorted(self.manifests.items()) if not run["compacts"]]
 
+    def runs_replaced_by(self, run: Manifest) -> list[str]:
+        """Ids of the runs of `label` whose labels OUTPUT held until `run` replaced them.
+
+        Those that `compact` had merged are included. The runs that `compact` made are not.
+        """
+        removed = {name: one.removed for name, one in self.state.runs.items() if one.removed}
+        made = {one.by for one in removed.values() if one.reason == "compacted"}
+        found: set[str] = set()
+        left = [name for name in run["replaces"] if name in removed]
+        while left:
+            by = left.pop()
+            found.add(by)
+            left += [
+                name for name, one in removed.items() if one.reason == "compacted" and one.by == by
+            ]
+        return sorted(found - made)
+
     def drop_removed(self) -> list[str]:
         """Drop the manifests of runs whose labels OUTPUT holds no more; return their run ids."""
         gone = sorted(self.manifests.keys() - self.state.living_runs())

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from jobs.boxes.options import label_words
+from jobs.boxes.options import choosing_values, label_words
 from jobs.boxes.pairs import recorded_thresholds
 from jobs.output import paths
 from jobs.output.documents import (
@@ -109,6 +109,22 @@ def choosing_options(output: str, run_id: str) -> str:
     return value_of_record(
         output, run_id, lambda record: " ".join(label_words(record.get("options", {}))), ""
     )
+
+
+def recorded_choices(output: str, run_id: str) -> dict[str, str | float]:
+    """The recorded options that decide which boxes a run has, by field; none that is at default.
+
+    The general threshold is always among them.
+    """
+
+    def convert(record: dict[str, Any]) -> dict[str, str | float]:
+        options = record.get("options", {})
+        own = {name: options.get(name) for name in ("model", "weights", "score_threshold")}
+        found = own | choosing_values(options)
+        return {name: value for name, value in found.items() if value is not None}
+
+    nothing: dict[str, str | float] = {}
+    return value_of_record(output, run_id, convert, nothing)
 
 
 def computations(output: str, run_id: str) -> list[str]:

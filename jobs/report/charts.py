@@ -43,6 +43,8 @@ _STYLE: Any = {
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 WIDE, NARROW = (1040, 250), (352, 250)  # width and height in CSS pixels
 _numbers = count()
+_TO_THE_LEFT: Any = {"textcoords": "offset points", "ha": "right", "va": "top"}
+ROOM = 0.3  # least score with room for the words about a threshold between it and the axis
 
 
 def over_time(
@@ -101,8 +103,8 @@ def _choose_unit(seconds: float) -> tuple[str, int]:
 def scores(counts: list[int], threshold: float | None) -> str:
     """Draw the distribution of box scores from 0 to 1, in BINS parts.
 
-    A low threshold leaves many boxes below SURE. Such high bars are cut off, and a note in the
-    chart says so.
+    A low threshold leaves many boxes below SURE. Such high bars are cut off, and a note above them
+    says so.
     """
     edges = [part / BINS for part in range(BINS + 1)]
     cut = round(SURE * BINS)
@@ -121,21 +123,17 @@ def scores(counts: list[int], threshold: float | None) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("score")
         axes.set_title("boxes", loc="left", fontsize=12, color=QUIET)
-        beyond = [part for part in range(cut) if counts[part] > top]
-        if beyond:
+        if any(count > top for count in counts[:cut]):
             text = f"cut off: up to {max(counts):,} boxes"
-            place = (edges[max(beyond) + 1], axes.get_ylim()[1])
-            axes.annotate(text, place, (4, -4), textcoords="offset points", va="top")
+            axes.set_title(text, loc="right", fontsize=12, color=INK)  # above all bars
         if threshold:
             axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                f"kept from {threshold:g}",
-                (threshold, axes.get_ylim()[1]),
-                (-5, -4),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-            )
+            text = f"kept from {threshold:g}"
+            if threshold < ROOM:
+                axes.set_xlabel(f"score, {text}")
+            else:
+                place = (threshold, axes.get_ylim()[1])
+                axes.annotate(text, place, (-5, -4), **_TO_THE_LEFT)
         return _export_svg(figure, "Boxes by score")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
 
-from jobs.accounting.estimate import accuracy
+from jobs.accounting.estimate import accuracy, describe_source
 from jobs.boxes.options import box_words
 from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
@@ -48,6 +48,7 @@ def gather_contents(
     record = read_document(output, manifest["run_id"], "run.json")
     threshold = record["options"].get("score_threshold")
     imported = import_of_record(record)
+    source = manifest["input"] if imported is None else imported.folder or ""
     if imported is None:
         facts = gather_facts(output, manifest, planned.archives, threshold)
     else:
@@ -58,7 +59,7 @@ def gather_contents(
         record,
         imported is not None,
         facts,
-        make_sheet(facts.samples, planned, imported, reader),
+        make_sheet(facts.samples, source, planned, imported, reader),
         compare_with_last_run(output, manifest),
     )
 
@@ -78,7 +79,10 @@ def render_page(contents: Contents, report: dict[str, Any]) -> str:
         sheet=contents.sheet,
         since=contents.since,
         per_images=PER_IMAGES,
-        names=shorten_names(name for failure in facts.failures for name, _ in failure.samples),
+        names=shorten_names(
+            (name for failure in facts.failures for name, _ in failure.samples),
+            [contents.manifest["input"]],
+        ),
         failures_query=_make_failures_query(contents.output, run_id),
         charts=_draw_charts(report, facts, threshold),
         threshold=threshold,
@@ -87,6 +91,7 @@ def render_page(contents: Contents, report: dict[str, Any]) -> str:
         comparison=compare_with_reference(report.get("usd_per_1000_images")),
         nodes=(report.get("cost") or {}).get("nodes"),
         off=accuracy(report),
+        estimated_by=describe_source(report["estimate"]) if report.get("estimate") else "",
         phases=phases(report),
         stages=stages(report),
         made_at=time.time(),

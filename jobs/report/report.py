@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
-from jobs.accounting.estimate import accuracy
+from jobs.accounting.estimate import Estimate, accuracy, describe_source
 from jobs.accounting.figures import format_duration, format_figure, format_number
 from jobs.accounting.plurals import counted
 from jobs.report.reports import labelling_runs, manifest_of, read_report, with_tables
@@ -101,10 +101,14 @@ def as_text(report: dict[str, Any]) -> str:
         *(
             []
             if (off := accuracy(report)) is None
-            else [f"estimate       {report['estimate']['seconds']:.0f} s: {off}"]
+            else [f"estimate       {_describe_estimate(report['estimate'])}: {off}"]
         ),
     ]
     return "\n".join(lines)
+
+
+def _describe_estimate(found: Estimate) -> str:
+    return f"{found['seconds']:.0f} s, made before it began from {describe_source(found)}"
 
 
 def _describe_rest(report: dict[str, Any]) -> list[str]:
@@ -231,7 +235,8 @@ def overview_as_text(document: dict[str, Any]) -> str:
         return "\n".join(lines)
     missing = totals["runs_without_price"]
     spent = "not known" if totals["usd"] is None else f"{totals['usd']:.4f} USD"
-    without = f", of {missing} runs no price is known" if missing and missing < len(rows) else ""
+    is_part = 0 < missing < len(rows)
+    without = f", of {counted(missing, 'run')} no price is known" if is_part else ""
     cost = f"cost of all: {spent}{without}"
     if len(rows) > 1:
         cost += "; faster, slower, dearer, cheaper: than the median of the earlier runs"

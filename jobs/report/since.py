@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.accounting.figures import format_figure, format_number
-from jobs.output.catalog import read_catalog
+from jobs.boxes.options import option_of, word_of
+from jobs.output.catalog import Catalog, read_catalog
 from jobs.output.errors import DamagedOutput
 from jobs.output.manifest import Manifest
-from jobs.output.run_documents import score_threshold
+from jobs.output.run_documents import recorded_choices, score_threshold
 from jobs.output.views import CannotRead, connect, explain_query_errors
 from jobs.report.facts import SURE, count_classes
 from jobs.report.reports import read_report
@@ -39,6 +40,7 @@ class Since:
     run_id: str
     input: str  # INPUT of the last run, if it was another; else ""
     report: dict[str, Any] | None  # of the last run; None if it is damaged
+    rules: list[str]  # options that chose boxes and differ, in words
     classes: list[Figure]  # boxes of a class for PER_IMAGES images
     least: float  # least score of the boxes in `classes`
     why: str  # why some figures are missing; "" where all are there
@@ -52,27 +54,63 @@ def compare_with_last_run(output: str, manifest: Manifest) -> Since | None:
     """Compare a run, which need not be committed yet, with the last one; None for a first run.
 
     The last run is the newest earlier one over the same INPUT, or over any other if there is none.
-    Damage to its documents or tables is reported and does not stop the page of this run.
+    It may be one that this run replaced, whose report stays and whose tables are gone. Damage to
+    its documents or tables is reported and does not stop the page of this run.
     """
     catalog = read_catalog(output)
-    earlier = [run for run in catalog.labelling_runs() if run["run_id"] < manifest["run_id"]]
-    if not earlier:
+    last = _find_last_run(catalog, manifest)
+    if last is None:
         return None
-    last = ([run for run in earlier if run["input"] == manifest["input"]] or earlier)[-1]
     report: dict[str, Any] | None = None
+    rules: list[str] = []
     classes: list[Figure] = []
     least, why = SURE, ""
     try:
-        report = read_report(output, last["run_id"])
-        if last["run_id"] in catalog.state.counting_runs():
-            least = max(SURE, *(score_threshold(output, run["run_id"]) for run in (last, manifest)))
-            classes = _compare_classes(output, last, manifest, least)
+        report = read_report(output, last.run_id)
+        rules = _compare_rules(output, last.run_id, manifest["run_id"])
+        if last.manifest is None:
+            why = "this run replaced its tables, so that its classes cannot be counted any more"
+        elif last.run_id in catalog.state.counting_runs():
+            ids = (last.run_id, manifest["run_id"])
+            least = max(SURE, *(score_threshold(output, run_id) for run_id in ids))
+            classes = _compare_classes(output, last.manifest, manifest, least)
         else:
-            why = "its tables were merged or replaced, so that its classes cannot be counted"
+            why = "`compact` merged its tables, so that its classes cannot be counted"
     except (DamagedOutput, CannotRead) as error:
         why = mask(str(error))
-    other = "" if last["input"] == manifest["input"] else last["input"]
-    return Since(last["run_id"], other, report, classes, least, why)
+    other = "" if last.input == manifest["input"] else last.input
+    return Since(last.run_id, other, report, rules, classes, least, why)
+
+
+@dataclass(frozen=True)
+class _LastRun:
+    run_id: str
+    input: str
+    manifest: Manifest | None  # None if OUTPUT holds its labels no more
+
+
+def _find_last_run(catalog: Catalog, manifest: Manifest) -> _LastRun | None:
+    runs = [_LastRun(run["run_id"], run["input"], run) for run in catalog.labelling_runs()]
+    # A run replaces runs over the same INPUT alone.
+    gone = [_LastRun(one, manifest["input"], None) for one in catalog.runs_replaced_by(manifest)]
+    earlier = [run for run in (*runs, *gone) if run.run_id < manifest["run_id"]]
+    same = [run for run in earlier if run.input == manifest["input"]]
+    return max(same or earlier, key=lambda run: run.run_id, default=None)
+
+
+def _compare_rules(output: str, last: str, run_id: str) -> list[str]:
+    """Describe the options that chose boxes of both runs and that differ."""
+    before, now = (recorded_choices(output, one) for one in (last, run_id))
+    return [
+        f"{option_of(name)} {_describe_value('was', before.get(name))} and "
+        f"{_describe_value('is', now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _describe_value(verb: str, value: str | float | None) -> str:
+    return f"{verb} {'not given' if value is None else word_of(value)}"
 
 
 def _compare_reports(last: Mapping[str, Any], report: Mapping[str, Any]) -> list[Figure]:

@@ -25,7 +25,7 @@ class Tile:
     """An image of the page: a JPEG as a URL, or the reason why there is none."""
 
     shown: Shown
-    name: str  # the shortest end of its image_id that no other image of the page has
+    name: str  # its image_id below INPUT, or a short end of it
     ratio: float  # width divided by height
     source: str  # data URL of the JPEG; "" where there is none
     why: str  # why there is no JPEG; "" where there is one
@@ -41,12 +41,19 @@ class Sheet:
 
 
 def make_sheet(
-    samples: Samples, planned: Planned, imported: Imported | None, reader: PictureReader
+    samples: Samples,
+    source: str,
+    planned: Planned,
+    imported: Imported | None,
+    reader: PictureReader,
 ) -> Sheet:
-    """Fetch the images of a page, each once, and draw the boxes of each sample."""
+    """Fetch the images of a page, each once, and draw the boxes of each sample.
+
+    `source` is where the images lie; they are named by their paths below it.
+    """
     every = [*samples.images, *(one for _, some in samples.by_class for one in some)]
     fetched = _fetch(every, planned, imported, reader)
-    names = _name(every)
+    names = _name(every, source)
 
     def make_tile(one: Shown, cut: bool) -> Tile:
         return _make_tile(one, fetched[one.shard, one.index], names[_key(one)], cut)
@@ -71,7 +78,7 @@ def _key(one: Shown) -> tuple[str, str]:
     return one.shard, one.image_id
 
 
-def _name(every: Iterable[Shown]) -> dict[tuple[str, str], str]:
+def _name(every: Iterable[Shown], source: str) -> dict[tuple[str, str], str]:
     """Name images by shard and image_id. Rows of Parquet files may have the ids of others."""
     keys = {_key(one) for one in every}
     times = Counter(image_id for _, image_id in keys)
@@ -79,7 +86,7 @@ def _name(every: Iterable[Shown]) -> dict[tuple[str, str], str]:
         (shard, image_id): f"{shard}#{image_id}" if times[image_id] > 1 else image_id
         for shard, image_id in keys
     }
-    short = shorten_names(full.values())
+    short = shorten_names(full.values(), [source])
     return {key: short[name] for key, name in full.items()}
 
 

@@ -2,17 +2,19 @@
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image as Picture
+from PIL import ImageOps
 from torch.utils.data import Dataset
 
 from jobs.accounting.plurals import counted
 from jobs.coco.reader import label_names, read_annotations
-from jobs.coco.records import Annotation, Annotations
+from jobs.coco.records import Annotation, Annotations, Image
 from jobs.train.data import Array, Sample, mirrored, to_sample
 from jobs.train.image_files import ImageFiles, Unreadable, find_image_files, reason_of
 from model.resize import ResizeRule
@@ -70,10 +72,13 @@ class CocoDataset(Dataset[Sample | Unreadable]):
         ]
         counts = _Counts()
         self.boxes = _usable_boxes(self.annotations, self.files, counts)
+        notes = [*_image_notes(folder, self.files, self.images), *_unlisted_notes(self.annotations)]
+        self.notes = [*notes, *_category_notes(self.annotations), *counts.lines()]
         if not self.boxes:
-            odd = "".join(f". {line}" for line in counts.lines())
+            nothing = not self.annotations.annotations and not self.annotations.left_out
+            why = [*counts.lines(), *notes, *(["Its list of annotations is empty"] * nothing)]
+            odd = "".join(f". {line}" for line in why)
             raise InputError(f"{annotations} has no usable box in images of {folder}{odd}")
-        self.notes = [*_image_notes(self.annotations, self.files), *counts.lines()]
 
     def for_validation(self) -> "CocoDataset":
         """The same dataset, never mirrored."""
@@ -92,7 +97,7 @@ class CocoDataset(Dataset[Sample | Unreadable]):
         image_id = self.images[index].id
         path = self.files.found[image_id].path
         try:
-            with Image.open(path) as file:
+            with Picture.open(path) as file:
                 picture = ImageOps.exif_transpose(file).convert("RGB")
         except MemoryError:
             raise
@@ -148,30 +153,47 @@ def _corners_within(one: Annotation, files: ImageFiles, counts: _Counts) -> list
     return cut
 
 
-def _image_notes(truth: Annotations, files: ImageFiles) -> list[str]:
+def _image_notes(folder: Path, files: ImageFiles, images: Iterable[Image]) -> list[str]:
     counts = _Counts()
+    for name in files.outside:
+        counts.add(f"images lie outside of {folder}, where their names lead", name)
     for name in files.missing:
         counts.add("images are missing and are left out", name)
     for one in files.unreadable:
         counts.add("images cannot be read and are left out", f"{one.path} ({one.reason})")
     for name in files.shortened:
         counts.add("images are found by the ends of their names", name)
-    for image in truth.images.values():
-        found = files.found.get(image.id)
-        if found and image.width and image.height and (image.width, image.height) != found.size:
+    for image in images:
+        found = files.found[image.id]
+        if image.width and image.height and (image.width, image.height) != found.size:
             counts.add(
                 "images have another size than the annotations say, and boxes are taken as pixels "
                 "of the image",
                 f"{found.path} ({found.size[0]} x {found.size[1]}, and not "
                 f"{image.width} x {image.height})",
             )
-    lines = counts.lines()
-    if truth.of_unlisted_images.count:
-        unlisted = counted(truth.of_unlisted_images.count, "annotation")
-        lines.append(
-            f"left out: {unlisted} of images that the file does not list; the first is "
-            f"{truth.of_unlisted_images.first}"
-        )
+    return counts.lines()
+
+
+def _unlisted_notes(truth: Annotations) -> list[str]:
+    if not truth.of_unlisted_images.count:
+        return []
+    unlisted = counted(truth.of_unlisted_images.count, "annotation")
+    return [
+        f"left out: {unlisted} of images that the file does not list; the first is "
+        f"{truth.of_unlisted_images.first}"
+    ]
+
+
+def _category_notes(truth: Annotations) -> list[str]:
+    ids: defaultdict[str, list[int]] = defaultdict(list)
+    for number, name in truth.classes.items():
+        ids[name].append(number)
+    lines = [
+        f"several categories are called {name}: {', '.join(map(str, numbers))}"
+        for name, numbers in ids.items()
+        if len(numbers) > 1
+    ]
     with_objects = {one.category_id for one in truth.annotations}
     if empty := [name for number, name in truth.classes.items() if number not in with_objects]:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""

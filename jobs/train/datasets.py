@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch.utils.data import Dataset
@@ -113,13 +114,24 @@ def describe_validation(options: TrainOptions, validation: Validation) -> str:
         return f"validation set: {counted(len(validation), 'held-out rendered scene')}"
     images = options.validation_images or options.images
     annotations = options.validation_annotations or options.annotations
-    said = f"{counted(len(validation), 'image')} of {images}, {annotations}"
+    said = f"{counted(len(validation), 'image')} of {_describe_places(validation, images)}"
+    said += str(annotations)
     if has_validation_set(options):
         return printable(f"validation set: {said}")
     return printable(
         f"validation set: none is given, so AP is that of the training set ({said}) and says "
         "little about other images; --validation-images and --validation-annotations name one"
     )
+
+
+def _describe_places(validation: Validation, folder: Path) -> str:
+    """Where the images of a dataset lie, up to a comma; "" where none lies in its folder."""
+    outside = len(validation.files.outside) if isinstance(validation, CocoDataset) else 0
+    if not outside:
+        return f"{folder}, "
+    if outside == len(validation):
+        return ""
+    return f"{folder} and of where absolute names lead, "
 
 
 def has_validation_set(options: TrainOptions) -> bool:

@@ -12,9 +12,12 @@ from PIL import Image
 
 from jobs.coco import records as coco
 from jobs.coco.file_names import portable_name
+from pipeline.formats.parquet import PARQUET_SUFFIXES
+from pipeline.formats.tars import TAR_SUFFIXES
 from pipeline.storage.errors import InputError
 
 READERS = 16  # threads that read headers: network disks answer slowly
+IN_ARCHIVE = "train reads image files alone, and none within tar or Parquet files"
 _SWAPPED = (5, 6, 7, 8)  # values of EXIF's orientation that turn an image by 90 degrees
 _ORIENTATION = 0x0112
 
@@ -44,6 +47,7 @@ class ImageFiles:
     missing: list[str] = field(default_factory=list)  # file names
     unreadable: list[Unreadable] = field(default_factory=list)  # by their headers
     shortened: list[str] = field(default_factory=list)  # file names that were found by their ends
+    outside: list[str] = field(default_factory=list)  # file names that lead out of the folder
 
 
 def find_image_files(folder: Path, images: Iterable[coco.Image]) -> ImageFiles:
@@ -57,6 +61,8 @@ def find_image_files(folder: Path, images: Iterable[coco.Image]) -> ImageFiles:
     with ThreadPoolExecutor(READERS) as readers:
         for looked in readers.map(partial(_look_at, folder), listed):
             _take(looked, files, owners)
+            if looked.image.id in files.found and _leads_out(folder, looked):
+                files.outside.append(looked.name)
     if not files.found:
         raise InputError(_describe_nothing(folder, files, len(listed)))
     return files
@@ -68,6 +74,15 @@ class _Looked:
     name: str
     is_shortened: bool
     answer: ImageFile | Unreadable | None  # None: there is no such file
+
+
+def _leads_out(folder: Path, looked: _Looked) -> bool:
+    """Whether a file that was found lies outside of the folder, as absolute names may."""
+    if looked.answer is None:
+        return False
+    path = looked.answer.path
+    ways = (os.path.abspath, os.path.realpath)
+    return not any(Path(way(path)).is_relative_to(way(folder)) for way in ways)
 
 
 def _take(looked: _Looked, files: ImageFiles, owners: dict[Path, _Looked]) -> None:
@@ -95,6 +110,8 @@ def _look_at(folder: Path, image: coco.Image) -> _Looked:
         path = folder / called
         if os.path.isfile(path):  # False for what can be no name
             return _Looked(image, name, is_shortened, _read_header(image.id, path))
+    if _is_archive(name.partition("#")[0]):
+        return _Looked(image, name, False, Unreadable(image.id, Path(name), IN_ARCHIVE))
     return _Looked(image, name, False, None)
 
 
@@ -133,8 +150,13 @@ def _read_header(image_id: str, path: Path) -> ImageFile | Unreadable:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of errors
-        return Unreadable(image_id, path, reason_of(error))
+        reason = IN_ARCHIVE if _is_archive(path.name) else reason_of(error)
+        return Unreadable(image_id, path, reason)
     return ImageFile(path, (rows, columns) if turned else (columns, rows))
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith((*TAR_SUFFIXES, *PARQUET_SUFFIXES))
 
 
 def _describe_nothing(folder: Path, files: ImageFiles, count: int) -> str:

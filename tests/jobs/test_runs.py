@@ -57,7 +57,14 @@ def test_verify_finds_altered_and_missing_files(
     assert main(["runs", output, "--verify"]) == 1
     printed = capsys.readouterr().out
     assert f"{NIGHTS[0]} {first.relative_to(output)}: its bytes" in printed
-    assert "it is not there" in printed
+    assert "it is not there" in printed and "4 problems\n" in printed
+
+
+def test_one_problem_is_one(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = Path(output, "detections", f"run={NIGHTS[0]}").iterdir()
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    assert main(["runs", output, "--verify"]) == 1
+    assert "1 problem\n" in capsys.readouterr().out
 
 
 def test_runs_are_listed_and_shown(output: str, capsys: pytest.CaptureFixture[str]) -> None:

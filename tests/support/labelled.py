@@ -71,8 +71,13 @@ def write_run(
     run_id: str = "20260101T000000Z-aaaaaa",
     score_threshold: float = 0.0,
     source: str = "in",
+    replaces: Sequence[str] = (),
+    **options: Any,
 ) -> str:
-    """Publish `images` as a run of OUTPUT, a folder or a URL, with its run.json; return OUTPUT."""
+    """Publish `images` as a run of OUTPUT, a folder or a URL, with its run.json; return OUTPUT.
+
+    `options` are recorded beside the threshold; what they ask for is not done.
+    """
     output = str(output)
     staging = join(output, "_staging", run_id, "blocks")
     target = make_target(output, run_id, labels, staging)
@@ -90,10 +95,10 @@ def write_run(
         for file in publish_part(part, target)
     ]
     counts = Counter(image.status for members in by_shard.values() for image in members)
-    record = {"run_id": run_id, "options": {"score_threshold": score_threshold}}
+    record = {"run_id": run_id, "options": {"score_threshold": score_threshold, **options}}
     write_document(output, run_id, "run.json", record)
     write_table(join(output, "_runs", run_id, "plan.parquet"), table_of_shards(_plan(by_shard)))
-    commit_run(target, source, files, dict(counts))
+    commit_run(target, source, files, dict(counts), replaces)
     remove_tree(*open_location(staging, "staging"))
     return output
 

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from jobs.cli import parser
+from jobs.cli import main, parser
 from jobs.cli.options import Parser, add_command, add_options, options_from, words_of
 from jobs.label.options import LabelOptions
 
@@ -177,3 +177,14 @@ def test_an_inherited_group_of_options_is_shown_together_after_the_others() -> N
     found = options_from(Journey, vars(journey_parser.parse_args(["--way", "3", "home"])))
     assert found == Journey("home", way=3)
     assert words_of(found, Journey) == ["home", "--way", "3"]
+
+
+@pytest.mark.parametrize("option", ["--annotations", "--images", "--validation-images"])
+def test_a_url_is_said_where_a_path_is_needed(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "out", option, "s3://lake/a.json"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert f"argument {option}: s3://lake/a.json is a URL: give a path of this machine" in said

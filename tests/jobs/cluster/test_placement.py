@@ -147,6 +147,11 @@ def test_what_is_no_range_of_gpus_is_refused(text: str) -> None:
         request(num_gpus=text)
 
 
+def test_no_gpu_is_not_given_as_a_number() -> None:
+    with pytest.raises(InputError, match="--num-gpus 0: at least 1 is needed; without GPUs, leave"):
+        request(num_gpus="0")
+
+
 def test_who_gives_a_number_of_gpus_gets_no_cpus() -> None:
     assert request(num_gpus="2").device == "cuda"
     assert request().device == "auto"

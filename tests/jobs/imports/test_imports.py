@@ -60,8 +60,10 @@ def test_images_and_boxes_are_rows(
     output = str(tmp_path / "out")
     assert bring(files, output) == 0
     said = capsys.readouterr().err
-    assert "3 boxes of 3 images, by results[1]" in said
+    assert "3 boxes of 3 images, by the model results[1] (--model gives another name), in" in said
     assert "1 box beyond the border of the image" in said
+    assert "kept as they are: 1 box without an area" in said
+    assert "empty" not in said
     assert rows(output, f"{BOXES} ORDER BY ALL") == [
         ("album/a.jpg", 0, 1, "dog", 1.0, -3.0, 0.0, 7.0, 10.0),
         ("b.jpg", 0, 1, "dog", 0.75, 5.0, 6.0, 5.0, 14.0),
@@ -174,11 +176,11 @@ def entry(**changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (entry(score=1.25), "DETECTIONS: entry 2 (image_id '10'): score 1.25 is not between 0"),
+        (entry(score=1.25), "bad.json: entry 2 (image_id '10'): score 1.25 is not between 0"),
         (entry(category_id=2), "category_id 2 is of no category in --annotations"),
         (entry(category_id="ox"), "'ox' is not a whole number of 64 bits, nor the name of a cate"),
         (entry(image_id="b.jpg"), "image_id b.jpg is of no image in --annotations: all entries"),
-        (entry(image_id=12), "entry 2: image_id 12 is of no image in --annotations"),
+        (entry(image_id=12), "bad.json: entry 2: image_id 12 is of no image in --annotations"),
         (
             [{**ENTRIES[0], "image_id": 12}] * 3,
             "entry 1: image_id 12 is of no image in --annotations (one of 3 such entries)",
@@ -196,6 +198,7 @@ def test_detections_that_cannot_be_used(
     assert bring((write(tmp_path, "bad.json", entries), files[1]), tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert message in said
+    assert said.startswith(f"detr-batch: DETECTIONS {tmp_path / 'bad.json'}")
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -232,16 +235,6 @@ def test_names_stand_for_images_and_categories(
     assert found[0] == found[1] and len(found[0]) == 3
 
 
-def test_a_name_without_folder_that_two_images_have_is_refused(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = [*IMAGES, {"id": 12, "file_name": "a.png", "width": 9, "height": 9}]
-    truth = write(tmp_path, "two.json", document(images=images))
-    results = write(tmp_path, "named.json", [{**ENTRIES[0], "image_id": "a"}])
-    assert bring((results, truth), tmp_path / "out") == 2
-    assert "image_id a is of no image" in capsys.readouterr().err
-
-
 def image(**changes: Any) -> dict[str, Any]:
     return document(images=[*IMAGES[:2], {**IMAGES[2], **changes}])
 
@@ -249,14 +242,14 @@ def image(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
-        (image(id=10), "two images have the id 10"),
-        (image(id=None), "--annotations: image 3 (file_name 'c.jpg'): it has no id"),
-        (image(file_name="b.jpg"), "two images have the file_name b.jpg"),
+        (image(id=10), "bad.json: two images have the id 10"),
+        (image(id=None), "bad.json: image 3 (file_name 'c.jpg'): it has no id"),
+        (image(file_name="b.jpg"), "bad.json: two images have the file_name b.jpg"),
         (image(file_name=None), "image 3 (id 'c'): it has no file_name"),
         (image(width=0), "image 3 (id 'c', file_name 'c.jpg'): its size is 0 x 100"),
         (image(height=None), "its size is 100 x None"),
-        (document(images=[]), "--annotations has no images"),
-        (document(categories=[]), "--annotations has no categories"),
+        (document(images=[]), "bad.json has no images"),
+        (document(categories=[]), "bad.json has no categories"),
         (document(categories=[{"id": 10**9, "name": "ox"}]), "'ox' has the id 1000000000: give"),
     ],
 )
@@ -268,7 +261,9 @@ def test_annotations_that_cannot_be_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert bring((files[0], write(tmp_path, "bad.json", annotations)), tmp_path / "out") == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith(f"detr-batch: --annotations {tmp_path / 'bad.json'}")
     assert not (tmp_path / "out").exists()
 
 

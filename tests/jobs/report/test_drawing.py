@@ -97,7 +97,31 @@ def test_captions_are_the_shortest_ends_that_tell_images_apart() -> None:
     assert shorten_names([r"C:\a\1.jpg", r"C:\b\1.jpg"]) == {
         r"C:\a\1.jpg": "a/1.jpg", r"C:\b\1.jpg": "b/1.jpg",
     }  # fmt: skip
-    assert shorten_names(["a/1.jpg"] * 2) == {"a/1.jpg": "1.jpg"}
+    assert shorten_names(["file:///a/1.jpg"] * 2) == {"file:///a/1.jpg": "1.jpg"}
     (long,) = shorten_names(["a/" + "x" * 300 + ".jpg"]).values()
     assert len(long) <= LONGEST and long.endswith(".jpg")
     assert shorten_names([""]) == {"": ""}
+
+
+def test_captions_are_paths_below_input() -> None:
+    names = ["file:///l/images/a.jpg", "file:///l/top.jpg", "file:///l/t.tar#k/1.jpg", "images/b"]
+    found = shorten_names(names, ["file:///l"])
+    assert list(map(found.get, names)) == ["images/a.jpg", "top.jpg", "t.tar#k/1.jpg", "images/b"]
+    tar = "s3://b/deep/t.tar"
+    assert shorten_names([f"{tar}#k/1.jpg"], [tar]) == {f"{tar}#k/1.jpg": "t.tar#k/1.jpg"}
+    assert shorten_names(["s3://b/ab/1.jpg"], ["s3://b/a"]) == {"s3://b/ab/1.jpg": "1.jpg"}
+    assert shorten_names(["s3://b/a/c/1.jpg"], ["s3://b", "s3://b/a/"]) == {
+        "s3://b/a/c/1.jpg": "c/1.jpg"
+    }
+
+
+def test_long_captions_keep_the_first_folder_and_the_name() -> None:
+    name = f"images/{'deep/' * 30}photo-0001.jpg"
+    (short,) = shorten_names([name]).values()
+    assert len(short) == LONGEST
+    assert short.startswith("images/deep/") and short.endswith("deep/photo-0001.jpg")
+    assert short.count("\N{HORIZONTAL ELLIPSIS}") == 1
+    (last,) = shorten_names([f"{'f' * 40}/{'x' * 30}.jpg"]).values()
+    assert len(last) == LONGEST and last.endswith(f"/{'x' * 30}.jpg")
+    middle = [f"a/{'b' * 40}{digit}{'c' * 40}.jpg" for digit in "12"]
+    assert shorten_names(middle) == {one: one for one in middle}

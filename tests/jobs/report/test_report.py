@@ -77,7 +77,7 @@ def test_all_runs_are_listed_with_trends_and_totals(
     assert "24% slower" in lines[4]
     assert "7% dearer" in lines[4]
     assert lines[5].startswith("4 runs")
-    assert lines[6].startswith("cost of all: 0.0230 USD, of 1 runs no price is known")
+    assert lines[6].startswith("cost of all: 0.0230 USD, of 1 run no price is known")
 
 
 def test_a_night_of_few_images_has_no_trend(tmp_path: Path) -> None:
@@ -158,3 +158,11 @@ def test_a_page_over_a_damaged_table_is_one_line(
     assert main(["report", str(output), "--html", str(tmp_path / "page.html")]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "internal error" not in said, said
+
+
+def test_an_estimate_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = {"images": 100, "seconds": 36.0, "usd": None, "runs": 1}
+    write_run(tmp_path, "1", 10.0, None, estimate=made)
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "36 s, made before it began from the last run: it took 72% less" in said

@@ -11,7 +11,9 @@ from PIL import Image
 from jobs.cli import main
 from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import Sample
+from jobs.train.datasets import describe_validation
 from jobs.train.image_files import Unreadable
+from jobs.train.options import TrainOptions
 from model.checkpoint import read_weights
 from model.resize import ResizeRule
 
@@ -81,6 +83,18 @@ REFUSED: dict[str, dict[str, Any]] = {
     "bbox [1, 2, 3, -4] is not": {"annotations": [box(0, bbox=[1, 2, 3, -4])]},
     "has no categories": {"categories": []},
     "has no usable box in images of": {"annotations": []},
+    ". Its list of annotations is empty": {"annotations": []},
+    "left out: 2 annotations of images that the file does not list; the first is annotation 1 (id "
+    "900, image_id im-1, category_id 3)": {
+        "annotations": [box(0, image_id="im-1"), box(0, image_id="im-2")]
+    },
+    "images are missing and are left out: 1; the first is 7.png": {
+        "images": [image(0), image(7)],
+        "annotations": [box(7)],
+    },
+    "train reads image files alone, and none within tar or Parquet files": {
+        "images": [image(0, file_name="s3://lake/scenes.tar#0.png")]
+    },
     "boxes without an area are left out: 1; the first is annotation 1 (id 900": {
         "annotations": [box(0, bbox=[1, 2, 0, 4])]
     },
@@ -167,6 +181,46 @@ def test_urls_are_found_where_they_are_or_by_their_longest_end(folder: Path) -> 
     assert "found by the ends of their names: 2; the first is FILE://local" in "".join(
         dataset.notes
     )
+
+
+def test_images_outside_of_the_folder_are_said_and_the_folder_is_not_named(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    empty = tmp_path_factory.mktemp("empty")
+    names = [str(folder / "0.png"), (folder / "1.png").as_uri()]
+    images = [image(number, file_name=name) for number, name in enumerate(names)]
+    truth = write_truth(folder, images=images)
+    dataset = CocoDataset(empty, truth, RULE, flip=False)
+    assert dataset.notes[0] == (
+        f"images lie outside of {empty}, where their names lead: 2; the first is {names[0]}"
+    )
+    options = TrainOptions(empty, images=empty, annotations=truth)
+    said = describe_validation(options, dataset)
+    assert f"(2 images of {truth})" in said and str(empty) not in said
+    within = CocoDataset(folder, truth, RULE, flip=False)
+    assert not [note for note in within.notes if "outside" in note]
+    some = write_truth(folder, "some.json", images=[images[0], image(1)])
+    (empty / "1.png").write_bytes((folder / "1.png").read_bytes())
+    both = CocoDataset(empty, some, RULE, flip=False)
+    assert f"(2 images of {empty} and of where absolute names lead, {some})" in describe_validation(
+        TrainOptions(empty, images=empty, annotations=some), both
+    )
+
+
+@pytest.mark.parametrize("name", ["scenes.tar", "scenes.parquet"])
+def test_archives_are_said_to_be_no_images(name: str, folder: Path) -> None:
+    (folder / name).write_text("no image")
+    images = [image(0), image(1, file_name=f"{(folder / name).as_uri()}#1.png")]
+    notes = read(folder, images=images, annotations=[box(0)]).notes
+    why = "train reads image files alone, and none within tar or Parquet files"
+    assert (
+        f"images cannot be read and are left out: 1; the first is {folder / name} ({why})" in notes
+    )
+
+
+def test_categories_with_one_name_are_said(folder: Path) -> None:
+    categories = [*CATEGORIES, {"id": 9, "name": "red"}]
+    assert "several categories are called red: 3, 9" in read(folder, categories=categories).notes
 
 
 @pytest.mark.parametrize("first", ["a/1.png", "1.png"])
