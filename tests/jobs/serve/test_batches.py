@@ -13,6 +13,7 @@ from openai.types import Batch
 from jobs.label.options import LabelOptions
 from jobs.output.views import connect
 from jobs.serve.batches.run import Process, Variables, environment
+from jobs.serve.batches.work import BatchWork
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
@@ -256,23 +257,35 @@ def never(options: LabelOptions, variables: Variables) -> Process:
     return Never()
 
 
-def test_cancelled_batches_end(tmp_path: Path, engine: Engine, images: list[str]) -> None:
-    """One of them runs, the other waits for it."""
+@pytest.mark.parametrize("is_read", [True, False])
+def test_cancelled_batches_end(
+    is_read: bool,
+    tmp_path: Path,
+    engine: Engine,
+    images: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of them runs, the other waits for it: its input is read meanwhile, or not yet."""
+    if not is_read:
+        monkeypatch.setattr(BatchWork, "read_input", lambda *_: True)
     with batching(str(tmp_path), engine, start=never) as address:
         client = client_of(address)
         running, waiting = (create(client, [request("a", images[:1])]) for _ in range(2))
         running = wait_for(client, running, "in_progress")
         assert running.request_counts is not None and running.request_counts.total == 1
-        assert client.batches.retrieve(waiting.id).status == "validating"
+        if is_read:
+            waiting = wait_for(client, waiting, "in_progress")
+        assert client.batches.retrieve(waiting.id).status == waiting.status
         assert client.batches.cancel(waiting.id).status in ("cancelling", "cancelled")
         waiting = wait_for(client, waiting)
-        assert waiting.status == "cancelled" and waiting.error_file_id is None
+        assert waiting.status == "cancelled" and bool(waiting.error_file_id) == is_read
         assert client.batches.retrieve(running.id).status == "in_progress"
         client.batches.cancel(running.id)
         running = wait_for(client, running)
         assert running.status == "cancelled" and running.cancelling_at and running.cancelled_at
-        line = lines_of(client, running.error_file_id)["a"]
-        assert line["response"] is None and line["error"]["code"] == "batch_cancelled"
+        for batch in (running, waiting) if is_read else (running,):
+            line = lines_of(client, batch.error_file_id)["a"]
+            assert line["response"] is None and line["error"]["code"] == "batch_cancelled"
         assert client.batches.cancel(running.id).status == "cancelled"
 
 
