@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from jobs.output.manifest import Manifest, carry_of_run
-from pipeline.carry.columns import Carry, Column
+from pipeline.carry.columns import Carry, Column, sql_key
 from pipeline.carry.types import LIST, exact_common_type, list_of, name_of_type
 
 _SQL = {
@@ -33,7 +33,7 @@ def common_carry(runs: Iterable[Manifest]) -> Carry:
 
     Where two runs have numbers of different types, the column has a type that holds all numbers of
     both as they are. Where there is no such type, as for int64 and float64, it is text. Names
-    differ by more than their case, as SQL makes no difference there.
+    differ by more than the case of ASCII letters, as SQL makes no difference there.
     """
     return _common(map(carry_of_run, runs))
 
@@ -45,10 +45,10 @@ def columns_that_become_text(runs: Iterable[Manifest], new: Carry) -> Iterator[t
     of the type that it has in these runs.
     """
     before = common_carry(runs)
-    types = {column.name.casefold(): column.type for column in before.columns}
-    after = {column.name.casefold(): column.type for column in _common((before, new)).columns}
+    types = {sql_key(column.name): column.type for column in before.columns}
+    after = {sql_key(column.name): column.type for column in _common((before, new)).columns}
     for column in new.columns:
-        earlier, later = (each.get(column.name.casefold()) for each in (types, after))
+        earlier, later = (each.get(sql_key(column.name)) for each in (types, after))
         if earlier is not None and _is_text(later) and not (earlier == later == column.type):
             yield column, name_of_type(earlier)
 
@@ -61,7 +61,7 @@ def _common(carries: Iterable[Carry]) -> Carry:
     found: dict[str, Column] = {}
     for carry in carries:
         for column in carry.columns:
-            key = column.name.casefold()
+            key = sql_key(column.name)
             before = found.setdefault(key, column)
             kind = exact_common_type(before.type, column.type) or pa.string()
             found[key] = Column(before.name, kind)
@@ -70,8 +70,8 @@ def _common(carries: Iterable[Carry]) -> Carry:
 
 def carried_as_sql(own: Carry, wanted: Carry) -> list[str]:
     """The columns `wanted` as SQL over files that have the columns `own`; others are NULL."""
-    types = {column.name.casefold(): column.type for column in own.columns}
-    return [_as_sql(column, types.get(column.name.casefold())) for column in wanted.columns]
+    types = {sql_key(column.name): column.type for column in own.columns}
+    return [_as_sql(column, types.get(sql_key(column.name))) for column in wanted.columns]
 
 
 def quoted(name: str) -> str:

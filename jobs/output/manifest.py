@@ -14,7 +14,7 @@ from jobs.output.documents import (
     refuse_newer,
     require,
 )
-from pipeline.carry.columns import NO_CARRY, Carry, carry_of_document
+from pipeline.carry.columns import NO_CARRY, Carry, carry_of_document, sql_key
 from pipeline.schema import IMAGES
 from pipeline.stages.publish import PartFile, PublishTarget
 
@@ -129,7 +129,7 @@ def _check(document: dict[str, Any]) -> None:
     require(type(document["compacts"]) is bool)
     require(paths.is_plan(document["plan"], run_id))
     carried = carry_of_document(document.get("carried", {}))
-    names = [column.name.casefold() for column in carried.columns]
+    names = [sql_key(column.name) for column in carried.columns]
     require(not set(names) & set(IMAGES.names) and len(set(names)) == len(names))
     for file in document["files"]:
         found = paths.run_and_token_of_part(file["path"])

@@ -18,6 +18,8 @@ from jobs.coco.records import Annotation, Annotations, Image
 from jobs.train.data import Array, Sample, mirrored, to_sample
 from jobs.train.image_files import ImageFiles, Unreadable, find_image_files, reason_of
 from model.resize import ResizeRule
+from pipeline.stages.decode import decode_image
+from pipeline.stages.prepare import MOST_PIXELS
 from pipeline.storage.errors import InputError
 
 # A model has an output for each number up to the highest id. With 5,000 of them a step of
@@ -97,8 +99,7 @@ class CocoDataset(Dataset[Sample | Unreadable]):
         image_id = self.images[index].id
         path = self.files.found[image_id].path
         try:
-            with Picture.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB")
+            picture = Picture.fromarray(decode_image(path.read_bytes(), MOST_PIXELS))
         except MemoryError:
             raise
         except Exception as error:  # decoders raise many types of errors

@@ -8,18 +8,15 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
 from jobs.coco import records as coco
 from jobs.coco.file_names import portable_name
 from pipeline.formats.parquet import PARQUET_SUFFIXES
 from pipeline.formats.tars import TAR_SUFFIXES
+from pipeline.stages.opening import displayed_size
 from pipeline.storage.errors import InputError
 
 READERS = 16  # threads that read headers: network disks answer slowly
 IN_ARCHIVE = "train reads image files alone, and none within tar or Parquet files"
-_SWAPPED = (5, 6, 7, 8)  # values of EXIF's orientation that turn an image by 90 degrees
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -143,16 +140,13 @@ def _parts_of_url(name: str) -> tuple[str, str]:
 
 def _read_header(image_id: str, path: Path) -> ImageFile | Unreadable:
     try:
-        with Image.open(path) as file:
-            columns, rows = file.size
-            exif = Image.Image.getexif(file)  # that of PNG files would decode the image
-            turned = exif.get(_ORIENTATION) in _SWAPPED
+        size = displayed_size(path)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of errors
         reason = IN_ARCHIVE if _is_archive(path.name) else reason_of(error)
         return Unreadable(image_id, path, reason)
-    return ImageFile(path, (rows, columns) if turned else (columns, rows))
+    return ImageFile(path, size)
 
 
 def _is_archive(name: str) -> bool:

@@ -5,6 +5,7 @@ on without knowing them, and the schema of its rows says which they are. A run w
 schemas of `schema.py` as they are.
 """
 
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,12 @@ from pipeline.carry.types import name_of_type, type_named
 
 CARRIED = "carried"  # the struct with the values
 NOT_CARRIED = "not_carried"  # number of values of the image that could not be carried
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def sql_key(name: str) -> str:
+    """What DuckDB knows a column by: to it A and a are the same, and Ä and ä are not."""
+    return name.translate(_LOWER)
 
 
 @dataclass(frozen=True)

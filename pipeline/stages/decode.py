@@ -195,6 +195,11 @@ def _tiled_views(
     return views(height, width, resize, enlarge, tiling)
 
 
+def decode_image(encoded: bytes, max_pixels: int) -> Pixels:
+    """The image as displayed, (height, width, 3) uint8, as it is labelled. Raises any error."""
+    return _decode(encoded, max_pixels, {})
+
+
 def _decode(encoded: bytes, max_pixels: int, known: dict[str, Any]) -> Pixels:
     """The image as (rows, columns, 3) uint8. The size goes into `known` as soon as it is read.
 

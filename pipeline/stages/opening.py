@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
@@ -14,6 +15,7 @@ from pipeline.formats.image_names import HEAD_BYTES, looks_like_image, needs_pac
 from pipeline.stages import jxl, tiff
 
 ORIENTATION_TAG = 0x0112
+TURNED_SIDEWAYS = (5, 6, 7, 8)  # orientations by which height and width are exchanged
 CheckSize = Callable[[int, int], None]  # raises if an image of this width and height is too large
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SUBSAMPLING = 258, 259, 262, 284, 530
@@ -71,6 +73,21 @@ def open_image(encoded: bytes, check_size: CheckSize) -> Image.Image:
             image.getexif()[ORIENTATION_TAG] = file.tag_v2.get(tiff.ORIENTATION, 1)
         return image
     return file
+
+
+def displayed_size(path: Path) -> tuple[int, int]:
+    """Columns and rows of an image file as displayed.
+
+    Only a TIFF is read whole. Raises what Pillow raises, and NotReadable as `open_image`.
+    """
+    with Image.open(path, formats=_formats()) as file:
+        if isinstance(file, TiffImagePlugin.TiffImageFile):  # its size is that of the turned image
+            return open_image(path.read_bytes(), lambda *_: None).size
+        columns, rows = file.size
+        if file.format == "HEIF" or _is_jpeg_xl(file):
+            return columns, rows
+        exif = Image.Image.getexif(file)  # that of PNG files would decode the image
+        return (rows, columns) if exif.get(ORIENTATION_TAG) in TURNED_SIDEWAYS else (columns, rows)
 
 
 def _formats() -> list[str]:

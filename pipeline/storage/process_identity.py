@@ -31,10 +31,14 @@ def has_ended(identity: str) -> bool:
     if len(parts) != 4 or parts[:2] != ours[:2] or not parts[2].isdecimal():
         return False
     try:
+        os.kill(int(parts[2]), 0)  # asks whether there is such a process; it gets no signal
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # of another user: it lives, and /proc may not show it
+        return False
+    try:
         stat = _stat(int(parts[2]))
         return stat[_START].decode() != parts[3] or stat[_STATE] in _ENDED
-    except (FileNotFoundError, ProcessLookupError):
-        return True
     except (OSError, IndexError):
         return False
 

@@ -113,7 +113,7 @@ def _seconds_to_wait(text: str) -> float:
     if text.strip().isdecimal():
         return float(text)
     try:
-        then = parsedate_to_datetime(text)
-    except ValueError:
+        then = parsedate_to_datetime(text).astimezone(UTC)
+    except (ValueError, OverflowError):  # a year that no date has
         return 0.0
-    return max(0.0, (then.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())

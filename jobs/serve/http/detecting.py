@@ -105,6 +105,12 @@ async def detect(
     return found
 
 
+def _client_of(request: Request) -> str:
+    """Who asks: the key, or the address where no key is needed."""
+    address = request.client.host if request.client else ""
+    return caller_of(request).key or address
+
+
 async def _fetch_all(request: Request, images: Sequence[str | bytes]) -> list[bytes | ImageFailed]:
     """The bytes of images. Raises ApiError if the server holds too many."""
     tasks = [asyncio.create_task(_fetch(request, image)) for image in images]
@@ -150,7 +156,7 @@ async def _fetch(request: Request, image: str | bytes) -> bytes | ImageFailed:
     try:
         if isinstance(image, bytes):
             return source.checked(image)
-        encoded = await source.bytes_of(image)
+        encoded = await source.bytes_of(image, _client_of(request))
     except ImageFailed as error:
         return error
     hold(len(encoded))

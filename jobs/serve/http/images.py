@@ -8,6 +8,7 @@ import base64
 import binascii
 import time
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
 from aiohttp.abc import AbstractResolver
@@ -26,6 +27,7 @@ from pipeline.storage.web import exact_session
 
 BAD_ADDRESS = "bad_address"
 REDIRECTS = 5
+CLIENTS = 16  # whose downloads may take all their places at a time
 PIECE = 1 << 16  # bytes
 LONGEST_ADDRESS = 8192  # characters
 LONGEST_HEADER = 512  # characters of a `data:` address before its comma
@@ -43,14 +45,17 @@ class ImageFailed(Exception):
 
 
 class ImageSource:
-    """Gets the bytes of images, a bounded number of downloads at a time."""
+    """Gets the bytes of images, a bounded number of downloads of each client at a time.
+
+    So one whose addresses are slow keeps nobody else waiting.
+    """
 
     def __init__(
         self, settings: ApiSettings, metrics: Metrics, resolver: AbstractResolver | None = None
     ):
         """`resolver` is that of `CheckedConnector`."""
         self._settings, self._metrics, self._resolver = settings, metrics, resolver
-        self._downloads = asyncio.Semaphore(settings.downloads)
+        self._downloads: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._session: ClientSession | None = None
 
     async def close(self) -> None:
@@ -58,10 +63,10 @@ class ImageSource:
         if self._session is not None:
             await self._session.close()
 
-    async def bytes_of(self, address: str) -> bytes:
+    async def bytes_of(self, address: str, client: str = "") -> bytes:
         """The bytes of an image at a `data:`, `https:`, `http:` or bucket's URL.
 
-        Raises ImageFailed.
+        `client` is whose downloads it is one of. Raises ImageFailed.
         """
         if address[:5].lower() == "data:":
             return self.checked(bytes_of_data(address, self._settings.max_image_bytes))
@@ -71,7 +76,8 @@ class ImageSource:
             )
         try:
             self._settings.hosts.check(address)
-            async with self._downloads, asyncio.timeout(self._settings.download_seconds):
+            mine = self._downloads.setdefault(client, asyncio.Semaphore(self._settings.downloads))
+            async with mine, asyncio.timeout(self._settings.download_seconds):
                 of_web = protocol_of(address) in WEB
                 found = await (self._from_web(address) if of_web else self._from_bucket(address))
         except RefusedAddress as error:
@@ -104,7 +110,7 @@ class ImageSource:
     async def _open_session(self) -> ClientSession:
         if self._session is None:
             connector = CheckedConnector(
-                self._settings.hosts, self._resolver, limit=self._settings.downloads
+                self._settings.hosts, self._resolver, limit=CLIENTS * self._settings.downloads
             )
             stall = self._settings.stall_seconds
             timeout = ClientTimeout(total=None, sock_connect=stall, sock_read=stall)

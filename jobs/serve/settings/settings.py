@@ -26,7 +26,7 @@ class ApiSettings:
     images_at_once: int = 128  # of a key, that wait or are computed
     bodies_at_once: int = 128  # of a key, of the requests with images whose bodies still come
     uploads_at_once: int = 16  # of a key; where none is needed, of an address
-    downloads: int = 32  # at a time
+    downloads: int = 32  # of a client at a time
     download_seconds: float = 20.0  # of an image, with its redirects
     stall_seconds: float = 5.0  # between two pieces of an image
     batch_outputs: tuple[str, ...] = ()  # URLs of folders that batches over lakes may write to

@@ -110,6 +110,24 @@ def test_columns_that_become_text_are_told() -> None:
     assert told == [["int64"], [], ["int64"], [], ["string"], []]
 
 
+@pytest.mark.parametrize(("first", "second"), [("Ä", "ä"), ("straße", "strasse"), ("Ab", "aB")])
+def test_names_that_are_alike_are_read_and_compacted(
+    first: str, second: str, tmp_path: Path
+) -> None:
+    """DuckDB makes no difference between A and a alone."""
+    lake, output = tmp_path / "lake", tmp_path / "out"
+    write_lake(lake, "a.parquet", **{first: ["x"]})
+    publish_run(lake, output, first, NIGHTS[0])
+    (lake / "a.parquet").unlink()
+    write_lake(lake, "b.parquet", **{second: ["y"]})
+    publish_run(lake, output, second, NIGHTS[1])
+    query = f'SELECT "{first}", "{second}" FROM latest_images ORDER BY uri'
+    wanted = [("x", "x"), ("y", "y")] if first.isascii() else [("x", None), (None, "y")]
+    assert rows(output, query) == wanted
+    compact(str(output))
+    assert rows(output, query) == wanted
+
+
 def test_large_integers_stay_beside_floats(tmp_path: Path) -> None:
     lake, output = tmp_path / "lake", tmp_path / "out"
     write_lake(lake, "a.parquet", n=pa.array([LARGE, 7], pa.int64()), l=[[LARGE], None])

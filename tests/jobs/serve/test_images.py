@@ -4,6 +4,9 @@ import random
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import requests
 
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http.images import ImageFailed, bytes_of_data
+from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.files import open_location
 from pipeline.storage.image_hosts import ImageHosts
@@ -228,6 +232,36 @@ def test_downloads_at_a_time_are_bounded(engine: Engine) -> None:
         answers = ask(address, *(f"{web}/{n}.jpg" for n in range(12)))
     assert [one["status"] for one in answers] == ["ok"] * 12
     assert 1 <= most <= 3
+
+
+def test_slow_addresses_of_one_key_keep_no_other_waiting(engine: Engine, tmp_path: Path) -> None:
+    keys = str(tmp_path / "keys.json")
+    ours, theirs = (add_key(keys, name)[1] for name in "ab")
+    settings = replace(allowing("127.0.0.1", downloads=2, download_seconds=20.0), keys=keys)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait(30)
+
+    def detect(key: str, *images: str) -> requests.Response:
+        body, headers = {"model": MODEL, "images": images}, {"authorization": f"Bearer {key}"}
+        return requests.post(f"{address}/v1/detections", json=body, headers=headers, timeout=60)
+
+    with (
+        VersionedFile(scene_file(), before_body=wait).served() as slow,
+        VersionedFile(scene_file()).served() as quick,
+        serving(settings, engine) as address,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(detect, ours, *(f"{slow}/{n}.jpg" for n in range(6)))
+        try:
+            assert begun.wait(30)
+            answer = detect(theirs, f"{quick}/a.jpg").json()
+            assert [one["status"] for one in answer["data"]] == ["ok"] and not waiting.done()
+        finally:
+            go_on.set()
+        assert waiting.result().status_code == 200
 
 
 def test_downloads_of_a_request_that_was_refused_hold_nothing(engine: Engine) -> None:

@@ -1,6 +1,7 @@
 """Annotations are checked before the first step: refused, or said and counted."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
 from model.checkpoint import read_weights
 from model.resize import ResizeRule
+from pipeline.stages.decode import decode_image
 
 RULE = ResizeRule(shorter=60, longest=80)
 CATEGORIES = [{"id": 3, "name": "red"}, {"id": 5, "name": "blue"}]
@@ -156,6 +158,51 @@ def test_an_image_of_another_size_is_said_and_an_upright_one_is_not(folder: Path
         "images have another size than the annotations say, and boxes are taken as pixels of the "
         f"image: 1; the first is {folder / '0.png'} (80 x 60, and not 800 x 600)"
     ]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+def test_turned_images_have_the_size_and_pixels_that_label_sees(
+    suffix: str, orientation: int, folder: Path
+) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    colours = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    path = folder / f"turned.{suffix}"
+    Image.fromarray(colours).save(path, exif=turned)
+    seen = decode_image(path.read_bytes(), 10**6)
+    height, width = seen.shape[:2]
+    whole = [box(0, bbox=[0, 0, width, height])]
+    listed = [image(0, file_name=path.name, width=width, height=height)]
+    dataset = read(folder, images=listed, annotations=whole)
+    assert dataset.files.found["0"].size == (width, height)
+    assert not [note for note in dataset.notes if "size" in note or "boxes" in note]
+    assert boxes_of(dataset, 0) == [pytest.approx([0.5, 0.5, 1, 1])]
+
+
+def test_images_of_16_bits_are_trained_on_as_they_are_labelled(folder: Path) -> None:
+    values = np.linspace(0, 65535, 60 * 80).reshape(60, 80).astype(np.uint16)
+    Image.fromarray(values).save(folder / "deep.png")
+    dataset = read(folder, images=[image(0, file_name="deep.png")], annotations=[box(0)])
+    sample = dataset[0]
+    assert not isinstance(sample, Unreadable)
+    pixels = sample.image.float()
+    shares = [(pixels <= pixels.min()).float().mean(), (pixels >= pixels.max()).float().mean()]
+    assert max(shares) < 0.1  # neither black nor white
+
+
+def test_no_program_reads_an_image_that_is_postscript(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    (folder / "2.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 60\n%%EndComments\nshowpage\n"
+    )
+    dataset = read(folder, images=[image(0), image(2)], annotations=[box(0)])
+    assert [one.path.name for one in dataset.files.unreadable] == ["2.png"]
 
 
 @pytest.mark.parametrize("name", ["album\\2.png", "./album/2.png", "album/2.png"])
