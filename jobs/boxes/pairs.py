@@ -7,6 +7,7 @@ what decided its labels, and a cluster needs no file of the machine that submits
 import csv
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -69,11 +70,15 @@ def parse_words(text: str, where: str) -> Pairs:
 
 
 def _checked(pairs: Pairs, where: str) -> Pairs:
-    """The pairs. Raises InputError if there is none, or a name stands twice."""
+    """The pairs. Raises InputError if there is none, a name stands twice, or one is no text."""
     if not pairs:
         raise InputError(f"{where}: it names no class")
     seen: set[str] = set()
-    for name, _ in pairs:
+    for name, value in pairs:
+        for text in (name, str(value)):
+            if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text):
+                shown = printable(text).replace("\n", "\\n")
+                raise InputError(f"{where}: {shown} has a control character or half a character")
         if name in seen:
             raise InputError(f"{where}: {printable(name)} stands there twice: give it once")
         seen.add(name)

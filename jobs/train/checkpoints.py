@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from jobs.train.options import FROM_SCRATCH, TrainOptions
+from jobs.train.saved_state import check_header, check_model, check_optimizer, check_scheduler
 from model.checkpoint import save_weights
 from model.set_detector import SetDetector
 from pipeline.storage.errors import CommandFailed, InputError
@@ -54,8 +55,7 @@ def _read(last: Path) -> dict[str, Any]:
     """The content of `last.pt`. CommandFailed if it is not as saved."""
     try:
         saved: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(saved, dict) or not {"model", "step"} <= saved.keys():
-            raise ValueError("it is no state of a training")
+        check_header(saved)
     except Exception as error:  # files break in many ways, and torch has no common error
         raise _damaged(last, error) from error
     return saved
@@ -145,11 +145,14 @@ class Checkpoints:
                 f"annotations have {_listed(self.net.config.labels)}: give the annotations that "
                 "the training began with, or name another folder"
             )
+        step: int = saved["step"]
         try:
+            check_model(saved["model"])
+            check_optimizer(saved["optimizer"], self.optimizer)
+            check_scheduler(saved["scheduler"], self.scheduler)
             self.net.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
-            step = int(saved["step"])
         except Exception as error:  # as above
             raise _damaged(self.last, error) from error
         print(f"resumed from step {step} of {self.last}, on {self.images}", flush=True)

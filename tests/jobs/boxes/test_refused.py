@@ -70,3 +70,25 @@ def test_a_label_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["\\ud800", "a\\u0000b", "sun\\nmoon"])
+@pytest.mark.parametrize("content", ['{{"star": "{}"}}', '{{"{}": "star"}}'])
+def test_a_new_name_is_a_text(
+    name: str, content: str, output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "names.json"
+    file.write_text(content.format(name))
+    for given in (str(file), content.format(name)):
+        assert main(["export", output, str(tmp_path / "o"), "--to", "yolo", "--rename", given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "has a control character or half a character" in line
+
+
+def test_an_argument_that_is_no_utf8_is_refused(
+    output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--rename", "star=s\udcff"]  # as Python hands over a byte that is no UTF-8
+    assert main(["export", output, str(tmp_path / "o"), "--to", "yolo", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has a control character or half a character" in line

@@ -14,9 +14,27 @@ from jobs.cli import main, message_of
 from jobs.train.checkpoints import LAST, LOCK, WEIGHTS, Checkpoints, locked
 from jobs.train.options import TrainOptions
 from model.checkpoint import read_weights
+from pipeline.storage.errors import CommandFailed
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4" + b"x" * 99, None, {"step": 5}, [1]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\3\4" + b"x" * 99,
+        None,
+        {"step": 5},
+        [1],
+        {"model": {}, "step": -5},
+        {"model": {}, "step": "5"},
+        {"model": {}, "step": True},
+        {"model": {}, "step": 5, "labels": 5},
+        {"model": {}, "step": 5, "labels": [5]},
+        {"model": {}, "step": 5, "weights": 5},
+        {"model": {}, "step": 5, "model_name": ["detr"]},
+        {"model": {}, "step": 5, "images": 5},
+    ],
+)
 def test_what_was_saved_is_damaged(
     content: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,6 +48,80 @@ def test_what_was_saved_is_damaged(
     said = capsys.readouterr().err
     assert f"{file} is damaged, or of a training with other options" in said
     assert "begin anew without --resume" in said and said.count("\n") == 1
+
+
+def of_training(folder: Path) -> Checkpoints:
+    """The checkpoints of a small training, which has made one step."""
+    net = torch.nn.Linear(2, 2)
+    net.config = SimpleNamespace(labels=("", "circle"))  # type: ignore[assignment]
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    return Checkpoints(TrainOptions(folder), net, optimizer, scheduler, "")  # type: ignore[arg-type]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model", 5),
+        ("model.bias", torch.tensor([1, NAN])),
+        ("model.bias", torch.ones(3)),
+        ("model.bias", "x"),
+        ("optimizer", 5),
+        ("optimizer", {}),
+        ("optimizer.state", 5),
+        ("optimizer.state.0", 5),
+        ("optimizer.state.7", {}),
+        ("optimizer.state.0.exp_avg", 5),
+        ("optimizer.state.0.exp_avg", torch.ones(3)),
+        ("optimizer.state.1.exp_avg_sq", torch.tensor([1, NAN])),
+        ("optimizer.state.1.exp_avg_sq", torch.tensor([1, 2])),
+        ("optimizer.state.0.step", torch.tensor(NAN)),
+        ("optimizer.state.0.step", torch.ones(2)),
+        ("optimizer.param_groups", []),
+        ("optimizer.param_groups", [5]),
+        ("optimizer.param_groups.0.lr", NAN),
+        ("optimizer.param_groups.0.lr", "x"),
+        ("optimizer.param_groups.0.betas", (0.9,)),
+        ("optimizer.param_groups.0.params", [1, 0]),
+        ("scheduler", 5),
+        ("scheduler", {}),
+        ("scheduler.base_lrs", [0.1, 0.1]),
+        ("scheduler.base_lrs", [True]),
+        ("scheduler.last_epoch", None),
+    ],
+)
+def test_a_part_of_what_was_saved_is_damaged(path: str, value: object, tmp_path: Path) -> None:
+    checkpoints = of_training(tmp_path)
+    checkpoints.save(1)
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    place, *rest = path.split(".")
+    part = saved
+    for name in rest:
+        part = part[int(place) if place.isdigit() else place]
+        place = name
+    part[int(place) if place.isdigit() else place] = value
+    assert of_training(tmp_path).load() == 1
+    torch.save(saved, tmp_path / LAST)
+    resumed = of_training(tmp_path)
+    with pytest.raises(CommandFailed, match="is damaged, or of a training with other options"):
+        resumed.load()
+
+
+def test_a_state_of_another_version_of_torch_is_resumed(tmp_path: Path) -> None:
+    """It has fields that this version does not save, and lacks others that it does."""
+    of_training(tmp_path).save(1)
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    saved["scheduler"] |= {"verbose": False}
+    saved["optimizer"]["param_groups"][0] |= {"verbose": False}
+    del saved["optimizer"]["param_groups"][0]["decoupled_weight_decay"]
+    torch.save(saved, tmp_path / LAST)
+    assert of_training(tmp_path).load() == 1
 
 
 def test_other_weights_and_another_model_are_refused(
