@@ -4,8 +4,10 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from jobs.serve.engine.engine import Engine, Labelled, Overloaded
 from jobs.serve.engine.pixels import pixels_of
@@ -112,13 +114,29 @@ def _client_of(request: Request) -> str:
 
 
 async def _fetch_all(request: Request, images: Sequence[str | bytes]) -> list[bytes | ImageFailed]:
-    """The bytes of images. Raises ApiError if the server holds too many."""
+    """The bytes of images. Raises ApiError if the server holds too many.
+
+    If the client hangs up meanwhile, no download goes on, and ClientDisconnect is raised.
+    """
     tasks = [asyncio.create_task(_fetch(request, image)) for image in images]
+    fetched = asyncio.gather(*tasks)
+    gone = asyncio.create_task(_wait_until_gone(request))
     try:
-        return await asyncio.gather(*tasks)
+        first: list[asyncio.Future[Any]] = [fetched, gone]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not fetched.done():
+            await gone
+            raise ClientDisconnect
+        return await fetched
     finally:  # what still comes for a request that has ended would be held for ever
-        for task in tasks:
+        for task in [*tasks, gone]:
             task.cancel()
+
+
+async def _wait_until_gone(request: Request) -> None:
+    """Wait until the client of a request, whose body is read, hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _bounded(

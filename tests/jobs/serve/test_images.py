@@ -279,6 +279,33 @@ def test_downloads_of_a_request_that_was_refused_hold_nothing(engine: Engine) ->
         assert [one["status"] for one in ask(address, images[0])] == ["ok"]
 
 
+def test_downloads_of_a_client_that_hangs_up_end(engine: Engine) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def wait() -> None:
+        begun.release()
+        go_on.wait(60)
+
+    settings = allowing("127.0.0.1", downloads=2, download_seconds=50.0, stall_seconds=50.0)
+    with (
+        VersionedFile(scene_file(), before_body=wait).served() as slow,
+        VersionedFile(scene_file()).served() as quick,
+        serving(settings, engine) as address,
+    ):
+        try:
+            body = {"model": MODEL, "images": [f"{slow}/{number}.jpg" for number in range(6)]}
+            with pytest.raises(requests.Timeout):
+                requests.post(f"{address}/v1/detections", json=body, timeout=(30, 1))
+            assert all(begun.acquire(timeout=30) for _ in range(2))
+            # The downloads of this client, who has no key, had both places.
+            assert [one["status"] for one in ask(address, f"{quick}/a.jpg")] == ["ok"]
+            assert not begun.acquire(blocking=False)
+            line = 'method="POST",route="/v1/detections",status="499"'
+            assert line in requests.get(f"{address}/metrics", timeout=20).text
+        finally:
+            go_on.set()
+
+
 def test_a_missing_image_says_so_without_secrets(engine: Engine) -> None:
     with (
         VersionedFile(status=404).served() as web,
