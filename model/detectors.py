@@ -10,26 +10,22 @@ from model.config import FasterRcnnConfig
 from model.description import Description, Load
 from model.detector import BatchDetector
 from model.image_detector import OneByOne
-from model.named import MODELS, RANDOM, named_model, place_for_workers, weights_of
+from model.named import (
+    FROM_HUB,
+    FROM_PYTHON,
+    RANDOM,
+    named_model,
+    place_for_workers,
+    weights_of,
+)
 from model.predictor import Predictor
 from model.weights import file_sha256, find_weights
 from model.zoo import create_model
 
 
-def is_ours(model: str) -> bool:
-    """Whether the model of a run is a detector of this module."""
-    return model in MODELS or model.startswith((from_hub.PREFIX, from_python.PREFIX))
-
-
 def settled(model: str) -> str:
     """The name of a detector that means the same in every folder of this machine."""
-    return from_hub.settled(model) if model.startswith(from_hub.PREFIX) else model
-
-
-def refuse_unknown(model: str) -> None:
-    """Raise UnknownName for a name that is none of a detector. Nothing is loaded."""
-    if not model.startswith((from_hub.PREFIX, from_python.PREFIX)):
-        named_model(model)
+    return from_hub.settled(model) if model.startswith(FROM_HUB) else model
 
 
 def describe(model: str, weights: str | None) -> Description:
@@ -40,9 +36,9 @@ def describe(model: str, weights: str | None) -> Description:
     Raises UnknownName for an unknown one, and CheckpointError if its weights cannot be read, or do
     not fit.
     """
-    if model.startswith(from_hub.PREFIX):
+    if model.startswith(FROM_HUB):
         return from_hub.describe(model, weights)
-    if model.startswith(from_python.PREFIX):
+    if model.startswith(FROM_PYTHON):
         return from_python.describe(model, weights)
     place = weights_of(model, weights)
     path = None if place == RANDOM else find_weights(place)
@@ -71,9 +67,9 @@ def load(model: str, wanted: Load) -> BatchDetector:
 
     Other weights are those whose digest is not the one that the command found.
     """
-    if model.startswith(from_hub.PREFIX):
+    if model.startswith(FROM_HUB):
         return OneByOne(from_hub.load(model, wanted), wanted.top, model)
-    if model.startswith(from_python.PREFIX):
+    if model.startswith(FROM_PYTHON):
         return OneByOne(from_python.load(model, wanted), wanted.top, model)
     config = named_model(model).config()
     if isinstance(config, FasterRcnnConfig):

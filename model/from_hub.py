@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
 from model.description import Description, Load
 from model.errors import CheckpointError, CheckpointUnavailable, UnknownName
 from model.image_detector import Found, NotFinite, weight_bytes
+from model.named import FROM_HUB
 from model.resize import AS_DISPLAYED
 from model.weights import file_sha256, is_hub_resolvable
 
-PREFIX = "hf:"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MOST_CLASSES = 1 << 16
 SNAPSHOTS = "snapshots"  # the hub's cache has the revisions of a model there, by their names
@@ -55,11 +55,11 @@ class HubDetector:
         except Exception as error:  # files break in many ways, and there is no common error
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{PREFIX}{folder} is no detector of transformers: {reason}"
+                f"{FROM_HUB}{folder} is no detector of transformers: {reason}"
             ) from error
         if missing := sorted(loaded["missing_keys"]):  # they would be random
             raise CheckpointError(
-                f"{PREFIX}{folder} lacks weights of its network: {len(missing)} missing, such as "
+                f"{FROM_HUB}{folder} lacks weights of its network: {len(missing)} missing, such as "
                 f"{missing[0]}"
             )
         self.net: Any = net.eval().to(device)
@@ -67,8 +67,8 @@ class HubDetector:
         count = max(names, default=-1) + 1
         if count > MOST_CLASSES:
             raise CheckpointError(
-                f"{PREFIX}{folder} names a class {count - 1} (id2label in {CONFIG}): numbers go up "
-                f"to {MOST_CLASSES - 1}"
+                f"{FROM_HUB}{folder} names a class {count - 1} (id2label in {CONFIG}): numbers go "
+                f"up to {MOST_CLASSES - 1}"
             )
         self.labels = tuple(_name(names.get(i, "")) for i in range(count))
 
@@ -107,7 +107,7 @@ def _transformers() -> Any:
         logging.disable_progress_bar()
     except ImportError as error:
         raise CheckpointError(
-            f"{PREFIX} needs the package transformers: install the extra `hf` (pip install "
+            f"{FROM_HUB} needs the package transformers: install the extra `hf` (pip install "
             "'detr-batch[hf]')"
         ) from error
     return transformers
@@ -115,14 +115,14 @@ def _transformers() -> Any:
 
 def settled(model: str) -> str:
     """The name of a model that means the same in every folder: that of a local one is absolute."""
-    folder = Path(model.removeprefix(PREFIX))
-    return f"{PREFIX}{folder.resolve()}" if folder.is_dir() else model
+    folder = Path(model.removeprefix(FROM_HUB))
+    return f"{FROM_HUB}{folder.resolve()}" if folder.is_dir() else model
 
 
 def describe(model: str, weights: str | None) -> Description:
     """Describe `hf:FOLDER_OR_ID`. Raises as `model.detectors.describe`."""
     if weights:
-        raise UnknownName(f"--weights is not for {PREFIX}: {model} has its own weights in it")
+        raise UnknownName(f"--weights is not for {FROM_HUB}: {model} has its own weights in it")
     folder = _folder(model)
     detector = HubDetector(folder)
     identity = {"library": "transformers", "labels": detector.labels}
@@ -155,7 +155,7 @@ def _folder(model: str, revision: str | None = None) -> Path:
     `revision` is that of an id of the hub; None: the newest.
     """
     _transformers()
-    place = model.removeprefix(PREFIX)
+    place = model.removeprefix(FROM_HUB)
     folder = Path(place)
     if not folder.is_dir():
         if not HUB_ID.fullmatch(place):
@@ -191,13 +191,13 @@ def _fetched(place: str, revision: str | None) -> Path:
         )
     except LocalEntryNotFoundError as error:
         raise CheckpointUnavailable(
-            f"{PREFIX}{place} is no folder, and is neither cached nor reachable on the hub"
+            f"{FROM_HUB}{place} is no folder, and is neither cached nor reachable on the hub"
         ) from error
     except Exception as error:  # the hub's client has no common error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         gone = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | ValueError)
         kind = CheckpointError if gone else CheckpointUnavailable
-        raise kind(f"{PREFIX}{place} cannot be fetched: {reason}") from error
+        raise kind(f"{FROM_HUB}{place} cannot be fetched: {reason}") from error
 
 
 def _digest(folder: Path) -> str:

@@ -13,11 +13,10 @@ from torch import nn
 from model.description import Description, Load
 from model.errors import CheckpointError, UnknownName
 from model.image_detector import ImageDetector, weight_bytes
-from model.named import RANDOM
+from model.named import FROM_PYTHON, RANDOM
 from model.resize import AS_DISPLAYED, ResizeRule
 from model.weights import file_sha256, find_weights
 
-PREFIX = "python:"
 PRECISIONS = ("fp32",)  # its function knows best
 
 
@@ -74,9 +73,9 @@ def _weight_bytes(detector: ImageDetector) -> int:
 
 def module_and_name(model: str) -> tuple[str, str]:
     """The module and the function that a model names. UnknownName for another form."""
-    module, separator, function = model.removeprefix(PREFIX).partition(":")
+    module, separator, function = model.removeprefix(FROM_PYTHON).partition(":")
     if not module or not separator or not function.isidentifier():
-        raise UnknownName(f"{model}: give {PREFIX}package.module:function")
+        raise UnknownName(f"{model}: give {FROM_PYTHON}package.module:function")
     return module, function
 
 

@@ -13,6 +13,7 @@ from model.config import DeformableDetrConfig, FasterRcnnConfig, ModelConfig, Se
 from model.errors import CheckpointError, UnknownName
 from model.weights import find_weights
 
+FROM_HUB, FROM_PYTHON = "hf:", "python:"  # begin the names of detectors that are none of MODELS
 PACKAGED = Path(__file__).parent / "shapes_tiny.safetensors"
 RANDOM = "random"
 PACKAGED_NAME = "packaged"
@@ -118,6 +119,17 @@ def named_model(name: str) -> NamedModel:
         hint = f"did you mean {near}? Else " if near else ""
         raise UnknownName(f"unknown model {name!r}: {hint}choose one of {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def is_ours(model: str) -> bool:
+    """Whether the model of a run is a detector of detectors.py."""
+    return model in MODELS or model.startswith((FROM_HUB, FROM_PYTHON))
+
+
+def refuse_unknown(model: str) -> None:
+    """Raise UnknownName for a name that is none of a detector. Nothing is loaded."""
+    if not model.startswith((FROM_HUB, FROM_PYTHON)):
+        named_model(model)
 
 
 def _nearest_name(name: str) -> str | None:

@@ -31,12 +31,19 @@ def _label(options: LabelOptions) -> int:
     from jobs.label.notify.notifier import Notifier
 
     notifier = Notifier(options, options.input, options.output, options.page)
-    from jobs.label.label import label  # slow to import: wrong receivers are refused before
-
     if options.dry_run or not notifier.has_receivers:
-        return label(options, begin_startup())
+        return _run(options)
     exit_at_sigterm()
-    return _tell_end(notifier, lambda: label(options, begin_startup(), notifier))
+    return _tell_end(notifier, lambda: _run(options, notifier))
+
+
+def _run(options: LabelOptions, notifier: "Notifier | None" = None) -> int:
+    from jobs.label.checks import checked
+
+    options = checked(options)
+    from jobs.label.label import label  # slow to import
+
+    return label(options, begin_startup(), notifier)
 
 
 def _tell_end(notifier: "Notifier", command: Callable[[], int]) -> int:

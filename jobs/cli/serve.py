@@ -25,6 +25,7 @@ def _serve(options: ServeOptions) -> int:
     from jobs.serve.settings.packages import refuse_missing_packages
 
     refuse_missing_packages()
-    from jobs.serve.serve import serve
+    options.check()
+    from jobs.serve.serve import serve  # slow to import: wrong values are refused before
 
     return serve(options)

@@ -10,7 +10,6 @@ import torch
 from jobs.accounting.node_hours import NodeMeter
 from jobs.accounting.startup import CATALOGUE, LISTING, RAY, WEIGHTS, Startup
 from jobs.accounting.tally import Tally
-from jobs.boxes.pairs import read_files
 from jobs.cluster.computation import computation_of_detectors
 from jobs.cluster.ray_internals import ray_data_without_helpers
 from jobs.cluster.start import (
@@ -24,6 +23,7 @@ from jobs.cluster.start import (
 from jobs.label.budget_options import limits_as_lines
 from jobs.label.budgeted import RunClock, refuse_without_progress, spent_before
 from jobs.label.canaries.proof import CanaryDeviation, Proof
+from jobs.label.checks import checked
 from jobs.label.command import Command, Placed, flow_settings, read_command
 from jobs.label.execution import explained_failures, label_images, reason_of
 from jobs.label.log.lines import print_line, print_start
@@ -39,7 +39,6 @@ from jobs.label.outcome import (
     print_untried_failures,
     print_way_to_failures,
 )
-from jobs.label.places import check_places
 from jobs.label.planning import (
     Run,
     make_run,
@@ -57,7 +56,6 @@ from jobs.output.gone_objects import record_gone_objects
 from jobs.output.known_objects import known_objects
 from jobs.output.output_writer import (
     OutputWriter,
-    check_keep_replaced,
     check_output_without_writing,
 )
 from model.zoo import offered_precision
@@ -66,7 +64,6 @@ from pipeline.plan.digests import Known
 from pipeline.plan.plan import Plan, left_out_as_text
 from pipeline.schema import OK
 from pipeline.storage import retries
-from pipeline.storage.access import use_input_access
 from pipeline.storage.errors import CommandFailed, InputError
 from pipeline.storage.urls import mask
 
@@ -81,13 +78,9 @@ def label(
     """
     startup = startup or Startup()
     notifier = notifier or Notifier(None, options.input, options.output)
-    options.check()
-    options = read_files(options)
-    check_keep_replaced(options.keep_replaced)
-    check_machines(options.machines())
     retries.person_waits = True
-    use_input_access(options.input_access, options.output)
-    check_places(options.input, options.output)
+    options = checked(options)
+    check_machines(options.machines())
     budget = options.budget(startup.began, options.rates())
     command = read_command(choose_model(options), notifier, budget)
     startup.end(WEIGHTS)

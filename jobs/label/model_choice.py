@@ -10,8 +10,8 @@ from jobs.output import paths
 from jobs.output.catalog import read_catalog
 from jobs.output.errors import DamagedOutput
 from jobs.output.store import OutputStore
-from model.detectors import is_ours, settled
-from model.named import MODELS, weights_of
+from model.detectors import settled
+from model.named import MODELS, is_ours, weights_of
 from pipeline.storage.errors import InputError
 from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.urls import mask, printable

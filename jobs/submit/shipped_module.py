@@ -15,7 +15,8 @@ from pathlib import Path
 
 from jobs.accounting.plurals import counted
 from jobs.submit.shipped_files import CODE
-from model.from_python import PREFIX, module_and_name
+from model.from_python import module_and_name
+from model.named import FROM_PYTHON
 from pipeline.storage.errors import InputError
 
 MOST_BYTES = 50 << 20  # of all modules together; Ray keeps what it is sent in the head's memory
@@ -42,7 +43,7 @@ def modules_of_model(model: str | None) -> list[LocalModule]:
     There are none if it is installed here, or not here at all: then the nodes must have it.
     InputError if they are too large to be sent, and UnknownName for a wrong name.
     """
-    if model is None or not model.startswith(PREFIX):
+    if model is None or not model.startswith(FROM_PYTHON):
         return []
     name = module_and_name(model)[0].partition(".")[0]
     found: dict[str, LocalModule] = {}
@@ -134,7 +135,7 @@ def ship_modules(modules: list[LocalModule], folder: Path) -> None:
 
 def print_shipped(model: str | None, modules: list[LocalModule]) -> None:
     """Say which modules of the user go to the cluster, or that the nodes must have them."""
-    if model is None or not model.startswith(PREFIX):
+    if model is None or not model.startswith(FROM_PYTHON):
         return
     if modules:
         names = ", ".join(module.as_text() for module in modules)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from model.description import Load
-from model.detectors import describe, load, refuse_unknown
+from model.detectors import describe, load
 from model.errors import CheckpointError, UnknownName
 from model.image_detector import OneByOne
+from model.named import refuse_unknown
 
 README = Path(__file__).parents[2] / "model" / "README.md"
 FIXED = """

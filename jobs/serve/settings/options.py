@@ -116,7 +116,7 @@ class ServeOptions(ActionOptions):
 
     def check(self) -> None:
         """Raise InputError for values that are wrong on every machine."""
-        from model.detectors import refuse_unknown  # torch would delay the help
+        from model.named import refuse_unknown  # it would delay the help
 
         refuse_unknown(self.model)
         if not 0 <= self.score_threshold < 1:

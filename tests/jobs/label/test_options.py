@@ -1,5 +1,7 @@
 """Wrong options of `label` are refused."""
 
+from pathlib import Path
+
 import pytest
 
 from jobs.cli import main
@@ -17,9 +19,10 @@ def test_unknown_machine_is_refused_before_anything_runs(
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "head"])
 def test_cluster_that_does_not_answer_is_refused_at_once(
-    address: str, capsys: pytest.CaptureFixture[str]
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["label", "in", "out", "--model", "shapes-tiny", "--address", address]) == 2
+    places = [str(tmp_path), str(tmp_path / "out")]
+    assert main(["label", *places, "--model", "shapes-tiny", "--address", address]) == 2
     assert "no Ray cluster answers there" in capsys.readouterr().err
 
 

@@ -147,6 +147,13 @@ def test_facts_that_cannot_be_told_do_not_end_a_run(
     assert list(lines) == ["--lineage: an event is not sent: KeyError"] * 2
 
 
+@pytest.fixture
+def places(tmp_path: Path) -> list[str]:
+    """An INPUT that there is, and an OUTPUT."""
+    (tmp_path / "in").mkdir()
+    return [str(tmp_path / "in"), str(tmp_path / "out")]
+
+
 @pytest.mark.parametrize(
     ("result", "code", "outcome", "error"),
     [
@@ -165,6 +172,7 @@ def test_the_end_of_a_command_is_told_as_its_user_sees_it(
     outcome: str,
     error: str | None,
     receiver: Webhook,
+    places: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def label(options: LabelOptions, *_: object) -> int:
@@ -173,20 +181,20 @@ def test_the_end_of_a_command_is_told_as_its_user_sees_it(
         return result()
 
     monkeypatch.setattr("jobs.label.label.label", label)
-    assert main(["label", "in", "out", "--notify", receiver.url]) == code
+    assert main(["label", *places, "--notify", receiver.url]) == code
     (request,) = receiver.requests
     data = request.document["data"]
     assert (data["exit_code"], data["outcome"], data["error"]) == (code, outcome, error)
-    assert main(["label", "in", "out", "--notify", receiver.url, "--dry-run"]) == code
+    assert main(["label", *places, "--notify", receiver.url, "--dry-run"]) == code
     assert len(receiver.requests) == 1
 
 
 def test_a_receiver_that_is_away_changes_no_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    places: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jobs.label.label.label", lambda *_: 0)
     with webhook(Answer(404)) as receiver:
-        assert main(["label", "in", "out", "--notify", receiver.url]) == 0
+        assert main(["label", *places, "--notify", receiver.url]) == 0
     printed = capsys.readouterr().err
     assert "1 message not delivered: it answered 404" in printed
     assert SECRET_PATH not in printed
