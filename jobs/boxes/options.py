@@ -7,6 +7,9 @@ from typing import Any
 
 from pipeline.storage.errors import InputError
 
+# What commands and other tools call the least score of a box.
+OTHER_SCORES = ("--score-threshold", "--min-score", "--threshold", "--confidence", "--conf")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SuppressionOptions:

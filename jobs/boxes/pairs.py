@@ -53,7 +53,8 @@ def parse_pairs(given: str, option: str) -> Pairs:
     if _is_inline(given):
         return parse_words(given, option)
     if "://" not in given and not Path(given).exists():
-        hint = "; --score-threshold is that of all classes" if option == "--thresholds" else ""
+        hint = "; one score of all classes is that of --score-threshold, in `export` of --min-score"
+        hint = hint if option == "--thresholds" else ""
         raise InputError(
             f"{option} {printable(given)}: there is no such file, and it is no CLASS=VALUE{hint}"
         )

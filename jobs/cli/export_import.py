@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from jobs.boxes.options import BoxOptions
+from jobs.boxes.options import OTHER_SCORES, BoxOptions
 from jobs.cli.options import add_command
 from jobs.cli.process import begin_startup
 from jobs.imports.options import ImportOptions
@@ -29,7 +29,9 @@ class ExportOptions(BoxOptions):
     output: str = field(metadata={"positional": True, "help": "folder of the tables"})
     file: str = field(metadata={"positional": True, "help": "what to write"})
     to: str = field(metadata={"choices": FORMATS, "other_names": OTHER_NAMES, "help": "the format"})
-    min_score: float = field(default=0.0, metadata={"help": "leave out boxes below"})
+    min_score: float = field(
+        default=0.0, metadata={"help": "leave out boxes below", "other_flags": OTHER_SCORES}
+    )
     labels: str | None = field(
         default=None, metadata={"metavar": "A,B", "help": "only boxes of these (default: all)"}
     )

@@ -16,6 +16,7 @@ metadata may have further keys, all optional:
     flag         the option, if it differs from the name of the field
     parse        makes one value from one argument; the field is a tuple, the option may be repeated
     other_names  what other tools call a choice, in letters and digits; the error names ours
+    other_flags  what other commands or tools call the option; the error names ours
 
 A keyword-only dataclass from which that of a command inherits is a group of options: the help shows
 them together, below the first line of that class's docstring.
@@ -45,6 +46,10 @@ SHOWN = 5  # unrecognized arguments that an error shows
 class Parser(argparse.ArgumentParser):
     """A parser that prints an error in one line. The usage of many options would hide it."""
 
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.other_flags: dict[str, str] = {}  # the option that another name stands for
+
     def error(self, message: str) -> NoReturn:
         if found := re.fullmatch(r".*invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += _near(found[1], re.findall(r"[\w-]+", found[2]))
@@ -66,7 +71,9 @@ class Parser(argparse.ArgumentParser):
             options = [name for name in self._option_string_actions if name.startswith("--")]
             shown = " ".join(rest[:SHOWN]) + (" ..." if len(rest) > SHOWN else "")
             if any(map(_is_option, rest)):
-                hint = _near(rest[0].partition("=")[0], options)
+                given = rest[0].partition("=")[0]
+                ours = self.other_flags.get(given)
+                hint = f": did you mean {ours}?" if ours else _near(given, options)
             else:
                 hint = ": it takes fewer names (of one with * or ?, a shell makes many)"
             self.error(f"unrecognized arguments: {shown}{hint}")
@@ -100,7 +107,7 @@ def add_command(
     `again` is the text that an interrupted command prints about running it again. `as_line` is the
     form of its lines on stderr, if they have one.
     """
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=description)
+    parser: Parser = commands.add_parser(name, help=help, description=description)
     add_options(parser, kind)
     parser.set_defaults(run=lambda **given: run(options_from(kind, given)))
     if again is not None:
@@ -115,7 +122,7 @@ def options_from(kind: type[Options], given: Mapping[str, Any]) -> Options:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+def add_options(parser: Parser, kind: type) -> None:
     """Add an argument for each field of the dataclass `kind` that is an option."""
     hints = get_type_hints(kind)
     groups: dict[str, Any] = {}
@@ -129,6 +136,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
             if title not in groups:
                 groups[title] = parser.add_argument_group(title)
             target = groups[title]
+        for other in field.metadata.get("other_flags", ()):
+            parser.other_flags[other] = _flag(field)
         names, keywords = _argument(field, hints[field.name])
         target.add_argument(*names, **keywords)
 

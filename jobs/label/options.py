@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.accounting.node_hours import Rates
 from jobs.accounting.prices import machine
-from jobs.boxes.options import BoxOptions
+from jobs.boxes.options import OTHER_SCORES, BoxOptions
 from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.budget_options import BudgetOptions
 from jobs.label.canaries.options import CanaryOptions
@@ -107,7 +107,11 @@ class LabelOptions(
     )
     weights: str | None = field(default=None, metadata=WEIGHTS)
     score_threshold: float = field(
-        default=0.3, metadata={"help": "least score of a detection; 0 keeps the best 100"}
+        default=0.3,
+        metadata={
+            "help": "least score of a detection; 0 keeps the best 100",
+            "other_flags": OTHER_SCORES,
+        },
     )
     format: str = field(
         default="auto",

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+from jobs.boxes.options import OTHER_SCORES
 from jobs.cluster.request import ClusterRequest, cluster_request
 from jobs.label.options import ADDRESS, DEFAULT_MODEL, DEVICE, MODEL, PRECISION, WEIGHTS
 from pipeline.storage.errors import InputError
@@ -70,7 +71,11 @@ class ServeOptions(ActionOptions):
         },
     )
     score_threshold: float = field(
-        default=0.3, metadata={"help": "least score of a detection where a request names none"}
+        default=0.3,
+        metadata={
+            "help": "least score of a detection where a request names none",
+            "other_flags": OTHER_SCORES,
+        },
     )
     usd_per_1000_images: float | None = field(
         default=None, metadata={"help": "price that `usage` of answers is computed from"}

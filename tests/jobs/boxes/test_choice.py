@@ -108,7 +108,7 @@ def test_a_number_of_a_recorded_option_reads_back_as_it_was(number: float) -> No
         ({"thresholds": "{"}, "--thresholds: it is no valid JSON"),
         ({"thresholds": '{"car": ' * 20_000}, "--thresholds: it is no valid JSON"),
         ({"thresholds": "{}"}, "--thresholds: it names no class"),
-        ({"thresholds": "0.4"}, "--score-threshold is that of all classes"),
+        ({"thresholds": "0.4"}, "that of --score-threshold, in `export` of --min-score"),
         (
             {"thresholds": "none.csv"},
             "none.csv: there is no such file, and it is no CLASS=VALUE",

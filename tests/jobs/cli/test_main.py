@@ -156,6 +156,10 @@ def test_the_command_line_imports_no_large_package() -> None:
             "label: unrecognized arguments: --score-treshold 0.4: did you mean --score-threshold?",
         ),
         ("label a b --score-treshhold=0.4", "did you mean --score-threshold?"),
+        ("label a b --min-score 0.4", "did you mean --score-threshold?"),
+        ("serve --conf=0.4", "did you mean --score-threshold?"),
+        ("export a b --to yolo --score-threshold 0.4", "did you mean --min-score?"),
+        ("export a b --to yolo --conf 0.4", "did you mean --min-score?"),
         (
             "label a b c",
             "label: unrecognized arguments: c: it takes fewer names (of one with * or ?, a shell "
