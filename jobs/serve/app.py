@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from jobs.serve import openapi
 from jobs.serve.batches import file_routes, routes
+from jobs.serve.batches.room import Room
 from jobs.serve.batches.store import Store
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http import chat, detections, health, models, no_batches, page
@@ -67,6 +68,7 @@ def make_app(
     app.state.service = service
     app.state.probe = health.Probe(engine)
     app.state.store = batches
+    app.state.room = Room(settings.max_stored_bytes)
     app.state.keys = keys
     routers = [detections.router, chat.router, models.router, health.router, page.router]
     of_batches = [file_routes.router, routes.router] if batches else [no_batches.router]

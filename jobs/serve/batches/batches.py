@@ -130,7 +130,7 @@ class Batches:
         work = self._of(record)
         try:
             if record.ended() is not None:  # a server was killed before it took it off
-                record.close()
+                work.clear()
                 return True
             with OutputLock(f"{self._store.url}/{record.folder}", CLAIM) as claim:
                 return step(work, claim)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 
 from jobs.serve.batches.files import MOST_BYTES, PREFIX, File, Files, plain_name
+from jobs.serve.batches.room import Room
 from jobs.serve.batches.store import Order, Store, check_cursor
 from jobs.serve.http.forms import FORM, is_form, read_form
 from jobs.serve.protocol.callers import Caller, caller_of
@@ -87,7 +88,8 @@ async def upload_file(request: Request, files: TheirFiles) -> File:
         text = f"The file did not come within {FORM_SECONDS:.0f} s."
         raise ApiError(408, text, "request_timeout", headers={"connection": "close"}) from error
     try:
-        return await asyncio.to_thread(_save, files, _uploaded(form))
+        room: Room = request.app.state.room
+        return await asyncio.to_thread(_save, files, room, _uploaded(form))
     finally:
         await form.close()
 
@@ -117,8 +119,11 @@ def _uploaded(form: FormData) -> UploadFile:
     return file
 
 
-def _save(files: Files, file: UploadFile) -> File:
-    with tempfile.NamedTemporaryFile(prefix="detr-batch-") as copy:
+def _save(files: Files, room: Room, file: UploadFile) -> File:
+    with (
+        room.taken(files, file.size or 0),
+        tempfile.NamedTemporaryFile(prefix="detr-batch-") as copy,
+    ):
         shutil.copyfileobj(file.file, copy)
         copy.flush()
         return files.save(Path(copy.name), plain_name(file.filename), "batch")

@@ -19,6 +19,7 @@ from jobs.output.views import add_views, explain_query_errors, limit_memory
 from jobs.serve.batches.files import PREFIX, Files
 from jobs.serve.batches.input import LINES, WANTED, error_of, rows_of
 from jobs.serve.batches.records import Batch, RequestCounts
+from jobs.serve.batches.room import STORAGE_LIMIT, stored
 from jobs.serve.batches.store import Store
 from jobs.serve.http.chat import ChatRequest, completion
 from jobs.serve.protocol.answers import Detection, Detections, ImageAnswer, ImageError, Usage
@@ -40,6 +41,14 @@ LEFT JOIN detections AS box
 ORDER BY line, index, detection
 """
 _IMAGE_COLUMNS = 8
+GOOD, BAD = "output.jsonl", "error.jsonl"
+_NO_ROOM = {
+    "response": None,
+    "error": {
+        "code": STORAGE_LIMIT,
+        "message": "There is no room for the answer: delete files, and send the line again.",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,10 @@ class Unanswered:
 
 
 class OutputFiles:
-    """Writes the answers of a batch. Doing it again writes the same files."""
+    """Writes the answers of a batch, as far as its scope has room for them.
+
+    Doing it again writes the same files.
+    """
 
     def __init__(self, store: Store, folder: str, settings: ApiSettings, batch: Batch):
         self._store, self._folder = store, folder
@@ -74,11 +86,16 @@ class OutputFiles:
         """
         with ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="detr-batch-"))
-            good, bad = Path(scratch, "output.jsonl"), Path(scratch, "error.jsonl")
+            good, bad = Path(scratch, GOOD), Path(scratch, BAD)
             with good.open("wb") as output_file, bad.open("wb") as error_file:
-                for line, is_good in self._lines(output, scratch, unanswered):
-                    target = output_file if is_good else error_file
-                    target.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                room = self._room(files)
+                for line, completed in self._lines(output, scratch, unanswered):
+                    encoded = _encoded(line)
+                    if completed and output_file.tell() + len(encoded) > room:
+                        self._ok -= completed
+                        self._failed += completed
+                        encoded, completed = _encoded(line | _NO_ROOM), 0
+                    (output_file if completed else error_file).write(encoded)
             ids = [self._save(files, path) for path in (good, bad)]
         total = self._ok + self._failed
         counts = RequestCounts(total=total, completed=self._ok, failed=self._failed)
@@ -87,15 +104,22 @@ class OutputFiles:
     def _save(self, files: Files, path: Path) -> str | None:
         if not path.stat().st_size:
             return None
-        ended_at = self._batch.finalizing_at or self._batch.created_at
-        file_id = f"{PREFIX}{ended_at * 1000:012x}{self._digest(path.name)[:24]}"
         name = f"{self._batch.id}_{path.name}"
-        return files.save(path, name, "batch_output", file_id).id
+        return files.save(path, name, "batch_output", self._file_id(path.name)).id
+
+    def _file_id(self, name: str) -> str:
+        ended_at = self._batch.finalizing_at or self._batch.created_at
+        return f"{PREFIX}{ended_at * 1000:012x}{self._digest(name)[:24]}"
+
+    def _room(self, files: Files) -> int:
+        """Bytes that the answers may have. What is in the way of them is replaced."""
+        own = [self._file_id(name) for name in (GOOD, BAD)]
+        return self._settings.max_stored_bytes - stored(files, without=own)[1]
 
     def _lines(
         self, output: str, scratch: str, unanswered: Unanswered | None
-    ) -> Iterator[tuple[dict[str, Any], bool]]:
-        """The lines of both files, and whether each belongs to the output file."""
+    ) -> Iterator[tuple[dict[str, Any], int]]:
+        """The lines of both files, and how many images each answers: of the error file, none."""
         with explain_query_errors(output), duckdb.connect() as connection:
             limit_memory(connection, MEMORY, scratch)
             add_views(connection, output, committed_runs(output))
@@ -123,24 +147,26 @@ class OutputFiles:
 
     def _line(
         self, row: dict[str, Any], images: list[ImageAnswer], unanswered: Unanswered | None
-    ) -> tuple[dict[str, Any], bool]:
+    ) -> tuple[dict[str, Any], int]:
         error = error_of(row)
         codes = [image.error.code for image in images if image.error is not None]
         if error is not None:
             self._failed += 1
-            return self._refused(row, error), False
-        self._ok += len(images) - len(codes)
+            return self._refused(row, error), 0
+        completed = len(images) - len(codes)
+        self._ok += completed
         self._failed += len(codes)
         if unanswered is not None and NOT_LABELLED in codes:
             reason = {"code": f"batch_{unanswered.status}", "message": unanswered.message}
-            return {**self._head(row), "response": None, "error": reason}, False
-        if len(codes) == len(images):
-            return self._refused(row, _all_failed(images)), False
+            return {**self._head(row), "response": None, "error": reason}, 0
+        if not completed:
+            return self._refused(row, _all_failed(images)), 0
         try:
             body = self._body(row, images)
         except ApiError as refused:
-            return self._refused(row, refused), False
-        return {**self._head(row), "response": self._response(row, 200, body), "error": None}, True
+            return self._refused(row, refused), 0
+        answer = {"response": self._response(row, 200, body), "error": None}
+        return self._head(row) | answer, completed
 
     def _body(self, row: dict[str, Any], images: list[ImageAnswer]) -> dict[str, Any]:
         """The answer that the route of the batch would give. Raises ApiError as it."""
@@ -181,6 +207,10 @@ class OutputFiles:
     def _digest(self, text: str) -> str:
         """Random to others, and the same each time that the files are written."""
         return hashlib.sha256(f"{self._batch.id} {text}".encode()).hexdigest()
+
+
+def _encoded(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 def _rows(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:

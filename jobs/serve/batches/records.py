@@ -11,6 +11,7 @@ a folder of its own, so that a server that starts finds it.
 """
 
 import time
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -25,6 +26,7 @@ OPEN = "batches/open"
 WINDOW_SECONDS = 24 * 3600  # OpenAI's only completion window
 MINUTES_OF_DAY = 24 * 60
 MOST_OPEN = 100  # batches of a scope that wait or run
+MOST_KEPT = 2000  # batches of a scope; the oldest that have ended go
 Endpoint = Literal["/v1/detections", "/v1/chat/completions"]
 Ending = Literal["failed", "completed", "expired", "cancelled"]
 
@@ -179,7 +181,6 @@ class Record:
     def end(self, batch: Batch) -> None:
         """End the batch, unless it has ended; nothing changes it any more."""
         self.store.create(self._name("ended"), batch.model_dump())
-        self.close()
 
     def close(self) -> None:
         """Take a batch that has ended off the open ones."""
@@ -235,7 +236,19 @@ class Records:
         if len(waiting) >= MOST_OPEN:
             text = f"{len(waiting)} batches wait: create another one when one of them has ended."
             raise ApiError(429, text, "too_many_batches", headers={"retry-after": "60"})
+        self._forget_oldest()
         self.record(batch.id).create(batch, self._scope, allowance)
+
+    def _forget_oldest(self) -> None:
+        """Remove the documents of the oldest batches, so that another has room among MOST_KEPT."""
+        ids = self._ids()
+        ended = (record for record in map(self.record, ids) if record.ended() is not None)
+        for record in islice(ended, max(0, len(ids) - MOST_KEPT + 1)):
+            self._store.remove_folder(record.folder)
+
+    def _ids(self) -> list[str]:
+        names = self._store.names(f"batches/{self._folder}")
+        return [name for name in names if is_id(name, PREFIX)]
 
     def record(self, batch_id: str) -> Record:
         """The documents of a batch, if it exists."""
@@ -250,9 +263,7 @@ class Records:
 
     def list(self, limit: int, after: str | None, order: Order) -> tuple[list[Batch], bool]:
         """A page of batches, and whether there are more."""
-        names = self._store.names(f"batches/{self._folder}")
-        ids = [name for name in names if is_id(name, PREFIX)]
-        return page_of(ids, lambda name: self.record(name).state(), limit, after, order)
+        return page_of(self._ids(), lambda name: self.record(name).state(), limit, after, order)
 
 
 def open_records(store: Store) -> list[Record]:

@@ -16,6 +16,7 @@ from jobs.serve.batches.records import (
     Records,
     allowance_of,
 )
+from jobs.serve.batches.room import Room
 from jobs.serve.batches.store import check_cursor, new_id
 from jobs.serve.protocol.callers import Caller, caller_of
 from jobs.serve.protocol.errors import ApiError
@@ -103,7 +104,9 @@ def create_batch(
         expires_at=now + WINDOW_SECONDS,
         metadata=asked.metadata,
     )
-    batches.create(batch, allowance)
+    room: Room = request.app.state.room
+    with room.taken(files, 0):  # its answers are files
+        batches.create(batch, allowance)
     return batch
 
 

@@ -6,6 +6,7 @@ and a server that was started again, answers the same.
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.serve.protocol.errors import ApiError
 from pipeline.storage.errors import InputError, OutputError, StorageUnavailable
@@ -24,6 +26,7 @@ from pipeline.storage.explained_errors import describe_error, explain_errors
 from pipeline.storage.files import (
     create_whole,
     join,
+    list_files,
     object_info,
     open_location,
     open_object,
@@ -112,6 +115,17 @@ class Store:
         names = (name.rstrip("/").rpartition("/")[2] for name in found)
         return sorted(name for name in names if not name.startswith("."))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The bytes of all objects below a folder, by their names relative to it."""
+        fs, path = self._open(folder)
+        if isinstance(fs, LocalFileSystem):
+            return _sizes_on_disk(path)
+        with self._answers():
+            fs.invalidate_cache()
+            found = list_files(fs, path)
+        start = len(path.rstrip("/")) + 1
+        return {name[start:]: int(info["size"]) for name, info in found.items()}
+
     def remove(self, name: str) -> None:
         """Delete an object, if it exists."""
         fs, path = self._open(name)
@@ -120,8 +134,10 @@ class Store:
 
     def remove_folder(self, name: str) -> None:
         """Delete all objects of a folder."""
+        fs, path = self._open(name)
         with self._answers():
-            remove_tree(*self._open(name))
+            fs.invalidate_cache()  # else what has come since it was listed would stay
+            remove_tree(fs, path)
 
     def _open(self, name: str) -> tuple[AbstractFileSystem, str]:
         return open_location(join(self.url, name), NAME)
@@ -137,6 +153,17 @@ class Store:
             raise StorageUnavailable(f"{NAME} {describe_error(error, self.url)}") from error
 
 
+def _sizes_on_disk(folder: str) -> dict[str, int]:
+    """The bytes of all files below a local folder, whatever comes and goes meanwhile."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            with suppress(FileNotFoundError):
+                found[os.path.relpath(path, folder)] = os.lstat(path).st_size
+    return found
+
+
 def folder_of_scope(scope: str) -> str:
     """The name of the folder of a scope, which may have any characters."""
     return hashlib.sha256(scope.encode()).hexdigest()[:32]
@@ -145,6 +172,11 @@ def folder_of_scope(scope: str) -> str:
 def new_id(prefix: str) -> str:
     """A random id that sorts by the time at which it was made: `file-019f...`."""
     return f"{prefix}{int(time.time() * 1000):012x}{secrets.token_hex(12)}"
+
+
+def time_of_id(text: str, prefix: str) -> float:
+    """The Unix time in seconds at which an id was made."""
+    return int(text.removeprefix(prefix)[:12], 16) / 1000
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from jobs.label.options import LabelOptions
 from jobs.serve.batches.day import take_images
 from jobs.serve.batches.files import Files
-from jobs.serve.batches.input import IMAGES_FOLDER, LIST, InputWriter
+from jobs.serve.batches.input import IMAGES_FOLDER, LINES, LIST, WANTED, InputWriter
 from jobs.serve.batches.lakes import INPUT, OUTPUT, is_lake
 from jobs.serve.batches.lines import InvalidInput, Lines
 from jobs.serve.batches.output import OutputFiles, Unanswered, Written
@@ -111,6 +111,15 @@ class BatchWork:
         batch = self._record.state()
         assert batch is not None
         self._end(ended_as(batch, "failed", errors=BatchErrors(data=errors)))
+
+    def clear(self) -> None:
+        """Remove what the run of a batch that has ended leaves. Documents and answers stay."""
+        folder = self._record.folder
+        for name in (LIST, LINES, WANTED):
+            self._store.remove(f"{folder}/{name}")
+        for name in (IMAGES_FOLDER, LABELS):
+            self._store.remove_folder(f"{folder}/{name}")
+        self._record.close()
 
     def _reason_to_end(self, batch: Batch) -> Unanswered | None:
         """Why the batch must end now; None if it goes on."""
@@ -265,4 +274,4 @@ class BatchWork:
 
     def _end(self, batch: Batch) -> None:
         self._record.end(batch)
-        self._store.remove_folder(f"{self._record.folder}/{IMAGES_FOLDER}")
+        self.clear()

@@ -104,6 +104,10 @@ class ServeOptions(ActionOptions):
     max_request_pixels: int = field(
         default=2_000_000_000, metadata={"help": "most pixels of all images of a request"}
     )
+    max_stored_bytes: int = field(
+        default=10 << 30,
+        metadata={"help": "most bytes of all files of a scope, the answers of batches among them"},
+    )
     max_queue: int = field(
         default=256,
         metadata={"help": "most images that wait or are computed; what is more is answered 503"},
@@ -131,7 +135,13 @@ class ServeOptions(ActionOptions):
         price = self.usd_per_1000_images
         if price is not None and not 0 <= price < math.inf:
             raise InputError(f"--usd-per-1000-images {price:g}: give a price of 0 or more")
-        for name in ("max_images", "max_image_bytes", "max_pixels", "max_queue"):
+        for name in (
+            "max_images",
+            "max_image_bytes",
+            "max_pixels",
+            "max_stored_bytes",
+            "max_queue",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")
         if self.batch_detectors is not None and self.batch_detectors < 1:
@@ -173,6 +183,7 @@ class ServeOptions(ActionOptions):
             self.max_image_bytes,
             self.max_pixels,
             self.max_request_pixels,
+            self.max_stored_bytes,
             bodies_at_once=max(1, self.max_queue // 2),
             images_at_once=max(1, self.max_queue // 2),
             batch_outputs=ImageHosts.of(self.allow_batch_outputs).entries,

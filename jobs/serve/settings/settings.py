@@ -17,6 +17,7 @@ class ApiSettings:
     max_image_bytes: int = 20 << 20
     max_pixels: int = 100_000_000  # of an image
     max_request_pixels: int = 2_000_000_000  # of all images of a request
+    max_stored_bytes: int = 10 << 30  # of the files of a scope
     max_body_bytes: int = 64 << 20  # of a request that is no upload of a file
     max_upload_bytes: int = (200 << 20) + (1 << 20)  # with the form around it
     held_bytes: int = 1 << 30  # bodies and downloads of all requests at a time

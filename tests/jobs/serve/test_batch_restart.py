@@ -14,7 +14,6 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
-from jobs.output.views import connect
 from tests.support.batching import Request, client_of, create, lines_of, request, wait_for
 from tests.support.serving import MODEL, data_uri, scene_file
 
@@ -90,11 +89,12 @@ def test_a_batch_survives_its_server(tmp_path: Path) -> None:
         assert client.batches.retrieve(batch.id).status == "in_progress"
         batch = wait_for(client, batch)
         assert batch.status == "completed" and batch.error_file_id is None
-        assert len(lines_of(client, batch.output_file_id)) == LINES
-        (output,) = tmp_path.glob("batches/batches/*/*/labels")
-        with connect(str(output)) as labels:
-            rows = labels.execute("SELECT count(*), count(DISTINCT uri) FROM images").fetchall()
-        assert rows == [(LINES, LINES)]
+        answers = lines_of(client, batch.output_file_id)
+        assert len(answers) == LINES
+        for line in answers.values():
+            (image,) = line["response"]["body"]["data"]
+            boxes = [(box["label"], *box["box"]) for box in image["detections"]]
+            assert image["status"] == "ok" and len(boxes) == len(set(boxes)) > 0
 
 
 def test_a_cancelled_batch_ends_its_run(tmp_path: Path) -> None:

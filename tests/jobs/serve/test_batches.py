@@ -1,6 +1,7 @@
 """`/v1/batches` with OpenAI's client: what comes out of a batch, and its states."""
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs.output.views import connect
 from jobs.serve.batches.run import Process, Variables, environment
 from jobs.serve.batches.work import BatchWork
 from jobs.serve.engine.engine import Engine
+from jobs.serve.http.images import bytes_of_data
 from jobs.serve.http.keys import add_key
 from jobs.serve.settings.settings import ApiSettings
 from tests.support.batching import (
@@ -103,9 +105,19 @@ def test_lines_have_the_answers_of_the_route(
     assert same[0] == same[1] == same[2]
 
 
-def test_boxes_are_those_of_label(client: OpenAI, completed: Batch, folder: Path) -> None:
-    (output,) = folder.glob("batches/*/*/labels")
-    with connect(str(output)) as labelled:
+def test_boxes_are_those_of_label(
+    client: OpenAI, completed: Batch, images: list[str], tmp_path: Path
+) -> None:
+    photos, output = tmp_path / "photos", str(tmp_path / "labels")
+    photos.mkdir()
+    for number, image in enumerate(images):
+        (photos / f"{number}.jpg").write_bytes(bytes_of_data(image, 1 << 20))
+    options = LabelOptions(str(photos), output, model=MODEL, precision="fp32", device="cpu")
+    run = label_alone(options, {})
+    while run.exit_code() is None:
+        time.sleep(0.1)
+    assert run.exit_code() == 0, run.reason()
+    with connect(output) as labelled:
         rows = labelled.execute("SELECT score, x_min, y_min, x_max, y_max FROM latest").fetchall()
     assert rows
     answered = [
@@ -145,9 +157,16 @@ def test_bad_lines_are_in_the_error_file(client: OpenAI, completed: Batch) -> No
     assert file.purpose == "batch_output" and file.filename.startswith(completed.id)
 
 
-def test_nothing_but_the_answers_stays_of_images(completed: Batch, folder: Path) -> None:
-    assert not list(folder.glob("batches/*/*/images/*"))
-    assert not list(folder.glob("batches/open/*"))
+def test_nothing_but_documents_and_answers_stays(completed: Batch, folder: Path) -> None:
+    until = time.monotonic() + 60
+    while list(folder.glob("batches/open/*")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    left = {path.name for path in folder.glob(f"batches/*/{completed.id}/*")}
+    assert left <= {"created.json", "validated.json", "labelled.json", "progress.json"} | {
+        "ended.json",
+        "claim.json",
+    }
 
 
 @pytest.mark.slow
