@@ -6,7 +6,7 @@ sum of overlaps would separate two equal boxes to give each of them a neighbour.
 overlaps, the pair with the nearest scores comes first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 AT_ONCE = 1 << 20  # pairs whose overlap is computed at once, which takes about 100 MB
+# Pairs of an image that meet in x, beyond which it is `crowded`. At most as many are kept at once.
+MOST_MEETINGS = 10_000_000
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -29,6 +31,10 @@ class Boxes:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def select(self, rows: Any) -> "Boxes":
+        """Select some boxes, by a slice or a mask."""
+        return Boxes(self.image[rows], self.kind[rows], self.score[rows], self.box[rows])
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,33 @@ NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.e
 def pair_boxes(left: Boxes, right: Boxes, least: float) -> Pairs:
     """Pair boxes of the same image whose IoU is `least` or more.
 
-    Each box is in one pair at most.
+    Each box is in one pair at most. No image may be one of `crowded_images`.
     """
+    images, meetings = _count_meetings(left, right)
+    group = np.cumsum(meetings) // MOST_MEETINGS
+    firsts = images[np.unique(group, return_index=True)[1]]
+    i, j = (np.append(np.searchsorted(side.image, firsts), len(side)) for side in (left, right))
+    parts = []
+    for number in range(len(firsts)):
+        of_left, of_right = (slice(k[number], k[number + 1]) for k in (i, j))
+        found = _pair_at_once(left.select(of_left), right.select(of_right), least)
+        parts.append(
+            Pairs(found.left + i[number], found.right + j[number], found.overlap, found.same)
+        )
+    return _concatenate(parts)
+
+
+def crowded_images(left: Boxes, right: Boxes) -> Ints:
+    """The numbers of the images with too many boxes upon one another to be paired.
+
+    A model finds some hundred boxes. Ten thousand in the many tiles of an image meet in a million
+    pairs, three thousand equal ones in nine.
+    """
+    images, meetings = _count_meetings(left, right)
+    return images[meetings > MOST_MEETINGS]
+
+
+def _pair_at_once(left: Boxes, right: Boxes, least: float) -> Pairs:
     near = _find_candidates(left, right, least)
     drift = np.abs(left.score[near.left] - right.score[near.right])
     near = near.select(np.lexsort((near.right, near.left, drift, -near.overlap)))
@@ -88,8 +119,36 @@ def _find_candidates(left: Boxes, right: Boxes, least: float) -> Pairs:
     return _concatenate(parts)
 
 
+def _count_meetings(left: Boxes, right: Boxes) -> tuple[Ints, Ints]:
+    """The numbers (I,) of all images, and how many pairs of each meet in x."""
+    sweep = _sweep_in_x(left, right)
+    images = np.union1d(left.image, right.image)
+    meetings = np.zeros(len(images), np.int64)
+    for side, (first, stop) in zip((left, right), sweep.meetings, strict=True):
+        np.add.at(meetings, np.searchsorted(images, side.image), stop - first)
+    return images, meetings
+
+
 def _meeting_in_x(left: Boxes, right: Boxes) -> Iterator[tuple[Ints, Ints]]:
-    """Yield the pairs within an image that overlap in x or start at one x, each once.
+    """Yield the pairs within an image that overlap in x or start at one x, each once."""
+    sweep = _sweep_in_x(left, right)
+    for i, place in _in_ranges(*sweep.meetings[0]):
+        yield i, sweep.orders[1][place]
+    for j, place in _in_ranges(*sweep.meetings[1]):
+        yield sweep.orders[0][place], j
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Which boxes of the other side start within each box."""
+
+    orders: Sequence[Ints]  # the boxes of each side in the order in which they start
+    # Of each box of a side: the first place in the other side's order, and the one behind the last.
+    meetings: Sequence[tuple[Ints, Ints]]
+
+
+def _sweep_in_x(left: Boxes, right: Boxes) -> _Sweep:
+    """Find the pairs within an image that overlap in x or start at one x, each once.
 
     The box that starts later starts within the other one. Of 10,000 boxes of an image of many tiles
     these are few of all pairs: `pair_boxes` takes 0.3 s of a CPU in place of 21 (2026-11-28).
@@ -105,12 +164,14 @@ def _meeting_in_x(left: Boxes, right: Boxes) -> Iterator[tuple[Ints, Ints]]:
     stops = [np.maximum(places(side, 2), start) for side, start in zip(sides, starts, strict=True)]
     orders = [np.argsort(start, kind="stable") for start in starts]
     starts_in_order = [start[order] for start, order in zip(starts, orders, strict=True)]
-    first = np.searchsorted(starts_in_order[1], starts[0], "left")
-    for i, place in _in_ranges(first, np.searchsorted(starts_in_order[1], stops[0], "right")):
-        yield i, orders[1][place]
-    first = np.searchsorted(starts_in_order[0], starts[1], "right")
-    for j, place in _in_ranges(first, np.searchsorted(starts_in_order[0], stops[1], "right")):
-        yield orders[0][place], j
+    meetings = [
+        (
+            np.searchsorted(starts_in_order[1 - own], starts[own], "right" if own else "left"),
+            np.searchsorted(starts_in_order[1 - own], stops[own], "right"),
+        )
+        for own in (0, 1)
+    ]
+    return _Sweep(orders, meetings)
 
 
 def _in_ranges(first: Ints, stop: Ints) -> Iterator[tuple[Ints, Ints]]:
@@ -134,14 +195,29 @@ def _take_in_order(pairs: Pairs) -> Pairs:
     """Take each pair, in the given order, whose boxes no earlier pair has taken.
 
     This runs on whole arrays: each round takes every pair that comes first for both of its boxes,
-    and removes the pairs that share a box with one of these, until none is left.
+    and removes the pairs that share a box with one of these, until none is left. Where a round
+    removes few, as of equal boxes, the rest is taken one by one.
     """
     taken = [NO_PAIRS]
     while len(pairs.left):
+        count = len(pairs.left)
         first = np.zeros(len(pairs.left), np.int64)
         for side in (pairs.left, pairs.right):
             first[np.unique(side, return_index=True)[1]] += 1
         taken.append(pairs.select(first == 2))
         gone = np.isin(pairs.left, taken[-1].left) | np.isin(pairs.right, taken[-1].right)
         pairs = pairs.select(~gone)
+        if len(pairs.left) > count // 2:
+            return _concatenate([*taken, _take_one_by_one(pairs)])
     return _concatenate(taken)
+
+
+def _take_one_by_one(pairs: Pairs) -> Pairs:
+    """Take as `_take_in_order` does."""
+    left, right, places = set[int](), set[int](), []
+    for place, (i, j) in enumerate(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)):
+        if i not in left and j not in right:
+            left.add(i)
+            right.add(j)
+            places.append(place)
+    return pairs.select(np.array(places, np.int64))

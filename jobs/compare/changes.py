@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.compare.box_pairs import Boxes, Ints, Pairs, pair_boxes
+from jobs.compare.box_pairs import Boxes, Ints, Pairs, crowded_images, pair_boxes
 
 STEPS = 10_000  # histogram steps for each unit, which is the resolution of the quantiles
 QUANTILES = (0.1, 0.5, 0.9)
@@ -70,6 +70,11 @@ class Side:
     boxes: Boxes
     below: NDArray[np.bool_]
 
+    def without(self, images: Ints) -> "Side":
+        """The boxes of all other images."""
+        rows = ~np.isin(self.boxes.image, images)
+        return Side(self.boxes.select(rows), self.below[rows])
+
 
 class Changes:
     """Sums over images. `add` takes whole images, in any order."""
@@ -82,9 +87,13 @@ class Changes:
         self.class_changes: Counter[tuple[int, int]] = Counter()
         self.drift, self.overlap = Spread(kinds, -1.0), Spread(kinds, 0.0)
         self.images_changed = 0
+        self.crowded: list[int] = []  # the numbers of images that are left out
         self.different: list[Different] = []  # heap of the images that differ most
 
     def add(self, left: Side, right: Side) -> None:
+        if len(crowded := crowded_images(left.boxes, right.boxes)):
+            self.crowded += crowded.tolist()
+            left, right = left.without(crowded), right.without(crowded)
         a, b = left.boxes, right.boxes
         pairs = pair_boxes(a, b, self.iou)
         alone_a, alone_b = (

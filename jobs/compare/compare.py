@@ -134,6 +134,10 @@ def _compare_images(
     connection.register("thresholds", pa.Table.from_pylist(thresholds, THRESHOLDS))
     for left, right in _read_batches(connection, "pairs"):
         changes.add(left, right)
+    images["crowded"] = len(changes.crowded)
+    if changes.crowded:
+        images["examples"]["crowded"] = _names_of(connection, changes.crowded[:NAMED])
+    images["compared"] -= images["crowded"]
     images["unchanged"] = images["compared"] - changes.images_changed
     return {
         **sides,
@@ -187,6 +191,13 @@ def _join_images(comparison: Comparison, connection: duckdb.DuckDBPyConnection) 
             + ("" if comparison.by_name else "; --by-name compares the last parts of such names")
         )
     return {**images, "examples": examples}
+
+
+def _names_of(connection: duckdb.DuckDBPyConnection, pairs: list[int]) -> list[str]:
+    found = connection.execute(
+        "SELECT image_id_b FROM pairs WHERE list_contains($1, pair) ORDER BY pair", [pairs]
+    )
+    return [name for (name,) in found.fetchall()]
 
 
 def _read_batches(connection: duckdb.DuckDBPyConnection, pairs: str) -> Iterator[tuple[Side, Side]]:

@@ -96,6 +96,7 @@ def image_lines(images: dict[str, Any]) -> list[str]:
         "failed_both": "failed in both",
         "only_a": "only in a",
         "only_b": "only in b",
+        "crowded": "have too many boxes upon one another, and are not compared",
         "other_content": "are other files in b, by their ETag",
     }
     lines = [

@@ -1,5 +1,6 @@
 """Pairs of boxes equal those of a simple sequential algorithm, and meet their definition."""
 
+import time
 from itertools import product
 
 import numpy as np
@@ -10,13 +11,14 @@ from torch import tensor
 from torchvision.ops import box_iou
 
 from jobs.compare import box_pairs
-from jobs.compare.box_pairs import Boxes, overlaps, pair_boxes
+from jobs.compare.box_pairs import Boxes, crowded_images, overlaps, pair_boxes
 
 # image, class, score in tenths, x, y, width, height: few values, so that ties are common
 ROW = st.tuples(
     *(st.integers(0, most) for most in (2, 1, 10, 6, 6)), st.integers(0, 5), st.integers(0, 5)
 )
 Row = tuple[int, int, int, int, int, int, int]
+NAMES = ("image", "kind", "score", "box")
 LEAST = st.sampled_from([0.1, 0.5, 0.75, 1.0])
 
 
@@ -105,3 +107,41 @@ def test_many_boxes_in_one_image_are_compared_in_parts(
     monkeypatch.setattr(box_pairs, "AT_ONCE", 7)
     parts = pair_boxes(left, right, 0.3)
     assert np.array_equal(whole.left, parts.left) and np.array_equal(whole.right, parts.right)
+
+
+def crowd(count: int, shift: float = 0.0) -> Boxes:
+    """Boxes of image 1, all upon one another, with other scores."""
+    box = np.tile([10.0 + shift, 10.0, 900.0, 900.0], (count, 1))
+    zeros = np.zeros(count, np.int64)
+    return Boxes(zeros + 1, zeros, np.linspace(0.9, 0.1, count), box)
+
+
+def test_equal_boxes_are_paired_soon() -> None:
+    """One round took one of the pairs: 1,000 equal boxes took 8 s, and 3,000 more than 100."""
+    side = crowd(1500)
+    began = time.process_time()
+    found = pair_boxes(side, side, 0.5)
+    assert time.process_time() - began < 20
+    assert np.array_equal(found.left, found.right) and len(found.left) == 1500
+
+
+def test_pairs_of_many_images_are_found_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(int(n), *rng.integers(0, 5, 6).tolist()) for n in rng.integers(0, 40, 1200)]
+    left, right = boxes(rows[:600]), boxes(rows[600:])
+    whole = pair_boxes(left, right, 0.3)
+    monkeypatch.setattr(box_pairs, "MOST_MEETINGS", 20)
+    parts = pair_boxes(left, right, 0.3)
+    pairs = [set(zip(p.left.tolist(), p.right.tolist(), strict=True)) for p in (whole, parts)]
+    assert pairs[0] == pairs[1] and len(pairs[0]) == len(whole.left) == len(parts.left) > 20
+
+
+def test_images_with_too_many_boxes_upon_one_another_are_found() -> None:
+    some, many = crowd(100), crowd(3200)
+    other = Boxes(some.image - 1, some.kind, some.score, some.box)
+    side = Boxes(*(np.concatenate([getattr(x, n) for x in (other, many)]) for n in NAMES))
+    assert crowded_images(side, side).tolist() == [1]
+    # Those are the pairs that meet: boxes beside one another do not.
+    apart = many.box + 1000.0 * np.arange(len(many))[:, None]
+    row = Boxes(many.image, many.kind, many.score, apart)
+    assert not len(crowded_images(row, row)) and len(pair_boxes(row, row, 0.5).left) == 3200

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.compact import compact
+from jobs.compare import box_pairs
 from jobs.compare import compare as module
 from jobs.compare.changes import Spread
 from jobs.compare.compare import compare
@@ -296,3 +297,26 @@ def test_what_decided_the_bits_of_each_side_is_shown(tmp_path: Path) -> None:
     assert result["a"]["computations"] == ["fp32 on a"]
     assert result["b"]["computations"] == ["bf16 on c", "bf16 on d", "fp32 on b"]
     assert "  computed in  bf16 on c\n" in as_text(result)
+
+
+def test_an_image_with_too_many_boxes_upon_one_another_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box_pairs, "MOST_MEETINGS", 1000)
+    crowd = [box_at(0)] * 60
+    result = write_and_compare(
+        tmp_path,
+        [Labelled("x/crowd.jpg", crowd), Labelled("x/other.jpg", [box_at(0)])],
+        [Labelled("x/crowd.jpg", crowd), Labelled("x/other.jpg", [box_at(0), box_at(70)])],
+    )
+    counts = {name: value for name, value in result["images"].items() if value}
+    assert counts == {
+        "a": 2,
+        "b": 2,
+        "compared": 1,
+        "crowded": 1,
+        "examples": {"only_a": [], "only_b": [], "crowded": ["x/crowd.jpg"]},
+    }
+    assert (result["boxes"]["a"], result["boxes"]["b"], result["boxes"]["new"]) == (1, 2, 1)
+    line = "1            have too many boxes upon one another, and are not compared (x/crowd.jpg)"
+    assert line in as_text(result)
