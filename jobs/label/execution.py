@@ -30,17 +30,19 @@ def label_images(
     tally: Tally,
     left: Callable[[], float] | None = None,
     proof: Proof | None = None,
+    files_first: bool = False,
 ) -> bool:
     """Label and stage the images that are not staged yet. Show progress, and add up in `tally`.
 
     `left` says how many seconds remain. Returns whether they were enough: if not, some images are
-    not staged. Raises CanaryDeviation at the first block whose detector deviates, if the run has a
-    `proof`.
+    not staged. `files_first` is for runs that may be ended: what is labelled of loose files is
+    published then, and of an archive only the whole. Raises CanaryDeviation at the first block
+    whose detector deviates, if the run has a `proof`.
     """
     before = read_back_staging(settings.staging, settings.layout.nodes)
     if proof is not None:
         proof.add(before.canaries)
-    work, size = remaining_work(shards, before)
+    work, size = remaining_work(shards, before, files_first)
     tally.before = before.images
     if not work:
         return True

@@ -293,7 +293,8 @@ def execute_run(
             past = command.past_reports() if command.budget.is_limited else []
             command.budget.begin_run(nodes)
             clock = RunClock(command.budget, tally, past)
-            all_done = label_images(run.shards, settings, tally, clock.seconds_left, proof)
+            files_first, left = command.budget.is_limited, clock.seconds_left
+            all_done = label_images(run.shards, settings, tally, left, proof, files_first)
             ended = None if all_done else clock.reason()
             labelled = StagedRun(run, target, command.labels, layout, proof, ended)
             meters = Meters(tally, nodes, rates)

@@ -8,6 +8,7 @@ from jobs.label.budget_options import EXIT_ENDED
 from jobs.label.log.lines import print_line
 from jobs.label.publication import Published
 from jobs.output.manifest import Manifest
+from jobs.report.text import list_examples
 from pipeline.carry.values import MOST_VALUE_BYTES
 from pipeline.schema import ALWAYS_RETRIED, OK, RETRIED_ON_REQUEST
 from pipeline.storage.urls import mask
@@ -109,3 +110,11 @@ def _print_rest(published: Published) -> None:
         f"{'is' if published.left == 1 else 'are'} left{kept}. "
         "The same command goes on"
     )
+    if published.begun and not published.images:
+        names = list_examples(published.begun, len(published.begun))
+        them = "it" if len(published.begun) == 1 else "them"
+        print_line(
+            f"until {names} {'is' if them == 'it' else 'are'} labelled whole, nothing is "
+            f"published, and nothing newer is labelled: give more, or move {them} out of INPUT. "
+            f"Then the same command publishes what is labelled of {them}, and labels the rest"
+        )

@@ -73,6 +73,7 @@ class Published:
     # Number of images that it labelled and that a later run publishes: of archives that are
     # labelled in part, or all of them if a limit came before the answers for the canaries.
     kept: int = 0
+    begun: tuple[str, ...] = ()  # the addresses of the archives that are labelled in part
     not_carried: int = 0  # values that could not be carried along (carry/columns.py)
     is_stuck: bool = False  # whether it ended before it labelled anything
 
@@ -181,7 +182,8 @@ def _part_to_publish(run: Run, staged: Staged, ended: str | None, writer: Output
         return _Part(run.shards, staged, Published())
     if len(split.finished) and len(split.begun):
         stage_rest(run.run_id, split.begun, staged, writer)
-    told = Published(ended=ended, left=split.left, kept=split.begun_images)
+    begun = tuple(mask(member.uri) for shard in split.begun for member in shard.members)
+    told = Published(ended=ended, left=split.left, kept=split.begun_images, begun=begun)
     return _Part(split.finished, split.staged, told)
 
 

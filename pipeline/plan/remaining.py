@@ -63,24 +63,29 @@ class Staged:
         return list(zip(*bounds, strict=True))
 
 
-def remaining_work(shards: Shards, staged: Staged) -> tuple[list[Work], int]:
+def remaining_work(
+    shards: Shards, staged: Staged, files_first: bool = False
+) -> tuple[list[Work], int]:
     """The remaining work, one `Work` per row group of the plan, and its size in bytes.
 
-    The row groups with the most remaining shards come first. The size is the size of all objects of
-    the remaining shards, as far as it is known.
+    The row groups with the most remaining shards come first, or those that have shards of loose
+    files, where `files_first`. The size is the size of all objects of the remaining shards, as far
+    as it is known.
     """
     outline = shards.outline
     indices = staged.positions_of(outline["shard"])
     found, sizes = (np.append(column, -2)[indices] for column in (staged.found, staged.sizes))
     rest = np.flatnonzero((found != sizes) | (indices < 0))
     work: dict[int, Work] = {}
+    loose = pc.equal(outline["kind"], "files").to_numpy()[rest]
+    of_files = set(outline["group"].to_numpy()[rest][loose].tolist()) if files_first else set()
     rows = (outline[name].to_numpy()[rest].tolist() for name in ("group", "row"))
     for group, row, index in zip(*rows, indices[rest].tolist(), strict=True):
         one = work.setdefault(group, Work(group, [], [], []))
         one.rows.append(row)
         one.done.append(staged.finished_spans(index) if index >= 0 else [])
         one.ended.append(index >= 0 and bool(staged.sizes[index] >= 0))
-    in_order = sorted(work.values(), key=lambda one: -len(one.rows))
+    in_order = sorted(work.values(), key=lambda one: (one.group not in of_files, -len(one.rows)))
     return in_order, int(outline["size"].to_numpy()[rest].sum())
 
 

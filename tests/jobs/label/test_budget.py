@@ -172,7 +172,7 @@ def test_nothing_is_lost_or_done_twice_if_it_is_killed_while_it_publishes_a_part
         return stage_block(block, staging)
 
     monkeypatch.setattr(alone, "stage_block", stage_and_count)
-    end_after(5)  # one archive is labelled then, and another one in part
+    end_after(8)  # the loose files and an archive are labelled then, and another one in part
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(name, kill)
         label(tiny_options(lake, output, weights, max_hours=1.0))
@@ -200,6 +200,43 @@ def test_an_archive_that_takes_longer_than_a_budget_is_labelled_in_several_runs(
     (run,) = committed_runs(output)
     report = read_report(output, run["run_id"])
     assert report["labelled_before"] == 4 and "ended_by" not in report
+
+
+def test_an_archive_that_no_budget_suffices_for_can_be_moved_away(
+    lake: Path,
+    tmp_path: Path,
+    weights: str,
+    end_after: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is labelled of it is published then, and what is new is labelled."""
+    output = str(tmp_path / "out")
+    for name in ("b.tar", "c.parquet"):
+        (lake / name).unlink()
+
+    def run() -> tuple[int, str]:
+        code = label(tiny_options(lake, output, weights, max_hours=1.0))
+        return code, capsys.readouterr().err
+
+    end_after(5)
+    code, said = run()
+    assert code == EXIT_ENDED and "move it out of INPUT" not in said
+    assert rows(Path(output), "SELECT count(*) FROM images") == [(7,)]  # the loose files
+    (lake / "new.png").write_bytes(encoded(40))
+    end_after(1)
+    code, said = run()
+    assert code == EXIT_ENDED and "4 images of these are labelled already" in said
+    assert f"until file://{lake}/a.tar is labelled whole, nothing is published" in said
+    assert "give more, or move it out of INPUT" in said
+    (lake / "a.tar").rename(tmp_path / "a.tar")
+    end_after(9)
+    assert run()[0] == EXIT_OK
+    found = rows(
+        Path(output),
+        "SELECT status, count(*) FROM images WHERE uri LIKE '%a.tar%' GROUP BY 1 ORDER BY 1",
+    )
+    assert found == [("ok", 4), ("unreadable", 1)]
+    assert rows(Path(output), "SELECT status FROM images WHERE uri LIKE '%new.png'") == [("ok",)]
 
 
 def test_a_run_that_its_budget_ends_within_an_archive_is_told_to_have_ended(
@@ -249,16 +286,17 @@ def test_the_report_of_a_part_says_what_is_left(
     lake: Path, tmp_path: Path, weights: str, end_after: Callable[[int], None]
 ) -> None:
     output = str(tmp_path / "out")
-    end_after(5)  # one archive is labelled then, and another one in part
+    end_after(8)  # the loose files and an archive are labelled then, and another one in part
     given = {"until": "2999-01-01T06:00Z", "instance_type": "m5d.2xlarge"}
     assert label(tiny_options(lake, output, weights, **given)) == EXIT_ENDED
     (run,) = committed_runs(output)
     report = read_report(output, run["run_id"])
     text = as_text(report)
     assert "ended by       --until 2999-01-01T06:00Z" in text
-    assert (report["left"], report["kept"], report["labelled_before"]) == (9, 4, 0)
+    assert (report["left"], report["kept"], report["labelled_before"]) == (2, 2, 0)
     published = rows(Path(output), "SELECT shard, index_in_shard FROM images ORDER BY ALL")
-    assert [index for _, index in published] == list(range(5))
+    assert len({shard for shard, _ in published}) == 2
+    assert sorted(index for _, index in published) == sorted([*range(5), *range(7)])
 
 
 @pytest.mark.slow
