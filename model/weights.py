@@ -89,8 +89,8 @@ def _from_hub(repository: str) -> Path:
     if unreachable:
         raise CheckpointUnavailable(
             f"weights {repository} are neither cached nor reachable: give a file or URL that "
-            "holds them as weights (--weights), or take the model shapes-tiny, whose weights need "
-            "no network"
+            "holds them as weights (--weights, weights= in Python), or take the model shapes-tiny, "
+            "whose weights need no network"
         ) from unreachable
     raise CheckpointError(f"{repository} has none of {', '.join(HUB_FILES)}")
 

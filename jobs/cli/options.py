@@ -75,7 +75,9 @@ class Parser(argparse.ArgumentParser):
                 ours = self.other_flags.get(given)
                 hint = f": did you mean {ours}?" if ours else _near(given, options)
             else:
-                hint = ": it takes fewer names (of one with * or ?, a shell makes many)"
+                most = len(self._get_positional_actions())
+                hint = f": of arguments without -- it takes {most or 'none'}"
+                hint += " (put one with blanks, * or ? in quotes)" if most else ""
             self.error(f"unrecognized arguments: {shown}{hint}")
         return found, rest
 

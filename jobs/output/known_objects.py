@@ -99,13 +99,14 @@ def _other_labels(output: str, run: Manifest, request: LabelRequest) -> InputErr
     before, options = score_threshold(output, run_id), choosing_options(output, run_id)
     same = (run["model"], before) == (request.model, request.score_threshold)
     weights = " with other weights" if same and options == request.choosing else ""
+    chosen = f" with {request.choosing}" if request.choosing and options != request.choosing else ""
     threshold = "threshold"
     if options or request.choosing:
         threshold += f", and {options or 'no options that choose boxes or tiles'}"
     return InputError(
         f"{mask(output)} holds labels of {run['model']} over {run['input']} from a score of "
         f"{word_of(before)} up (fingerprint {run['model_fingerprint']}), and this would be "
-        f"{request.model}{weights} from {word_of(request.score_threshold)} up "
+        f"{request.model}{weights} from {word_of(request.score_threshold)} up{chosen} "
         f"({request.fingerprint}): "
         f"use the same model, weights and {threshold}, {request.way_to_other_labels}"
     )

@@ -40,7 +40,10 @@ def _describe_place(output: str) -> str:
         if not fs.isdir(path):
             return "it is a file; give OUTPUT, the folder that `detr-batch label` wrote"
         if fs.exists(f"{path}/{STAGING}") and fs.find(f"{path}/{STAGING}"):
-            return "its run is unfinished; the same `detr-batch label` again finishes it"
+            return (
+                "its run is under way, or was cut off; then the same `detr-batch label` again "
+                "finishes it"
+            )
         if fs.exists(f"{path}/{RUNS}"):
             if read_catalog(output).state.runs:
                 return "all its runs were deleted; `detr-batch label` makes another"

@@ -34,6 +34,7 @@ from pipeline.storage.urls import mask
 
 SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
 VIEWS = ("latest", "latest_images", *TABLES)
+_NO_COLUMN = re.compile(r'.*Referenced column "(.*)" not found in FROM clause!')
 _NO_TABLE = re.compile(r"Table with name .* does not exist!")
 _NO_FILE = "No files found that match the pattern"  # in DuckDB's words, of a file in a query
 _NAMES_FILE = re.compile(r"""['"][^'"]*[./][^'"]*['"]""")
@@ -201,7 +202,7 @@ def _explained(error: duckdb.Error, outputs: Sequence[str], sql: str) -> InputEr
     if isinstance(error, duckdb.CatalogException) and (found := _NO_TABLE.search(text)):
         return InputError(f"{found[0]} (there are {', '.join(VIEWS)})")
     if isinstance(error, mistakes) or _NO_FILE in text:
-        return InputError(text)
+        return InputError(_with_hint(text, sql))
     if not isinstance(error, duckdb.OutOfMemoryException):
         of_file_system = "Traceback" in text  # of Python, which then reads a store
         for output in outputs:
@@ -210,6 +211,14 @@ def _explained(error: duckdb.Error, outputs: Sequence[str], sql: str) -> InputEr
         if _NAMES_FILE.search(sql):
             return InputError(f"a file that the SQL names cannot be read: {last}")
     return CannotRead(f"{' or '.join(map(mask, outputs))} cannot be read: {last}")
+
+
+def _with_hint(text: str, sql: str) -> str:
+    """The words of DuckDB; in SQL a text in double quotes is the name of a column."""
+    found = _NO_COLUMN.match(text)
+    if found is None or f'"{found[1]}"' not in sql:
+        return text
+    return f"{found[0]} A text stands in single quotes: '{found[1]}'{text[found.end() :]}"
 
 
 def _unreadable_file(output: str, name: str, reason: str) -> CannotRead:

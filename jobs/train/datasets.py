@@ -8,6 +8,7 @@ from typing import Protocol
 from torch.utils.data import Dataset
 
 from jobs.accounting.plurals import counted
+from jobs.boxes.options import option_of
 from jobs.coco.records import Annotations
 from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import HeldOutScenes, Sample, ScenesForTraining
@@ -15,6 +16,7 @@ from jobs.train.image_files import Unreadable
 from jobs.train.options import TrainOptions
 from model.named import PACKAGED, named_model, weights_of
 from pipeline.storage.errors import InputError
+from pipeline.storage.explained_errors import describe_error
 from pipeline.storage.urls import mask, printable
 
 Training = Dataset[Sample | Unreadable]
@@ -42,9 +44,11 @@ def datasets(options: TrainOptions) -> tuple[Training, Validation, tuple[str, ..
         return scenes, HeldOutScenes(options.evaluate_images, rule), ScenesForTraining.labels
     if options.annotations is None:
         raise InputError("--images needs --annotations, a file in COCO's format")
-    for path in (options.images, *(getattr(options, name) for name in needing)):
+    for name in ("images", *needing):
+        path = getattr(options, name)
         if path is not None and not path.exists():
-            raise InputError(f"{path} does not exist")
+            error = FileNotFoundError(path)
+            raise InputError(f"{option_of(name)} {describe_error(error, str(path))}")
     training = CocoDataset(options.images, options.annotations, rule, flip=True)
     validation = training.for_validation()
     if options.validation_images or options.validation_annotations:

@@ -37,6 +37,8 @@ def describe_error(error: BaseException, url: str) -> str:
         return f"{name} does not exist: check the spelling{hint}"
     if isinstance(error, NotADirectoryError):
         return f"{name} is a file, or lies below one: name a folder"
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder: name a file"
     line = _first_line(error, url)
     if isinstance(error, PermissionError) and is_local(url):
         place = mask(os.fspath(error.filename or url), url)

@@ -101,6 +101,11 @@ def test_names_do_not_drive_the_terminal(output: str, capsys: pytest.CaptureFixt
             ["OUTPUT", "SELECT * FROM boxes"],
             "boxes does not exist! (there are latest, latest_images, ",
         ),
+        (
+            ["OUTPUT", 'SELECT 1 FROM latest WHERE label = "star"'],
+            "clause! A text stands in single quotes: 'star'\nCandidate bindings",
+        ),
+        (["OUTPUT", "SELECT star FROM latest"], "not found in FROM clause!\nCandidate bindings"),
         (["OUTPUT", "CREATE TABLE t (x INT)"], "query only reads"),
         (["OUTPUT", "SELECT 1", "--out", "answer.xls"], "must end in .csv, .json or .parquet"),
         (["OUTPUT"], "needs OUTPUT and SQL"),

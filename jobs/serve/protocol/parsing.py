@@ -21,6 +21,7 @@ MOST_VALUES = 10_000
 LONGEST_VALUE = 100  # characters of a wrong value that an error repeats
 # Characters of it that are searched for secrets. Of a whole body that would take a minute.
 SEARCHED = 20 * LONGEST_VALUE
+OTHER_THRESHOLDS = ("score_threshold", "min_score", "confidence", "conf")  # names of other tools
 _ABRIDGED = reprlib.Repr()
 _ABRIDGED.maxstring = _ABRIDGED.maxother = SEARCHED
 
@@ -74,10 +75,9 @@ def invalid_request(errors: Sequence[Any]) -> ApiError:
     param = shown(param)  # a request may have names of any size
     kind = first["type"]
     if kind == "extra_forbidden":
-        text, code = (
-            f"The parameter `{param}` is unknown or not offered: leave it out",
-            "unknown_parameter",
-        )
+        advice = "its name is `threshold`" if param in OTHER_THRESHOLDS else "leave it out"
+        text = f"The parameter `{param}` is unknown or not offered: {advice}"
+        code = "unknown_parameter"
     elif kind == "missing":
         text, code = f"The parameter `{param}` is missing", "missing_required_parameter"
     else:

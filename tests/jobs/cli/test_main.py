@@ -162,9 +162,11 @@ def test_the_command_line_imports_no_large_package() -> None:
         ("export a b --to yolo --conf 0.4", "did you mean --min-score?"),
         (
             "label a b c",
-            "label: unrecognized arguments: c: it takes fewer names (of one with * or ?, a shell "
-            "makes many) (see detr-batch label --help)",
+            "label: unrecognized arguments: c: of arguments without -- it takes 2 (put one with "
+            "blanks, * or ? in quotes) (see detr-batch label --help)",
         ),
+        ("query a SELECT 1", "it takes 2 (put one with blanks, * or ? in quotes)"),
+        ("models detr", "unrecognized arguments: detr: of arguments without -- it takes none (see"),
         ("lable a b", "did you mean label?"),
         ("export a b --to pascal", "export: argument --to: invalid choice: 'pascal': did you mean"),
         ("export a b --to VOC2007", "did you mean voc?"),

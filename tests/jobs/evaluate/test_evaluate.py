@@ -254,6 +254,8 @@ def test_the_command_line_prints_text_or_json(
     assert json.loads(capsys.readouterr().out)["metrics"]["AP"] == pytest.approx(1)
     assert main(["evaluate", output, str(tmp_path / "absent.json")]) == 2
     assert "does not exist" in capsys.readouterr().err
+    assert main(["evaluate", truth, output]) == 2
+    assert f"annotations {output} is a folder: name a file" in capsys.readouterr().err
 
 
 def test_an_export_finds_each_of_its_images_again(tmp_path: Path) -> None:

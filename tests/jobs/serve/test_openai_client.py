@@ -224,6 +224,8 @@ def test_mistakes_are_named(client: OpenAI) -> None:
         detections_of(client)
     with pytest.raises(openai.BadRequestError, match="`colour` is unknown or not offered"):
         detections_of(client, images=["data:,"], colour="red")
+    with pytest.raises(openai.BadRequestError, match="not offered: its name is `threshold`"):
+        detections_of(client, images=["data:,"], score_threshold=0.5)
     with pytest.raises(openai.BadRequestError, match=r"65 images, and 64 are allowed"):
         detections_of(client, images=["data:,"] * 65)
     audio: Any = [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]

@@ -168,7 +168,7 @@ def test_rendered_scenes_to_validate_on_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--images", "gone", "--annotations", "instances.json"], "gone does not exist"),
+        (["--images", "gone", "--annotations", "instances.json"], "--images gone does not exist"),
         (["--images", "."], "--images needs --annotations"),
         (["--annotations", "instances.json"], "--annotations needs --images"),
         (["--validation-images", "."], "--validation-images needs --images"),
