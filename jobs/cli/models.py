@@ -4,10 +4,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.cli.options import add_command
+from pipeline.storage.errors import InputError
 
 
 @dataclass(frozen=True)
 class ModelsOptions:
+    model: str | None = field(
+        default=None,
+        metadata={"positional": True, "help": "list the classes of this model, by their numbers"},
+    )
     fetch: str | None = field(
         default=None,
         metadata={
@@ -24,7 +29,13 @@ class NoOptions:
 
 
 def add(commands: Any) -> None:
-    add_command(commands, "models", ModelsOptions, _models, help="list or fetch the named models")
+    add_command(
+        commands,
+        "models",
+        ModelsOptions,
+        _models,
+        help="list the named models, or the classes of one; fetch weights",
+    )
     add_command(
         commands,
         "prices",
@@ -35,8 +46,14 @@ def add(commands: Any) -> None:
 
 
 def _models(options: ModelsOptions) -> int:
-    from model.named import MODELS, fetch
+    from model.named import MODELS, fetch, named_model
 
+    if options.model is not None and options.fetch is not None:
+        raise InputError("models lists the classes of MODEL, or takes --fetch MODEL: give one")
+    if options.model is not None:
+        names = enumerate(named_model(options.model).config().labels)
+        print("\n".join(f"{number:>3}  {name}" for number, name in names if name))
+        return 0
     if options.fetch is None:
         print("\n".join(_lines()))
         return 0

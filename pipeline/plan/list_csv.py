@@ -14,6 +14,7 @@ from pipeline.carry.values import MOST_LISTED_BYTES, values_of_json
 from pipeline.plan.carry_choice import CarryChoice
 from pipeline.plan.list_names import (
     HEAD_BYTES,
+    LIST_COLUMNS,
     LONGEST_LINE,
     Said,
     address_names,
@@ -27,6 +28,10 @@ from pipeline.storage.urls import mask
 log = logging.getLogger(__name__)
 
 CSV_SUFFIXES = (".csv", ".tsv")
+NO_COLUMN = (
+    f"A table is a list where its first line names a column {LIST_COLUMNS[0]}, with commas between "
+    "the columns, or tabs in a .tsv"
+)
 LONGEST_HEADER = 1 << 16  # characters
 # What csv says of a quote that opens a cell and is not closed at the end of one.
 _OPEN_QUOTE = ("unexpected end of data", "expected after")

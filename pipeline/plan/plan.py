@@ -28,6 +28,7 @@ from pipeline.plan.digests import (
     find_positions,
 )
 from pipeline.plan.footers import FooterReader
+from pipeline.plan.list_csv import CSV_SUFFIXES, NO_COLUMN
 from pipeline.plan.listing import FORMATS, LEFT_OUT, OTHER_FORMAT, ListedObject, list_objects
 from pipeline.plan.shards import Shards, tables_of_shards, write_shards
 from pipeline.schema import UNREACHED, UNSEEN, Member, Shard
@@ -126,6 +127,7 @@ def plan_shards(
             f"INPUT {mask(input_url)} holds nothing to label: no images, .tar shards or Parquet "
             f"files ({left_out_as_text(compared.left_out, first) or 'it is empty'})"
             + (f". The first of them: {error}" if (error := compared.footers.error) else "")
+            + (f". {NO_COLUMN}" if root.lower().endswith(CSV_SUFFIXES) else "")
         )
     if (misfit := compared.footers.misfit) and compared.is_first:
         raise InputError(f"INPUT {mask(input_url)}, the first Parquet file: {misfit}")

@@ -99,3 +99,15 @@ def test_weights_of_another_model_name_it(tmp_path: Path) -> None:
     save_weights(create_model("shapes-tiny", training=True), path, {"model": "../other"})
     with pytest.raises(CheckpointError, match="give other weights"):
         create_model("detr", str(path))
+
+
+def test_the_classes_of_a_model_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "shapes-tiny"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert listed["1"] == "circle" and len(listed) == 10
+    assert main(["models", "deformable-detr"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  1  person" in lines and len(lines) == 80  # the holes have no name
+    assert main(["models", "shape-tiny"]) == 2
+    assert "did you mean shapes-tiny" in capsys.readouterr().err
+    assert main(["models", "detr", "--fetch", "detr"]) == 2

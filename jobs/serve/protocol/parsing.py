@@ -83,7 +83,8 @@ def invalid_request(errors: Sequence[Any]) -> ApiError:
     else:
         reason = first["msg"][:1].lower() + first["msg"][1 : 2 * LONGEST_VALUE]
         value = shown(repr_of(first.get("input")))
-        text, code = f"The parameter `{param}` is {value}: {reason}", "invalid_value"
+        subject = f"The parameter `{param}`" if param else "The body"
+        text, code = f"{subject} is {value}: {reason}", "invalid_value"
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
     return ApiError(400, f"{text}{more}.", code, param or None)
 

@@ -166,7 +166,7 @@ def test_the_command_line_imports_no_large_package() -> None:
             "blanks, * or ? in quotes) (see detr-batch label --help)",
         ),
         ("query a SELECT 1", "it takes 2 (put one with blanks, * or ? in quotes)"),
-        ("models detr", "unrecognized arguments: detr: of arguments without -- it takes none (see"),
+        ("prices 5", "unrecognized arguments: 5: of arguments without -- it takes none (see"),
         ("lable a b", "did you mean label?"),
         ("export a b --to pascal", "export: argument --to: invalid choice: 'pascal': did you mean"),
         ("export a b --to VOC2007", "did you mean voc?"),

@@ -235,3 +235,10 @@ def test_a_constant_is_demanded_as_a_list_of_one_is() -> None:
 def format_of(schema: dict[str, Any]) -> SchemaFormat:
     document = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     return SchemaFormat.model_validate(document)
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b"5", b'"text"'])
+def test_a_body_that_is_no_object_has_no_parameter(body: bytes) -> None:
+    with pytest.raises(ApiError, match=r"^The body is ") as raised:
+        parse_body(DetectionsRequest, body)
+    assert (raised.value.code, raised.value.param) == ("invalid_value", None)

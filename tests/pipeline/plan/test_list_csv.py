@@ -72,6 +72,9 @@ def test_each_row_with_an_address_is_an_object(
 def test_a_table_without_addresses_is_no_list(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     assert not is_list(*open_location(str(tmp_path / "t.csv"), "INPUT"))
+    (tmp_path / "t.csv").write_text("url;split\nhttps://a/b.jpg;c\n")
+    with pytest.raises(InputError, match="its first line names a column url, with commas between"):
+        plan_shards(str(tmp_path / "t.csv"))
     (tmp_path / "t.csv").write_text("")
     assert not is_list(*open_location(str(tmp_path / "t.csv"), "INPUT"))
 
