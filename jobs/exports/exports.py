@@ -107,7 +107,8 @@ class ToFolder:
         if pictures.missing:
             labels.remarks.append(
                 "images that cannot be had as they were labelled are left out with their boxes: "
-                f"{pictures.missing_as_text()}"
+                f"{pictures.missing_as_text()}. --present-only leaves out those that `label` has "
+                "found gone from INPUT"
             )
 
 

@@ -192,7 +192,8 @@ class Pictures:
 
     def _leave_out(self, image: LabelledImage, status: str, reason: str) -> None:
         count, example = self.missing.get(status, (0, ""))
-        example = example or printable(f"{mask(image.image_id)}: {reason}")
+        name = mask(image.image_id)
+        example = example or printable(reason if name in reason else f"{name}: {reason}")
         self.missing[status] = (count + 1, example)
 
 
