@@ -193,7 +193,7 @@ class Pictures:
     def _leave_out(self, image: LabelledImage, status: str, reason: str) -> None:
         count, example = self.missing.get(status, (0, ""))
         name = mask(image.image_id)
-        example = example or printable(reason if name in reason else f"{name}: {reason}")
+        example = example or printable(reason if reason.startswith(name) else f"{name}: {reason}")
         self.missing[status] = (count + 1, example)
 
 
