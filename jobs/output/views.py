@@ -36,6 +36,7 @@ SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
 VIEWS = ("latest", "latest_images", *TABLES)
 _NO_COLUMN = re.compile(r'.*Referenced column "(.*)" not found in FROM clause!')
 _NO_TABLE = re.compile(r"Table with name .* does not exist!")
+_NO_ROOM = "failed to offload data block"  # in DuckDB's words: the disk is full, or nearly
 _NO_FILE = "No files found that match the pattern"  # in DuckDB's words, of a file in a query
 _NAMES_FILE = re.compile(r"""['"][^'"]*[./][^'"]*['"]""")
 _RUN = "regexp_extract(filename, '/run=([^/]+)/[^/]+$', 1)"
@@ -183,6 +184,8 @@ def explain_query_errors(*outputs: str, sql: str = "") -> Iterator[None]:
         yield
     except duckdb.Error as error:
         limit = reached_limit(error) if isinstance(error, duckdb.IOException) else None
+        if isinstance(error, duckdb.OutOfMemoryException) and _NO_ROOM in str(error):
+            limit = "no room is left for temporary files: make room, or set TMPDIR to a folder"
         if limit is not None:
             raise CommandFailed(f"{limit}, then run the same command again") from error
         raise _explained(error, outputs, sql) from error

@@ -25,7 +25,7 @@ from model.resize import ResizeRule
 from pipeline.isolation.child import Row
 from pipeline.schema import OK, TOO_MANY_PIXELS, TRUNCATED, UNDECODABLE
 from pipeline.stages.bands import NotInBands, VipsBands, load_bands
-from pipeline.stages.jpeg import is_plain
+from pipeline.stages.jpeg import MOST_SCANS, has_too_many_scans, is_plain
 from pipeline.stages.metadata import copies_without_metadata
 from pipeline.stages.opening import (
     ORIENTATION_TAG,
@@ -116,7 +116,7 @@ def header_row(
     So are images that become much larger: tables are bounded by their bytes, and would have too
     many of them.
     """
-    if not is_plain(encoded):
+    if not is_plain(encoded) or has_too_many_scans(encoded):
         return None
     known: Row = {}
     try:
@@ -205,6 +205,8 @@ def _decode(encoded: bytes, max_pixels: int, known: dict[str, Any]) -> Pixels:
 
     Where a damaged block of metadata stops the decoder, the image is decoded without it.
     """
+    if has_too_many_scans(encoded):
+        raise NotReadable(f"the JPEG has more than {MOST_SCANS} scans: store it anew")
     Image.MAX_IMAGE_PIXELS = None  # the limit below gives a failed row instead of a warning
     try:
         pixels = _upright_pixels(encoded, max_pixels, known)

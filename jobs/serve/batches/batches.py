@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 
@@ -20,6 +21,7 @@ from jobs.serve.batches.settings import BatchSettings
 from jobs.serve.batches.store import Store
 from jobs.serve.batches.work import BatchWork, Stopped
 from pipeline.storage.errors import CommandFailed, InputError, OutputError, StorageUnavailable
+from pipeline.storage.limits import reached_limit
 from pipeline.storage.lock import OutputLock
 from pipeline.storage.protocols import is_local
 from pipeline.storage.urls import mask
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS, LOOK_SECONDS_REMOTE = 1.0, 5.0  # between two looks at the store
 CLAIM = "claim.json"
+# Of the inputs of a scope that are read before their turn; beyond it the others wait.
+MOST_BYTES_READ = 256 << 20
 MISTAKE = BatchError(
     code="internal_error", message="The server made a mistake; its log says which."
 )
@@ -48,7 +52,8 @@ class Batches:
         self._start = start or starter(settings)
         usual = LOOK_SECONDS if is_local(store.url) else LOOK_SECONDS_REMOTE
         self._seconds = usual if look_seconds is None else look_seconds
-        self._inputs_read: set[str] = set()  # of batches that wait for their turn
+        # The bytes of inputs that are read, of batches that wait for their turn, by their ids.
+        self._inputs_read: dict[str, int] = {}
         self._run_began: dict[str, float] = {}  # when the last run of a scope began here
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
@@ -105,14 +110,20 @@ class Batches:
 
     def _look_at_others(self, current: Record) -> None:
         records = [one for one in open_records(self._store) if one.id != current.id]
-        self._inputs_read &= {record.id for record in records}
+        waiting = {record.id for record in records}
+        self._inputs_read = {k: size for k, size in self._inputs_read.items() if k in waiting}
+        held = Counter[str]()  # bytes, by the folder of the scope
+        for record in records:
+            held[record.scope_folder] += self._inputs_read.get(record.id, 0)
         for record in records:
             if self._stop.is_set():
                 raise Stopped
             if self._of(record).must_end():
                 self._step(record, BatchWork.advance)
-            elif record.id not in self._inputs_read and self._step(record, BatchWork.read_input):
-                self._inputs_read.add(record.id)
+            elif record.id in self._inputs_read or held[record.scope_folder] > MOST_BYTES_READ:
+                continue
+            elif self._step(record, BatchWork.read_input):
+                self._inputs_read[record.id] = sum(self._store.sizes(record.folder).values())
                 return  # an input may take half a minute, and the run is looked at in between
 
     def _of(self, record: Record) -> BatchWork:
@@ -140,7 +151,10 @@ class Batches:
             log.warning("batch %s is tried again: %s", record.id, mask(str(error)))
         except Stopped:
             raise
-        except Exception:
+        except Exception as error:
+            if (limit := reached_limit(error)) is not None:
+                log.warning("batch %s is tried again: %s", record.id, mask(limit))
+                return False
             log.exception("batch %s: a mistake of the server", record.id)
             work.fail([MISTAKE])
         return False

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 
 from jobs.output.catalog import committed_runs
@@ -30,14 +31,18 @@ from pipeline.schema import OK
 MEMORY = "512MB"  # of DuckDB, which sorts larger data on disk
 ROWS_AT_ONCE = 10_000
 NOT_LABELLED = "not_labelled"  # the run ended before this image
+# The answers of one batch, at most. A batch of 50,000 images of 100 boxes each has 350 MB.
+MOST_ANSWER_BYTES = 2 << 30
+IMAGES_AT_ONCE = 50_000  # that are joined with their boxes, and sorted
+_WANTED = "SELECT * FROM wanted WHERE line BETWEEN $1 AND $2"
 _ANSWERS = """
 SELECT line, index, code, message, found.status, found.error, found.width, found.height,
     box.detection, box.label, box.score, box.x_min, box.y_min, box.x_max, box.y_max
-FROM wanted
-LEFT JOIN latest_images AS found ON wanted.uri = found.uri
+FROM chosen
+LEFT JOIN latest_images AS found ON chosen.uri = found.uri
 LEFT JOIN detections AS box
     ON box.run = found.run AND box.shard = found.shard AND box.image_id = found.image_id
-    AND box.score >= wanted.threshold
+    AND box.score >= chosen.threshold
 ORDER BY line, index, detection
 """
 _IMAGE_COLUMNS = 8
@@ -68,21 +73,34 @@ class Unanswered:
     message: str
 
 
+class NoRoom(Exception):
+    """Not even the errors of a batch have room."""
+
+
 class OutputFiles:
     """Writes the answers of a batch, as far as its scope has room for them.
 
-    Doing it again writes the same files.
+    Behind the first answer that has no room, all are errors, and nothing is looked up. Doing it
+    again writes the same files.
     """
 
     def __init__(self, store: Store, folder: str, settings: ApiSettings, batch: Batch):
         self._store, self._folder = store, folder
         self._settings, self._batch = settings, batch
         self._ok = self._failed = 0
+        self._is_full = False
 
-    def write(self, files: Files, output: str, unanswered: Unanswered | None) -> Written:
-        """Write the files.
+    def write(
+        self,
+        files: Files,
+        output: str,
+        unanswered: Unanswered | None,
+        pause: Callable[[], None] = lambda: None,
+    ) -> Written:
+        """Write the files. Raises NoRoom.
 
         `output` is that of `label`. `unanswered` says why it lacks images; None: it has all.
+        `pause` is called between lines, and may raise.
         """
         with ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="detr-batch-"))
@@ -91,11 +109,16 @@ class OutputFiles:
                 room = self._room(files)
                 for line, completed in self._lines(output, scratch, unanswered):
                     encoded = _encoded(line)
-                    if completed and output_file.tell() + len(encoded) > room:
+                    if completed and len(encoded) > room:
+                        self._is_full = True
                         self._ok -= completed
                         self._failed += completed
                         encoded, completed = _encoded(line | _NO_ROOM), 0
+                    if len(encoded) > room:
+                        raise NoRoom
+                    room -= len(encoded)
                     (output_file if completed else error_file).write(encoded)
+                    pause()
             ids = [self._save(files, path) for path in (good, bad)]
         total = self._ok + self._failed
         counts = RequestCounts(total=total, completed=self._ok, failed=self._failed)
@@ -114,7 +137,8 @@ class OutputFiles:
     def _room(self, files: Files) -> int:
         """Bytes that the answers may have. What is in the way of them is replaced."""
         own = [self._file_id(name) for name in (GOOD, BAD)]
-        return self._settings.max_stored_bytes - stored(files, without=own)[1]
+        left = self._settings.max_stored_bytes - stored(files, without=own)[1]
+        return min(left, MOST_ANSWER_BYTES)
 
     def _lines(
         self, output: str, scratch: str, unanswered: Unanswered | None
@@ -130,20 +154,35 @@ class OutputFiles:
                     images: list[ImageAnswer] = []
                     if found is not None and found[0] == row["line"]:
                         images, found = found[1], next(answers, None)
-                    yield self._line(row, images, unanswered)
+                    if self._is_full and error_of(row) is None:
+                        self._failed += row["images"]
+                        yield self._head(row) | _NO_ROOM, 0
+                    else:
+                        yield self._line(row, images, unanswered)
 
     def _images(
         self, connection: duckdb.DuckDBPyConnection
     ) -> Iterator[tuple[int, list[ImageAnswer]]]:
-        """The images of each line, in order."""
+        """The images of each line, in order, until the answers are full."""
         with closing(self._store.open(f"{self._folder}/{WANTED}")) as file:
             wanted = pq.read_table(file)
         connection.register("wanted", wanted)
-        rows = groupby(_rows(connection), key=itemgetter(*range(_IMAGE_COLUMNS)))
-        images = ((key[0], _image(key[1:], [box[_IMAGE_COLUMNS:] for box in boxes]))
-                  for key, boxes in rows)  # fmt: skip
-        for line, some in groupby(images, key=itemgetter(0)):
-            yield line, [image for _, image in some]
+        lines = wanted["line"].to_numpy()  # ascending
+        first = 0
+        while first < len(lines) and not self._is_full:
+            # A line has few images, and they stay together.
+            last = lines[min(first + IMAGES_AT_ONCE, len(lines)) - 1]
+            rows = groupby(
+                _rows(connection, int(lines[first]), int(last)),
+                key=itemgetter(*range(_IMAGE_COLUMNS)),
+            )
+            images = ((key[0], _image(key[1:], [box[_IMAGE_COLUMNS:] for box in boxes]))
+                      for key, boxes in rows)  # fmt: skip
+            for line, some in groupby(images, key=itemgetter(0)):
+                yield line, [image for _, image in some]
+                if self._is_full:
+                    break
+            first = int(np.searchsorted(lines, last, "right"))
 
     def _line(
         self, row: dict[str, Any], images: list[ImageAnswer], unanswered: Unanswered | None
@@ -213,8 +252,11 @@ def _encoded(line: dict[str, Any]) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
-def _rows(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
-    cursor = connection.execute(_ANSWERS)
+def _rows(
+    connection: duckdb.DuckDBPyConnection, first: int, last: int
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of `_ANSWERS` of some lines."""
+    cursor = connection.execute(f"WITH chosen AS ({_WANTED}) {_ANSWERS}", [first, last])
     while rows := cursor.fetchmany(ROWS_AT_ONCE):
         yield from rows
 

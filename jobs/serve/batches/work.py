@@ -12,7 +12,7 @@ from jobs.serve.batches.files import Files
 from jobs.serve.batches.input import IMAGES_FOLDER, LINES, LIST, WANTED, InputWriter
 from jobs.serve.batches.lakes import INPUT, OUTPUT, is_lake
 from jobs.serve.batches.lines import InvalidInput, Lines
-from jobs.serve.batches.output import OutputFiles, Unanswered, Written
+from jobs.serve.batches.output import NoRoom, OutputFiles, Unanswered, Written
 from jobs.serve.batches.progress import Progress, is_written, newest_run
 from jobs.serve.batches.records import (
     Batch,
@@ -25,6 +25,7 @@ from jobs.serve.batches.records import (
     Validated,
     ended_as,
 )
+from jobs.serve.batches.room import STORAGE_LIMIT
 from jobs.serve.batches.run import LabelRun, Starter, Variables
 from jobs.serve.batches.settings import MOST_THRESHOLD, BatchSettings
 from jobs.serve.batches.store import Store
@@ -35,6 +36,7 @@ from pipeline.storage.protocols import is_local
 
 log = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_LOOKS = 10.0  # at other batches, while answers are written
 ATTEMPTS = 5  # runs of `label` that end with an error and get nothing done
 EXIT_OK, EXIT_REFUSED, EXIT_FAILED_IMAGES = 0, 2, 3
 MOST_BYTES, MOST_PIXELS = "DETR_BATCH_MAX_IMAGE_BYTES", "DETR_BATCH_MAX_PIXELS"
@@ -80,7 +82,11 @@ class BatchWork:
             self.fail(error.errors)
             return True
         claim.check()
-        self._finish(batch, files)
+        try:
+            self._finish(batch, files, claim)
+        except NoRoom:
+            text = "There is no room for the answers: delete files, and create the batch again."
+            self.fail([BatchError(code=STORAGE_LIMIT, message=text)])
         return True
 
     def read_input(self, _: OutputLock) -> bool:
@@ -242,13 +248,13 @@ class BatchWork:
             run.leave()
             raise
 
-    def _finish(self, batch: Batch, files: Files) -> None:
-        """Write the answers, and end the batch."""
+    def _finish(self, batch: Batch, files: Files, claim: OutputLock) -> None:
+        """Write the answers, and end the batch. Raises NoRoom."""
         unanswered = self._reason_to_end(batch)
         if unanswered is None:
             self._record.mark("labelled")
         batch = self._record.state() or batch
-        written = self._write_answers(batch, files, unanswered)
+        written = self._write_answers(batch, files, unanswered, claim)
         counts = written.counts
         cost = self._settings.api.cost_of(counts.completed)
         status: Ending = "completed" if unanswered is None else unanswered.status
@@ -263,14 +269,25 @@ class BatchWork:
             )
         )
 
-    def _write_answers(self, batch: Batch, files: Files, unanswered: Unanswered | None) -> Written:
+    def _write_answers(
+        self, batch: Batch, files: Files, unanswered: Unanswered | None, claim: OutputLock
+    ) -> Written:
         validated, output = self._record.validated(), self._options(batch).output
         if validated is None:
             return Written(None, None, RequestCounts())
         if is_lake(batch.metadata):
             return Written(None, None, Progress(output).counts(validated))
         answers = OutputFiles(self._store, self._record.folder, self._settings.api, batch)
-        return answers.write(files, output, unanswered)
+        looked = time.monotonic()
+
+        def look_at_others() -> None:
+            nonlocal looked
+            if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+                self._wait(self._record)
+                claim.check()
+                looked = time.monotonic()
+
+        return answers.write(files, output, unanswered, look_at_others)
 
     def _end(self, batch: Batch) -> None:
         self._record.end(batch)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,8 @@ from jobs.compact import compact
 from jobs.output import paths
 from jobs.output.output_writer import OutputWriter
 from jobs.output.run_documents import write_record
+from jobs.output.views import explain_query_errors, limit_memory
+from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import join, open_location
 from tests.support.labelled import LABELS, Labelled, random_boxes, write_run
 
@@ -171,3 +174,14 @@ def test_a_run_that_compact_made_can_be_compared(output: str, tmp_path: Path) ->
     (made,) = compact(output)
     other = write_run(tmp_path / "other", images("a"), LABELS, RUNS[0])
     assert main(["compare", output, other, "--run-a", made.run_id]) == 0
+
+
+def test_a_full_disk_of_temporary_files_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CommandFailed, match="no room is left for temporary files: make room, or"),
+        explain_query_errors(str(tmp_path)),
+        duckdb.connect() as connection,
+    ):
+        limit_memory(connection, "50MB", str(tmp_path))
+        connection.execute("SET max_temp_directory_size = '1MB'")
+        connection.execute("SELECT * FROM range(30000000) t(i) ORDER BY hash(i)").fetchmany(5)

@@ -1,12 +1,17 @@
 """What a scope may store: its files and the answers of its batches are bounded."""
 
+import errno
+import json
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from duckdb import DuckDBPyConnection
 from openai import OpenAI, PermissionDeniedError
 
-from jobs.serve.batches import records, room
+from jobs.serve.batches import batches, output, records, room
 from jobs.serve.batches.files import PREFIX, Files
 from jobs.serve.batches.records import Batch, Records, ended_as
 from jobs.serve.batches.room import ORPHAN_SECONDS, Room, stored
@@ -15,7 +20,15 @@ from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.protocol.errors import ApiError
 from jobs.serve.settings.settings import ApiSettings
-from tests.support.batching import batching, client_of, create, lines_of, request, wait_for
+from tests.support.batching import (
+    StandingRun,
+    batching,
+    client_of,
+    create,
+    lines_of,
+    request,
+    wait_for,
+)
 from tests.support.serving import data_uri, scene_file, serving
 
 CONTENT = b"a" * 4000
@@ -134,3 +147,98 @@ def test_the_documents_of_the_oldest_batches_go(
             record.close()
     found, _ = batches.list(10, None, "asc")
     assert [batch.id for batch in found] == [made[1], *made[3:]]
+
+
+def test_errors_that_have_no_room_fail_the_batch(tmp_path: Path, engine: Engine) -> None:
+    """Lines that fail were written whatever their size, far beyond the limit."""
+    lines = [request(f"{number:03}" + "\u00e9" * 500, []) for number in range(40)]
+    used = sum(len(json.dumps(line)) + 1 for line in lines)
+    with batching(str(tmp_path), engine, ApiSettings(max_stored_bytes=used + 9000)) as address:
+        client = client_of(address)
+        batch = wait_for(client, create(client, lines))
+        assert batch.status == "failed" and batch.errors is not None and batch.errors.data
+        assert batch.errors.data[0].code == "storage_limit_exceeded"
+        assert batch.error_file_id is None
+        assert [file.id for file in client.files.list()] == [batch.input_file_id]
+
+
+def test_answers_without_room_are_not_looked_up(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that stands in all places of all lines would be joined with its boxes for each."""
+    asked = list[tuple[int, int]]()
+    rows = output._rows
+
+    def rows_and_count(connection: DuckDBPyConnection, first: int, last: int) -> Any:
+        asked.append((first, last))
+        return rows(connection, first, last)
+
+    monkeypatch.setattr(output, "_rows", rows_and_count)
+    monkeypatch.setattr(output, "IMAGES_AT_ONCE", 8)
+    image = data_uri(scene_file())
+    lines = [request(f"line-{number}", [image] * 4) for number in range(12)]
+    with batching(str(tmp_path), engine) as address:
+        client = client_of(address)
+        batch = wait_for(client, create(client, lines))
+        answers = client.files.content(str(batch.output_file_id)).content.splitlines()
+    assert len(answers) == 12 and len(asked) == 6
+    asked.clear()
+    monkeypatch.setattr(output, "MOST_ANSWER_BYTES", len(answers[0]) * 4)
+    with batching(str(tmp_path / "few"), engine) as address:
+        client = client_of(address)
+        batch = wait_for(client, create(client, lines))
+        good = lines_of(client, batch.output_file_id)
+        bad = lines_of(client, batch.error_file_id)
+    assert len(good) == 3 and len(bad) == 9 and len(asked) == 3  # one is looked up ahead
+    assert batch.request_counts is not None
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (12, 36)
+
+
+def test_inputs_that_are_read_before_their_turn_are_bounded(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 batches of one file of 200 MB may wait, and each has a copy of its images."""
+    monkeypatch.setattr(batches, "MOST_BYTES_READ", 1000)
+    may_end = threading.Event()
+    keys = str(tmp_path / "keys.json")
+    ours, theirs = (add_key(keys, name)[1] for name in ("ours", "theirs"))
+    settings = ApiSettings(keys=keys)
+    place = str(tmp_path / "batches")
+    with batching(place, engine, settings, lambda *_: StandingRun(may_end)) as address:
+        client, other = client_of(address, ours), client_of(address, theirs)
+        lines = [request("a", [data_uri(scene_file())])]
+        made = [create(client, lines) for _ in range(4)]
+        for batch in made[:2]:
+            wait_for(client, batch, "in_progress")
+        wait_for(other, create(other, lines), "in_progress")
+        with_images = {path.parent.name for path in Path(place).glob("batches/*/*/images")}
+        assert {batch.id for batch in made} & with_images == {batch.id for batch in made[:2]}
+        for batch in made[2:]:
+            assert client.batches.retrieve(batch.id).status == "validating"
+        may_end.set()
+        for batch in made:
+            wait_for(client, batch, "failed")
+
+
+def test_a_full_disk_of_temporary_files_is_no_mistake(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch goes on when there is room: it failed for good."""
+    full = threading.Event()
+    full.set()
+    write = output.OutputFiles.write
+
+    def write_to_disk(*arguments: Any) -> Any:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(output.OutputFiles, "write", write_to_disk)
+    with batching(str(tmp_path), engine) as address:
+        client = client_of(address)
+        batch = create(client, [request("a", [data_uri(scene_file())])])
+        wait_for(client, batch, "finalizing")
+        time.sleep(1)
+        assert client.batches.retrieve(batch.id).status == "finalizing"
+        full.clear()
+        assert wait_for(client, batch).status == "completed"

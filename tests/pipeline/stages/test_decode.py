@@ -1,6 +1,7 @@
 """Decoded and resized pixels equal those of Pillow, with which the models were trained."""
 
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from PIL import Image, ImageOps
 
 from model.resize import ResizeRule
 from pipeline.formats.image_names import has_package
-from pipeline.schema import ENCODED
-from pipeline.stages.decode import decode_row
+from pipeline.schema import ENCODED, OK, UNDECODABLE
+from pipeline.stages.decode import decode_row, header_row
 from pipeline.stages.opening import optional_formats
 from pipeline.stages.tiling import MAX_PIXELS
 from tests.support.parameters import others_slow
@@ -90,3 +91,25 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for extra, head in heads.items():
         row = decode_row(head, ResizeRule(64, 128), MAX_PIXELS)
         assert (row["status"], f".[{extra}]" in row["error"]) == ("undecodable", True)
+
+
+def with_scans(count: int, size: int = 64) -> bytes:
+    """A progressive JPEG in which the shortest scan stands `count` times more."""
+    file = io.BytesIO()
+    Image.new("RGB", (size, size), "gray").save(file, "JPEG", progressive=True)
+    encoded = file.getvalue()
+    starts = [found.start() for found in re.finditer(b"\xff\xda", encoded)]
+    first, *others = starts[1:]
+    stop = min(encoded.index(mark, first + 2) for mark in (b"\xff\xda", b"\xff\xc4") if mark in
+               encoded[first + 2 :])  # fmt: skip
+    scan = encoded[first:stop]
+    assert others and len(scan) < 40
+    return encoded[:stop] + scan * count + encoded[stop:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    """Each scan may have 17 bytes, and is a pass over all blocks of the image."""
+    rows = [decode_row(with_scans(n), ResizeRule(32, 64), MAX_PIXELS) for n in (20, 2000)]
+    assert [row["status"] for row in rows] == [OK, UNDECODABLE]
+    assert "more than 1000 scans" in rows[1]["error"]
+    assert header_row(with_scans(2000), ResizeRule(32, 64), MAX_PIXELS, None) is None
