@@ -82,7 +82,10 @@ def usd_of(seconds: float, nodes: Mapping[str, float], rates: Rates) -> float | 
 def as_text(found: Estimate | None) -> str:
     """The text that --dry-run prints."""
     if found is None:
-        return "not known before a first run over like images; --probe 200 measures it"
+        return (
+            "not known before a first run over like images; --probe 200 measures it, unless the "
+            "images are too few"
+        )
     cost = "no price was given" if found["usd"] is None else f"{format_figure(found['usd'])} USD"
     time = format_duration(found["seconds"])
     images = counted(found["images"], "image")

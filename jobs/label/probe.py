@@ -55,8 +55,9 @@ def _probe(command: Command, shards: Shards, images: int, startup: Startup) -> E
     drawn = sum(
         len(one.members) if one.kind == "files" else one.limit or 0 for one in sample.shards
     )
+    most = "" if all(one.kind == "files" for one in sample.shards) else "at most "
     print_line(
-        f"labelling a probe of {counted(drawn, 'image')} to measure what the run will take, "
+        f"labelling a probe of {most}{counted(drawn, 'image')} to measure what the run will take, "
         f"{MOST_SECONDS:.0f} s at most once its first block is done; nothing is written (--probe 0 "
         "leaves it out)"
     )

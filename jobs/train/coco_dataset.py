@@ -25,6 +25,9 @@ from pipeline.storage.errors import InputError
 # A model has an output for each number up to the highest id. With 5,000 of them a step of
 # shapes-tiny takes 4 GB and 15 s on two cores (2026-11-27), with 91 of them 1 GB and 2 s.
 MOST_LABELS = 5_000
+# Of an image: each takes memory beside each query. 20,000 take 6 GB in a step of shapes-tiny, and
+# datasets of crowds have some hundred. A model of 300 queries learns no more at a time.
+MOST_BOXES = 2_000
 
 
 @dataclass
@@ -74,6 +77,12 @@ class CocoDataset(Dataset[Sample | Unreadable]):
         ]
         counts = _Counts()
         self.boxes = _usable_boxes(self.annotations, self.files, counts)
+        for image_id, (boxes, _) in self.boxes.items():
+            if len(boxes) > MOST_BOXES:
+                raise InputError(
+                    f"{annotations}: the image {image_id} has {len(boxes)} boxes, and {MOST_BOXES} "
+                    "are allowed: take some out, or cut the image into several"
+                )
         notes = [*_image_notes(folder, self.files, self.images), *_unlisted_notes(self.annotations)]
         self.notes = [*notes, *_category_notes(self.annotations), *counts.lines()]
         if not self.boxes:

@@ -10,10 +10,13 @@ import fcntl
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+FOLDER_SECONDS, FOLDER_PAUSE = 10.0, 0.02  # for which a folder is waited for, and between two looks
 
 
 @contextmanager
@@ -89,10 +92,26 @@ def _is_held(made: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder, as far as that is possible.
+
+    Commands hold its lock for milliseconds. Whoever may read the folder may hold it for ever.
+    """
     with ExitStack() as stack:
         with suppress(OSError):  # a folder that may be written, and not read
-            fcntl.flock(stack.enter_context(_opened(folder)), fcntl.LOCK_EX)
+            opened = stack.enter_context(_opened(folder))
+            until = time.monotonic() + FOLDER_SECONDS
+            while not _is_taken(opened) and time.monotonic() < until:
+                time.sleep(FOLDER_PAUSE)
         yield
+
+
+def _is_taken(opened: int) -> bool:
+    """Whether a lock is had now."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

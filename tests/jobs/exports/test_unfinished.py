@@ -1,6 +1,7 @@
 """What killed exports and exports to one place at once leave behind."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from jobs.cli import main, message_of
 from jobs.exports.place import one_file
+from pipeline.storage import unfinished
 from pipeline.storage.errors import InputError
 from pipeline.storage.unfinished import hidden_place, remove_leftovers
 from tests.support.labelled import LABELS, SOURCE, Labelled, random_boxes, write_run
@@ -58,6 +60,20 @@ def test_what_is_being_written_is_no_leftover(make: Callable[[Path], None], tmp_
         remove_leftovers(place)
         assert first.exists() and second.exists() and first != second
     assert hidden(tmp_path) == []
+
+
+def test_a_folder_that_somebody_holds_is_waited_for_a_while_only(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may read a folder may lock it: exports, and queries into files, hung for ever."""
+    monkeypatch.setattr(unfinished, "FOLDER_SECONDS", 0.5)
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["export", output, str(tmp_path / "made"), "--to", "yolo"]) == 0
+        assert main(["query", output, "SELECT 1", "--out", str(tmp_path / "a.csv")]) == 0
+    finally:
+        os.close(held)
 
 
 def test_a_file_that_appeared_meanwhile_stays(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "the category 'far' has the id 10000000": {
         "categories": [*CATEGORIES, {"id": 10_000_000, "name": "far"}]
     },
+    "the image 1 has 2001 boxes, and 2000 are allowed": {"annotations": [box(1)] * 2001},
     "category_id 'red' is not a whole number": {"annotations": [box(0, category_id="red")]},
     "in annotation 1 (image_id 0): NaN is not a number": {
         "annotations": [box(0, bbox=[1, float("nan"), 3, 4])]
