@@ -12,7 +12,10 @@ from jobs.train.options import TrainOptions
 class TrainCommand(TrainOptions):
     """A training recipe, and whether to resume an earlier command."""
 
-    resume: bool = field(default=False, metadata={"help": "go on from OUTPUT/last.pt"})
+    resume: bool = field(
+        default=False,
+        metadata={"help": "go on from OUTPUT/last.pt, on the same data set if none is given"},
+    )
 
 
 _EXAMPLE = """\

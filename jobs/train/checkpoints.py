@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from jobs.train.options import FROM_SCRATCH, TrainOptions
+from jobs.boxes.options import option_of
+from jobs.train.options import DATA, FROM_SCRATCH, RENDERED, TrainOptions
 from jobs.train.saved_state import check_header, check_model, check_optimizer, check_scheduler
 from model.checkpoint import save_weights
 from model.set_detector import SetDetector
@@ -35,20 +36,36 @@ def refuse_other_training(folder: Path, resume: bool) -> None:
 
 
 def options_of_beginning(options: TrainOptions) -> TrainOptions:
-    """The options of a resumed training, with the weights that it began from.
+    """The options of a resumed training, with the weights and the data set that it began with.
 
-    InputError if others are given, or another model.
+    InputError if other weights are given, or another model. Another data set may be.
     """
     last = options.output / LAST
     saved = _read(last)
     began, model = saved.get("weights"), saved.get("model_name", options.model)
     if model != options.model:
         raise InputError(f"--resume: {last} is of a training of {model}: give --model {model}")
+    if not any(getattr(options, name) for name in DATA):
+        options = _with_data(options, saved)
     if began is None:  # earlier versions did not record them
         return options
     if options.weights not in (FROM_SCRATCH, began) and mask(options.weights) != began:
         raise InputError(f"--resume: the training began from --weights {began}: leave it out")
     return replace(options, weights=began)
+
+
+def _with_data(options: TrainOptions, saved: Mapping[str, Any]) -> TrainOptions:
+    """The options with the data set of the last command."""
+    if data := saved.get("data"):
+        words = (f"{option_of(name)} {path}" for name, path in data.items())
+        print(f"{' '.join(words)}, as before", flush=True)
+        paths: dict[str, Any] = {name: Path(path) for name, path in data.items()}
+        return replace(options, **paths)
+    if (images := saved.get("images", RENDERED)) != RENDERED:  # of an earlier version
+        raise InputError(
+            f"--resume: it was trained on {images}: give --images and --annotations again"
+        )
+    return options
 
 
 def _read(last: Path) -> dict[str, Any]:
@@ -116,6 +133,11 @@ class Checkpoints:
             "model_name": self.options.model,
             "weights": mask(self.options.weights),
             "images": self.images,
+            "data": {
+                name: str(path.absolute())
+                for name in DATA
+                if (path := getattr(self.options, name)) is not None
+            },
         }
         unfinished = self.last.with_suffix(".tmp")
         with named_in_errors(self.last):

@@ -13,7 +13,7 @@ from jobs.coco.records import Annotations
 from jobs.train.coco_dataset import CocoDataset
 from jobs.train.data import HeldOutScenes, Sample, ScenesForTraining
 from jobs.train.image_files import Unreadable
-from jobs.train.options import TrainOptions
+from jobs.train.options import RENDERED, TrainOptions
 from model.named import PACKAGED, named_model, weights_of
 from pipeline.storage.errors import InputError
 from pipeline.storage.explained_errors import describe_error
@@ -105,7 +105,7 @@ def describe_start(options: TrainOptions, training: Training, has_new_heads: boo
 def describe_images(training: Training) -> str:
     """What is trained on."""
     if not isinstance(training, CocoDataset):
-        return "rendered scenes"
+        return RENDERED
     boxes = sum(len(labels) for _, labels in training.boxes.values())
     names = len([name for name in training.labels if name])
     images = counted(len(training), "image")

@@ -6,6 +6,10 @@ from pathlib import Path
 FROM_SCRATCH = "random"  # name of random weights, as in model.named.RANDOM
 
 
+DATA = ("images", "annotations", "validation_images", "validation_annotations")
+RENDERED = "rendered scenes"
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """A recipe: everything that determines the trained weights.

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from jobs.train.options import DATA
+
 # What AdamW and the scheduler cannot go on without. Other versions of torch save other fields
 # beside these, and fill in those that are absent.
 OPTIMIZER_FIELDS = ("params", "lr", "initial_lr", "betas", "eps", "weight_decay")
@@ -24,6 +26,11 @@ def check_header(saved: Any) -> None:
         raise ValueError("its labels are no list of names")
     if type(step) is not int or step < 0:
         raise ValueError("its step is no number of steps")
+    data = saved.get("data", {})
+    if not isinstance(data, dict) or not data.keys() <= set(DATA):
+        raise ValueError("its data set is none")
+    if not all(isinstance(path, str) for path in data.values()):
+        raise ValueError("its data set has no paths")
     for name in ("model_name", "weights", "images"):
         if not isinstance(saved.get(name, ""), str):
             raise ValueError(f"its {name} is no text")

@@ -33,6 +33,9 @@ from pipeline.storage.errors import CommandFailed
         {"model": {}, "step": 5, "weights": 5},
         {"model": {}, "step": 5, "model_name": ["detr"]},
         {"model": {}, "step": 5, "images": 5},
+        {"model": {}, "step": 5, "data": 5},
+        {"model": {}, "step": 5, "data": {"output": "x"}},
+        {"model": {}, "step": 5, "data": {"images": 5}},
     ],
 )
 def test_what_was_saved_is_damaged(
@@ -137,6 +140,15 @@ def test_other_weights_and_another_model_are_refused(
         assert line in capsys.readouterr().err
 
 
+def test_a_data_set_of_an_earlier_version_is_to_be_given_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its state does not say where that was, and rendered scenes were trained on instead."""
+    torch.save({"model": {}, "step": 5, "images": "2 images with 2 boxes"}, tmp_path / LAST)
+    assert main(["train", str(tmp_path), "--resume"]) == 2
+    assert "2 images with 2 boxes: give --images and --annotations again" in capsys.readouterr().err
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A folder of images with two annotation files, whose classes have each other's numbers."""
@@ -183,8 +195,13 @@ def test_a_training_goes_on_with_its_classes_and_a_new_rate(
     assert "before that step it was trained on 2 images with 2 boxes of 2 categories" in said
     _, notes = read_weights(out / WEIGHTS)
     assert notes["weights"] == "packaged" and notes["trained_on"].startswith("2 images with 1 box")
+    assert main(["train", str(out), "--resume", "--steps", "3", "--batch-size", "1"]) == 0
+    said = capsys.readouterr().out
+    assert f"--images {dataset} --annotations {dataset / 'a.json'}, as before" in said
+    assert "resumed from step 2" in said and "before that step" not in said
+    assert main(train_command(dataset, "a.json", "--steps", "2", "--resume")) == 2
     saved = torch.load(out / LAST, weights_only=True)
-    assert max(saved["scheduler"]["base_lrs"]) == 1e-9 and saved["step"] == 2
+    assert max(saved["scheduler"]["base_lrs"]) == 1e-9 and saved["step"] == 3
     before = torch.load(io.BytesIO(begun[LAST]), weights_only=True)["model"]
     assert all(torch.allclose(before[name], one, atol=1e-7) for name, one in saved["model"].items())
     assert main(train_command(dataset, "a.json", "--learning-rate", "0")) == 2
