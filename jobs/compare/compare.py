@@ -17,7 +17,7 @@ from jobs.compare.box_pairs import Boxes
 from jobs.compare.changed_images import classify_boxes
 from jobs.compare.changes import Changes, Side
 from jobs.compare.options import Comparison
-from jobs.output.run_documents import computations, score_threshold
+from jobs.output.run_documents import choosing_options, computations, score_threshold
 from jobs.output.views import add_views, finished_runs, limit_memory
 from jobs.query import run_with_second_attempt
 from jobs.report.imported import read_import
@@ -164,6 +164,7 @@ def _describe_side(
         "runs": runs,
         "models": sorted({f"{model} ({fingerprint})" for _, model, fingerprint in made}),
         "score_thresholds": {run: score_threshold(output, run) for run in runs},
+        "box_rules": sorted({choosing_options(output, run) for run in runs}),
         "computations": sorted({text for run in runs for text in computations(output, run)}),
         "imported_runs": [run for run in runs if read_import(output, run) is not None],
         "boxes_without_name": without_name,  # which are not compared

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.compare.changed_images import MATCHED
-from jobs.compare.text import describe_thresholds, threshold_of
+from jobs.compare.text import describe_rules, describe_thresholds, threshold_of
 from jobs.output.catalog import committed_runs
 from jobs.report.captions import shorten_names
 from jobs.report.drawing import Box, data_uri, draw_boxes
@@ -33,7 +33,7 @@ def page_of(result: dict[str, Any], reader: PictureReader) -> str:
         images=result["images"],
         boxes=result["boxes"],
         thresholds={side: threshold_of(result[side]) for side in ("a", "b")},
-        different_thresholds=describe_thresholds(result),
+        differences=[*filter(None, (describe_thresholds(result), describe_rules(result)))],
         classes=result["by_class"][:CLASSES],
         other_classes=result["by_class"][CLASSES:],
         class_changes=result["class_changes"][:CLASS_CHANGES],

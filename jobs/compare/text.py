@@ -5,6 +5,7 @@ from typing import Any
 
 from jobs.accounting.plurals import counted
 from jobs.report.text import list_examples
+from pipeline.storage.urls import printable
 
 SHOWN = 10  # most class changes, and most images that differ, that are listed
 CLASSES = 20  # most classes that are listed, those with the most differences
@@ -23,7 +24,7 @@ def as_text(result: dict[str, Any]) -> str:
     """Describe the comparison, one fact a line."""
     lines = [
         *(line for name in ("a", "b") for line in side_lines(name, result[name])),
-        *([said] if (said := describe_thresholds(result)) else []),
+        *filter(None, (describe_thresholds(result), describe_rules(result))),
         "",
         *image_lines(result["images"]),
         "",
@@ -85,6 +86,18 @@ def describe_thresholds(result: dict[str, Any]) -> str:
     return (
         f"The score thresholds {differ}: {threshold_of(a)} in a, {threshold_of(b)} in b. A box of "
         "one side alone counts only from the threshold of the other side up."
+    )
+
+
+def describe_rules(result: dict[str, Any]) -> str:
+    """Return a sentence if the boxes of the two sides were chosen by other options; else ""."""
+    rules = [result[side]["box_rules"] for side in ("a", "b")]
+    if rules[0] == rules[1]:
+        return ""
+    a, b = (" or ".join(one or "no options" for one in of_side) for of_side in rules)
+    return printable(
+        f"The options that choose boxes differ: {a} in a, {b} in b. Boxes that one side leaves "
+        "out, or names otherwise, count as changes."
     )
 
 

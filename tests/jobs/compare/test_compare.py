@@ -17,6 +17,7 @@ from jobs.compare.compare import compare
 from jobs.compare.options import Comparison
 from jobs.compare.text import CLASSES, as_text
 from jobs.evaluate.evaluate import evaluate
+from jobs.output.catalog import committed_runs
 from jobs.output.run_documents import write_document, write_record
 from pipeline.storage.files import InputError, open_location
 from tests.support.labelled import Box, Labelled, write_run
@@ -320,3 +321,23 @@ def test_an_image_with_too_many_boxes_upon_one_another_is_left_out_and_named(
     assert (result["boxes"]["a"], result["boxes"]["b"], result["boxes"]["new"]) == (1, 2, 1)
     line = "1            have too many boxes upon one another, and are not compared (x/crowd.jpg)"
     assert line in as_text(result)
+
+
+def test_other_options_that_choose_boxes_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Boxes that --nms and --classes of one side dropped looked like lost ones."""
+    image = Labelled("x.jpg", [box_at(0)])
+    a, b = (write_run(tmp_path / name, [image], LABELS) for name in "ab")
+    options = {"score_threshold": 0.0, "nms": 0.5, "classes": "cat,dog"}
+    (run,) = committed_runs(b)
+    write_record(b, run["run_id"], {"options": options})
+    line = (
+        "The options that choose boxes differ: no options in a, --nms 0.5 --classes cat,dog in b. "
+        "Boxes that one side leaves out, or names otherwise, count as changes."
+    )
+    assert f"{line}\n" in as_text(compare(Comparison(a, b)))
+    assert "options that choose" not in as_text(compare(Comparison(a, a)))
+    page = tmp_path / "page.html"
+    assert main(["compare", a, b, "--html", str(page)]) == 0
+    assert line in page.read_text()
