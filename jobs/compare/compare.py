@@ -18,7 +18,7 @@ from jobs.compare.changed_images import classify_boxes
 from jobs.compare.changes import Changes, Side
 from jobs.compare.options import Comparison
 from jobs.output.run_documents import choosing_options, computations, score_threshold
-from jobs.output.views import add_views, finished_runs, limit_memory
+from jobs.output.views import IS_USABLE, add_views, finished_runs, limit_memory
 from jobs.query import run_with_second_attempt
 from jobs.report.imported import read_import
 from jobs.report.reports import with_tables
@@ -67,17 +67,18 @@ FROM (SELECT label FROM a.latest UNION ALL SELECT label FROM b.latest)
 WHERE {HAS_NAME}
 GROUP BY lower(label)
 """
-_BOXES = """
+_BOXES = f"""
 WITH boxes AS (
-    SELECT pair, false AS in_b, run_b AS other_run, d.* FROM a.detections AS d JOIN {pairs}
+    SELECT pair, false AS in_b, run_b AS other_run, d.* FROM a.detections AS d JOIN {{pairs}}
         ON d.run = run_a AND d.shard = shard_a AND d.image_id = image_id_a AND status_b = 'ok'
     UNION ALL
-    SELECT pair, true AS in_b, run_a AS other_run, d.* FROM b.detections AS d JOIN {pairs}
+    SELECT pair, true AS in_b, run_a AS other_run, d.* FROM b.detections AS d JOIN {{pairs}}
         ON d.run = run_b AND d.shard = shard_b AND d.image_id = image_id_b AND status_a = 'ok'
 )
 SELECT pair, in_b, kind, score, x_min, y_min, x_max, y_max, score < threshold AS below
 FROM boxes JOIN kinds ON lower(label) = kinds.name
     JOIN thresholds ON thresholds.run = other_run AND thresholds.of_b <> in_b
+WHERE {IS_USABLE}
 ORDER BY pair, in_b, detection
 """
 _CHOSEN = """
@@ -159,6 +160,8 @@ def _describe_side(
     runs = sorted({run for run, _, _ in made})
     unnamed = connection.sql(f"SELECT count(*) FROM {side}.latest WHERE NOT ({HAS_NAME})")
     ((without_name,),) = unnamed.fetchall()
+    unusable = connection.sql(f"SELECT count(*) FROM {side}.latest WHERE NOT {IS_USABLE}")
+    ((not_usable,),) = unusable.fetchall()
     return {
         "output": output,
         "runs": runs,
@@ -168,6 +171,7 @@ def _describe_side(
         "computations": sorted({text for run in runs for text in computations(output, run)}),
         "imported_runs": [run for run in runs if read_import(output, run) is not None],
         "boxes_without_name": without_name,  # which are not compared
+        "boxes_not_usable": not_usable,  # nor are these
     }
 
 

@@ -61,6 +61,11 @@ def side_lines(name: str, side: dict[str, Any]) -> list[str]:
             if (count := side["boxes_without_name"])
             else []
         ),
+        *(
+            [f"  not usable   {count} boxes, without finite scores and corners, are not compared"]
+            if (count := side["boxes_not_usable"])
+            else []
+        ),
     ]
 
 

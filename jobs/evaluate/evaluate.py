@@ -14,26 +14,24 @@ from jobs.evaluate.average_precision import Found, Score, average_precision
 from jobs.evaluate.classes import ALIKE, NAMES, Label, MatchedClasses, matched_classes
 from jobs.output.run_documents import score_threshold
 from jobs.output.suppressed_boxes import hide_suppressed_boxes
-from jobs.output.views import finished_runs
+from jobs.output.views import IS_USABLE, finished_runs
 from jobs.query import answer_query
 from pipeline.schema import OK
 from pipeline.stages.box_rules import KEEP_ALL, BoxRules
 from pipeline.storage.errors import InputError
 
 NAMED = 5  # example names of missing images
-_IS_USABLE = """coalesce(isfinite(score) AND isfinite(x_min) AND isfinite(y_min)
-    AND isfinite(x_max) AND isfinite(y_max) AND x_min <= x_max AND y_min <= y_max, false)"""
 _FOUND = f"""
 SELECT position, class_id, score, x_min, y_min, x_max, y_max
 FROM detections JOIN matched USING (run, shard, image_id)
     JOIN known ON known.label_id = detections.label_id
         AND known.label = coalesce(detections.label, '')
-WHERE {_IS_USABLE}
+WHERE {IS_USABLE}
 ORDER BY position, detection
 """
 # Boxes of annotated images by what becomes of them.
 _COUNTS = f"""
-SELECT count(*), count(*) FILTER (NOT {_IS_USABLE}),
+SELECT count(*), count(*) FILTER (NOT {IS_USABLE}),
     count(*) FILTER (trim(coalesce(detections.label, '')) = ''),
     count(*) FILTER (trim(coalesce(detections.label, '')) <> '' AND known.class_id IS NULL)
 FROM detections JOIN matched USING (run, shard, image_id)

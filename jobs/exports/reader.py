@@ -18,7 +18,9 @@ from jobs.output.manifest import Manifest
 from jobs.output.run_documents import read_document
 from jobs.output.views import finished_runs, limit_memory
 from pipeline.schema import OK
+from pipeline.storage.errors import CommandFailed
 from pipeline.storage.files import InputError, canonical_url
+from pipeline.storage.urls import mask
 
 MEMORY = "256MB"  # memory limit of DuckDB, which sorts larger data on disk
 ROWS_AT_ONCE = 10_000
@@ -193,6 +195,12 @@ class Labels:
             rows = groupby(self._fetch_rows(), key=itemgetter(*range(_IMAGE_COLUMNS)))
             for number, (key, boxes_of_image) in enumerate(rows, 1):
                 run, shard, index, image_id, uri, etag, model, width, height = key
+                if not (width and height and min(width, height) > 0):
+                    raise CommandFailed(
+                        f"{mask(image_id)} has a size of {width} x {height} in run {run}, which is "
+                        "none: its table was edited, or is damaged (`detr-batch runs --verify` "
+                        "names it)"
+                    )
                 found = [row[_IMAGE_COLUMNS:] for row in boxes_of_image]
                 boxes = self._select_boxes([row for row in found if row[0] is not None])
                 is_file = not is_archived(image_id, shard, uri)

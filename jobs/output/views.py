@@ -34,6 +34,9 @@ from pipeline.storage.urls import mask
 
 SCHEMAS = {"images": IMAGES, "detections": DETECTIONS}
 VIEWS = ("latest", "latest_images", *TABLES)
+# Whether a box can be drawn and scored, in SQL: tables of others, and edited ones, have others too.
+IS_USABLE = """coalesce(isfinite(score) AND isfinite(x_min) AND isfinite(y_min)
+    AND isfinite(x_max) AND isfinite(y_max) AND x_min <= x_max AND y_min <= y_max, false)"""
 _NO_COLUMN = re.compile(r'.*Referenced column "(.*)" not found in FROM clause!')
 _NO_TABLE = re.compile(r"Table with name .* does not exist!")
 _NO_ROOM = "failed to offload data block"  # in DuckDB's words: the disk is full, or nearly

@@ -341,3 +341,21 @@ def test_other_options_that_choose_boxes_are_said(
     page = tmp_path / "page.html"
     assert main(["compare", a, b, "--html", str(page)]) == 0
     assert line in page.read_text()
+
+
+def test_boxes_without_finite_numbers_are_counted_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables that somebody edited have them: they ended as an internal error."""
+    nan = float("nan")
+    bad = [Box(1, nan, 0, 0, 9, 9), Box(1, 0.9, 0, nan, 9, 9), Box(1, 0.9, 9, 0, 0, 9)]
+    a, b = (
+        write_run(tmp_path / name, [Labelled("x.jpg", boxes)], LABELS)
+        for name, boxes in (("a", [box_at(0), *bad]), ("b", [box_at(0)]))
+    )
+    result = compare(Comparison(a, b))
+    assert (result["boxes"]["a"], result["boxes"]["b"], result["boxes"]["gone"]) == (1, 1, 0)
+    assert "  not usable   3 boxes, without finite scores and corners" in as_text(result)
+    page = tmp_path / "page.html"
+    assert main(["compare", a, b, "--html", str(page)]) == 0
+    assert "Boxes without finite scores and corners are not compared: 3 in a" in page.read_text()

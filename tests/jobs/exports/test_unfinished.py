@@ -109,3 +109,17 @@ def test_classes_are_chosen_by_number_too(output: str, tmp_path: Path) -> None:
         found.append(file.read_text())
     assert found[0] == found[1]
     assert main(["export", output, str(tmp_path / "x"), "--to", "csv", "--labels", "77"]) == 2
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "coco", "labelstudio"])
+def test_an_image_without_a_size_is_named(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables that somebody edited may have one."""
+    images = [Labelled(f"{SOURCE}/a.jpg", random_boxes(1, 2), width=0)]
+    output = write_run(tmp_path / "edited", images, LABELS, source=SOURCE)
+    name = "made.json" if form in ("coco", "labelstudio") else "made"
+    assert main(["export", output, str(tmp_path / name), "--to", form]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{SOURCE}/a.jpg has a size of 0 x 480" in line
+    assert not (tmp_path / name).exists()
