@@ -1,6 +1,7 @@
 """Stages are placed on nodes; tests/jobs/submit/test_submit.py does it on a real cluster."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,9 +165,10 @@ def test_who_gives_a_number_of_gpus_gets_no_cpus() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("given", ["--num-gpus 4", "--num-gpus 1", "--device cuda"])
 def test_gpus_of_a_machine_that_has_none_are_refused(
-    given: str, capsys: pytest.CaptureFixture[str]
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["label", "in", "out", "--model", "shapes-tiny", *given.split()]) == 2
+    places = [str(tmp_path), str(tmp_path / "out")]
+    assert main(["label", *places, "--model", "shapes-tiny", *given.split()]) == 2
     assert f"{given}: this machine has no GPU that torch can use" in capsys.readouterr().err
 
 

@@ -294,10 +294,10 @@ def test_files_of_this_machine_are_sent_to_the_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "fsspec"])
-def test_a_python_without_the_packages_gives_one_line(package: str) -> None:
+def test_a_python_without_the_packages_gives_one_line(package: str, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.modules['{package}'] = None; from jobs.cli import main; "
-        "sys.exit(main(['label', 'in', 'out']))"
+        f"sys.exit(main(['label', {str(tmp_path)!r}, 'out']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -43,6 +43,7 @@ def test_lines_on_a_terminal_have_no_time(
 def test_the_line_of_an_error_has_the_time(
     end: BaseException,
     line: str,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -50,7 +51,7 @@ def test_the_line_of_an_error_has_the_time(
         raise end
 
     monkeypatch.setattr("jobs.label.label.label", fail)
-    assert main(["label", "in", "out"]) in (1, 2)
+    assert main(["label", str(tmp_path), str(tmp_path / "out")]) in (1, 2)
     assert re.fullmatch(f"{TIME} {line}\n", printed := capsys.readouterr().err)
     assert re.fullmatch(line, without_time(printed).strip())
 
