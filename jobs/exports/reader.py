@@ -195,14 +195,14 @@ class Labels:
             rows = groupby(self._fetch_rows(), key=itemgetter(*range(_IMAGE_COLUMNS)))
             for number, (key, boxes_of_image) in enumerate(rows, 1):
                 run, shard, index, image_id, uri, etag, model, width, height = key
-                if not (width and height and min(width, height) > 0):
+                found = [row[_IMAGE_COLUMNS:] for row in boxes_of_image]
+                boxes = self._select_boxes([row for row in found if row[0] is not None])
+                if boxes and not (width and height and min(width, height) > 0):
                     raise CommandFailed(
                         f"{mask(image_id)} has a size of {width} x {height} in run {run}, which is "
                         "none: its table was edited, or is damaged (`detr-batch runs --verify` "
                         "names it)"
                     )
-                found = [row[_IMAGE_COLUMNS:] for row in boxes_of_image]
-                boxes = self._select_boxes([row for row in found if row[0] is not None])
                 is_file = not is_archived(image_id, shard, uri)
                 paths = names.name(image_id, shard, self._folder_of_run(run), is_file)
                 place = (run, shard, index, uri, etag)
