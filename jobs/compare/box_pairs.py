@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 AT_ONCE = 1 << 20  # pairs whose overlap is computed at once, which takes about 100 MB
-# Pairs of an image that meet in x, beyond which it is `crowded`. At most as many are kept at once.
+# Pairs of an image that meet in x, beyond which it is crowded. At most as many are kept at once.
 MOST_MEETINGS = 10_000_000
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -54,37 +54,45 @@ class Pairs:
 NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
 
 
+class Crowded(Exception):
+    """Some images have too many boxes upon one another to be paired.
+
+    A model finds some hundred boxes. Ten thousand in the many tiles of an image meet in a million
+    pairs, three thousand equal ones in nine.
+    """
+
+    def __init__(self, images: Ints):
+        """`images` are their numbers."""
+        super().__init__(images)
+        self.images = images
+
+
 def pair_boxes(left: Boxes, right: Boxes, least: float) -> Pairs:
     """Pair boxes of the same image whose IoU is `least` or more.
 
-    Each box is in one pair at most. No image may be one of `crowded_images`.
+    Each box is in one pair at most. Raises Crowded.
     """
-    images, meetings = _count_meetings(left, right)
+    sweep = _sweep_in_x(left, right)
+    images, meetings = _count_meetings(left, right, sweep)
+    if len(crowded := images[meetings > MOST_MEETINGS]):
+        raise Crowded(crowded)
+    if meetings.sum() <= MOST_MEETINGS:
+        return _pair_at_once(left, right, least, sweep)
+    parts = []
     group = np.cumsum(meetings) // MOST_MEETINGS
     firsts = images[np.unique(group, return_index=True)[1]]
     i, j = (np.append(np.searchsorted(side.image, firsts), len(side)) for side in (left, right))
-    parts = []
     for number in range(len(firsts)):
         of_left, of_right = (slice(k[number], k[number + 1]) for k in (i, j))
-        found = _pair_at_once(left.select(of_left), right.select(of_right), least)
+        found = pair_boxes(left.select(of_left), right.select(of_right), least)
         parts.append(
             Pairs(found.left + i[number], found.right + j[number], found.overlap, found.same)
         )
     return _concatenate(parts)
 
 
-def crowded_images(left: Boxes, right: Boxes) -> Ints:
-    """The numbers of the images with too many boxes upon one another to be paired.
-
-    A model finds some hundred boxes. Ten thousand in the many tiles of an image meet in a million
-    pairs, three thousand equal ones in nine.
-    """
-    images, meetings = _count_meetings(left, right)
-    return images[meetings > MOST_MEETINGS]
-
-
-def _pair_at_once(left: Boxes, right: Boxes, least: float) -> Pairs:
-    near = _find_candidates(left, right, least)
+def _pair_at_once(left: Boxes, right: Boxes, least: float, sweep: "_Sweep") -> Pairs:
+    near = _find_candidates(left, right, least, sweep)
     drift = np.abs(left.score[near.left] - right.score[near.right])
     near = near.select(np.lexsort((near.right, near.left, drift, -near.overlap)))
     same = _take_in_order(near.select(near.same))
@@ -109,29 +117,28 @@ def _area(boxes: Floats) -> Floats:
     return area
 
 
-def _find_candidates(left: Boxes, right: Boxes, least: float) -> Pairs:
+def _find_candidates(left: Boxes, right: Boxes, least: float, sweep: "_Sweep") -> Pairs:
     """Find all pairs within an image that overlap enough, computing `AT_ONCE` at a time."""
     parts: list[Pairs] = []
-    for i, j in _meeting_in_x(left, right):
+    for i, j in _meeting_pairs(sweep):
         overlap = overlaps(left.box[i], right.box[j])
         all_pairs = Pairs(i, j, overlap, left.kind[i] == right.kind[j])
         parts.append(all_pairs.select(overlap >= least))
     return _concatenate(parts)
 
 
-def _count_meetings(left: Boxes, right: Boxes) -> tuple[Ints, Ints]:
-    """The numbers (I,) of all images, and how many pairs of each meet in x."""
-    sweep = _sweep_in_x(left, right)
+def _count_meetings(left: Boxes, right: Boxes, sweep: "_Sweep") -> tuple[Ints, Ints]:
+    """The numbers (I,) of all images, ascending, and how many pairs of each meet in x."""
     images = np.union1d(left.image, right.image)
-    meetings = np.zeros(len(images), np.int64)
+    meetings = np.zeros(len(images))
     for side, (first, stop) in zip((left, right), sweep.meetings, strict=True):
-        np.add.at(meetings, np.searchsorted(images, side.image), stop - first)
-    return images, meetings
+        place = np.searchsorted(images, side.image)
+        meetings += np.bincount(place, stop - first, len(images))
+    return images, meetings.astype(np.int64)
 
 
-def _meeting_in_x(left: Boxes, right: Boxes) -> Iterator[tuple[Ints, Ints]]:
-    """Yield the pairs within an image that overlap in x or start at one x, each once."""
-    sweep = _sweep_in_x(left, right)
+def _meeting_pairs(sweep: "_Sweep") -> Iterator[tuple[Ints, Ints]]:
+    """Yield the pairs of a sweep, `AT_ONCE` at a time."""
     for i, place in _in_ranges(*sweep.meetings[0]):
         yield i, sweep.orders[1][place]
     for j, place in _in_ranges(*sweep.meetings[1]):

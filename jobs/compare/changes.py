@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.compare.box_pairs import Boxes, Ints, Pairs, crowded_images, pair_boxes
+from jobs.compare.box_pairs import Boxes, Crowded, Ints, Pairs, pair_boxes
 
 STEPS = 10_000  # histogram steps for each unit, which is the resolution of the quantiles
 QUANTILES = (0.1, 0.5, 0.9)
@@ -91,11 +91,13 @@ class Changes:
         self.different: list[Different] = []  # heap of the images that differ most
 
     def add(self, left: Side, right: Side) -> None:
-        if len(crowded := crowded_images(left.boxes, right.boxes)):
-            self.crowded += crowded.tolist()
-            left, right = left.without(crowded), right.without(crowded)
         a, b = left.boxes, right.boxes
-        pairs = pair_boxes(a, b, self.iou)
+        try:
+            pairs = pair_boxes(a, b, self.iou)
+        except Crowded as error:
+            self.crowded += error.images.tolist()
+            self.add(left.without(error.images), right.without(error.images))
+            return
         alone_a, alone_b = (
             np.setdiff1d(np.arange(len(side)), taken)
             for side, taken in ((a, pairs.left), (b, pairs.right))

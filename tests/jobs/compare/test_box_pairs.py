@@ -11,7 +11,7 @@ from torch import tensor
 from torchvision.ops import box_iou
 
 from jobs.compare import box_pairs
-from jobs.compare.box_pairs import Boxes, crowded_images, overlaps, pair_boxes
+from jobs.compare.box_pairs import Boxes, Crowded, overlaps, pair_boxes
 
 # image, class, score in tenths, x, y, width, height: few values, so that ties are common
 ROW = st.tuples(
@@ -130,7 +130,7 @@ def test_pairs_of_many_images_are_found_group_by_group(monkeypatch: pytest.Monke
     rows = [(int(n), *rng.integers(0, 5, 6).tolist()) for n in rng.integers(0, 40, 1200)]
     left, right = boxes(rows[:600]), boxes(rows[600:])
     whole = pair_boxes(left, right, 0.3)
-    monkeypatch.setattr(box_pairs, "MOST_MEETINGS", 20)
+    monkeypatch.setattr(box_pairs, "MOST_MEETINGS", 400)
     parts = pair_boxes(left, right, 0.3)
     pairs = [set(zip(p.left.tolist(), p.right.tolist(), strict=True)) for p in (whole, parts)]
     assert pairs[0] == pairs[1] and len(pairs[0]) == len(whole.left) == len(parts.left) > 20
@@ -140,8 +140,10 @@ def test_images_with_too_many_boxes_upon_one_another_are_found() -> None:
     some, many = crowd(100), crowd(3200)
     other = Boxes(some.image - 1, some.kind, some.score, some.box)
     side = Boxes(*(np.concatenate([getattr(x, n) for x in (other, many)]) for n in NAMES))
-    assert crowded_images(side, side).tolist() == [1]
+    with pytest.raises(Crowded) as raised:
+        pair_boxes(side, side, 0.5)
+    assert raised.value.images.tolist() == [1]
     # Those are the pairs that meet: boxes beside one another do not.
     apart = many.box + 1000.0 * np.arange(len(many))[:, None]
     row = Boxes(many.image, many.kind, many.score, apart)
-    assert not len(crowded_images(row, row)) and len(pair_boxes(row, row, 0.5).left) == 3200
+    assert len(pair_boxes(row, row, 0.5).left) == 3200
