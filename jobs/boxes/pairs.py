@@ -7,7 +7,6 @@ what decided its labels, and a cluster needs no file of the machine that submits
 import csv
 import json
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any, TypeVar
 
 from jobs.boxes.options import BoxOptions, option_of
 from pipeline.storage.errors import InputError
-from pipeline.storage.urls import mask, printable
+from pipeline.storage.urls import has_control_character, mask, printable
 
 # Of a file, and of its pairs as words. Both options fit into the 128 KiB that Linux gives to one
 # argument of a process. A threshold for each of LVIS' 1,203 classes takes 35 kB.
 MOST_BYTES = 56 << 10
+_ONE_SCORE = "; one score of all classes is that of --score-threshold, in `export` of --min-score"
 Options = TypeVar("Options", bound=BoxOptions)
 Pairs = list[tuple[str, Any]]
 
@@ -53,8 +53,7 @@ def parse_pairs(given: str, option: str) -> Pairs:
     if _is_inline(given):
         return parse_words(given, option)
     if "://" not in given and not Path(given).exists():
-        hint = "; one score of all classes is that of --score-threshold, in `export` of --min-score"
-        hint = hint if option == "--thresholds" else ""
+        hint = _ONE_SCORE if option == "--thresholds" else ""
         raise InputError(
             f"{option} {printable(given)}: there is no such file, and it is no CLASS=VALUE{hint}"
         )
@@ -76,10 +75,9 @@ def _checked(pairs: Pairs, where: str) -> Pairs:
         raise InputError(f"{where}: it names no class")
     seen: set[str] = set()
     for name, value in pairs:
-        for text in (name, str(value)):
-            if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text):
-                shown = printable(text).replace("\n", "\\n")
-                raise InputError(f"{where}: {shown} has a control character or half a character")
+        if unreadable := next(filter(has_control_character, (name, str(value))), None):
+            shown = printable(unreadable).replace("\n", "\\n")
+            raise InputError(f"{where}: {shown} has a control character or half a character")
         if name in seen:
             raise InputError(f"{where}: {printable(name)} stands there twice: give it once")
         seen.add(name)

@@ -38,10 +38,11 @@ def _label(options: LabelOptions) -> int:
 
 
 def _run(options: LabelOptions, notifier: "Notifier | None" = None) -> int:
+    """Run the command. What is wrong with it is said before the seconds that the imports take."""
     from jobs.label.checks import checked
 
     options = checked(options)
-    from jobs.label.label import label  # slow to import
+    from jobs.label.label import label
 
     return label(options, begin_startup(), notifier)
 

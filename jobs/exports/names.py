@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.formats.image_names import IMAGE_SUFFIXES
 from pipeline.storage.errors import OutputError
+from pipeline.storage.urls import has_control_character
 
 # Letters and digits of all scripts, and signs without a meaning to shells and file systems.
 _UNSAFE = re.compile(r"[^\w.,+=@ -]|^[. -]|[. ]$")
@@ -160,7 +161,7 @@ def _leads_to_a_file(path: str) -> bool:
     """Whether a relative path stays within its folder, on any system, without control signs."""
     if not {"", ".", ".."}.isdisjoint(path.split("/")):
         return False
-    return "\\" not in path and not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in path)
+    return "\\" not in path and not has_control_character(path)
 
 
 def _image_suffix(name: str) -> str:

@@ -16,7 +16,7 @@ from jobs.train.image_files import Unreadable
 from jobs.train.options import RENDERED, TrainOptions
 from model.named import PACKAGED, named_model, weights_of
 from pipeline.storage.errors import InputError
-from pipeline.storage.explained_errors import describe_error
+from pipeline.storage.explained_errors import explain_errors
 from pipeline.storage.urls import mask, printable
 
 Training = Dataset[Sample | Unreadable]
@@ -46,9 +46,9 @@ def datasets(options: TrainOptions) -> tuple[Training, Validation, tuple[str, ..
         raise InputError("--images needs --annotations, a file in COCO's format")
     for name in ("images", *needing):
         path = getattr(options, name)
-        if path is not None and not path.exists():
-            error = FileNotFoundError(path)
-            raise InputError(f"{option_of(name)} {describe_error(error, str(path))}")
+        if path is not None:
+            with explain_errors(option_of(name), str(path)):
+                path.stat()
     training = CocoDataset(options.images, options.annotations, rule, flip=True)
     validation = training.for_validation()
     if options.validation_images or options.validation_annotations:

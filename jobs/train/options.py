@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FROM_SCRATCH = "random"  # name of random weights, as in model.named.RANDOM
-
-
+# The options that name a data set, and what is trained on without one.
 DATA = ("images", "annotations", "validation_images", "validation_annotations")
 RENDERED = "rendered scenes"
 

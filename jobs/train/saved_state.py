@@ -37,7 +37,7 @@ def check_header(saved: Any) -> None:
 
 
 def check_model(saved: Mapping[str, torch.Tensor]) -> None:
-    """ValueError if a weight (of any shape) is not finite. The names and shapes torch checks."""
+    """ValueError if a weight, of any shape, is not finite. torch checks their names and shapes."""
     for name, weight in saved.items():
         if not weight.isfinite().all():
             raise ValueError(f"its weight {name} is not finite")

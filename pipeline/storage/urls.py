@@ -94,6 +94,11 @@ def printable(text: str) -> str:
     )
 
 
+def has_control_character(text: str) -> bool:
+    """Whether a text has one, or half of a surrogate pair, which no file can hold."""
+    return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
+
+
 def _mask(text: str, whole_queries: bool) -> str:
     """`text` without secrets. Of web addresses either all queries go, or only secret ones."""
     parts: list[str] = []

@@ -40,7 +40,7 @@ class Files:
 
     def __init__(self, store: Store, scope: str):
         self.scope = scope
-        self._store, self.folder = store, f"files/{folder_of_scope(scope)}"
+        self._store, self._folder = store, f"files/{folder_of_scope(scope)}"
 
     def save(self, content: Path, filename: str, purpose: Purpose, file_id: str = "") -> File:
         """Save a local file. The id is a new one, or the given one, whose file is replaced."""
@@ -52,10 +52,10 @@ class Files:
             purpose=purpose,
         )
         document = file.model_dump_json().encode()
-        name = f"{self.folder}/{file.id}/content"
+        name = f"{self._folder}/{file.id}/content"
         self._store.write(name, content)
         try:  # from now on the file exists
-            self._store.write(f"{self.folder}/{file.id}/file.json", document)
+            self._store.write(f"{self._folder}/{file.id}/file.json", document)
         except StorageUnavailable:
             if not file_id:  # nobody will know its name
                 with suppress(StorageUnavailable):
@@ -67,7 +67,7 @@ class Files:
         """A file; None if there is none with this id."""
         if not is_id(file_id, PREFIX):
             return None
-        document = self._store.read(f"{self.folder}/{file_id}/file.json")
+        document = self._store.read(f"{self._folder}/{file_id}/file.json")
         return None if document is None else File.model_validate(document)
 
     def get(self, file_id: str, param: str | None = None) -> File:
@@ -86,12 +86,12 @@ class Files:
             file = self.find(name)
             return file if file is not None and purpose in (None, file.purpose) else None
 
-        return page_of(self._store.names(self.folder), read, limit, after, order)
+        return page_of(self._store.names(self._folder), read, limit, after, order)
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """The bytes of the objects of each file, by its id and their names."""
         found: dict[str, dict[str, int]] = {}
-        for name, size in self._store.sizes(self.folder).items():
+        for name, size in self._store.sizes(self._folder).items():
             file_id, _, part = name.partition("/")
             if is_id(file_id, PREFIX):
                 found.setdefault(file_id, {})[part] = size
@@ -99,7 +99,7 @@ class Files:
 
     def open(self, file_id: str) -> BinaryIO:
         """Open the content. Raises FileNotFoundError."""
-        return self._store.open(f"{self.folder}/{file_id}/content")
+        return self._store.open(f"{self._folder}/{file_id}/content")
 
     def pieces(self, file_id: str) -> Iterator[bytes]:
         """The content, piece by piece."""
@@ -110,7 +110,7 @@ class Files:
     def delete(self, file_id: str) -> None:
         """Delete a file."""
         for name in ("file.json", "content"):
-            self._store.remove(f"{self.folder}/{file_id}/{name}")
+            self._store.remove(f"{self._folder}/{file_id}/{name}")
 
 
 def plain_name(filename: str | None) -> str:

@@ -51,7 +51,7 @@ _NO_ROOM = {
     "response": None,
     "error": {
         "code": STORAGE_LIMIT,
-        "message": "There is no room for the answer: delete files, and send the line again.",
+        "message": "There is no room for the answer: delete files, or make smaller batches.",
     },
 }
 

@@ -15,7 +15,7 @@ from jobs.serve.batches import batches, output, records, room
 from jobs.serve.batches.files import PREFIX, Files
 from jobs.serve.batches.records import Batch, Records, ended_as
 from jobs.serve.batches.room import ORPHAN_SECONDS, Room, stored
-from jobs.serve.batches.store import Store, new_id
+from jobs.serve.batches.store import Store, folder_of_scope, new_id
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
 from jobs.serve.protocol.errors import ApiError
@@ -91,7 +91,7 @@ def test_what_a_killed_server_left_is_removed_later(store: Store, tmp_path: Path
     old = f"{PREFIX}{int((time.time() - ORPHAN_SECONDS - 60) * 1000):012x}{'0' * 24}"
     for file_id in (old, new_id(PREFIX)):
         files.save(content, "a", "batch", file_id)
-        store.remove(f"{files.folder}/{file_id}/file.json")
+        store.remove(f"files/{folder_of_scope('scope')}/{file_id}/file.json")
     count, used = stored(files)
     assert count == 2 and 2 * len(CONTENT) < used < 3 * len(CONTENT)
     assert old not in files.sizes() and len(files.sizes()) == 2

@@ -237,11 +237,7 @@ def test_two_trainings_cannot_write_one_folder(
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     """`/dev/full` takes the place of the unfinished file: torch itself says nothing of a disk."""
-    net = torch.nn.Linear(9, 9)
-    optimizer = torch.optim.SGD(net.parameters())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    net.config = SimpleNamespace(labels=())  # type: ignore[assignment]
-    checkpoints = Checkpoints(TrainOptions(tmp_path), net, optimizer, scheduler, "")  # type: ignore[arg-type]
+    checkpoints = of_training(tmp_path)
     (tmp_path / "last.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as error:
         checkpoints.save(1)
