@@ -1,29 +1,23 @@
 """Changes of an object that take effect only if the object still is what was read.
 
-On S3 the condition is the ETag (`If-Match`). On a disk a lock of the kernel on the folder keeps the
-processes of all machines apart. A store or disk that knows neither is read right before the
-change. A process that stands still in between can then change a newer object.
+On S3 the condition is the ETag (`If-Match`). On a disk a lock of the kernel on a hidden file beside
+it keeps the processes of all machines apart. A store or disk that knows neither is read right
+before the change. A process that stands still in between can then change a newer object.
 """
 
-import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.storage import kernel_locks
 from pipeline.storage.errors import StorageUnavailable
 from pipeline.storage.files import read_object, write_whole
 from pipeline.storage.retries import retry
-
-FOLDER_SECONDS = 10.0  # the longest wait for another process that changes a file of a folder
-FOLDER_PAUSE = 0.02  # between two attempts to lock a folder
-# What a file system says that has no such locks, or none on folders (NFS).
-_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def replace_if(
@@ -46,7 +40,7 @@ def _change(
 ) -> bool:
     try:
         if isinstance(fs, LocalFileSystem):
-            with _locked_folder(os.path.dirname(path)):
+            with _locked(path):
                 return _change_unguarded(fs, path, condition, data)
         if "s3" in fs.protocol:
             return _change_on_s3(fs, path, condition, data)
@@ -93,33 +87,59 @@ def _change_on_s3(
 
 
 @contextmanager
-def _locked_folder(folder: str) -> Iterator[None]:
-    """Keep other processes from changing files of a folder through this module.
+def _locked(path: str) -> Iterator[None]:
+    """Keep other processes from changing a local file through this module.
 
-    Raises StorageUnavailable if another process stands still while it does.
+    A hidden file beside it is locked. It may be opened only by those who may write in the folder: a
+    lock on the folder itself could be held by whoever may read it. Raises StorageUnavailable if
+    another process stands still while it changes the file.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    lock = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
+    descriptor = _open_locked(lock)
     try:
-        until = time.monotonic() + FOLDER_SECONDS
-        while not _lock(descriptor):
-            if time.monotonic() > until:
-                raise StorageUnavailable(
-                    f"another process stands still while it changes a file of {folder}: wait for "
-                    "it, or end it, and run the same command again"
-                )
-            time.sleep(FOLDER_PAUSE)
         yield
     finally:
+        with suppress(FileNotFoundError):
+            os.unlink(lock)
         os.close(descriptor)  # which ends the lock
 
 
-def _lock(descriptor: int) -> bool:
-    """Try to lock a folder. True too if its file system has no locks."""
+def _open_locked(lock: str) -> int:
+    """Open and lock a file, which is made. Who has had its lock before has deleted it."""
+    until = time.monotonic() + kernel_locks.LOCK_SECONDS
+    while True:
+        descriptor = _open(lock)
+        if descriptor is None:
+            time.sleep(kernel_locks.LOCK_PAUSE)
+        elif kernel_locks.wait_for_lock(descriptor) and _is_at(lock, descriptor):
+            return descriptor
+        else:
+            os.close(descriptor)
+        if time.monotonic() > until:
+            raise StorageUnavailable(
+                f"another process stands still while it changes the file of {lock}: wait for it, "
+                "or end it, or delete that file if nobody holds it, and run the same command again"
+            )
+
+
+def _open(lock: str) -> int | None:
+    """Open or make the file of a lock. None if it is of a user who lets this one not open it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError:
+        if not os.path.lexists(lock):
             raise
-    return True
+        return None
+    of_folder, own = os.stat(os.path.dirname(lock) or "."), os.fstat(descriptor)
+    mode = 0o600 | (of_folder.st_mode & 0o022) * 3  # for those who may write in the folder
+    if own.st_uid == os.geteuid() and own.st_mode & 0o777 != mode:
+        os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Whether an open file still is the one at a path."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

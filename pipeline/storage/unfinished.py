@@ -10,13 +10,12 @@ import fcntl
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-FOLDER_SECONDS, FOLDER_PAUSE = 10.0, 0.02  # for which a folder is waited for, and between two looks
+from pipeline.storage.kernel_locks import wait_for_lock
 
 
 @contextmanager
@@ -98,20 +97,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         with suppress(OSError):  # a folder that may be written, and not read
-            opened = stack.enter_context(_opened(folder))
-            until = time.monotonic() + FOLDER_SECONDS
-            while not _is_taken(opened) and time.monotonic() < until:
-                time.sleep(FOLDER_PAUSE)
+            wait_for_lock(stack.enter_context(_opened(folder)))
         yield
-
-
-def _is_taken(opened: int) -> bool:
-    """Whether a lock is had now."""
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

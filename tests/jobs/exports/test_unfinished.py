@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cli import main, message_of
 from jobs.exports.place import one_file
-from pipeline.storage import unfinished
+from pipeline.storage import kernel_locks
 from pipeline.storage.errors import InputError
 from pipeline.storage.unfinished import hidden_place, remove_leftovers
 from tests.support.labelled import LABELS, SOURCE, Labelled, random_boxes, write_run
@@ -66,7 +66,7 @@ def test_a_folder_that_somebody_holds_is_waited_for_a_while_only(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever may read a folder may lock it: exports, and queries into files, hung for ever."""
-    monkeypatch.setattr(unfinished, "FOLDER_SECONDS", 0.5)
+    monkeypatch.setattr(kernel_locks, "LOCK_SECONDS", 0.5)
     held = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -55,7 +55,7 @@ def test_a_holder_that_wakes_up_leaves_the_lock_of_its_successor_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The holder read its own lock, and slept before it deleted or renewed the lock."""
-    monkeypatch.setattr("pipeline.storage.conditional.FOLDER_SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.storage.kernel_locks.LOCK_SECONDS", 0.5)
     output = str(tmp_path)
     code = SLEEPER.format(functions=functions, output=output, name=LOCK_NAME, seconds=seconds)
     sleeper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
