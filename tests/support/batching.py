@@ -96,6 +96,12 @@ def create(client: OpenAI, lines: Sequence[Request | str], **options: Any) -> Ba
     return client.batches.create(input_file_id=file.id, **chosen)
 
 
+def create_lake(client: OpenAI, **metadata: str) -> Batch:
+    """Create a batch over the lake `input`, into OUTPUT `output`."""
+    options: Any = {"endpoint": "/v1/detections", "completion_window": "24h"}
+    return client.batches.create(input_file_id="none", metadata=metadata, **options)
+
+
 def wait_for(client: OpenAI, batch: Batch, *statuses: str) -> Batch:
     """The batch, once it has one of the statuses (without any: once it has ended)."""
     until = time.monotonic() + WAIT_SECONDS

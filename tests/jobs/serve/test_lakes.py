@@ -4,21 +4,23 @@ import uuid
 from typing import Any
 
 import pytest
-from openai import APIStatusError, BadRequestError, OpenAI
-from openai.types import Batch
+from openai import APIStatusError, BadRequestError
 
 from jobs.output.views import connect
 from jobs.serve.engine.engine import Engine
 from jobs.serve.settings.settings import ApiSettings
 from pipeline.storage.image_hosts import ImageHosts
-from tests.support.batching import batching, client_of, create, lines_of, request, wait_for
+from tests.support.batching import (
+    batching,
+    client_of,
+    create,
+    create_lake,
+    lines_of,
+    request,
+    wait_for,
+)
 from tests.support.labelling import put_images
 from tests.support.serving import data_uri, scene_file
-
-
-def create_lake(client: OpenAI, **metadata: str) -> Batch:
-    options: Any = {"endpoint": "/v1/detections", "completion_window": "24h"}
-    return client.batches.create(input_file_id="none", metadata=metadata, **options)
 
 
 def test_lakes_lie_where_the_operator_allows_it(

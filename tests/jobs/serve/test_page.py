@@ -45,14 +45,20 @@ def opened(
     return page, trouble
 
 
+def detect(page: Page, photo: Path) -> None:
+    """Choose an image, and wait for its boxes: they are drawn once the browser has decoded it."""
+    page.set_input_files("#file", photo)
+    expect(page.locator("#result")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#boxes rect").first).to_be_attached(timeout=WAIT)
+
+
 @pytest.mark.parametrize("width", others_slow([390, 1100]))
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_an_image_gets_its_boxes(
     browser: Browser, endpoint: str, photo: Path, width: int, scheme: Scheme
 ) -> None:
     page, trouble = opened(browser, endpoint, width, scheme)
-    page.set_input_files("#file", photo)
-    expect(page.locator("#result")).to_be_visible(timeout=WAIT)
+    detect(page, photo)
     answer = json.loads(page.locator("#json").inner_text())
     found = answer["data"][0]["detections"]
     assert found and page.locator("#rows tr").count() == len(found)
@@ -66,8 +72,7 @@ def test_an_image_gets_its_boxes(
 
 def test_boxes_lie_where_the_objects_are(browser: Browser, endpoint: str, photo: Path) -> None:
     page, _ = opened(browser, endpoint)
-    page.set_input_files("#file", photo)
-    expect(page.locator("#result")).to_be_visible(timeout=WAIT)
+    detect(page, photo)
     data = json.loads(page.locator("#json").inner_text())["data"][0]
     image = page.locator("#image").bounding_box()
     best = data["detections"][0]
@@ -85,8 +90,7 @@ def test_names_stay_within_the_image_and_off_one_another(
 ) -> None:
     page, _ = opened(browser, endpoint, 390)
     page.locator("#threshold").fill("0.05")  # as many names as there can be
-    page.set_input_files("#file", photo)
-    expect(page.locator("#result")).to_be_visible(timeout=WAIT)
+    detect(page, photo)
     sides = (
         "one => { const at = one.getBoundingClientRect();"
         " return [at.left, at.top, at.right, at.bottom]; }"
@@ -123,8 +127,7 @@ def test_an_image_may_be_dropped(browser: Browser, endpoint: str, photo: Path) -
 @pytest.mark.slow
 def test_the_threshold_asks_again(browser: Browser, endpoint: str, photo: Path) -> None:
     page, _ = opened(browser, endpoint)
-    page.set_input_files("#file", photo)
-    expect(page.locator("#result")).to_be_visible(timeout=WAIT)
+    detect(page, photo)
     page.locator("#threshold").fill("0")
     expect(page.locator("#rows tr")).to_have_count(100, timeout=WAIT)
     assert page.locator("#shown-threshold").inner_text() == "0.00"
@@ -169,8 +172,7 @@ def test_the_lines_for_programs_work(endpoint: str, browser: Browser, photo: Pat
     import sys
 
     page, _ = opened(browser, endpoint)
-    page.set_input_files("#file", photo)
-    expect(page.locator("#result")).to_be_visible(timeout=WAIT)
+    detect(page, photo)
     wanted = json.loads(page.locator("#json").inner_text())["data"][0]["detections"]
     page.locator("button[data-copies=curl]").click()
     expect(page.locator("button[data-copies=curl]")).to_have_text("Copied")

@@ -103,6 +103,7 @@ def test_a_lock_of_another_user_is_named() -> None:
         os.chmod(folder, 0o777)
         file, lock = Path(folder, "lock.json"), Path(folder, ".lock.json.lock")
         file.write_bytes(b"0")
+        file.chmod(0o666)  # whatever the umask is
         lock.touch(0o600)
         words = [sys.executable, "-c", AS_NOBODY, str(file)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
