@@ -20,7 +20,7 @@ from jobs.output.views import add_views, explain_query_errors, limit_memory
 from jobs.serve.batches.files import PREFIX, Files
 from jobs.serve.batches.input import LINES, WANTED, error_of, rows_of
 from jobs.serve.batches.records import Batch, RequestCounts
-from jobs.serve.batches.room import STORAGE_LIMIT, stored
+from jobs.serve.batches.room import STORAGE_LIMIT, bytes_of
 from jobs.serve.batches.store import Store
 from jobs.serve.http.chat import ChatRequest, completion
 from jobs.serve.protocol.answers import Detection, Detections, ImageAnswer, ImageError, Usage
@@ -137,7 +137,7 @@ class OutputFiles:
     def _room(self, files: Files) -> int:
         """Bytes that the answers may have. What is in the way of them is replaced."""
         own = [self._file_id(name) for name in (GOOD, BAD)]
-        left = self._settings.max_stored_bytes - stored(files, without=own)[1]
+        left = self._settings.max_stored_bytes - bytes_of(files.sizes(), without=own)
         return min(left, MOST_ANSWER_BYTES)
 
     def _lines(

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from jobs.serve.batches.files import PREFIX, Files
@@ -37,9 +37,10 @@ class Room:
             self._coming[files.scope] += size
             coming = self._coming[files.scope]
         try:
-            count, used = stored(files)
-            if count >= MOST_FILES:
-                raise _refusal(f"There are {count} files, and {MOST_FILES} are allowed")
+            sizes = remove_orphans(files)
+            used = bytes_of(sizes)
+            if len(sizes) >= MOST_FILES:
+                raise _refusal(f"There are {len(sizes)} files, and {MOST_FILES} are allowed")
             if used + coming > self._most_bytes:
                 text = f"The files would have {used + coming} bytes"
                 raise _refusal(f"{text}, and {self._most_bytes} are allowed")
@@ -50,22 +51,21 @@ class Room:
                 self._coming += Counter()  # leaves out what is 0
 
 
-def stored(files: Files, without: Collection[str] = ()) -> tuple[int, int]:
-    """The number of files, and the bytes of all but those with the ids in `without`.
-
-    What servers left that were killed while a file came is removed.
-    """
-    count = used = 0
+def remove_orphans(files: Files) -> dict[str, dict[str, int]]:
+    """Remove what servers left that were killed while a file came; the sizes of the other files."""
+    kept = {}
     for file_id, sizes in files.sizes().items():
-        if file_id in without:
-            continue
         is_old = time.time() - time_of_id(file_id, PREFIX) > ORPHAN_SECONDS
-        if "file.json" not in sizes and is_old:
+        if is_old and "file.json" not in sizes:
             files.delete(file_id)
-            continue
-        count += 1
-        used += sum(sizes.values())
-    return count, used
+        else:
+            kept[file_id] = sizes
+    return kept
+
+
+def bytes_of(sizes: Mapping[str, Mapping[str, int]], without: Collection[str] = ()) -> int:
+    """The bytes of all files but those with the ids in `without`."""
+    return sum(sum(one.values()) for file_id, one in sizes.items() if file_id not in without)
 
 
 def _refusal(text: str) -> ApiError:

@@ -119,7 +119,10 @@ class BatchWork:
         self._end(ended_as(batch, "failed", errors=BatchErrors(data=errors)))
 
     def clear(self) -> None:
-        """Remove what the run of a batch that has ended leaves. Documents and answers stay."""
+        """Remove what the run of a batch that has ended leaves, and take it off the open ones.
+
+        Documents and answers stay.
+        """
         folder = self._record.folder
         for name in (LIST, LINES, WANTED):
             self._store.remove(f"{folder}/{name}")

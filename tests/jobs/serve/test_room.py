@@ -14,7 +14,7 @@ from openai import OpenAI, PermissionDeniedError
 from jobs.serve.batches import batches, output, records, room
 from jobs.serve.batches.files import PREFIX, Files
 from jobs.serve.batches.records import Batch, Records, ended_as
-from jobs.serve.batches.room import ORPHAN_SECONDS, Room, stored
+from jobs.serve.batches.room import ORPHAN_SECONDS, Room, bytes_of, remove_orphans
 from jobs.serve.batches.store import Store, folder_of_scope, new_id
 from jobs.serve.engine.engine import Engine
 from jobs.serve.http.keys import add_key
@@ -92,10 +92,10 @@ def test_what_a_killed_server_left_is_removed_later(store: Store, tmp_path: Path
     for file_id in (old, new_id(PREFIX)):
         files.save(content, "a", "batch", file_id)
         store.remove(f"files/{folder_of_scope('scope')}/{file_id}/file.json")
-    count, used = stored(files)
-    assert count == 2 and 2 * len(CONTENT) < used < 3 * len(CONTENT)
-    assert old not in files.sizes() and len(files.sizes()) == 2
-    assert stored(files, without=[kept.id]) == (1, len(CONTENT))
+    sizes = remove_orphans(files)
+    assert old not in sizes and len(sizes) == 2 and files.sizes() == sizes
+    assert 2 * len(CONTENT) < bytes_of(sizes) < 3 * len(CONTENT)
+    assert bytes_of(sizes, without=[kept.id]) == len(CONTENT)
 
 
 def test_answers_that_have_no_room_are_errors(tmp_path: Path, engine: Engine) -> None:
